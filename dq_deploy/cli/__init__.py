@@ -1,0 +1,1 @@
+"""The commands: parse the options, make one library call, print."""
