@@ -1,0 +1,52 @@
+# `make test` and `make demo` do all the set-up they need; the second time they start at once.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+# the first interpreter of a supported version
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$p && break; done)
+WORKERS ?= 2
+DEMO_OUT ?= demo-out
+DEMO_FLAGS ?=
+READY := $(VENV)/.ready
+
+.PHONY: help setup test demo lint format wheel clean
+
+help:
+	@echo "make demo    quantize, export, verify, time and sample the demo model into $(DEMO_OUT)/"
+	@echo "make test    the whole test suite"
+	@echo "make lint    ruff check, ruff format --check, mypy"
+	@echo "make format  let ruff rewrite the tree"
+	@echo "make wheel   build the wheel into dist/"
+	@echo "make clean   remove what make made, but not $(VENV)"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 found; install one or give PYTHON=..." >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,openvino,report]'
+	@touch $@
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -q
+
+demo: $(READY)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python examples/demo.py --out $(DEMO_OUT) $(DEMO_FLAGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheel: $(READY)
+	$(BIN)/python -m pip wheel --disable-pip-version-check -q --no-deps -w dist .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(DEMO_OUT)
