@@ -1,0 +1,164 @@
+"""Denoiser families: load one from a folder, list its layers, rebuild it from a record.
+
+Functions take the configuration to find the family, so that callers stay the same when families are added.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dq_deploy.errors import ModelError
+from dq_deploy.models.layers import Block, Denoiser, FoldSite, LayerSite, Macs, TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from dq_deploy.record import Record
+
+FAMILIES = ("unet2d",)
+"""Names of the denoiser families; each is a module of this package."""
+
+CLASS_NAMES = {"UNet2DModel": "unet2d"}
+"""diffusers class name of each family."""
+
+__all__ = [
+    "CLASS_NAMES",
+    "FAMILIES",
+    "Block",
+    "Denoiser",
+    "FoldSite",
+    "LayerSite",
+    "Macs",
+    "TensorSpec",
+    "blocks_of",
+    "build_denoiser",
+    "denoiser_from_record",
+    "example_inputs",
+    "family_of",
+    "fold_refusals",
+    "fold_sites",
+    "input_specs",
+    "load_model",
+    "macs_of",
+    "output_specs",
+    "quantizable_layers",
+    "skip_splits",
+]
+
+
+def family_of(config: Mapping[str, Any]) -> str:
+    """Family of a diffusers configuration, by its `_class_name`.
+
+    Raises:
+        ModelError: the class is not one of the supported ones.
+    """
+    name = config.get("_class_name")
+    if name not in CLASS_NAMES:
+        raise ModelError(f"config.json names the class {name!r}, expected one of {', '.join(CLASS_NAMES)}")
+    return CLASS_NAMES[name]
+
+
+def _module_of(family: str) -> Any:
+    if family not in FAMILIES:
+        raise ModelError(f"denoiser family {family!r} is unknown, expected one of {', '.join(FAMILIES)}")
+    return importlib.import_module(f"dq_deploy.models.{family}")
+
+
+def _of(config: Mapping[str, Any]) -> Any:
+    return _module_of(family_of(config))
+
+
+def _of_module(module: torch.nn.Module) -> Any:
+    name = type(module).__name__
+    if name not in CLASS_NAMES:
+        raise ModelError(f"module is a {name}, expected one of {', '.join(CLASS_NAMES)}")
+    return _module_of(CLASS_NAMES[name])
+
+
+def load_model(path: str | Path, *, variant: str | None = None) -> Denoiser:
+    """Load a float denoiser from a folder on disk; nothing is downloaded and no code in it is run.
+
+    Args:
+        path: a denoiser folder (config.json and weights) or a pipeline folder (model_index.json, or unet/ inside).
+        variant: file variant as `fp16`; None takes the plain file, or the only variant there is.
+
+    Returns:
+        The denoiser in float32 and eval mode, whatever type the file holds.
+
+    Raises:
+        ModelError: the folder, its configuration or its weights are not usable; the message says what to do.
+    """
+    from dq_deploy.models.folder import load_folder
+
+    return load_folder(Path(path), variant=variant)
+
+
+def build_denoiser(family: str, config: Mapping[str, Any]) -> torch.nn.Module:
+    """A denoiser with random weights, float32, eval mode.
+
+    Raises:
+        ModelError: unknown family, or a configuration diffusers cannot build or this project does not support.
+    """
+    return _module_of(family).build(config)
+
+
+def denoiser_from_record(record: Record) -> torch.nn.Module:
+    """The diffusers module a record stands for: float parameters as stored, quantized weights dequantized.
+
+    A quantized layer's weight is w_q * s_w * pre (weight set 0, float32); its bias is the layer's.
+
+    Raises:
+        RecordError: the record lacks a parameter, has one too many, or one of another shape.
+    """
+    from dq_deploy.models.rebuild import module_from_record
+
+    return module_from_record(record)
+
+
+def quantizable_layers(module: torch.nn.Module, config: Mapping[str, Any], *, batch: int = 1) -> list[LayerSite]:
+    """Every linear and 2-D convolution in execution order, with shapes at `batch` and MACs of one sample."""
+    return _of(config).quantizable_layers(module, config, batch=batch)
+
+
+def macs_of(module: torch.nn.Module, config: Mapping[str, Any]) -> Macs:
+    """Multiply-accumulates of one sample at the configuration's sample size."""
+    return _of(config).macs_of(module, config)
+
+
+def input_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
+    """Inputs: `sample`, `timestep`, and `class_labels` where the model has classes."""
+    return _of(config).input_specs(config)
+
+
+def output_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
+    """Outputs: `output`, with twice the channels where the variance is learned."""
+    return _of(config).output_specs(config)
+
+
+def example_inputs(config: Mapping[str, Any], batch: int, seed: int) -> dict[str, np.ndarray]:
+    """Random valid inputs by name: normal samples, whole timesteps, labels; the same for the same seed."""
+    return _of(config).example_inputs(config, batch, seed)
+
+
+def skip_splits(module: torch.nn.Module) -> dict[str, int]:
+    """Layers whose input is a concatenation with a skip, and the channels of its first half."""
+    return _of_module(module).skip_splits(module)
+
+
+def fold_sites(module: torch.nn.Module) -> list[FoldSite]:
+    """Producers that may take over `pre` of all their consumers."""
+    return _of_module(module).fold_sites(module)
+
+
+def fold_refusals(module: torch.nn.Module) -> dict[str, str]:
+    """Reason why `pre` cannot be folded, for every quantizable layer that no fold site serves."""
+    return _of_module(module).fold_refusals(module)
+
+
+def blocks_of(module: torch.nn.Module) -> list[Block]:
+    """Reconstruction blocks in execution order: residual blocks, attentions, the time embedding, single layers."""
+    return _of_module(module).blocks_of(module)

@@ -1,0 +1,193 @@
+"""Read a diffusers folder from disk: configuration, scheduler and weights, without running code from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dq_deploy.errors import DqError, ModelError
+from dq_deploy.models.layers import Denoiser
+
+if TYPE_CHECKING:
+    import torch
+
+STEM = "diffusion_pytorch_model"
+_OLD_ATTENTION = (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a model folder.
+
+    Raises:
+        ModelError: the file is missing, unreadable or not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} is missing; expected a diffusers folder with it") from error
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not JSON ({error}); expected a diffusers configuration") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def find_denoiser(path: Path) -> tuple[Path, Path | None]:
+    """The denoiser's folder and the scheduler's configuration file, or None where there is none.
+
+    Raises:
+        ModelError: `path` is no folder, or neither a denoiser nor a pipeline folder.
+    """
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise ModelError(
+            f"model folder {path} {what}; expected a diffusers folder on disk (models are never downloaded: "
+            "save yours with save_pretrained and give that folder)"
+        )
+    if (path / "config.json").is_file():
+        scheduler = path.parent / "scheduler" / "scheduler_config.json"
+        if not (path.name == "unet" and scheduler.is_file()):
+            scheduler = path / "scheduler_config.json"
+        return path, scheduler if scheduler.is_file() else None
+    if (path / "model_index.json").is_file():
+        entry = read_json(path / "model_index.json").get("unet")
+        if not (isinstance(entry, list) and len(entry) == 2 and entry[1] is not None):
+            raise ModelError(f"{path / 'model_index.json'} names no unet, expected a pipeline with one")
+    elif not (path / "unet").is_dir():
+        raise ModelError(
+            f"model folder {path} has neither config.json, model_index.json nor unet/; "
+            "expected a diffusers denoiser or pipeline folder"
+        )
+    scheduler = path / "scheduler" / "scheduler_config.json"
+    return path / "unet", scheduler if scheduler.is_file() else None
+
+
+def find_weights(folder: Path, variant: str | None) -> Path:
+    """The weights file: safetensors before .bin, the plain file before a variant.
+
+    Raises:
+        ModelError: there is none, the asked variant is missing, or several variants and no plain file.
+    """
+    if variant is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", variant):
+        raise ModelError(f"variant is {variant!r}, expected a word as fp16")
+    middle = f".{variant}" if variant else ""
+    for suffix in ("safetensors", "bin"):
+        candidate = folder / f"{STEM}{middle}.{suffix}"
+        if candidate.is_file():
+            return candidate
+    others = sorted(p for p in folder.glob(f"{STEM}*") if p.suffix in (".safetensors", ".bin"))
+    if list(folder.glob(f"{STEM}*.index.json")):
+        raise ModelError(f"weights in {folder} are sharded, expected one file; save them with a larger max_shard_size")
+    if variant is not None or not others:
+        there = ", ".join(p.name for p in others) or "none"
+        raise ModelError(f"{folder} has no {STEM}{middle}.safetensors or .bin; weight files there: {there}")
+    variants = {p.name.split(".")[1] for p in others}
+    if len(variants) > 1:
+        raise ModelError(f"{folder} has the variants {', '.join(sorted(variants))} and no plain file; choose one")
+    return others[0]
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    import torch
+
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ModelError(f"cannot read weights {path}: {error.strerror or error}") from error
+    except Exception as error:
+        if path.suffix == ".bin" and "weights_only" in str(error).lower():
+            raise ModelError(
+                f"weights {path} hold Python objects besides tensors, or are damaged; nothing was executed, "
+                "save the model as safetensors"
+            ) from error
+        raise ModelError(
+            f"weights {path} are truncated or damaged ({str(error).splitlines()[0]}); copy the file again"
+        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
+    ):
+        raise ModelError(f"weights {path} are not a flat state dict of tensors, expected one")
+    return state
+
+
+def _renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Names of attention layers written by diffusers before 0.15 become today's."""
+    renamed = {}
+    for key, value in state.items():
+        for old, new in _OLD_ATTENTION:
+            key = re.sub(rf"(attentions\.\d+)\.{old}\.(weight|bias)$", rf"\1.{new}.\2", key)
+        renamed[key] = value
+    return renamed
+
+
+def _few(names: set[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
+
+
+def fit_state(
+    module: torch.nn.Module, state: dict[str, torch.Tensor], source: str, error_type: type[DqError] = ModelError
+) -> None:
+    """Put a state dict into a module, converted to float32; every name and shape must match.
+
+    Raises:
+        ModelError: (or `error_type`) names the missing, unknown, misshapen or non-finite tensors.
+    """
+    import torch
+
+    expected = module.state_dict()
+    missing, unknown = set(expected) - set(state), set(state) - set(expected)
+    if missing:
+        raise error_type(f"{source} lacks {_few(missing)}, which the configuration asks for")
+    if unknown:
+        raise error_type(f"{source} has {_few(unknown)}, which the configuration does not have")
+    ready = {}
+    for key, value in state.items():
+        if tuple(value.shape) != tuple(expected[key].shape):
+            raise error_type(f"{source}: {key} has shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}")
+        if expected[key].dtype.is_floating_point != value.dtype.is_floating_point:
+            raise error_type(f"{source}: {key} is {value.dtype}, expected {expected[key].dtype}")
+        value = value.to(expected[key].dtype)
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise error_type(f"{source}: {key} holds NaN or infinity, expected finite numbers")
+        ready[key] = value.contiguous()
+    module.load_state_dict(ready, assign=True)
+    module.eval().requires_grad_(False)
+
+
+def load_folder(path: Path, *, variant: str | None = None) -> Denoiser:
+    """See `dq_deploy.models.load_model`."""
+    from dq_deploy.models import family_of
+    from dq_deploy.models.rebuild import empty_denoiser
+
+    folder, scheduler_file = find_denoiser(path)
+    config = read_json(folder / "config.json")
+    try:
+        family = family_of(config)
+        weights = find_weights(folder, variant)
+        module = empty_denoiser(family, config)
+    except ModelError as error:
+        raise ModelError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from error
+    fit_state(module, _renamed(_read_tensors(weights)), str(weights))
+    digest = hashlib.sha256()
+    with weights.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    digest.update((folder / "config.json").read_bytes())
+    return Denoiser(
+        family=family,
+        module=module,
+        config=config,
+        scheduler_config=read_json(scheduler_file) if scheduler_file else None,
+        source=str(path),
+        source_sha256=digest.hexdigest(),
+    )

@@ -1,0 +1,242 @@
+"""What a denoiser is made of: its layers, their work, its blocks. Family modules fill these in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dq_deploy.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """Name, numpy dtype name and shape of a denoiser's input or output; `"B"` is the batch axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Denoiser:
+    """A float denoiser read from a folder.
+
+    Attributes:
+        family: one of `models.FAMILIES`.
+        module: torch module, float32, eval mode, no gradients.
+        config: the denoiser's diffusers configuration, JSON values.
+        scheduler_config: the scheduler's, or None where the folder has none.
+        source: the folder as it was given.
+        source_sha256: hash over the weights file, then the bytes of config.json.
+    """
+
+    family: str
+    module: torch.nn.Module
+    config: dict[str, Any]
+    scheduler_config: dict[str, Any] | None
+    source: str
+    source_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSite:
+    """A linear or 2-D convolution that can become an integer layer.
+
+    Attributes:
+        name: module path.
+        kind: `linear` or `conv2d`.
+        in_channels: input channels or features.
+        out_channels: output channels or features.
+        kernel: (kh, kw), () for linear.
+        stride: (vertical, horizontal).
+        padding: (top, left, bottom, right) done by the layer itself.
+        dilation: (vertical, horizontal).
+        groups: channel groups.
+        macs: multiply-accumulates of one sample.
+        input_shape: shape of what the layer receives, batch first.
+        output_shape: shape of what it returns.
+    """
+
+    name: str
+    kind: str
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    groups: int
+    macs: int
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Macs:
+    """Multiply-accumulates of one sample at the configuration's sample size.
+
+    Invariants::
+
+        of_quantizable == sum(layers.values())
+        of_all == of_quantizable + attention
+
+    Attributes:
+        of_all: every convolution, linear layer and attention product.
+        of_quantizable: the layers that can become integer layers.
+        attention: the products QK^T and PV.
+        layers: by layer name.
+    """
+
+    of_all: int
+    of_quantizable: int
+    attention: int
+    layers: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A reconstruction block: its name in the module tree and its layers, both in execution order."""
+
+    name: str
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldSite:
+    """A producer that can take over `pre` of all its consumers.
+
+    Attributes:
+        producer: module path of the norm or linear layer.
+        kind: `group_norm` (weight and bias are multiplied) or `linear_rows` (output rows and bias are).
+        consumers: every layer that reads the tensor; legal only if all take the same `pre`.
+    """
+
+    producer: str
+    kind: str
+    consumers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walk:
+    """One symbolic forward pass: layers in execution order and the attention products' work."""
+
+    sites: tuple[LayerSite, ...]
+    attention_macs: int
+
+
+def is_quantizable(module: torch.nn.Module) -> bool:
+    """Whether a module is a layer this project turns into integers."""
+    import torch
+
+    return isinstance(module, (torch.nn.Conv2d, torch.nn.Linear))
+
+
+def check_layers_supported(module: torch.nn.Module, allowed_parameters: tuple[type, ...]) -> None:
+    """Refuse modules with weights of a type this project does not compute.
+
+    Raises:
+        ModelError: names the first unsupported module and its type.
+    """
+    import torch
+
+    known = (torch.nn.Conv2d, torch.nn.Linear, torch.nn.GroupNorm, torch.nn.Embedding, *allowed_parameters)
+    for name, child in module.named_modules():
+        has_own = next(child.parameters(recurse=False), None) is not None
+        if has_own and not isinstance(child, known):
+            raise ModelError(
+                f"layer {name or '(root)'} is a {type(child).__name__}, expected Conv2d, Linear, GroupNorm or "
+                "Embedding; this layer type is not supported"
+            )
+        if isinstance(child, torch.nn.Conv2d) and (child.padding_mode != "zeros" or isinstance(child.padding, str)):
+            raise ModelError(
+                f"layer {name} pads with mode {child.padding_mode!r} and size {child.padding!r}, "
+                "expected zeros of a fixed size; this padding is not supported"
+            )
+
+
+def _site(name: str, layer: torch.nn.Module, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> LayerSite:
+    import torch
+
+    if isinstance(layer, torch.nn.Linear):
+        work = 1
+        for size in output_shape[1:]:
+            work *= size
+        return LayerSite(
+            name=name,
+            kind="linear",
+            in_channels=layer.in_features,
+            out_channels=layer.out_features,
+            kernel=(),
+            stride=(1, 1),
+            padding=(0, 0, 0, 0),
+            dilation=(1, 1),
+            groups=1,
+            macs=work * layer.in_features,
+            input_shape=input_shape,
+            output_shape=output_shape,
+        )
+    assert isinstance(layer, torch.nn.Conv2d)
+    kh, kw = layer.kernel_size
+    ph, pw = int(layer.padding[0]), int(layer.padding[1])
+    _, channels, height, width = output_shape
+    return LayerSite(
+        name=name,
+        kind="conv2d",
+        in_channels=layer.in_channels,
+        out_channels=layer.out_channels,
+        kernel=(kh, kw),
+        stride=(layer.stride[0], layer.stride[1]),
+        padding=(ph, pw, ph, pw),
+        dilation=(layer.dilation[0], layer.dilation[1]),
+        groups=layer.groups,
+        macs=channels * height * width * (layer.in_channels // layer.groups) * kh * kw,
+        input_shape=input_shape,
+        output_shape=output_shape,
+    )
+
+
+def walk(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor], attention_type: type) -> Walk:
+    """Run a module on meta tensors (shapes only, no arithmetic) and list what it calls, in order.
+
+    Args:
+        module: the denoiser; its weights are neither copied nor changed.
+        inputs: keyword arguments, on any device.
+        attention_type: class whose calls cost two products of [tokens, tokens, inner channels].
+    """
+    import torch
+
+    sites: dict[str, LayerSite] = {}
+    attention = 0
+    handles = []
+
+    def layer_hook(name: str) -> Any:
+        def hook(layer: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+            sites.setdefault(name, _site(name, layer, tuple(args[0].shape), tuple(output.shape)))
+
+        return hook
+
+    def attention_hook(layer: Any, args: tuple[Any, ...], output: torch.Tensor) -> None:
+        nonlocal attention
+        x = args[0]
+        tokens = x.shape[1] if x.ndim == 3 else x.shape[2] * x.shape[3]
+        attention += 2 * tokens * tokens * layer.to_q.out_features
+
+    for name, child in module.named_modules():
+        if is_quantizable(child):
+            handles.append(child.register_forward_hook(layer_hook(name)))
+        elif isinstance(child, attention_type):
+            handles.append(child.register_forward_hook(attention_hook))
+    try:
+        state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        meta = {name: value.detach().to("meta") for name, value in state.items()}
+        arguments = {name: value.to("meta") for name, value in inputs.items()}
+        with torch.no_grad():
+            torch.func.functional_call(module, meta, kwargs=arguments)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Walk(sites=tuple(sites.values()), attention_macs=attention)

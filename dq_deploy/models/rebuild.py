@@ -1,0 +1,82 @@
+"""A denoiser module from a record."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dq_deploy.errors import ModelError, RecordError
+
+if TYPE_CHECKING:
+    import torch
+
+    from dq_deploy.record import Record
+    from dq_deploy.record.values import F32, Layer
+
+
+def empty_denoiser(family: str, config: Mapping[str, Any]) -> torch.nn.Module:
+    """A checked module without weights (on the meta device), to be filled by `folder.fit_state`."""
+    from dq_deploy.models import FAMILIES
+
+    if family not in FAMILIES:
+        raise ModelError(f"denoiser family {family!r} is unknown, expected one of {', '.join(FAMILIES)}")
+    module: torch.nn.Module = importlib.import_module(f"dq_deploy.models.{family}").build(config, device="meta")
+    return module
+
+
+def dequantized_weight(layer: Layer) -> F32:
+    """w_q * s_w * pre of weight set 0 over all parts: float32 [C_out, C_in / groups, ...]."""
+    pieces = []
+    for part in layer.parts:
+        q = part.q_weight(0).astype(np.float32)
+        tail = (1,) * (q.ndim - 2)
+        scaled = (q * part.weight_scale[0].reshape(-1, 1, *tail)).astype(np.float32)
+        # output channel n of group g reads input channels g * C_in / groups onwards
+        per_group = part.pre.reshape(layer.groups, -1)
+        pre = np.repeat(per_group, q.shape[0] // layer.groups, axis=0).reshape(q.shape[:2] + tail)
+        pieces.append((scaled * pre).astype(np.float32))
+    return np.concatenate(pieces, axis=1)
+
+
+def _check_geometry(record: Record, module: torch.nn.Module) -> None:
+    """Each layer of the record must be the module's own layer: same kind, stride, padding, dilation, groups."""
+    import torch
+
+    modules = dict(module.named_modules())
+    for name, layer in record.layers.items():
+        child = modules.get(name)
+        if isinstance(child, torch.nn.Linear):
+            got: tuple[Any, ...] = ("linear", (1, 1), (0, 0, 0, 0), (1, 1), 1)
+        elif isinstance(child, torch.nn.Conv2d):
+            ph, pw = int(child.padding[0]), int(child.padding[1])
+            got = ("conv2d", tuple(child.stride), (ph, pw, ph, pw), tuple(child.dilation), child.groups)
+        else:
+            kind = "missing" if child is None else f"a {type(child).__name__}"
+            raise RecordError(f"layer {name} is {kind} in the denoiser, expected a Linear or Conv2d there")
+        mine = (layer.kind, layer.stride, layer.padding, layer.dilation, layer.groups)
+        for what, value, expected in zip(("kind", "stride", "padding", "dilation", "groups"), mine, got, strict=True):
+            if value != expected:
+                raise RecordError(f"layer {name}: {what} is {value!r}, expected {expected!r} as the denoiser has")
+
+
+def module_from_record(record: Record) -> torch.nn.Module:
+    """See `dq_deploy.models.denoiser_from_record`."""
+    import torch
+
+    from dq_deploy.models.folder import fit_state
+
+    try:
+        module = empty_denoiser(record.family, record.model_config)
+    except ModelError as error:
+        raise RecordError(f"model_config of the record: {error}") from error
+    _check_geometry(record, module)
+    state = {key: torch.from_numpy(np.array(value)) for key, value in record.float_parameters.items()}
+    for name, layer in record.layers.items():
+        state[f"{name}.weight"] = torch.from_numpy(dequantized_weight(layer))
+        if layer.bias is not None:
+            state[f"{name}.bias"] = torch.from_numpy(layer.bias.copy())
+    fit_state(module, state, "record", RecordError)
+    return module
