@@ -1,0 +1,146 @@
+"""The one interface every engine has: named numpy arrays in, named numpy arrays out."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dq_deploy.errors import InputError, NonFiniteError
+from dq_deploy.numerics import step_bucket
+
+Array = NDArray[np.generic]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """Name, numpy dtype and shape of an engine's input or output; a str is a free dimension."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | str, ...]
+
+
+class Runner(ABC):
+    """Runs one engine.
+
+    Inputs are checked before they reach the engine: names, dtypes, shapes, one batch size, finite numbers, labels in
+    range and, where the engine takes one step a batch, a common step bucket. Outputs are checked for NaN and infinity.
+
+    Attributes:
+        manifest: what the exporter said of the engine, or None.
+        inputs: specifications in the engine's order.
+        outputs: likewise.
+        finite_check: whether NaN and infinity are looked for.
+        finite_check_ms: time spent looking, over all runs.
+        runs: number of runs.
+    """
+
+    engine: str
+
+    def __init__(self, manifest: Mapping[str, Any] | None, *, finite_check: bool) -> None:
+        self.manifest = manifest
+        self.finite_check = finite_check
+        self.finite_check_ms = 0.0
+        self.runs = 0
+        self.inputs: tuple[TensorSpec, ...] = ()
+        self.outputs: tuple[TensorSpec, ...] = ()
+
+    @abstractmethod
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run checked inputs."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the engine."""
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the engine once.
+
+        Args:
+            feeds: one array for each input, with the dtype its specification names.
+
+        Returns:
+            Output arrays by name.
+
+        Raises:
+            InputError: a name, dtype, shape or value is not what the engine takes.
+            NonFiniteError: an output holds NaN or infinity.
+        """
+        self._check(feeds)
+        results = self._run(feeds)
+        self.runs += 1
+        if self.finite_check:
+            start = time.perf_counter()
+            for name, value in results.items():
+                if value.dtype.kind == "f" and not np.isfinite(value).all():
+                    bad = np.argwhere(~np.isfinite(value))
+                    raise NonFiniteError(
+                        f"output {name} holds {len(bad)} values that are NaN or infinite, first at "
+                        f"{tuple(int(i) for i in bad[0])}, from finite inputs; verify the engine with dq-verify"
+                    )
+            self.finite_check_ms += (time.perf_counter() - start) * 1e3
+        return results
+
+    def _check(self, feeds: Mapping[str, Array]) -> None:
+        expected = [spec.name for spec in self.inputs]
+        if set(feeds) != set(expected):
+            raise InputError(f"inputs are {', '.join(sorted(feeds))}; expected {', '.join(expected)}")
+        batch: int | None = None
+        for spec in self.inputs:
+            value = feeds[spec.name]
+            if not isinstance(value, np.ndarray) or value.dtype != spec.dtype:
+                got = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+                raise InputError(f"input {spec.name} is {got}, expected a numpy array of {spec.dtype}")
+            fits = value.ndim == len(spec.shape) and all(
+                isinstance(want, str) or want == have for want, have in zip(spec.shape, value.shape, strict=True)
+            )
+            if not fits or 0 in value.shape:
+                raise InputError(f"input {spec.name} has shape {value.shape}, expected {_shape_text(spec.shape)}")
+            if spec.shape and isinstance(spec.shape[0], str):
+                if batch is not None and value.shape[0] != batch:
+                    raise InputError(f"input {spec.name} has a batch of {value.shape[0]}, expected {batch} as the others")
+                batch = value.shape[0]
+        self._check_values(feeds)
+
+    def _check_values(self, feeds: Mapping[str, Array]) -> None:
+        if self.finite_check:
+            start = time.perf_counter()
+            for name, value in feeds.items():
+                if value.dtype.kind == "f" and not np.isfinite(value).all():
+                    where = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
+                    raise InputError(f"input {name} holds {value[where]} at {where}, expected finite numbers")
+            self.finite_check_ms += (time.perf_counter() - start) * 1e3
+        if self.manifest is None:
+            return
+        labels, classes = feeds.get("class_labels"), self.manifest["model_config"].get("num_class_embeds")
+        if labels is not None and classes and (labels.min() < 0 or labels.max() >= classes):
+            raise InputError(f"class_labels span {labels.min()}..{labels.max()}, expected 0..{classes - 1}")
+        if self.manifest.get("single_step_batch") and "timestep" in feeds:
+            edges = np.asarray(self.manifest["step_edges"], np.float32)
+            buckets = np.unique(step_bucket(feeds["timestep"], edges))
+            if len(buckets) > 1:
+                raise InputError(
+                    f"timestep falls into step buckets {buckets.tolist()}; this engine (mode fast) takes one bucket a "
+                    "batch: run them apart or export with --mode exact"
+                )
+
+    def __enter__(self) -> Self:
+        """The runner itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Free the engine."""
+        self.close()
+
+
+def _shape_text(shape: tuple[int | str, ...]) -> str:
+    return "[" + ", ".join(str(d) for d in shape) + "]"

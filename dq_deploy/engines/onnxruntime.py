@@ -1,0 +1,94 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dq_deploy.engines.base import Array, Runner, TensorSpec
+from dq_deploy.errors import DqError, FileProblemError, InputError, MissingDependencyError
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(bool)": "bool",
+}
+
+
+class OnnxRuntimeRunner(Runner):
+    """An ONNX file in an ONNX Runtime CPU session with all graph optimizations."""
+
+    engine = "onnxruntime"
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        manifest: Mapping[str, Any] | None,
+        *,
+        threads: int | None = None,
+        finite_check: bool = True,
+        optimized_model_path: Path | None = None,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            model: ONNX file, or its bytes.
+            manifest: the exporter's, or None.
+            threads: intra-op threads; None is ONNX Runtime's choice.
+            finite_check: refuse NaN and infinity.
+            optimized_model_path: where to write the optimized graph.
+
+        Raises:
+            MissingDependencyError: onnxruntime is not installed.
+            FileProblemError: ONNX Runtime refuses the file.
+        """
+        super().__init__(manifest, finite_check=finite_check)
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"onnxruntime cannot be imported ({error}); install it: pip install onnxruntime"
+            ) from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        if optimized_model_path is not None:
+            options.optimized_model_filepath = str(optimized_model_path)
+        source = model if isinstance(model, bytes) else str(model)
+        try:
+            self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions share no public base class
+            name = "model" if isinstance(model, bytes) else str(model)
+            reason = str(error).strip().splitlines()[0]
+            raise FileProblemError(f"ONNX Runtime cannot load {name}: {reason}; export it again") from error
+        self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
+        self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
+        self._names = [spec.name for spec in self.outputs]
+
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            values = self._session.run(self._names, dict(feeds))
+        except Exception as error:  # see above
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"ONNX Runtime failed: {reason}; check the inputs' shapes and values") from error
+        return dict(zip(self._names, values, strict=True))
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+
+def _spec(value: Any) -> TensorSpec:
+    if value.type not in _DTYPES:
+        raise DqError(f"tensor {value.name} has type {value.type}, expected one of {', '.join(_DTYPES)}")
+    shape = tuple(d if isinstance(d, int) else str(d or "?") for d in value.shape)
+    return TensorSpec(name=value.name, dtype=np.dtype(_DTYPES[value.type]), shape=shape)

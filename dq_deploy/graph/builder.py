@@ -1,0 +1,74 @@
+"""Append nodes and constants to an onnx-ir graph under readable, deterministic names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+CONTRIB_DOMAIN = "com.microsoft"
+
+
+class Builder:
+    """Inserts nodes in front of an anchor node; equal constants are stored once.
+
+    Args:
+        graph: graph that is edited in place.
+        before: node in front of which everything is inserted.
+        prefix: start of every node and value name, as `dq/conv_in`.
+    """
+
+    def __init__(self, graph: ir.Graph, before: ir.Node, prefix: str) -> None:
+        self.graph = graph
+        self.before = before
+        self.prefix = prefix
+
+    def op(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        role: str,
+        *,
+        domain: str = "",
+        attributes: Mapping[str, int | float | str | Sequence[int]] | None = None,
+        dtype: ir.DataType | None = None,
+    ) -> ir.Value:
+        """Insert one node with one output called `prefix/role` and return that output."""
+        name = f"{self.prefix}/{role}"
+        node = ir.node(op_type, inputs, attributes=dict(attributes or {}), domain=domain, name=name)
+        output = node.outputs[0]
+        output.name = name
+        if dtype is not None:
+            output.type = ir.TensorType(dtype)
+        self.graph.insert_before(self.before, node)
+        return output
+
+    def constant(self, array: NDArray[np.generic], role: str) -> ir.Value:
+        """An initializer; scalars and small vectors of equal content are shared."""
+        array = np.ascontiguousarray(array) if array.ndim else array
+        name = f"{self.prefix}/{role}"
+        if array.size <= 4096:
+            digest = hashlib.sha256(array.tobytes() + str((array.dtype, array.shape)).encode()).hexdigest()[:12]
+            name = f"dq/const/{digest}"
+        return self.tensor(ir.tensor(array, name=name))
+
+    def tensor(self, tensor: ir.TensorProtocol) -> ir.Value:
+        """An initializer from an onnx-ir tensor, by the tensor's name."""
+        name = tensor.name
+        assert name is not None
+        if name in self.graph.initializers:
+            return self.graph.initializers[name]
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
+        self.graph.register_initializer(value)
+        return value
+
+
+def replace_uses(old: ir.Value, new: ir.Value) -> None:
+    """Let every consumer of `old` read `new` instead; a graph output keeps its name, type and shape."""
+    new.type, new.shape = old.type, old.shape
+    if old.is_graph_output():
+        old.name, new.name = f"{old.name}/replaced", old.name
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)

@@ -1,0 +1,294 @@
+"""Mode exact for ONNX Runtime: each layer as an integer product with a float output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from dq_deploy.graph.builder import CONTRIB_DOMAIN, Builder, replace_uses
+from dq_deploy.graph.held_codes import HeldCodes, float32_holds, held_codes, pair_safe
+from dq_deploy.graph.passes import PassResult
+from dq_deploy.graph.sites import Site, find_sites
+from dq_deploy.graph.steps import StepTables
+from dq_deploy.numerics import reciprocal
+from dq_deploy.record import Part, Record
+
+U8, FLOAT, INT32 = ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.INT32
+
+
+def decline_reason(site: Site) -> str:
+    """Why a layer cannot become an integer product here, or an empty string."""
+    layer = site.layer
+    if layer.groups != 1:
+        return f"convolution has {layer.groups} channel groups; this form multiplies whole rows"
+    if any(part.w_code.shape[0] > 1 for part in layer.parts):
+        return "weights differ by step; this form has one weight set"
+    if any(int(part.zero_point.min()) < 0 or int(part.zero_point.max()) > 255 for part in layer.parts):
+        return "a zero point lies outside 0..255"
+    return ""
+
+
+@dataclass
+class IntegerLayers:
+    """Rewrites each layer of the record, Conv, Gemm or MatMul + Add, to:
+
+    - Mul by m = pre * inv_s[t], clamp, QuantizeLinear with scale 1: unsigned codes
+    - for convolutions, rows of patches by Gather over [B, H * W, C], padding by a row of the code of 0
+    - MatMulIntegerToFloat with scale 1 (or MatMulInteger where float32 cannot hold the sum)
+    - the zero-point correction where codes hold c + z[t], Mul by s[t] * s_w, Add bias
+
+    Layers that the form cannot express stay float; the note and the manifest say why.
+
+    Attributes:
+        record: the quantized denoiser.
+        entries: filled by `apply`: the manifest's entry of each layer.
+    """
+
+    record: Record
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    name: str = "integer-layers"
+
+    def apply(self, model: ir.Model) -> PassResult:
+        """Edit the model in place."""
+        graph = model.graph
+        sites = find_sites(graph, self.record)
+        steps = StepTables(graph, self.record.step_edges)
+        notes = []
+        shared: dict[tuple[str, bytes], ir.Value] = {}
+        for site in sites:
+            reason = decline_reason(site)
+            if reason:
+                notes.append(f"{site.layer.name} stays float: {reason}")
+                self.entries.append(float_entry(site, reason))
+                continue
+            self.entries.append(_LayerWriter(graph, site, steps, shared).write())
+        steps.finish()
+        graph.opset_imports[CONTRIB_DOMAIN] = 1
+        return PassResult(model=model, modified=True, notes=tuple(notes))
+
+
+def float_entry(site: Site, reason: str) -> dict[str, Any]:
+    """Manifest entry of a layer that stays float."""
+    return {
+        "name": site.layer.name,
+        "kind": site.layer.kind,
+        "integer": False,
+        "form": "float",
+        "reason": reason,
+        "parts": [],
+    }
+
+
+class _LayerWriter:
+    """Writes the nodes of one layer in front of its float node."""
+
+    def __init__(
+        self, graph: ir.Graph, site: Site, steps: StepTables, shared: dict[tuple[str, bytes], ir.Value]
+    ) -> None:
+        self.site, self.layer, self.steps, self.shared = site, site.layer, steps, shared
+        self.graph = graph
+        self.conv = self.layer.kind == "conv2d"
+        self.b = Builder(graph, site.node, f"dq/{self.layer.name}")
+        shape = site.input.shape
+        self.rank_in = 4 if self.conv else len(shape) if shape is not None else 3
+        self.rank_out = 3 if self.conv else self.rank_in
+
+    def write(self) -> dict[str, Any]:
+        entries, forms = [], []
+        total: ir.Value | None = None
+        start = 0
+        for index, part in enumerate(self.layer.parts):
+            self.b.prefix = f"dq/{self.layer.name}" + (f"/part{index}" if len(self.layer.parts) > 1 else "")
+            x = self._slice(start, len(part.pre))
+            start += len(part.pre)
+            term, entry, form = self._part(x, part)
+            entries.append(entry)
+            forms.append(form)
+            self.b.prefix = f"dq/{self.layer.name}"
+            total = term if total is None else self.b.op("Add", [total, term], "parts_sum")
+        assert total is not None
+        self._replace(self._bias(total))
+        return {
+            "name": self.layer.name,
+            "kind": self.layer.kind,
+            "integer": True,
+            "form": " + ".join(dict.fromkeys(forms)),
+            "reason": "",
+            "parts": entries,
+        }
+
+    def _slice(self, start: int, width: int) -> ir.Value:
+        if len(self.layer.parts) == 1:
+            return self.site.input
+        axis = 1 if self.conv else self.rank_in - 1
+        limits = [self.b.constant(np.array([v], np.int64), "limit") for v in (start, start + width, axis)]
+        return self.b.op("Slice", [self.site.input, *limits], "input", dtype=FLOAT)
+
+    def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, dict[str, Any], str]:
+        held = held_codes(self.layer, part)
+        codes = self._codes(x, part, held)
+        rows = self._rows(codes, part, held) if self.conv else codes
+        q_weight = part.q_weight(0)
+        accumulator, node, form = self._product(rows, q_weight, held, part)
+        canonical = self._canonical(accumulator, q_weight, part, held)
+        if accumulator.dtype == INT32:
+            accumulator = canonical
+        entry = {
+            "input": x.name,
+            "codes": codes.name,
+            "accumulator": accumulator.name,
+            "accumulator_holds": "canonical" if held.offset is not None or accumulator is canonical else "shifted",
+            "node": node,
+            "offset": held.offset,
+            "offset_table": None if held.offset is not None else "zero_point",
+            "layout": "nhwc" if self.conv else "last",
+        }
+        scale = self.steps.scalar(part.scale, self.rank_out)
+        factor = self.b.op("Mul", [scale, self._channel_row(part.weight_scale[0], "weight_scale")], "factor")
+        return self.b.op("Mul", [canonical, factor], "scaled"), entry, form
+
+    def _channel_row(self, values: np.ndarray, role: str) -> ir.Value:
+        return self.b.constant(values.reshape((1,) * (self.rank_out - 1) + (-1,)), role)
+
+    def _codes(self, x: ir.Value, part: Part, held: HeldCodes) -> ir.Value:
+        assert x.name is not None
+        tables = (part.pre, part.scale, part.zero_point, np.array([self.layer.q_min, self.layer.q_max]))
+        key = (x.name, b"|".join(np.ascontiguousarray(t).tobytes() for t in tables))
+        if key not in self.shared:
+            self.shared[key] = self._quantize(x, part, held)
+        return self.shared[key]
+
+    def _quantize(self, x: ir.Value, part: Part, held: HeldCodes) -> ir.Value:
+        b, steps, rank = self.b, self.steps, self.rank_in
+        m = steps.scalar(reciprocal(part.scale), rank)
+        if not (part.pre == 1).all():
+            shape = [1] * rank
+            shape[1 if self.conv else rank - 1] = -1
+            m = b.op("Mul", [m, b.constant(part.pre.reshape(shape), "pre")], "multiplier")
+        value = b.op("Mul", [x, m], "scaled_input")
+        one = b.constant(np.float32(1), "one")
+        if held.offset is None:
+            value = b.op("Round", [value], "rounded")
+            value = b.op("Add", [value, steps.scalar(part.zero_point, rank)], "shifted")
+            return b.op("QuantizeLinear", [value, one, b.constant(np.uint8(0), "zero")], "codes", dtype=U8)
+        if not held.saturates:
+            z = part.zero_point.astype(np.float32)
+            value = b.op("Max", [value, steps.scalar(self.layer.q_min - z, rank)], "at_least")
+            value = b.op("Min", [value, steps.scalar(self.layer.q_max - z, rank)], "at_most")
+        return b.op("QuantizeLinear", [value, one, b.constant(np.uint8(held.offset), "offset")], "codes", dtype=U8)
+
+    def _rows(self, codes: ir.Value, part: Part, held: HeldCodes) -> ir.Value:
+        """Patches as rows [B, H_out * W_out, kh * kw * C], u8."""
+        b, layer = self.b, self.layer
+        height, width = self.site.spatial
+        channels = len(part.pre)
+        flat = b.op("Reshape", [codes, b.constant(np.array([0, channels, height * width]), "flat")], "flat")
+        pixels = b.op("Transpose", [flat], "pixels", attributes={"perm": [0, 2, 1]})
+        if layer.kernel == (1, 1) and layer.stride == (1, 1) and not any(layer.padding):
+            return pixels
+        if any(layer.padding):
+            pixels = b.op("Concat", [pixels, self._pad_row(part, held, channels)], "padded", attributes={"axis": 1})
+        index = patch_index(layer.kernel, layer.stride, layer.padding, layer.dilation, (height, width))
+        gathered = b.op(
+            "Gather", [pixels, b.constant(index.reshape(-1), "patches")], "gathered", attributes={"axis": 1}
+        )
+        width_of_row = index.shape[1] * channels
+        return b.op("Reshape", [gathered, b.constant(np.array([0, len(index), width_of_row]), "rows")], "rows")
+
+    def _pad_row(self, part: Part, held: HeldCodes, channels: int) -> ir.Value:
+        """[B, 1, C] of the code of 0, per sample where the codes hold c + z[t]."""
+        b = self.b
+        z = np.full(1, held.offset) if held.offset is not None else part.zero_point
+        code = b.op("Cast", [self.steps.scalar(z, 3)], "pad_code", attributes={"to": int(U8)}, dtype=U8)
+        return b.op("Expand", [code, b.constant(np.array([1, 1, channels]), "pad_shape")], "pad_row")
+
+    def _product(
+        self, rows: ir.Value, q_weight: np.ndarray, held: HeldCodes, part: Part
+    ) -> tuple[ir.Value, str, str]:
+        b = self.b
+        matrix = q_weight.transpose(2, 3, 1, 0).reshape(-1, len(q_weight)) if self.conv else q_weight.T
+        safe = pair_safe(q_weight, held.highest)
+        weight = self._weight(matrix, safe)
+        zero_a = b.constant(np.uint8(held.offset or 0), "code_offset")
+        zero_b = b.constant(np.int8(0) if safe else np.uint8(128), "weight_offset")
+        form = "u8 x s8" if safe else "u8 x u8"
+        if held.offset is None and not float32_holds(q_weight, part):
+            total = b.op("MatMulInteger", [rows, weight, zero_a, zero_b], "product", dtype=INT32)
+            return total, f"{b.prefix}/product", form + " int32"
+        one = b.constant(np.float32(1), "one")
+        total = b.op(
+            "MatMulIntegerToFloat",
+            [rows, weight, one, one, zero_a, zero_b],
+            "product",
+            domain=CONTRIB_DOMAIN,
+            dtype=FLOAT,
+        )
+        return total, f"{b.prefix}/product", form
+
+    def _weight(self, matrix: np.ndarray, signed: bool) -> ir.Value:
+        b = self.b
+        if not signed:
+            return b.tensor(ir.tensor((matrix + 128).astype(np.uint8), name=f"{b.prefix}/weight"))
+        if self.layer.weight_bits > 4 or matrix.min() < -8 or matrix.max() > 7:
+            return b.tensor(ir.tensor(np.ascontiguousarray(matrix.astype(np.int8)), name=f"{b.prefix}/weight"))
+        packed = ir.tensor(np.ascontiguousarray(matrix.astype(np.int8)), dtype=ir.DataType.INT4, name=f"{b.prefix}/weight")
+        return b.op("Cast", [b.tensor(packed)], "weight_s8", attributes={"to": int(ir.DataType.INT8)})
+
+    def _canonical(self, accumulator: ir.Value, q_weight: np.ndarray, part: Part, held: HeldCodes) -> ir.Value:
+        """A in float32: the accumulator less z[t] * sum(w) where the codes hold c + z[t]."""
+        if held.offset is not None:
+            return accumulator
+        b = self.b
+        sums = q_weight.reshape(len(q_weight), -1).sum(axis=1, dtype=np.int64)
+        z = self.steps.scalar(part.zero_point, self.rank_out)
+        if accumulator.dtype == INT32:
+            z = b.op("Cast", [z], "zero_point_s32", attributes={"to": int(INT32)})
+            correction = b.op("Mul", [z, self._channel_row(sums.astype(np.int32), "weight_sum")], "correction")
+            integer = b.op("Sub", [accumulator, correction], "canonical_s32")
+            return b.op("Cast", [integer], "canonical", attributes={"to": int(FLOAT)}, dtype=FLOAT)
+        correction = b.op("Mul", [z, self._channel_row(sums.astype(np.float32), "weight_sum")], "correction")
+        return b.op("Sub", [accumulator, correction], "canonical", dtype=FLOAT)
+
+    def _bias(self, total: ir.Value) -> ir.Value:
+        if self.layer.bias is None:
+            return total
+        return self.b.op("Add", [total, self.b.constant(self.layer.bias, "bias")], "biased")
+
+    def _replace(self, y: ir.Value) -> None:
+        site, b = self.site, self.b
+        if self.conv:
+            height, width = site.spatial_out
+            y = b.op("Transpose", [y], "channels_first", attributes={"perm": [0, 2, 1]})
+            shape = np.array([0, self.layer.out_channels, height, width])
+            y = b.op("Reshape", [y, b.constant(shape, "shape_out")], "out", dtype=FLOAT)
+        replace_uses(site.output, y)
+
+
+def patch_index(
+    kernel: tuple[int, ...],
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    size: tuple[int, int],
+) -> np.ndarray:
+    """Pixel of each kernel position of each output pixel: int64 [H_out * W_out, kh * kw].
+
+    Pixels are numbered row by row; H * W stands for a pixel of the padding.
+    """
+    height, width = size
+    top, left, bottom, right = padding
+    axes = []
+    for extent, before, after, k, s, d in (
+        (height, top, bottom, kernel[0], stride[0], dilation[0]),
+        (width, left, right, kernel[1], stride[1], dilation[1]),
+    ):
+        count = (extent + before + after - d * (k - 1) - 1) // s + 1
+        axes.append(np.arange(count)[:, None] * s + np.arange(k)[None, :] * d - before)
+    rows = axes[0][:, None, :, None]
+    columns = axes[1][None, :, None, :]
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    index = np.where(inside, rows * width + columns, height * width)
+    return index.reshape(index.shape[0] * index.shape[1], -1).astype(np.int64)

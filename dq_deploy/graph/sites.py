@@ -1,0 +1,94 @@
+"""Where the layers of a record sit in a traced float graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from dq_deploy.errors import RecordError
+from dq_deploy.graph.trace import MODULE_KEY
+from dq_deploy.record import Layer, Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """One quantized layer in the float graph.
+
+    Attributes:
+        layer: the record's layer.
+        node: its Conv, Gemm or MatMul.
+        input: float tensor that enters the layer.
+        output: float tensor behind the bias.
+    """
+
+    layer: Layer
+    node: ir.Node
+    input: ir.Value
+    output: ir.Value
+
+    @property
+    def spatial(self) -> tuple[int, int]:
+        """Height and width of the input of a convolution."""
+        return _spatial(self.input)
+
+    @property
+    def spatial_out(self) -> tuple[int, int]:
+        """Height and width of the output of a convolution."""
+        return _spatial(self.output)
+
+
+def _spatial(value: ir.Value) -> tuple[int, int]:
+    shape = value.shape
+    if shape is None or len(shape) != 4 or not all(isinstance(d, int) for d in list(shape)[2:]):
+        raise RecordError(f"tensor {value.name} has shape {shape}, expected [B, C, height, width] with fixed sizes")
+    return int(shape[2]), int(shape[3])  # type: ignore[arg-type]
+
+
+_OPS = {"conv2d": ("Conv",), "linear": ("Gemm", "MatMul")}
+
+
+def find_sites(graph: ir.Graph, record: Record) -> list[Site]:
+    """Every layer of the record in graph order.
+
+    Raises:
+        RecordError: a layer is not in the graph, or more than once.
+    """
+    found: dict[str, Site] = {}
+    for node in graph:
+        layer = record.layers.get(node.metadata_props.get(MODULE_KEY, ""))
+        if layer is None or node.op_type not in _OPS[layer.kind]:
+            continue
+        if layer.name in found:
+            raise RecordError(f"layer {layer.name} runs more than once in the traced graph, expected once")
+        x = node.inputs[0]
+        assert x is not None
+        found[layer.name] = Site(layer=layer, node=node, input=x, output=_behind_bias(node))
+    missing = [name for name in record.layers if name not in found]
+    if missing:
+        raise RecordError(
+            f"layers {', '.join(missing[:3])} of the record are not in the traced graph; "
+            "expected a record of this denoiser"
+        )
+    return list(found.values())
+
+
+def _behind_bias(node: ir.Node) -> ir.Value:
+    """The output of a MatMul's bias Add where the tracer wrote one."""
+    value = node.outputs[0]
+    if node.op_type != "MatMul":
+        return value
+    uses = list(value.uses())
+    if len(uses) != 1:
+        return value
+    consumer = uses[0].node
+    same_module = consumer.metadata_props.get(MODULE_KEY) == node.metadata_props.get(MODULE_KEY)
+    if consumer.op_type == "Add" and same_module:
+        return consumer.outputs[0]
+    return value
+
+
+def step_of_batch_edges(record: Record) -> np.ndarray:
+    """Bucket edges as float32 [1, T-1], ready to compare with timesteps of shape [B, 1]."""
+    return record.step_edges.reshape(1, -1)

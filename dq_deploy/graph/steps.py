@@ -1,0 +1,86 @@
+"""The step bucket of each sample, computed once in the graph, and the tables looked up with it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from dq_deploy.errors import RecordError
+from dq_deploy.graph.builder import Builder
+from dq_deploy.numerics import F32
+
+TIMESTEP = "timestep"
+BUCKET = "dq/steps/bucket"
+"""Name of the tensor that holds the bucket: int64 [B], or [1] where a batch shares one step."""
+
+
+class StepTables:
+    """Per-step scalars of all layers, fetched by one Gather and one Split a rank.
+
+    A scalar of rank r has shape [B, 1, ...] with r axes, so it broadcasts against any tensor of that rank.
+
+    Args:
+        graph: traced graph with an input named `timestep`.
+        edges: [T-1] float32 bucket edges.
+        shared_step: take the first sample's step for the whole batch; scalars then have a batch of 1.
+    """
+
+    def __init__(self, graph: ir.Graph, edges: F32, *, shared_step: bool = False) -> None:
+        self._graph = graph
+        self._edges = edges
+        self._shared = shared_step
+        self._first = next(iter(graph))
+        self._columns: dict[int, list[F32]] = {}
+        self._values: dict[tuple[int, bytes], ir.Value] = {}
+
+    def scalar(self, table: NDArray[np.generic], rank: int) -> ir.Value:
+        """Value of a [T] or [1] table at each sample's step, float32 with `rank` axes."""
+        steps = len(self._edges) + 1
+        column = np.asarray(table, np.float32)
+        column = np.ascontiguousarray(np.broadcast_to(column, (steps,)) if len(column) == 1 else column)
+        key = (rank, column.tobytes())
+        if key not in self._values:
+            columns = self._columns.setdefault(rank, [])
+            name = f"dq/steps/rank{rank}/{len(columns)}"
+            columns.append(column)
+            self._values[key] = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT))
+        return self._values[key]
+
+    def finish(self) -> None:
+        """Insert the bucket and the look-ups at the start of the graph; call once, after the last `scalar`."""
+        b = Builder(self._graph, self._first, "dq/steps")
+        bucket = self._bucket(b)
+        for rank, columns in sorted(self._columns.items()):
+            table = np.stack(columns, axis=1)
+            table = table.reshape(*table.shape, *([1] * (rank - 2)))
+            source = b.tensor(ir.tensor(np.ascontiguousarray(table), name=f"dq/steps/rank{rank}/table"))
+            rows = b.op("Gather", [source, bucket], f"rank{rank}/rows", attributes={"axis": 0})
+            outputs = [value for (r, _), value in self._values.items() if r == rank]
+            if len(outputs) == 1:
+                name = outputs[0].name
+                node = ir.Node("", "Identity", [rows], outputs=outputs, name=name)
+            else:
+                node = ir.Node(
+                    "",
+                    "Split",
+                    [rows],
+                    [ir.AttrInt64("axis", 1), ir.AttrInt64("num_outputs", len(outputs))],
+                    outputs=outputs,
+                    name=f"dq/steps/rank{rank}/split",
+                )
+            self._graph.insert_before(self._first, node)
+
+    def _bucket(self, b: Builder) -> ir.Value:
+        timestep = next((v for v in self._graph.inputs if v.name == TIMESTEP), None)
+        if timestep is None:
+            raise RecordError(f"traced graph has no input {TIMESTEP!r}, expected one")
+        value = timestep
+        if self._shared:
+            value = b.op("Slice", [value, b.constant(np.array([0]), "zero"), b.constant(np.array([1]), "one")], "first")
+        column = b.op("Unsqueeze", [value, b.constant(np.array([1]), "axis")], "column")
+        edges = b.tensor(ir.tensor(self._edges.reshape(1, -1), name="dq/steps/edges"))
+        passed = b.op("GreaterOrEqual", [column, edges], "passed")
+        counted = b.op("Cast", [passed], "passed_count", attributes={"to": int(ir.DataType.INT32)})
+        total = b.op("ReduceSum", [counted, b.constant(np.array([1]), "axis")], "total", attributes={"keepdims": 0})
+        return b.op("Cast", [total], "bucket", attributes={"to": int(ir.DataType.INT64)}, dtype=ir.DataType.INT64)

@@ -1,0 +1,427 @@
+"""The integer layer in numpy: the definition of truth that every engine is compared with.
+
+For input channel k, output channel n and the step bucket t of a sample::
+
+    m[k] = pre[k] * inv_s[t]                                float32
+    c[k] = clamp(rne(x[k] * m[k]), q_min - z[t], q_max - z[t])
+    A[n] = sum_k c[k] * w_q[n, k]                           int32, canonical accumulator
+    y[n] = A[n] * (s[t] * s_w[n]) + b[n]                    float32
+
+Nothing here imports an engine or torch. Slow and obvious is preferred to fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dq_deploy.errors import InputError, RecordError
+
+F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
+
+ACCUMULATOR_LIMIT = 2**31
+"""Invariant of every layer: K * max|c| * max|w_q| stays below this."""
+
+FLOAT32_EXACT = 2**24
+"""Integers of smaller magnitude are exact in float32."""
+
+
+class PartLike(Protocol):
+    """What the numerics need of one input-channel slice (see `dq_deploy.record.Part`)."""
+
+    @property
+    def pre(self) -> F32: ...
+    @property
+    def scale(self) -> F32: ...
+    @property
+    def zero_point(self) -> I32: ...
+    @property
+    def weight_scale(self) -> F32: ...
+    @property
+    def group_of_step(self) -> I32: ...
+    def q_weight(self, group: int) -> NDArray[np.int16]: ...
+
+
+class LayerLike(Protocol):
+    """What the numerics need of a layer (see `dq_deploy.record.Layer`)."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def stride(self) -> tuple[int, int]: ...
+    @property
+    def padding(self) -> tuple[int, int, int, int]: ...
+    @property
+    def dilation(self) -> tuple[int, int]: ...
+    @property
+    def groups(self) -> int: ...
+    @property
+    def q_min(self) -> int: ...
+    @property
+    def q_max(self) -> int: ...
+    @property
+    def parts(self) -> Sequence[PartLike]: ...
+    @property
+    def bias(self) -> F32 | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerResult:
+    """What the integer layer computes for one input.
+
+    Attributes:
+        codes: per part, centred codes c, int32, shape of the part's input.
+        accumulators: per part, canonical accumulators A, int32, shape of the output.
+        output: y, float32.
+    """
+
+    codes: tuple[I32, ...]
+    accumulators: tuple[I32, ...]
+    output: F32
+
+
+def rne(x: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Round half to even, staying in the floating type of x."""
+    return np.rint(x)
+
+
+def reciprocal(scale: F32) -> F32:
+    """float32 reciprocal of a float32 scale: inv_s of the integer layer."""
+    return (np.float32(1.0) / np.asarray(scale, np.float32)).astype(np.float32)
+
+
+def step_bucket(timestep: NDArray[np.generic], edges: F32) -> NDArray[np.int64]:
+    """Bucket of each timestep: count(edges <= float32(timestep)).
+
+    Args:
+        timestep: [B], any number type; compared as float32.
+        edges: [T-1] float32, strictly increasing.
+
+    Returns:
+        [B] int64 in 0..T-1.
+    """
+    value = np.asarray(timestep).astype(np.float32).reshape(-1, 1)
+    return (np.asarray(edges, np.float32).reshape(1, -1) <= value).sum(axis=1, dtype=np.int64)
+
+
+def table_at(table: NDArray[np.generic], step: NDArray[np.integer]) -> NDArray[np.generic]:
+    """Rows of a [T, ...] or static [1, ...] table for each sample's bucket."""
+    if table.shape[0] == 1:
+        return np.repeat(table, len(step), axis=0)
+    return table[np.asarray(step)]
+
+
+def _per_sample(values: NDArray[np.generic], ndim: int) -> NDArray[np.generic]:
+    return values.reshape((-1,) + (1,) * (ndim - 1))
+
+
+def _per_channel(values: NDArray[np.generic], ndim: int, axis: int) -> NDArray[np.generic]:
+    shape = [1] * ndim
+    shape[axis] = -1
+    return values.reshape(shape)
+
+
+def quantize_centred(
+    x: F32,
+    *,
+    pre: F32,
+    scale: F32,
+    zero_point: I32,
+    q_min: int,
+    q_max: int,
+    step: NDArray[np.integer],
+    channel_axis: int = 1,
+) -> I32:
+    """Centred codes c of a float tensor.
+
+    Args:
+        x: [B, ...] float32, channels on `channel_axis`.
+        pre: [C] float32.
+        scale: [T] or [1] float32.
+        zero_point: [T] or [1] int32.
+        q_min: lowest code, before centring.
+        q_max: highest code, before centring.
+        step: [B] bucket of each sample.
+        channel_axis: axis of the input channels.
+
+    Returns:
+        int32, shape of x.
+
+    Raises:
+        InputError: x holds NaN; a NaN has no code.
+    """
+    x = np.asarray(x)
+    if x.dtype != np.float32:
+        raise InputError(f"activation is {x.dtype}, expected float32; convert it before quantizing")
+    if np.isnan(x).any():
+        raise InputError("activation holds NaN, expected finite numbers; a NaN has no code")
+    z = _per_sample(table_at(np.asarray(zero_point), step), x.ndim).astype(np.float32)
+    inv = table_at(reciprocal(scale), step)
+    # one float32 product per sample and channel, as the engines do it
+    m = (inv[:, None] * np.asarray(pre, np.float32)[None, :]).astype(np.float32)
+    shape = [x.shape[0]] + [1] * (x.ndim - 1)
+    shape[channel_axis] = m.shape[1]
+    with np.errstate(over="ignore"):
+        scaled = (x * m.reshape(shape)).astype(np.float32)
+    low = (np.float32(q_min) - z).astype(np.float32)
+    high = (np.float32(q_max) - z).astype(np.float32)
+    return np.clip(rne(scaled), low, high).astype(np.int32)
+
+
+def _exact_float(bound: int) -> type[np.floating]:
+    return np.float32 if bound < FLOAT32_EXACT else np.float64
+
+
+def _magnitude(values: NDArray[np.generic]) -> int:
+    return int(np.abs(values.astype(np.int64)).max(initial=0))
+
+
+def _matmul_exact(a: NDArray[np.generic], b: NDArray[np.generic]) -> I32:
+    """Integer a @ b through a float product that is exact for these magnitudes."""
+    bound = a.shape[-1] * _magnitude(a) * _magnitude(b)
+    if bound >= ACCUMULATOR_LIMIT:
+        raise RecordError(
+            f"accumulator bound {bound} reaches 2^31; expected K * max|c| * max|w_q| below it: use fewer bits"
+        )
+    kind = _exact_float(bound)
+    return np.matmul(a.astype(kind), b.astype(kind)).astype(np.int32)
+
+
+def accumulate_linear(codes: I32, q_weight: NDArray[np.integer]) -> I32:
+    """A = codes @ q_weight.T, exact.
+
+    Args:
+        codes: [..., C_in] integers.
+        q_weight: [C_out, C_in] integers.
+
+    Returns:
+        [..., C_out] int32.
+    """
+    return _matmul_exact(codes, np.ascontiguousarray(q_weight.T))
+
+
+def im2col(
+    x: NDArray[np.generic],
+    *,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+) -> NDArray[np.generic]:
+    """Patches of x as a view: [B, C, H_out, W_out, kh, kw], zeros outside.
+
+    `padding` is (top, left, bottom, right).
+    """
+    top, left, bottom, right = padding
+    x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    span = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
+    if x.shape[2] < span[0] or x.shape[3] < span[1]:
+        raise InputError(f"padded input {x.shape[2:]} is smaller than the kernel's span {span}; expected at least that")
+    windows = np.lib.stride_tricks.sliding_window_view(x, span, axis=(2, 3))
+    return windows[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
+
+
+def accumulate_conv2d(
+    codes: I32,
+    q_weight: NDArray[np.integer],
+    *,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> I32:
+    """Convolution of centred codes, exact; padding contributes the code 0.
+
+    Args:
+        codes: [B, C_in, H, W] integers.
+        q_weight: [C_out, C_in / groups, kh, kw] integers.
+        stride: (vertical, horizontal).
+        padding: (top, left, bottom, right).
+        dilation: (vertical, horizontal).
+        groups: number of channel groups.
+
+    Returns:
+        [B, C_out, H_out, W_out] int32.
+    """
+    n_out, c_group, kh, kw = q_weight.shape
+    kernel = (kh, kw)
+    per_group = n_out // groups
+    outputs = []
+    for g in range(groups):
+        part = codes[:, g * c_group : (g + 1) * c_group]
+        patches = im2col(part, kernel=kernel, stride=stride, padding=padding, dilation=dilation)
+        b, _, h, w = patches.shape[:4]
+        columns = patches.transpose(0, 2, 3, 1, 4, 5).reshape(b, h * w, c_group * kh * kw)
+        rows = q_weight[g * per_group : (g + 1) * per_group].reshape(per_group, -1)
+        product = _matmul_exact(columns, np.ascontiguousarray(rows.T))
+        outputs.append(product.transpose(0, 2, 1).reshape(b, per_group, h, w))
+    return np.concatenate(outputs, axis=1)
+
+
+def channel_axis_of(kind: str, ndim: int) -> int:
+    """Axis of the input channels: the last for a linear layer, 1 for a convolution."""
+    return ndim - 1 if kind == "linear" else 1
+
+
+def _accumulate(layer: LayerLike, codes: I32, q_weight: NDArray[np.integer]) -> I32:
+    if layer.kind == "linear":
+        return accumulate_linear(codes, q_weight)
+    return accumulate_conv2d(
+        codes,
+        q_weight,
+        stride=layer.stride,
+        padding=layer.padding,
+        dilation=layer.dilation,
+        groups=layer.groups,
+    )
+
+
+def _accumulate_by_group(layer: LayerLike, part: PartLike, codes: I32, step: NDArray[np.integer]) -> I32:
+    """Each sample with the weight set of its step."""
+    group = table_at(part.group_of_step, step)
+    result: I32 | None = None
+    for g in np.unique(group):
+        chosen = group == g
+        product = _accumulate(layer, codes[chosen], part.q_weight(int(g)))
+        if result is None:
+            result = np.zeros((len(group), *product.shape[1:]), np.int32)
+        result[chosen] = product
+    if result is None:
+        raise InputError("batch is empty, expected at least one sample")
+    return result
+
+
+def rescale(accumulator: I32, *, scale: F32, weight_scale: F32, step: NDArray[np.integer], channel_axis: int) -> F32:
+    """A * (s[t] * s_w[n]) in float32.
+
+    Args:
+        accumulator: [B, ...] int32, output channels on `channel_axis`.
+        scale: [T] or [1] float32.
+        weight_scale: [B, C_out] float32, the weight set of each sample.
+        step: [B] bucket of each sample.
+        channel_axis: axis of the output channels.
+    """
+    factor = (table_at(scale, step)[:, None] * weight_scale).astype(np.float32)
+    shape = [accumulator.shape[0]] + [1] * (accumulator.ndim - 1)
+    shape[channel_axis] = factor.shape[1]
+    return (accumulator.astype(np.float32) * factor.reshape(shape)).astype(np.float32)
+
+
+def integer_layer(layer: LayerLike, x: F32, step: NDArray[np.integer]) -> LayerResult:
+    """Run one integer layer: codes, canonical accumulators and the float output.
+
+    Args:
+        layer: linear or conv2d with 1 or 2 parts.
+        x: float32, [B, C_in, H, W] for conv2d, [B, ..., C_in] for linear.
+        step: [B] bucket of each sample.
+
+    Raises:
+        InputError: wrong channel count or NaN.
+    """
+    axis = channel_axis_of(layer.kind, x.ndim)
+    widths = [len(p.pre) for p in layer.parts]
+    if x.shape[axis] != sum(widths):
+        raise InputError(f"input has {x.shape[axis]} channels on axis {axis}, expected {sum(widths)}: {x.shape}")
+    slices = np.split(x, np.cumsum(widths)[:-1], axis=axis)
+    codes, accumulators = [], []
+    y: F32 | None = None
+    for part, piece in zip(layer.parts, slices, strict=True):
+        c = quantize_centred(
+            piece,
+            pre=part.pre,
+            scale=part.scale,
+            zero_point=part.zero_point,
+            q_min=layer.q_min,
+            q_max=layer.q_max,
+            step=step,
+            channel_axis=axis,
+        )
+        a = _accumulate_by_group(layer, part, c, step)
+        out_axis = channel_axis_of(layer.kind, a.ndim)
+        weight_scale = part.weight_scale[table_at(part.group_of_step, step)]
+        term = rescale(a, scale=part.scale, weight_scale=weight_scale, step=step, channel_axis=out_axis)
+        y = term if y is None else (y + term).astype(np.float32)
+        codes.append(c)
+        accumulators.append(a)
+    assert y is not None
+    if layer.bias is not None:
+        y = (y + _per_channel(layer.bias, y.ndim, channel_axis_of(layer.kind, y.ndim))).astype(np.float32)
+    return LayerResult(codes=tuple(codes), accumulators=tuple(accumulators), output=y)
+
+
+def requantize(
+    y: F32, *, out_scale: F32, out_zero_point: I32, step: NDArray[np.integer], q_min: int = 0, q_max: int = 255
+) -> I32:
+    """Output codes of the declared requantization: clamp(rne(y / out_s[t]) + out_z[t], q_min, q_max)."""
+    s = _per_sample(table_at(out_scale, step), y.ndim)
+    z = _per_sample(table_at(out_zero_point, step), y.ndim).astype(np.float32)
+    with np.errstate(over="ignore"):
+        return np.clip(rne((y / s).astype(np.float32)) + z, q_min, q_max).astype(np.int32)
+
+
+def dequantize(codes: I32, *, scale: F32, zero_point: I32, step: NDArray[np.integer]) -> F32:
+    """(q - z[t]) * s[t] in float32, the inverse of `requantize`."""
+    s = _per_sample(table_at(scale, step), codes.ndim)
+    z = _per_sample(table_at(zero_point, step), codes.ndim)
+    return ((codes - z).astype(np.float32) * s).astype(np.float32)
+
+
+def shifted_accumulator(accumulator: I32, q_weight: NDArray[np.integer], offset: int, channel_axis: int) -> I32:
+    """What an engine accumulates that holds c + offset: A + offset * sum_k w_q[n, k].
+
+    The sum runs over every weight of the output channel, so padding must hold the code `offset`.
+    """
+    sums = q_weight.reshape(q_weight.shape[0], -1).sum(axis=1, dtype=np.int64)
+    shifted = accumulator.astype(np.int64) + _per_channel(offset * sums, accumulator.ndim, channel_axis)
+    if np.abs(shifted).max(initial=0) >= ACCUMULATOR_LIMIT:
+        raise RecordError(f"codes shifted by {offset} overflow int32; expected a smaller offset or fewer bits")
+    return shifted.astype(np.int32)
+
+
+def pack_nibbles(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Two codes of [-8, 7] a byte, the first in the low four bits; an odd count ends with a zero code."""
+    flat = np.asarray(codes).reshape(-1)
+    if flat.size and (flat.min() < -8 or flat.max() > 7):
+        raise RecordError(f"codes span [{flat.min()}, {flat.max()}], expected [-8, 7] to pack two a byte")
+    nibble = (flat.astype(np.int16) & 0xF).astype(np.uint8)
+    if nibble.size % 2:
+        nibble = np.append(nibble, np.uint8(0))
+    return (nibble[0::2] | (nibble[1::2] << 4)).astype(np.uint8)
+
+
+def unpack_nibbles(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.int8]:
+    """Inverse of `pack_nibbles` for a known shape."""
+    count = int(np.prod(shape, dtype=np.int64))
+    flat = np.asarray(packed, np.uint8).reshape(-1)
+    if flat.size != (count + 1) // 2:
+        raise RecordError(f"packed codes hold {flat.size} bytes, expected {(count + 1) // 2} for shape {shape}")
+    nibble = np.empty(flat.size * 2, np.uint8)
+    nibble[0::2] = flat & 0xF
+    nibble[1::2] = flat >> 4
+    signed = nibble.astype(np.int16)
+    signed[signed > 7] -= 16
+    return signed[:count].astype(np.int8).reshape(shape)
+
+
+def worst_pair_product(q_weight: NDArray[np.integer], code_max: int) -> int:
+    """Largest sum of two adjacent unsigned-by-signed products along K, over every channel.
+
+    An engine that adds u8 x s8 pairs in int16 is exact only when this is at most 32767. K is taken in
+    (kh, kw, C_in) and in (C_in, kh, kw) order and every pairing offset, so the answer holds for either layout.
+    """
+    w = np.abs(q_weight.astype(np.int64))
+    orders = [w.reshape(w.shape[0], -1)]
+    if w.ndim == 4:
+        orders.append(w.transpose(0, 2, 3, 1).reshape(w.shape[0], -1))
+    worst = 0
+    for rows in orders:
+        if rows.shape[1] == 1:
+            worst = max(worst, int(rows.max(initial=0)))
+        else:
+            worst = max(worst, int((rows[:, 1:] + rows[:, :-1]).max(initial=0)))
+    return code_max * worst

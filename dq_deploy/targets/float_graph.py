@@ -1,0 +1,33 @@
+"""The traced float graph that every target starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from dq_deploy.graph.cleanup import RemoveUnused
+from dq_deploy.graph.norms import GroupNormAsInstanceNorm
+from dq_deploy.graph.passes import run_passes
+from dq_deploy.graph.trace import trace
+from dq_deploy.models import build_denoiser, denoiser_from_record, example_inputs
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from dq_deploy.record import Record
+
+
+def traced_float_graph(family: str, config: Mapping[str, Any], record: Record | None) -> ir.Model:
+    """Trace a denoiser and put its norms in the form the engines compute fastest.
+
+    Args:
+        family: denoiser family, as `unet2d`.
+        config: its diffusers configuration.
+        record: gives the weights; without it they are random.
+
+    Returns:
+        Float model with inputs sample [B, C, H, W], timestep [B] and, where there are, class_labels [B].
+    """
+    module = build_denoiser(family, dict(config)) if record is None else denoiser_from_record(record)
+    model = trace(module.eval(), example_inputs(dict(config), 2, 0))
+    return run_passes(model, [GroupNormAsInstanceNorm(), RemoveUnused()]).model

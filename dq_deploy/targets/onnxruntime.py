@@ -1,0 +1,49 @@
+"""Target ONNX Runtime on a CPU: mode exact (float outputs) and mode fast (declared requantization)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dq_deploy.graph.cleanup import RemoveUnused
+from dq_deploy.graph.integer_layers import IntegerLayers
+from dq_deploy.graph.passes import run_passes
+from dq_deploy.targets.float_graph import traced_float_graph
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from dq_deploy.record import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegerGraph:
+    """What a target makes of a record.
+
+    Attributes:
+        model: the graph.
+        layers: the manifest's entry of each layer.
+        notes: what passes declined, with reasons.
+    """
+
+    model: ir.Model
+    layers: list[dict[str, Any]]
+    notes: tuple[str, ...]
+
+
+def integer_graph(record: Record, *, mode: str) -> IntegerGraph:
+    """Trace the record's denoiser and put its integer layers in.
+
+    Args:
+        record: the quantized denoiser.
+        mode: `exact` or `fast`.
+    """
+    model = traced_float_graph(record.family, record.model_config, record)
+    if mode == "fast":
+        from dq_deploy.graph.requantized_layers import RequantizedLayers
+
+        layers: Any = RequantizedLayers(record)
+    else:
+        layers = IntegerLayers(record)
+    result = run_passes(model, [layers, RemoveUnused()])
+    return IntegerGraph(model=result.model, layers=layers.entries, notes=result.notes)
