@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 internal error, 2 the user's mistake, 3 a demanded guarant
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
@@ -14,7 +15,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -166,6 +167,40 @@ def console() -> Console:
     if sys.stdout.isatty():
         return Console()
     return Console(width=max(100, int(os.environ.get("COLUMNS", "0") or 0)))
+
+
+@contextlib.contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, a log line each tenth elsewhere, on stderr.
+
+    Args:
+        what: is being done, one word or two.
+
+    Yields:
+        Function of (steps done, steps in all).
+    """
+    if not sys.stderr.isatty():
+        yield _log_tenths(what)
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _log_tenths(what: str) -> Callable[[int, int], None]:
+    shown = -1
+
+    def advance(done: int, total: int) -> None:
+        nonlocal shown
+        tenth = 10 * done // max(total, 1)
+        if tenth > shown:
+            shown = tenth
+            print(f"{what} {done}/{total}", file=sys.stderr, flush=True)
+
+    return advance
 
 
 def write_json(path: Path, value: Any) -> None:

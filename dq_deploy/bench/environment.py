@@ -1,0 +1,73 @@
+"""What a number was measured on."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_FLAGS = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512bw",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx_vnni_int8",
+    "amx_int8",
+    "asimddp",
+    "i8mm",
+)
+_PACKAGES = ("dq-deploy", "numpy", "onnx", "onnxruntime", "openvino", "torch", "diffusers")
+
+
+def _cpu() -> tuple[str, list[str]]:
+    """Model name and the flags that decide which integer kernels run."""
+    model, flags = platform.processor() or platform.machine(), set()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            model = value.strip()
+        elif key.strip() in ("flags", "Features"):
+            flags = set(value.split())
+    return model, [flag for flag in _FLAGS if flag in flags]
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def describe_environment(*, threads: int | None) -> dict[str, Any]:
+    """Machine, load and versions as JSON values.
+
+    Args:
+        threads: threads that were asked for; None where the engine decided.
+    """
+    import psutil
+
+    model, flags = _cpu()
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "cpu": model,
+        "cpu_flags": flags,
+        "logical_cores": os.cpu_count(),
+        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_mib": round(psutil.virtual_memory().total / 2**20),
+        "load_average_1min": round(os.getloadavg()[0], 2),
+        "threads": threads,
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "versions": _versions(),
+    }

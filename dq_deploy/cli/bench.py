@@ -1,0 +1,119 @@
+"""`dq-bench`: how fast an engine runs, next to the float graph on the same engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dq_deploy.cli.frame import check_outputs, console, numbers_from_text, progress, run, write_json
+
+if TYPE_CHECKING:
+    from dq_deploy.bench import BenchReport
+
+
+def bench(
+    engine: Annotated[Path, typer.Option(help="Exported ONNX file with its manifest.")],
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Also time the float graph, in turns.")
+    ] = False,
+    ckpt: Annotated[
+        Path | None, typer.Option(help="Quantized model: gives the float graph its weights, else random.")
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes; the first one is what is compared.")] = "1,4,8",
+    rounds: Annotated[int, typer.Option(help="Rounds; at least 7 with --baseline.")] = 7,
+    runs: Annotated[int, typer.Option(help="Timed runs of one engine in one round.")] = 10,
+    warmup: Annotated[int, typer.Option(help="Runs before them that are not counted.")] = 3,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of one run; default: the engine's choice.")
+    ] = None,
+    finite_check: Annotated[
+        bool, typer.Option("--finite-check/--no-finite-check", help="Look for NaN and infinity, as in use.")
+    ] = True,
+    json: Annotated[Path | None, typer.Option(help="Also write the report as JSON.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Also draw a chart; needs dq-deploy[report].")] = None,
+) -> None:
+    """Time an engine; with --baseline against the float graph of the same tracer on the same engine."""
+    batches = numbers_from_text(batch, "--batch", low=1)
+    check_outputs(json, png)
+    from dq_deploy.bench import BenchOptions, benchmark
+    from dq_deploy.bench.chart import require_matplotlib, write_chart
+    from dq_deploy.record import load_record
+    from dq_deploy.verify.attestation import attest
+
+    if png is not None:
+        require_matplotlib()
+    options = BenchOptions(
+        batches=batches, rounds=rounds, runs=runs, warmup=warmup, threads=threads, finite_check=finite_check
+    )
+    record = None if ckpt is None else load_record(ckpt)
+    share = attest(engine).integer_mac_share
+    with progress("timing") as advance:
+        report = benchmark(
+            engine,
+            baseline=baseline,
+            record=record,
+            options=options,
+            integer_mac_share=share,
+            on_progress=advance,
+        )
+    if json is not None:
+        write_json(json, report.to_json())
+    if png is not None:
+        write_chart(report, png)
+    _print(report)
+
+
+def _print(report: BenchReport) -> None:
+    from rich.table import Table
+
+    mode = "" if report.mode is None else f", mode {report.mode}"
+    table = Table(title=f"{report.engine_path} on {report.engine}{mode}")
+    table.add_column("what")
+    table.add_column("engine", justify="right")
+    base = report.baseline_latency_ms
+    if base is not None:
+        table.add_column("float", justify="right")
+        table.add_column("ratio", justify="right")
+
+    def row(name: str, own: float, other: float | None, unit: str, *, higher_is_better: bool = False) -> None:
+        cells = [name, f"{own:.2f} {unit}"]
+        if base is not None and other is not None:
+            cells += [f"{other:.2f} {unit}", f"{own / other if higher_is_better else other / own:.2f}x"]
+        table.add_row(*cells)
+
+    for name in ("p50", "p90", "p99"):
+        other = None if base is None else getattr(base, name)
+        row(f"latency {name}, batch {report.batch}", getattr(report.latency_ms, name), other, "ms")
+    for entry in report.batches:
+        row(
+            f"passes a second, batch {entry.batch}",
+            entry.images_per_s,
+            entry.baseline_images_per_s,
+            "/s",
+            higher_is_better=True,
+        )
+    row(f"peak memory, batch {report.batch}", report.peak_mib, report.baseline_peak_mib, "MiB")
+    row("file", report.file_mib, report.baseline_file_mib, "MiB")
+    console().print(table)
+    if report.integer_mac_share is not None:
+        print(f"integer share of all MACs, attested: {100 * report.integer_mac_share:.2f} %")
+    print(f"looking for NaN and infinity: {report.finite_check_ms:.3f} ms of each run")
+    if report.speedup is not None:
+        ratios = ", ".join(f"{r.ratio:.2f}" for r in report.rounds if r.ratio is not None)
+        print(f"speedup {report.speedup:.2f}x at the median; round by round: {ratios}")
+    env = report.environment
+    print(
+        f"{env['cpu']}; {' '.join(env['cpu_flags'])}; {env['usable_cores']} cores, threads {env['threads'] or 'default'}, "
+        f"load {env['load_average_1min']} at the start"
+    )
+
+
+def main() -> None:
+    """Entry of the console script."""
+    run(bench)
+
+
+if __name__ == "__main__":
+    main()

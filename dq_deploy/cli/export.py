@@ -1,0 +1,91 @@
+"""`dq-export`: a record becomes an engine file with its manifest."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dq_deploy.cli.frame import check_outputs, console, run, write_json
+
+
+def export(
+    ckpt: Annotated[Path, typer.Option(help="Quantized model, .pt or .safetensors.")],
+    out: Annotated[Path, typer.Option(help="ONNX file to write; its manifest goes to FILE.json.")],
+    target: Annotated[str, typer.Option(help="onnxruntime or openvino.")] = "onnxruntime",
+    mode: Annotated[str, typer.Option(help="exact, or fast for onnxruntime.")] = "exact",
+    json: Annotated[Path | None, typer.Option(help="Also write the summary as JSON.")] = None,
+) -> None:
+    """Write the integer graph of a quantized model for one engine."""
+    from dq_deploy.errors import OptionError
+    from dq_deploy.targets import check_target
+
+    check_target(target, mode)
+    if out.suffix != ".onnx":
+        raise OptionError(f"--out got {out}, expected a name that ends in .onnx")
+    check_outputs(out, json)
+
+    from dq_deploy.record import load_record
+    from dq_deploy.targets import export as export_record
+
+    started = time.perf_counter()
+    manifest = export_record(load_record(ckpt), out, target=target, mode=mode)
+    summary = summary_of(manifest, out, seconds=time.perf_counter() - started)
+    if json is not None:
+        write_json(json, summary)
+    _print(summary, manifest)
+
+
+def summary_of(manifest: dict[str, Any], out: Path, *, seconds: float) -> dict[str, Any]:
+    """What was exported, as JSON values."""
+    layers, macs = manifest["layers"], manifest["macs"]
+    integer = sum(macs["layers"].get(layer["name"], 0) for layer in layers if layer["integer"])
+    data = Path(f"{out}.data")
+    return {
+        "engine": str(out),
+        "target": manifest["target"],
+        "mode": manifest["mode"],
+        "record_sha256": manifest["record_sha256"],
+        "file_mib": (out.stat().st_size + (data.stat().st_size if data.is_file() else 0)) / 2**20,
+        "seconds": seconds,
+        "layers": len(layers),
+        "integer_layers": sum(bool(layer["integer"]) for layer in layers),
+        "declared_integer_mac_share": integer / macs["of_all"],
+        "forms": dict(sorted(Counter(layer["form"] for layer in layers).items())),
+        "float_layers": {layer["name"]: layer["reason"] for layer in layers if not layer["integer"]},
+        "notes": list(manifest.get("notes", ())),
+    }
+
+
+def _print(summary: dict[str, Any], manifest: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{summary['engine']} for {summary['target']}, mode {summary['mode']}")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    table.add_row("file", f"{summary['file_mib']:.2f} MiB")
+    table.add_row("integer layers", f"{summary['integer_layers']} of {summary['layers']}")
+    share = 100 * summary["declared_integer_mac_share"]
+    table.add_row("declared integer share of all MACs", f"{share:.2f} %")
+    for form, count in summary["forms"].items():
+        table.add_row(f"form {form}", str(count))
+    table.add_row("step buckets", str(len(manifest["timesteps"])))
+    table.add_row("time", f"{summary['seconds']:.1f} s")
+    console().print(table)
+    for name, reason in summary["float_layers"].items():
+        print(f"float: {name}: {reason}")
+    print(
+        f"wrote {summary['engine']}; prove it with: dq-verify --ckpt ... --engine {summary['engine']} --exact"
+    )
+
+
+def main() -> None:
+    """Entry of the console script."""
+    run(export)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What stands in the denoiser's place: an engine's Runner or a torch module, behind one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dq_deploy.errors import DqError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dq_deploy.engines.base import Runner
+
+F32 = NDArray[np.float32]
+Denoise = Callable[[F32, F32, "NDArray[np.int64] | None"], F32]
+"""(sample [B, C, H, W], timestep [B], labels [B] or None) to the model's output [B, C_out, H, W]."""
+
+
+def denoiser_of_runner(runner: Runner) -> Denoise:
+    """An engine as a `Denoise`."""
+
+    def denoise(sample: F32, timestep: F32, labels: NDArray[np.int64] | None) -> F32:
+        feeds: dict[str, Any] = {"sample": sample, "timestep": timestep}
+        if labels is not None:
+            feeds["class_labels"] = labels
+        return np.asarray(runner.run(feeds)[runner.outputs[0].name])
+
+    return denoise
+
+
+def denoiser_of_module(module: nn.Module) -> Denoise:
+    """A torch module (a diffusers denoiser or the simulation of a record) as a `Denoise`."""
+    import torch
+
+    def denoise(sample: F32, timestep: F32, labels: NDArray[np.int64] | None) -> F32:
+        with torch.inference_mode():
+            given = None if labels is None else torch.from_numpy(labels)
+            output = module(torch.from_numpy(sample), torch.from_numpy(timestep), given)
+        if isinstance(output, tuple):
+            output = output[0]
+        tensor = output if isinstance(output, torch.Tensor) else output.sample
+        return np.asarray(tensor.float().numpy())
+
+    return denoise
+
+
+def first_non_finite_layer(
+    module: nn.Module, sample: F32, timestep: F32, labels: NDArray[np.int64] | None
+) -> str | None:
+    """Path of the first submodule without children, in execution order, whose output is not finite; or None.
+
+    Args:
+        module: called as a denoiser.
+        sample: [B, C, H, W] float32.
+        timestep: [B] float32.
+        labels: [B] int64 or None.
+    """
+    import torch
+
+    found: list[str] = []
+
+    def watch(name: str) -> Callable[[Any, Any, Any], None]:
+        def hook(_module: Any, _inputs: Any, output: Any) -> None:
+            is_bad = isinstance(output, torch.Tensor) and not bool(torch.isfinite(output).all())
+            if is_bad and not found:
+                found.append(name)
+
+        return hook
+
+    handles = [
+        child.register_forward_hook(watch(name))
+        for name, child in module.named_modules()
+        if name and not any(True for _ in child.children())
+    ]
+    try:
+        denoiser_of_module(module)(sample, timestep, labels)
+    except DqError:  # a layer behind the bad one refuses NaN; the bad one is known by then
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
