@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dq_deploy.graph.cleanup import RemoveUnused
 from dq_deploy.graph.integer_layers import IntegerLayers
+from dq_deploy.graph.pads import PadsAsModules
 from dq_deploy.graph.passes import run_passes
 from dq_deploy.targets.float_graph import traced_float_graph
 
@@ -45,5 +46,5 @@ def integer_graph(record: Record, *, mode: str) -> IntegerGraph:
         layers: Any = RequantizedLayers(record)
     else:
         layers = IntegerLayers(record)
-    result = run_passes(model, [layers, RemoveUnused()])
+    result = run_passes(model, [PadsAsModules(record), layers, RemoveUnused()])
     return IntegerGraph(model=result.model, layers=layers.entries, notes=result.notes)
