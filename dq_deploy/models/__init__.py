@@ -8,10 +8,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dq_deploy.errors import ModelError
-from dq_deploy.models.layers import Block, Denoiser, FoldSite, LayerSite, Macs, TensorSpec
+from dq_deploy.models.layers import Block, Denoiser, Family, FoldSite, LayerSite, Macs, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +30,7 @@ __all__ = [
     "FAMILIES",
     "Block",
     "Denoiser",
+    "Family",
     "FoldSite",
     "LayerSite",
     "Macs",
@@ -62,17 +63,17 @@ def family_of(config: Mapping[str, Any]) -> str:
     return CLASS_NAMES[name]
 
 
-def _module_of(family: str) -> Any:
+def _module_of(family: str) -> Family:
     if family not in FAMILIES:
         raise ModelError(f"denoiser family {family!r} is unknown, expected one of {', '.join(FAMILIES)}")
-    return importlib.import_module(f"dq_deploy.models.{family}")
+    return cast("Family", importlib.import_module(f"dq_deploy.models.{family}"))
 
 
-def _of(config: Mapping[str, Any]) -> Any:
+def _of(config: Mapping[str, Any]) -> Family:
     return _module_of(family_of(config))
 
 
-def _of_module(module: torch.nn.Module) -> Any:
+def _of_module(module: torch.nn.Module) -> Family:
     name = type(module).__name__
     if name not in CLASS_NAMES:
         raise ModelError(f"module is a {name}, expected one of {', '.join(CLASS_NAMES)}")
@@ -83,7 +84,7 @@ def load_model(path: str | Path, *, variant: str | None = None) -> Denoiser:
     """Load a float denoiser from a folder on disk; nothing is downloaded and no code in it is run.
 
     Args:
-        path: a denoiser folder (config.json and weights) or a pipeline folder (model_index.json, or unet/ inside).
+        path: a denoiser folder (config.json and weights) or a pipeline folder (model_index.json, or unet/).
         variant: file variant as `fp16`; None takes the plain file, or the only variant there is.
 
     Returns:
@@ -101,7 +102,7 @@ def build_denoiser(family: str, config: Mapping[str, Any]) -> torch.nn.Module:
     """A denoiser with random weights, float32, eval mode.
 
     Raises:
-        ModelError: unknown family, or a configuration diffusers cannot build or this project does not support.
+        ModelError: unknown family, or a configuration that diffusers cannot build or that is not supported.
     """
     return _module_of(family).build(config)
 
@@ -119,14 +120,17 @@ def denoiser_from_record(record: Record) -> torch.nn.Module:
     return module_from_record(record)
 
 
-def quantizable_layers(module: torch.nn.Module, config: Mapping[str, Any], *, batch: int = 1) -> list[LayerSite]:
+def quantizable_layers(
+    module: torch.nn.Module, config: Mapping[str, Any], *, batch: int = 1
+) -> list[LayerSite]:
     """Every linear and 2-D convolution in execution order, with shapes at `batch` and MACs of one sample."""
     return _of(config).quantizable_layers(module, config, batch=batch)
 
 
-def macs_of(module: torch.nn.Module, config: Mapping[str, Any]) -> Macs:
-    """Multiply-accumulates of one sample at the configuration's sample size."""
-    return _of(config).macs_of(module, config)
+def macs_of(module: torch.nn.Module | None, config: Mapping[str, Any]) -> Macs:
+    """Multiply-accumulates of one sample at the configuration's sample size; None needs no weights at all."""
+    family = _of(config)
+    return family.macs_of(family.build(config, device="meta") if module is None else module, config)
 
 
 def input_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
@@ -160,5 +164,5 @@ def fold_refusals(module: torch.nn.Module) -> dict[str, str]:
 
 
 def blocks_of(module: torch.nn.Module) -> list[Block]:
-    """Reconstruction blocks in execution order: residual blocks, attentions, the time embedding, single layers."""
+    """Reconstruction blocks as they run: residual blocks, attentions, the time embedding, single layers."""
     return _of_module(module).blocks_of(module)

@@ -82,13 +82,17 @@ def find_weights(folder: Path, variant: str | None) -> Path:
             return candidate
     others = sorted(p for p in folder.glob(f"{STEM}*") if p.suffix in (".safetensors", ".bin"))
     if list(folder.glob(f"{STEM}*.index.json")):
-        raise ModelError(f"weights in {folder} are sharded, expected one file; save them with a larger max_shard_size")
+        raise ModelError(
+            f"weights in {folder} are sharded, expected one file; save them with a larger max_shard_size"
+        )
     if variant is not None or not others:
         there = ", ".join(p.name for p in others) or "none"
         raise ModelError(f"{folder} has no {STEM}{middle}.safetensors or .bin; weight files there: {there}")
     variants = {p.name.split(".")[1] for p in others}
     if len(variants) > 1:
-        raise ModelError(f"{folder} has the variants {', '.join(sorted(variants))} and no plain file; choose one")
+        raise ModelError(
+            f"{folder} has the variants {', '.join(sorted(variants))} and no plain file; choose one"
+        )
     return others[0]
 
 
@@ -135,7 +139,10 @@ def _few(names: set[str]) -> str:
 
 
 def fit_state(
-    module: torch.nn.Module, state: dict[str, torch.Tensor], source: str, error_type: type[DqError] = ModelError
+    module: torch.nn.Module,
+    state: dict[str, torch.Tensor],
+    source: str,
+    error_type: type[DqError] = ModelError,
 ) -> None:
     """Put a state dict into a module, converted to float32; every name and shape must match.
 
@@ -153,7 +160,9 @@ def fit_state(
     ready = {}
     for key, value in state.items():
         if tuple(value.shape) != tuple(expected[key].shape):
-            raise error_type(f"{source}: {key} has shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}")
+            raise error_type(
+                f"{source}: {key} has shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}"
+            )
         if expected[key].dtype.is_floating_point != value.dtype.is_floating_point:
             raise error_type(f"{source}: {key} is {value.dtype}, expected {expected[key].dtype}")
         value = value.to(expected[key].dtype)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dq_deploy.errors import ModelError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 
@@ -128,6 +129,42 @@ class Walk:
     attention_macs: int
 
 
+class Family(Protocol):
+    """What the module of a family provides; `dq_deploy.models` documents each function."""
+
+    def build(self, config: Mapping[str, Any], *, device: str = "cpu") -> torch.nn.Module:
+        """Denoiser with random weights; `device="meta"` makes none."""
+
+    def quantizable_layers(
+        self, module: torch.nn.Module, config: Mapping[str, Any], *, batch: int = 1
+    ) -> list[LayerSite]:
+        """Layers in execution order."""
+
+    def macs_of(self, module: torch.nn.Module, config: Mapping[str, Any]) -> Macs:
+        """Work of one sample."""
+
+    def input_specs(self, config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
+        """Inputs."""
+
+    def output_specs(self, config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
+        """Outputs."""
+
+    def example_inputs(self, config: Mapping[str, Any], batch: int, seed: int) -> dict[str, np.ndarray]:
+        """Random valid inputs."""
+
+    def skip_splits(self, module: torch.nn.Module) -> dict[str, int]:
+        """Channels of the first half of concatenated inputs."""
+
+    def fold_sites(self, module: torch.nn.Module) -> list[FoldSite]:
+        """Legal folds."""
+
+    def fold_refusals(self, module: torch.nn.Module) -> dict[str, str]:
+        """Reasons where there is none."""
+
+    def blocks_of(self, module: torch.nn.Module) -> list[Block]:
+        """Reconstruction blocks."""
+
+
 def is_quantizable(module: torch.nn.Module) -> bool:
     """Whether a module is a layer this project turns into integers."""
     import torch
@@ -148,17 +185,21 @@ def check_layers_supported(module: torch.nn.Module, allowed_parameters: tuple[ty
         has_own = next(child.parameters(recurse=False), None) is not None
         if has_own and not isinstance(child, known):
             raise ModelError(
-                f"layer {name or '(root)'} is a {type(child).__name__}, expected Conv2d, Linear, GroupNorm or "
-                "Embedding; this layer type is not supported"
+                f"layer {name or '(root)'} is a {type(child).__name__}, which is not supported; "
+                "expected Conv2d, Linear, GroupNorm or Embedding"
             )
-        if isinstance(child, torch.nn.Conv2d) and (child.padding_mode != "zeros" or isinstance(child.padding, str)):
+        if isinstance(child, torch.nn.Conv2d) and (
+            child.padding_mode != "zeros" or isinstance(child.padding, str)
+        ):
             raise ModelError(
                 f"layer {name} pads with mode {child.padding_mode!r} and size {child.padding!r}, "
                 "expected zeros of a fixed size; this padding is not supported"
             )
 
 
-def _site(name: str, layer: torch.nn.Module, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> LayerSite:
+def _site(
+    name: str, layer: torch.nn.Module, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
+) -> LayerSite:
     import torch
 
     if isinstance(layer, torch.nn.Linear):
@@ -199,7 +240,9 @@ def _site(name: str, layer: torch.nn.Module, input_shape: tuple[int, ...], outpu
     )
 
 
-def walk(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor], attention_type: type) -> Walk:
+def walk(
+    module: torch.nn.Module, inputs: Mapping[str, torch.Tensor], attention_type: type[torch.nn.Module]
+) -> Walk:
     """Run a module on meta tensors (shapes only, no arithmetic) and list what it calls, in order.
 
     Args:
@@ -211,7 +254,7 @@ def walk(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor], attention_
 
     sites: dict[str, LayerSite] = {}
     attention = 0
-    handles = []
+    handles: list[Any] = []
 
     def layer_hook(name: str) -> Any:
         def hook(layer: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dq_deploy.errors import ModelError, RecordError
 
 if TYPE_CHECKING:
     import torch
 
-    from dq_deploy.record import Record
-    from dq_deploy.record.values import F32, Layer
+    from dq_deploy.record import Layer, Record
 
 
 def empty_denoiser(family: str, config: Mapping[str, Any]) -> torch.nn.Module:
@@ -23,11 +23,13 @@ def empty_denoiser(family: str, config: Mapping[str, Any]) -> torch.nn.Module:
 
     if family not in FAMILIES:
         raise ModelError(f"denoiser family {family!r} is unknown, expected one of {', '.join(FAMILIES)}")
-    module: torch.nn.Module = importlib.import_module(f"dq_deploy.models.{family}").build(config, device="meta")
+    module: torch.nn.Module = importlib.import_module(f"dq_deploy.models.{family}").build(
+        config, device="meta"
+    )
     return module
 
 
-def dequantized_weight(layer: Layer) -> F32:
+def dequantized_weight(layer: Layer) -> NDArray[np.float32]:
     """w_q * s_w * pre of weight set 0 over all parts: float32 [C_out, C_in / groups, ...]."""
     pieces = []
     for part in layer.parts:
@@ -42,7 +44,7 @@ def dequantized_weight(layer: Layer) -> F32:
 
 
 def _check_geometry(record: Record, module: torch.nn.Module) -> None:
-    """Each layer of the record must be the module's own layer: same kind, stride, padding, dilation, groups."""
+    """Each layer of the record must be the module's own: same kind, stride, padding, dilation, groups."""
     import torch
 
     modules = dict(module.named_modules())
@@ -57,9 +59,13 @@ def _check_geometry(record: Record, module: torch.nn.Module) -> None:
             kind = "missing" if child is None else f"a {type(child).__name__}"
             raise RecordError(f"layer {name} is {kind} in the denoiser, expected a Linear or Conv2d there")
         mine = (layer.kind, layer.stride, layer.padding, layer.dilation, layer.groups)
-        for what, value, expected in zip(("kind", "stride", "padding", "dilation", "groups"), mine, got, strict=True):
+        for what, value, expected in zip(
+            ("kind", "stride", "padding", "dilation", "groups"), mine, got, strict=True
+        ):
             if value != expected:
-                raise RecordError(f"layer {name}: {what} is {value!r}, expected {expected!r} as the denoiser has")
+                raise RecordError(
+                    f"layer {name}: {what} is {value!r}, expected {expected!r} as the denoiser has"
+                )
 
 
 def module_from_record(record: Record) -> torch.nn.Module:

@@ -1,0 +1,311 @@
+"""A record as a JSON header and a flat dict of arrays, the content both file forms share.
+
+`docs/record-schema.md` lists every key. The order is canonical: JSON keys sorted, arrays by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dq_deploy.errors import RecordError
+from dq_deploy.numerics import pack_nibbles, unpack_nibbles
+from dq_deploy.record.values import SCHEMA_VERSION, Layer, Part, Record
+
+Arrays = dict[str, NDArray[np.generic]]
+
+FORMAT = "dq_deploy.record"
+PACKED_BITS = 4
+"""Codes of this many bits and fewer are stored two a byte."""
+
+FLOAT_PARAMETER_DTYPES = ("float32", "float16", "int64", "int32", "bool")
+_TOP_KEYS = (
+    "format",
+    "version",
+    "family",
+    "model_config",
+    "scheduler_config",
+    "provenance",
+    "float_parameters",
+    "layers",
+)
+_LAYER_INTS = ("groups", "weight_bits", "activation_bits", "q_min", "q_max")
+_LAYER_TUPLES = {"stride": 2, "padding": 4, "dilation": 2}
+_LAYER_KEYS = ("name", "kind", "fold", "has_bias", "has_output", "w_shapes", *_LAYER_INTS, *_LAYER_TUPLES)
+_PART_ARRAYS = {
+    "pre": "float32",
+    "scale": "float32",
+    "zero_point": "int32",
+    "w_zero_point": "int32",
+    "weight_scale": "float32",
+    "group_of_step": "int32",
+}
+
+
+def header_text(header: Mapping[str, Any]) -> str:
+    """Canonical JSON: sorted keys, no spaces, ASCII.
+
+    Raises:
+        RecordError: a value is not JSON (an object, NaN or infinity).
+    """
+    try:
+        return json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise RecordError(
+            f"model_config, scheduler_config or provenance is not JSON ({error}); use plain finite values"
+        ) from error
+
+
+def _part_key(layer: str, index: int, name: str) -> str:
+    return f"layer/{layer}/part{index}/{name}"
+
+
+def arrays_from_record(record: Record) -> tuple[str, Arrays]:
+    """The JSON header and the arrays of a record, in canonical order, C-contiguous and little-endian.
+
+    Raises:
+        RecordError: a configuration is not JSON, or a float parameter has a type that is not stored.
+    """
+    header = {
+        "format": FORMAT,
+        "version": SCHEMA_VERSION,
+        "family": record.family,
+        "model_config": dict(record.model_config),
+        "scheduler_config": None if record.scheduler_config is None else dict(record.scheduler_config),
+        "provenance": dict(record.provenance),
+        "float_parameters": sorted(record.float_parameters),
+        "layers": [_layer_header(layer) for layer in record.layers.values()],
+    }
+    arrays: dict[str, NDArray[Any]] = {"timesteps": record.timesteps, "step_edges": record.step_edges}
+    for key, value in record.float_parameters.items():
+        if value.dtype.name not in FLOAT_PARAMETER_DTYPES:
+            raise RecordError(
+                f"float parameter {key} is {value.dtype}, expected one of {', '.join(FLOAT_PARAMETER_DTYPES)}"
+            )
+        arrays[f"float/{key}"] = value
+    for name, layer in record.layers.items():
+        arrays.update(_layer_arrays(name, layer))
+    little = {key: np.ascontiguousarray(a).reshape(a.shape) for key, a in sorted(arrays.items())}
+    return header_text(header), {
+        k: a.astype(a.dtype.newbyteorder("<"), copy=False) for k, a in little.items()
+    }
+
+
+def _layer_header(layer: Layer) -> dict[str, Any]:
+    return {
+        "name": layer.name,
+        "kind": layer.kind,
+        "fold": layer.fold,
+        "has_bias": layer.bias is not None,
+        "has_output": layer.out_scale is not None,
+        "w_shapes": [[int(n) for n in part.w_code.shape] for part in layer.parts],
+        **{key: int(getattr(layer, key)) for key in _LAYER_INTS},
+        **{key: [int(n) for n in getattr(layer, key)] for key in _LAYER_TUPLES},
+    }
+
+
+def _layer_arrays(name: str, layer: Layer) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {}
+    for i, part in enumerate(layer.parts):
+        packed = layer.weight_bits <= PACKED_BITS
+        arrays[_part_key(name, i, "w_code")] = pack_nibbles(part.w_code) if packed else part.w_code
+        for key in _PART_ARRAYS:
+            arrays[_part_key(name, i, key)] = getattr(part, key)
+    if layer.bias is not None:
+        arrays[f"layer/{name}/bias"] = layer.bias
+    if layer.out_scale is not None and layer.out_zero_point is not None:
+        arrays[f"layer/{name}/out_scale"] = layer.out_scale
+        arrays[f"layer/{name}/out_zero_point"] = layer.out_zero_point
+    return arrays
+
+
+def content_sha256(record: Record) -> str:
+    """Hex SHA-256 of a record's content; the same for both file forms and every place it was written to."""
+    text, arrays = arrays_from_record(record)
+    digest = hashlib.sha256(text.encode("ascii"))
+    for key, array in arrays.items():
+        digest.update(f"\n{key} {array.dtype.name} {list(array.shape)}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def parse_header(text: str) -> dict[str, Any]:
+    """The header of a record, its format and version checked, nothing else.
+
+    Raises:
+        RecordError: not a record's header, or one of a newer schema version.
+    """
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(
+            f"header is not JSON ({error}); expected a record written by dq-quantize"
+        ) from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise RecordError(f"header names no format {FORMAT!r}; expected a record written by dq-quantize")
+    version = header.get("version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise RecordError(f"schema version is {version!r}, expected a whole number from 1")
+    if version > SCHEMA_VERSION:
+        raise RecordError(
+            f"schema version is {version}, this dq_deploy reads up to {SCHEMA_VERSION}; upgrade dq_deploy"
+        )
+    return header
+
+
+def record_from_arrays(text: str, arrays: Mapping[str, NDArray[Any]]) -> Record:
+    """The inverse of `arrays_from_record`; every key, type, shape and invariant is checked.
+
+    Raises:
+        RecordError: names the key, and the layer, of what is wrong.
+    """
+    header = parse_header(text)
+    _check_keys("header", header, _TOP_KEYS)
+    _check_type("family", header["family"], str)
+    for key in ("model_config", "provenance"):
+        _check_type(key, header[key], dict)
+    if header["scheduler_config"] is not None:
+        _check_type("scheduler_config", header["scheduler_config"], dict)
+    _check_type("float_parameters", header["float_parameters"], list)
+    _check_type("layers", header["layers"], list)
+    for key in header["float_parameters"]:
+        _check_type("float_parameters entry", key, str)
+    names = [_layer_name(entry) for entry in header["layers"]]
+    for name, entry in zip(names, header["layers"], strict=True):
+        _check_layer_header(name, entry)
+    _check_unique("float_parameters", header["float_parameters"])
+    _check_unique("layers", names)
+    _check_arrays(header, arrays)
+    return Record(
+        family=header["family"],
+        layers={name: _layer_of(e, arrays) for name, e in zip(names, header["layers"], strict=True)},
+        timesteps=_array(arrays, "timesteps", "float32"),
+        step_edges=_array(arrays, "step_edges", "float32"),
+        float_parameters={key: _float_parameter(arrays, key) for key in header["float_parameters"]},
+        model_config=header["model_config"],
+        scheduler_config=header["scheduler_config"],
+        provenance=header["provenance"],
+    )
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_type(what: str, value: Any, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise RecordError(f"{what} is {type(value).__name__}, expected {kind.__name__}")
+
+
+def _check_keys(what: str, value: Mapping[str, Any], expected: Iterable[str]) -> None:
+    wanted = set(expected)
+    if missing := sorted(wanted - set(value)):
+        raise RecordError(f"{what} lacks {', '.join(missing)}; the file is incomplete")
+    if unknown := sorted(set(value) - wanted):
+        raise RecordError(f"{what} has the unknown {', '.join(unknown[:3])}; expected only known keys")
+
+
+def _check_unique(what: str, names: list[str]) -> None:
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RecordError(f"{what} lists {twice} twice, expected once")
+
+
+def _layer_name(entry: Any) -> str:
+    _check_type("layers entry", entry, dict)
+    name = entry.get("name")
+    if not isinstance(name, str):
+        raise RecordError(f"layers entry has the name {name!r}, expected text")
+    return name
+
+
+def _check_layer_header(name: str, entry: Mapping[str, Any]) -> None:
+    what = f"layer {name}:"
+    _check_keys(f"layer {name}", entry, _LAYER_KEYS)
+    for key in ("kind", "fold"):
+        _check_type(f"{what} {key}", entry[key], str)
+    for key in ("has_bias", "has_output"):
+        _check_type(f"{what} {key}", entry[key], bool)
+    for key in _LAYER_INTS:
+        if not _is_int(entry[key]):
+            raise RecordError(f"{what} {key} is {entry[key]!r}, expected a whole number")
+    for key, length in _LAYER_TUPLES.items():
+        value = entry[key]
+        if not (isinstance(value, list) and len(value) == length and all(map(_is_int, value))):
+            raise RecordError(f"{what} {key} is {value!r}, expected {length} whole numbers")
+    shapes = entry["w_shapes"]
+    if not isinstance(shapes, list) or not 1 <= len(shapes) <= 2:
+        raise RecordError(f"{what} w_shapes is {shapes!r}, expected one shape for each of 1 or 2 parts")
+    for shape in shapes:
+        if not (isinstance(shape, list) and all(_is_int(n) and 1 <= n < 2**31 for n in shape)):
+            raise RecordError(f"{what} w_shapes holds {shape!r}, expected positive whole numbers")
+
+
+def _check_arrays(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+    wanted = {"timesteps", "step_edges", *(f"float/{key}" for key in header["float_parameters"])}
+    for entry in header["layers"]:
+        name = entry["name"]
+        for i in range(len(entry["w_shapes"])):
+            wanted |= {_part_key(name, i, key) for key in ("w_code", *_PART_ARRAYS)}
+        if entry["has_bias"]:
+            wanted.add(f"layer/{name}/bias")
+        if entry["has_output"]:
+            wanted |= {f"layer/{name}/out_scale", f"layer/{name}/out_zero_point"}
+    if missing := sorted(wanted - set(arrays)):
+        raise RecordError(f"tensor {missing[0]} is missing ({len(missing)} in all); the file is incomplete")
+    if unknown := sorted(set(arrays) - wanted):
+        raise RecordError(
+            f"tensor {unknown[0]} is unknown ({len(unknown)} in all); expected only listed tensors"
+        )
+
+
+def _array(arrays: Mapping[str, NDArray[Any]], key: str, dtype: str) -> NDArray[Any]:
+    array = arrays[key]
+    if array.dtype.name != dtype:
+        raise RecordError(f"tensor {key} is {array.dtype}, expected {dtype}")
+    return array
+
+
+def _float_parameter(arrays: Mapping[str, NDArray[Any]], key: str) -> NDArray[Any]:
+    array = arrays[f"float/{key}"]
+    if array.dtype.name not in FLOAT_PARAMETER_DTYPES:
+        expected = ", ".join(FLOAT_PARAMETER_DTYPES)
+        raise RecordError(f"tensor float/{key} is {array.dtype}, expected one of {expected}")
+    return array
+
+
+def _layer_of(entry: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Layer:
+    name = entry["name"]
+    packed = entry["weight_bits"] <= PACKED_BITS
+    parts = []
+    for i, shape in enumerate(entry["w_shapes"]):
+        stored = _array(arrays, _part_key(name, i, "w_code"), "uint8" if packed else "int8")
+        if not packed and list(stored.shape) != shape:
+            raise RecordError(f"layer {name}: w_code has shape {list(stored.shape)}, w_shapes says {shape}")
+        values = {key: _array(arrays, _part_key(name, i, key), dtype) for key, dtype in _PART_ARRAYS.items()}
+        try:
+            w_code = unpack_nibbles(stored, tuple(shape)) if packed else stored
+            parts.append(Part(w_code=w_code, **values))
+        except RecordError as error:
+            raise RecordError(f"layer {name}: part {i}: {error}") from error
+    return Layer(
+        name=name,
+        kind=entry["kind"],
+        fold=entry["fold"],
+        parts=tuple(parts),
+        bias=_array(arrays, f"layer/{name}/bias", "float32") if entry["has_bias"] else None,
+        out_scale=_array(arrays, f"layer/{name}/out_scale", "float32") if entry["has_output"] else None,
+        out_zero_point=_array(arrays, f"layer/{name}/out_zero_point", "int32")
+        if entry["has_output"]
+        else None,
+        **_numbers_of(entry),
+    )
+
+
+def _numbers_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: entry[key] for key in _LAYER_INTS} | {key: tuple(entry[key]) for key in _LAYER_TUPLES}

@@ -1,0 +1,60 @@
+"""Save and load records by extension."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+from dq_deploy.artifacts import write_bytes_atomic
+from dq_deploy.errors import FileProblemError, RecordError
+from dq_deploy.record import safetensors_file, torch_file
+from dq_deploy.record.arrays import arrays_from_record, record_from_arrays
+from dq_deploy.record.values import Record
+
+FORMS: dict[str, ModuleType] = {".pt": torch_file, ".safetensors": safetensors_file}
+"""The module of each file extension."""
+
+
+def _form_of(path: Path) -> ModuleType:
+    if path.suffix not in FORMS:
+        raise FileProblemError(
+            f"{path} has the extension {path.suffix!r}, expected {' or '.join(FORMS)} for a record; rename it"
+        )
+    return FORMS[path.suffix]
+
+
+def check_record_path(path: str | Path) -> None:
+    """Refuse early a file name a record cannot be saved under.
+
+    Raises:
+        FileProblemError: the extension is not one of `FORMS`.
+    """
+    _form_of(Path(path))
+
+
+def save_record(record: Record, path: str | Path) -> None:
+    """Write a record as `.pt` or `.safetensors`, whole or not at all; the same record gives the same bytes.
+
+    Raises:
+        FileProblemError: another extension, or the file cannot be written.
+        RecordError: a configuration in the record is not JSON.
+    """
+    path = Path(path)
+    form = _form_of(path)
+    header, arrays = arrays_from_record(record)
+    write_bytes_atomic(path, form.bytes_from_arrays(header, arrays))
+
+
+def load_record(path: str | Path) -> Record:
+    """Read a record and check everything that can be checked without building the model.
+
+    Raises:
+        FileProblemError: missing, truncated, damaged, or not a record; code in it is never executed.
+        RecordError: an invariant is broken, or a newer version wrote it; the message names file and layer.
+    """
+    path = Path(path)
+    header, arrays = _form_of(path).arrays_from_file(path)
+    try:
+        return record_from_arrays(header, arrays)
+    except RecordError as error:
+        raise RecordError(f"{path}: {error}") from error

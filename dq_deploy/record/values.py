@@ -1,0 +1,354 @@
+"""The quantized model as frozen values; every invariant is checked where the value is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dq_deploy.errors import RecordError
+from dq_deploy.numerics import ACCUMULATOR_LIMIT, F32, FLOAT32_EXACT, I32
+
+SCHEMA_VERSION = 1
+KINDS = ("linear", "conv2d")
+SCALE_MIN = 2.0**-60
+SCALE_MAX = 2.0**60
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise RecordError(message)
+
+
+def _check_scales(name: str, scale: F32) -> None:
+    _require(scale.dtype == np.float32, f"{name} is {scale.dtype}, expected float32")
+    finite = np.isfinite(scale) & (scale >= SCALE_MIN) & (scale <= SCALE_MAX)
+    if not finite.all():
+        bad = scale[~finite].reshape(-1)[0]
+        raise RecordError(
+            f"{name} holds {bad}, expected positive numbers in [2^-60, 2^60]; quantize the model again"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Part:
+    """One slice of a layer's input channels with its own quantizers; a split skip connection has two.
+
+    Invariants::
+
+        len(scale) == len(zero_point)            1 (static) or T
+        w_code.shape == (G, C_out, C_in / groups, ...)
+        w_zero_point.shape == weight_scale.shape == (G, C_out)
+        len(group_of_step) in (1, T), values in 0..G-1
+        w_q = w_code - w_zero_point fits int8 and is what is multiplied
+
+    Attributes:
+        pre: [C_in] float32, one over the equivalent scale; ones where there is none or it was folded.
+        scale: [T] or [1] float32 activation scale per step bucket.
+        zero_point: [T] or [1] int32.
+        w_code: int8 weight codes; the equivalent scale is already in them.
+        w_zero_point: int32, zero for trained weights.
+        weight_scale: float32.
+        group_of_step: int32, weight set of each step bucket; [0] where there is one set.
+    """
+
+    pre: F32
+    scale: F32
+    zero_point: I32
+    w_code: NDArray[np.int8]
+    w_zero_point: I32
+    weight_scale: F32
+    group_of_step: I32 = field(default_factory=lambda: np.zeros(1, np.int32))
+
+    def __post_init__(self) -> None:
+        """Check the invariants above."""
+        _check_scales("pre", self.pre)
+        _check_scales("scale", self.scale)
+        _check_scales("weight_scale", self.weight_scale)
+        _require(self.pre.ndim == 1, f"pre has shape {self.pre.shape}, expected [C_in]")
+        _require(self.scale.ndim == 1, f"scale has shape {self.scale.shape}, expected [T] or [1]")
+        _require(
+            self.zero_point.shape == self.scale.shape and self.zero_point.dtype == np.int32,
+            f"zero_point is {self.zero_point.dtype}{self.zero_point.shape}, expected int32{self.scale.shape}",
+        )
+        _require(self.w_code.dtype == np.int8, f"w_code is {self.w_code.dtype}, expected int8")
+        _require(
+            self.w_code.ndim in (3, 5),
+            f"w_code has shape {self.w_code.shape}, expected [G, C_out, C_in, ...]",
+        )
+        _require(min(self.w_code.shape) >= 1, f"w_code has shape {self.w_code.shape}, expected no empty axis")
+        sets = self.w_code.shape[:2]
+        for name, value in (("w_zero_point", self.w_zero_point), ("weight_scale", self.weight_scale)):
+            _require(
+                value.shape == sets, f"{name} has shape {value.shape}, expected {sets} as w_code's first two"
+            )
+        _require(
+            self.w_zero_point.dtype == np.int32, f"w_zero_point is {self.w_zero_point.dtype}, expected int32"
+        )
+        groups = self.group_of_step
+        _require(
+            groups.ndim == 1
+            and groups.dtype == np.int32
+            and bool(((groups >= 0) & (groups < sets[0])).all()),
+            f"group_of_step names weight sets outside 0..{sets[0] - 1}",
+        )
+        tail = (1,) * (self.w_code.ndim - 2)
+        span = self.w_code.astype(np.int32) - self.w_zero_point.reshape(*sets, *tail)
+        _require(
+            bool(np.abs(span + 0.5).max(initial=0) <= 127.5),
+            f"w_code - w_zero_point spans [{span.min(initial=0)}, {span.max(initial=0)}], expected int8",
+        )
+
+    @property
+    def steps(self) -> int:
+        """Number of step buckets with own activation quantizers; 1 is static."""
+        return int(self.scale.shape[0])
+
+    def q_weight(self, group: int) -> NDArray[np.int16]:
+        """w_q = w_code - w_zero_point of one weight set: int16 [C_out, C_in / groups, ...]."""
+        code = self.w_code[group].astype(np.int16)
+        zero = self.w_zero_point[group].astype(np.int16)
+        centred: NDArray[np.int16] = code - zero.reshape((-1,) + (1,) * (code.ndim - 1))
+        return centred
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Layer:
+    """One integer layer: a linear or 2-D convolution of the denoiser.
+
+    Invariants::
+
+        1 <= len(parts) <= 2
+        -2^(weight_bits-1) <= w_code <= 2^(weight_bits-1) - 1
+        q_max - q_min == 2^activation_bits - 1,  q_min in (0, -2^(activation_bits-1))
+        K * max|c| * max|w_q| < 2^31,  max|c| < 2^24
+        groups == 1 for linear and for two parts
+
+    Attributes:
+        name: module path in the diffusers denoiser, as `down_blocks.0.resnets.0.conv1`.
+        kind: `linear` or `conv2d`.
+        stride: (vertical, horizontal).
+        padding: (top, left, bottom, right), zeros of the float input.
+        dilation: (vertical, horizontal).
+        groups: channel groups of the convolution.
+        weight_bits: 2 to 8.
+        activation_bits: 2 to 8.
+        q_min: lowest activation code before centring; 0, or -2^(bits-1) for symmetric ranges.
+        q_max: highest activation code.
+        parts: slices of the input channels, in order.
+        bias: [C_out] float32 or None.
+        out_scale: [T] or [1] float32 of the declared requantization, or None.
+        out_zero_point: int32, same shape, codes 0..255.
+        fold: what was decided about folding `pre` into the producer, in words.
+    """
+
+    name: str
+    kind: str
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    weight_bits: int
+    activation_bits: int
+    q_min: int
+    q_max: int
+    parts: tuple[Part, ...]
+    bias: F32 | None = None
+    out_scale: F32 | None = None
+    out_zero_point: I32 | None = None
+    fold: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the invariants above; the message names the layer."""
+        try:
+            self._check()
+        except RecordError as error:
+            raise RecordError(f"layer {self.name}: {error}") from error
+
+    def _check(self) -> None:
+        _require(
+            bool(self.name) and "/" not in self.name and self.name.isprintable(),
+            "name is empty or holds '/' or unprintable characters, expected a module path",
+        )
+        _require(self.kind in KINDS, f"kind is {self.kind!r}, expected one of {KINDS}")
+        _require(1 <= len(self.parts) <= 2, f"has {len(self.parts)} parts, expected 1 or 2")
+        for name, bits in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):
+            _require(2 <= bits <= 8, f"{name} is {bits}, expected 2 to 8")
+        _require(self.groups >= 1, f"groups is {self.groups}, expected at least 1")
+        _require(
+            self.groups == 1 or (self.kind == "conv2d" and len(self.parts) == 1),
+            f"groups is {self.groups}, expected 1 for a linear or split layer",
+        )
+        geometry = (*self.stride, *self.dilation)
+        _require(min(geometry) >= 1, f"stride and dilation are {geometry}, expected at least 1")
+        _require(min(self.padding) >= 0, f"padding is {self.padding}, expected none below 0")
+        half = 2 ** (self.activation_bits - 1)
+        expected = ((0, 2 * half - 1), (-half, half - 1))
+        _require(
+            (self.q_min, self.q_max) in expected,
+            f"codes {self.q_min}..{self.q_max}, expected one of {expected}",
+        )
+        ndim = 3 if self.kind == "linear" else 5
+        n_out = self.parts[0].w_code.shape[1]
+        _require(
+            n_out % self.groups == 0, f"has {n_out} outputs, expected a multiple of groups {self.groups}"
+        )
+        low, high = -(2 ** (self.weight_bits - 1)), 2 ** (self.weight_bits - 1) - 1
+        for part in self.parts:
+            code = part.w_code
+            _require(code.ndim == ndim, f"w_code has {code.ndim} axes, expected {ndim} for {self.kind}")
+            _require(
+                code.shape[1] == n_out, f"parts have {code.shape[1]} and {n_out} outputs, expected the same"
+            )
+            _require(
+                code.shape[2] * self.groups == len(part.pre),
+                f"pre has {len(part.pre)} channels, expected {code.shape[2] * self.groups}: w_code times groups",
+            )
+            _require(
+                int(code.min(initial=0)) >= low and int(code.max(initial=0)) <= high,
+                f"w_code spans [{code.min(initial=0)}, {code.max(initial=0)}], expected [{low}, {high}]",
+            )
+            self._check_accumulator(part)
+        if self.bias is not None:
+            _require(
+                self.bias.shape == (n_out,)
+                and self.bias.dtype == np.float32
+                and bool(np.isfinite(self.bias).all()),
+                f"bias is {self.bias.dtype}{self.bias.shape}, expected finite float32({n_out},)",
+            )
+        self._check_output()
+
+    def _check_accumulator(self, part: Part) -> None:
+        z = part.zero_point.astype(np.int64)
+        reach = int(max(np.abs(self.q_min - z).max(), np.abs(self.q_max - z).max()))
+        worst = max(int(np.abs(part.q_weight(g)).max(initial=0)) for g in range(part.w_code.shape[0]))
+        k = prod(part.w_code.shape[2:])
+        _require(reach < FLOAT32_EXACT, f"zero_point is up to {reach} from the codes, expected below 2^24")
+        _require(
+            k * reach * worst < ACCUMULATOR_LIMIT,
+            f"K * max|c| * max|w_q| = {k} * {reach} * {worst} reaches 2^31; check zero_point, use fewer bits",
+        )
+
+    def _check_output(self) -> None:
+        if (self.out_scale is None) != (self.out_zero_point is None):
+            raise RecordError("has only one of out_scale and out_zero_point, expected both or neither")
+        if self.out_scale is None or self.out_zero_point is None:
+            return
+        _check_scales("out_scale", self.out_scale)
+        zero = self.out_zero_point
+        _require(
+            zero.shape == self.out_scale.shape
+            and zero.dtype == np.int32
+            and bool(((zero >= 0) & (zero <= 255)).all()),
+            f"out_zero_point is {zero.dtype}{zero.shape}, expected int32{self.out_scale.shape} in 0..255",
+        )
+
+    @property
+    def in_channels(self) -> int:
+        """Input channels over all parts."""
+        return sum(len(part.pre) for part in self.parts)
+
+    @property
+    def out_channels(self) -> int:
+        """Output channels."""
+        return int(self.parts[0].w_code.shape[1])
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Kernel size, () for a linear layer."""
+        return tuple(int(k) for k in self.parts[0].w_code.shape[3:])
+
+    @property
+    def reach(self) -> int:
+        """q_max - q_min: the width of the code range; 127 or less lets centred codes fit int8."""
+        return self.q_max - self.q_min
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Record:
+    """A quantized denoiser: integers, scales, step tables, the float rest and where it came from.
+
+    Invariants::
+
+        len(timesteps) == T, len(step_edges) == T - 1, step_edges strictly increasing
+        every table of every layer has 1 or T entries
+        no float parameter belongs to a quantized layer
+
+    Attributes:
+        family: denoiser family, as `unet2d`.
+        layers: by module path, in the order of the module tree.
+        timesteps: [T] float32, calibrated timesteps, increasing.
+        step_edges: [T-1] float32; bucket = count(edges <= timestep).
+        float_parameters: state-dict entries that stay float, after folding, by their diffusers key.
+        model_config: the denoiser's diffusers configuration.
+        scheduler_config: the scheduler's, or None.
+        provenance: JSON values: source hash, method, options, versions, history.
+    """
+
+    family: str
+    layers: Mapping[str, Layer]
+    timesteps: F32
+    step_edges: F32
+    float_parameters: Mapping[str, NDArray[np.generic]]
+    model_config: Mapping[str, Any]
+    scheduler_config: Mapping[str, Any] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the invariants above."""
+        count = len(self.timesteps)
+        for name, value in (("timesteps", self.timesteps), ("step_edges", self.step_edges)):
+            _require(
+                value.ndim == 1 and value.dtype == np.float32 and bool(np.isfinite(value).all()),
+                f"{name} is {value.dtype}{value.shape}, expected finite float32 with one axis",
+            )
+            _require(
+                bool((np.diff(value) > 0).all()),
+                f"{name} is not strictly increasing; quantize the model again",
+            )
+        _require(count >= 1, "timesteps is empty, expected at least one calibrated timestep")
+        _require(
+            len(self.step_edges) == count - 1,
+            f"step_edges has {len(self.step_edges)} entries, expected {count - 1} for {count} timesteps",
+        )
+        _require(bool(self.layers), "record has no quantized layer, expected at least one")
+        for name, layer in self.layers.items():
+            _require(
+                name == layer.name, f"layer {layer.name!r} is stored as {name!r}, expected the same name"
+            )
+            self._check_tables(layer, count)
+            for suffix in ("weight", "bias"):
+                key = f"{name}.{suffix}"
+                _require(
+                    key not in self.float_parameters,
+                    f"{key} is stored as float and in layer {name}, expected once",
+                )
+        for key, stored in self.float_parameters.items():
+            if stored.dtype.kind == "f" and not np.isfinite(stored.astype(np.float64)).all():
+                raise RecordError(f"float parameter {key} holds NaN or infinity, expected finite numbers")
+
+    def _check_tables(self, layer: Layer, count: int) -> None:
+        tables: list[tuple[str, NDArray[Any] | None]] = [("out_scale", layer.out_scale)]
+        for i, part in enumerate(layer.parts):
+            tables += [(f"parts[{i}].scale", part.scale), (f"parts[{i}].group_of_step", part.group_of_step)]
+        for name, table in tables:
+            if table is not None and len(table) not in (1, count):
+                raise RecordError(
+                    f"layer {layer.name}: {name} has {len(table)} entries, expected 1 or {count}, the number "
+                    "of step buckets that step_edges defines"
+                )
+
+    @property
+    def steps(self) -> int:
+        """T, the number of step buckets."""
+        return len(self.timesteps)
+
+
+def edges_from_timesteps(timesteps: NDArray[np.floating]) -> F32:
+    """Midpoints between increasing calibrated timesteps, float32 [T-1]."""
+    t = np.asarray(timesteps, np.float64)
+    return ((t[1:] + t[:-1]) / 2).astype(np.float32)
