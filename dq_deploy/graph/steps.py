@@ -33,6 +33,8 @@ class StepTables:
         self._first = next(iter(graph))
         self._columns: dict[int, list[F32]] = {}
         self._values: dict[tuple[int, bytes], ir.Value] = {}
+        self._numbers: dict[tuple[str, bytes], tuple[ir.Value, NDArray[np.generic]]] = {}
+        self._bucket_scalar = ir.Value(name="dq/steps/bucket_scalar", type=ir.TensorType(ir.DataType.INT64))
 
     def scalar(self, table: NDArray[np.generic], rank: int) -> ir.Value:
         """Value of a [T] or [1] table at each sample's step, float32 with `rank` axes."""
@@ -47,29 +49,63 @@ class StepTables:
             self._values[key] = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT))
         return self._values[key]
 
+    def number(self, table: NDArray[np.generic]) -> ir.Value:
+        """One-element vector with a [T] or [1] table's value at the batch's one step, in the table's dtype."""
+        steps = len(self._edges) + 1
+        column = np.ascontiguousarray(np.broadcast_to(table, (steps,)))
+        key = (column.dtype.name, column.tobytes())
+        if key not in self._numbers:
+            index = sum(1 for kind, _ in self._numbers if kind == key[0])
+            dtype = ir.DataType.from_numpy(column.dtype)
+            value = ir.Value(name=f"dq/steps/{key[0]}/{index}", type=ir.TensorType(dtype))
+            self._numbers[key] = (value, column)
+        return self._numbers[key][0]
+
+    def entry(self, table: NDArray[np.generic], name: str, *, before: ir.Node) -> ir.Value:
+        """Row of a [T, N] table at the batch's one step, as [N] in the table's dtype; needs a shared step.
+
+        Args:
+            table: [T, N] or static [1, N].
+            name: name of the resulting tensor.
+            before: node in front of which it is looked up.
+        """
+        if not self._shared:
+            raise RecordError("a table row without a batch axis needs one step a batch")
+        steps = len(self._edges) + 1
+        full = np.ascontiguousarray(np.broadcast_to(table, (steps, table.shape[1])))
+        b = Builder(self._graph, before, name)
+        source = b.tensor(ir.tensor(full, name=f"{name}/table"))
+        flat = b.op("Gather", [source, self._bucket_scalar], "row", attributes={"axis": 0}, dtype=source.dtype)
+        return flat
+
     def finish(self) -> None:
         """Insert the bucket and the look-ups at the start of the graph; call once, after the last `scalar`."""
         b = Builder(self._graph, self._first, "dq/steps")
         bucket = self._bucket(b)
+        if self._shared:
+            shape = b.constant(np.zeros(0, np.int64), "scalar_shape")
+            name = self._bucket_scalar.name
+            node = ir.Node("", "Reshape", [bucket, shape], outputs=[self._bucket_scalar], name=name)
+            self._graph.insert_before(self._first, node)
         for rank, columns in sorted(self._columns.items()):
             table = np.stack(columns, axis=1)
-            table = table.reshape(*table.shape, *([1] * (rank - 2)))
-            source = b.tensor(ir.tensor(np.ascontiguousarray(table), name=f"dq/steps/rank{rank}/table"))
-            rows = b.op("Gather", [source, bucket], f"rank{rank}/rows", attributes={"axis": 0})
+            table = np.ascontiguousarray(table.reshape(*table.shape, *([1] * (rank - 2))))
             outputs = [value for (r, _), value in self._values.items() if r == rank]
-            if len(outputs) == 1:
-                name = outputs[0].name
-                node = ir.Node("", "Identity", [rows], outputs=outputs, name=name)
-            else:
-                node = ir.Node(
-                    "",
-                    "Split",
-                    [rows],
-                    [ir.AttrInt64("axis", 1), ir.AttrInt64("num_outputs", len(outputs))],
-                    outputs=outputs,
-                    name=f"dq/steps/rank{rank}/split",
-                )
-            self._graph.insert_before(self._first, node)
+            self._look_up(b, f"rank{rank}", table, bucket, outputs, axis=1)
+        for kind in sorted({key[0] for key in self._numbers}):
+            found = [entry for key, entry in self._numbers.items() if key[0] == kind]
+            table = np.stack([column for _, column in found], axis=1)
+            self._look_up(b, kind, table, self._bucket_scalar, [value for value, _ in found], axis=0)
+
+    def _look_up(
+        self, b: Builder, name: str, table: NDArray[np.generic], index: ir.Value, outputs: list[ir.Value], *, axis: int
+    ) -> None:
+        """One Gather of a row of the table, and one Split into its numbers."""
+        source = b.tensor(ir.tensor(table, name=f"dq/steps/{name}/table"))
+        rows = b.op("Gather", [source, index], f"{name}/rows", attributes={"axis": 0})
+        attributes = [ir.AttrInt64("axis", axis), ir.AttrInt64("num_outputs", len(outputs))]
+        node = ir.Node("", "Split", [rows], attributes, outputs=outputs, name=f"dq/steps/{name}/split")
+        self._graph.insert_before(self._first, node)
 
     def _bucket(self, b: Builder) -> ir.Value:
         timestep = next((v for v in self._graph.inputs if v.name == TIMESTEP), None)

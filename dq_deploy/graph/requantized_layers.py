@@ -1,0 +1,193 @@
+"""Mode fast for ONNX Runtime: convolutions with 8-bit outputs, one step bucket a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from dq_deploy.graph.builder import CONTRIB_DOMAIN, Builder, replace_uses
+from dq_deploy.graph.held_codes import pair_safe
+from dq_deploy.graph.integer_layers import decline_reason, float_entry
+from dq_deploy.graph.passes import PassResult
+from dq_deploy.graph.sites import Site, find_sites
+from dq_deploy.graph.steps import StepTables
+from dq_deploy.numerics import reciprocal
+from dq_deploy.record import Part, Record
+
+U8, FLOAT, INT32 = ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.INT32
+
+
+@dataclass
+class RequantizedLayers:
+    """Rewrites each layer of the record for a batch whose samples share one step bucket, to:
+
+    - Mul by m, clamp, QuantizeLinear with scale 1 and the step's zero point: codes c + z
+    - convolutions with output tables: QLinearConv to 8-bit codes of out_s[t], out_z[t], then DequantizeLinear
+    - other layers: MatMulIntegerToFloat with the step's scale, the weight scales and the bias
+
+    Layers that neither form can express stay float, with the reason in the manifest.
+
+    Attributes:
+        record: the quantized denoiser.
+        entries: filled by `apply`: the manifest's entry of each layer.
+    """
+
+    record: Record
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    name: str = "requantized-layers"
+
+    def apply(self, model: ir.Model) -> PassResult:
+        """Edit the model in place."""
+        graph = model.graph
+        sites = find_sites(graph, self.record)
+        steps = StepTables(graph, self.record.step_edges, shared_step=True)
+        notes = []
+        for site in sites:
+            reason = decline_reason(site) or fast_reason(site)
+            if reason:
+                notes.append(f"{site.layer.name} stays float: {reason}")
+                self.entries.append(float_entry(site, reason))
+                continue
+            self.entries.append(_LayerWriter(graph, site, steps).write())
+        steps.finish()
+        graph.opset_imports[CONTRIB_DOMAIN] = 1
+        return PassResult(model=model, modified=True, notes=tuple(notes))
+
+
+def fast_reason(site: Site) -> str:
+    """Why mode fast cannot take a layer that mode exact can, or an empty string."""
+    layer = site.layer
+    if layer.kind == "conv2d" and layer.out_scale is None:
+        return "record has no output table; quantize again without --no-outputs"
+    if layer.kind == "conv2d" and len(layer.parts) > 1:
+        return "a split convolution sums two float products; this form has one"
+    return ""
+
+
+class _LayerWriter:
+    """Writes the nodes of one layer in front of its float node."""
+
+    def __init__(self, graph: ir.Graph, site: Site, steps: StepTables) -> None:
+        self.site, self.layer, self.steps = site, site.layer, steps
+        self.conv = self.layer.kind == "conv2d"
+        self.b = Builder(graph, site.node, f"dq/{self.layer.name}")
+        shape = site.input.shape
+        self.rank = 4 if self.conv else len(shape) if shape is not None else 3
+
+    def write(self) -> dict[str, Any]:
+        entries = []
+        total: ir.Value | None = None
+        start = 0
+        for index, part in enumerate(self.layer.parts):
+            self.b.prefix = f"dq/{self.layer.name}" + (f"/part{index}" if len(self.layer.parts) > 1 else "")
+            x = self._slice(start, len(part.pre))
+            start += len(part.pre)
+            codes, zero = self._codes(x, part)
+            last = index == len(self.layer.parts) - 1
+            term, product = self._convolution(codes, zero, part) if self.conv else self._linear(codes, zero, part, last)
+            entries.append(self._entry(x, codes, product))
+            self.b.prefix = f"dq/{self.layer.name}"
+            total = term if total is None else self.b.op("Add", [total, term], "parts_sum")
+        assert total is not None
+        replace_uses(self.site.output, total)
+        form = "qlinear conv, 8-bit output" if self.conv else "u8 product, float output"
+        return {
+            "name": self.layer.name,
+            "kind": self.layer.kind,
+            "integer": True,
+            "form": form,
+            "reason": "",
+            "output_codes": f"dq/{self.layer.name}/product" if self.conv else None,
+            "parts": entries,
+        }
+
+    def _entry(self, x: ir.Value, codes: ir.Value, product: str) -> dict[str, Any]:
+        return {
+            "input": x.name,
+            "codes": codes.name,
+            "accumulator": None,
+            "accumulator_holds": None,
+            "node": product,
+            "offset": None if self.layer.q_min == 0 else -self.layer.q_min,
+            "offset_table": "zero_point" if self.layer.q_min == 0 else None,
+            "layout": "nchw" if self.conv else "last",
+        }
+
+    def _slice(self, start: int, width: int) -> ir.Value:
+        if len(self.layer.parts) == 1:
+            return self.site.input
+        limits = [self.b.constant(np.array([v], np.int64), "limit") for v in (start, start + width, self.rank - 1)]
+        return self.b.op("Slice", [self.site.input, *limits], "input", dtype=FLOAT)
+
+    def _held_zero(self, part: Part) -> np.ndarray:
+        """Code of 0 at each step: z[t] for unsigned ranges, -q_min for symmetric ones."""
+        return (part.zero_point - self.layer.q_min).astype(np.uint8)
+
+    def _codes(self, x: ir.Value, part: Part) -> tuple[ir.Value, ir.Value]:
+        b, steps = self.b, self.steps
+        m = steps.scalar(reciprocal(part.scale), self.rank)
+        if not (part.pre == 1).all():
+            shape = [1] * self.rank
+            shape[1 if self.conv else self.rank - 1] = -1
+            m = b.op("Mul", [m, b.constant(part.pre.reshape(shape), "pre")], "multiplier")
+        value = b.op("Mul", [x, m], "scaled_input")
+        if self.layer.reach < 255:
+            z = part.zero_point.astype(np.float32)
+            value = b.op("Max", [value, steps.scalar(self.layer.q_min - z, self.rank)], "at_least")
+            value = b.op("Min", [value, steps.scalar(self.layer.q_max - z, self.rank)], "at_most")
+        zero = steps.number(self._held_zero(part))
+        one = b.constant(np.float32(1), "one")
+        return b.op("QuantizeLinear", [value, one, zero], "codes", dtype=U8), zero
+
+    def _convolution(self, codes: ir.Value, zero: ir.Value, part: Part) -> tuple[ir.Value, str]:
+        b, layer = self.b, self.layer
+        assert layer.out_scale is not None and layer.out_zero_point is not None
+        q_weight = part.q_weight(0)
+        safe = pair_safe(q_weight, self.layer.reach)
+        held = q_weight.astype(np.int8) if safe else (q_weight + 128).astype(np.uint8)
+        out_scale = self.steps.number(layer.out_scale)
+        out_zero = self.steps.number(layer.out_zero_point.astype(np.uint8))
+        inputs = [
+            codes,
+            self.steps.number(part.scale),
+            zero,
+            b.tensor(ir.tensor(np.ascontiguousarray(held), name=f"{b.prefix}/weight")),
+            b.constant(part.weight_scale[0], "weight_scale"),
+            b.constant(np.int8(0) if safe else np.uint8(128), "weight_offset"),
+            out_scale,
+            out_zero,
+        ]
+        if layer.bias is not None:
+            product = part.scale.reshape(-1, 1) * part.weight_scale[0].reshape(1, -1)
+            table = np.clip(np.rint(layer.bias / product.astype(np.float64)), -(2**31) + 1, 2**31 - 1)
+            inputs.append(self.steps.entry(table.astype(np.int32), f"{b.prefix}/bias", before=self.site.node))
+        attributes = {
+            "kernel_shape": list(layer.kernel),
+            "strides": list(layer.stride),
+            "pads": list(layer.padding),
+            "dilations": list(layer.dilation),
+        }
+        out = b.op("QLinearConv", inputs, "product", attributes=attributes, dtype=U8)
+        return b.op("DequantizeLinear", [out, out_scale, out_zero], "out", dtype=FLOAT), f"{b.prefix}/product"
+
+    def _linear(self, codes: ir.Value, zero: ir.Value, part: Part, last: bool) -> tuple[ir.Value, str]:
+        b, layer = self.b, self.layer
+        q_weight = part.q_weight(0)
+        safe = pair_safe(q_weight, self.layer.reach)
+        matrix = q_weight.T.astype(np.int8) if safe else (q_weight.T + 128).astype(np.uint8)
+        columns = len(q_weight)
+        inputs = [
+            codes,
+            b.tensor(ir.tensor(np.ascontiguousarray(matrix), name=f"{b.prefix}/weight")),
+            self.steps.number(part.scale),
+            b.constant(part.weight_scale[0], "weight_scale"),
+            zero,
+            b.constant(np.full(columns, 0, np.int8) if safe else np.full(columns, 128, np.uint8), "weight_offset"),
+        ]
+        if last and layer.bias is not None:
+            inputs.append(b.constant(layer.bias, "bias"))
+        out = b.op("MatMulIntegerToFloat", inputs, "product", domain=CONTRIB_DOMAIN, dtype=FLOAT)
+        return out, f"{b.prefix}/product"
