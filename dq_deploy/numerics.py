@@ -1,3 +1,4 @@
+# ruff: noqa: D102 (the protocols name what Part and Layer document)
 """The integer layer in numpy: the definition of truth that every engine is compared with.
 
 For input channel k, output channel n and the step bucket t of a sample::
@@ -14,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from math import prod
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,9 +87,10 @@ class LayerResult:
     output: F32
 
 
-def rne(x: NDArray[np.floating]) -> NDArray[np.floating]:
+def rne(x: NDArray[Any]) -> NDArray[Any]:
     """Round half to even, staying in the floating type of x."""
-    return np.rint(x)
+    rounded: NDArray[Any] = np.rint(x)
+    return rounded
 
 
 def reciprocal(scale: F32) -> F32:
@@ -95,7 +98,7 @@ def reciprocal(scale: F32) -> F32:
     return (np.float32(1.0) / np.asarray(scale, np.float32)).astype(np.float32)
 
 
-def step_bucket(timestep: NDArray[np.generic], edges: F32) -> NDArray[np.int64]:
+def step_bucket(timestep: NDArray[Any], edges: F32) -> NDArray[np.int64]:
     """Bucket of each timestep: count(edges <= float32(timestep)).
 
     Args:
@@ -104,23 +107,39 @@ def step_bucket(timestep: NDArray[np.generic], edges: F32) -> NDArray[np.int64]:
 
     Returns:
         [B] int64 in 0..T-1.
+
+    Raises:
+        InputError: a timestep is NaN; it belongs to no bucket.
     """
     value = np.asarray(timestep).astype(np.float32).reshape(-1, 1)
-    return (np.asarray(edges, np.float32).reshape(1, -1) <= value).sum(axis=1, dtype=np.int64)
+    if np.isnan(value).any():
+        raise InputError("timestep holds NaN, expected numbers; a NaN belongs to no step bucket")
+    buckets: NDArray[np.int64] = (np.asarray(edges, np.float32).reshape(1, -1) <= value).sum(
+        1, dtype=np.int64
+    )
+    return buckets
 
 
-def table_at(table: NDArray[np.generic], step: NDArray[np.integer]) -> NDArray[np.generic]:
-    """Rows of a [T, ...] or static [1, ...] table for each sample's bucket."""
+def table_at(table: NDArray[Any], step: NDArray[np.integer]) -> NDArray[Any]:
+    """Rows of a [T, ...] or static [1, ...] table for each sample's bucket.
+
+    Raises:
+        InputError: a bucket outside the table.
+    """
     if table.shape[0] == 1:
         return np.repeat(table, len(step), axis=0)
-    return table[np.asarray(step)]
+    step = np.asarray(step)
+    if step.size and (step.min() < 0 or step.max() >= table.shape[0]):
+        raise InputError(f"step buckets span [{step.min()}, {step.max()}], expected 0..{table.shape[0] - 1}")
+    rows: NDArray[Any] = table[step]
+    return rows
 
 
-def _per_sample(values: NDArray[np.generic], ndim: int) -> NDArray[np.generic]:
+def _per_sample(values: NDArray[Any], ndim: int) -> NDArray[Any]:
     return values.reshape((-1,) + (1,) * (ndim - 1))
 
 
-def _per_channel(values: NDArray[np.generic], ndim: int, axis: int) -> NDArray[np.generic]:
+def _per_channel(values: NDArray[Any], ndim: int, axis: int) -> NDArray[Any]:
     shape = [1] * ndim
     shape[axis] = -1
     return values.reshape(shape)
@@ -153,13 +172,18 @@ def quantize_centred(
         int32, shape of x.
 
     Raises:
-        InputError: x holds NaN; a NaN has no code.
+        InputError: x holds NaN (a NaN has no code), or another number of samples or channels than the tables.
     """
     x = np.asarray(x)
     if x.dtype != np.float32:
         raise InputError(f"activation is {x.dtype}, expected float32; convert it before quantizing")
     if np.isnan(x).any():
         raise InputError("activation holds NaN, expected finite numbers; a NaN has no code")
+    if len(step) != x.shape[0] or len(pre) != x.shape[channel_axis]:
+        raise InputError(
+            f"activation has shape {x.shape}, expected {len(step)} samples (one step each) "
+            f"and {len(pre)} channels on axis {channel_axis}"
+        )
     z = _per_sample(table_at(np.asarray(zero_point), step), x.ndim).astype(np.float32)
     inv = table_at(reciprocal(scale), step)
     # one float32 product per sample and channel, as the engines do it
@@ -170,18 +194,19 @@ def quantize_centred(
         scaled = (x * m.reshape(shape)).astype(np.float32)
     low = (np.float32(q_min) - z).astype(np.float32)
     high = (np.float32(q_max) - z).astype(np.float32)
-    return np.clip(rne(scaled), low, high).astype(np.int32)
+    codes: I32 = np.clip(rne(scaled), low, high).astype(np.int32)
+    return codes
 
 
 def _exact_float(bound: int) -> type[np.floating]:
     return np.float32 if bound < FLOAT32_EXACT else np.float64
 
 
-def _magnitude(values: NDArray[np.generic]) -> int:
+def _magnitude(values: NDArray[Any]) -> int:
     return int(np.abs(values.astype(np.int64)).max(initial=0))
 
 
-def _matmul_exact(a: NDArray[np.generic], b: NDArray[np.generic]) -> I32:
+def _matmul_exact(a: NDArray[Any], b: NDArray[Any]) -> I32:
     """Integer a @ b through a float product that is exact for these magnitudes."""
     bound = a.shape[-1] * _magnitude(a) * _magnitude(b)
     if bound >= ACCUMULATOR_LIMIT:
@@ -189,7 +214,8 @@ def _matmul_exact(a: NDArray[np.generic], b: NDArray[np.generic]) -> I32:
             f"accumulator bound {bound} reaches 2^31; expected K * max|c| * max|w_q| below it: use fewer bits"
         )
     kind = _exact_float(bound)
-    return np.matmul(a.astype(kind), b.astype(kind)).astype(np.int32)
+    product: I32 = np.matmul(a.astype(kind), b.astype(kind)).astype(np.int32)
+    return product
 
 
 def accumulate_linear(codes: I32, q_weight: NDArray[np.integer]) -> I32:
@@ -206,13 +232,13 @@ def accumulate_linear(codes: I32, q_weight: NDArray[np.integer]) -> I32:
 
 
 def im2col(
-    x: NDArray[np.generic],
+    x: NDArray[Any],
     *,
     kernel: tuple[int, int],
     stride: tuple[int, int],
     padding: tuple[int, int, int, int],
     dilation: tuple[int, int],
-) -> NDArray[np.generic]:
+) -> NDArray[Any]:
     """Patches of x as a view: [B, C, H_out, W_out, kh, kw], zeros outside.
 
     `padding` is (top, left, bottom, right).
@@ -221,7 +247,9 @@ def im2col(
     x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
     span = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
     if x.shape[2] < span[0] or x.shape[3] < span[1]:
-        raise InputError(f"padded input {x.shape[2:]} is smaller than the kernel's span {span}; expected at least that")
+        raise InputError(
+            f"padded input {x.shape[2:]} is smaller than the kernel's span {span}; expected at least that"
+        )
     windows = np.lib.stride_tricks.sliding_window_view(x, span, axis=(2, 3))
     return windows[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
 
@@ -247,8 +275,16 @@ def accumulate_conv2d(
 
     Returns:
         [B, C_out, H_out, W_out] int32.
+
+    Raises:
+        InputError: channels that do not fit the weights, or an input smaller than the kernel.
     """
     n_out, c_group, kh, kw = q_weight.shape
+    if codes.shape[1] != c_group * groups or n_out % groups:
+        raise InputError(
+            f"codes have {codes.shape[1]} channels and weights {n_out} outputs, expected {c_group * groups} "
+            f"channels and a multiple of {groups} outputs"
+        )
     kernel = (kh, kw)
     per_group = n_out // groups
     outputs = []
@@ -296,7 +332,9 @@ def _accumulate_by_group(layer: LayerLike, part: PartLike, codes: I32, step: NDA
     return result
 
 
-def rescale(accumulator: I32, *, scale: F32, weight_scale: F32, step: NDArray[np.integer], channel_axis: int) -> F32:
+def rescale(
+    accumulator: I32, *, scale: F32, weight_scale: F32, step: NDArray[np.integer], channel_axis: int
+) -> F32:
     """A * (s[t] * s_w[n]) in float32.
 
     Args:
@@ -326,7 +364,9 @@ def integer_layer(layer: LayerLike, x: F32, step: NDArray[np.integer]) -> LayerR
     axis = channel_axis_of(layer.kind, x.ndim)
     widths = [len(p.pre) for p in layer.parts]
     if x.shape[axis] != sum(widths):
-        raise InputError(f"input has {x.shape[axis]} channels on axis {axis}, expected {sum(widths)}: {x.shape}")
+        raise InputError(
+            f"input has {x.shape[axis]} channels on axis {axis}, expected {sum(widths)}: {x.shape}"
+        )
     slices = np.split(x, np.cumsum(widths)[:-1], axis=axis)
     codes, accumulators = [], []
     y: F32 | None = None
@@ -355,23 +395,39 @@ def integer_layer(layer: LayerLike, x: F32, step: NDArray[np.integer]) -> LayerR
 
 
 def requantize(
-    y: F32, *, out_scale: F32, out_zero_point: I32, step: NDArray[np.integer], q_min: int = 0, q_max: int = 255
+    y: F32,
+    *,
+    out_scale: F32,
+    out_zero_point: I32,
+    step: NDArray[np.integer],
+    q_min: int = 0,
+    q_max: int = 255,
 ) -> I32:
-    """Output codes of the declared requantization: clamp(rne(y / out_s[t]) + out_z[t], q_min, q_max)."""
+    """Output codes of the declared requantization: clamp(rne(y / out_s[t]) + out_z[t], q_min, q_max).
+
+    Raises:
+        InputError: y holds NaN.
+    """
+    if np.isnan(y).any():
+        raise InputError("output to requantize holds NaN, expected finite numbers; a NaN has no code")
     s = _per_sample(table_at(out_scale, step), y.ndim)
     z = _per_sample(table_at(out_zero_point, step), y.ndim).astype(np.float32)
     with np.errstate(over="ignore"):
-        return np.clip(rne((y / s).astype(np.float32)) + z, q_min, q_max).astype(np.int32)
+        codes: I32 = np.clip(rne((y / s).astype(np.float32)) + z, q_min, q_max).astype(np.int32)
+    return codes
 
 
 def dequantize(codes: I32, *, scale: F32, zero_point: I32, step: NDArray[np.integer]) -> F32:
     """(q - z[t]) * s[t] in float32, the inverse of `requantize`."""
     s = _per_sample(table_at(scale, step), codes.ndim)
     z = _per_sample(table_at(zero_point, step), codes.ndim)
-    return ((codes - z).astype(np.float32) * s).astype(np.float32)
+    y: F32 = ((codes - z).astype(np.float32) * s).astype(np.float32)
+    return y
 
 
-def shifted_accumulator(accumulator: I32, q_weight: NDArray[np.integer], offset: int, channel_axis: int) -> I32:
+def shifted_accumulator(
+    accumulator: I32, q_weight: NDArray[np.integer], offset: int, channel_axis: int
+) -> I32:
     """What an engine accumulates that holds c + offset: A + offset * sum_k w_q[n, k].
 
     The sum runs over every weight of the output channel, so padding must hold the code `offset`.
@@ -379,8 +435,11 @@ def shifted_accumulator(accumulator: I32, q_weight: NDArray[np.integer], offset:
     sums = q_weight.reshape(q_weight.shape[0], -1).sum(axis=1, dtype=np.int64)
     shifted = accumulator.astype(np.int64) + _per_channel(offset * sums, accumulator.ndim, channel_axis)
     if np.abs(shifted).max(initial=0) >= ACCUMULATOR_LIMIT:
-        raise RecordError(f"codes shifted by {offset} overflow int32; expected a smaller offset or fewer bits")
-    return shifted.astype(np.int32)
+        raise RecordError(
+            f"codes shifted by {offset} overflow int32; expected a smaller offset or fewer bits"
+        )
+    result: I32 = shifted.astype(np.int32)
+    return result
 
 
 def pack_nibbles(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
@@ -395,11 +454,19 @@ def pack_nibbles(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
 
 
 def unpack_nibbles(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.int8]:
-    """Inverse of `pack_nibbles` for a known shape."""
-    count = int(np.prod(shape, dtype=np.int64))
+    """Inverse of `pack_nibbles` for a known shape.
+
+    Raises:
+        RecordError: another number of bytes than the shape needs, or a spare nibble that is not 0.
+    """
+    count = prod(shape)
     flat = np.asarray(packed, np.uint8).reshape(-1)
     if flat.size != (count + 1) // 2:
-        raise RecordError(f"packed codes hold {flat.size} bytes, expected {(count + 1) // 2} for shape {shape}")
+        raise RecordError(
+            f"packed codes hold {flat.size} bytes, expected {(count + 1) // 2} for shape {shape}"
+        )
+    if count % 2 and flat[-1] >> 4:
+        raise RecordError(f"packed codes end with the spare nibble {flat[-1] >> 4}, expected 0")
     nibble = np.empty(flat.size * 2, np.uint8)
     nibble[0::2] = flat & 0xF
     nibble[1::2] = flat >> 4
@@ -412,7 +479,7 @@ def worst_pair_product(q_weight: NDArray[np.integer], code_max: int) -> int:
     """Largest sum of two adjacent unsigned-by-signed products along K, over every channel.
 
     An engine that adds u8 x s8 pairs in int16 is exact only when this is at most 32767. K is taken in
-    (kh, kw, C_in) and in (C_in, kh, kw) order and every pairing offset, so the answer holds for either layout.
+    (kh, kw, C_in) and in (C_in, kh, kw) order and every pairing offset: the answer holds for either layout.
     """
     w = np.abs(q_weight.astype(np.int64))
     orders = [w.reshape(w.shape[0], -1)]

@@ -206,7 +206,7 @@ class Layer:
             )
             _require(
                 code.shape[2] * self.groups == len(part.pre),
-                f"pre has {len(part.pre)} channels, expected {code.shape[2] * self.groups}: w_code times groups",
+                f"pre has {len(part.pre)} channels, expected {code.shape[2] * self.groups} by w_code",
             )
             _require(
                 int(code.min(initial=0)) >= low and int(code.max(initial=0)) <= high,
