@@ -55,7 +55,7 @@ def _draw_rounds(axes: Any, report: BenchReport) -> None:
         baseline = [r.baseline_p50_ms for r in report.rounds]
         axes.plot(numbers, baseline, "o-", color=BASELINE_COLOUR, label="float, same tracer")
     axes.set(xlabel="round", ylabel="median latency, ms", title=f"batch {report.batch}")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     axes.legend(frameon=False)
 
 

@@ -31,7 +31,8 @@ class BenchOptions:
     Attributes:
         batches: batch sizes; the first is the one that latency, speedup and memory are given for.
         rounds: rounds of the first batch; with a baseline at least 7, the two engines taking turns.
-        runs: timed runs of one engine in one round.
+        runs: least number of timed runs of one engine in one round.
+        seconds: a round goes on for about as long; a fast engine makes more runs.
         warmup: runs before them that are not counted.
         threads: threads of one run, or None for the engine's choice.
         finite_check: whether the Runner looks for NaN and infinity, as in use.
@@ -41,6 +42,7 @@ class BenchOptions:
     batches: tuple[int, ...] = (1, 4, 8)
     rounds: int = 7
     runs: int = 10
+    seconds: float = 0.3
     warmup: int = 3
     threads: int | None = None
     finite_check: bool = True
@@ -185,7 +187,9 @@ def _take_turns(
     for number in range(rounds):
         names = list(running) if number % 2 == 0 else list(reversed(running))
         for name in names:
-            answer = running[name].time(batch=batch, warmup=options.warmup, runs=options.runs)
+            answer = running[name].time(
+                batch=batch, warmup=options.warmup, runs=options.runs, seconds=options.seconds
+            )
             series[name].latency_ms.append(answer["latency_ms"])
             series[name].peak_mib = answer["peak_mib"]
             series[name].finite_check_ms = answer["finite_check_ms"]

@@ -2,7 +2,8 @@
 
 The process reads one JSON request a line on stdin and answers one JSON line on stdout::
 
-    {"batch": 4, "warmup": 3, "runs": 20}    {"latency_ms": [...], "peak_mib": 210.4, "finite_check_ms": 0.02}
+    {"batch": 4, "warmup": 3, "runs": 10, "seconds": 0.3}
+    {"latency_ms": [...], "peak_mib": 210.4, "finite_check_ms": 0.02}
 
 The first line it writes says that the engine is loaded. End of input ends it.
 """
@@ -12,13 +13,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -31,8 +32,15 @@ from dq_deploy.errors import DqError, FileProblemError
 
 
 def peak_mib() -> float:
-    """Highest resident memory of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts KiB
+    """Highest resident memory of this process so far, in MiB.
+
+    getrusage is no good here: its peak survives exec, so a child starts with its parent's.
+    """
+    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        key, _, value = line.partition(":")
+        if key == "VmHWM":
+            return int(value.split()[0]) / 1024
+    raise DqError("/proc/self/status has no VmHWM, expected Linux; memory cannot be measured here")
 
 
 def feeds_for(
@@ -60,13 +68,14 @@ def feeds_for(
 
 
 def time_runs(
-    runner: Runner, feeds: Mapping[str, NDArray[np.generic]], *, warmup: int, runs: int
+    runner: Runner, feeds: Mapping[str, NDArray[np.generic]], *, warmup: int, runs: int, seconds: float
 ) -> list[float]:
-    """Latency of each of `runs` runs in ms, after `warmup` runs that are not counted."""
+    """Latency of each run in ms: at least `runs` runs and about `seconds`, after `warmup` uncounted ones."""
     for _ in range(warmup):
         runner.run(feeds)
-    latency_ms = []
-    for _ in range(runs):
+    latency_ms: list[float] = []
+    began = time.perf_counter()
+    while len(latency_ms) < runs or time.perf_counter() - began < seconds:
         start = time.perf_counter()
         runner.run(feeds)
         latency_ms.append((time.perf_counter() - start) * 1e3)
@@ -109,7 +118,8 @@ def serve(settings: WorkerSettings, requests: IO[str], answers: IO[str]) -> None
             request = json.loads(line)
             feeds = feeds_for(runner.inputs, request["batch"], runner.manifest)
             spent, before = runner.finite_check_ms, runner.runs
-            latency_ms = time_runs(runner, feeds, warmup=request["warmup"], runs=request["runs"])
+            counts = {key: request[key] for key in ("warmup", "runs", "seconds")}
+            latency_ms = time_runs(runner, feeds, **counts)
             check_ms = (runner.finite_check_ms - spent) / (runner.runs - before)
             answer({"latency_ms": latency_ms, "peak_mib": peak_mib(), "finite_check_ms": check_ms})
 
@@ -144,11 +154,12 @@ class Worker:
             self.close()
             raise
 
-    def time(self, *, batch: int, warmup: int, runs: int) -> dict[str, Any]:
+    def time(self, *, batch: int, warmup: int, runs: int, seconds: float) -> dict[str, Any]:
         """Latencies in ms, the memory peak so far in MiB, and the cost of the finite check in ms a run."""
         assert self._process.stdin is not None
+        request = {"batch": batch, "warmup": warmup, "runs": runs, "seconds": seconds}
         with contextlib.suppress(BrokenPipeError):  # its end is reported below
-            self._process.stdin.write(json.dumps({"batch": batch, "warmup": warmup, "runs": runs}) + "\n")
+            self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         return self._answer()
 

@@ -23,7 +23,7 @@ def bench(
     ] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes; the first one is what is compared.")] = "1,4,8",
     rounds: Annotated[int, typer.Option(help="Rounds; at least 7 with --baseline.")] = 7,
-    runs: Annotated[int, typer.Option(help="Timed runs of one engine in one round.")] = 10,
+    runs: Annotated[int, typer.Option(help="Least number of timed runs of one engine in one round.")] = 10,
     warmup: Annotated[int, typer.Option(help="Runs before them that are not counted.")] = 3,
     threads: Annotated[
         int | None, typer.Option(help="Threads of one run; default: the engine's choice.")
@@ -88,7 +88,7 @@ def _print(report: BenchReport) -> None:
         row(f"latency {name}, batch {report.batch}", getattr(report.latency_ms, name), other, "ms")
     for entry in report.batches:
         row(
-            f"passes a second, batch {entry.batch}",
+            f"images a second, batch {entry.batch}",
             entry.images_per_s,
             entry.baseline_images_per_s,
             "/s",
@@ -99,14 +99,15 @@ def _print(report: BenchReport) -> None:
     console().print(table)
     if report.integer_mac_share is not None:
         print(f"integer share of all MACs, attested: {100 * report.integer_mac_share:.2f} %")
+    print("images a second: of one denoising step")
     print(f"looking for NaN and infinity: {report.finite_check_ms:.3f} ms of each run")
     if report.speedup is not None:
         ratios = ", ".join(f"{r.ratio:.2f}" for r in report.rounds if r.ratio is not None)
         print(f"speedup {report.speedup:.2f}x at the median; round by round: {ratios}")
     env = report.environment
+    cores = f"{env['usable_cores']} cores, threads {env['threads'] or 'default'}"
     print(
-        f"{env['cpu']}; {' '.join(env['cpu_flags'])}; {env['usable_cores']} cores, threads {env['threads'] or 'default'}, "
-        f"load {env['load_average_1min']} at the start"
+        f"{env['cpu']}; {' '.join(env['cpu_flags'])}; {cores}, load {env['load_average_1min']} at the start"
     )
 
 

@@ -13,6 +13,7 @@ F64 = NDArray[np.float64]
 
 SSIM_SIGMA = 1.5
 SSIM_RADIUS = 5
+SSIM_WINDOW = 2 * SSIM_RADIUS + 1
 
 
 def _pairs(images: NDArray[np.generic], reference: NDArray[np.generic], data_range: float) -> tuple[F64, F64]:

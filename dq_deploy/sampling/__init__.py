@@ -12,6 +12,7 @@ from dq_deploy.sampling.loop import (
     labels_for,
     noise_for,
     sample_images,
+    sampler_timesteps,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "labels_for",
     "noise_for",
     "sample_images",
+    "sampler_timesteps",
 ]

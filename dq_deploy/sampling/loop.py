@@ -247,6 +247,11 @@ def _without_learned_variance(scheduler: Any, output: torch.Tensor, channels: in
     return output[:, :channels]
 
 
+def sampler_timesteps(config: Mapping[str, Any] | None, options: SampleOptions) -> list[float]:
+    """Timesteps the sampler visits, in its order; same errors as `build_scheduler`."""
+    return [float(t) for t in build_scheduler(config, options).timesteps]
+
+
 def bucket_distances(timesteps: Sequence[float], calibrated: F32, edges: F32) -> F32:
     """How far each timestep lies from the calibrated timestep of its bucket.
 
