@@ -1,0 +1,184 @@
+"""`dq-info`: what a quantized model or an exported engine file is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dq_deploy.cli.frame import check_outputs, console, run, write_json
+from dq_deploy.errors import FileProblemError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def info(
+    path: Annotated[Path, typer.Argument(help="A record (.pt, .safetensors) or an engine file (.onnx).")],
+    json: Annotated[Path | None, typer.Option(help="Also write what is shown, and more, as JSON.")] = None,
+) -> None:
+    """Show what a quantized model or an exported engine file holds."""
+    check_outputs(json)
+    if path.suffix == ".onnx":
+        summary = summary_of_engine(path)
+        show = _show_engine
+    else:
+        summary = summary_of_record(path)
+        show = _show_record
+    if json is not None:
+        write_json(json, summary)
+    show(summary)
+
+
+def summary_of_record(path: Path) -> dict[str, Any]:
+    """Summary of a record file as JSON values; see `dq_deploy.record.summary`."""
+    from dq_deploy.record import load_record
+    from dq_deploy.record.summary import MIB, summarize_record
+
+    summary = summarize_record(load_record(path))
+    return {"path": str(path), "file_mib": path.stat().st_size / MIB, **summary}
+
+
+def summary_of_engine(path: Path) -> dict[str, Any]:
+    """Manifest of an exported ONNX file with the shares its layers declare.
+
+    Raises:
+        FileProblemError: not an ONNX file, or one this project did not write.
+    """
+    from dq_deploy.graph.onnx_file import read_manifest
+
+    manifest = read_manifest(path)
+    data = path.with_name(path.name + ".data")
+    size = path.stat().st_size + (data.stat().st_size if data.is_file() else 0)
+    try:
+        layers, macs = manifest["layers"], manifest["macs"]
+        integer = [layer for layer in layers if layer["integer"]]
+        work = sum(macs["layers"][layer["name"]] for layer in integer)
+        summary = {
+            "kind": "engine",
+            "path": str(path),
+            "file_mib": size / 2**20,
+            "integer_layers": len(integer),
+            "layers_total": len(layers),
+            "declared_integer_mac_share": work / macs["of_all"],
+            "declared_integer_mac_share_of_quantizable": work / macs["of_quantizable"],
+        }
+        _ = [(layer["form"], layer["kind"], layer["reason"]) for layer in layers], manifest["record_sha256"]
+        return {**summary, "manifest": manifest}
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise FileProblemError(
+            f"manifest inside {path} is incomplete ({error}); export the file again"
+        ) from error
+
+
+def _facts(title: str, rows: Mapping[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, "none" if value is None else str(value))
+    return table
+
+
+def _show_record(summary: dict[str, Any]) -> None:
+    size, provenance = summary["size_mib"], summary["provenance"]
+    facts = {
+        "family": f"{summary['family']} ({summary['model_class']})",
+        "scheduler": summary["scheduler_class"],
+        "method": summary["method"],
+        "bits": ", ".join(f"{bits}: {count} layers" for bits, count in summary["bits"].items()),
+        "step buckets": summary["steps"],
+        "timesteps": _short(summary["timesteps"]),
+        "quantized layers": f"{size['quantized']:.3f} MiB, as float32 {size['quantized_as_float32']:.3f} MiB",
+        "float parameters": f"{size['float']:.3f} MiB in {len(summary['float_parameters'])} tensors",
+        "file": f"{summary['file_mib']:.3f} MiB, as float32 {size['total_as_float32']:.3f} MiB",
+        "content": summary["content_sha256"],
+        **{f"provenance: {key}": _value(value) for key, value in provenance.items() if key != "method"},
+    }
+    out = console()
+    out.print(_facts(summary["path"], facts), markup=False)
+    out.print(_layer_table(summary["layers"]))
+
+
+def _layer_table(layers: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"{len(layers)} quantized layers")
+    for name in ("layer", "kind", "bits", "weights", "steps", "parts", "fold"):
+        table.add_column(name, justify="right" if name == "steps" else "left", overflow="fold")
+    for row in layers:
+        table.add_row(
+            Text(row["name"]),
+            row["kind"],
+            f"W{row['weight_bits']}A{row['activation_bits']}",
+            "x".join(str(n) for n in row["shape"]),
+            str(row["steps"]) if row["steps"] > 1 else "static",
+            " + ".join(str(n) for n in row["parts"]),
+            Text(row["fold"]),
+        )
+    return table
+
+
+def _show_engine(summary: dict[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    manifest = summary["manifest"]
+    share = 100 * summary["declared_integer_mac_share"]
+    facts = {
+        "target": f"{manifest.get('target')}, mode {manifest.get('mode')}",
+        "family": manifest.get("family"),
+        "made from record": manifest["record_sha256"],
+        "file": f"{summary['file_mib']:.3f} MiB",
+        "inputs": _tensors(manifest.get("inputs")),
+        "outputs": _tensors(manifest.get("outputs")),
+        "step buckets": len(manifest.get("timesteps") or ()),
+        "timesteps": _short(manifest.get("timesteps") or ()),
+        "batch": "one step bucket in a batch" if manifest.get("single_step_batch") else "steps may be mixed",
+        "integer layers": f"{summary['integer_layers']} of {summary['layers_total']}, as declared",
+        "integer share of MACs": f"{share:.2f} %, as declared; dq-verify measures it",
+        "versions": _value(manifest.get("versions")),
+    }
+    out = console()
+    out.print(_facts(summary["path"], facts), markup=False)
+    table = Table(title=f"{summary['layers_total']} layers")
+    for name in ("layer", "kind", "form", "reason"):
+        table.add_column(name, overflow="fold")
+    for layer in manifest["layers"]:
+        table.add_row(*(Text(str(layer[key])) for key in ("name", "kind", "form", "reason")))
+    out.print(table)
+
+
+def _tensors(specs: Any) -> str:
+    if not isinstance(specs, list):
+        return "none"
+    return ", ".join(
+        f"{s.get('name')} {s.get('dtype')} {s.get('shape')}" for s in specs if isinstance(s, dict)
+    )
+
+
+def _short(values: Any) -> str:
+    texts = [f"{value:g}" for value in values]
+    return ", ".join(texts if len(texts) <= 8 else [*texts[:3], "...", *texts[-3:]])
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_value(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(_value(item) for item in value)
+    return str(value)
+
+
+def main() -> None:
+    """Entry of the console script."""
+    run(info)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""A record in numbers a person asks for first, as JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+from dq_deploy.record.arrays import arrays_from_record, content_sha256
+from dq_deploy.record.values import Layer, Record
+
+MIB = 2**20
+
+
+def summarize_record(record: Record) -> dict[str, Any]:
+    """Family, steps, layers, sizes and provenance of a record.
+
+    Returns:
+        JSON values. Sizes in MiB: `quantized` as stored (packed codes, scales and tables),
+        `quantized_as_float32` the same layers' weights and biases in float32, `float` the parameters kept float.
+    """
+    _, arrays = arrays_from_record(record)
+    quantized = sum(a.nbytes for key, a in arrays.items() if key.startswith("layer/"))
+    kept = sum(a.nbytes for key, a in arrays.items() if key.startswith("float/"))
+    as_float = sum(_float_bytes(layer) for layer in record.layers.values())
+    return {
+        "kind": "record",
+        "content_sha256": content_sha256(record),
+        "family": record.family,
+        "model_class": record.model_config.get("_class_name"),
+        "scheduler_class": (record.scheduler_config or {}).get("_class_name"),
+        "method": record.provenance.get("method"),
+        "steps": record.steps,
+        "timesteps": [float(t) for t in record.timesteps],
+        "bits": _bits(record.layers),
+        "size_mib": {
+            "quantized": quantized / MIB,
+            "quantized_as_float32": as_float / MIB,
+            "float": kept / MIB,
+            "total": (quantized + kept) / MIB,
+            "total_as_float32": (as_float + kept) / MIB,
+        },
+        "layers": [_row(layer) for layer in record.layers.values()],
+        "float_parameters": sorted(record.float_parameters),
+        "provenance": dict(record.provenance),
+    }
+
+
+def _weights_of(layer: Layer) -> int:
+    return sum(prod(part.w_code.shape[1:]) for part in layer.parts)
+
+
+def _float_bytes(layer: Layer) -> int:
+    return 4 * (_weights_of(layer) + (0 if layer.bias is None else layer.out_channels))
+
+
+def _bits(layers: Mapping[str, Layer]) -> dict[str, int]:
+    """Number of layers by bits, as W4A8, the widest first."""
+    counts: dict[tuple[int, int], int] = {}
+    for layer in layers.values():
+        key = (layer.weight_bits, layer.activation_bits)
+        counts[key] = counts.get(key, 0) + 1
+    return {f"W{w}A{a}": counts[w, a] for w, a in sorted(counts, reverse=True)}
+
+
+def _row(layer: Layer) -> dict[str, Any]:
+    return {
+        "name": layer.name,
+        "kind": layer.kind,
+        "weight_bits": layer.weight_bits,
+        "activation_bits": layer.activation_bits,
+        "codes": [layer.q_min, layer.q_max],
+        "shape": [layer.out_channels, layer.in_channels // layer.groups, *layer.kernel],
+        "stride": list(layer.stride),
+        "padding": list(layer.padding),
+        "groups": layer.groups,
+        "steps": max(part.steps for part in layer.parts),
+        "parts": [len(part.pre) for part in layer.parts],
+        "weight_sets": max(part.w_code.shape[0] for part in layer.parts),
+        "equivalent_scale": any(bool((part.pre != 1).any()) for part in layer.parts),
+        "requantized": layer.out_scale is not None,
+        "fold": layer.fold,
+    }
