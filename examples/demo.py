@@ -1,0 +1,135 @@
+"""The whole path on the demo model, command by command, with one summary table at the end.
+
+    python examples/demo.py --out demo-out          (or: make demo)
+
+Nothing of the library is called here: each step is the console command as a user would type it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def run(command: list[str]) -> float:
+    """Print a command, run it, and return its seconds; end with its exit code if it fails."""
+    print(f"\n$ {shlex.join(command)}", flush=True)
+    program = shutil.which(command[0])
+    if program is None:
+        sys.exit(f"error: {command[0]} is not on the PATH; install the package first (make setup)")
+    started = time.perf_counter()
+    code = subprocess.run([program, *command[1:]], check=False).returncode
+    if code:
+        print(f"error: {command[0]} ended with {code}", file=sys.stderr)
+        sys.exit(code)
+    return time.perf_counter() - started
+
+
+def commands(out: Path, *, model: str, iterations: int | None, threads: int) -> dict[str, list[str]]:
+    """The five commands, by name."""
+    ckpt, engine = str(out / "model.pt"), str(out / "unet.onnx")
+    quantize = [
+        "dq-quantize",
+        "--model",
+        model,
+        "--method",
+        "dilatequant",
+        "--weights",
+        "4",
+        "--activations",
+        "8",
+    ]
+    quantize += ["--steps", "20", "--out", ckpt]
+    if iterations is not None:
+        quantize += ["--iterations", str(iterations)]
+    verify = ["dq-verify", "--ckpt", ckpt, "--engine", engine, "--exact", "--require-integer", "0.95"]
+    bench = ["dq-bench", "--engine", engine, "--ckpt", ckpt, "--baseline", "--threads", str(threads)]
+    labels = ",".join(str(label) for label in range(10))
+    sample = [
+        "dq-sample",
+        "--ckpt",
+        ckpt,
+        "--engine",
+        engine,
+        "--labels",
+        labels,
+        "--steps",
+        "20",
+        "--compare",
+    ]
+    return {
+        "quantize": quantize,
+        "export": ["dq-export", "--ckpt", ckpt, "--out", engine],
+        "verify": [*verify, "--json", str(out / "verify.json"), "--html", str(out / "report.html")],
+        "bench": [*bench, "--json", str(out / "bench.json"), "--png", str(out / "bench.png")],
+        "sample": [*sample, "--out", str(out / "samples.png"), "--json", str(out / "samples.json")],
+    }
+
+
+def summary_rows(out: Path, seconds: dict[str, float]) -> list[tuple[str, str]]:
+    """What the JSON files say, one row a fact."""
+    verify, bench, sample = (
+        json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("verify", "bench", "samples")
+    )
+    compared = f"{verify['layers_compared']} of {verify['layers_total']}"
+    psnr = verify["output_psnr_db"]
+    return [
+        ("layers compared bit for bit", compared),
+        ("codes compared", f"{verify['codes_compared']:,}"),
+        ("accumulators compared", f"{verify['accumulators_compared']:,}"),
+        ("largest difference of a code", str(verify["max_code_difference"])),
+        ("largest difference of an accumulator", str(verify["max_accumulator_difference"])),
+        ("integer share of all MACs", f"{100 * verify['integer_mac_share']:.2f} %"),
+        ("engine output against simulation", "bit-equal" if psnr is None else f"{psnr:.1f} dB"),
+        ("latency, batch 1, integer engine", f"{bench['latency_ms']['p50']:.2f} ms"),
+        ("latency, batch 1, float baseline", f"{bench['baseline_latency_ms']['p50']:.2f} ms"),
+        ("speedup over the float baseline", f"{bench['speedup']:.2f}x"),
+        (
+            "engine file, float baseline file",
+            f"{bench['file_mib']:.2f} MiB, {bench['baseline_file_mib']:.2f} MiB",
+        ),
+        ("images against float, PSNR", f"{sample['mean_psnr_db']:.2f} dB"),
+        ("images against float, SSIM", f"{sample['mean_ssim']:.4f}"),
+        *((f"time of {name}", f"{value:.1f} s") for name, value in seconds.items()),
+        ("time in all", f"{sum(seconds.values()):.1f} s"),
+    ]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the demo."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for the results")
+    parser.add_argument("--model", default=None, help="float model; default: the demo model beside this file")
+    parser.add_argument(
+        "--iterations", type=int, default=None, help="of each block; default: the method's own"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="threads of the timed engines")
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    shipped = HERE / "mnist-ddpm-32"
+    if shipped.is_relative_to(Path.cwd()):
+        shipped = shipped.relative_to(Path.cwd())
+    model = args.model or str(shipped)
+    steps = commands(args.out, model=model, iterations=args.iterations, threads=args.threads)
+    seconds = {name: run(command) for name, command in steps.items()}
+    rows = summary_rows(args.out, seconds)
+    width = max(len(name) for name, _ in rows)
+    print(f"\n{'-' * (width + 24)}\nthe demo model in W4A8, 20 steps\n{'-' * (width + 24)}")
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+    print(f"\nleft in {args.out}/: {', '.join(sorted(path.name for path in args.out.iterdir()))}")
+
+
+if __name__ == "__main__":
+    main()
