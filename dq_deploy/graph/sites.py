@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from dq_deploy.errors import RecordError
@@ -19,14 +18,19 @@ class Site:
     Attributes:
         layer: the record's layer.
         node: its Conv, Gemm or MatMul.
-        input: float tensor that enters the layer.
         output: float tensor behind the bias.
     """
 
     layer: Layer
     node: ir.Node
-    input: ir.Value
     output: ir.Value
+
+    @property
+    def input(self) -> ir.Value:
+        """Float tensor that enters the layer; read late, for the layer in front may have been rewritten."""
+        value = self.node.inputs[0]
+        assert value is not None
+        return value
 
     @property
     def spatial(self) -> tuple[int, int]:
@@ -62,9 +66,7 @@ def find_sites(graph: ir.Graph, record: Record) -> list[Site]:
             continue
         if layer.name in found:
             raise RecordError(f"layer {layer.name} runs more than once in the traced graph, expected once")
-        x = node.inputs[0]
-        assert x is not None
-        found[layer.name] = Site(layer=layer, node=node, input=x, output=_behind_bias(node))
+        found[layer.name] = Site(layer=layer, node=node, output=_behind_bias(node))
     missing = [name for name in record.layers if name not in found]
     if missing:
         raise RecordError(
@@ -87,8 +89,3 @@ def _behind_bias(node: ir.Node) -> ir.Value:
     if consumer.op_type == "Add" and same_module:
         return consumer.outputs[0]
     return value
-
-
-def step_of_batch_edges(record: Record) -> np.ndarray:
-    """Bucket edges as float32 [1, T-1], ready to compare with timesteps of shape [B, 1]."""
-    return record.step_edges.reshape(1, -1)

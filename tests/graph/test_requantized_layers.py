@@ -1,0 +1,50 @@
+"""Mode fast: codes equal the numerics, and outputs equal the declared requantization but for rounding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dq_deploy import numerics
+from dq_deploy.graph.requantized_layers import RequantizedLayers
+from tests.graph.single_layer import assert_codes_and_accumulators_equal, random_layer, run_integer
+
+
+@pytest.mark.parametrize("bits", [(4, 8), (8, 8), (6, 6), (4, 4)])
+@pytest.mark.parametrize("timestep", [0.0, 120.0, 200.0])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_convolution_codes_are_exact_and_output_codes_within_one(bits, timestep, symmetric):
+    rng = np.random.default_rng(5)
+    layer = random_layer(
+        rng, weight_bits=bits[0], activation_bits=bits[1], symmetric=symmetric, padding=(1, 1, 1, 1), widths=(16,)
+    )
+    x = rng.normal(0, 3, (2, 16, 6, 6)).astype(np.float32)
+    when = np.full(2, timestep, np.float32)
+    run = run_integer(layer, x, when, RequantizedLayers)
+    assert_codes_and_accumulators_equal(layer, x, when, run)
+    step = numerics.step_bucket(when, np.array([50, 150], np.float32))
+    y = numerics.integer_layer(layer, x, step).output
+    expected = numerics.requantize(y, out_scale=layer.out_scale, out_zero_point=layer.out_zero_point, step=step)
+    difference = np.abs(run.values[run.entry["output_codes"]].astype(int) - expected)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.05
+
+
+def test_linear_keeps_float_outputs():
+    rng = np.random.default_rng(6)
+    layer = random_layer(rng, kind="linear", widths=(32,))
+    x = rng.normal(0, 3, (2, 5, 32)).astype(np.float32)
+    when = np.full(2, 100, np.float32)
+    run = run_integer(layer, x, when, RequantizedLayers)
+    assert_codes_and_accumulators_equal(layer, x, when, run)
+    expected = numerics.integer_layer(layer, x, np.array([1, 1])).output
+    np.testing.assert_allclose(run.values["y"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_convolution_without_output_table_stays_float_with_a_reason():
+    import dataclasses
+
+    rng = np.random.default_rng(7)
+    layer = dataclasses.replace(random_layer(rng), out_scale=None, out_zero_point=None)
+    run = run_integer(layer, rng.normal(size=(1, 5, 4, 4)).astype(np.float32), np.zeros(1), RequantizedLayers)
+    assert "no output table" in run.entry["reason"]
