@@ -17,7 +17,7 @@ def summarize_record(record: Record) -> dict[str, Any]:
 
     Returns:
         JSON values. Sizes in MiB: `quantized` as stored (packed codes, scales and tables),
-        `quantized_as_float32` the same layers' weights and biases in float32, `float` the parameters kept float.
+        `quantized_as_float32` their weights and biases in float32, `float` the parameters kept float.
     """
     _, arrays = arrays_from_record(record)
     quantized = sum(a.nbytes for key, a in arrays.items() if key.startswith("layer/"))
