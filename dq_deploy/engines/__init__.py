@@ -55,5 +55,7 @@ def open_engine(
     if name == "openvino":
         from dq_deploy.engines.openvino import OpenVinoRunner
 
-        return OpenVinoRunner(path, manifest, threads=threads, finite_check=finite_check, optimized_model_path=optimized)
+        return OpenVinoRunner(
+            path, manifest, threads=threads, finite_check=finite_check, optimized_model_path=optimized
+        )
     raise OptionError(f"engine is {name!r}, expected one of {', '.join(ENGINES)}")

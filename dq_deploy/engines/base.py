@@ -105,7 +105,9 @@ class Runner(ABC):
                 raise InputError(f"input {spec.name} has shape {value.shape}, expected {_shape_text(spec.shape)}")
             if spec.shape and isinstance(spec.shape[0], str):
                 if batch is not None and value.shape[0] != batch:
-                    raise InputError(f"input {spec.name} has a batch of {value.shape[0]}, expected {batch} as the others")
+                    raise InputError(
+                        f"input {spec.name} has a batch of {value.shape[0]}, expected {batch} as the others"
+                    )
                 batch = value.shape[0]
         self._check_values(feeds)
 

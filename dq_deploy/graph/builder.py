@@ -46,9 +46,9 @@ class Builder:
         self.graph.insert_before(self.before, node)
         return output
 
-    def constant(self, array: NDArray[np.generic], role: str) -> ir.Value:
+    def constant(self, array: NDArray[np.generic] | np.generic, role: str) -> ir.Value:
         """An initializer; scalars and small vectors of equal content are shared."""
-        array = np.ascontiguousarray(array) if array.ndim else array
+        array = np.asarray(array, order="C")
         name = f"{self.prefix}/{role}"
         if array.size <= 4096:
             digest = hashlib.sha256(array.tobytes() + str((array.dtype, array.shape)).encode()).hexdigest()[:12]

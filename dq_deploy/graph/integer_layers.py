@@ -33,7 +33,7 @@ def decline_reason(site: Site) -> str:
 
 @dataclass
 class IntegerLayers:
-    """Rewrites each layer of the record, Conv, Gemm or MatMul + Add, to:
+    """Rewrites each layer of the record (Conv, Gemm or MatMul + Add).
 
     - Mul by m = pre * inv_s[t], clamp, QuantizeLinear with scale 1: unsigned codes
     - for convolutions, rows of patches by Gather over [B, H * W, C], padding by a row of the code of 0
@@ -205,9 +205,7 @@ class _LayerWriter:
         code = b.op("Cast", [self.steps.scalar(z, 3)], "pad_code", attributes={"to": int(U8)}, dtype=U8)
         return b.op("Expand", [code, b.constant(np.array([1, 1, channels]), "pad_shape")], "pad_row")
 
-    def _product(
-        self, rows: ir.Value, q_weight: np.ndarray, held: HeldCodes, part: Part
-    ) -> tuple[ir.Value, str, str]:
+    def _product(self, rows: ir.Value, q_weight: np.ndarray, held: HeldCodes, part: Part) -> tuple[ir.Value, str, str]:
         b = self.b
         matrix = q_weight.transpose(2, 3, 1, 0).reshape(-1, len(q_weight)) if self.conv else q_weight.T
         safe = pair_safe(q_weight, held.highest)
@@ -234,7 +232,9 @@ class _LayerWriter:
             return b.tensor(ir.tensor((matrix + 128).astype(np.uint8), name=f"{b.prefix}/weight"))
         if self.layer.weight_bits > 4 or matrix.min() < -8 or matrix.max() > 7:
             return b.tensor(ir.tensor(np.ascontiguousarray(matrix.astype(np.int8)), name=f"{b.prefix}/weight"))
-        packed = ir.tensor(np.ascontiguousarray(matrix.astype(np.int8)), dtype=ir.DataType.INT4, name=f"{b.prefix}/weight")
+        packed = ir.tensor(
+            np.ascontiguousarray(matrix.astype(np.int8)), dtype=ir.DataType.INT4, name=f"{b.prefix}/weight"
+        )
         return b.op("Cast", [b.tensor(packed)], "weight_s8", attributes={"to": int(ir.DataType.INT8)})
 
     def _canonical(self, accumulator: ir.Value, q_weight: np.ndarray, part: Part, held: HeldCodes) -> ir.Value:

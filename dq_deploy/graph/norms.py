@@ -11,7 +11,7 @@ from dq_deploy.graph.trace import MODULE_KEY
 
 
 class GroupNormAsInstanceNorm:
-    """Rewrites GroupNormalization(x, gamma, beta, G) with constant gamma and beta:
+    """Rewrites GroupNormalization(x, gamma, beta, G) with constant gamma and beta.
 
     - Reshape x to [B, G, C/G * H * W]
     - InstanceNormalization with unit scale and zero bias, per group
@@ -40,7 +40,7 @@ class GroupNormAsInstanceNorm:
             return "scale or bias is not a constant"
         if x.shape is None or not all(isinstance(d, int) for d in list(x.shape)[1:]):
             return f"input shape {x.shape} is not static but for the batch"
-        tail = [int(d) for d in list(x.shape)[1:]]  # type: ignore[arg-type]
+        tail = [int(d) for d in list(x.shape)[1:]]
         groups = node.attributes["num_groups"].as_int()
         epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
         path = node.metadata_props.get(MODULE_KEY, str(index))

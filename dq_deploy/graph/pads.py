@@ -55,6 +55,7 @@ class PadsAsModules:
         padded.type = x.type
         if x.shape is not None:
             batch, channels, height, width = x.shape
-            assert isinstance(height, int) and isinstance(width, int)
+            assert isinstance(height, int)
+            assert isinstance(width, int)
             padded.shape = ir.Shape([batch, channels, height + top + bottom, width + left + right])
         node.replace_input_with(0, padded)

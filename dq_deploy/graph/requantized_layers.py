@@ -22,7 +22,7 @@ U8, FLOAT, INT32 = ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.INT32
 
 @dataclass
 class RequantizedLayers:
-    """Rewrites each layer of the record for a batch whose samples share one step bucket, to:
+    """Rewrites each layer of the record for a batch whose samples share one step bucket.
 
     - Mul by m, clamp, QuantizeLinear with scale 1 and the step's zero point: codes c + z
     - convolutions with output tables: QLinearConv to 8-bit codes of out_s[t], out_z[t], then DequantizeLinear
@@ -144,7 +144,8 @@ class _LayerWriter:
 
     def _convolution(self, codes: ir.Value, zero: ir.Value, part: Part) -> tuple[ir.Value, str]:
         b, layer = self.b, self.layer
-        assert layer.out_scale is not None and layer.out_zero_point is not None
+        assert layer.out_scale is not None
+        assert layer.out_zero_point is not None
         q_weight = part.q_weight(0)
         safe = pair_safe(q_weight, self.layer.reach)
         held = q_weight.astype(np.int8) if safe else (q_weight + 128).astype(np.uint8)

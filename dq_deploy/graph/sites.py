@@ -47,7 +47,7 @@ def _spatial(value: ir.Value) -> tuple[int, int]:
     shape = value.shape
     if shape is None or len(shape) != 4 or not all(isinstance(d, int) for d in list(shape)[2:]):
         raise RecordError(f"tensor {value.name} has shape {shape}, expected [B, C, height, width] with fixed sizes")
-    return int(shape[2]), int(shape[3])  # type: ignore[arg-type]
+    return int(shape[2]), int(shape[3])
 
 
 _OPS = {"conv2d": ("Conv",), "linear": ("Gemm", "MatMul")}

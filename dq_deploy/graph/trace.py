@@ -36,7 +36,7 @@ def trace(module: Any, example: Mapping[str, NDArray[np.generic]], *, output: st
     """
     import torch
 
-    class Call(torch.nn.Module):
+    class Call(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.denoiser = module

@@ -28,9 +28,7 @@ def check_target(target: str, mode: str) -> None:
         raise OptionError(f"mode is {mode!r}, expected one of {', '.join(MODES[target])} for target {target}")
 
 
-def export(
-    record: Record, path: str | Path, *, target: str = "onnxruntime", mode: str = "exact"
-) -> dict[str, Any]:
+def export(record: Record, path: str | Path, *, target: str = "onnxruntime", mode: str = "exact") -> dict[str, Any]:
     """Write the integer graph of a record for one engine, with its manifest.
 
     Args:

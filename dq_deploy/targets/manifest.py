@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from dq_deploy.models import input_specs, macs_of, output_specs, build_denoiser
+from dq_deploy.models import build_denoiser, input_specs, macs_of, output_specs
 from dq_deploy.record import content_sha256
 
 if TYPE_CHECKING:

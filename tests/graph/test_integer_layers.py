@@ -59,9 +59,7 @@ def test_linear_equals_numerics(seed, bits, size, widths):
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_ties_their_neighbours_and_huge_values_get_the_codes_of_numerics(activation_bits, symmetric):
     rng = np.random.default_rng(0)
-    layer = random_layer(
-        rng, kind="linear", activation_bits=activation_bits, symmetric=symmetric, widths=(1,), steps=3
-    )
+    layer = random_layer(rng, kind="linear", activation_bits=activation_bits, symmetric=symmetric, widths=(1,), steps=3)
     part = layer.parts[0]
     m = numerics.reciprocal(part.scale)[0] * part.pre[0]
     ties = ((np.arange(-300, 300) + 0.5) / m).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The exact form on a CPU that adds u8 x s8 pairs in int16 (AVX2 without VNNI), by emulation where QEMU is installed."""
+"""The exact form on a CPU that adds u8 x s8 pairs in int16 (AVX2 without VNNI), by emulation with QEMU."""
 
 from __future__ import annotations
 
