@@ -156,12 +156,13 @@ def _baseline_file(path: Path, record: Record | None, wanted: bool) -> Iterator[
     if not wanted:
         yield None
         return
-    from dq_deploy.graph.onnx_file import read_manifest
-    from dq_deploy.targets import float_graph
+    from dq_deploy.graph.onnx_file import read_manifest, write_onnx
+    from dq_deploy.targets.float_graph import traced_float_graph
 
     with tempfile.TemporaryDirectory(prefix="dq-bench-") as folder:
         target = Path(folder) / "float.onnx"
-        float_graph(read_manifest(path), target, record=record)
+        manifest = read_manifest(path)
+        write_onnx(traced_float_graph(manifest["family"], manifest["model_config"], record), target, None)
         yield target
 
 

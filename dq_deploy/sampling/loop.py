@@ -242,7 +242,9 @@ def _without_learned_variance(scheduler: Any, output: torch.Tensor, channels: in
             f"the denoiser gives {output.shape[1]} channels for {channels}, expected {channels}, "
             f"or {2 * channels} with a learned variance"
         )
-    if getattr(scheduler.config, "variance_type", "") in ("learned", "learned_range"):
+    # DDIM keeps the key in its configuration but does not read the variance
+    is_ddpm = type(scheduler).__name__ == "DDPMScheduler"
+    if is_ddpm and scheduler.config.variance_type in ("learned", "learned_range"):
         return output
     return output[:, :channels]
 

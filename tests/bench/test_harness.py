@@ -1,0 +1,92 @@
+"""Engines are timed in turns, each in its own process, and the report has the documented keys."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dq_deploy.bench import BenchOptions, benchmark
+from dq_deploy.bench.chart import write_chart
+from dq_deploy.bench.worker import Worker, WorkerSettings
+from dq_deploy.errors import FileProblemError, OptionError
+
+QUICK = BenchOptions(batches=(1, 2), rounds=7, runs=2, warmup=1, seconds=0.0, threads=1)
+
+
+@pytest.fixture(scope="module")
+def report(tiny_engine):
+    turns = []
+    found = benchmark(
+        tiny_engine, baseline=True, options=QUICK, integer_mac_share=0.9, on_progress=lambda *t: turns.append(t)
+    )
+    assert turns[-1] == (20, 20)  # (7 + 3 rounds) x 2 engines
+    assert [done for done, _ in turns] == list(range(1, 21))
+    return found
+
+
+def test_the_report_has_the_documented_keys(report):
+    values = json.loads(json.dumps(report.to_json()))
+    wanted = {"latency_ms", "baseline_latency_ms", "speedup", "rounds", "peak_mib", "file_mib", "integer_mac_share"}
+    assert wanted <= set(values)
+    for key in ("latency_ms", "baseline_latency_ms"):
+        percentiles = values[key]
+        assert 0 < percentiles["p50"] <= percentiles["p90"] <= percentiles["p99"]
+    assert values["speedup"] == pytest.approx(values["baseline_latency_ms"]["p50"] / values["latency_ms"]["p50"])
+    assert values["integer_mac_share"] == 0.9
+    assert {"cpu", "cpu_flags", "threads", "versions", "date"} <= set(values["environment"])
+
+
+def test_every_round_is_in_the_report(report):
+    values = report.to_json()
+    assert len(values["rounds"]) == len(values["round_ratios"]) == 7
+    for entry, ratio in zip(values["rounds"], values["round_ratios"], strict=True):
+        assert ratio == pytest.approx(entry["baseline_p50_ms"] / entry["p50_ms"])
+
+
+def test_images_a_second_belong_to_their_batch(report):
+    assert [entry.batch for entry in report.batches] == [1, 2]
+    for entry in report.batches:
+        assert entry.images_per_s == pytest.approx(1000 * entry.batch / entry.p50_ms)
+
+
+def test_the_file_size_is_that_of_the_file(report, tiny_engine):
+    assert report.file_mib == tiny_engine.stat().st_size / 2**20
+
+
+def test_without_a_baseline_its_fields_are_empty(tiny_engine):
+    found = benchmark(tiny_engine, options=BenchOptions(batches=(1,), rounds=1, runs=1, seconds=0.0, threads=1))
+    assert found.baseline_latency_ms is found.speedup is found.baseline_peak_mib is None
+    assert found.rounds[0].ratio is None
+    assert "round_ratios" not in found.to_json()
+
+
+def test_memory_is_the_engines_own_and_not_its_parents(tiny_engine):
+    ballast = np.ones(400 * 2**20 // 8)  # resident in this process before the worker is forked
+    with Worker(WorkerSettings(path=str(tiny_engine), threads=1)) as worker:
+        peak = worker.time(batch=1, warmup=1, runs=1, seconds=0.0)["peak_mib"]
+    assert ballast.sum() == ballast.size
+    assert 20 < peak < 350
+
+
+def test_a_worker_reports_what_its_engine_says(tmp_path):
+    with pytest.raises(FileProblemError, match=r"missing\.onnx"):
+        Worker(WorkerSettings(path=str(tmp_path / "missing.onnx")))
+
+
+def test_fewer_rounds_than_a_comparison_needs_are_refused(tiny_engine):
+    with pytest.raises(OptionError, match="at least 7"):
+        benchmark(tiny_engine, baseline=True, options=BenchOptions(rounds=6))
+
+
+@pytest.mark.parametrize("wrong", [{"rounds": 0}, {"runs": 0}, {"batches": ()}, {"batches": (0,)}, {"threads": 0}])
+def test_options_out_of_range_are_refused(wrong):
+    with pytest.raises(OptionError, match="expected at least"):
+        BenchOptions(**wrong)
+
+
+def test_the_chart_is_a_picture(report, tmp_path):
+    write_chart(report, tmp_path / "bench.png")
+    assert Image.open(tmp_path / "bench.png").size == (1080, 432)

@@ -1,0 +1,147 @@
+"""Whatever happens in a command, the user sees one line and the exit code says whose fault it was."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dq_deploy.cli.frame import check_outputs, numbers_from_text, run, write_json
+from dq_deploy.errors import FileProblemError, GuaranteeError, OptionError
+
+SCRIPT = """
+import sys, time
+from dq_deploy.artifacts import atomic_path
+from dq_deploy.cli.frame import run
+from pathlib import Path
+
+def demo(what: str, out: Path = Path("unused")) -> None:
+    if what == "print":
+        for number in range(100000):
+            print(number)
+    with atomic_path(out) as temporary:
+        temporary.write_text("half")
+        print("started", flush=True)
+        time.sleep(30)
+
+run(demo)
+"""
+
+
+def outcome(command, argv, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(command, argv)
+    return caught.value.code, capsys.readouterr()
+
+
+def raiser(error):
+    def demo(number: int = 1) -> None:
+        """Do a thing."""
+        raise error
+
+    return demo
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (OptionError("got a,\n  expected b"), 2, "error: got a, expected b"),
+        (GuaranteeError("layer x differs"), 3, "error: layer x differs"),
+        (ValueError("odd"), 1, "error: internal error: ValueError: odd; rerun with --debug for the traceback"),
+        (KeyboardInterrupt(), 130, "error: interrupted"),
+    ],
+)
+def test_a_failure_is_one_line_and_a_code(error, code, line, capsys):
+    found, printed = outcome(raiser(error), [], capsys)
+    assert found == code
+    assert printed.err == line + "\n"
+    assert printed.out == ""
+
+
+def test_debug_prints_the_traceback_too(capsys):
+    found, printed = outcome(raiser(OptionError("got a")), ["--debug"], capsys)
+    assert found == 2
+    assert "Traceback" in printed.err
+    assert printed.err.endswith("error: got a\n")
+
+
+@pytest.mark.parametrize("argv", [["--nope"], ["--number", "x"], ["extra"]])
+def test_a_wrong_command_line_is_one_line_and_code_two(argv, capsys):
+    found, printed = outcome(raiser(AssertionError("not reached")), argv, capsys)
+    assert found == 2
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert "--help" in printed.err
+
+
+def test_a_command_that_ends_well_exits_with_zero(capsys):
+    def demo(number: int = 1) -> None:
+        print(number + 1)
+
+    found, printed = outcome(demo, ["--number", "4"], capsys)
+    assert (found, printed.out, printed.err) == (0, "5\n", "")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_a_signal_leaves_no_half_written_file(number, code, word, tmp_path):
+    script = tmp_path / "demo.py"
+    script.write_text(SCRIPT)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    command = [sys.executable, str(script), "write", "--out", str(folder / "result")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    time.sleep(0.1)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert error == f"error: {word}\n"
+    assert list(folder.iterdir()) == []
+
+
+def test_a_reader_that_goes_away_is_no_error_message(tmp_path):
+    script = tmp_path / "demo.py"
+    script.write_text(SCRIPT)
+    process = subprocess.Popen(
+        [sys.executable, str(script), "print"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=20) == 141
+
+
+@pytest.mark.parametrize(("text", "numbers"), [("1,4,8", (1, 4, 8)), ("0-3", (0, 1, 2, 3)), (" 2 ,5-6", (2, 5, 6))])
+def test_lists_of_numbers(text, numbers):
+    assert numbers_from_text(text, "--labels", low=0) == numbers
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,,2", "-1", "1.5", "3-1", "0,99"])
+def test_what_is_no_list_of_numbers_is_refused(text):
+    with pytest.raises(OptionError, match="--labels got"):
+        numbers_from_text(text, "--labels", low=0, high=10)
+
+
+def test_outputs_are_refused_before_any_work(tmp_path):
+    check_outputs(tmp_path / "a", None, tmp_path / "b")
+    with pytest.raises(FileProblemError, match="does not exist"):
+        check_outputs(tmp_path / "missing" / "a")
+    with pytest.raises(FileProblemError, match="is a folder"):
+        check_outputs(tmp_path)
+    with pytest.raises(OptionError, match="two outputs"):
+        check_outputs(tmp_path / "a", tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_has_no_words_that_json_lacks(tmp_path):
+    write_json(tmp_path / "x.json", {"a": float("inf"), "b": [float("nan"), 1.5], "c": (1, None)})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [None, 1.5], "c": [1, None]}
