@@ -120,9 +120,7 @@ def denoiser_from_record(record: Record) -> torch.nn.Module:
     return module_from_record(record)
 
 
-def quantizable_layers(
-    module: torch.nn.Module, config: Mapping[str, Any], *, batch: int = 1
-) -> list[LayerSite]:
+def quantizable_layers(module: torch.nn.Module, config: Mapping[str, Any], *, batch: int = 1) -> list[LayerSite]:
     """Every linear and 2-D convolution in execution order, with shapes at `batch` and MACs of one sample."""
     return _of(config).quantizable_layers(module, config, batch=batch)
 

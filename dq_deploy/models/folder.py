@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.errors import DqError, ModelError
-from dq_deploy.models.layers import Denoiser
+from dq_deploy.models.layers import Denoiser, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -82,17 +82,13 @@ def find_weights(folder: Path, variant: str | None) -> Path:
             return candidate
     others = sorted(p for p in folder.glob(f"{STEM}*") if p.suffix in (".safetensors", ".bin"))
     if list(folder.glob(f"{STEM}*.index.json")):
-        raise ModelError(
-            f"weights in {folder} are sharded, expected one file; save them with a larger max_shard_size"
-        )
+        raise ModelError(f"weights in {folder} are sharded, expected one file; save them with a larger max_shard_size")
     if variant is not None or not others:
         there = ", ".join(p.name for p in others) or "none"
         raise ModelError(f"{folder} has no {STEM}{middle}.safetensors or .bin; weight files there: {there}")
     variants = {p.name.split(".")[1] for p in others}
     if len(variants) > 1:
-        raise ModelError(
-            f"{folder} has the variants {', '.join(sorted(variants))} and no plain file; choose one"
-        )
+        raise ModelError(f"{folder} has the variants {', '.join(sorted(variants))} and no plain file; choose one")
     return others[0]
 
 
@@ -114,7 +110,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
                 "save the model as safetensors"
             ) from error
         raise ModelError(
-            f"weights {path} are truncated or damaged ({str(error).splitlines()[0]}); copy the file again"
+            f"weights {path} are truncated or damaged ({first_line(error)}); copy the file again"
         ) from error
     if not isinstance(state, dict) or not all(
         isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
@@ -160,9 +156,7 @@ def fit_state(
     ready = {}
     for key, value in state.items():
         if tuple(value.shape) != tuple(expected[key].shape):
-            raise error_type(
-                f"{source}: {key} has shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}"
-            )
+            raise error_type(f"{source}: {key} has shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}")
         if expected[key].dtype.is_floating_point != value.dtype.is_floating_point:
             raise error_type(f"{source}: {key} is {value.dtype}, expected {expected[key].dtype}")
         value = value.to(expected[key].dtype)

@@ -165,6 +165,12 @@ class Family(Protocol):
         """Reconstruction blocks."""
 
 
+def first_line(error: Exception) -> str:
+    """What a library's exception says, in one line; its type where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def is_quantizable(module: torch.nn.Module) -> bool:
     """Whether a module is a layer this project turns into integers."""
     import torch
@@ -188,18 +194,14 @@ def check_layers_supported(module: torch.nn.Module, allowed_parameters: tuple[ty
                 f"layer {name or '(root)'} is a {type(child).__name__}, which is not supported; "
                 "expected Conv2d, Linear, GroupNorm or Embedding"
             )
-        if isinstance(child, torch.nn.Conv2d) and (
-            child.padding_mode != "zeros" or isinstance(child.padding, str)
-        ):
+        if isinstance(child, torch.nn.Conv2d) and (child.padding_mode != "zeros" or isinstance(child.padding, str)):
             raise ModelError(
                 f"layer {name} pads with mode {child.padding_mode!r} and size {child.padding!r}, "
                 "expected zeros of a fixed size; this padding is not supported"
             )
 
 
-def _site(
-    name: str, layer: torch.nn.Module, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
-) -> LayerSite:
+def _site(name: str, layer: torch.nn.Module, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> LayerSite:
     import torch
 
     if isinstance(layer, torch.nn.Linear):
@@ -240,9 +242,7 @@ def _site(
     )
 
 
-def walk(
-    module: torch.nn.Module, inputs: Mapping[str, torch.Tensor], attention_type: type[torch.nn.Module]
-) -> Walk:
+def walk(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor], attention_type: type[torch.nn.Module]) -> Walk:
     """Run a module on meta tensors (shapes only, no arithmetic) and list what it calls, in order.
 
     Args:

@@ -23,9 +23,7 @@ def empty_denoiser(family: str, config: Mapping[str, Any]) -> torch.nn.Module:
 
     if family not in FAMILIES:
         raise ModelError(f"denoiser family {family!r} is unknown, expected one of {', '.join(FAMILIES)}")
-    module: torch.nn.Module = importlib.import_module(f"dq_deploy.models.{family}").build(
-        config, device="meta"
-    )
+    module: torch.nn.Module = importlib.import_module(f"dq_deploy.models.{family}").build(config, device="meta")
     return module
 
 
@@ -59,13 +57,9 @@ def _check_geometry(record: Record, module: torch.nn.Module) -> None:
             kind = "missing" if child is None else f"a {type(child).__name__}"
             raise RecordError(f"layer {name} is {kind} in the denoiser, expected a Linear or Conv2d there")
         mine = (layer.kind, layer.stride, layer.padding, layer.dilation, layer.groups)
-        for what, value, expected in zip(
-            ("kind", "stride", "padding", "dilation", "groups"), mine, got, strict=True
-        ):
+        for what, value, expected in zip(("kind", "stride", "padding", "dilation", "groups"), mine, got, strict=True):
             if value != expected:
-                raise RecordError(
-                    f"layer {name}: {what} is {value!r}, expected {expected!r} as the denoiser has"
-                )
+                raise RecordError(f"layer {name}: {what} is {value!r}, expected {expected!r} as the denoiser has")
 
 
 def module_from_record(record: Record) -> torch.nn.Module:

@@ -16,6 +16,7 @@ from dq_deploy.models.layers import (
     TensorSpec,
     Walk,
     check_layers_supported,
+    first_line,
     walk,
 )
 
@@ -39,14 +40,10 @@ def _check_config(config: Mapping[str, Any]) -> None:
             if name not in allowed:
                 raise ModelError(f"config.json has {key} with {name!r}, expected only {', '.join(allowed)}")
     if config.get("mid_block_type", "UNetMidBlock2D") not in MID_BLOCKS:
-        raise ModelError(
-            f"config.json has mid_block_type {config['mid_block_type']!r}, expected 'UNetMidBlock2D'"
-        )
+        raise ModelError(f"config.json has mid_block_type {config['mid_block_type']!r}, expected 'UNetMidBlock2D'")
     time = config.get("time_embedding_type", "positional")
     if time not in TIME_EMBEDDINGS:
-        raise ModelError(
-            f"config.json has time_embedding_type {time!r}, expected one of {', '.join(TIME_EMBEDDINGS)}"
-        )
+        raise ModelError(f"config.json has time_embedding_type {time!r}, expected one of {', '.join(TIME_EMBEDDINGS)}")
     if config.get("class_embed_type") is not None:
         raise ModelError(
             f"config.json has class_embed_type {config['class_embed_type']!r}, expected null: "
@@ -63,14 +60,8 @@ def sample_size(config: Mapping[str, Any]) -> tuple[int, int]:
     """
     size = config.get("sample_size")
     pair = (size, size) if isinstance(size, int) else size
-    if (
-        not isinstance(pair, (list, tuple))
-        or len(pair) != 2
-        or not all(isinstance(s, int) and s > 0 for s in pair)
-    ):
-        raise ModelError(
-            f"config.json has sample_size {size!r}, expected a whole number or [height, width]; add it"
-        )
+    if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(s, int) and s > 0 for s in pair):
+        raise ModelError(f"config.json has sample_size {size!r}, expected a whole number or [height, width]; add it")
     return int(pair[0]), int(pair[1])
 
 
@@ -90,17 +81,15 @@ def build(config: Mapping[str, Any], *, device: str = "cpu") -> torch.nn.Module:
         with torch.device(device):
             module = UNet2DModel(**plain)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"config.json does not describe a UNet2DModel that can be built: {reason}"
+            f"config.json does not describe a UNet2DModel that can be built: {first_line(error)}"
         ) from error
     check_layers_supported(module, (GaussianFourierProjection,))
     try:
         _walk(module, config, 1)
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"config.json describes a model that cannot run at its sample_size: {reason}"
+            f"config.json describes a model that cannot run at its sample_size: {first_line(error)}"
         ) from error
     return module.eval().requires_grad_(False)
 
@@ -120,9 +109,7 @@ def input_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
 def output_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
     """Outputs of the denoiser."""
     height, width = sample_size(config)
-    return (
-        TensorSpec(name="output", dtype="float32", shape=("B", config.get("out_channels", 3), height, width)),
-    )
+    return (TensorSpec(name="output", dtype="float32", shape=("B", config.get("out_channels", 3), height, width)),)
 
 
 def example_inputs(config: Mapping[str, Any], batch: int, seed: int) -> dict[str, np.ndarray]:
@@ -153,9 +140,7 @@ def _walk(module: torch.nn.Module, config: Mapping[str, Any], batch: int) -> Wal
     return walk(module, inputs, Attention)
 
 
-def quantizable_layers(
-    module: torch.nn.Module, config: Mapping[str, Any], *, batch: int = 1
-) -> list[LayerSite]:
+def quantizable_layers(module: torch.nn.Module, config: Mapping[str, Any], *, batch: int = 1) -> list[LayerSite]:
     """Linear layers and convolutions in execution order."""
     return list(_walk(module, config, batch).sites)
 
@@ -176,9 +161,7 @@ def macs_of(module: torch.nn.Module, config: Mapping[str, Any]) -> Macs:
 def skip_splits(module: Any) -> dict[str, int]:
     """First-half channels of the convolutions behind an up-path concatenation of (stream, skip)."""
     splits: dict[str, int] = {}
-    before = (
-        module.mid_block.resnets[-1] if module.mid_block is not None else module.down_blocks[-1].resnets[-1]
-    )
+    before = module.mid_block.resnets[-1] if module.mid_block is not None else module.down_blocks[-1].resnets[-1]
     for i, block in enumerate(module.up_blocks):
         for j, resnet in enumerate(block.resnets):
             stream = before.out_channels
@@ -240,9 +223,7 @@ def blocks_of(module: Any) -> list[Block]:
     from diffusers.models.resnet import ResnetBlock2D
 
     whole = [
-        n
-        for n, child in module.named_modules()
-        if isinstance(child, (ResnetBlock2D, Attention, TimestepEmbedding))
+        n for n, child in module.named_modules() if isinstance(child, (ResnetBlock2D, Attention, TimestepEmbedding))
     ]
     members: dict[str, list[str]] = {}
     for site in quantizable_layers(module, module.config):
