@@ -47,7 +47,8 @@ def __getattr__(name: str) -> Any:
     """Load a public function from its room on first use (PEP 562)."""
     if name not in _HOME:
         raise AttributeError(f"module 'dq_deploy' has no attribute {name!r}")
-    value = getattr(import_module(f"dq_deploy.{_HOME[name]}"), name)
+    room = import_module(f"dq_deploy.{_HOME[name]}")
+    value = room if _HOME[name] == name else getattr(room, name)  # the room `verify` can be called itself
     globals()[name] = value
     return value
 
