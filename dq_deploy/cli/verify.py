@@ -1,0 +1,119 @@
+"""`dq-verify`: prove that an engine computes what the checkpoint says, and in integers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dq_deploy.cli.frame import check_outputs, console, run, write_json
+from dq_deploy.errors import GuaranteeError, OptionError
+
+if TYPE_CHECKING:
+    from dq_deploy.verify import Report
+
+
+def verify(
+    ckpt: Annotated[Path, typer.Option(help="Quantized model: .pt or .safetensors.")],
+    engine: Annotated[Path, typer.Option(help="Engine file made from it by dq-export.")],
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Exit 3 on any difference and on anything not compared.")
+    ] = False,
+    require_integer: Annotated[
+        float | None, typer.Option(help="Exit 3 where the integer share of all MACs is below this, as 0.95.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report as one self-contained HTML page.")] = None,
+    steps_checked: Annotated[
+        int, typer.Option(help="Step buckets with inputs of their own; every bucket is met at least once.")
+    ] = 5,
+    inputs: Annotated[int, typer.Option(help="Inputs at each of them.")] = 2,
+    seed: Annotated[int, typer.Option(help="Seed of the inputs.")] = 0,
+    model: Annotated[
+        Path | None, typer.Option(help="Float model folder it was quantized from: adds simulation against float.")
+    ] = None,
+    runtime: Annotated[
+        str | None, typer.Option(help="Engine library, onnxruntime or openvino; by default the engine's own.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of one run; by default the engine's choice.")] = None,
+) -> None:
+    """Compare every integer layer in the running engine with the numerics, and name the kernels that really run."""
+    _check_options(require_integer, steps_checked, inputs, seed, threads)
+    check_outputs(json, html)
+    from dq_deploy.record import load_record
+    from dq_deploy.verify import verify as prove
+    from dq_deploy.verify.report import print_report
+
+    record = load_record(ckpt)
+    denoiser = None
+    if model is not None:
+        from dq_deploy.models import load_model
+
+        denoiser = load_model(model)
+    report = prove(
+        record,
+        engine,
+        model=denoiser,
+        engine=runtime,
+        steps=steps_checked,
+        inputs=inputs,
+        seed=seed,
+        threads=threads,
+        progress=_progress,
+    )
+    if json is not None:
+        write_json(json, report.to_json())
+    if html is not None:
+        from dq_deploy.artifacts import write_text_atomic
+        from dq_deploy.verify.html import html_of_report
+
+        write_text_atomic(html, html_of_report(report))
+    print_report(report, console())
+    refuse(report, exact=exact, require_integer=require_integer)
+
+
+def refuse(report: Report, *, exact: bool, require_integer: float | None) -> None:
+    """Raise where a demanded guarantee does not hold.
+
+    Raises:
+        GuaranteeError: naming the first layer, step and coordinate, or the layers that are not integer.
+    """
+    problems = []
+    if exact and report.failures:
+        more = len(report.failures) - 1
+        problems.append(f"engine is not exact: {report.failures[0]}" + (f" (and {more} more)" if more else ""))
+    if require_integer is not None and report.integer_mac_share < require_integer:
+        largest = sorted(report.float_layers, key=lambda row: -row["macs"])[:3]
+        named = "; ".join(f"{row['name']} ({row['macs'] / report.macs['of_all']:.1%}): {row['reason']}" for row in largest)
+        problems.append(
+            f"integer share is {report.integer_mac_share:.4f} of all MACs, required {require_integer:g}; in float: {named}"
+        )
+    if problems:
+        raise GuaranteeError("; ".join(problems))
+
+
+def _check_options(
+    require_integer: float | None, steps_checked: int, inputs: int, seed: int, threads: int | None
+) -> None:
+    if require_integer is not None and not 0 <= require_integer <= 1:
+        raise OptionError(f"--require-integer got {require_integer:g}, expected a share from 0 to 1, such as 0.95")
+    for name, value, least in (("--steps-checked", steps_checked, 1), ("--inputs", inputs, 1), ("--seed", seed, 0)):
+        if value < least:
+            raise OptionError(f"{name} got {value}, expected at least {least}")
+    if threads is not None and threads < 1:
+        raise OptionError(f"--threads got {threads}, expected at least 1")
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Console script."""
+    run(verify)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Which kernel the engine really runs for each layer, read from its own optimized graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dq_deploy.record import Layer
+from dq_deploy.verify.instrument import initializer
+
+if TYPE_CHECKING:
+    import onnx
+
+PAIR_LIMIT = 32767
+"""Largest int16: where engines add two u8 x s8 products before they widen."""
+
+INTEGER_TYPES = ("int8", "uint8", "int4", "uint4")
+
+OPERANDS = {
+    "MatMulIntegerToFloat": (0, 1),
+    "MatMulInteger": (0, 1),
+    "ConvInteger": (0, 1),
+    "QLinearConv": (0, 3),
+    "QLinearMatMul": (0, 3),
+    "QGemm": (0, 3),
+}
+"""Positions of activations and weights in integer kernels; every other product has them at (0, 1)."""
+
+_SAME_TYPE = (
+    "Reshape", "Transpose", "Gather", "Concat", "Expand", "Slice", "Split", "Pad", "Identity", "Squeeze", "Unsqueeze",
+    "Flatten", "MaxPool", "Max", "Min", "ReorderInput", "ReorderOutput", "GatherND", "Tile",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """What multiplies one layer part.
+
+    Attributes:
+        op: kernel as `com.microsoft.MatMulIntegerToFloat`, or `missing`.
+        operands: types of activations and weights; `unknown` where the graph does not say.
+        saturation: empty where the product is exact on every CPU, else why it is not.
+    """
+
+    op: str
+    operands: tuple[str, str]
+    saturation: str = ""
+
+    @property
+    def integer(self) -> bool:
+        """Whether both operands are integers."""
+        return all(kind in INTEGER_TYPES for kind in self.operands)
+
+
+MISSING = Kernel(op="missing", operands=("unknown", "unknown"))
+
+
+class OptimizedGraph:
+    """ONNX Runtime's optimized graph, with the type of every tensor it tells of.
+
+    Args:
+        path: file written by `SessionOptions.optimized_model_filepath`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import onnx
+
+        self.folder = path.parent
+        self.proto = onnx.load(str(path), load_external_data=False)
+        self._by_name = {node.name: node for node in self.proto.graph.node if node.name}
+        self._producer = {name: node for node in self.proto.graph.node for name in node.output if name}
+        self._types = _declared_types(self.proto)
+
+    def type_of(self, name: str) -> str:
+        """Element type of a tensor as numpy calls it, `unknown` where nothing in the graph tells it."""
+        if name not in self._types:
+            node = self._producer.get(name)
+            self._types[name] = "unknown" if node is None else self._type_made_by(node)
+        return self._types[name]
+
+    def _type_made_by(self, node: onnx.NodeProto) -> str:
+        attributes = {a.name: a for a in node.attribute}
+        if node.op_type in _SAME_TYPE:
+            return self.type_of(node.input[0])
+        if node.op_type == "Cast":
+            return _type_name(attributes["to"].i)
+        if node.op_type == "Constant" and "value" in attributes:
+            return _type_name(attributes["value"].t.data_type)
+        if node.op_type == "QuantizeLinear":
+            return self.type_of(node.input[2]) if len(node.input) > 2 and node.input[2] else "uint8"
+        if node.op_type in ("QLinearConv", "QLinearMatMul"):
+            return self.type_of(node.input[7])
+        return "float32" if node.op_type in ("DequantizeLinear", "MatMulIntegerToFloat") else "unknown"
+
+    def node(self, name: str, output: str) -> onnx.NodeProto | None:
+        """The node of a product: by its name, by its output, or the product behind a Cast of its output."""
+        node = self._by_name.get(name) or self._producer.get(output)
+        for _ in range(8):
+            if node is None or node.op_type in OPERANDS or node.op_type in FLOAT_PRODUCTS:
+                return node
+            node = self._producer.get(node.input[0]) if node.input else None
+        return None
+
+    def kernel(self, entry: Mapping[str, Any], layer: Layer, part_index: int) -> Kernel:
+        """What multiplies one part of a layer.
+
+        Args:
+            entry: the part's manifest entry.
+            layer: the record's layer.
+            part_index: index of the part.
+        """
+        node = self.node(str(entry.get("node") or ""), str(entry.get("accumulator") or ""))
+        if node is None:
+            return MISSING
+        op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        first, second = OPERANDS.get(node.op_type, (0, 1))
+        operands = (self.type_of(node.input[first]), self.type_of(node.input[second]))
+        kernel = Kernel(op=op, operands=operands)
+        if not kernel.integer:
+            return kernel
+        weight = initializer(self.proto, node.input[second], self.folder)
+        return Kernel(op=op, operands=operands, saturation=saturation(operands, weight, entry, layer, part_index, node))
+
+
+FLOAT_PRODUCTS = ("MatMul", "Gemm", "Conv", "FusedMatMul", "FusedGemm", "FusedConv", "MatMulNBits", "DynamicQuantizeMatMul")
+"""Kernels that multiply floats: what a layer's node becomes when it falls back."""
+
+
+def saturation(
+    operands: tuple[str, str], weight: Any, entry: Mapping[str, Any], layer: Layer, part_index: int, node: onnx.NodeProto
+) -> str:
+    """Why a product of u8 codes and s8 weights is not exact on every CPU, or an empty string.
+
+    The weights are those of the engine, in the order in which it adds along K.
+    """
+    if operands != ("uint8", "int8"):
+        return ""
+    if weight is None:
+        return "unsafe: the engine's weights cannot be read, so saturation cannot be ruled out"
+    matrix = np.asarray(weight)
+    rows = matrix.reshape(len(matrix), -1) if "Conv" in node.op_type else matrix.reshape(matrix.shape[-2:]).T
+    magnitude = np.abs(rows.astype(np.int64))
+    pairs = magnitude if magnitude.shape[1] == 1 else magnitude[:, 1:] + magnitude[:, :-1]
+    highest = highest_code(entry, layer, part_index)
+    worst = highest * int(pairs.max(initial=0))
+    if worst <= PAIR_LIMIT:
+        return ""
+    return (
+        f"unsafe: saturates on CPUs that add u8 x s8 pairs in int16 "
+        f"({highest} * {int(pairs.max(initial=0))} = {worst} > {PAIR_LIMIT})"
+    )
+
+
+def highest_code(entry: Mapping[str, Any], layer: Layer, part_index: int) -> int:
+    """Largest unsigned code the engine can hold for a part."""
+    if entry.get("offset") is None:
+        return 255
+    zero = layer.parts[part_index].zero_point.astype(np.int64)
+    return int(min(255, max(0, layer.q_max - int(zero.min())) + int(entry["offset"])))
+
+
+def _declared_types(proto: onnx.ModelProto) -> dict[str, str]:
+    graph = proto.graph
+    types = {v.name: _type_name(v.data_type) for v in graph.initializer}
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        kind = value.type.tensor_type.elem_type
+        if kind:
+            types[value.name] = _type_name(kind)
+    return types
+
+
+def _type_name(kind: int) -> str:
+    import onnx
+
+    names = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.DOUBLE: "float64"}
+    try:
+        return names.get(kind) or str(onnx.TensorProto.DataType.Name(kind)).lower()
+    except ValueError:
+        return "unknown"

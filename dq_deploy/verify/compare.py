@@ -1,0 +1,277 @@
+"""One layer part against the numerics: codes and accumulators, code by code."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dq_deploy.numerics import F32, I32, integer_layer, step_bucket, table_at
+from dq_deploy.record import Layer, Record
+
+Array = NDArray[np.generic]
+
+OUTPUT_TOLERANCE = 2.0**-20
+"""Largest accepted difference of a layer's float output, as a share of its largest magnitude.
+
+The scaling behind the accumulator is three float32 operations that an engine may group differently; everything in
+front of it is compared without a tolerance.
+"""
+
+_ABSURD = 2**31
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """The first value that is not what the numerics say.
+
+    Attributes:
+        layer: module path.
+        part: index of the input-channel slice.
+        tensor: `code`, `accumulator` or `output`.
+        bucket: step bucket of the sample.
+        timestep: its calibrated timestep.
+        coordinate: index in the tensor without the sample axis: (channel, row, column) for a convolution.
+        got: the engine's value.
+        expected: the value by the numerics.
+        where: `engine` or `probe` (a piece of the engine fed with extreme values).
+    """
+
+    layer: str
+    part: int
+    tensor: str
+    bucket: int
+    timestep: float
+    coordinate: tuple[int, ...]
+    got: float
+    expected: float
+    where: str = "engine"
+
+    def text(self) -> str:
+        """One line for a person."""
+        source = "" if self.where == "engine" else ", probed with extreme values"
+        return (
+            f"layer {self.layer}, step {self.bucket} (timestep {self.timestep:g}){source}: {self.tensor} at "
+            f"{self.coordinate} is {self.got:g}, expected {self.expected:g}"
+        )
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """Running counts of one layer at one step bucket."""
+
+    samples: int = 0
+    codes: int = 0
+    code_differences: int = 0
+    max_code_difference: int = 0
+    accumulators: int = 0
+    accumulator_differences: int = 0
+    max_accumulator_difference: float = 0
+    largest_accumulator: float = 0
+    max_output_difference: float = 0
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing differed."""
+        return not (self.code_differences or self.accumulator_differences)
+
+
+@dataclass(kw_only=True)
+class LayerTally:
+    """Running results of one layer: by step bucket in the engine, and of the probe.
+
+    Attributes:
+        steps: by bucket, from runs of the whole engine.
+        timesteps: calibrated timestep of each of those buckets.
+        probe: from runs of the layer's piece of the engine with extreme inputs.
+        first: first difference.
+        problems: why something could not be compared.
+    """
+
+    steps: dict[int, Tally] = field(default_factory=dict)
+    timesteps: dict[int, float] = field(default_factory=dict)
+    probe: Tally = field(default_factory=Tally)
+    first: Difference | None = None
+    problems: list[str] = field(default_factory=list)
+
+    def problem(self, text: str) -> None:
+        """Remember a reason once."""
+        if text not in self.problems:
+            self.problems.append(text)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PartTensors:
+    """What was read from the engine for one part."""
+
+    x: F32
+    codes: Array
+    accumulator: Array | None
+
+
+def held_in_canonical_layout(values: Array, like: tuple[int, ...], layout: str) -> Array | None:
+    """A tensor of the engine in the layout of the numerics, or None where the shapes do not fit.
+
+    Args:
+        values: as the engine holds it; rows and columns of a convolution may be one axis.
+        like: shape by the numerics: [B, C, H, W] or [B, ..., C].
+        layout: `nchw`, `nhwc` or `last`.
+    """
+    if len(like) == 4 and layout == "nhwc":
+        b, c, h, w = like
+        if values.shape in ((b, h * w, c), (b, h, w, c)):
+            return values.reshape(b, h * w, c).transpose(0, 2, 1).reshape(like)
+    if values.size == np.prod(like) and (values.shape == like or layout in ("nchw", "last")):
+        return values.reshape(like) if values.shape[0] == like[0] else None
+    return None
+
+
+def expected_accumulator(layer: Layer, part_index: int, accumulator: I32, buckets: Array, holds: str) -> Array:
+    """What the engine's accumulator holds: A, or A + z[t] * sum(w_q) where it is `shifted`; int64."""
+    wide = accumulator.astype(np.int64)
+    if holds != "shifted":
+        return wide
+    part = layer.parts[part_index]
+    z = table_at(part.zero_point, buckets).astype(np.int64)
+    sums = np.stack([part.q_weight(int(g)).reshape(layer.out_channels, -1).sum(axis=1, dtype=np.int64)
+                     for g in table_at(part.group_of_step, buckets)])  # fmt: skip
+    shift = z[:, None] * sums
+    shape = [len(z)] + [1] * (wide.ndim - 1)
+    shape[1 if layer.kind == "conv2d" else wide.ndim - 1] = sums.shape[1]
+    return wide + shift.reshape(shape)
+
+
+def compare_part(
+    record: Record,
+    layer: Layer,
+    part_index: int,
+    entry: Mapping[str, Any],
+    tensors: PartTensors,
+    buckets: NDArray[np.int64],
+    result: LayerTally,
+    *,
+    probe: bool = False,
+) -> F32 | None:
+    """Add one run's comparison to the layer's tally.
+
+    Args:
+        record: for the timesteps.
+        layer: whose part it is.
+        part_index: which.
+        entry: the part's manifest entry: offset, offset_table, accumulator_holds, layout.
+        tensors: read from the engine.
+        buckets: [B] bucket of each sample.
+        result: is added to.
+        probe: the tensors come from a probe.
+
+    Returns:
+        The part's float output by the numerics without bias, or None where it could not be computed.
+    """
+    part = layer.parts[part_index]
+    if tensors.x.dtype != np.float32 or np.isnan(tensors.x).any():
+        what = "NaN" if tensors.x.dtype == np.float32 else str(tensors.x.dtype)
+        result.problem(f"layer input holds {what}, expected float32 numbers")
+        return None
+    single = dataclasses.replace(layer, parts=(part,), bias=None, out_scale=None, out_zero_point=None)
+    expected = integer_layer(single, tensors.x, buckets)
+    layout = str(entry.get("layout", "nchw"))
+    # codes lie as the layer's input does, unless the manifest says otherwise
+    codes = held_in_canonical_layout(tensors.codes, tensors.x.shape, str(entry.get("codes_layout", "nchw")))
+    want = expected_accumulator(
+        layer, part_index, expected.accumulators[0], buckets, str(entry.get("accumulator_holds", "canonical"))
+    )
+    seen = tensors.accumulator
+    held = None if seen is None else held_in_canonical_layout(seen, want.shape, layout)
+    if codes is None or (held is None and seen is not None):
+        result.problem(
+            f"engine holds codes {tensors.codes.shape} and accumulators {None if seen is None else seen.shape}, "
+            f"expected {tensors.x.shape} and {want.shape} in layout {layout}"
+        )
+        return None
+    if held is None:
+        want = held = np.zeros((len(buckets), 0), np.float32)
+    offset = part.zero_point if entry.get("offset") is None else np.full(1, entry["offset"])
+    shift = table_at(offset, buckets).astype(np.int64).reshape((-1,) + (1,) * (codes.ndim - 1))
+    code_gap = np.abs(codes.astype(np.int64) - shift - expected.codes[0])
+    wanted = want.astype(held.dtype)
+    with np.errstate(invalid="ignore"):
+        gap = np.abs(held.astype(np.float64) - wanted.astype(np.float64))
+    gap = np.nan_to_num(gap, nan=_ABSURD, posinf=_ABSURD)
+    for sample, bucket in enumerate(buckets.tolist()):
+        tally = result.probe if probe else result.steps.setdefault(bucket, Tally())
+        result.timesteps[bucket] = float(record.timesteps[bucket])
+        tally.samples += 1
+        tally.codes += code_gap[sample].size
+        tally.code_differences += int(np.count_nonzero(code_gap[sample]))
+        tally.max_code_difference = max(tally.max_code_difference, int(code_gap[sample].max(initial=0)))
+        tally.accumulators += gap[sample].size
+        tally.accumulator_differences += int(np.count_nonzero(gap[sample]))
+        tally.max_accumulator_difference = max(tally.max_accumulator_difference, float(gap[sample].max(initial=0)))
+        tally.largest_accumulator = max(tally.largest_accumulator, float(np.abs(want[sample]).max(initial=0)))
+        if result.first is None:
+            result.first = _first_of(
+                (("code", code_gap[sample], codes[sample].astype(np.int64) - shift[sample], expected.codes[0][sample]),
+                 ("accumulator", gap[sample], held[sample], wanted[sample])),
+                layer=layer.name, part=part_index, bucket=bucket,
+                timestep=float(record.timesteps[bucket]), where="probe" if probe else "engine",
+            )  # fmt: skip
+    return expected.output
+
+
+def _first_of(tensors: Sequence[tuple[str, Array, Array, Array]], **place: Any) -> Difference | None:
+    for name, gap, got, want in tensors:
+        if gap.any():
+            at = tuple(int(i) for i in np.argwhere(gap)[0])
+            return Difference(tensor=name, coordinate=at, got=float(got[at]), expected=float(want[at]), **place)
+    return None
+
+
+def compare_output(
+    record: Record, layer: Layer, terms: Sequence[F32], output: Array, layout: str, buckets: NDArray[np.int64], result: LayerTally
+) -> None:
+    """Compare a layer's float output: sum of its parts' terms plus bias, within `OUTPUT_TOLERANCE`."""
+    y = terms[0]
+    for term in terms[1:]:
+        y = (y + term).astype(np.float32)
+    if layer.bias is not None:
+        shape = [1] * y.ndim
+        shape[1 if layer.kind == "conv2d" else y.ndim - 1] = -1
+        y = (y + layer.bias.reshape(shape)).astype(np.float32)
+    got = output if output.shape == y.shape else held_in_canonical_layout(output, y.shape, layout)
+    if got is None:
+        return
+    for sample, bucket in enumerate(buckets.tolist()):
+        largest = float(np.abs(y[sample]).max(initial=0)) or 1.0
+        gap = np.nan_to_num(np.abs(got[sample].astype(np.float64) - y[sample]), nan=_ABSURD, posinf=_ABSURD) / largest
+        tally = result.steps.setdefault(bucket, Tally())
+        tally.max_output_difference = max(tally.max_output_difference, float(gap.max(initial=0)))
+        if result.first is None:
+            result.first = _first_of(
+                [("output", gap > OUTPUT_TOLERANCE, got[sample], y[sample])],
+                layer=layer.name, part=0, bucket=bucket, timestep=float(record.timesteps[bucket]),
+            )  # fmt: skip
+
+
+def edge_probes(edges: F32) -> F32:
+    """Timesteps on both sides of every edge: the number below it, and the edge itself."""
+    edges = np.asarray(edges, np.float32)
+    return np.stack([np.nextafter(edges, np.float32(-np.inf)), edges], axis=1).reshape(-1).astype(np.float32)
+
+
+def edge_problem(record: Record, timesteps: F32, got: Array) -> str | None:
+    """The first timestep whose bucket in the engine is not `numerics.step_bucket`'s, in words."""
+    want = step_bucket(timesteps, record.step_edges)
+    wrong = np.flatnonzero(np.asarray(got).reshape(-1) != want)
+    if not len(wrong):
+        return None
+    i = int(wrong[0])
+    layers = [name for name, layer in record.layers.items() if any(p.steps > 1 for p in layer.parts)]
+    named = f"layer {layers[0]} and {len(layers) - 1} more with step tables" if layers else "no layer with step tables"
+    return (
+        f"step {int(want[i])}: timestep {float(timesteps[i])!r} falls into bucket {int(np.asarray(got).reshape(-1)[i])} "
+        f"in the engine, expected {int(want[i])}; it concerns {named}"
+    )

@@ -1,0 +1,109 @@
+"""What a denoiser is fed while it is verified: noised images at the noise level of each step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dq_deploy.models import input_specs
+from dq_deploy.numerics import F32
+from dq_deploy.record import Record
+
+Array = NDArray[np.generic]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """Inputs of one run.
+
+    Attributes:
+        feeds: arrays by input name.
+        buckets: [B] step bucket of each sample.
+        kind: `step` (all samples at one step) or `mixed`.
+    """
+
+    feeds: Mapping[str, Array]
+    buckets: NDArray[np.int64]
+    kind: str
+
+
+def spread_buckets(count: int, wanted: int) -> list[int]:
+    """Up to `wanted` step buckets spread over 0..count-1, first and last included."""
+    return sorted({round(float(b)) for b in np.linspace(0, count - 1, min(max(wanted, 1), count))})
+
+
+def noise_levels(scheduler_config: Mapping[str, Any] | None, timesteps: F32) -> tuple[F32, F32]:
+    """Factors (signal, noise) of x_t = signal * x_0 + noise * eps at each timestep; noise only without a scheduler."""
+    unknown = np.zeros(len(timesteps), np.float32), np.ones(len(timesteps), np.float32)
+    if scheduler_config is None or "beta_schedule" not in scheduler_config:
+        return unknown
+    from diffusers import DDPMScheduler
+
+    cumulative = DDPMScheduler.from_config(dict(scheduler_config)).alphas_cumprod.numpy().astype(np.float64)
+    index = np.clip(np.rint(timesteps).astype(np.int64), 0, len(cumulative) - 1)
+    level = cumulative[index]
+    return np.sqrt(level).astype(np.float32), np.sqrt(1 - level).astype(np.float32)
+
+
+def _random_images(generator: np.random.Generator, shape: tuple[int, ...]) -> F32:
+    """Smooth random pictures in [-1, 1]: waves of random direction, clipped."""
+    b, c, h, w = shape
+    y, x = np.mgrid[0:h, 0:w] / max(h, w)
+    image = np.zeros(shape)
+    for _ in range(4):
+        fy, fx, phase, weight = (generator.uniform(low, 4.0, (b, c, 1, 1)) for low in (-4.0, -4.0, 0.0, 0.2))
+        image += weight * np.sin(2 * np.pi * (fy * y + fx * x) + 2 * phase)
+    return np.clip(image / 2, -1, 1).astype(np.float32)
+
+
+def batch_at(record: Record, buckets: Sequence[int], *, seed: int, kind: str) -> Batch:
+    """Noised random images with random labels, one a bucket given.
+
+    Args:
+        record: names the inputs, the timesteps and the scheduler.
+        buckets: step bucket of each sample.
+        seed: of the noise; the same seed and buckets give the same batch.
+        kind: kept in the batch.
+    """
+    generator = np.random.default_rng([seed, *buckets])
+    chosen = np.asarray(buckets, np.int64)
+    timesteps = record.timesteps[chosen]
+    specs = {spec.name: spec for spec in input_specs(record.model_config)}
+    shape = (len(chosen), *(int(d) for d in specs["sample"].shape[1:]))
+    signal, noise = noise_levels(record.scheduler_config, timesteps)
+    tail = (-1, 1, 1, 1)
+    sample = signal.reshape(tail) * _random_images(generator, shape)
+    sample = sample + noise.reshape(tail) * generator.standard_normal(shape, dtype=np.float32)
+    feeds: dict[str, Array] = {"sample": sample.astype(np.float32), "timestep": timesteps.astype(np.float32)}
+    if "class_labels" in specs:
+        classes = int(record.model_config["num_class_embeds"])
+        feeds["class_labels"] = generator.integers(0, classes, len(chosen), dtype=np.int64)
+    return Batch(feeds=feeds, buckets=chosen, kind=kind)
+
+
+def one_sample(feeds: Mapping[str, Array], index: int) -> dict[str, Array]:
+    """Sample `index` of a batch, as a batch of one."""
+    return {name: value[index : index + 1] for name, value in feeds.items()}
+
+
+def plan_batches(record: Record, *, steps: int, inputs: int, mixed: bool, seed: int) -> list[Batch]:
+    """The runs of a verification.
+
+    First one batch of `inputs` samples at each of `steps` spread buckets; then, where batches may mix steps, a batch
+    of those buckets, and batches of at most 8 samples with every other bucket once. Without mixing the other buckets
+    run one by one.
+    """
+    chosen = spread_buckets(record.steps, steps)
+    batches = [batch_at(record, [b] * inputs, seed=seed, kind="step") for b in chosen]
+    rest = [b for b in range(record.steps) if b not in chosen]
+    if not mixed:
+        return batches + [batch_at(record, [b], seed=seed + 1, kind="step") for b in rest]
+    first = (chosen if len(chosen) > 1 else chosen * 2)[:8]
+    batches.append(batch_at(record, first, seed=seed + 1, kind="mixed"))
+    for start in range(0, len(rest), 8):
+        batches.append(batch_at(record, rest[start : start + 8], seed=seed + 2, kind="mixed"))
+    return batches

@@ -1,0 +1,259 @@
+"""What a verification found, as values, as JSON and as a table."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dq_deploy.verify.compare import Difference
+    from dq_deploy.verify.output import StepOutput
+
+STATUSES = ("exact", "differs", "unsafe", "unproven", "float")
+"""Of a layer: proven equal; compared and different; exact here but not on every CPU; not compared; not integer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCell:
+    """One layer at one step bucket, read inside the running engine.
+
+    Attributes:
+        bucket: step bucket.
+        timestep: its calibrated timestep.
+        samples: inputs compared.
+        codes_compared: number of codes.
+        code_differences: how many differ.
+        max_code_difference: largest difference of a code.
+        accumulators_compared: number of accumulators; 0 where the form does not show them.
+        accumulator_differences: how many are not bit-equal.
+        max_accumulator_difference: largest difference of an accumulator.
+        max_output_difference: of the layer's float output, as a share of its largest magnitude.
+    """
+
+    bucket: int
+    timestep: float
+    samples: int
+    codes_compared: int
+    code_differences: int
+    max_code_difference: int
+    accumulators_compared: int
+    accumulator_differences: int
+    max_accumulator_difference: float
+    max_output_difference: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """One layer of the record.
+
+    Attributes:
+        name: module path.
+        kind: `linear` or `conv2d`.
+        weight_bits: of its codes.
+        activation_bits: likewise.
+        form: what the exporter wrote.
+        requested: kernel in the shipped file.
+        executed: kernel in the engine's optimized graph, one a part.
+        operands: operand types of each part's kernel, activations then weights.
+        integer: whether every part's kernel takes two integer operands.
+        macs: multiply-accumulates of one sample.
+        status: one of `STATUSES`.
+        reason: why the status is not `exact`.
+        codes_compared: in the running engine; None where nothing was.
+        accumulators_compared: likewise.
+        max_code_difference: in the engine and in the probe; None where nothing was compared.
+        max_accumulator_difference: likewise.
+        accumulator_resolution: float32 spacing at the largest accumulator: 1 where every integer is told apart.
+        largest_accumulator: largest magnitude seen.
+        codes_probed: codes compared for extreme inputs at every step.
+        accumulators_probed: likewise.
+        first_difference: the first bad coordinate, or None.
+        steps: by step bucket.
+    """
+
+    name: str
+    kind: str
+    weight_bits: int
+    activation_bits: int
+    form: str
+    requested: tuple[str, ...]
+    executed: tuple[str, ...]
+    operands: tuple[tuple[str, str], ...]
+    integer: bool
+    macs: int
+    status: str
+    reason: str
+    codes_compared: int
+    accumulators_compared: int
+    max_code_difference: int | None
+    max_accumulator_difference: float | None
+    accumulator_resolution: float
+    largest_accumulator: float
+    codes_probed: int
+    accumulators_probed: int
+    first_difference: Difference | None
+    steps: tuple[StepCell, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Parity and attestation of one engine; `to_json` has these names at its top level.
+
+    Attributes:
+        engine: file name of the engine.
+        target: what it was exported for.
+        mode: `exact` or `fast`.
+        record_sha256: of the quantized model.
+        runtime: engine and version that ran it.
+        processor: this machine's.
+        integer_mac_share: MACs of layers with integer kernels, as a share of all convolutions, linear layers and
+            attention products.
+        integer_mac_share_of_quantizable: as a share of convolutions and linear layers.
+        macs: `of_all`, `of_quantizable`, `attention`, `integer`.
+        max_code_difference: over all layers; None where nothing was compared.
+        max_accumulator_difference: likewise.
+        layers_compared: layers whose codes and accumulators were both compared.
+        layers_total: layers of the record.
+        codes_compared: number, in the running engine.
+        accumulators_compared: likewise.
+        codes_probed: number, for extreme inputs at every step.
+        accumulators_probed: likewise.
+        output_psnr_db: engine against the training simulation at the worst step; 200 stands for equal.
+        output_margin_db: least distance by which the engine's error lies below simulation against float.
+        output_steps: both by step.
+        steps_total: step buckets of the record.
+        steps_checked: buckets with several inputs of their own; every bucket is met at least once.
+        inputs_compared: samples that were run.
+        edges_checked: bucket edges looked at from both sides.
+        batch_equals_single: whether a mixed batch equals its samples one by one; None where batches share a step.
+        layers: one by one.
+        float_layers: quantizable layers that run in float: name, macs, reason.
+        failures: what --exact refuses, in words, layer by layer.
+        notes: what else is worth knowing.
+        seed: of the inputs.
+        seconds: time taken.
+    """
+
+    engine: str
+    target: str
+    mode: str
+    record_sha256: str
+    runtime: str
+    processor: str
+    integer_mac_share: float
+    integer_mac_share_of_quantizable: float
+    macs: dict[str, int]
+    max_code_difference: int | None
+    max_accumulator_difference: float | None
+    layers_compared: int
+    layers_total: int
+    codes_compared: int
+    accumulators_compared: int
+    codes_probed: int
+    accumulators_probed: int
+    output_psnr_db: float | None
+    output_margin_db: float | None
+    output_steps: tuple[StepOutput, ...]
+    steps_total: int
+    steps_checked: tuple[int, ...]
+    inputs_compared: int
+    edges_checked: int
+    batch_equals_single: bool | None
+    layers: tuple[LayerReport, ...]
+    float_layers: tuple[dict[str, Any], ...]
+    failures: tuple[str, ...]
+    notes: tuple[str, ...]
+    seed: int
+    seconds: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether every layer was compared and nothing differs."""
+        return not self.failures
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, with `exact` and the margin of each step added."""
+        value = {"exact": self.exact, **asdict(self)}
+        for step, row in zip(self.output_steps, value["output_steps"], strict=True):
+            row["margin_db"] = step.margin_db
+        return value
+
+
+_STYLES = {"exact": "green", "differs": "bold red", "unsafe": "bold red", "unproven": "yellow", "float": "magenta"}
+
+
+def short_kernel(layer: LayerReport) -> str:
+    """Kernel and operand types in a few characters: `MatMulIntegerToFloat u8 x s8`."""
+    short = {"uint8": "u8", "int8": "s8", "float32": "f32", "unknown": "?"}
+    pieces = [
+        f"{op.rsplit('.', 1)[-1]} {short.get(a, a)} x {short.get(b, b)}"
+        for op, (a, b) in zip(layer.executed, layer.operands, strict=True)
+    ]
+    return ", ".join(dict.fromkeys(pieces))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}" if value == int(value) else f"{value:,.3g}"
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print the layers, then the summary."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"{report.engine}: every layer against the numerics", title_justify="left")
+    table.add_column("layer", overflow="fold")
+    table.add_column("bits")
+    table.add_column("kernel that runs", overflow="fold")
+    for column in ("codes", "max diff", "accumulators", "max diff", "MACs %"):
+        table.add_column(column, justify="right")
+    table.add_column("status")
+    for layer in report.layers:
+        table.add_row(
+            layer.name,
+            f"W{layer.weight_bits}A{layer.activation_bits}",
+            short_kernel(layer),
+            _number(layer.codes_compared),
+            _number(layer.max_code_difference),
+            _number(layer.accumulators_compared),
+            _number(layer.max_accumulator_difference),
+            f"{100 * layer.macs / report.macs['of_all']:.1f}",
+            Text(layer.status, style=_STYLES[layer.status]),
+        )
+    console.print(table)
+    facts = Table(show_header=False)
+    facts.add_column()
+    facts.add_column(overflow="fold")
+    for name, value in summary_rows(report):
+        facts.add_row(name, value)
+    console.print(facts)
+    for note in report.notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
+    for failure in report.failures[:10]:
+        console.print(Text(f"not exact: {failure}", style="red"))
+    if len(report.failures) > 10:
+        console.print(Text(f"not exact: {len(report.failures) - 10} more, see --json", style="red"))
+
+
+def summary_rows(report: Report) -> list[tuple[str, str]]:
+    """The summary in words, for the terminal and the HTML page."""
+    rows = [
+        ("verdict", "exact: every layer compared, no difference" if report.exact else f"not exact: {len(report.failures)} findings"),
+        ("integer MACs", f"{report.integer_mac_share:.2%} of all, {report.integer_mac_share_of_quantizable:.2%} of quantizable"),
+        ("layers compared", f"{report.layers_compared} of {report.layers_total}"),
+        ("codes", f"{report.codes_compared:,} compared, largest difference {_number(report.max_code_difference)}"),
+        ("accumulators", f"{report.accumulators_compared:,} compared, largest difference {_number(report.max_accumulator_difference)}"),
+        ("extreme inputs", f"{report.codes_probed:,} codes and {report.accumulators_probed:,} accumulators at all {report.steps_total} steps"),
+        ("step edges", f"{report.edges_checked} checked from both sides"),
+    ]  # fmt: skip
+    if report.batch_equals_single is not None:
+        rows.append(("mixed batch", "equal to one by one, bit for bit" if report.batch_equals_single else "differs from one by one"))
+    if report.output_psnr_db is not None:
+        equal = " (equal)" if report.output_psnr_db >= 200 else ""
+        rows.append(("output", f"{report.output_psnr_db:.1f} dB{equal} against the simulation, worst step"))
+    if report.output_margin_db is not None:
+        rows.append(("margin", f"{report.output_margin_db:.1f} dB below the simulation's error against float, worst step"))
+    rows.append(("engine", f"{report.runtime} on {report.processor}; {report.seconds:.1f} s"))
+    return rows
