@@ -1,0 +1,193 @@
+"""Calibration inputs from the float model's own DDIM sampling trajectory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dq_deploy.errors import ModelError, NonFiniteError, OptionError
+from dq_deploy.numerics import F32
+
+if TYPE_CHECKING:
+    import torch
+
+DEFAULT_TRAIN_TIMESTEPS = 1000
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trajectory:
+    """What the denoiser is given on the way from noise to images.
+
+    Attributes:
+        samples: [T, N, C, H, W] float32, the denoiser's input; index 0 is the lowest timestep.
+        timesteps: [T] float32, strictly increasing.
+        labels: [N] int64, or None for an unconditional model.
+        asked: number of trajectories asked for; N is smaller where memory did not hold them.
+    """
+
+    samples: F32
+    timesteps: F32
+    labels: NDArray[np.int64] | None
+    asked: int
+
+    def flat(self) -> dict[str, NDArray[Any]]:
+        """All T * N inputs by name, steps mixed: entry i is trajectory i // T at step i % T.
+
+        Returns:
+            `sample` [T*N, C, H, W], `timestep` [T*N] float32, `step` [T*N] int64 and, with classes,
+            `class_labels` [T*N] int64.
+        """
+        steps, count = self.samples.shape[:2]
+        step = np.tile(np.arange(steps, dtype=np.int64), count)
+        inputs: dict[str, NDArray[Any]] = {
+            "sample": self.samples.swapaxes(0, 1).reshape(-1, *self.samples.shape[2:]),
+            "timestep": self.timesteps[step],
+            "step": step,
+        }
+        if self.labels is not None:
+            inputs["class_labels"] = np.repeat(self.labels, steps)
+        return inputs
+
+
+def build_ddim(scheduler_config: Mapping[str, Any] | None, steps: int) -> Any:
+    """The DDIMScheduler of diffusers for a saved configuration, its timesteps set.
+
+    Without a configuration it has diffusers' defaults (1,000 linear steps, noise prediction).
+
+    Raises:
+        OptionError: `steps` is not in 1..the training steps.
+        ModelError: diffusers refuses the configuration.
+    """
+    from diffusers import DDIMScheduler
+
+    config = dict(scheduler_config or {})
+    trained = int(config.get("num_train_timesteps", DEFAULT_TRAIN_TIMESTEPS))
+    if not 1 <= steps <= trained:
+        raise OptionError(f"steps is {steps}, expected 1 to {trained}, the steps the model was trained with")
+    try:
+        scheduler = DDIMScheduler.from_config(config)
+        scheduler.set_timesteps(steps)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ModelError(
+            f"diffusers refuses the scheduler configuration: {error}; check scheduler_config.json"
+        ) from error
+    return scheduler
+
+
+def sampling_timesteps(scheduler_config: Mapping[str, Any] | None, steps: int) -> F32:
+    """Timesteps a DDIM sampler of that many steps visits: [T] float32, strictly increasing."""
+    values = np.asarray(build_ddim(scheduler_config, steps).timesteps.numpy(), np.float32)
+    return np.unique(values)
+
+
+def _labels(config: Mapping[str, Any], labels: Sequence[int] | None, count: int, seed: int) -> Any:
+    classes = config.get("num_class_embeds")
+    if classes is None:
+        if labels:
+            raise OptionError("got labels, expected none: the model is unconditional")
+        return None
+    allowed = np.arange(classes) if not labels else np.asarray(labels, np.int64)
+    if allowed.min() < 0 or allowed.max() >= classes:
+        raise OptionError(f"labels span {allowed.min()}..{allowed.max()}, expected 0..{classes - 1}")
+    # every class equally often, in random order
+    order = np.random.default_rng(seed).permutation(count) % len(allowed)
+    return allowed[order].astype(np.int64)
+
+
+def _shape(config: Mapping[str, Any]) -> tuple[int, ...]:
+    from dq_deploy.models import input_specs
+
+    return tuple(int(size) for size in input_specs(config)[0].shape[1:])
+
+
+def collect_trajectory(
+    module: torch.nn.Module,
+    scheduler_config: Mapping[str, Any] | None,
+    config: Mapping[str, Any],
+    *,
+    steps: int,
+    samples: int,
+    batch: int = 32,
+    seed: int = 0,
+    labels: Sequence[int] | None = None,
+    memory_gib: float = 2.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Trajectory:
+    """Sample with DDIM (eta 0) and keep what the denoiser was given at every step.
+
+    Args:
+        module: the float denoiser.
+        scheduler_config: diffusers configuration, or None for the defaults.
+        config: the denoiser's diffusers configuration.
+        steps: sampling steps.
+        samples: trajectories; fewer are drawn where they would not fit in `memory_gib`.
+        batch: trajectories at a time.
+        seed: of noise and labels; each trajectory has its own generator.
+        labels: classes to draw from, by default all of the model's.
+        memory_gib: most memory the result may take.
+        progress: called with (trajectories done, trajectories).
+
+    Raises:
+        OptionError: an option is out of range, or not one trajectory fits.
+        NonFiniteError: the float model gives NaN or infinity.
+    """
+    import torch
+
+    if samples < 1 or batch < 1:
+        raise OptionError(f"samples is {samples} and batch {batch}, expected at least 1")
+    timesteps = sampling_timesteps(scheduler_config, steps)
+    shape = _shape(config)
+    each = len(timesteps) * int(np.prod(shape)) * 4
+    count = min(samples, int(memory_gib * GIB) // each)
+    if count < 1:
+        raise OptionError(f"memory_gib is {memory_gib}, expected at least {each / GIB:.3g}: one trajectory takes that")
+    chosen = _labels(config, labels, samples, seed)
+    kept = np.empty((len(timesteps), count, *shape), np.float32)
+    for start in range(0, count, batch):
+        stop = min(start + batch, count)
+        noise = [
+            torch.randn(shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + i))
+            for i in range(start, stop)
+        ]
+        part = None if chosen is None else torch.from_numpy(chosen[start:stop])
+        _walk(
+            module,
+            build_ddim(scheduler_config, steps),
+            torch.stack(noise),
+            part,
+            timesteps,
+            kept[:, start:stop],
+        )
+        if progress is not None:
+            progress(stop, count)
+    return Trajectory(
+        samples=kept,
+        timesteps=timesteps,
+        labels=None if chosen is None else chosen[:count],
+        asked=samples,
+    )
+
+
+def _walk(module: torch.nn.Module, scheduler: Any, noise: torch.Tensor, labels: Any, timesteps: F32, kept: F32) -> None:
+    """Denoise one batch, writing each input into `kept` [T, B, C, H, W]."""
+    import torch
+
+    latent = noise * float(scheduler.init_noise_sigma)
+    extra = {} if labels is None else {"class_labels": labels}
+    with torch.inference_mode():
+        for t in scheduler.timesteps:
+            given = scheduler.scale_model_input(latent, t)
+            kept[int(np.searchsorted(timesteps, np.float32(float(t))))] = given.numpy()
+            time = torch.full((len(latent),), float(t))
+            output = module(given, time, return_dict=False, **extra)[0][:, : latent.shape[1]]
+            latent = scheduler.step(output, t, latent, eta=0.0).prev_sample
+            if not bool(torch.isfinite(latent).all()):
+                raise NonFiniteError(
+                    f"the float model gives NaN or infinity at timestep {float(t):g}, expected finite values: "
+                    "check its weights and its scheduler"
+                )

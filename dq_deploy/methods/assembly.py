@@ -1,0 +1,127 @@
+"""A record from quantized layers and the folded float model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dq_deploy.calibration import Trajectory
+from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.preparation import Prepared, PreparedLayer
+from dq_deploy.methods.scales import code_range
+from dq_deploy.models import Denoiser
+from dq_deploy.numerics import F32, I32
+from dq_deploy.record import Layer, Part, Record, edges_from_timesteps
+
+
+def build_layer(
+    prepared: PreparedLayer,
+    *,
+    tables: list[tuple[F32, I32]],
+    weights: list[tuple[NDArray[np.int8], F32]],
+    bias: F32 | None,
+    output: tuple[F32, I32] | None,
+    symmetric: bool,
+) -> Layer:
+    """An integer layer from its parts.
+
+    Args:
+        prepared: geometry, bits, `pre` and fold decision.
+        tables: per part, activation (scale, zero point).
+        weights: per part, (codes [C_out, C_in, ...], scale [C_out]).
+        bias: [C_out] or None.
+        output: (out_scale, out_zero_point) or None.
+        symmetric: whether activation codes are signed.
+    """
+    site = prepared.site
+    q_min, q_max = code_range(prepared.activation_bits, symmetric=symmetric)
+    parts = tuple(
+        Part(
+            pre=np.ascontiguousarray(pre),
+            scale=scale,
+            zero_point=zero,
+            w_code=np.ascontiguousarray(code[None]),
+            w_zero_point=np.zeros((1, len(code)), np.int32),
+            weight_scale=np.ascontiguousarray(weight_scale[None]),
+        )
+        for pre, (scale, zero), (code, weight_scale) in zip(prepared.pre_parts(), tables, weights, strict=True)
+    )
+    return Layer(
+        name=site.name,
+        kind=site.kind,
+        stride=site.stride,
+        padding=site.padding,
+        dilation=site.dilation,
+        groups=site.groups,
+        weight_bits=prepared.weight_bits,
+        activation_bits=prepared.activation_bits,
+        q_min=q_min,
+        q_max=q_max,
+        parts=parts,
+        bias=bias,
+        out_scale=None if output is None else output[0],
+        out_zero_point=None if output is None else output[1],
+        fold=prepared.fold,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decided the numbers in a record."""
+    import diffusers
+
+    from dq_deploy import __version__
+
+    return {
+        "dq_deploy": __version__,
+        "torch": str(torch.__version__),
+        "diffusers": diffusers.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def build_record(
+    denoiser: Denoiser,
+    prepared: Prepared,
+    layers: Mapping[str, Layer],
+    trajectory: Trajectory,
+    options: QuantizeOptions,
+    history: list[dict[str, Any]],
+) -> Record:
+    """The record of a quantized denoiser.
+
+    Args:
+        denoiser: the float model.
+        prepared: its folded copy, whose other parameters stay float.
+        layers: integer layers by name.
+        trajectory: where the timesteps come from.
+        options: as asked for.
+        history: what the method did, JSON values.
+    """
+    order = [name for name, _ in prepared.module.named_modules() if name in layers]
+    quantized = {f"{name}.{suffix}" for name in layers for suffix in ("weight", "bias")}
+    rest = {
+        key: np.array(value.detach().numpy())
+        for key, value in prepared.module.state_dict().items()
+        if key not in quantized
+    }
+    return Record(
+        family=denoiser.family,
+        layers={name: layers[name] for name in order},
+        timesteps=trajectory.timesteps,
+        step_edges=edges_from_timesteps(trajectory.timesteps),
+        float_parameters=rest,
+        model_config=denoiser.config,
+        scheduler_config=denoiser.scheduler_config,
+        provenance={
+            "source_sha256": denoiser.source_sha256,
+            "method": options.method,
+            "options": options.as_json(),
+            "calibration": {"inputs": int(np.prod(trajectory.samples.shape[:2])), "sampler": "ddim, eta 0"},
+            "versions": versions(),
+            "history": history,
+        },
+    )

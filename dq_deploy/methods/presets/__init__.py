@@ -1,0 +1,75 @@
+"""Named sets of options, and options from a user's own YAML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dq_deploy.errors import FileProblemError, OptionError
+from dq_deploy.methods.options import QuantizeOptions
+
+PRESETS = ("fast", "default", "best")
+"""Files beside this module, `<name>.yaml`."""
+
+
+def preset_path(preset: str) -> Path:
+    """File of a preset: a packaged name, or a path that ends in .yaml or .yml.
+
+    Raises:
+        OptionError: neither a known name nor a YAML path.
+        FileProblemError: the file is not there.
+    """
+    if preset in PRESETS:
+        return Path(__file__).parent / f"{preset}.yaml"
+    path = Path(preset)
+    if path.suffix not in (".yaml", ".yml"):
+        raise OptionError(f"preset is {preset!r}, expected {', '.join(PRESETS)} or the path of a .yaml file")
+    if not path.is_file():
+        raise FileProblemError(f"preset {path} does not exist, expected a YAML file of options")
+    return path
+
+
+def read_preset(preset: str) -> dict[str, Any]:
+    """Options of a preset by name, unchecked values of known names.
+
+    Raises:
+        FileProblemError: not YAML, or not a table.
+        OptionError: an option that does not exist.
+    """
+    import yaml
+
+    path = preset_path(preset)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise FileProblemError(f"cannot read preset {path}: {reason}; expected YAML `option: value` lines") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise FileProblemError(f"preset {path} holds a {type(values).__name__}, expected `option: value` lines")
+    known = QuantizeOptions.__dataclass_fields__
+    for name in values:
+        if name not in known:
+            raise OptionError(f"preset {path} has option {name!r}, expected one of {', '.join(known)}")
+    for name in ("keep", "labels"):
+        if isinstance(values.get(name), str):
+            values[name] = [piece.strip() for piece in values[name].split(",") if piece.strip()]
+    if not isinstance(values.get("layer_bits", {}), dict):
+        raise OptionError(f"preset {path} has layer_bits {values['layer_bits']!r}, expected `pattern: bits` lines")
+    return values
+
+
+def options_from_preset(preset: str, **overrides: Any) -> QuantizeOptions:
+    """Options of a preset with some of them replaced; a given None replaces nothing.
+
+    Raises:
+        OptionError: a value is out of range or of the wrong type.
+        FileProblemError: the preset cannot be read.
+    """
+    values = read_preset(preset)
+    values.update({name: value for name, value in overrides.items() if value is not None})
+    try:
+        return QuantizeOptions(**values)
+    except (TypeError, AttributeError) as error:
+        raise OptionError(f"preset {preset}: {error}; see the option list of dq-quantize --help") from error

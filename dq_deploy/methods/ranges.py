@@ -1,0 +1,182 @@
+"""Ranges of each layer's input and output at each step, from one pass over the calibration inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dq_deploy.errors import NonFiniteError
+from dq_deploy.methods.preparation import Prepared, PreparedLayer
+from dq_deploy.methods.scales import activation_table, search_activation_table
+from dq_deploy.numerics import F32, I32, channel_axis_of
+
+VALUES_A_STEP = 2048
+"""Input values kept per layer, part and step for the range search."""
+
+
+@dataclass(kw_only=True, eq=False)
+class StepRange:
+    """Lowest and highest value of a tensor at each step, and a random draw of its values.
+
+    Attributes:
+        low: [T] float32.
+        high: [T] float32.
+        draws: per step, 1-D float32 arrays of values.
+    """
+
+    low: F32
+    high: F32
+    draws: list[list[F32]]
+
+    @staticmethod
+    def empty(steps: int) -> StepRange:
+        """A range that holds nothing yet."""
+        return StepRange(
+            low=np.full(steps, np.inf, np.float32),
+            high=np.full(steps, -np.inf, np.float32),
+            draws=[[] for _ in range(steps)],
+        )
+
+    def add(self, rows: torch.Tensor, step: NDArray[np.int64], positions: torch.Tensor | None) -> None:
+        """Take in [B, V] values, sample i at step[i]; keep those at `positions`."""
+        low, high = torch.aminmax(rows, dim=1)
+        np.minimum.at(self.low, step, low.numpy())
+        np.maximum.at(self.high, step, high.numpy())
+        if positions is not None:
+            drawn = rows[:, positions].numpy()
+            for i, t in enumerate(step):
+                self.draws[t].append(drawn[i].copy())
+
+    def ends(self, *, static: bool) -> tuple[F32, F32]:
+        """(low, high), each [T], or [1] over all steps."""
+        if static:
+            return self.low.min(keepdims=True), self.high.max(keepdims=True)
+        return self.low, self.high
+
+    def values(self, *, static: bool) -> F32:
+        """[T, V] or [1, V] drawn values."""
+        per_step = [np.concatenate(draw) for draw in self.draws]
+        if static:
+            return np.concatenate(per_step)[None]
+        width = min(len(draw) for draw in per_step)
+        return np.stack([draw[:width] for draw in per_step])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerRanges:
+    """Ranges of one layer: its input's parts (after `pre`) and its output."""
+
+    parts: tuple[StepRange, ...]
+    output: StepRange
+
+    def input_tables(
+        self, layer: PreparedLayer, *, static: bool, symmetric: bool, search: bool
+    ) -> list[tuple[F32, I32]]:
+        """Activation scale and zero point of each part."""
+        tables = []
+        for part in self.parts:
+            low, high = part.ends(static=static)
+            if search:
+                values = part.values(static=static)
+                table = search_activation_table(low, high, values, bits=layer.activation_bits, symmetric=symmetric)
+            else:
+                table = activation_table(low, high, bits=layer.activation_bits, symmetric=symmetric)
+            tables.append(table)
+        return tables
+
+    def output_table(self, *, static: bool) -> tuple[F32, I32]:
+        """8-bit scale and zero point of the output."""
+        low, high = self.output.ends(static=static)
+        return activation_table(low, high, bits=8)
+
+
+class _Collector:
+    """Forward hook of one layer."""
+
+    def __init__(self, layer: PreparedLayer, steps: int, draws: int, seed: int) -> None:
+        self.layer = layer
+        self.draws = draws
+        self.generator = torch.Generator().manual_seed(seed)
+        self.pre = torch.from_numpy(layer.pre)
+        self.result = LayerRanges(
+            parts=tuple(StepRange.empty(steps) for _ in layer.widths), output=StepRange.empty(steps)
+        )
+        self.step: NDArray[np.int64] = np.zeros(0, np.int64)
+
+    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+        x = args[0]
+        axis = channel_axis_of(self.layer.site.kind, x.ndim)
+        shape = [1] * x.ndim
+        shape[axis] = -1
+        pieces = torch.split(x * self.pre.reshape(shape), self.layer.widths, dim=axis)
+        for piece, into in zip(pieces, self.result.parts, strict=True):
+            rows = piece.reshape(len(piece), -1)
+            positions = None
+            if self.draws:
+                positions = torch.randint(0, rows.shape[1], (self.draws,), generator=self.generator)
+            into.add(rows, self.step, positions)
+        self.result.output.add(output.reshape(len(output), -1), self.step, None)
+
+
+def batches(count: int, batch: int) -> list[slice]:
+    """Slices of `batch` over `count`."""
+    return [slice(start, min(start + batch, count)) for start in range(0, count, batch)]
+
+
+def model_inputs(inputs: Mapping[str, NDArray[Any]], chosen: slice) -> dict[str, torch.Tensor]:
+    """Keyword arguments of the denoiser for some of the calibration inputs."""
+    names = ("sample", "timestep", "class_labels")
+    return {name: torch.from_numpy(inputs[name][chosen]) for name in names if name in inputs}
+
+
+def collect_ranges(
+    prepared: Prepared,
+    inputs: Mapping[str, NDArray[Any]],
+    *,
+    steps: int,
+    draw_values: bool = False,
+    seed: int = 0,
+    batch: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, LayerRanges]:
+    """Run the float model over the calibration inputs and note every layer's ranges.
+
+    Args:
+        prepared: the folded float model.
+        inputs: as `Trajectory.flat` gives them.
+        steps: number of step buckets.
+        draw_values: keep about `VALUES_A_STEP` values a step for the range search.
+        seed: of that draw.
+        batch: inputs at a time.
+        progress: called with (inputs done, inputs).
+
+    Raises:
+        NonFiniteError: a layer sees NaN or infinity; names it.
+    """
+    step = inputs["step"]
+    count = len(step)
+    draws = -(-VALUES_A_STEP * steps // count) if draw_values else 0
+    collectors = {
+        name: _Collector(layer, steps, draws, seed + i) for i, (name, layer) in enumerate(prepared.layers.items())
+    }
+    with ExitStack() as stack, torch.inference_mode():
+        for name, collector in collectors.items():
+            handle = prepared.module.get_submodule(name).register_forward_hook(collector)
+            stack.callback(handle.remove)
+        for chosen in batches(count, batch):
+            for collector in collectors.values():
+                collector.step = step[chosen]
+            prepared.module(**model_inputs(inputs, chosen), return_dict=False)
+            if progress is not None:
+                progress(chosen.stop, count)
+    for name, collector in collectors.items():
+        for seen in (*collector.result.parts, collector.result.output):
+            if not (np.isfinite(seen.low).all() and np.isfinite(seen.high).all()):
+                raise NonFiniteError(f"layer {name} sees NaN or infinity in the float model, expected finite values")
+    return {name: collector.result for name, collector in collectors.items()}

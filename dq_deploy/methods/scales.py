@@ -1,0 +1,116 @@
+"""Scales and zero points from ranges, and the L2.4 search that shrinks a range."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dq_deploy.numerics import F32, I32
+from dq_deploy.record.values import SCALE_MAX, SCALE_MIN
+
+SEARCH_POWER = 2.4
+WEIGHT_SEARCH_STEPS = 60
+WEIGHT_SEARCH_LOWEST = 0.3
+ACTIVATION_SEARCH_STEPS = 24
+ACTIVATION_SEARCH_LOWEST = 0.25
+
+
+def code_range(bits: int, *, symmetric: bool) -> tuple[int, int]:
+    """(q_min, q_max) of an activation: 0..2^b-1, or -2^(b-1)..2^(b-1)-1."""
+    half = 2 ** (bits - 1)
+    return (-half, half - 1) if symmetric else (0, 2 * half - 1)
+
+
+def weight_range(bits: int) -> tuple[int, int]:
+    """Full range of b-bit weight codes."""
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+def _safe_scale(scale: NDArray[np.float64]) -> F32:
+    """float32 in the record's allowed range; a range of nothing but zeros gets 1."""
+    scale = np.where(scale > 0, scale, 1.0)
+    return np.clip(scale, SCALE_MIN * 2, SCALE_MAX / 2).astype(np.float32)
+
+
+def activation_table(
+    low: NDArray[np.floating], high: NDArray[np.floating], *, bits: int, symmetric: bool = False
+) -> tuple[F32, I32]:
+    """Scale and zero point for ranges [low, high] that are first widened to hold 0.
+
+    Args:
+        low: [T] lowest values.
+        high: [T] highest values.
+        bits: 2 to 8.
+        symmetric: zero points 0 and signed codes.
+
+    Returns:
+        scale [T] float32 and zero_point [T] int32 with q_min <= z <= q_max.
+    """
+    lo = np.minimum(np.asarray(low, np.float64), 0)
+    hi = np.maximum(np.asarray(high, np.float64), 0)
+    q_min, q_max = code_range(bits, symmetric=symmetric)
+    if symmetric:
+        scale = _safe_scale(np.maximum(hi / q_max, lo / q_min))
+        return scale, np.zeros(len(scale), np.int32)
+    scale = _safe_scale((hi - lo) / (q_max - q_min))
+    zero = np.clip(np.rint(q_min - lo / scale.astype(np.float64)), q_min, q_max)
+    return scale, zero.astype(np.int32)
+
+
+def search_activation_table(
+    low: NDArray[np.floating],
+    high: NDArray[np.floating],
+    values: F32,
+    *,
+    bits: int,
+    symmetric: bool = False,
+) -> tuple[F32, I32]:
+    """Like `activation_table`, for the shrunk range with the least L2.4 error over some values.
+
+    Args:
+        low: [T] lowest values.
+        high: [T] highest values.
+        values: [T, V] float32, values each table entry will see.
+        bits: 2 to 8.
+        symmetric: zero points 0 and signed codes.
+    """
+    q_min, q_max = code_range(bits, symmetric=symmetric)
+    best_scale, best_zero = activation_table(low, high, bits=bits, symmetric=symmetric)
+    best = np.full(len(best_scale), np.inf)
+    for shrink in np.linspace(1.0, ACTIVATION_SEARCH_LOWEST, ACTIVATION_SEARCH_STEPS):
+        scale, zero = activation_table(low * shrink, high * shrink, bits=bits, symmetric=symmetric)
+        s, z = scale[:, None], zero[:, None].astype(np.float32)
+        error = np.clip(np.rint(values / s), q_min - z, q_max - z) * s - values
+        cost = (np.abs(error) ** np.float32(SEARCH_POWER)).mean(axis=1, dtype=np.float64)
+        better = cost < best
+        best = np.where(better, cost, best)
+        best_scale, best_zero = np.where(better, scale, best_scale), np.where(better, zero, best_zero)
+    return best_scale.astype(np.float32), best_zero.astype(np.int32)
+
+
+def full_weight_scale(weight: F32, bits: int) -> F32:
+    """The least scale per output channel, [C_out], at which no weight is clipped."""
+    rows = weight.reshape(len(weight), -1).astype(np.float64)
+    q_low, q_high = weight_range(bits)
+    return _safe_scale(np.maximum(rows.max(axis=1) / q_high, rows.min(axis=1) / q_low))
+
+
+def weight_codes(weight: F32, scale: F32, bits: int) -> NDArray[np.int8]:
+    """clamp(rne(w / s_w[n])) in float32: int8, shape of weight."""
+    tail = (1,) * (weight.ndim - 1)
+    scaled = (weight / scale.reshape(-1, *tail)).astype(np.float32)
+    return np.clip(np.rint(scaled), *weight_range(bits)).astype(np.int8)
+
+
+def search_weight_scale(weight: F32, bits: int) -> F32:
+    """Scale per output channel with the least L2.4 error, [C_out] float32."""
+    full = full_weight_scale(weight, bits)
+    rows = weight.reshape(len(weight), -1).astype(np.float32)
+    best, best_scale = np.full(len(rows), np.inf), full
+    for shrink in np.linspace(1.0, WEIGHT_SEARCH_LOWEST, WEIGHT_SEARCH_STEPS):
+        scale = _safe_scale(full.astype(np.float64) * shrink)
+        error = weight_codes(rows, scale, bits).astype(np.float32) * scale[:, None] - rows
+        cost = (np.abs(error) ** np.float32(SEARCH_POWER)).mean(axis=1, dtype=np.float64)
+        better = cost < best
+        best, best_scale = np.where(better, cost, best), np.where(better, scale, best_scale)
+    return best_scale.astype(np.float32)
