@@ -1,5 +1,5 @@
 # ruff: noqa: D102 (the protocols name what Part and Layer document)
-"""The integer layer in numpy: the definition of truth that every engine is compared with.
+"""The integer layer: codes, canonical accumulators and the float output.
 
 For input channel k, output channel n and the step bucket t of a sample::
 
@@ -8,14 +8,13 @@ For input channel k, output channel n and the step bucket t of a sample::
     A[n] = sum_k c[k] * w_q[n, k]                           int32, canonical accumulator
     y[n] = A[n] * (s[t] * s_w[n]) + b[n]                    float32
 
-Nothing here imports an engine or torch. Slow and obvious is preferred to fast.
+Slow and obvious is preferred to fast.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -114,9 +113,7 @@ def step_bucket(timestep: NDArray[Any], edges: F32) -> NDArray[np.int64]:
     value = np.asarray(timestep).astype(np.float32).reshape(-1, 1)
     if np.isnan(value).any():
         raise InputError("timestep holds NaN, expected numbers; a NaN belongs to no step bucket")
-    buckets: NDArray[np.int64] = (np.asarray(edges, np.float32).reshape(1, -1) <= value).sum(
-        1, dtype=np.int64
-    )
+    buckets: NDArray[np.int64] = (np.asarray(edges, np.float32).reshape(1, -1) <= value).sum(1, dtype=np.int64)
     return buckets
 
 
@@ -135,11 +132,13 @@ def table_at(table: NDArray[Any], step: NDArray[np.integer]) -> NDArray[Any]:
     return rows
 
 
-def _per_sample(values: NDArray[Any], ndim: int) -> NDArray[Any]:
+def per_sample(values: NDArray[Any], ndim: int) -> NDArray[Any]:
+    """[B] values with axes of one behind them, to broadcast over a tensor of ndim axes."""
     return values.reshape((-1,) + (1,) * (ndim - 1))
 
 
-def _per_channel(values: NDArray[Any], ndim: int, axis: int) -> NDArray[Any]:
+def per_channel(values: NDArray[Any], ndim: int, axis: int) -> NDArray[Any]:
+    """[C] values shaped to broadcast along one axis of a tensor of ndim axes."""
     shape = [1] * ndim
     shape[axis] = -1
     return values.reshape(shape)
@@ -184,7 +183,7 @@ def quantize_centred(
             f"activation has shape {x.shape}, expected {len(step)} samples (one step each) "
             f"and {len(pre)} channels on axis {channel_axis}"
         )
-    z = _per_sample(table_at(np.asarray(zero_point), step), x.ndim).astype(np.float32)
+    z = per_sample(table_at(np.asarray(zero_point), step), x.ndim).astype(np.float32)
     inv = table_at(reciprocal(scale), step)
     # one float32 product per sample and channel, as the engines do it
     m = (inv[:, None] * np.asarray(pre, np.float32)[None, :]).astype(np.float32)
@@ -247,9 +246,7 @@ def im2col(
     x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
     span = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
     if x.shape[2] < span[0] or x.shape[3] < span[1]:
-        raise InputError(
-            f"padded input {x.shape[2:]} is smaller than the kernel's span {span}; expected at least that"
-        )
+        raise InputError(f"padded input {x.shape[2:]} is smaller than the kernel's span {span}; expected at least that")
     windows = np.lib.stride_tricks.sliding_window_view(x, span, axis=(2, 3))
     return windows[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
 
@@ -332,9 +329,7 @@ def _accumulate_by_group(layer: LayerLike, part: PartLike, codes: I32, step: NDA
     return result
 
 
-def rescale(
-    accumulator: I32, *, scale: F32, weight_scale: F32, step: NDArray[np.integer], channel_axis: int
-) -> F32:
+def rescale(accumulator: I32, *, scale: F32, weight_scale: F32, step: NDArray[np.integer], channel_axis: int) -> F32:
     """A * (s[t] * s_w[n]) in float32.
 
     Args:
@@ -364,9 +359,7 @@ def integer_layer(layer: LayerLike, x: F32, step: NDArray[np.integer]) -> LayerR
     axis = channel_axis_of(layer.kind, x.ndim)
     widths = [len(p.pre) for p in layer.parts]
     if x.shape[axis] != sum(widths):
-        raise InputError(
-            f"input has {x.shape[axis]} channels on axis {axis}, expected {sum(widths)}: {x.shape}"
-        )
+        raise InputError(f"input has {x.shape[axis]} channels on axis {axis}, expected {sum(widths)}: {x.shape}")
     slices = np.split(x, np.cumsum(widths)[:-1], axis=axis)
     codes, accumulators = [], []
     y: F32 | None = None
@@ -390,105 +383,5 @@ def integer_layer(layer: LayerLike, x: F32, step: NDArray[np.integer]) -> LayerR
         accumulators.append(a)
     assert y is not None
     if layer.bias is not None:
-        y = (y + _per_channel(layer.bias, y.ndim, channel_axis_of(layer.kind, y.ndim))).astype(np.float32)
+        y = (y + per_channel(layer.bias, y.ndim, channel_axis_of(layer.kind, y.ndim))).astype(np.float32)
     return LayerResult(codes=tuple(codes), accumulators=tuple(accumulators), output=y)
-
-
-def requantize(
-    y: F32,
-    *,
-    out_scale: F32,
-    out_zero_point: I32,
-    step: NDArray[np.integer],
-    q_min: int = 0,
-    q_max: int = 255,
-) -> I32:
-    """Output codes of the declared requantization: clamp(rne(y / out_s[t]) + out_z[t], q_min, q_max).
-
-    Raises:
-        InputError: y holds NaN.
-    """
-    if np.isnan(y).any():
-        raise InputError("output to requantize holds NaN, expected finite numbers; a NaN has no code")
-    s = _per_sample(table_at(out_scale, step), y.ndim)
-    z = _per_sample(table_at(out_zero_point, step), y.ndim).astype(np.float32)
-    with np.errstate(over="ignore"):
-        codes: I32 = np.clip(rne((y / s).astype(np.float32)) + z, q_min, q_max).astype(np.int32)
-    return codes
-
-
-def dequantize(codes: I32, *, scale: F32, zero_point: I32, step: NDArray[np.integer]) -> F32:
-    """(q - z[t]) * s[t] in float32, the inverse of `requantize`."""
-    s = _per_sample(table_at(scale, step), codes.ndim)
-    z = _per_sample(table_at(zero_point, step), codes.ndim)
-    y: F32 = ((codes - z).astype(np.float32) * s).astype(np.float32)
-    return y
-
-
-def shifted_accumulator(
-    accumulator: I32, q_weight: NDArray[np.integer], offset: int, channel_axis: int
-) -> I32:
-    """What an engine accumulates that holds c + offset: A + offset * sum_k w_q[n, k].
-
-    The sum runs over every weight of the output channel, so padding must hold the code `offset`.
-    """
-    sums = q_weight.reshape(q_weight.shape[0], -1).sum(axis=1, dtype=np.int64)
-    shifted = accumulator.astype(np.int64) + _per_channel(offset * sums, accumulator.ndim, channel_axis)
-    if np.abs(shifted).max(initial=0) >= ACCUMULATOR_LIMIT:
-        raise RecordError(
-            f"codes shifted by {offset} overflow int32; expected a smaller offset or fewer bits"
-        )
-    result: I32 = shifted.astype(np.int32)
-    return result
-
-
-def pack_nibbles(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """Two codes of [-8, 7] a byte, the first in the low four bits; an odd count ends with a zero code."""
-    flat = np.asarray(codes).reshape(-1)
-    if flat.size and (flat.min() < -8 or flat.max() > 7):
-        raise RecordError(f"codes span [{flat.min()}, {flat.max()}], expected [-8, 7] to pack two a byte")
-    nibble = (flat.astype(np.int16) & 0xF).astype(np.uint8)
-    if nibble.size % 2:
-        nibble = np.append(nibble, np.uint8(0))
-    return (nibble[0::2] | (nibble[1::2] << 4)).astype(np.uint8)
-
-
-def unpack_nibbles(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.int8]:
-    """Inverse of `pack_nibbles` for a known shape.
-
-    Raises:
-        RecordError: another number of bytes than the shape needs, or a spare nibble that is not 0.
-    """
-    count = prod(shape)
-    flat = np.asarray(packed, np.uint8).reshape(-1)
-    if flat.size != (count + 1) // 2:
-        raise RecordError(
-            f"packed codes hold {flat.size} bytes, expected {(count + 1) // 2} for shape {shape}"
-        )
-    if count % 2 and flat[-1] >> 4:
-        raise RecordError(f"packed codes end with the spare nibble {flat[-1] >> 4}, expected 0")
-    nibble = np.empty(flat.size * 2, np.uint8)
-    nibble[0::2] = flat & 0xF
-    nibble[1::2] = flat >> 4
-    signed = nibble.astype(np.int16)
-    signed[signed > 7] -= 16
-    return signed[:count].astype(np.int8).reshape(shape)
-
-
-def worst_pair_product(q_weight: NDArray[np.integer], code_max: int) -> int:
-    """Largest sum of two adjacent unsigned-by-signed products along K, over every channel.
-
-    An engine that adds u8 x s8 pairs in int16 is exact only when this is at most 32767. K is taken in
-    (kh, kw, C_in) and in (C_in, kh, kw) order and every pairing offset: the answer holds for either layout.
-    """
-    w = np.abs(q_weight.astype(np.int64))
-    orders = [w.reshape(w.shape[0], -1)]
-    if w.ndim == 4:
-        orders.append(w.transpose(0, 2, 3, 1).reshape(w.shape[0], -1))
-    worst = 0
-    for rows in orders:
-        if rows.shape[1] == 1:
-            worst = max(worst, int(rows.max(initial=0)))
-        else:
-            worst = max(worst, int((rows[:, 1:] + rows[:, :-1]).max(initial=0)))
-    return code_max * worst

@@ -1,0 +1,66 @@
+"""The numerics: the definition of truth that every engine is compared with, in numpy.
+
+Nothing here imports an engine or torch.
+"""
+
+from __future__ import annotations
+
+from dq_deploy.numerics.codes import (
+    dequantize,
+    pack_nibbles,
+    requantize,
+    shifted_accumulator,
+    unpack_nibbles,
+    worst_pair_product,
+)
+from dq_deploy.numerics.layer import (
+    ACCUMULATOR_LIMIT,
+    F32,
+    FLOAT32_EXACT,
+    I32,
+    LayerLike,
+    LayerResult,
+    PartLike,
+    accumulate_conv2d,
+    accumulate_linear,
+    channel_axis_of,
+    im2col,
+    integer_layer,
+    per_channel,
+    per_sample,
+    quantize_centred,
+    reciprocal,
+    rescale,
+    rne,
+    step_bucket,
+    table_at,
+)
+
+__all__ = [
+    "ACCUMULATOR_LIMIT",
+    "F32",
+    "FLOAT32_EXACT",
+    "I32",
+    "LayerLike",
+    "LayerResult",
+    "PartLike",
+    "accumulate_conv2d",
+    "accumulate_linear",
+    "channel_axis_of",
+    "dequantize",
+    "im2col",
+    "integer_layer",
+    "pack_nibbles",
+    "per_channel",
+    "per_sample",
+    "quantize_centred",
+    "reciprocal",
+    "requantize",
+    "rescale",
+    "rne",
+    "shifted_accumulator",
+    "step_bucket",
+    "table_at",
+    "unpack_nibbles",
+    "worst_pair_product",
+]

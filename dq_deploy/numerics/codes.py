@@ -1,0 +1,105 @@
+"""What is done to codes around the integer layer: requantization, shifting, packing, and the pair bound."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dq_deploy.errors import InputError, RecordError
+from dq_deploy.numerics.layer import ACCUMULATOR_LIMIT, F32, I32, per_channel, per_sample, rne, table_at
+
+
+def requantize(
+    y: F32,
+    *,
+    out_scale: F32,
+    out_zero_point: I32,
+    step: NDArray[np.integer],
+    q_min: int = 0,
+    q_max: int = 255,
+) -> I32:
+    """Output codes of the declared requantization: clamp(rne(y / out_s[t]) + out_z[t], q_min, q_max).
+
+    Raises:
+        InputError: y holds NaN.
+    """
+    if np.isnan(y).any():
+        raise InputError("output to requantize holds NaN, expected finite numbers; a NaN has no code")
+    s = per_sample(table_at(out_scale, step), y.ndim)
+    z = per_sample(table_at(out_zero_point, step), y.ndim).astype(np.float32)
+    with np.errstate(over="ignore"):
+        codes: I32 = np.clip(rne((y / s).astype(np.float32)) + z, q_min, q_max).astype(np.int32)
+    return codes
+
+
+def dequantize(codes: I32, *, scale: F32, zero_point: I32, step: NDArray[np.integer]) -> F32:
+    """(q - z[t]) * s[t] in float32, the inverse of `requantize`."""
+    s = per_sample(table_at(scale, step), codes.ndim)
+    z = per_sample(table_at(zero_point, step), codes.ndim)
+    y: F32 = ((codes - z).astype(np.float32) * s).astype(np.float32)
+    return y
+
+
+def shifted_accumulator(accumulator: I32, q_weight: NDArray[np.integer], offset: int, channel_axis: int) -> I32:
+    """What an engine accumulates that holds c + offset: A + offset * sum_k w_q[n, k].
+
+    The sum runs over every weight of the output channel, so padding must hold the code `offset`.
+    """
+    sums = q_weight.reshape(q_weight.shape[0], -1).sum(axis=1, dtype=np.int64)
+    shifted = accumulator.astype(np.int64) + per_channel(offset * sums, accumulator.ndim, channel_axis)
+    if np.abs(shifted).max(initial=0) >= ACCUMULATOR_LIMIT:
+        raise RecordError(f"codes shifted by {offset} overflow int32; expected a smaller offset or fewer bits")
+    result: I32 = shifted.astype(np.int32)
+    return result
+
+
+def pack_nibbles(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Two codes of [-8, 7] a byte, the first in the low four bits; an odd count ends with a zero code."""
+    flat = np.asarray(codes).reshape(-1)
+    if flat.size and (flat.min() < -8 or flat.max() > 7):
+        raise RecordError(f"codes span [{flat.min()}, {flat.max()}], expected [-8, 7] to pack two a byte")
+    nibble = (flat.astype(np.int16) & 0xF).astype(np.uint8)
+    if nibble.size % 2:
+        nibble = np.append(nibble, np.uint8(0))
+    return (nibble[0::2] | (nibble[1::2] << 4)).astype(np.uint8)
+
+
+def unpack_nibbles(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.int8]:
+    """Inverse of `pack_nibbles` for a known shape.
+
+    Raises:
+        RecordError: another number of bytes than the shape needs, or a spare nibble that is not 0.
+    """
+    count = prod(shape)
+    flat = np.asarray(packed, np.uint8).reshape(-1)
+    if flat.size != (count + 1) // 2:
+        raise RecordError(f"packed codes hold {flat.size} bytes, expected {(count + 1) // 2} for shape {shape}")
+    if count % 2 and flat[-1] >> 4:
+        raise RecordError(f"packed codes end with the spare nibble {flat[-1] >> 4}, expected 0")
+    nibble = np.empty(flat.size * 2, np.uint8)
+    nibble[0::2] = flat & 0xF
+    nibble[1::2] = flat >> 4
+    signed = nibble.astype(np.int16)
+    signed[signed > 7] -= 16
+    return signed[:count].astype(np.int8).reshape(shape)
+
+
+def worst_pair_product(q_weight: NDArray[np.integer], code_max: int) -> int:
+    """Largest sum of two adjacent unsigned-by-signed products along K, over every channel.
+
+    An engine that adds u8 x s8 pairs in int16 is exact only when this is at most 32767. K is taken in
+    (kh, kw, C_in) and in (C_in, kh, kw) order and every pairing offset: the answer holds for either layout.
+    """
+    w = np.abs(q_weight.astype(np.int64))
+    orders = [w.reshape(w.shape[0], -1)]
+    if w.ndim == 4:
+        orders.append(w.transpose(0, 2, 3, 1).reshape(w.shape[0], -1))
+    worst = 0
+    for rows in orders:
+        if rows.shape[1] == 1:
+            worst = max(worst, int(rows.max(initial=0)))
+        else:
+            worst = max(worst, int((rows[:, 1:] + rows[:, :-1]).max(initial=0)))
+    return code_max * worst
