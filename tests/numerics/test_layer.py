@@ -28,9 +28,7 @@ class Case:
 
 def make_part(rng, shape, *, weight_bits, q_min, q_max, steps, sets, extreme):
     low, high = -(2 ** (weight_bits - 1)), 2 ** (weight_bits - 1) - 1
-    codes = (
-        rng.choice([low, high], (sets, *shape)) if extreme else rng.integers(low, high + 1, (sets, *shape))
-    )
+    codes = rng.choice([low, high], (sets, *shape)) if extreme else rng.integers(low, high + 1, (sets, *shape))
     return Part(
         pre=rng.uniform(0.25, 4, shape[1]).astype(np.float32),
         scale=rng.uniform(0.01, 0.2, steps).astype(np.float32),
@@ -252,9 +250,7 @@ def test_extreme_codes_do_not_overflow_or_lose_bits(weight_bits, bits):
     codes[1, ::2] = 0
     w = np.full((3, k), low, np.int16)
     w[1, ::3] = -low - 1
-    expected = np.array(
-        [[sum(int(c) * int(v) for c, v in zip(row, col, strict=True)) for col in w] for row in codes]
-    )
+    expected = np.array([[sum(int(c) * int(v) for c, v in zip(row, col, strict=True)) for col in w] for row in codes])
     np.testing.assert_array_equal(numerics.accumulate_linear(codes, w), expected)
 
 
@@ -274,9 +270,7 @@ def test_an_accumulator_that_could_leave_int32_is_refused():
 def test_nan_wrong_type_and_wrong_channels_are_named():
     rng = np.random.default_rng(0)
     part = make_part(rng, (2, 3), weight_bits=4, q_min=0, q_max=255, steps=2, sets=1, extreme=False)
-    layer = Layer(
-        name="l", kind="linear", weight_bits=4, activation_bits=8, q_min=0, q_max=255, parts=(part,)
-    )
+    layer = Layer(name="l", kind="linear", weight_bits=4, activation_bits=8, q_min=0, q_max=255, parts=(part,))
     step = np.zeros(1, np.int64)
     x = np.zeros((1, 3), np.float32)
     with pytest.raises(InputError, match="NaN"):
@@ -297,9 +291,7 @@ def test_nan_wrong_type_and_wrong_channels_are_named():
 def test_step_bucket_is_the_nearest_calibrated_timestep(timesteps, seed):
     calibrated = np.array(sorted(timesteps), np.float32)
     edges = edges_from_timesteps(calibrated)
-    asked = np.concatenate(
-        [calibrated, edges, np.random.default_rng(seed).uniform(-10, 1100, 20).astype(np.float32)]
-    )
+    asked = np.concatenate([calibrated, edges, np.random.default_rng(seed).uniform(-10, 1100, 20).astype(np.float32)])
     bucket = numerics.step_bucket(asked, edges)
     np.testing.assert_array_equal(bucket[: len(calibrated)], np.arange(len(calibrated)))
     np.testing.assert_array_equal(bucket[len(calibrated) :][: len(edges)], np.arange(1, len(calibrated)))
@@ -335,76 +327,7 @@ def test_shifted_codes_give_the_canonical_accumulator_back(case, offset):
 
 def test_a_shift_that_leaves_int32_is_refused():
     with pytest.raises(RecordError, match="overflow"):
-        numerics.shifted_accumulator(
-            np.full((1, 1), 2**31 - 10, np.int32), np.full((1, 8), 127, np.int16), 128, 1
-        )
-
-
-@settings(max_examples=80, deadline=None)
-@given(st.lists(st.integers(-8, 7), min_size=0, max_size=33))
-def test_packed_codes_come_back_and_take_half_the_bytes(values):
-    codes = np.array(values, np.int8)
-    packed = numerics.pack_nibbles(codes)
-    assert packed.nbytes == (len(values) + 1) // 2
-    np.testing.assert_array_equal(numerics.unpack_nibbles(packed, codes.shape), codes)
-
-
-def test_the_first_code_lies_in_the_low_nibble():
-    np.testing.assert_array_equal(numerics.pack_nibbles(np.array([1, -1, -8], np.int8)), [0xF1, 0x08])
-
-
-def test_packing_refuses_wide_codes_wrong_lengths_and_a_used_spare_nibble():
-    with pytest.raises(RecordError, match=r"expected \[-8, 7\]"):
-        numerics.pack_nibbles(np.array([8], np.int8))
-    with pytest.raises(RecordError, match="expected 2 for shape"):
-        numerics.unpack_nibbles(np.zeros(3, np.uint8), (2, 2))
-    with pytest.raises(RecordError, match="spare nibble"):
-        numerics.unpack_nibbles(np.array([0x11], np.uint8), (1,))
-
-
-@settings(max_examples=60, deadline=None)
-@given(SEEDS, st.integers(0, 255))
-def test_requantized_codes_are_within_half_a_step(seed, z):
-    rng = np.random.default_rng(seed)
-    scale = rng.uniform(0.01, 1, 2).astype(np.float32)
-    zero = np.array([z, 255 - z], np.int32)
-    step = np.array([1, 0])
-    y = (rng.standard_normal((2, 3, 4)) * 20).astype(np.float32)
-    codes = numerics.requantize(y, out_scale=scale, out_zero_point=zero, step=step)
-    assert codes.min() >= 0
-    assert codes.max() <= 255
-    back = numerics.dequantize(codes, scale=scale, zero_point=zero, step=step)
-    np.testing.assert_array_equal(
-        numerics.requantize(back, out_scale=scale, out_zero_point=zero, step=step), codes
-    )
-    inside = (codes > 0) & (codes < 255)
-    half = (scale[step] / 2).reshape(2, 1, 1) * np.float32(1.001)
-    assert (np.abs(back - y) <= half)[inside].all()
-
-
-def test_requantization_rounds_before_it_adds_the_zero_point():
-    y = np.array([[0.5, 1.5, 2.5, -1e30, 1e30]], np.float32)
-    one = np.ones(1, np.float32)
-    codes = numerics.requantize(
-        y, out_scale=one, out_zero_point=np.array([1], np.int32), step=np.zeros(1, int)
-    )
-    np.testing.assert_array_equal(codes, [[1, 3, 3, 0, 255]])
-    with pytest.raises(InputError, match="NaN"):
-        numerics.requantize(
-            y * np.nan, out_scale=one, out_zero_point=np.ones(1, np.int32), step=np.zeros(1, int)
-        )
-
-
-@settings(max_examples=60, deadline=None)
-@given(SEEDS, st.integers(1, 3), st.integers(1, 5))
-def test_worst_pair_product_bounds_every_adjacent_pair(seed, kernel, channels):
-    rng = np.random.default_rng(seed)
-    w = rng.integers(-128, 128, (2, channels, kernel, kernel)).astype(np.int16)
-    bound = numerics.worst_pair_product(w, 255)
-    for rows in (w.reshape(2, -1), w.transpose(0, 2, 3, 1).reshape(2, -1)):
-        for a, b in zip(rows.T, rows.T[1:], strict=False):
-            assert 255 * np.abs(a.astype(int) + b).max() <= bound
-    assert bound <= 255 * 256
+        numerics.shifted_accumulator(np.full((1, 1), 2**31 - 10, np.int32), np.full((1, 8), 127, np.int16), 128, 1)
 
 
 def test_an_input_smaller_than_the_kernel_is_named():
