@@ -98,13 +98,13 @@ def load_model(path: str | Path, *, variant: str | None = None) -> Denoiser:
     return load_folder(Path(path), variant=variant)
 
 
-def build_denoiser(family: str, config: Mapping[str, Any]) -> torch.nn.Module:
-    """A denoiser with random weights, float32, eval mode.
+def build_denoiser(family: str, config: Mapping[str, Any], *, device: str = "cpu") -> torch.nn.Module:
+    """A denoiser with random weights, float32, eval mode; `device="meta"` makes shapes only, at no cost.
 
     Raises:
         ModelError: unknown family, or a configuration that diffusers cannot build or that is not supported.
     """
-    return _module_of(family).build(config)
+    return _module_of(family).build(config, device=device)
 
 
 def denoiser_from_record(record: Record) -> torch.nn.Module:

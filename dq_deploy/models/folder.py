@@ -169,15 +169,14 @@ def fit_state(
 
 def load_folder(path: Path, *, variant: str | None = None) -> Denoiser:
     """See `dq_deploy.models.load_model`."""
-    from dq_deploy.models import family_of
-    from dq_deploy.models.rebuild import empty_denoiser
+    from dq_deploy.models import build_denoiser, family_of
 
     folder, scheduler_file = find_denoiser(path)
     config = read_json(folder / "config.json")
     try:
         family = family_of(config)
         weights = find_weights(folder, variant)
-        module = empty_denoiser(family, config)
+        module = build_denoiser(family, config, device="meta")
     except ModelError as error:
         raise ModelError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from error
     fit_state(module, _renamed(_read_tensors(weights)), str(weights))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,16 +13,6 @@ if TYPE_CHECKING:
     import torch
 
     from dq_deploy.record import Layer, Record
-
-
-def empty_denoiser(family: str, config: Mapping[str, Any]) -> torch.nn.Module:
-    """A checked module without weights (on the meta device), to be filled by `folder.fit_state`."""
-    from dq_deploy.models import FAMILIES
-
-    if family not in FAMILIES:
-        raise ModelError(f"denoiser family {family!r} is unknown, expected one of {', '.join(FAMILIES)}")
-    module: torch.nn.Module = importlib.import_module(f"dq_deploy.models.{family}").build(config, device="meta")
-    return module
 
 
 def dequantized_weight(layer: Layer) -> NDArray[np.float32]:
@@ -66,10 +54,11 @@ def module_from_record(record: Record) -> torch.nn.Module:
     """See `dq_deploy.models.denoiser_from_record`."""
     import torch
 
+    from dq_deploy.models import build_denoiser
     from dq_deploy.models.folder import fit_state
 
     try:
-        module = empty_denoiser(record.family, record.model_config)
+        module = build_denoiser(record.family, record.model_config, device="meta")
     except ModelError as error:
         raise RecordError(f"model_config of the record: {error}") from error
     _check_geometry(record, module)
