@@ -1,23 +1,28 @@
-"""A denoiser small enough to quantize in a second, with every structure the real ones have."""
+"""A small UNet2DModel and a record of it with arbitrary quantizers: real code paths at toy cost."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from dq_deploy.models import Denoiser, build_denoiser
+import numpy as np
 
-SCHEDULER_CONFIG: dict[str, Any] = {
+from dq_deploy.models import Denoiser, build_denoiser, quantizable_layers
+from dq_deploy.record import Layer, Part, Record, edges_from_timesteps
+
+SCHEDULER = {
     "_class_name": "DDPMScheduler",
     "num_train_timesteps": 1000,
     "beta_schedule": "squaredcos_cap_v2",
-    "clip_sample": True,
     "prediction_type": "epsilon",
+    "clip_sample": True,
     "timestep_spacing": "leading",
+    "steps_offset": 0,
+    "variance_type": "fixed_small",
 }
 
 
-def tiny_config(classes: int | None = None) -> dict[str, Any]:
-    """A UNet2DModel of 8 x 8 samples: two levels, an attention block, skip concatenations."""
+def tiny_config(classes: int | None = None, **changes: Any) -> dict[str, Any]:
+    """Configuration of a UNet2DModel with one attention block, 8x8 images and about 20,000 parameters."""
     return {
         "_class_name": "UNet2DModel",
         "sample_size": 8,
@@ -25,30 +30,81 @@ def tiny_config(classes: int | None = None) -> dict[str, Any]:
         "out_channels": 1,
         "layers_per_block": 1,
         "block_out_channels": [8, 16],
+        "norm_num_groups": 4,
+        "attention_head_dim": 8,
         "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
         "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
-        "attention_head_dim": 8,
-        "norm_num_groups": 4,
         "num_class_embeds": classes,
+        **changes,
     }
 
 
-def tiny_denoiser(seed: int = 0, classes: int | None = None) -> Denoiser:
-    """A tiny denoiser with random weights and random norm parameters."""
+def tiny_denoiser(seed: int = 0, classes: int | None = None, **changes: Any) -> Denoiser:
+    """A tiny float denoiser with seeded random weights."""
     import torch
 
-    config = tiny_config(classes)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        module = build_denoiser("unet2d", config)
-        for name, parameter in module.named_parameters():
-            if "norm" in name:
-                parameter.data += 0.3 * torch.randn_like(parameter)
+    torch.manual_seed(seed)
+    config = tiny_config(classes, **changes)
+    module = build_denoiser("unet2d", config)
     return Denoiser(
         family="unet2d",
         module=module,
         config=config,
-        scheduler_config=dict(SCHEDULER_CONFIG),
+        scheduler_config=dict(SCHEDULER),
         source="tiny",
-        source_sha256=f"{seed:064x}",
+        source_sha256="0" * 64,
+    )
+
+
+def random_record(
+    denoiser: Denoiser, *, weight_bits: int = 4, activation_bits: int = 8, steps: int = 6, seed: int = 0
+) -> Record:
+    """A record with real weight codes and random activation quantizers; every layer but the time embedding."""
+    rng = np.random.default_rng(seed)
+    parameters = {key: value.detach().numpy().copy() for key, value in denoiser.module.state_dict().items()}
+    layers = {}
+    for site in quantizable_layers(denoiser.module, denoiser.config):
+        if site.name.startswith("time_embedding"):
+            continue
+        weight = parameters.pop(f"{site.name}.weight")
+        half = 2 ** (weight_bits - 1)
+        pre = rng.uniform(0.5, 1, weight.shape[1]).astype(np.float32)
+        tail = (1,) * (weight.ndim - 2)
+        scaled = weight / pre.reshape(1, -1, *tail)
+        weight_scale = (np.abs(scaled).reshape(len(weight), -1).max(axis=1) / (half - 0.5)).astype(np.float32)
+        code = np.clip(np.rint(scaled / weight_scale.reshape(-1, 1, *tail)), -half, half - 1)
+        levels = 2**activation_bits - 1
+        part = Part(
+            pre=pre,
+            scale=(rng.uniform(4, 7, steps) / levels).astype(np.float32),
+            zero_point=rng.integers(levels // 4, levels // 2 + 1, steps).astype(np.int32),
+            w_code=code.astype(np.int8)[None],
+            w_zero_point=np.zeros((1, len(weight)), np.int32),
+            weight_scale=weight_scale[None],
+        )
+        layers[site.name] = Layer(
+            name=site.name,
+            kind=site.kind,
+            stride=site.stride,
+            padding=site.padding,
+            dilation=site.dilation,
+            groups=site.groups,
+            weight_bits=weight_bits,
+            activation_bits=activation_bits,
+            q_min=0,
+            q_max=levels,
+            parts=(part,),
+            bias=parameters.pop(f"{site.name}.bias", None),
+            out_scale=np.full(steps, 8 / 255, np.float32),
+            out_zero_point=np.full(steps, 128, np.int32),
+        )
+    timesteps = np.linspace(0, 950, steps).astype(np.float32)
+    return Record(
+        family=denoiser.family,
+        layers=layers,
+        timesteps=timesteps,
+        step_edges=edges_from_timesteps(timesteps),
+        float_parameters=parameters,
+        model_config=denoiser.config,
+        scheduler_config=denoiser.scheduler_config,
     )

@@ -100,9 +100,10 @@ def _labels(config: Mapping[str, Any], labels: Sequence[int] | None, count: int,
 
 
 def _shape(config: Mapping[str, Any]) -> tuple[int, ...]:
-    from dq_deploy.models import input_specs
-
-    return tuple(int(size) for size in input_specs(config)[0].shape[1:])
+    """[C, H, W] of a sample."""
+    size = config["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(config.get("in_channels", 3)), int(height), int(width)
 
 
 def collect_trajectory(
