@@ -68,9 +68,7 @@ def summary_of_engine(path: Path) -> dict[str, Any]:
         _ = [(layer["form"], layer["kind"], layer["reason"]) for layer in layers], manifest["record_sha256"]
         return {**summary, "manifest": manifest}
     except (KeyError, TypeError, ZeroDivisionError) as error:
-        raise FileProblemError(
-            f"manifest inside {path} is incomplete ({error}); export the file again"
-        ) from error
+        raise FileProblemError(f"manifest inside {path} is incomplete ({error}); export the file again") from error
 
 
 def _facts(title: str, rows: Mapping[str, Any]) -> Table:
@@ -99,18 +97,21 @@ def _show_record(summary: dict[str, Any]) -> None:
         "content": summary["content_sha256"],
         **{f"provenance: {key}": _value(value) for key, value in provenance.items() if key != "method"},
     }
+    notes = list(dict.fromkeys(row["fold"] for row in summary["layers"] if row["fold"]))
     out = console()
     out.print(_facts(summary["path"], facts), markup=False)
-    out.print(_layer_table(summary["layers"]))
+    out.print(_layer_table(summary["layers"], notes))
+    for number, note in enumerate(notes, 1):
+        print(f"fold {number}: {note}")
 
 
-def _layer_table(layers: list[dict[str, Any]]) -> Table:
+def _layer_table(layers: list[dict[str, Any]], notes: list[str]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=f"{len(layers)} quantized layers")
     for name in ("layer", "kind", "bits", "weights", "steps", "parts", "fold"):
-        table.add_column(name, justify="right" if name == "steps" else "left", overflow="fold")
+        table.add_column(name, justify="right" if name in ("steps", "fold") else "left", overflow="fold")
     for row in layers:
         table.add_row(
             Text(row["name"]),
@@ -119,7 +120,7 @@ def _layer_table(layers: list[dict[str, Any]]) -> Table:
             "x".join(str(n) for n in row["shape"]),
             str(row["steps"]) if row["steps"] > 1 else "static",
             " + ".join(str(n) for n in row["parts"]),
-            Text(row["fold"]),
+            str(notes.index(row["fold"]) + 1) if row["fold"] else "",
         )
     return table
 
@@ -157,9 +158,7 @@ def _show_engine(summary: dict[str, Any]) -> None:
 def _tensors(specs: Any) -> str:
     if not isinstance(specs, list):
         return "none"
-    return ", ".join(
-        f"{s.get('name')} {s.get('dtype')} {s.get('shape')}" for s in specs if isinstance(s, dict)
-    )
+    return ", ".join(f"{s.get('name')} {s.get('dtype')} {s.get('shape')}" for s in specs if isinstance(s, dict))
 
 
 def _short(values: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,21 @@ def find_weights(folder: Path, variant: str | None) -> Path:
     return others[0]
 
 
+def _check_declared_sizes(path: Path) -> None:
+    """Refuse a zip bomb before torch unpacks it: torch stores weights plainly, so they cannot exceed the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except zipfile.BadZipFile:
+        return  # the older form of torch.save, or a damaged file that torch.load names
+    declared = sum(entry.file_size for entry in entries)
+    if declared > path.stat().st_size or any(e.compress_type != zipfile.ZIP_STORED for e in entries):
+        raise ModelError(
+            f"weights {path} declare {declared} bytes in a file of {path.stat().st_size}, or compress them; "
+            "nothing was unpacked, save the model as safetensors"
+        )
+
+
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     import torch
 
@@ -100,9 +116,12 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
             from safetensors.torch import load_file
 
             return dict(load_file(path))
+        _check_declared_sizes(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ModelError(f"cannot read weights {path}: {error.strerror or error}") from error
+    except ModelError:
+        raise
     except Exception as error:
         if path.suffix == ".bin" and "weights_only" in str(error).lower():
             raise ModelError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -63,10 +64,12 @@ def write_onnx(path, manifest):
 @pytest.mark.parametrize("form", ["pt", "safetensors"])
 def test_a_record_is_shown_with_its_layers_and_sizes(record, tmp_path, capsys, form):
     path = tmp_path / f"m.{form}"
+    noted = dataclasses.replace(record.layers["conv_out"], fold="SiLU in between")
+    record = dataclasses.replace(record, layers={**record.layers, "conv_out": noted})
     save_record(record, path)
     code, out, err = call(capsys, path, "--json", tmp_path / "i.json")
     assert (code, err) == (0, "")
-    for text in ("unet2d (UNet2DModel)", "W4A8", "conv_in", "8x1x3x3", "DDPMScheduler"):
+    for text in ("unet2d (UNet2DModel)", "W4A8", "conv_in", "8x1x3x3", "DDPMScheduler", "fold 1: SiLU in between"):
         assert text in out
     summary = json.loads((tmp_path / "i.json").read_text())
     assert summary["content_sha256"] == content_sha256(record)

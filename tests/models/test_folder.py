@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 import socket
+import zipfile
 
 import pytest
 import torch
@@ -216,6 +217,18 @@ def test_weights_with_code_in_them_are_refused_and_never_run(folder, tmp_path, l
     path.write_bytes(pickle.dumps(state))
     expect(folder, "nothing was executed|damaged")
     assert not witness.exists()
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(folder):
+    path = folder / "diffusion_pytorch_model.bin"
+    torch.save(load_file(folder / WEIGHTS), path)
+    (folder / WEIGHTS).unlink()
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, bytes(100 * 2**20) if name.endswith("data/0") else content)
+    expect(folder, "nothing was unpacked")
 
 
 def test_weights_that_are_no_state_dict_are_named(folder):
