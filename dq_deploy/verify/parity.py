@@ -25,6 +25,9 @@ from dq_deploy.verify.compare import (
 from dq_deploy.verify.inputs import Batch
 from dq_deploy.verify.instrument import ShippedGraph, run_all
 
+KEPT_BYTES = 2 << 30
+"""Layer inputs and outputs kept for the check of the float operations between the layers."""
+
 CHUNK_BYTES = 256 << 20
 """Inner tensors read in one run; larger models are read in several instrumented copies."""
 
@@ -39,6 +42,7 @@ class Parity:
         layers: by module path.
         outputs: the shipped engine's output of each batch.
         shapes: shape of each layer part's input, by tensor name, without the batch axis.
+        kept: for batch 0, by layer: its input (parts joined) and its float output.
         edge_problem: first wrong bucket, in words, or an empty string.
         edges_checked: number of edges looked at from both sides.
     """
@@ -46,6 +50,7 @@ class Parity:
     layers: dict[str, LayerTally] = field(default_factory=dict)
     outputs: list[dict[str, Array]] = field(default_factory=list)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    kept: dict[str, tuple[Array, Array]] = field(default_factory=dict)
     edge_problem: str = ""
     edges_checked: int = 0
 
@@ -172,6 +177,8 @@ class ParityCheck:
                     if problem:
                         tallies[name].problem(problem)
                     self._compare(name, tensors, batch, tallies[name])
+                    if batch is self.batches[0]:
+                        self._keep(name, tensors)
         return ""
 
     def _wrong_bucket(self, tensors: Mapping[str, Array], batch: Batch) -> str:
@@ -208,6 +215,16 @@ class ParityCheck:
         if len(terms) == len(layer.parts) and end in tensors and tensors[end].dtype == np.float32:
             layout = str(entry["parts"][0].get("layout", "nchw"))
             compare_output(self.record, layer, terms, tensors[end], layout, batch.buckets, tally)
+
+    def _keep(self, name: str, tensors: Mapping[str, Array]) -> None:
+        end = self._ends[name]
+        size = sum(x.nbytes + y.nbytes for x, y in self.result.kept.values())
+        if end not in tensors or tensors[end].dtype != np.float32 or size > KEPT_BYTES:
+            return
+        inputs = [tensors[part["input"]] for part in self.entries[name]["parts"]]
+        axis = 1 if self.record.layers[name].kind == "conv2d" else -1
+        joined = inputs[0] if len(inputs) == 1 else np.concatenate(inputs, axis=axis)
+        self.result.kept[name] = (joined, tensors[end])
 
     def _check_edges(self) -> None:
         """Every edge from both sides, in the piece of the engine that finds the bucket."""

@@ -20,6 +20,7 @@ from dq_deploy.numerics import FLOAT32_EXACT
 from dq_deploy.record import Layer, Record, content_sha256
 from dq_deploy.verify.attestation import MISSING, Kernel, OptimizedGraph
 from dq_deploy.verify.compare import OUTPUT_TOLERANCE, LayerTally, Tally
+from dq_deploy.verify.float_path import FloatPath, compare_float_path
 from dq_deploy.verify.inputs import Batch, plan_batches, spread_buckets
 from dq_deploy.verify.instrument import ShippedGraph, run_all
 from dq_deploy.verify.output import (
@@ -108,13 +109,16 @@ def verify(
         requested = {name: _requested(shipped, entries.get(name)) for name in record.layers}
     progress("comparing outputs with the training simulation")
     steps_out, output_notes = _outputs(record, manifest, batches, outputs, model)
+    float_path, path_notes = _float_path(record, batches[0], parity, outputs[0][str(manifest["outputs"][0]["name"])])
+    output_notes += path_notes
     macs = macs_of(build_denoiser(record.family, record.model_config), record.model_config)
     layers = tuple(
         _layer_report(layer, entries.get(name, {}), parity.layers[name], kernels[name], requested[name], macs)
         for name, layer in record.layers.items()
     )
     findings = _Findings(
-        parity=parity, layers=layers, manifest=manifest, macs=macs, steps_out=steps_out, batch_note=batch_note
+        parity=parity, layers=layers, manifest=manifest, macs=macs, steps_out=steps_out, batch_note=batch_note,
+        float_path=float_path,
     )
     return _report(
         path, record, findings, batches, notes=output_notes, steps=steps, seed=seed, runtime=runtime, start=start
@@ -129,6 +133,7 @@ class _Findings:
     macs: Macs
     steps_out: list[StepOutput]
     batch_note: str | None
+    float_path: FloatPath | None
 
 
 def _check_belongs(record: Record, manifest: Mapping[str, Any], path: Path, model: Denoiser | None) -> None:
@@ -187,6 +192,20 @@ def _outputs(
         return [], [f"output was not compared with the training simulation: {error}"]
     floats = None if model is None else run_module(model.module, batches)
     return compare_outputs(record, batches, [o[name] for o in outputs], simulated, floats), []
+
+
+def _float_path(
+    record: Record, batch: Batch, parity: Parity, final: Array
+) -> tuple[FloatPath | None, list[str]]:
+    lacking = [name for name in record.layers if name not in parity.kept]
+    if lacking:
+        return None, [
+            f"float operations between the layers were not compared one by one: {len(lacking)} layers show no float "
+            f"output, {lacking[0]} the first"
+        ]
+    inputs = {name: x for name, (x, _) in parity.kept.items()}
+    outputs = {name: y for name, (_, y) in parity.kept.items()}
+    return compare_float_path(record, batch, inputs, outputs, final), []
 
 
 def _layer_report(
@@ -275,6 +294,8 @@ def _failures(findings: _Findings) -> list[str]:
         found.append(f"{prefix}{layer.reason}" + ("" if layer.status == "differs" else f" ({layer.status})"))
     if findings.parity.edge_problem:
         found.insert(0, findings.parity.edge_problem)
+    if findings.float_path is not None and findings.float_path.problem:
+        found.append(findings.float_path.problem)
     found += _mac_problems(findings.manifest, findings.macs)
     low = [s for s in findings.steps_out if s.margin_db is not None and s.margin_db < REQUIRED_MARGIN_DB]
     found += [
@@ -359,6 +380,7 @@ def _report(
         steps_total=record.steps,
         steps_checked=tuple(spread_buckets(record.steps, steps)),
         inputs_compared=sum(len(batch.buckets) for batch in batches),
+        float_path_difference=None if findings.float_path is None else findings.float_path.max_difference,
         edges_checked=parity.edges_checked,
         batch_equals_single=None if findings.batch_note is None else not findings.batch_note,
         layers=layers,

@@ -126,6 +126,8 @@ class Report:
         steps_total: step buckets of the record.
         steps_checked: buckets with several inputs of their own; every bucket is met at least once.
         inputs_compared: samples that were run.
+        float_path_difference: largest difference of a layer's input (or the output) from the float module run around the
+            engine's layers, as a share of its largest magnitude; None where it could not be run.
         edges_checked: bucket edges looked at from both sides.
         batch_equals_single: whether a mixed batch equals its samples one by one; None where batches share a step.
         layers: one by one.
@@ -159,6 +161,7 @@ class Report:
     steps_total: int
     steps_checked: tuple[int, ...]
     inputs_compared: int
+    float_path_difference: float | None
     edges_checked: int
     batch_equals_single: bool | None
     layers: tuple[LayerReport, ...]
@@ -255,5 +258,7 @@ def summary_rows(report: Report) -> list[tuple[str, str]]:
         rows.append(("output", f"{report.output_psnr_db:.1f} dB{equal} against the simulation, worst step"))
     if report.output_margin_db is not None:
         rows.append(("margin", f"{report.output_margin_db:.1f} dB below the simulation's error against float, worst step"))
+    if report.float_path_difference is not None:
+        rows.append(("float operations", f"between the layers within {report.float_path_difference:.1g} of the float module's"))
     rows.append(("engine", f"{report.runtime} on {report.processor}; {report.seconds:.1f} s"))
     return rows
