@@ -41,9 +41,7 @@ def check_writable(path: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise FileProblemError(
-            f"cannot write into {folder}: {error.strerror}; choose another --out"
-        ) from error
+        raise FileProblemError(f"cannot write into {folder}: {error.strerror}; choose another --out") from error
 
 
 @contextlib.contextmanager

@@ -91,9 +91,7 @@ def arrays_from_record(record: Record) -> tuple[str, Arrays]:
     for name, layer in record.layers.items():
         arrays.update(_layer_arrays(name, layer))
     little = {key: np.ascontiguousarray(a).reshape(a.shape) for key, a in sorted(arrays.items())}
-    return header_text(header), {
-        k: a.astype(a.dtype.newbyteorder("<"), copy=False) for k, a in little.items()
-    }
+    return header_text(header), {k: a.astype(a.dtype.newbyteorder("<"), copy=False) for k, a in little.items()}
 
 
 def _layer_header(layer: Layer) -> dict[str, Any]:
@@ -143,9 +141,7 @@ def parse_header(text: str) -> dict[str, Any]:
     try:
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RecordError(
-            f"header is not JSON ({error}); expected a record written by dq-quantize"
-        ) from error
+        raise RecordError(f"header is not JSON ({error}); expected a record written by dq-quantize") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise RecordError(f"header names no format {FORMAT!r}; expected a record written by dq-quantize")
     version = header.get("version")
@@ -259,9 +255,7 @@ def _check_arrays(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]])
     if missing := sorted(wanted - set(arrays)):
         raise RecordError(f"tensor {missing[0]} is missing ({len(missing)} in all); the file is incomplete")
     if unknown := sorted(set(arrays) - wanted):
-        raise RecordError(
-            f"tensor {unknown[0]} is unknown ({len(unknown)} in all); expected only listed tensors"
-        )
+        raise RecordError(f"tensor {unknown[0]} is unknown ({len(unknown)} in all); expected only listed tensors")
 
 
 def _array(arrays: Mapping[str, NDArray[Any]], key: str, dtype: str) -> NDArray[Any]:
@@ -300,9 +294,7 @@ def _layer_of(entry: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> L
         parts=tuple(parts),
         bias=_array(arrays, f"layer/{name}/bias", "float32") if entry["has_bias"] else None,
         out_scale=_array(arrays, f"layer/{name}/out_scale", "float32") if entry["has_output"] else None,
-        out_zero_point=_array(arrays, f"layer/{name}/out_zero_point", "int32")
-        if entry["has_output"]
-        else None,
+        out_zero_point=_array(arrays, f"layer/{name}/out_zero_point", "int32") if entry["has_output"] else None,
         **_numbers_of(entry),
     )
 

@@ -104,9 +104,7 @@ def check_archive(stream: BinaryIO, path: Path) -> zipfile.ZipFile:
     if len(set(names)) != len(names):
         raise FileProblemError(f"{path} holds an archive entry twice; expected a record from dq-quantize")
     declared = sum(entry.file_size for entry in entries)
-    squeezed = [
-        e.filename for e in entries if e.compress_type != zipfile.ZIP_STORED or e.file_size != e.compress_size
-    ]
+    squeezed = [e.filename for e in entries if e.compress_type != zipfile.ZIP_STORED or e.file_size != e.compress_size]
     if squeezed or declared > size:
         raise FileProblemError(
             f"{path} declares {declared} bytes of content in a file of {size}, or compresses it; "
@@ -119,9 +117,7 @@ def _read_entry(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
     try:
         return archive.read(name)
     except KeyError as error:
-        raise FileProblemError(
-            f"{path} lacks the archive entry {name}; expected a record from dq-quantize"
-        ) from error
+        raise FileProblemError(f"{path} lacks the archive entry {name}; expected a record from dq-quantize") from error
     except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, ValueError) as error:
         raise FileProblemError(f"{path} is damaged at {name} ({error}); copy the file again") from error
 
@@ -143,27 +139,18 @@ def arrays_from_file(path: Path) -> tuple[str, Arrays]:
 
 def _read(stream: BinaryIO, path: Path) -> tuple[str, Arrays]:
     archive = check_archive(stream, path)
-    pickles = [
-        e for e in archive.infolist() if e.filename.count("/") == 1 and e.filename.endswith("/data.pkl")
-    ]
+    pickles = [e for e in archive.infolist() if e.filename.count("/") == 1 and e.filename.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise FileProblemError(f"{path} is an archive without data.pkl, expected a record from dq-quantize")
     if pickles[0].file_size > PICKLE_LIMIT:
-        raise FileProblemError(
-            f"{path} has a pickle above {PICKLE_LIMIT} bytes, expected a record from dq-quantize"
-        )
+        raise FileProblemError(f"{path} has a pickle above {PICKLE_LIMIT} bytes, expected a record from dq-quantize")
     root = pickles[0].filename.removesuffix("data.pkl")
-    if (
-        f"{root}byteorder" in archive.namelist()
-        and _read_entry(archive, f"{root}byteorder", path) != b"little"
-    ):
+    if f"{root}byteorder" in archive.namelist() and _read_entry(archive, f"{root}byteorder", path) != b"little":
         raise FileProblemError(f"{path} was written big-endian, expected little-endian; save it again")
     try:
         content = _content_of(_read_entry(archive, pickles[0].filename, path))
     except _RefusedError as error:
-        raise FileProblemError(
-            f"{path} {error}; expected a record from dq-quantize, nothing was executed"
-        ) from error
+        raise FileProblemError(f"{path} {error}; expected a record from dq-quantize, nothing was executed") from error
     header = content.pop(FORMAT, None)
     if not isinstance(header, str):
         raise FileProblemError(
@@ -173,14 +160,10 @@ def _read(stream: BinaryIO, path: Path) -> tuple[str, Arrays]:
     sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
     total = sum(_bytes_of(value) for value in content.values())
     if total > sum(sizes.values()):
-        raise FileProblemError(
-            f"{path} declares {total} bytes of tensors, more than it holds; nothing was unpacked"
-        )
+        raise FileProblemError(f"{path} declares {total} bytes of tensors, more than it holds; nothing was unpacked")
     for key, value in content.items():
         if not isinstance(value, _Placed):
-            raise FileProblemError(
-                f"{path}: entry {key} is no tensor, expected one; the file is not a record"
-            )
+            raise FileProblemError(f"{path}: entry {key} is no tensor, expected one; the file is not a record")
         arrays[key] = _array_of(key, value, archive, root, path)
     return header, arrays
 
@@ -198,16 +181,9 @@ def _array_of(key: str, placed: _Placed, archive: zipfile.ZipFile, root: str, pa
         dense.append(step)
         step *= length
     # a stride says nothing where an axis has one entry
-    contiguous = all(
-        n <= 1 or s == d for n, s, d in zip(placed.shape, placed.stride, reversed(dense), strict=True)
-    )
+    contiguous = all(n <= 1 or s == d for n, s, d in zip(placed.shape, placed.stride, reversed(dense), strict=True))
     end = (placed.offset + count) * dtype.itemsize
-    if (
-        len(data) != placed.stored.count * dtype.itemsize
-        or placed.offset < 0
-        or end > len(data)
-        or not contiguous
-    ):
+    if len(data) != placed.stored.count * dtype.itemsize or placed.offset < 0 or end > len(data) or not contiguous:
         raise FileProblemError(
             f"{path}: tensor {key} of shape {placed.shape} does not match its {len(data)} stored bytes; "
             "the file is damaged"

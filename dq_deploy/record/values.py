@@ -29,9 +29,7 @@ def _check_scales(name: str, scale: F32) -> None:
     finite = np.isfinite(scale) & (scale >= SCALE_MIN) & (scale <= SCALE_MAX)
     if not finite.all():
         bad = scale[~finite].reshape(-1)[0]
-        raise RecordError(
-            f"{name} holds {bad}, expected positive numbers in [2^-60, 2^60]; quantize the model again"
-        )
+        raise RecordError(f"{name} holds {bad}, expected positive numbers in [2^-60, 2^60]; quantize the model again")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,17 +81,11 @@ class Part:
         _require(min(self.w_code.shape) >= 1, f"w_code has shape {self.w_code.shape}, expected no empty axis")
         sets = self.w_code.shape[:2]
         for name, value in (("w_zero_point", self.w_zero_point), ("weight_scale", self.weight_scale)):
-            _require(
-                value.shape == sets, f"{name} has shape {value.shape}, expected {sets} as w_code's first two"
-            )
-        _require(
-            self.w_zero_point.dtype == np.int32, f"w_zero_point is {self.w_zero_point.dtype}, expected int32"
-        )
+            _require(value.shape == sets, f"{name} has shape {value.shape}, expected {sets} as w_code's first two")
+        _require(self.w_zero_point.dtype == np.int32, f"w_zero_point is {self.w_zero_point.dtype}, expected int32")
         groups = self.group_of_step
         _require(
-            groups.ndim == 1
-            and groups.dtype == np.int32
-            and bool(((groups >= 0) & (groups < sets[0])).all()),
+            groups.ndim == 1 and groups.dtype == np.int32 and bool(((groups >= 0) & (groups < sets[0])).all()),
             f"group_of_step names weight sets outside 0..{sets[0] - 1}",
         )
         tail = (1,) * (self.w_code.ndim - 2)
@@ -194,16 +186,12 @@ class Layer:
         )
         ndim = 3 if self.kind == "linear" else 5
         n_out = self.parts[0].w_code.shape[1]
-        _require(
-            n_out % self.groups == 0, f"has {n_out} outputs, expected a multiple of groups {self.groups}"
-        )
+        _require(n_out % self.groups == 0, f"has {n_out} outputs, expected a multiple of groups {self.groups}")
         low, high = -(2 ** (self.weight_bits - 1)), 2 ** (self.weight_bits - 1) - 1
         for part in self.parts:
             code = part.w_code
             _require(code.ndim == ndim, f"w_code has {code.ndim} axes, expected {ndim} for {self.kind}")
-            _require(
-                code.shape[1] == n_out, f"parts have {code.shape[1]} and {n_out} outputs, expected the same"
-            )
+            _require(code.shape[1] == n_out, f"parts have {code.shape[1]} and {n_out} outputs, expected the same")
             _require(
                 code.shape[2] * self.groups == len(part.pre),
                 f"pre has {len(part.pre)} channels, expected {code.shape[2] * self.groups} by w_code",
@@ -215,9 +203,7 @@ class Layer:
             self._check_accumulator(part)
         if self.bias is not None:
             _require(
-                self.bias.shape == (n_out,)
-                and self.bias.dtype == np.float32
-                and bool(np.isfinite(self.bias).all()),
+                self.bias.shape == (n_out,) and self.bias.dtype == np.float32 and bool(np.isfinite(self.bias).all()),
                 f"bias is {self.bias.dtype}{self.bias.shape}, expected finite float32({n_out},)",
             )
         self._check_output()
@@ -241,9 +227,7 @@ class Layer:
         _check_scales("out_scale", self.out_scale)
         zero = self.out_zero_point
         _require(
-            zero.shape == self.out_scale.shape
-            and zero.dtype == np.int32
-            and bool(((zero >= 0) & (zero <= 255)).all()),
+            zero.shape == self.out_scale.shape and zero.dtype == np.int32 and bool(((zero >= 0) & (zero <= 255)).all()),
             f"out_zero_point is {zero.dtype}{zero.shape}, expected int32{self.out_scale.shape} in 0..255",
         )
 
@@ -317,9 +301,7 @@ class Record:
         )
         _require(bool(self.layers), "record has no quantized layer, expected at least one")
         for name, layer in self.layers.items():
-            _require(
-                name == layer.name, f"layer {layer.name!r} is stored as {name!r}, expected the same name"
-            )
+            _require(name == layer.name, f"layer {layer.name!r} is stored as {name!r}, expected the same name")
             self._check_tables(layer, count)
             for suffix in ("weight", "bias"):
                 key = f"{name}.{suffix}"
