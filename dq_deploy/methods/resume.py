@@ -1,0 +1,181 @@
+"""State of a training run after each block, so that a killed run goes on where it was.
+
+A folder with `state.json` (what the run is), `trajectory.safetensors` and one `block-NNN.safetensors` a
+finished block. Every file is written under a temporary name and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dq_deploy.artifacts import atomic_path, write_text_atomic
+from dq_deploy.calibration import Trajectory
+from dq_deploy.errors import FileProblemError, OptionError
+from dq_deploy.methods.assembly import build_layer
+from dq_deploy.methods.preparation import PreparedLayer
+from dq_deploy.record import Layer
+
+FORMAT = "dq_deploy.resume"
+VERSION = 1
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class ResumeFolder:
+    """The state of one run.
+
+    Raises:
+        OptionError: the folder holds the state of another run.
+        FileProblemError: it cannot be read or written.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.symmetric = bool(identity["options"]["symmetric_activations"])
+        identity = json.loads(json.dumps({"format": FORMAT, "version": VERSION, **identity}))
+        state = folder / "state.json"
+        if state.exists():
+            self._compare(state, identity)
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileProblemError(
+                f"cannot make {folder}: {error.strerror}; choose another --out or use --no-resume"
+            ) from error
+        write_text_atomic(state, json.dumps(identity, indent=1, sort_keys=True))
+
+    def _compare(self, state: Path, identity: Mapping[str, Any]) -> None:
+        try:
+            found = json.loads(state.read_text(encoding="utf-8"))
+            if not isinstance(found, dict):
+                raise ValueError("not a table")
+        except (OSError, ValueError) as error:
+            raise FileProblemError(f"cannot read {state}: {error}; remove the folder to start again") from error
+        for key in sorted({*found, *identity}):
+            mine, theirs = identity.get(key), found.get(key)
+            if key == "options" and isinstance(mine, dict) and isinstance(theirs, dict):
+                names = [n for n in sorted({*mine, *theirs}) if mine.get(n) != theirs.get(n)]
+                if names:
+                    key, mine, theirs = f"option {names[0]}", mine.get(names[0]), theirs.get(names[0])
+            if mine != theirs:
+                raise OptionError(
+                    f"{self.folder} holds another run: its {key} is {theirs!r}, asked for is {mine!r}; "
+                    "give the same options to continue it, or remove the folder to start again"
+                )
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"block-{index:03d}.safetensors"
+
+    def load_trajectory(self) -> Trajectory | None:
+        """The calibration trajectory, or None where it was not stored yet."""
+        loaded = _load(self.folder / "trajectory.safetensors")
+        if loaded is None:
+            return None
+        arrays, note = loaded
+        return Trajectory(
+            samples=arrays["samples"],
+            timesteps=arrays["timesteps"],
+            labels=arrays.get("labels"),
+            asked=note["asked"],
+        )
+
+    def save_trajectory(self, trajectory: Trajectory) -> None:
+        """Store the calibration trajectory."""
+        arrays: Arrays = {"samples": trajectory.samples, "timesteps": trajectory.timesteps}
+        if trajectory.labels is not None:
+            arrays["labels"] = trajectory.labels
+        _save(self.folder / "trajectory.safetensors", arrays, {"asked": trajectory.asked})
+
+    def load_block(
+        self, index: int, name: str, prepared: Mapping[str, PreparedLayer]
+    ) -> tuple[dict[str, Layer], dict[str, Any]] | None:
+        """Layers of a finished block and the note stored with them, or None."""
+        loaded = _load(self._path(index))
+        if loaded is None:
+            return None
+        arrays, note = loaded
+        try:
+            if note["block"] != name:
+                raise KeyError(name)
+            layers = {layer: _layer_from_arrays(prepared[layer], arrays, self.symmetric) for layer in note["layers"]}
+        except KeyError as error:
+            raise FileProblemError(
+                f"{self._path(index)} does not hold {error} of block {name}; remove {self.folder} to start again"
+            ) from error
+        return layers, note["history"]
+
+    def save_block(self, index: int, name: str, layers: Mapping[str, Layer], history: Mapping[str, Any]) -> None:
+        """Store a finished block."""
+        arrays: Arrays = {}
+        for layer in layers.values():
+            arrays.update(_arrays_from_layer(layer))
+        _save(self._path(index), arrays, {"block": name, "layers": list(layers), "history": dict(history)})
+
+
+def _arrays_from_layer(layer: Layer) -> Arrays:
+    arrays: Arrays = {}
+    for i, part in enumerate(layer.parts):
+        for field in ("scale", "zero_point", "w_code", "weight_scale"):
+            arrays[f"{layer.name}/{i}/{field}"] = getattr(part, field)
+    for field in ("bias", "out_scale", "out_zero_point"):
+        value = getattr(layer, field)
+        if value is not None:
+            arrays[f"{layer.name}/{field}"] = value
+    return arrays
+
+
+def _layer_from_arrays(prepared: PreparedLayer, arrays: Arrays, symmetric: bool) -> Layer:
+    name = prepared.site.name
+    tables, weights = [], []
+    for i in range(len(prepared.widths)):
+        tables.append((arrays[f"{name}/{i}/scale"], arrays[f"{name}/{i}/zero_point"]))
+        weights.append((arrays[f"{name}/{i}/w_code"][0], arrays[f"{name}/{i}/weight_scale"][0]))
+    output = None
+    if f"{name}/out_scale" in arrays:
+        output = (arrays[f"{name}/out_scale"], arrays[f"{name}/out_zero_point"])
+    return build_layer(
+        prepared,
+        tables=tables,
+        weights=weights,
+        bias=arrays.get(f"{name}/bias"),
+        output=output,
+        symmetric=symmetric,
+    )
+
+
+def _save(path: Path, arrays: Arrays, note: Mapping[str, Any]) -> None:
+    from safetensors.numpy import save_file
+
+    with atomic_path(path) as temporary:
+        whole = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
+        save_file(whole, temporary, metadata={"note": json.dumps(note)})
+
+
+def _load(path: Path) -> tuple[Arrays, dict[str, Any]] | None:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="np") as stream:
+            note = json.loads((stream.metadata() or {})["note"])
+            return {key: stream.get_tensor(key) for key in stream.keys()}, note  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise FileProblemError(f"cannot read {path}: {error}; remove {path.parent} to start again") from error
+
+
+def discard_state(folder: Path) -> None:
+    """Remove a run's state: its own files, and the folder where nothing else is in it."""
+    for pattern in ("state.json", "trajectory.safetensors", "block-*.safetensors", ".*.part"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
