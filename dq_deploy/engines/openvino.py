@@ -1,0 +1,168 @@
+"""OpenVINO on the CPU, held to float32."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dq_deploy.artifacts import write_text_atomic
+from dq_deploy.engines.base import Array, Runner, TensorSpec
+from dq_deploy.errors import DqError, FileProblemError, InputError, MissingDependencyError
+
+RUNTIME_GRAPH_FORMAT = "dq_deploy.openvino_runtime_graph"
+
+_DTYPES = {
+    "f32": "float32",
+    "f16": "float16",
+    "f64": "float64",
+    "i64": "int64",
+    "i32": "int32",
+    "u8": "uint8",
+    "i8": "int8",
+    "boolean": "bool",
+}
+
+
+class OpenVinoRunner(Runner):
+    """An ONNX file compiled for OpenVINO's CPU plugin, one stream.
+
+    The float type is forced to float32: left alone the plugin takes bfloat16 where the processor has it.
+    """
+
+    engine = "openvino"
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        manifest: Mapping[str, Any] | None,
+        *,
+        threads: int | None = None,
+        finite_check: bool = True,
+        optimized_model_path: Path | None = None,
+    ) -> None:
+        """Compile the model.
+
+        Args:
+            model: ONNX file, or its bytes.
+            manifest: the exporter's, or None.
+            threads: threads of one run; None is OpenVINO's choice.
+            finite_check: refuse NaN and infinity.
+            optimized_model_path: where to write what `runtime_graph` tells, as JSON.
+
+        Raises:
+            MissingDependencyError: openvino is not installed.
+            FileProblemError: OpenVINO refuses the file.
+        """
+        super().__init__(manifest, finite_check=finite_check)
+        try:
+            import openvino
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"openvino cannot be imported ({error}); install it: pip install 'dq-deploy[openvino]'"
+            ) from error
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "EXECUTION_MODE_HINT": "ACCURACY",
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+        }
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        core = openvino.Core()
+        try:
+            graph = core.read_model(model if isinstance(model, bytes) else str(model))
+            self._compiled = core.compile_model(graph, "CPU", settings)
+            self._request = self._compiled.create_infer_request()
+        except Exception as error:  # openvino raises plain RuntimeError
+            name = "model" if isinstance(model, bytes) else str(model)
+            raise FileProblemError(f"OpenVINO cannot load {name}: {_reason(error)}; export it again") from error
+        precision = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        if precision != "f32":
+            raise DqError(f"OpenVINO computes in {precision}, expected f32 as asked; use another engine")
+        inputs, outputs = _onnx_names(model)
+        self.inputs = tuple(_spec(port, inputs) for port in self._compiled.inputs)
+        if len(outputs) != len(self._compiled.outputs):
+            raise DqError(f"OpenVINO has {len(self._compiled.outputs)} outputs, expected {len(outputs)}: {outputs}")
+        self.outputs = tuple(_spec(port, [name]) for port, name in zip(self._compiled.outputs, outputs, strict=True))
+        if optimized_model_path is not None:
+            write_text_atomic(optimized_model_path, json.dumps(self.runtime_graph(), indent=1) + "\n")
+
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            values = self._request.infer({i: feeds[spec.name] for i, spec in enumerate(self.inputs)})
+        except Exception as error:  # see above
+            raise InputError(f"OpenVINO failed: {_reason(error)}; check the inputs' shapes and values") from error
+        # the arrays belong to the request, the next run overwrites them
+        return {spec.name: np.array(values[i]) for i, spec in enumerate(self.outputs)}
+
+    def runtime_graph(self) -> dict[str, Any]:
+        """The kernels this engine really runs: JSON values.
+
+        Returns:
+            `format`, `version` and `nodes`; each node has its `name`, `type` (as Convolution), `kernel` (as
+            brgconv_avx512_I8), `originals` (names of the ONNX nodes it stands for) and the element types of its
+            `operands` and `results`, as numpy calls them where it knows them.
+        """
+        nodes = []
+        for op in self._compiled.get_runtime_model().get_ordered_ops():
+            info = op.get_rt_info()
+            nodes.append(
+                {
+                    "name": op.get_friendly_name(),
+                    "type": _text(info, "layerType"),
+                    "kernel": _text(info, "primitiveType"),
+                    "originals": [name for name in _text(info, "originalLayersNames").split(",") if name],
+                    "operands": [_dtype_name(port.get_element_type()) for port in op.inputs()],
+                    "results": [_dtype_name(port.get_element_type()) for port in op.outputs()],
+                }
+            )
+        return {"format": RUNTIME_GRAPH_FORMAT, "version": 1, "nodes": nodes}
+
+    def close(self) -> None:
+        """Free the compiled model."""
+        self._request = self._compiled = None
+
+
+def _text(info: Mapping[str, Any], key: str) -> str:
+    return str(info[key].astype(str)) if key in info else ""
+
+
+def _dtype_name(element: Any) -> str:
+    name = element.get_type_name()
+    return _DTYPES.get(name, name)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of OpenVINO's message that says what is wrong and not where it was noticed."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not line.startswith(("Exception from", "FrontEnd API"))), "no reason given")
+
+
+def _onnx_names(model: Path | bytes) -> tuple[list[str], list[str]]:
+    """Names of the graph's inputs and outputs; OpenVINO keeps the order of the outputs but may give one two names."""
+    import onnx
+
+    if isinstance(model, bytes):
+        proto = onnx.load_model_from_string(model)
+    else:
+        proto = onnx.load(str(model), load_external_data=False)
+    return [value.name for value in proto.graph.input], [value.name for value in proto.graph.output]
+
+
+def _spec(port: Any, names: list[str]) -> TensorSpec:
+    kind = port.get_element_type().get_type_name()
+    known = port.get_names()
+    name = next((name for name in names if name in known), None)
+    if name is None or kind not in _DTYPES:
+        raise DqError(f"tensor {sorted(known)} of type {kind} is none of {names}; expected one of {', '.join(_DTYPES)}")
+    shape = port.get_partial_shape()
+    if shape.rank.is_dynamic:
+        return TensorSpec(name=name, dtype=np.dtype(_DTYPES[kind]), shape=())
+    sizes = tuple(
+        "B" if i == 0 and d.is_dynamic else "?" if d.is_dynamic else d.get_length() for i, d in enumerate(shape)
+    )
+    return TensorSpec(name=name, dtype=np.dtype(_DTYPES[kind]), shape=sizes)

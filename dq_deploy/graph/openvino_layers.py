@@ -1,0 +1,296 @@
+"""The form OpenVINO runs in integers on a CPU: Q and DQ with scale 1 around a convolution or matrix product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from dq_deploy.graph.builder import Builder, replace_uses
+from dq_deploy.graph.held_codes import PAIR_LIMIT, HeldCodes, held_codes
+from dq_deploy.graph.integer_layers import float_entry
+from dq_deploy.graph.passes import PassResult
+from dq_deploy.graph.sites import Site, find_sites
+from dq_deploy.graph.steps import StepTables
+from dq_deploy.numerics import FLOAT32_EXACT, reciprocal, worst_pair_product
+from dq_deploy.record import Layer, Part, Record
+
+U8, FLOAT = ir.DataType.UINT8, ir.DataType.FLOAT
+MOST_SUMMANDS = 4
+
+
+def decline_reason(layer: Layer) -> str:
+    """Why a layer cannot become an integer product here, or an empty string."""
+    if layer.groups != 1:
+        return f"convolution has {layer.groups} channel groups; its integer kernels are not proven"
+    if any(part.w_code.shape[0] > 1 for part in layer.parts):
+        return "weights differ by step; this form has one weight set"
+    for part in layer.parts:
+        held = held_codes(layer, part)
+        if held.offset is None and (layer.q_min, layer.q_max) != (0, 255):
+            return f"codes {layer.q_min}..{layer.q_max} with these zero points do not fit 0..255 at any offset"
+        if not exact_summands(layer, part, held):
+            return f"weights need more than {MOST_SUMMANDS} summands to be exact on every CPU; use fewer weight bits"
+    return ""
+
+
+def split_weight(q_weight: NDArray[np.integer], count: int) -> list[NDArray[np.int16]]:
+    """Integers that add up to q_weight, each about one `count`-th of it: floor((w + i) / count)."""
+    return [((q_weight.astype(np.int16) + i) // count).astype(np.int16) for i in range(count)]
+
+
+def exact_summands(layer: Layer, part: Part, held: HeldCodes) -> list[NDArray[np.int16]]:
+    """The fewest summands of w_q whose products are exact on every CPU; empty where there are too many.
+
+    Two conditions hold for each summand: a pair of u8 x s8 products fits int16, for CPUs without VNNI add pairs there;
+    and where anything is still added to the product in float32, it and its terms stay below 2^24.
+    """
+    z = part.zero_point.astype(np.int64)
+    reach = int(max(np.abs(layer.q_min - z).max(), np.abs(layer.q_max - z).max(), np.abs(z).max()))
+    for count in range(1, MOST_SUMMANDS + 1):
+        summands = split_weight(part.q_weight(0), count)
+        rows = max(int(np.abs(w.astype(np.int64)).reshape(len(w), -1).sum(axis=1).max(initial=0)) for w in summands)
+        largest = max(held.highest, reach) if held.offset is None else reach
+        alone = count == 1 and held.offset is not None
+        if all(worst_pair_product(w, held.highest) <= PAIR_LIMIT for w in summands) and (
+            alone or largest * rows < FLOAT32_EXACT
+        ):
+            return summands
+    return []
+
+
+@dataclass
+class OpenVinoLayers:
+    """Rewrites each layer of the record, Conv, Gemm or MatMul + Add, to what OpenVINO runs in integers.
+
+    - Mul by m = pre * inv_s[t] and Round, so that Q gets integers: OpenVINO's own Q adds before it rounds
+    - Max and Min at the sample's bounds, or Add z[t] where the codes of all steps do not share an offset
+    - QuantizeLinear and DequantizeLinear to uint8 with scale 1, then Conv or MatMul with int8 weights of scale 1
+    - the zero-point correction where codes hold c + z[t], Mul by s[t] * s_w, Add bias
+
+    Weights that would saturate where u8 x s8 pairs are added in int16 become two or more summands with a product
+    each. The multipliers come from a look-up by the step, which no compiler can merge with constants in front.
+
+    Layers that the form cannot express stay float; the note and the manifest say why.
+
+    Attributes:
+        record: the quantized denoiser.
+        entries: filled by `apply`: the manifest's entry of each layer.
+    """
+
+    record: Record
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    name: str = "openvino-layers"
+
+    def apply(self, model: ir.Model) -> PassResult:
+        """Edit the model in place."""
+        graph = model.graph
+        sites = find_sites(graph, self.record)
+        steps = StepTables(graph, self.record.step_edges)
+        notes = []
+        shared: dict[tuple[str, bytes], tuple[ir.Value, ir.Value]] = {}
+        for site in sites:
+            reason = decline_reason(site.layer)
+            if reason:
+                notes.append(f"{site.layer.name} stays float: {reason}")
+                self.entries.append(float_entry(site, reason))
+                continue
+            self.entries.append(_LayerWriter(graph, site, steps, shared).write())
+        steps.finish()
+        return PassResult(model=model, modified=True, notes=tuple(notes))
+
+
+class _LayerWriter:
+    """Writes the nodes of one layer in front of its float node."""
+
+    def __init__(
+        self,
+        graph: ir.Graph,
+        site: Site,
+        steps: StepTables,
+        shared: dict[tuple[str, bytes], tuple[ir.Value, ir.Value]],
+    ) -> None:
+        self.site, self.layer, self.steps, self.shared = site, site.layer, steps, shared
+        self.conv = self.layer.kind == "conv2d"
+        self.b = Builder(graph, site.node, f"dq/{self.layer.name}")
+        shape = site.input.shape
+        self.rank = 4 if self.conv else len(shape) if shape is not None else 3
+
+    def write(self) -> dict[str, Any]:
+        entries, forms = [], []
+        total: ir.Value | None = None
+        start = 0
+        for index, part in enumerate(self.layer.parts):
+            self.b.prefix = f"dq/{self.layer.name}" + (f"/part{index}" if len(self.layer.parts) > 1 else "")
+            x = self._slice(start, len(part.pre))
+            start += len(part.pre)
+            term, entry, form = self._part(x, part)
+            entries.append(entry)
+            forms.append(form)
+            self.b.prefix = f"dq/{self.layer.name}"
+            total = term if total is None else self.b.op("Add", [total, term], "parts_sum", dtype=FLOAT)
+        assert total is not None
+        self._replace(total)
+        return {
+            "name": self.layer.name,
+            "kind": self.layer.kind,
+            "integer": True,
+            "form": " + ".join(dict.fromkeys(forms)),
+            "reason": "",
+            "parts": entries,
+        }
+
+    def _slice(self, start: int, width: int) -> ir.Value:
+        if len(self.layer.parts) == 1:
+            return self.site.input
+        axis = 1 if self.conv else self.rank - 1
+        limits = [self.b.constant(np.array([v], np.int64), "limit") for v in (start, start + width, axis)]
+        return self.b.op("Slice", [self.site.input, *limits], "input", dtype=FLOAT)
+
+    def _channels(self, values: NDArray[np.generic], role: str) -> ir.Value:
+        """A constant of output channels that broadcasts against the layer's output."""
+        shape = [1] * self.rank
+        shape[1 if self.conv else self.rank - 1] = -1
+        return self.b.constant(values.reshape(shape), role)
+
+    def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, dict[str, Any], str]:
+        held = held_codes(self.layer, part)
+        codes, values = self._codes(x, part, held)
+        summands = exact_summands(self.layer, part, held)
+        products, canonical = [], []
+        for index, q_weight in enumerate(summands):
+            role = "product" if len(summands) == 1 else f"product{index}"
+            product = self._product(values, q_weight, role)
+            products.append(product)
+            canonical.append(product if held.offset is not None else self._corrected(product, q_weight, part, role))
+        total = canonical[0]
+        for index, value in enumerate(canonical[1:]):
+            total = self.b.op("Add", [total, value], f"sum{index}", dtype=FLOAT)
+        shown = products[0] if len(summands) == 1 else total
+        holds = "canonical" if held.offset is not None or shown is total else "shifted"
+        entry = {
+            "input": x.name,
+            "codes": codes.name,
+            "accumulator": shown.name,
+            "accumulator_holds": "shifted_inside" if holds == "shifted" and any(self.layer.padding) else holds,
+            "products": [value.name for value in products],
+            "node": products[0].name,
+            "offset": held.offset,
+            "offset_table": None if held.offset is not None else "zero_point",
+            "layout": "nchw" if self.conv else "last",
+        }
+        scale = self.steps.scalar(part.scale, self.rank)
+        factor = self.b.op("Mul", [scale, self._channels(part.weight_scale[0], "weight_scale")], "factor")
+        form = "u8 x s8" if len(summands) == 1 else f"u8 x s8 in {len(summands)} summands"
+        return self.b.op("Mul", [total, factor], "scaled", dtype=FLOAT), entry, form
+
+    def _codes(self, x: ir.Value, part: Part, held: HeldCodes) -> tuple[ir.Value, ir.Value]:
+        """The uint8 codes and their values in float; layers that read one tensor alike share them."""
+        assert x.name is not None
+        bounds = np.array([self.layer.q_min, self.layer.q_max, self.conv])
+        tables = (part.pre, part.scale, part.zero_point, bounds)
+        key = (x.name, b"|".join(np.ascontiguousarray(t).tobytes() for t in tables))
+        if key not in self.shared:
+            self.shared[key] = self._quantize(x, part, held)
+        return self.shared[key]
+
+    def _quantize(self, x: ir.Value, part: Part, held: HeldCodes) -> tuple[ir.Value, ir.Value]:
+        b, steps, rank = self.b, self.steps, self.rank
+        m = steps.scalar(reciprocal(part.scale), rank)
+        if not (part.pre == 1).all():
+            m = b.op("Mul", [m, self._channels(part.pre, "pre")], "multiplier")
+        value = b.op("Round", [b.op("Mul", [x, m], "scaled_input")], "rounded")
+        z = part.zero_point.astype(np.float32)
+        if held.offset is None:
+            value = b.op("Add", [value, steps.scalar(z, rank)], "shifted")
+        elif not held.saturates:
+            value = b.op("Max", [value, steps.scalar(self.layer.q_min - z, rank)], "at_least")
+            value = b.op("Min", [value, steps.scalar(self.layer.q_max - z, rank)], "at_most")
+        one, zero = b.constant(np.float32(1), "one"), b.constant(np.uint8(held.offset or 0), "offset")
+        codes = b.op("QuantizeLinear", [value, one, zero], "codes", dtype=U8)
+        return codes, b.op("DequantizeLinear", [codes, one, zero], "code_values", dtype=FLOAT)
+
+    def _product(self, values: ir.Value, q_weight: NDArray[np.int16], role: str) -> ir.Value:
+        b, layer = self.b, self.layer
+        matrix = q_weight if self.conv else q_weight.T
+        weight = self._weight(np.ascontiguousarray(matrix.astype(np.int8)), role)
+        ones = b.constant(np.ones(len(q_weight), np.float32), "one")
+        zeros = b.constant(np.zeros(len(q_weight), np.int8), "zero")
+        axis = {"axis": 0 if self.conv else 1}
+        real = b.op("DequantizeLinear", [weight, ones, zeros], f"{role}_weight_values", attributes=axis)
+        if not self.conv:
+            return b.op("MatMul", [values, real], role, dtype=FLOAT)
+        attributes = {
+            "kernel_shape": list(layer.kernel),
+            "strides": list(layer.stride),
+            "pads": list(layer.padding),
+            "dilations": list(layer.dilation),
+        }
+        return b.op("Conv", [values, real], role, attributes=attributes, dtype=FLOAT)
+
+    def _weight(self, matrix: NDArray[np.int8], role: str) -> ir.Value:
+        """int8 weights; stored as int4 where they fit, for a Cast that is folded when the model is compiled."""
+        b = self.b
+        name = f"{b.prefix}/{role}_weight"
+        if matrix.min(initial=0) < -8 or matrix.max(initial=0) > 7:
+            return b.tensor(ir.tensor(matrix, name=name))
+        packed = b.tensor(ir.tensor(matrix, dtype=ir.DataType.INT4, name=name))
+        attributes = {"to": int(ir.DataType.INT8)}
+        return b.op("Cast", [packed], f"{role}_weight_s8", attributes=attributes, dtype=ir.DataType.INT8)
+
+    def _corrected(self, product: ir.Value, q_weight: NDArray[np.int16], part: Part, role: str) -> ir.Value:
+        """The product less z[t] * sum(w), the sum taken over what lies inside the image: padding holds code 0."""
+        b = self.b
+        if any(self.layer.padding):
+            table, rows, columns = sums_inside(self.layer, q_weight, self.site.spatial)
+            sums = b.constant(table, f"{role}_weight_sums")
+            for axis, index in ((2, rows), (3, columns)):
+                sums = b.op(
+                    "Gather", [sums, b.constant(index, "border")], f"{role}_sums{axis}", attributes={"axis": axis}
+                )
+        else:
+            rows_of_weights = q_weight.reshape(len(q_weight), -1).astype(np.int64)
+            sums = self._channels(rows_of_weights.sum(axis=1).astype(np.float32), f"{role}_weight_sums")
+        z = self.steps.scalar(part.zero_point, self.rank)
+        correction = b.op("Mul", [z, sums], f"{role}_correction")
+        return b.op("Sub", [product, correction], f"{role}_canonical", dtype=FLOAT)
+
+    def _replace(self, y: ir.Value) -> None:
+        if self.layer.bias is not None:
+            y = self.b.op("Add", [y, self._channels(self.layer.bias, "bias")], "biased", dtype=FLOAT)
+        y.shape = self.site.output.shape
+        replace_uses(self.site.output, y)
+
+
+def sums_inside(
+    layer: Layer, q_weight: NDArray[np.integer], size: tuple[int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    """Sums of the weights that fall on pixels and not on padding.
+
+    Most output pixels see no padding, so only distinct rows and columns are stored: `table[:, :, rows][..., columns]`
+    is the whole map.
+
+    Args:
+        layer: convolution, for its geometry.
+        q_weight: [C_out, C_in, kh, kw] integers.
+        size: height and width of its input.
+
+    Returns:
+        table float32 [1, C_out, R, S], rows int64 [H_out], columns int64 [W_out].
+    """
+    taps = q_weight.astype(np.int64).sum(axis=1)
+    top, left, bottom, right = layer.padding
+    seen = []
+    for extent, before, after, k, stride, dilation in (
+        (size[0], top, bottom, taps.shape[1], layer.stride[0], layer.dilation[0]),
+        (size[1], left, right, taps.shape[2], layer.stride[1], layer.dilation[1]),
+    ):
+        count = (extent + before + after - dilation * (k - 1) - 1) // stride + 1
+        position = np.arange(count)[:, None] * stride + np.arange(k)[None, :] * dilation - before
+        seen.append(np.unique((position >= 0) & (position < extent), axis=0, return_inverse=True))
+    (rows, row_of), (columns, column_of) = seen
+    table = np.einsum("nij,ri,sj->nrs", taps, rows.astype(np.int64), columns.astype(np.int64))
+    return table[None].astype(np.float32), row_of.reshape(-1).astype(np.int64), column_of.reshape(-1).astype(np.int64)

@@ -1,0 +1,27 @@
+"""Target OpenVINO on a CPU, mode exact: every form is exact with and without VNNI."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dq_deploy.graph.cleanup import RemoveUnused
+from dq_deploy.graph.openvino_layers import OpenVinoLayers
+from dq_deploy.graph.pads import PadsAsModules
+from dq_deploy.graph.passes import run_passes
+from dq_deploy.targets.float_graph import traced_float_graph
+from dq_deploy.targets.onnxruntime import IntegerGraph
+
+if TYPE_CHECKING:
+    from dq_deploy.record import Record
+
+
+def integer_graph(record: Record) -> IntegerGraph:
+    """Trace the record's denoiser and put its integer layers in.
+
+    Args:
+        record: the quantized denoiser.
+    """
+    model = traced_float_graph(record.family, record.model_config, record)
+    layers = OpenVinoLayers(record)
+    result = run_passes(model, [PadsAsModules(record), layers, RemoveUnused()])
+    return IntegerGraph(model=result.model, layers=layers.entries, notes=result.notes)
