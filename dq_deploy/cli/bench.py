@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 def bench(
     engine: Annotated[Path, typer.Option(help="Exported ONNX file with its manifest.")],
-    baseline: Annotated[
-        bool, typer.Option("--baseline", help="Also time the float graph, in turns.")
-    ] = False,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Also time the float graph, in turns.")] = False,
     ckpt: Annotated[
         Path | None, typer.Option(help="Quantized model: gives the float graph its weights, else random.")
     ] = None,
@@ -25,9 +23,7 @@ def bench(
     rounds: Annotated[int, typer.Option(help="Rounds; at least 7 with --baseline.")] = 7,
     runs: Annotated[int, typer.Option(help="Least number of timed runs of one engine in one round.")] = 10,
     warmup: Annotated[int, typer.Option(help="Runs before them that are not counted.")] = 3,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of one run; default: the engine's choice.")
-    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of one run; default: the engine's choice.")] = None,
     finite_check: Annotated[
         bool, typer.Option("--finite-check/--no-finite-check", help="Look for NaN and infinity, as in use.")
     ] = True,
@@ -40,7 +36,7 @@ def bench(
     from dq_deploy.bench import BenchOptions, benchmark
     from dq_deploy.bench.chart import require_matplotlib, write_chart
     from dq_deploy.record import load_record
-    from dq_deploy.verify.attestation import attest
+    from dq_deploy.verify.share import attest
 
     if png is not None:
         require_matplotlib()
@@ -48,7 +44,8 @@ def bench(
         batches=batches, rounds=rounds, runs=runs, warmup=warmup, threads=threads, finite_check=finite_check
     )
     record = None if ckpt is None else load_record(ckpt)
-    share = attest(engine).integer_mac_share
+    attested = attest(engine)
+    share = None if attested is None else attested.integer_mac_share
     with progress("timing") as advance:
         report = benchmark(
             engine,
@@ -106,9 +103,7 @@ def _print(report: BenchReport) -> None:
         print(f"speedup {report.speedup:.2f}x at the median; round by round: {ratios}")
     env = report.environment
     cores = f"{env['usable_cores']} cores, threads {env['threads'] or 'default'}"
-    print(
-        f"{env['cpu']}; {' '.join(env['cpu_flags'])}; {cores}, load {env['load_average_1min']} at the start"
-    )
+    print(f"{env['cpu']}; {' '.join(env['cpu_flags'])}; {cores}, load {env['load_average_1min']} at the start")
 
 
 def main() -> None:

@@ -67,7 +67,7 @@ def first_non_finite_layer(
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
             is_bad = isinstance(output, torch.Tensor) and not bool(torch.isfinite(output).all())
             if is_bad and not found:
-                found.append(name)
+                found.append(name.removeprefix("denoiser."))  # a simulation wraps its denoiser
 
         return hook
 

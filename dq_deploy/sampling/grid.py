@@ -43,9 +43,7 @@ def write_grid(
 
     shapes = {images.shape for _, images in rows}
     if len(shapes) != 1 or len(captions) != len(rows[0][1]):
-        raise InputError(
-            f"rows have shapes {sorted(shapes)} and {len(captions)} captions, expected one shape [N, ...]"
-        )
+        raise InputError(f"rows have shapes {sorted(shapes)} and {len(captions)} captions, expected one shape [N, ...]")
     count, channels, height, width = rows[0][1].shape
     scale = max(1, CELL // max(height, width))
     cell_w, cell_h = width * scale + GAP, height * scale + GAP
@@ -63,9 +61,7 @@ def write_grid(
             if index % columns == 0:
                 draw.text((6, y + height * scale // 2), name, fill="black", anchor="lm")
             pixels = bytes_from_unit(images[index])
-            shown = (
-                np.moveaxis(pixels, 0, -1) if channels == 3 else np.repeat(pixels[0][..., None], 3, axis=2)
-            )
+            shown = np.moveaxis(pixels, 0, -1) if channels == 3 else np.repeat(pixels[0][..., None], 3, axis=2)
             picture = Image.fromarray(shown).resize((width * scale, height * scale), Image.Resampling.NEAREST)
             canvas.paste(picture, (left, y))
     with atomic_path(path) as temporary:

@@ -76,9 +76,7 @@ class SampleOptions:
         if not 0 <= self.eta <= 1:
             raise OptionError(f"eta is {self.eta}, expected a number from 0 to 1")
         if self.scheduler == "ddpm" and self.eta:
-            raise OptionError(
-                f"eta is {self.eta}, expected 0 with ddpm, which has no eta; use --scheduler ddim"
-            )
+            raise OptionError(f"eta is {self.eta}, expected 0 with ddpm, which has no eta; use --scheduler ddim")
         if self.seed < 0:
             raise OptionError(f"seed is {self.seed}, expected 0 or more")
 
@@ -93,22 +91,16 @@ def build_scheduler(config: Mapping[str, Any] | None, options: SampleOptions) ->
     import diffusers
 
     if config is None:
-        raise ModelError(
-            "the model has no scheduler configuration, expected one; quantize from a folder that has it"
-        )
+        raise ModelError("the model has no scheduler configuration, expected one; quantize from a folder that has it")
     trained = int(config.get("num_train_timesteps", 1000))
     if options.steps > trained:
-        raise OptionError(
-            f"steps is {options.steps}, expected at most {trained}, the steps the model was trained with"
-        )
+        raise OptionError(f"steps is {options.steps}, expected at most {trained}, the steps the model was trained with")
     kind = {"ddim": diffusers.DDIMScheduler, "ddpm": diffusers.DDPMScheduler}[options.scheduler]
     try:
         scheduler = kind.from_config(dict(config))
         scheduler.set_timesteps(options.steps)
     except (ValueError, TypeError, NotImplementedError) as error:
-        raise ModelError(
-            f"diffusers refuses the scheduler configuration: {error}; check scheduler_config"
-        ) from error
+        raise ModelError(f"diffusers refuses the scheduler configuration: {error}; check scheduler_config") from error
     return scheduler
 
 
@@ -124,9 +116,7 @@ def labels_for(model_config: Mapping[str, Any], labels: Sequence[int] | None) ->
             raise OptionError("got labels, expected none: the model is unconditional; give --count instead")
         return None
     if labels is None or len(labels) == 0:
-        raise OptionError(
-            f"the model is class-conditional, expected labels from 0 to {classes - 1}; give --labels"
-        )
+        raise OptionError(f"the model is class-conditional, expected labels from 0 to {classes - 1}; give --labels")
     for label in labels:
         if not 0 <= label < classes:
             raise OptionError(f"label {label} is out of range, expected 0 to {classes - 1}")
