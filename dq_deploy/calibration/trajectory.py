@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 DEFAULT_TRAIN_TIMESTEPS = 1000
 GIB = 1 << 30
 
+NOISE_OFFSET = 500_000_009
+"""Keeps calibration noise apart from the noise of images sampled with the same seed."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trajectory:
@@ -152,7 +155,7 @@ def collect_trajectory(
     for start in range(0, count, batch):
         stop = min(start + batch, count)
         noise = [
-            torch.randn(shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + i))
+            torch.randn(shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + NOISE_OFFSET + i))
             for i in range(start, stop)
         ]
         part = None if chosen is None else torch.from_numpy(chosen[start:stop])

@@ -156,7 +156,7 @@ class Distiller:
             return note
         module = self.quantized.module.get_submodule(block.name)
         groups = [group for layer in layers for group in layer.parameter_groups(self.options)]
-        optimizer = torch.optim.Adam(groups, eps=EPSILON)
+        optimizer = torch.optim.Adam(groups, eps=EPSILON, fused=True)
         rates = [group["lr"] for group in optimizer.param_groups]
         generator = torch.Generator().manual_seed(self.options.seed * 100_003 + done)
         norm = float(target.square().mean()) or 1.0
