@@ -1,0 +1,111 @@
+"""The example scripts run, at toy settings."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def script(repository, monkeypatch):
+    """Function from a path under examples/ to the loaded module."""
+    monkeypatch.syspath_prepend(str(repository / "examples"))
+
+    def load(relative: str):
+        path = repository / "examples" / relative
+        spec = importlib.util.spec_from_file_location(f"example_{path.stem}_{path.parent.name}".replace("-", "_"), path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    yield load
+    sys.modules.pop("digits", None)
+
+
+def test_the_python_api_from_the_float_model_to_the_proof(script, tmp_path):
+    numbers = script("python_api.py").main(["--out", str(tmp_path), "--steps", "4", "--samples", "4"])
+    assert numbers["max_code_difference"] == numbers["max_accumulator_difference"] == 0
+    assert numbers["integer_mac_share"] > 0.95
+    assert numbers["latency_ms"] > 0
+    assert {"model.safetensors", "unet.onnx"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_the_training_script_makes_a_folder_that_can_be_loaded(script, tmp_path):
+    from dq_deploy import load_model
+
+    script("train_mnist_ddpm.py").main(["--out", str(tmp_path), "--iterations", "2", "--batch", "2"])
+    denoiser = load_model(tmp_path)
+    assert denoiser.config["num_class_embeds"] == 11
+    assert sum(p.numel() for p in denoiser.module.parameters()) == 1_114_209
+
+
+def test_the_classifier_script_writes_weights_that_can_be_loaded(script, tmp_path):
+    from dq_deploy.quality.classifier import load_digit_classifier
+
+    path = tmp_path / "weights.safetensors"
+    accuracy = script("digit-classifier/train.py").train(epochs=1, batch=200, seed=0, out=path)
+    assert 0.2 < accuracy < 1
+    load_digit_classifier(path)
+
+
+def test_the_digits_are_split_by_class_without_overlap(script):
+    import numpy as np
+
+    digits = script("digits.py")
+    images, labels = digits.load_digits()
+    train, held_out = digits.split_digits(labels)
+    assert images.shape == (5000, 1, 32, 32)
+    assert (images.min(), images.max()) == (-1, 1)
+    assert not set(train) & set(held_out)
+    np.testing.assert_array_equal(np.bincount(labels[held_out]), [100] * 10)
+
+
+def test_shifted_digits_move_and_keep_their_ink(script):
+    import numpy as np
+
+    digits = script("digits.py")
+    image = np.full((1, 1, 8, 8), -1, np.float32)
+    image[0, 0, 3, 4] = 1
+    moved = digits.shift_images(image, np.array([[2, -1]]))
+    assert moved[0, 0, 5, 3] == 1
+    assert (moved == 1).sum() == 1
+
+
+def test_the_demo_shows_the_commands_of_the_readme(script, tmp_path):
+    demo = script("demo.py")
+    found = demo.commands(tmp_path, model="examples/mnist-ddpm-32", iterations=None, threads=2)
+    assert list(found) == ["quantize", "export", "verify", "bench", "sample"]
+    assert {"--exact", "--require-integer", "0.95"} <= set(found["verify"])
+    assert "--baseline" in found["bench"]
+    assert "--compare" in found["sample"]
+
+
+def test_the_demo_summary_reads_the_reports(script, tmp_path):
+    verify = {
+        "layers_compared": 3,
+        "layers_total": 3,
+        "output_psnr_db": None,
+        "codes_compared": 1000,
+        "accumulators_compared": 10,
+        "max_code_difference": 0,
+        "max_accumulator_difference": 0,
+        "integer_mac_share": 0.99,
+    }
+    bench = {
+        "latency_ms": {"p50": 2.0},
+        "baseline_latency_ms": {"p50": 3.0},
+        "speedup": 1.5,
+        "file_mib": 1,
+        "baseline_file_mib": 4,
+    }
+    for name, value in {"verify": verify, "bench": bench, "samples": {"mean_psnr_db": 30, "mean_ssim": 0.9}}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    rows = dict(script("demo.py").summary_rows(tmp_path, {"export": 4.0}))
+    assert rows["layers compared bit for bit"] == "3 of 3"
+    assert rows["speedup over the float baseline"] == "1.50x"
+    assert rows["time in all"] == "4.0 s"
