@@ -215,6 +215,11 @@ class _LayerWriter:
 
     def _product(self, values: ir.Value, q_weight: NDArray[np.int16], role: str) -> ir.Value:
         b, layer = self.b, self.layer
+        top, left, bottom, right = layer.padding
+        if layer.kernel == (1, 1) and layer.stride != (1, 1) and any(layer.padding):
+            # OpenVINO 2026.4 moves the stride of a 1x1 kernel in front of its padding: a column of zeros prevents it
+            q_weight = np.pad(q_weight, ((0, 0), (0, 0), (0, 0), (0, 1)))
+            right += layer.dilation[1]
         matrix = q_weight if self.conv else q_weight.T
         weight = self._weight(np.ascontiguousarray(matrix.astype(np.int8)), role)
         ones = b.constant(np.ones(len(q_weight), np.float32), "one")
@@ -224,9 +229,9 @@ class _LayerWriter:
         if not self.conv:
             return b.op("MatMul", [values, real], role, dtype=FLOAT)
         attributes = {
-            "kernel_shape": list(layer.kernel),
+            "kernel_shape": list(q_weight.shape[2:]),
             "strides": list(layer.stride),
-            "pads": list(layer.padding),
+            "pads": [top, left, bottom, right],
             "dilations": list(layer.dilation),
         }
         return b.op("Conv", [values, real], role, attributes=attributes, dtype=FLOAT)

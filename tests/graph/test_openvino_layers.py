@@ -177,6 +177,13 @@ def test_sums_beyond_float32_are_split_until_they_are_exact():
     assert len(entry["parts"][0]["products"]) == 2
 
 
+def test_a_strided_kernel_of_one_keeps_its_padding():
+    """OpenVINO alone would move the stride in front of the padding and return another shape."""
+    rng = np.random.default_rng(4)
+    layer = random_layer(rng, kernel=(1, 1), stride=(2, 2), padding=(1, 0, 2, 1), dilation=(1, 2))
+    check(layer, rng.normal(0, 6, (5, 5, 6, 7)).astype(np.float32))
+
+
 def test_static_tables_and_a_single_step_run():
     rng = np.random.default_rng(3)
     layer = random_layer(rng, steps=1, padding=(1, 1, 1, 1))
