@@ -77,8 +77,7 @@ def commands(out: Path, *, model: str, iterations: int | None, threads: int) -> 
 def summary_rows(out: Path, seconds: dict[str, float]) -> list[tuple[str, str]]:
     """What the JSON files say, one row a fact."""
     verify, bench, sample = (
-        json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("verify", "bench", "samples")
+        json.loads((out / f"{name}.json").read_text(encoding="utf-8")) for name in ("verify", "bench", "samples")
     )
     compared = f"{verify['layers_compared']} of {verify['layers_total']}"
     psnr = verify["output_psnr_db"]
@@ -106,14 +105,10 @@ def summary_rows(out: Path, seconds: dict[str, float]) -> list[tuple[str, str]]:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the demo."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for the results")
     parser.add_argument("--model", default=None, help="float model; default: the demo model beside this file")
-    parser.add_argument(
-        "--iterations", type=int, default=None, help="of each block; default: the method's own"
-    )
+    parser.add_argument("--iterations", type=int, default=None, help="of each block; default: the method's own")
     parser.add_argument("--threads", type=int, default=2, help="threads of the timed engines")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)

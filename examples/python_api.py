@@ -19,9 +19,7 @@ MODEL = Path(__file__).resolve().parent / "mnist-ddpm-32"
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Run every public function once; returns the numbers it prints."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("api-out"), help="folder for the results")
     parser.add_argument("--model", type=Path, default=MODEL, help="folder of the float model")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps to calibrate")

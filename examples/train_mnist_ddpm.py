@@ -76,9 +76,7 @@ def train(*, out: Path, iterations: int, batch: int, learning_rate: float, decay
         if iteration % max(1, iterations // 50) == 0:
             left = (time.perf_counter() - started) / iteration * (iterations - iteration)
             recent = np.mean(losses[-max(1, iterations // 50) :])
-            print(
-                f"iteration {iteration}/{iterations}  loss {recent:.4f}  {left / 60:.1f} min left", flush=True
-            )
+            print(f"iteration {iteration}/{iterations}  loss {recent:.4f}  {left / 60:.1f} min left", flush=True)
     mean.save_pretrained(out / "unet")
     scheduler.save_pretrained(out / "scheduler")
     return float(np.mean(losses[-max(1, iterations // 10) :]))
@@ -86,9 +84,7 @@ def train(*, out: Path, iterations: int, batch: int, learning_rate: float, decay
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the arguments and train."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--iterations", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=32)

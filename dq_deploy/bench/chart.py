@@ -69,6 +69,4 @@ def _draw_batches(axes: Any, report: BenchReport) -> None:
         baseline = [b.baseline_images_per_s for b in report.batches]
         axes.bar([p + width / 2 for p in positions], baseline, width, color=BASELINE_COLOUR)
     axes.set_xticks(list(positions), [str(b.batch) for b in report.batches])
-    axes.set(
-        xlabel="batch", ylabel="images a second (one pass each)", title="throughput of one denoising step"
-    )
+    axes.set(xlabel="batch", ylabel="images a second (one pass each)", title="throughput of one denoising step")

@@ -156,13 +156,12 @@ def _baseline_file(path: Path, record: Record | None, wanted: bool) -> Iterator[
     if not wanted:
         yield None
         return
-    from dq_deploy.graph.onnx_file import read_manifest, write_onnx
-    from dq_deploy.targets.float_graph import traced_float_graph
+    from dq_deploy.graph.onnx_file import read_manifest
+    from dq_deploy.targets import float_graph
 
     with tempfile.TemporaryDirectory(prefix="dq-bench-") as folder:
         target = Path(folder) / "float.onnx"
-        manifest = read_manifest(path)
-        write_onnx(traced_float_graph(manifest["family"], manifest["model_config"], record), target, None)
+        float_graph(read_manifest(path), target, record=record)
         yield target
 
 
@@ -188,9 +187,7 @@ def _take_turns(
     for number in range(rounds):
         names = list(running) if number % 2 == 0 else list(reversed(running))
         for name in names:
-            answer = running[name].time(
-                batch=batch, warmup=options.warmup, runs=options.runs, seconds=options.seconds
-            )
+            answer = running[name].time(batch=batch, warmup=options.warmup, runs=options.runs, seconds=options.seconds)
             series[name].latency_ms.append(answer["latency_ms"])
             series[name].peak_mib = answer["peak_mib"]
             series[name].finite_check_ms = answer["finite_check_ms"]
@@ -244,9 +241,7 @@ def benchmark(
     options = options or BenchOptions()
     path = Path(engine_path)
     if baseline and options.rounds < MIN_BASELINE_ROUNDS:
-        raise OptionError(
-            f"rounds is {options.rounds}, expected at least {MIN_BASELINE_ROUNDS} with a baseline"
-        )
+        raise OptionError(f"rounds is {options.rounds}, expected at least {MIN_BASELINE_ROUNDS} with a baseline")
     with open_engine(path, engine=options.engine, threads=options.threads) as runner:
         manifest, kind = runner.manifest or {}, runner.engine
     environment = describe_environment(threads=options.threads)
@@ -299,9 +294,7 @@ def _time_batches(
     on_progress: Callable[[int, int], None] | None,
 ) -> dict[int, dict[str, _Series]]:
     """Series by batch size and engine; the other batch sizes get three rounds."""
-    plan = {
-        batch: options.rounds if i == 0 else min(3, options.rounds) for i, batch in enumerate(options.batches)
-    }
+    plan = {batch: options.rounds if i == 0 else min(3, options.rounds) for i, batch in enumerate(options.batches)}
     turns, done = sum(plan.values()) * len(settings), 0
 
     def tick() -> None:

@@ -173,9 +173,7 @@ class Worker:
         last = (self._log.read().strip().splitlines() or [f"ended with code {code}"])[-1]
         message = last.removeprefix("error: ")
         if message == last:
-            raise DqError(
-                f"the timing process of {self.settings.path} failed: {last}; is there enough memory?"
-            )
+            raise DqError(f"the timing process of {self.settings.path} failed: {last}; is there enough memory?")
         raise FileProblemError(message)
 
     def close(self) -> None:

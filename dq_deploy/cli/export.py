@@ -77,9 +77,7 @@ def _print(summary: dict[str, Any], manifest: dict[str, Any]) -> None:
     console().print(table)
     for name, reason in summary["float_layers"].items():
         print(f"float: {name}: {reason}")
-    print(
-        f"wrote {summary['engine']}; prove it with: dq-verify --ckpt ... --engine {summary['engine']} --exact"
-    )
+    print(f"wrote {summary['engine']}; prove it with: dq-verify --ckpt ... --engine {summary['engine']} --exact")
 
 
 def main() -> None:

@@ -40,9 +40,7 @@ def sample(
     ] = None,
     labels: Annotated[str | None, typer.Option(help="Class labels, as 0,1,2 or 0-9; one image each.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Images of an unconditional model.")] = 8,
-    steps: Annotated[
-        int | None, typer.Option(help="Denoising steps; default: as many as were calibrated.")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; default: as many as were calibrated.")] = None,
     scheduler: Annotated[str, typer.Option(help="ddim or ddpm.")] = "ddim",
     eta: Annotated[float, typer.Option(help="DDIM's share of fresh noise, 0 to 1.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the starting noise and of every step's noise.")] = 0,
@@ -166,9 +164,7 @@ def _report_distance(subject: _Subject, options: SampleOptions) -> float:
     return float(distances[worst])
 
 
-def _draw(
-    subject: _Subject, options: SampleOptions, number: int, labels: Any, float_module: Any
-) -> tuple[F32, float]:
+def _draw(subject: _Subject, options: SampleOptions, number: int, labels: Any, float_module: Any) -> tuple[F32, float]:
     """Images and seconds, of the float module if there is one, else of the engine or the simulation."""
     from dq_deploy.sampling import (
         SamplingStopped,
@@ -243,9 +239,7 @@ def _finish(
     if reference is not None:
         _print_distances(summary)
     rate = len(images) / summary["seconds"]
-    print(
-        f"{len(images)} images by the {name} in {summary['seconds']:.1f} s, {rate:.2f} a second; wrote {out}"
-    )
+    print(f"{len(images)} images by the {name} in {summary['seconds']:.1f} s, {rate:.2f} a second; wrote {out}")
 
 
 def _distances(images: F32, reference: F32, captions: list[str]) -> dict[str, Any]:

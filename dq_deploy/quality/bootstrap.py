@@ -63,9 +63,7 @@ def interval_of_mean(
     means = np.array([x[rng.integers(0, x.size, x.size)].mean() for _ in range(resamples)])
     tail = 50 * (1 - confidence)
     low, high = np.percentile(means, [tail, 100 - tail])
-    return Interval(
-        mean=math.fsum(x) / x.size, low=float(low), high=float(high), confidence=confidence, count=x.size
-    )
+    return Interval(mean=math.fsum(x) / x.size, low=float(low), high=float(high), confidence=confidence, count=x.size)
 
 
 def interval_of_paired_difference(

@@ -54,9 +54,7 @@ def load_digit_classifier(path: Path) -> nn.Sequential:
     return network.eval()
 
 
-def recognised_labels(
-    network: nn.Module, images: NDArray[np.floating], *, batch: int = 250
-) -> NDArray[np.int64]:
+def recognised_labels(network: nn.Module, images: NDArray[np.floating], *, batch: int = 250) -> NDArray[np.int64]:
     """The digit the network sees in each image.
 
     Args:
@@ -76,7 +74,5 @@ def recognised_labels(
     if x.ndim != 4 or x.shape[1:] != IMAGE_SHAPE or not np.isfinite(x).all():
         raise InputError(f"images are {x.shape}, expected finite [N, {', '.join(map(str, IMAGE_SHAPE))}]")
     with torch.inference_mode():
-        found = [
-            network(torch.from_numpy(x[i : i + batch])).argmax(1).numpy() for i in range(0, len(x), batch)
-        ]
+        found = [network(torch.from_numpy(x[i : i + batch])).argmax(1).numpy() for i in range(0, len(x), batch)]
     return np.concatenate(found) if found else np.zeros(0, np.int64)

@@ -21,9 +21,7 @@ def _pairs(images: NDArray[np.generic], reference: NDArray[np.generic], data_ran
     if a.shape != b.shape or a.ndim != 4:
         raise InputError(f"images have shapes {a.shape} and {b.shape}, expected one shape [N, C, H, W]")
     if not (math.isfinite(data_range) and data_range > 0):
-        raise InputError(
-            f"data_range is {data_range}, expected the positive width of the images' value range"
-        )
+        raise InputError(f"data_range is {data_range}, expected the positive width of the images' value range")
     return a, b
 
 
@@ -81,9 +79,7 @@ def ssim(images: NDArray[np.generic], reference: NDArray[np.generic], *, data_ra
     a, b = _pairs(images, reference, data_range)
     smallest = 2 * SSIM_RADIUS + 1
     if min(a.shape[2:]) < smallest:
-        raise InputError(
-            f"images are {a.shape[2]} x {a.shape[3]}, expected at least {smallest} each way for SSIM"
-        )
+        raise InputError(f"images are {a.shape[2]} x {a.shape[3]}, expected at least {smallest} each way for SSIM")
     mean_a, mean_b = _blur(a), _blur(b)
     var_a = _blur(a * a) - mean_a**2
     var_b = _blur(b * b) - mean_b**2

@@ -40,9 +40,7 @@ def train(*, epochs: int, batch: int, seed: int, out: Path) -> float:
             shifts = rng.integers(-2, 3, (batch, 2))
             x = torch.from_numpy(shift_images(images[chosen], shifts))
             x = x + 0.1 * torch.randn_like(x)  # samples of a diffusion model keep a little noise
-            loss = functional.cross_entropy(
-                network(x), torch.from_numpy(labels[chosen]), label_smoothing=0.05
-            )
+            loss = functional.cross_entropy(network(x), torch.from_numpy(labels[chosen]), label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
