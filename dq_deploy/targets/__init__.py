@@ -72,7 +72,20 @@ def float_graph(manifest: Mapping[str, Any], path: str | Path, *, record: Record
         record: gives real weights; without it they are random, which costs the same time.
     """
     from dq_deploy.graph.onnx_file import write_onnx
-    from dq_deploy.targets.float_graph import traced_float_graph
+    from dq_deploy.targets.traced_graphs import traced_float_graph
 
     model = traced_float_graph(str(manifest["family"]), dict(manifest["model_config"]), record)
     write_onnx(model, Path(path), None)
+
+
+def simulation_graph(record: Record, path: str | Path) -> None:
+    """Write the record's simulation as a float ONNX graph: no integer kernel, the same operations elsewhere.
+
+    Args:
+        record: the quantized denoiser.
+        path: `.onnx` file to write, without a manifest.
+    """
+    from dq_deploy.graph.onnx_file import write_onnx
+    from dq_deploy.targets.traced_graphs import traced_simulation
+
+    write_onnx(traced_simulation(record), Path(path), None)

@@ -9,7 +9,7 @@ from dq_deploy.graph.cleanup import RemoveUnused
 from dq_deploy.graph.integer_layers import IntegerLayers
 from dq_deploy.graph.pads import PadsAsModules
 from dq_deploy.graph.passes import run_passes
-from dq_deploy.targets.float_graph import traced_float_graph
+from dq_deploy.targets.traced_graphs import traced_float_graph
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -8,7 +8,7 @@ from dq_deploy.graph.cleanup import RemoveUnused
 from dq_deploy.graph.openvino_layers import OpenVinoLayers
 from dq_deploy.graph.pads import PadsAsModules
 from dq_deploy.graph.passes import run_passes
-from dq_deploy.targets.float_graph import traced_float_graph
+from dq_deploy.targets.traced_graphs import traced_float_graph
 from dq_deploy.targets.onnxruntime import IntegerGraph
 
 if TYPE_CHECKING:

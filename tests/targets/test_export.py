@@ -13,7 +13,7 @@ from dq_deploy.errors import FileProblemError, InputError, OptionError
 from dq_deploy.graph.onnx_file import manifest_path, read_manifest
 from dq_deploy.models import example_inputs
 from dq_deploy.record import content_sha256
-from dq_deploy.targets import export, float_graph
+from dq_deploy.targets import export, float_graph, simulation_graph
 from tests.tiny import random_record, tiny_denoiser
 
 
@@ -109,6 +109,19 @@ def test_float_graph_has_the_same_inputs_and_agrees_with_torch(record, exact, tm
         expected = module(**{k: torch.from_numpy(v) for k, v in feeds.items()}, return_dict=False)[0].numpy()
     with open_engine(path, engine="onnxruntime", threads=1, require_manifest=False) as runner:
         np.testing.assert_allclose(runner.run(feeds)["output"], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [(4, 8), (8, 8), (4, 4)])
+def test_engine_equals_the_float32_simulation_of_the_same_graph_bit_for_bit(bits, tmp_path):
+    record = random_record(tiny_denoiser(), weight_bits=bits[0], activation_bits=bits[1])
+    export(record, tmp_path / "engine.onnx")
+    simulation_graph(record, tmp_path / "simulation.onnx")
+    feeds = example_inputs(record.model_config, 6, 1)
+    feeds["timestep"] = np.linspace(0, 940, 6).astype(np.float32)
+    with open_engine(tmp_path / "engine.onnx", threads=1) as runner:
+        engine = runner.run(feeds)["output"]
+    with open_engine(tmp_path / "simulation.onnx", threads=1, require_manifest=False) as runner:
+        np.testing.assert_array_equal(runner.run(feeds)["output"], engine)
 
 
 def test_unknown_target_and_mode_are_named(record, tmp_path):

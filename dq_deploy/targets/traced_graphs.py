@@ -1,4 +1,4 @@
-"""The traced float graph that every target starts from."""
+"""The traced graphs without integers: the float one every target starts from, and its simulation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from dq_deploy.graph.cleanup import RemoveUnused
 from dq_deploy.graph.norms import GroupNormAsInstanceNorm
+from dq_deploy.graph.pads import PadsAsModules
 from dq_deploy.graph.passes import run_passes
+from dq_deploy.graph.simulated_layers import SimulatedLayers
 from dq_deploy.graph.trace import trace
 from dq_deploy.models import build_denoiser, denoiser_from_record, example_inputs
 
@@ -31,3 +33,16 @@ def traced_float_graph(family: str, config: Mapping[str, Any], record: Record | 
     module = build_denoiser(family, dict(config)) if record is None else denoiser_from_record(record)
     model = trace(module.eval(), example_inputs(dict(config), 2, 0))
     return run_passes(model, [GroupNormAsInstanceNorm(), RemoveUnused()]).model
+
+
+def traced_simulation(record: Record) -> ir.Model:
+    """The float graph with the record's integer layers simulated in float32.
+
+    Args:
+        record: the quantized denoiser.
+
+    Raises:
+        RecordError: a layer is too wide to be exact in float32, or its weights differ by step.
+    """
+    model = traced_float_graph(record.family, record.model_config, record)
+    return run_passes(model, [PadsAsModules(record), SimulatedLayers(record), RemoveUnused()]).model
