@@ -132,9 +132,7 @@ def main(
             "recognised": interval_of_mean(seen).__dict__,
             "recognised_float": interval_of_mean(right).__dict__,
             "recognised_difference": interval_of_paired_difference(seen, right).__dict__,
-            "block_errors": {
-                h["block"]: h["relative_error"] for h in record.provenance["history"] if "block" in h
-            },
+            "block_errors": {h["block"]: h["relative_error"] for h in record.provenance["history"] if "block" in h},
             "quantize_seconds": round(seconds, 1),
             **environment(),
         }
