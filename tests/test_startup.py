@@ -47,10 +47,9 @@ def test_importing_is_quick():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_is_quick_and_says_what_the_command_does(name):
+    code = f"import sys; sys.argv = ['dq-{name}', '--help']; from dq_deploy.cli.{name} import main; main()"
     started = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", f"dq_deploy.cli.{name}", "--help"], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert time.perf_counter() - started < GENEROUS_HELP_S
     assert f"dq-{name}" in done.stdout
