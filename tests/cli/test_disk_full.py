@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import signal
 import subprocess
 import sys
 
