@@ -86,7 +86,9 @@ def refuse(report: Report, *, exact: bool, require_integer: float | None) -> Non
         problems.append(f"engine is not exact: {report.failures[0]}" + (f" (and {more} more)" if more else ""))
     if require_integer is not None and report.integer_mac_share < require_integer:
         largest = sorted(report.float_layers, key=lambda row: -row["macs"])[:3]
-        named = "; ".join(f"{row['name']} ({row['macs'] / report.macs['of_all']:.1%}): {row['reason']}" for row in largest)
+        named = "; ".join(
+            f"{row['name']} ({row['macs'] / report.macs['of_all']:.1%}): {row['reason']}" for row in largest
+        )
         problems.append(
             f"integer share is {report.integer_mac_share:.4f} of all MACs, required {require_integer:g}; in float: {named}"
         )

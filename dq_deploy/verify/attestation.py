@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from dq_deploy.numerics import worst_pair_product
 from dq_deploy.record import Layer
 from dq_deploy.verify.instrument import initializer
 
@@ -72,6 +74,10 @@ class OptimizedGraph:
         self.folder = path.parent
         self.proto = onnx.load(str(path), load_external_data=False)
         self._by_name = {node.name: node for node in self.proto.graph.node if node.name}
+        # layout optimizations append a running number to a node's name
+        self._renamed = {
+            node.name.split("_token_")[0]: node for node in self.proto.graph.node if "_token_" in node.name
+        }
         self._producer = {name: node for node in self.proto.graph.node for name in node.output if name}
         self._types = _declared_types(self.proto)
 
@@ -97,8 +103,8 @@ class OptimizedGraph:
         return "float32" if node.op_type in ("DequantizeLinear", "MatMulIntegerToFloat") else "unknown"
 
     def node(self, name: str, output: str) -> onnx.NodeProto | None:
-        """The node of a product: by its name, by its output, or the product behind a Cast of its output."""
-        node = self._by_name.get(name) or self._producer.get(output)
+        """The node of a product: by its name, by its output, or the product behind what stands there now."""
+        node = self._by_name.get(name) or self._renamed.get(name) or self._producer.get(output)
         for _ in range(8):
             if node is None or node.op_type in OPERANDS or node.op_type in FLOAT_PRODUCTS:
                 return node
@@ -113,46 +119,89 @@ class OptimizedGraph:
             layer: the record's layer.
             part_index: index of the part.
         """
-        node = self.node(str(entry.get("node") or ""), str(entry.get("accumulator") or ""))
-        if node is None:
-            return MISSING
-        op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        first, second = OPERANDS.get(node.op_type, (0, 1))
-        operands = (self.type_of(node.input[first]), self.type_of(node.input[second]))
-        kernel = Kernel(op=op, operands=operands)
-        if not kernel.integer:
+        found = []
+        for name in product_names(entry):
+            node = self.node(name, str(entry.get("accumulator") or name))
+            if node is None:
+                return MISSING
+            op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+            first, second = OPERANDS.get(node.op_type, (0, 1))
+            operands = (self.type_of(node.input[first]), self.type_of(node.input[second]))
+            weight = initializer(self.proto, node.input[second], self.folder)
+            danger = saturation(operands, weight, "Conv" in node.op_type, entry, layer, part_index)
+            found.append(Kernel(op=op, operands=operands, saturation=danger))
+        return joined_kernel(found)
+
+    def is_integer(self, entry: Mapping[str, Any]) -> bool:
+        """Whether every product of a part takes two integer operands."""
+        nodes = [self.node(name, str(entry.get("accumulator") or name)) for name in product_names(entry)]
+        return all(
+            node is not None
+            and node.op_type in OPERANDS
+            and all(self.type_of(node.input[i]) in INTEGER_TYPES for i in OPERANDS[node.op_type])
+            for node in nodes
+        )
+
+
+def product_names(entry: Mapping[str, Any]) -> list[str]:
+    """Names of the integer products of one part: several where its weights are split into summands."""
+    return [str(name) for name in entry.get("products") or [entry.get("node") or ""]]
+
+
+def joined_kernel(kernels: list[Kernel]) -> Kernel:
+    """Several products of one part as one; the first that is not integer, or not safe, speaks for all."""
+    if not kernels:
+        return MISSING
+    for kernel in kernels:
+        if not kernel.integer or kernel.saturation:
             return kernel
-        weight = initializer(self.proto, node.input[second], self.folder)
-        return Kernel(op=op, operands=operands, saturation=saturation(operands, weight, entry, layer, part_index, node))
+    return kernels[0]
 
 
-FLOAT_PRODUCTS = ("MatMul", "Gemm", "Conv", "FusedMatMul", "FusedGemm", "FusedConv", "MatMulNBits", "DynamicQuantizeMatMul")
+FLOAT_PRODUCTS = (
+    "MatMul",
+    "Gemm",
+    "Conv",
+    "FusedMatMul",
+    "FusedGemm",
+    "FusedConv",
+    "MatMulNBits",
+    "DynamicQuantizeMatMul",
+)
 """Kernels that multiply floats: what a layer's node becomes when it falls back."""
 
 
 def saturation(
-    operands: tuple[str, str], weight: Any, entry: Mapping[str, Any], layer: Layer, part_index: int, node: onnx.NodeProto
+    operands: tuple[str, str], weight: Any, convolution: bool, entry: Mapping[str, Any], layer: Layer, part_index: int
 ) -> str:
     """Why a product of u8 codes and s8 weights is not exact on every CPU, or an empty string.
 
-    The weights are those of the engine, in the order in which it adds along K.
+    Args:
+        operands: element types of codes and weights.
+        weight: the engine's own, in the order in which it adds along K: [C_out, ...] for a convolution, else [K, C_out].
+        convolution: which of the two.
+        entry: the part's manifest entry.
+        layer: the record's layer.
+        part_index: index of the part.
     """
     if operands != ("uint8", "int8"):
         return ""
     if weight is None:
         return "unsafe: the engine's weights cannot be read, so saturation cannot be ruled out"
-    matrix = np.asarray(weight)
-    rows = matrix.reshape(len(matrix), -1) if "Conv" in node.op_type else matrix.reshape(matrix.shape[-2:]).T
-    magnitude = np.abs(rows.astype(np.int64))
-    pairs = magnitude if magnitude.shape[1] == 1 else magnitude[:, 1:] + magnitude[:, :-1]
+    matrix = np.asarray(weight).astype(np.int64)
+    worst = worst_pair(matrix) if convolution else worst_pair(matrix.reshape(matrix.shape[-2:]).T)
     highest = highest_code(entry, layer, part_index)
-    worst = highest * int(pairs.max(initial=0))
-    if worst <= PAIR_LIMIT:
+    if highest * worst <= PAIR_LIMIT:
         return ""
     return (
-        f"unsafe: saturates on CPUs that add u8 x s8 pairs in int16 "
-        f"({highest} * {int(pairs.max(initial=0))} = {worst} > {PAIR_LIMIT})"
+        f"unsafe: saturates on CPUs that add u8 x s8 pairs in int16 ({highest} * {worst} = {highest * worst} > "
+        f"{PAIR_LIMIT})"
     )
+
+
+def worst_pair(weight: NDArray[np.int64]) -> int:
+    """Largest sum of two neighbouring magnitudes along K, for any output channel and, in 4-D, either order of K."""
+    return worst_pair_product(weight, 1)
 
 
 def highest_code(entry: Mapping[str, Any], layer: Layer, part_index: int) -> int:

@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dq_deploy.numerics import F32, I32, integer_layer, step_bucket, table_at
+from dq_deploy.numerics import (
+    F32,
+    I32,
+    accumulate_conv2d,
+    accumulate_linear,
+    integer_layer,
+    requantize,
+    step_bucket,
+    table_at,
+)
 from dq_deploy.record import Layer, Record
 
 Array = NDArray[np.generic]
@@ -73,6 +82,9 @@ class Tally:
     max_accumulator_difference: float = 0
     largest_accumulator: float = 0
     max_output_difference: float = 0
+    output_codes: int = 0
+    output_code_differences: int = 0
+    max_output_code_difference: int = 0
 
     @property
     def clean(self) -> bool:
@@ -130,18 +142,39 @@ def held_in_canonical_layout(values: Array, like: tuple[int, ...], layout: str) 
     return None
 
 
-def expected_accumulator(layer: Layer, part_index: int, accumulator: I32, buckets: Array, holds: str) -> Array:
-    """What the engine's accumulator holds: A, or A + z[t] * sum(w_q) where it is `shifted`; int64."""
+def expected_accumulator(
+    layer: Layer, part_index: int, codes: I32, accumulator: I32, buckets: Array, holds: str
+) -> Array:
+    """What the engine's accumulator holds: int64, shape of the layer's output.
+
+    Args:
+        layer: whose.
+        part_index: which slice of its input.
+        codes: centred codes c.
+        accumulator: A.
+        buckets: [B] step buckets.
+        holds: `canonical` is A; `shifted` is A + z[t] * sum(w_q), padding holding the code z; `shifted_inside` is the
+            product of c + z[t] where padding holds 0.
+    """
+    part = layer.parts[part_index]
+    if holds == "shifted_inside":
+        z = table_at(part.zero_point, buckets).reshape((-1,) + (1,) * (codes.ndim - 1))
+        shifted = (codes + z).astype(np.int32)
+        q = part.q_weight(0)
+        if layer.kind == "linear":
+            return accumulate_linear(shifted, q).astype(np.int64)
+        return accumulate_conv2d(
+            shifted, q, stride=layer.stride, padding=layer.padding, dilation=layer.dilation, groups=layer.groups
+        ).astype(np.int64)
     wide = accumulator.astype(np.int64)
     if holds != "shifted":
         return wide
-    part = layer.parts[part_index]
     z = table_at(part.zero_point, buckets).astype(np.int64)
-    sums = np.stack([part.q_weight(int(g)).reshape(layer.out_channels, -1).sum(axis=1, dtype=np.int64)
-                     for g in table_at(part.group_of_step, buckets)])  # fmt: skip
-    shift = z[:, None] * sums
+    groups = table_at(part.group_of_step, buckets)
+    rows = [part.q_weight(int(g)).reshape(layer.out_channels, -1) for g in groups]
+    shift = z[:, None] * np.stack([row.sum(axis=1, dtype=np.int64) for row in rows])
     shape = [len(z)] + [1] * (wide.ndim - 1)
-    shape[1 if layer.kind == "conv2d" else wide.ndim - 1] = sums.shape[1]
+    shape[1 if layer.kind == "conv2d" else wide.ndim - 1] = shift.shape[1]
     return wide + shift.reshape(shape)
 
 
@@ -181,9 +214,8 @@ def compare_part(
     layout = str(entry.get("layout", "nchw"))
     # codes lie as the layer's input does, unless the manifest says otherwise
     codes = held_in_canonical_layout(tensors.codes, tensors.x.shape, str(entry.get("codes_layout", "nchw")))
-    want = expected_accumulator(
-        layer, part_index, expected.accumulators[0], buckets, str(entry.get("accumulator_holds", "canonical"))
-    )
+    holds = str(entry.get("accumulator_holds", "canonical"))
+    want = expected_accumulator(layer, part_index, expected.codes[0], expected.accumulators[0], buckets, holds)
     seen = tensors.accumulator
     held = None if seen is None else held_in_canonical_layout(seen, want.shape, layout)
     if codes is None or (held is None and seen is not None):
@@ -230,17 +262,22 @@ def _first_of(tensors: Sequence[tuple[str, Array, Array, Array]], **place: Any) 
     return None
 
 
-def compare_output(
-    record: Record, layer: Layer, terms: Sequence[F32], output: Array, layout: str, buckets: NDArray[np.int64], result: LayerTally
-) -> None:
-    """Compare a layer's float output: sum of its parts' terms plus bias, within `OUTPUT_TOLERANCE`."""
+def layer_output(layer: Layer, terms: Sequence[F32]) -> F32:
+    """y of a layer from its parts' terms: summed in order, then the bias."""
     y = terms[0]
     for term in terms[1:]:
         y = (y + term).astype(np.float32)
-    if layer.bias is not None:
-        shape = [1] * y.ndim
-        shape[1 if layer.kind == "conv2d" else y.ndim - 1] = -1
-        y = (y + layer.bias.reshape(shape)).astype(np.float32)
+    if layer.bias is None:
+        return y
+    shape = [1] * y.ndim
+    shape[1 if layer.kind == "conv2d" else y.ndim - 1] = -1
+    return (y + layer.bias.reshape(shape)).astype(np.float32)
+
+
+def compare_output(
+    record: Record, layer: Layer, y: F32, output: Array, layout: str, buckets: NDArray[np.int64], result: LayerTally
+) -> None:
+    """Compare a layer's float output with y, within `OUTPUT_TOLERANCE`."""
     got = output if output.shape == y.shape else held_in_canonical_layout(output, y.shape, layout)
     if got is None:
         return
@@ -254,6 +291,19 @@ def compare_output(
                 [("output", gap > OUTPUT_TOLERANCE, got[sample], y[sample])],
                 layer=layer.name, part=0, bucket=bucket, timestep=float(record.timesteps[bucket]),
             )  # fmt: skip
+
+
+def compare_output_codes(layer: Layer, y: F32, output: Array, buckets: NDArray[np.int64], result: LayerTally) -> None:
+    """Count where 8-bit output codes are not those of the declared requantization of y; mode fast is not exact there."""
+    if layer.out_scale is None or layer.out_zero_point is None or output.shape != y.shape:
+        return
+    want = requantize(y, out_scale=layer.out_scale, out_zero_point=layer.out_zero_point, step=buckets)
+    gap = np.abs(output.astype(np.int64) - want)
+    for sample, bucket in enumerate(buckets.tolist()):
+        tally = result.steps.setdefault(bucket, Tally())
+        tally.output_codes += gap[sample].size
+        tally.output_code_differences += int(np.count_nonzero(gap[sample]))
+        tally.max_output_code_difference = max(tally.max_output_code_difference, int(gap[sample].max(initial=0)))
 
 
 def edge_probes(edges: F32) -> F32:

@@ -86,7 +86,11 @@ def _cards(report: Report) -> str:
     if report.output_psnr_db is not None:
         text = "equal" if report.output_psnr_db >= DECIBEL_LIMIT else f"{report.output_psnr_db:.1f} dB"
         cards.append((text, "output against the simulation, worst step"))
-    return '<div class="cards">' + "".join(f'<div class="card"><b>{a}</b><span>{b}</span></div>' for a, b in cards) + "</div>"
+    return (
+        '<div class="cards">'
+        + "".join(f'<div class="card"><b>{a}</b><span>{b}</span></div>' for a, b in cards)
+        + "</div>"
+    )
 
 
 def _findings(report: Report) -> str:
@@ -120,11 +124,13 @@ def _cell_text(layer: LayerReport, bucket: int, cell: StepCell | None) -> str:
 def _picture(report: Report) -> str:
     """Layers down, step buckets across."""
     steps = report.steps_total
-    pitch = max(4, min(CELL + GAP, 860 // max(1, steps)))
+    pitch = max(4, min(2 * CELL, 780 // max(1, steps)))
     size = pitch - (GAP if pitch > 8 else 1)
     row = CELL + GAP
     width, height = LABEL + steps * pitch + 70, TOP + len(report.layers) * row + 6
-    marks = [f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" aria-label="layers by steps">']
+    marks = [
+        f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" aria-label="layers by steps">'
+    ]
     every = max(1, -(-30 // pitch))
     timesteps = {cell.bucket: cell.timestep for layer in report.layers for cell in layer.steps}
     marks.append(f'<text class="soft" x="{LABEL - 10}" y="22" text-anchor="end">step bucket</text>')
@@ -148,7 +154,11 @@ def _picture(report: Report) -> str:
             f'<text class="soft" x="{LABEL + steps * pitch + 6}" y="{y + 14}">{layer.macs / report.macs["of_all"]:.1%}</text>'
         )
     marks.append("</svg>")
-    used = {_cell_class(layer, next((c for c in layer.steps if c.bucket == b), None)) for layer in report.layers for b in range(steps)}
+    used = {
+        _cell_class(layer, next((c for c in layer.steps if c.bucket == b), None))
+        for layer in report.layers
+        for b in range(steps)
+    }
     key = "".join(f'<span><i class="dot" style="background:var(--{c})"></i>{t}</span>' for c, t in _KEY if c in used)
     return (
         "<section><h2>Every layer at every step</h2><p>Codes and accumulators read inside the running engine against the "
@@ -202,18 +212,27 @@ def _outputs(report: Report) -> str:
     if not steps:
         return ""
     pitch, height, left = max(16, min(56, 960 // len(steps))), 170, 46
-    top = max(120.0, *(s.engine_psnr_db for s in steps if s.engine_psnr_db < DECIBEL_LIMIT)) if any(
-        s.engine_psnr_db < DECIBEL_LIMIT for s in steps
-    ) else 120.0
-    marks = [f'<svg width="{left + len(steps) * pitch + 10}" height="{height + 44}" role="img" aria-label="output error by step">']
+    top = (
+        max(120.0, *(s.engine_psnr_db for s in steps if s.engine_psnr_db < DECIBEL_LIMIT))
+        if any(s.engine_psnr_db < DECIBEL_LIMIT for s in steps)
+        else 120.0
+    )
+    marks = [
+        f'<svg width="{left + len(steps) * pitch + 10}" height="{height + 44}" role="img" aria-label="output error by step">'
+    ]
     for level in range(0, int(top) + 1, 40):
         y = height - level / top * (height - 20)
-        marks.append(f'<line x1="{left}" x2="{left + len(steps) * pitch}" y1="{y:.1f}" y2="{y:.1f}" style="stroke:var(--line)"/>')
+        marks.append(
+            f'<line x1="{left}" x2="{left + len(steps) * pitch}" y1="{y:.1f}" y2="{y:.1f}" style="stroke:var(--line)"/>'
+        )
         marks.append(f'<text class="soft" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{level} dB</text>')
     bar = pitch * 0.36
     for i, step in enumerate(steps):
         x = left + i * pitch + pitch * 0.12
-        values = [("ok", step.engine_psnr_db, "engine against simulation"), ("sim", step.simulation_psnr_db, "simulation against float")]
+        values = [
+            ("ok", step.engine_psnr_db, "engine against simulation"),
+            ("sim", step.simulation_psnr_db, "simulation against float"),
+        ]
         for j, (colour, value, what) in enumerate(values):
             if value is None:
                 continue
@@ -224,7 +243,9 @@ def _outputs(report: Report) -> str:
                 f'style="fill:var(--{colour})"><title>step {step.bucket}: {what} {words}</title></rect>'
             )
         if i % max(1, -(-30 // pitch)) == 0:
-            marks.append(f'<text class="soft" x="{x + bar:.1f}" y="{height + 16}" text-anchor="middle">{step.timestep:.0f}</text>')
+            marks.append(
+                f'<text class="soft" x="{x + bar:.1f}" y="{height + 16}" text-anchor="middle">{step.timestep:.0f}</text>'
+            )
     marks.append(f'<text class="soft" x="{left}" y="{height + 36}">timestep</text></svg>')
     key = '<span><i class="dot" style="background:var(--ok)"></i>engine against the training simulation (a full bar: equal)</span>'
     if report.output_margin_db is not None:

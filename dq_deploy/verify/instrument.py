@@ -137,7 +137,10 @@ def _link(source: Path, target: Path) -> None:
 
 
 def initializer(proto: onnx.ModelProto, name: str, folder: Path) -> Any:
-    """Values of an initializer or Constant, followed back through Cast, Identity and Transpose; None where there is none.
+    """Values of an initializer or Constant, followed back through Cast, Transpose and the
+    like; None where there is none.
+
+    A DequantizeLinear is followed to the integers in front of it.
 
     Args:
         proto: model, optimized or not.
@@ -157,10 +160,10 @@ def initializer(proto: onnx.ModelProto, name: str, folder: Path) -> Any:
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     if node.op_type == "Constant" and "value" in attributes:
         return numpy_helper.to_array(attributes["value"], base_dir=str(folder))
-    if node.op_type not in ("Cast", "Identity", "Transpose"):
+    if node.op_type not in ("Cast", "Identity", "Transpose", "DequantizeLinear"):
         return None
     source = initializer(proto, node.input[0], folder)
-    if source is None or node.op_type == "Identity":
+    if source is None or node.op_type in ("Identity", "DequantizeLinear"):
         return source
     if node.op_type == "Transpose":
         return np.transpose(source, attributes.get("perm"))

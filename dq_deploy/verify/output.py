@@ -97,9 +97,7 @@ def _requantize_outputs(module: torch.nn.Module, record: Record) -> None:
 
         def hook(_module: torch.nn.Module, _args: tuple[Any, ...], y: torch.Tensor) -> torch.Tensor:
             assert layer.out_scale is not None and layer.out_zero_point is not None
-            codes = requantize(
-                y.numpy(), out_scale=layer.out_scale, out_zero_point=layer.out_zero_point, step=step[0]
-            )
+            codes = requantize(y.numpy(), out_scale=layer.out_scale, out_zero_point=layer.out_zero_point, step=step[0])
             back = dequantize(codes, scale=layer.out_scale, zero_point=layer.out_zero_point, step=step[0])
             return torch.from_numpy(back)
 

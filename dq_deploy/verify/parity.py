@@ -11,19 +11,22 @@ import numpy as np
 from dq_deploy.engines.base import Array
 from dq_deploy.errors import DqError
 from dq_deploy.graph.steps import BUCKET, TIMESTEP
+from dq_deploy.models import LayerSite
 from dq_deploy.numerics import step_bucket
 from dq_deploy.record import Record
-from dq_deploy.verify.attestation import OptimizedGraph
 from dq_deploy.verify.compare import (
     LayerTally,
     PartTensors,
     compare_output,
+    compare_output_codes,
     compare_part,
     edge_probes,
     edge_problem,
+    layer_output,
 )
 from dq_deploy.verify.inputs import Batch
 from dq_deploy.verify.instrument import ShippedGraph, run_all
+from dq_deploy.verify.kernels import KernelGraph, read_kernels
 
 KEPT_BYTES = 2 << 30
 """Layer inputs and outputs kept for the check of the float operations between the layers."""
@@ -67,8 +70,9 @@ class ParityCheck:
         shipped: the engine's file.
         record: the quantized denoiser it claims to be.
         entries: manifest entries of the layers, by module path.
-        graph: the shipped engine's optimized graph, or None where the engine does not show one.
+        graph: the shipped engine's optimized graph.
         batches: inputs.
+        sites: shapes of the layers, by module path.
     """
 
     def __init__(
@@ -76,10 +80,12 @@ class ParityCheck:
         shipped: ShippedGraph,
         record: Record,
         entries: Mapping[str, Mapping[str, Any]],
-        graph: OptimizedGraph | None,
+        graph: KernelGraph | None,
         batches: Sequence[Batch],
+        sites: Mapping[str, LayerSite],
     ) -> None:
         self.shipped, self.record, self.entries, self.graph, self.batches = shipped, record, entries, graph, batches
+        self.sites = sites
         self.result = Parity(layers={name: LayerTally() for name in record.layers})
         self._ends = {name: output_tensor(shipped, name, entries.get(name, {})) for name in record.layers}
 
@@ -117,19 +123,17 @@ class ParityCheck:
                     tally.problem(f"this form shows no {role}")
                 elif part[role] not in self.shipped.tensors:
                     tally.problem(f"{role} tensor {part[role]} is not in the engine")
-        return all(part.get("input") in self.shipped.tensors and part.get("codes") in self.shipped.tensors for part in parts)
+        return all(
+            part.get("input") in self.shipped.tensors and part.get("codes") in self.shipped.tensors for part in parts
+        )
 
     def _chunks(self, names: Sequence[str]) -> list[list[str]]:
         """Groups of layers whose inner tensors fit CHUNK_BYTES in the largest batch."""
-        from dq_deploy.models import build_denoiser, quantizable_layers
-
-        config = dict(self.record.model_config)
-        sites = {site.name: site for site in quantizable_layers(build_denoiser(self.record.family, config), config)}
         batch = max(len(b.buckets) for b in self.batches)
         chunks: list[list[str]] = [[]]
         total = 0
         for name in names:
-            site = sites[name]
+            site = self.sites[name]
             size = batch * (5 * int(np.prod(site.input_shape)) + 8 * int(np.prod(site.output_shape)))
             if chunks[-1] and total + size > CHUNK_BYTES:
                 chunks.append([])
@@ -141,6 +145,7 @@ class ParityCheck:
     def _names(self, chunk: Sequence[str]) -> list[str]:
         parts = [part for name in chunk for part in self.entries[name]["parts"]]
         names = [part[role] for part in parts for role in ("input", "codes", "accumulator") if part.get(role)]
+        names += [code for name in chunk if (code := self.entries[name].get("output_codes"))]
         return [*names, *(end for n in chunk if (end := self._ends[n])), BUCKET]
 
     def _prove(self, chunk: Sequence[str]) -> None:
@@ -157,14 +162,14 @@ class ParityCheck:
             self.result.layers[chunk[0]].problem(reason)
 
     def _attempt(self, chunk: Sequence[str], tallies: dict[str, LayerTally]) -> str:
-        optimized = None if self.graph is None else self.shipped.scratch(".optimized.onnx")
+        optimized = self.shipped.scratch(".optimized")
         try:
             runner = self.shipped.open(self.shipped.with_outputs(self._names(chunk)), optimized=optimized)
         except DqError as error:
             return f"instrumented copy cannot be loaded: {error}"
         with runner:
             if optimized is not None and self.graph is not None:
-                changed = self._changed_kernel(chunk, OptimizedGraph(optimized))
+                changed = self._changed_kernel(chunk, read_kernels(self.shipped, optimized))
                 optimized.unlink()
                 if changed:
                     return changed
@@ -188,8 +193,7 @@ class ParityCheck:
             return "" if self.record.steps == 1 else f"tensor {BUCKET} is not in the engine"
         return "" if (got == want).all() else f"engine takes step buckets {got.tolist()}, expected {want.tolist()}"
 
-    def _changed_kernel(self, chunk: Sequence[str], copied: OptimizedGraph) -> str:
-        assert self.graph is not None
+    def _changed_kernel(self, chunk: Sequence[str], copied: KernelGraph) -> str:
         for name in chunk:
             layer = self.record.layers[name]
             for index, entry in enumerate(self.entries[name]["parts"]):
@@ -211,10 +215,14 @@ class ParityCheck:
             term = compare_part(self.record, layer, index, part, read, batch.buckets, tally)
             if term is not None:
                 terms.append(term)
-        end = self._ends[name]
-        if len(terms) == len(layer.parts) and end in tensors and tensors[end].dtype == np.float32:
+        if len(terms) != len(layer.parts):
+            return
+        y, end, output_codes = layer_output(layer, terms), self._ends[name], entry.get("output_codes")
+        if output_codes in tensors:
+            compare_output_codes(layer, y, tensors[output_codes], batch.buckets, tally)
+        elif end in tensors and tensors[end].dtype == np.float32:
             layout = str(entry["parts"][0].get("layout", "nchw"))
-            compare_output(self.record, layer, terms, tensors[end], layout, batch.buckets, tally)
+            compare_output(self.record, layer, y, tensors[end], layout, batch.buckets, tally)
 
     def _keep(self, name: str, tensors: Mapping[str, Array]) -> None:
         end = self._ends[name]
@@ -232,7 +240,9 @@ class ParityCheck:
         if not len(timesteps):
             return
         if BUCKET not in self.shipped.producer:
-            self.result.edge_problem = f"tensor {BUCKET} is not in the engine; its {len(timesteps) // 2} edges are unproven"
+            self.result.edge_problem = (
+                f"tensor {BUCKET} is not in the engine; its {len(timesteps) // 2} edges are unproven"
+            )
             return
         with self.shipped.open(self.shipped.piece({TIMESTEP: (1, ["B"])}, [BUCKET])) as runner:
             got = runner.run({TIMESTEP: timesteps})[BUCKET].reshape(-1)

@@ -15,14 +15,15 @@ import numpy as np
 from dq_deploy.engines.base import Array
 from dq_deploy.errors import DqError, InputError, OptionError
 from dq_deploy.graph.onnx_file import read_manifest
-from dq_deploy.models import build_denoiser, macs_of
+from dq_deploy.models import build_denoiser, macs_of, quantizable_layers
 from dq_deploy.numerics import FLOAT32_EXACT
 from dq_deploy.record import Layer, Record, content_sha256
-from dq_deploy.verify.attestation import MISSING, Kernel, OptimizedGraph
+from dq_deploy.verify.attestation import MISSING, Kernel
 from dq_deploy.verify.compare import OUTPUT_TOLERANCE, LayerTally, Tally
 from dq_deploy.verify.float_path import FloatPath, compare_float_path
 from dq_deploy.verify.inputs import Batch, plan_batches, spread_buckets
 from dq_deploy.verify.instrument import ShippedGraph, run_all
+from dq_deploy.verify.kernels import KernelGraph, read_kernels
 from dq_deploy.verify.output import (
     REQUIRED_MARGIN_DB,
     StepOutput,
@@ -87,11 +88,14 @@ def verify(
     runtime = engine or str(manifest["target"])
     entries = {str(entry["name"]): entry for entry in manifest["layers"]}
     mixed = not manifest.get("single_step_batch", False)
+    blank = build_denoiser(record.family, record.model_config)
+    sites = {site.name: site for site in quantizable_layers(blank, record.model_config)}
+    macs = macs_of(blank, record.model_config)
     batches = plan_batches(record, steps=steps, inputs=inputs, mixed=mixed, seed=seed)
     with tempfile.TemporaryDirectory(prefix="dq-verify-") as folder:
         shipped = ShippedGraph(path, Path(folder), engine=runtime, threads=threads)
         progress("running the shipped engine")
-        optimized = shipped.scratch(".optimized.onnx") if runtime == "onnxruntime" else None
+        optimized = shipped.scratch(".optimized.onnx")
         with shipped.open(path, optimized=optimized) as runner:
             outputs = [run_all(runner, batch.feeds) for batch in batches]
             _check_finite(outputs)
@@ -99,8 +103,8 @@ def verify(
             batch_note = None
             if mixed_at is not None:
                 batch_note = batch_difference(shipped, runner, batches[mixed_at], outputs[mixed_at])
-        graph = None if optimized is None else OptimizedGraph(optimized)
-        parity = ParityCheck(shipped, record, entries, graph, batches).run(outputs, progress)
+        graph = read_kernels(shipped, optimized)
+        parity = ParityCheck(shipped, record, entries, graph, batches, sites).run(outputs, progress)
         progress("probing every layer with extreme inputs at every step")
         for name, tally in parity.layers.items():
             if tally.steps:
@@ -111,13 +115,17 @@ def verify(
     steps_out, output_notes = _outputs(record, manifest, batches, outputs, model)
     float_path, path_notes = _float_path(record, batches[0], parity, outputs[0][str(manifest["outputs"][0]["name"])])
     output_notes += path_notes
-    macs = macs_of(build_denoiser(record.family, record.model_config), record.model_config)
     layers = tuple(
         _layer_report(layer, entries.get(name, {}), parity.layers[name], kernels[name], requested[name], macs)
         for name, layer in record.layers.items()
     )
     findings = _Findings(
-        parity=parity, layers=layers, manifest=manifest, macs=macs, steps_out=steps_out, batch_note=batch_note,
+        parity=parity,
+        layers=layers,
+        manifest=manifest,
+        macs=macs,
+        steps_out=steps_out,
+        batch_note=batch_note,
         float_path=float_path,
     )
     return _report(
@@ -163,9 +171,9 @@ def _check_finite(outputs: Sequence[Mapping[str, Array]]) -> None:
                 )
 
 
-def _kernels(graph: Any, entry: Mapping[str, Any] | None, layer: Layer) -> tuple[Kernel, ...]:
+def _kernels(graph: KernelGraph, entry: Mapping[str, Any] | None, layer: Layer) -> tuple[Kernel, ...]:
     parts = (entry or {}).get("parts") or []
-    if graph is None or not parts:
+    if not parts:
         return (MISSING,) * len(layer.parts)
     return tuple(graph.kernel(part, layer, min(i, len(layer.parts) - 1)) for i, part in enumerate(parts))
 
@@ -194,9 +202,7 @@ def _outputs(
     return compare_outputs(record, batches, [o[name] for o in outputs], simulated, floats), []
 
 
-def _float_path(
-    record: Record, batch: Batch, parity: Parity, final: Array
-) -> tuple[FloatPath | None, list[str]]:
+def _float_path(record: Record, batch: Batch, parity: Parity, final: Array) -> tuple[FloatPath | None, list[str]]:
     lacking = [name for name in record.layers if name not in parity.kept]
     if lacking:
         return None, [
@@ -249,9 +255,7 @@ def _layer_report(
     )
 
 
-def _status(
-    entry: Mapping[str, Any], tally: LayerTally, kernels: Sequence[Kernel], integer: bool
-) -> tuple[str, str]:
+def _status(entry: Mapping[str, Any], tally: LayerTally, kernels: Sequence[Kernel], integer: bool) -> tuple[str, str]:
     if tally.first is not None:
         return "differs", tally.first.text()
     if not integer:
@@ -282,6 +286,9 @@ def _cell(bucket: int, step: Tally, tally: LayerTally) -> StepCell:
         accumulator_differences=step.accumulator_differences,
         max_accumulator_difference=step.max_accumulator_difference,
         max_output_difference=step.max_output_difference,
+        output_codes_compared=step.output_codes,
+        output_code_differences=step.output_code_differences,
+        max_output_code_difference=step.max_output_code_difference,
     )
 
 
@@ -403,7 +410,9 @@ def _notes(layers: Sequence[LayerReport], batch_note: str | None) -> list[str]:
         )
     gap = max((step.max_output_difference for layer in layers for step in layer.steps), default=0.0)
     if gap:
-        notes.append(f"float outputs of layers differ by up to {gap:.2g} of their range (allowed {OUTPUT_TOLERANCE:.2g})")
+        notes.append(
+            f"float outputs of layers differ by up to {gap:.2g} of their range (allowed {OUTPUT_TOLERANCE:.2g})"
+        )
     return notes
 
 

@@ -30,6 +30,9 @@ class StepCell:
         accumulator_differences: how many are not bit-equal.
         max_accumulator_difference: largest difference of an accumulator.
         max_output_difference: of the layer's float output, as a share of its largest magnitude.
+        output_codes_compared: 8-bit output codes (mode fast) compared with the declared requantization.
+        output_code_differences: how many differ.
+        max_output_code_difference: largest difference of one.
     """
 
     bucket: int
@@ -42,6 +45,9 @@ class StepCell:
     accumulator_differences: int
     max_accumulator_difference: float
     max_output_difference: float
+    output_codes_compared: int
+    output_code_differences: int
+    max_output_code_difference: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,13 +258,22 @@ def summary_rows(report: Report) -> list[tuple[str, str]]:
         ("step edges", f"{report.edges_checked} checked from both sides"),
     ]  # fmt: skip
     if report.batch_equals_single is not None:
-        rows.append(("mixed batch", "equal to one by one, bit for bit" if report.batch_equals_single else "differs from one by one"))
+        rows.append(
+            (
+                "mixed batch",
+                "equal to one by one, bit for bit" if report.batch_equals_single else "differs from one by one",
+            )
+        )
     if report.output_psnr_db is not None:
         equal = " (equal)" if report.output_psnr_db >= 200 else ""
         rows.append(("output", f"{report.output_psnr_db:.1f} dB{equal} against the simulation, worst step"))
     if report.output_margin_db is not None:
-        rows.append(("margin", f"{report.output_margin_db:.1f} dB below the simulation's error against float, worst step"))
+        rows.append(
+            ("margin", f"{report.output_margin_db:.1f} dB below the simulation's error against float, worst step")
+        )
     if report.float_path_difference is not None:
-        rows.append(("float operations", f"between the layers within {report.float_path_difference:.1g} of the float module's"))
+        rows.append(
+            ("float operations", f"between the layers within {report.float_path_difference:.1g} of the float module's")
+        )
     rows.append(("engine", f"{report.runtime} on {report.processor}; {report.seconds:.1f} s"))
     return rows

@@ -87,7 +87,10 @@ def test_split_layers_are_compared_part_by_part(tmp_path):
     cut = len(whole.pre) // 3
     halves = tuple(
         dataclasses.replace(
-            whole, pre=whole.pre[piece], w_code=np.ascontiguousarray(whole.w_code[:, :, piece]), scale=whole.scale * factor
+            whole,
+            pre=whole.pre[piece],
+            w_code=np.ascontiguousarray(whole.w_code[:, :, piece]),
+            scale=whole.scale * factor,
         )
         for piece, factor in ((slice(0, cut), np.float32(1)), (slice(cut, None), np.float32(1.5)))
     )
