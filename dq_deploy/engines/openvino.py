@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,6 +90,7 @@ class OpenVinoRunner(Runner):
             raise DqError(f"OpenVINO has {len(self._compiled.outputs)} outputs, expected {len(outputs)}: {outputs}")
         self.outputs = tuple(_spec(port, [name]) for port, name in zip(self._compiled.outputs, outputs, strict=True))
         if optimized_model_path is not None:
+            self._settle_kernels()
             write_text_atomic(optimized_model_path, json.dumps(self.runtime_graph(), indent=1) + "\n")
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -98,6 +100,13 @@ class OpenVinoRunner(Runner):
             raise InputError(f"OpenVINO failed: {_reason(error)}; check the inputs' shapes and values") from error
         # the arrays belong to the request, the next run overwrites them
         return {spec.name: np.array(values[i]) for i, spec in enumerate(self.outputs)}
+
+    def _settle_kernels(self) -> None:
+        """Run once on ones: where a shape is free OpenVINO chooses some kernels at the first run."""
+        free = {spec.name: [1 if isinstance(size, str) else size for size in spec.shape] for spec in self.inputs}
+        # a piece of a model may not run on such shapes; its kernels are then those of the first real run
+        with contextlib.suppress(InputError):
+            self._run({spec.name: np.ones(free[spec.name], spec.dtype) for spec in self.inputs})
 
     def runtime_graph(self) -> dict[str, Any]:
         """The kernels this engine really runs: JSON values.
