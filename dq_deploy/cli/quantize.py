@@ -168,7 +168,9 @@ def _quantize(
         with ProgressView() as view:
             record = quantize_model(denoiser, options, progress=view, resume_dir=state)
     except BaseException as stop:
-        if state is not None and any(state.glob("block-*")) and not isinstance(stop, Exception):
+        if state is not None and not any(state.glob("block-*")):
+            discard_state(state)
+        elif state is not None and not isinstance(stop, Exception):
             print(f"finished blocks are kept in {state}; run the same command to go on", file=sys.stderr)
         raise
     save_record(record, out)

@@ -1,0 +1,134 @@
+"""Which bits each layer gets, and which requests are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dq_deploy.errors import FileProblemError, OptionError
+from dq_deploy.methods import PRESETS, QuantizeOptions, options_from_preset, plan_layers, quantize
+from tests.tiny import tiny_denoiser
+
+NAMES = [
+    "conv_in",
+    "time_embedding.linear_1",
+    "mid_block.resnets.0.conv1",
+    "mid_block.resnets.0.time_emb_proj",
+    "up_blocks.0.resnets.0.conv1",
+    "conv_out",
+]
+
+
+def bits(**options: Any) -> dict[str, tuple[int | None, int | None]]:
+    plans = plan_layers(NAMES, QuantizeOptions(**options))
+    return {name: (plan.weight_bits, plan.activation_bits) for name, plan in plans.items()}
+
+
+def test_first_last_and_time_layers_have_their_defaults() -> None:
+    found = bits(weight_bits=4, activation_bits=6)
+    assert found["conv_in"] == found["conv_out"] == found["mid_block.resnets.0.time_emb_proj"] == (8, 8)
+    assert found["time_embedding.linear_1"] == (None, None)
+    assert found["mid_block.resnets.0.conv1"] == (4, 6)
+
+
+def test_keep_replaces_the_default_list() -> None:
+    found = bits(keep=("conv_in",))
+    assert found["conv_in"] == (None, None)
+    assert found["time_embedding.linear_1"] == (4, 8)
+
+
+def test_layer_bits_win_over_defaults_and_the_last_match_counts() -> None:
+    found = bits(layer_bits={"*.conv1": 6, "mid_block.*": (5, 7), "time_embedding.*": 8, "conv_in": 4})
+    assert found["up_blocks.0.resnets.0.conv1"] == (6, 6)
+    assert found["mid_block.resnets.0.conv1"] == (5, 7)
+    assert found["time_embedding.linear_1"] == (8, 8)
+    assert found["conv_in"] == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": ("mid_blok.*",)}, "keep 'mid_blok.*' matches no layer"),
+        ({"layer_bits": {"nothing": 4}}, "layer_bits 'nothing' matches no layer"),
+        ({"keep": ("conv_in",), "layer_bits": {"conv_*": 4}}, "layer conv_in is under keep 'conv_in' and layer_bits"),
+        ({"keep": ("*",)}, "every layer stays float"),
+    ],
+)
+def test_patterns_that_cannot_be_meant_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        bits(**options)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "gptq"},
+        {"weight_bits": 1},
+        {"activation_bits": 9},
+        {"weight_bits": 4.0},
+        {"weight_bits": True},
+        {"steps": 0},
+        {"samples": 0},
+        {"iterations": -1},
+        {"memory_gib": 0},
+        {"lr_weight": float("nan")},
+        {"static": "yes"},
+        {"layer_bits": {"a": 9}},
+        {"layer_bits": {"a": (4, 8, 8)}},
+        {"dilation_bound": "both"},
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="expected"):
+        QuantizeOptions(**options)
+
+
+def test_unknown_keyword_arguments_are_refused() -> None:
+    with pytest.raises(OptionError, match="unknown option bitz"):
+        quantize(tiny_denoiser(), bitz=4)
+    with pytest.raises(OptionError, match="expected one of the two"):
+        quantize(tiny_denoiser(), QuantizeOptions(), steps=3)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_packaged_preset_loads(preset: str) -> None:
+    assert options_from_preset(preset, weight_bits=6, steps=None).weight_bits == 6
+
+
+def test_a_users_preset_is_read_and_overridden(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("weight_bits: 6\nkeep: conv_in, conv_out\nlayer_bits:\n  'mid_block.*': [4, 8]\n")
+    options = options_from_preset(str(path), weight_bits=5)
+    assert options.weight_bits == 5
+    assert options.keep == ("conv_in", "conv_out")
+    assert options.layer_bits == {"mid_block.*": (4, 8)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("weight_bitz: 4", "option 'weight_bitz'"),
+        ("- 4", "holds a list"),
+        ("a: [", "cannot read preset"),
+        ("layer_bits: 4", "expected `pattern: bits` lines"),
+        ("weight_bits: four", "weight_bits is 'four'"),
+        ("keep: 4", "preset"),
+        ("!!python/object/apply:os.system ['true']", "cannot read preset"),
+    ],
+)
+def test_broken_presets_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises((OptionError, FileProblemError)) as caught:
+        options_from_preset(str(path))
+    assert message in str(caught.value)
+
+
+def test_a_preset_that_is_not_there_is_named() -> None:
+    with pytest.raises(FileProblemError, match="does not exist"):
+        options_from_preset("/nowhere/x.yaml")
+    with pytest.raises(OptionError, match="preset is 'turbo'"):
+        options_from_preset("turbo")
