@@ -60,6 +60,7 @@ class Distiller:
         self.options = options
         self.progress = progress
         blocks = {block.name: block for block in blocks_of(prepared.module)}
+        self.steps = int(inputs["step"].max()) + 1
         self.flow = trace_flow(prepared.module, list(blocks.values()), inputs)
         self.blocks = [blocks[name] for name in self.flow.order]
         self.count = self._count(self.flow, len(inputs["step"]))
@@ -82,8 +83,7 @@ class Distiller:
                 "one calibration input takes that"
             )
         if fit < available:
-            whole = max(fit // self.options.steps, 1) * self.options.steps
-            fit = whole if fit >= self.options.steps else fit
+            fit = fit // self.steps * self.steps or fit
             note = f"{fit} of {available} calibration inputs fit in memory_gib {self.options.memory_gib:g}"
             self.progress(Progress(stage="distill", done=0, total=1, note=note))
         return min(fit, available)
@@ -198,7 +198,7 @@ class Distiller:
             assert isinstance(trained, TrainableLayer)
             layers[name] = trained.harvest()
         self._place(layers)
-        seen = {name: StepRange.empty(int(self.options.steps)) for name in names}
+        seen = {name: StepRange.empty(self.steps) for name in names}
         handles = [
             self.quantized.module.get_submodule(name).register_forward_hook(self._range_hook(seen[name]))
             for name in names
