@@ -90,7 +90,8 @@ def refuse(report: Report, *, exact: bool, require_integer: float | None) -> Non
             f"{row['name']} ({row['macs'] / report.macs['of_all']:.1%}): {row['reason']}" for row in largest
         )
         problems.append(
-            f"integer share is {report.integer_mac_share:.4f} of all MACs, required {require_integer:g}; in float: {named}"
+            f"integer share is {report.integer_mac_share:.4f} of all MACs, required {require_integer:g}; "
+            f"in float: {named}"
         )
     if problems:
         raise GuaranteeError("; ".join(problems))

@@ -178,7 +178,7 @@ def saturation(
 
     Args:
         operands: element types of codes and weights.
-        weight: the engine's own, in the order in which it adds along K: [C_out, ...] for a convolution, else [K, C_out].
+        weight: the engine's own, in the order in which it adds along K: [C_out, ...] of a convolution, else [K, C_out].
         convolution: which of the two.
         entry: the part's manifest entry.
         layer: the record's layer.

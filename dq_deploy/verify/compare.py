@@ -263,7 +263,7 @@ def _first_of(tensors: Sequence[tuple[str, Array, Array, Array]], **place: Any) 
 
 
 def layer_output(layer: Layer, terms: Sequence[F32]) -> F32:
-    """y of a layer from its parts' terms: summed in order, then the bias."""
+    """Output y of a layer from its parts' terms: summed in order, then the bias."""
     y = terms[0]
     for term in terms[1:]:
         y = (y + term).astype(np.float32)
@@ -294,7 +294,7 @@ def compare_output(
 
 
 def compare_output_codes(layer: Layer, y: F32, output: Array, buckets: NDArray[np.int64], result: LayerTally) -> None:
-    """Count where 8-bit output codes are not those of the declared requantization of y; mode fast is not exact there."""
+    """Count where 8-bit output codes are not those of the declared requantization of y."""
     if layer.out_scale is None or layer.out_zero_point is None or output.shape != y.shape:
         return
     want = requantize(y, out_scale=layer.out_scale, out_zero_point=layer.out_zero_point, step=buckets)
@@ -314,14 +314,14 @@ def edge_probes(edges: F32) -> F32:
 
 def edge_problem(record: Record, timesteps: F32, got: Array) -> str | None:
     """The first timestep whose bucket in the engine is not `numerics.step_bucket`'s, in words."""
-    want = step_bucket(timesteps, record.step_edges)
-    wrong = np.flatnonzero(np.asarray(got).reshape(-1) != want)
+    want, found = step_bucket(timesteps, record.step_edges), np.asarray(got).reshape(-1)
+    wrong = np.flatnonzero(found != want)
     if not len(wrong):
         return None
     i = int(wrong[0])
     layers = [name for name, layer in record.layers.items() if any(p.steps > 1 for p in layer.parts)]
     named = f"layer {layers[0]} and {len(layers) - 1} more with step tables" if layers else "no layer with step tables"
     return (
-        f"step {int(want[i])}: timestep {float(timesteps[i])!r} falls into bucket {int(np.asarray(got).reshape(-1)[i])} "
+        f"step {int(want[i])}: timestep {float(timesteps[i])!r} falls into bucket {int(found[i])} "
         f"in the engine, expected {int(want[i])}; it concerns {named}"
     )

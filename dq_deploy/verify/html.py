@@ -1,5 +1,7 @@
 """The report as one HTML page: no script, no file besides it."""
 
+# ruff: noqa: E501, PERF401 - markup reads better unbroken
+
 from __future__ import annotations
 
 from html import escape
@@ -247,7 +249,9 @@ def _outputs(report: Report) -> str:
                 f'<text class="soft" x="{x + bar:.1f}" y="{height + 16}" text-anchor="middle">{step.timestep:.0f}</text>'
             )
     marks.append(f'<text class="soft" x="{left}" y="{height + 36}">timestep</text></svg>')
-    key = '<span><i class="dot" style="background:var(--ok)"></i>engine against the training simulation (a full bar: equal)</span>'
+    key = (
+        '<span><i class="dot" style="background:var(--ok)"></i>engine against the simulation (a full bar: equal)</span>'
+    )
     if report.output_margin_db is not None:
         key += '<span><i class="dot" style="background:var(--sim)"></i>simulation against the float model</span>'
     return (

@@ -104,6 +104,5 @@ def plan_batches(record: Record, *, steps: int, inputs: int, mixed: bool, seed: 
         return batches + [batch_at(record, [b], seed=seed + 1, kind="step") for b in rest]
     first = (chosen if len(chosen) > 1 else chosen * 2)[:8]
     batches.append(batch_at(record, first, seed=seed + 1, kind="mixed"))
-    for start in range(0, len(rest), 8):
-        batches.append(batch_at(record, rest[start : start + 8], seed=seed + 2, kind="mixed"))
-    return batches
+    groups = [rest[start : start + 8] for start in range(0, len(rest), 8)]
+    return batches + [batch_at(record, group, seed=seed + 2, kind="mixed") for group in groups]

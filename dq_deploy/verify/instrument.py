@@ -137,10 +137,9 @@ def _link(source: Path, target: Path) -> None:
 
 
 def initializer(proto: onnx.ModelProto, name: str, folder: Path) -> Any:
-    """Values of an initializer or Constant, followed back through Cast, Transpose and the
-    like; None where there is none.
+    """Values of an initializer or Constant, None where there is none.
 
-    A DequantizeLinear is followed to the integers in front of it.
+    Cast, Identity and Transpose are followed back. A DequantizeLinear is followed to the integers in front of it.
 
     Args:
         proto: model, optimized or not.

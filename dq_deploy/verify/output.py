@@ -36,14 +36,20 @@ class StepOutput:
         bucket: step bucket.
         timestep: its calibrated timestep.
         samples: how many went in.
-        engine_psnr_db: engine against the training simulation.
-        simulation_psnr_db: simulation against the float model, None without one; same peak.
+        engine_psnr_db: engine against the simulation inside the engine's own float graph, where there is one, else
+            against the training simulation.
+        training_psnr_db: engine against the training simulation, whose float operations differ in the last bit; a
+            single code that flips for that spreads to the level of the activations' rounding.
+        simulation_psnr_db: training simulation against the float model, None without one.
+
+    All three have the same peak.
     """
 
     bucket: int
     timestep: float
     samples: int
     engine_psnr_db: float
+    training_psnr_db: float
     simulation_psnr_db: float | None
 
     @property
@@ -96,7 +102,8 @@ def _requantize_outputs(module: torch.nn.Module, record: Record) -> None:
         layer = record.layers[name]
 
         def hook(_module: torch.nn.Module, _args: tuple[Any, ...], y: torch.Tensor) -> torch.Tensor:
-            assert layer.out_scale is not None and layer.out_zero_point is not None
+            assert layer.out_scale is not None
+            assert layer.out_zero_point is not None
             codes = requantize(y.numpy(), out_scale=layer.out_scale, out_zero_point=layer.out_zero_point, step=step[0])
             back = dequantize(codes, scale=layer.out_scale, zero_point=layer.out_zero_point, step=step[0])
             return torch.from_numpy(back)
@@ -111,11 +118,22 @@ def _requantize_outputs(module: torch.nn.Module, record: Record) -> None:
             child.register_forward_hook(behind(layer_name))
 
 
+def twin_outputs(shipped: ShippedGraph, record: Record, batches: Sequence[Batch]) -> list[Array]:
+    """Outputs of the simulation in the engine's own float graph: integer layers in float, all else the same nodes."""
+    from dq_deploy.targets import simulation_graph
+
+    path = shipped.scratch(".onnx")
+    simulation_graph(record, path)
+    with shipped.open(path) as runner:
+        return [next(iter(run_all(runner, batch.feeds).values())) for batch in batches]
+
+
 def compare_outputs(
     record: Record,
     batches: Sequence[Batch],
     engine: Sequence[Array],
-    simulated: Sequence[Array],
+    trained: Sequence[Array],
+    twin: Sequence[Array] | None,
     floats: Sequence[Array] | None,
 ) -> list[StepOutput]:
     """Errors by step bucket, over all samples at that bucket.
@@ -124,27 +142,33 @@ def compare_outputs(
         record: for the timesteps.
         batches: the inputs.
         engine: the engine's output of each batch.
-        simulated: the simulation's.
+        trained: the training simulation's.
+        twin: of `twin_outputs`, or None.
         floats: the float model's, or None.
     """
-    rows: dict[int, list[tuple[Array, Array, Array | None]]] = {}
+    places: dict[int, list[tuple[int, int]]] = {}
     for i, batch in enumerate(batches):
         for j, bucket in enumerate(batch.buckets.tolist()):
-            real = None if floats is None else floats[i][j]
-            rows.setdefault(bucket, []).append((engine[i][j], simulated[i][j], real))
+            places.setdefault(bucket, []).append((i, j))
     steps = []
-    for bucket, samples in sorted(rows.items()):
-        reference = np.stack([s if f is None else f for _, s, f in samples]).astype(np.float64)
-        peak = float(reference.max() - reference.min())
-        square = float(np.mean([np.mean((e.astype(np.float64) - s) ** 2) for e, s, _ in samples]))
-        real = [np.mean((s.astype(np.float64) - f) ** 2) for _, s, f in samples if f is not None]
+    for bucket, where in sorted(places.items()):
+
+        def at(outputs: Sequence[Array], where: list[tuple[int, int]] = where) -> Array:
+            return np.stack([outputs[i][j] for i, j in where]).astype(np.float64)
+
+        mine, training = at(engine), at(trained)
+        peak = float(np.ptp(training if floats is None else at(floats)))
+        training_db = decibels(float(np.mean((mine - training) ** 2)), peak)
         steps.append(
             StepOutput(
                 bucket=bucket,
                 timestep=float(record.timesteps[bucket]),
-                samples=len(samples),
-                engine_psnr_db=decibels(square, peak),
-                simulation_psnr_db=decibels(float(np.mean(real)), peak) if real else None,
+                samples=len(where),
+                engine_psnr_db=training_db if twin is None else decibels(float(np.mean((mine - at(twin)) ** 2)), peak),
+                training_psnr_db=training_db,
+                simulation_psnr_db=None
+                if floats is None
+                else decibels(float(np.mean((training - at(floats)) ** 2)), peak),
             )
         )
     return steps

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,28 +14,27 @@ from dq_deploy.engines.base import Array
 from dq_deploy.errors import DqError, InputError, OptionError
 from dq_deploy.graph.onnx_file import read_manifest
 from dq_deploy.models import build_denoiser, macs_of, quantizable_layers
-from dq_deploy.numerics import FLOAT32_EXACT
 from dq_deploy.record import Layer, Record, content_sha256
 from dq_deploy.verify.attestation import MISSING, Kernel
-from dq_deploy.verify.compare import OUTPUT_TOLERANCE, LayerTally, Tally
+from dq_deploy.verify.findings import Findings, assembled_report, layer_report
 from dq_deploy.verify.float_path import FloatPath, compare_float_path
-from dq_deploy.verify.inputs import Batch, plan_batches, spread_buckets
+from dq_deploy.verify.inputs import Batch, plan_batches
 from dq_deploy.verify.instrument import ShippedGraph, run_all
 from dq_deploy.verify.kernels import KernelGraph, read_kernels
 from dq_deploy.verify.output import (
-    REQUIRED_MARGIN_DB,
     StepOutput,
     batch_difference,
     compare_outputs,
     run_module,
     simulation,
+    twin_outputs,
 )
 from dq_deploy.verify.parity import Parity, ParityCheck
 from dq_deploy.verify.probe import probe_layer
-from dq_deploy.verify.report import LayerReport, Report, StepCell
+from dq_deploy.verify.report import Report
 
 if TYPE_CHECKING:
-    from dq_deploy.models import Denoiser, Macs
+    from dq_deploy.models import Denoiser
 
 Progress = Callable[[str], None]
 
@@ -110,16 +107,18 @@ def verify(
             if tally.steps:
                 probe_layer(shipped, record, name, entries[name], parity.shapes, tally, seed=seed, mixed=mixed)
         kernels = {name: _kernels(graph, entries.get(name), layer) for name, layer in record.layers.items()}
+        progress("comparing outputs with the simulation")
+        # a faulty engine differs from its twin anyway, and tracing takes long
+        sound = manifest.get("mode") != "fast" and not any(t.first or t.problems for t in parity.layers.values())
+        steps_out, output_notes = _outputs(shipped, record, manifest, batches, outputs, model, twin_wanted=sound)
         requested = {name: _requested(shipped, entries.get(name)) for name in record.layers}
-    progress("comparing outputs with the training simulation")
-    steps_out, output_notes = _outputs(record, manifest, batches, outputs, model)
     float_path, path_notes = _float_path(record, batches[0], parity, outputs[0][str(manifest["outputs"][0]["name"])])
     output_notes += path_notes
     layers = tuple(
-        _layer_report(layer, entries.get(name, {}), parity.layers[name], kernels[name], requested[name], macs)
+        layer_report(layer, entries.get(name, {}), parity.layers[name], kernels[name], requested[name], macs)
         for name, layer in record.layers.items()
     )
-    findings = _Findings(
+    findings = Findings(
         parity=parity,
         layers=layers,
         manifest=manifest,
@@ -128,20 +127,9 @@ def verify(
         batch_note=batch_note,
         float_path=float_path,
     )
-    return _report(
+    return assembled_report(
         path, record, findings, batches, notes=output_notes, steps=steps, seed=seed, runtime=runtime, start=start
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Findings:
-    parity: Parity
-    layers: tuple[LayerReport, ...]
-    manifest: Mapping[str, Any]
-    macs: Macs
-    steps_out: list[StepOutput]
-    batch_note: str | None
-    float_path: FloatPath | None
 
 
 def _check_belongs(record: Record, manifest: Mapping[str, Any], path: Path, model: Denoiser | None) -> None:
@@ -187,19 +175,30 @@ def _requested(shipped: ShippedGraph, entry: Mapping[str, Any] | None) -> tuple[
 
 
 def _outputs(
+    shipped: ShippedGraph,
     record: Record,
     manifest: Mapping[str, Any],
     batches: Sequence[Batch],
     outputs: Sequence[Mapping[str, Array]],
     model: Denoiser | None,
+    *,
+    twin_wanted: bool,
 ) -> tuple[list[StepOutput], list[str]]:
     name = str(manifest["outputs"][0]["name"])
+    fast = manifest.get("mode") == "fast"
+    notes = []
     try:
-        simulated = run_module(simulation(record, requantized=manifest.get("mode") == "fast"), batches)
+        trained = run_module(simulation(record, requantized=fast), batches)
     except DqError as error:
         return [], [f"output was not compared with the training simulation: {error}"]
+    twin = None
+    if twin_wanted:
+        try:
+            twin = twin_outputs(shipped, record, batches)
+        except DqError as error:
+            notes.append(f"output was compared with the training simulation only: {error}")
     floats = None if model is None else run_module(model.module, batches)
-    return compare_outputs(record, batches, [o[name] for o in outputs], simulated, floats), []
+    return compare_outputs(record, batches, [o[name] for o in outputs], trained, twin, floats), notes
 
 
 def _float_path(record: Record, batch: Batch, parity: Parity, final: Array) -> tuple[FloatPath | None, list[str]]:
@@ -212,224 +211,3 @@ def _float_path(record: Record, batch: Batch, parity: Parity, final: Array) -> t
     inputs = {name: x for name, (x, _) in parity.kept.items()}
     outputs = {name: y for name, (_, y) in parity.kept.items()}
     return compare_float_path(record, batch, inputs, outputs, final), []
-
-
-def _layer_report(
-    layer: Layer,
-    entry: Mapping[str, Any],
-    tally: LayerTally,
-    kernels: tuple[Kernel, ...],
-    requested: tuple[str, ...],
-    macs: Macs,
-) -> LayerReport:
-    integer = all(kernel.integer for kernel in kernels)
-    status, reason = _status(entry, tally, kernels, integer)
-    codes, accumulators = (
-        sum(getattr(step, name) for step in tally.steps.values()) for name in ("codes", "accumulators")
-    )
-    every = [*tally.steps.values(), tally.probe]
-    largest = max(step.largest_accumulator for step in every)
-    return LayerReport(
-        name=layer.name,
-        kind=layer.kind,
-        weight_bits=layer.weight_bits,
-        activation_bits=layer.activation_bits,
-        form=str(entry.get("form", "")),
-        requested=requested,
-        executed=tuple(kernel.op for kernel in kernels),
-        operands=tuple(kernel.operands for kernel in kernels),
-        integer=integer,
-        macs=macs.layers.get(layer.name, 0),
-        status=status,
-        reason=reason,
-        codes_compared=codes,
-        accumulators_compared=accumulators,
-        max_code_difference=max(step.max_code_difference for step in every) if codes else None,
-        max_accumulator_difference=max(step.max_accumulator_difference for step in every) if accumulators else None,
-        accumulator_resolution=float(np.spacing(np.float32(largest))) if largest >= FLOAT32_EXACT else 1.0,
-        largest_accumulator=largest,
-        codes_probed=tally.probe.codes,
-        accumulators_probed=tally.probe.accumulators,
-        first_difference=tally.first,
-        steps=tuple(_cell(bucket, step, tally) for bucket, step in sorted(tally.steps.items())),
-    )
-
-
-def _status(entry: Mapping[str, Any], tally: LayerTally, kernels: Sequence[Kernel], integer: bool) -> tuple[str, str]:
-    if tally.first is not None:
-        return "differs", tally.first.text()
-    if not integer:
-        ran = ", ".join(f"{k.op} on {' x '.join(k.operands)}" for k in kernels)
-        reason = entry.get("reason") or "; ".join(tally.problems)
-        if all(kernel is MISSING for kernel in kernels):
-            return ("float" if not entry.get("integer") else "unproven"), str(reason) or "the engine shows no kernel"
-        return "float", f"no integer product: the engine runs {ran}" + (f"; {reason}" if reason else "")
-    unsafe = next((kernel.saturation for kernel in kernels if kernel.saturation), "")
-    if unsafe:
-        return "unsafe", unsafe
-    if tally.problems:
-        return "unproven", "; ".join(tally.problems)
-    if not tally.steps:
-        return "unproven", "nothing was compared"
-    return "exact", ""
-
-
-def _cell(bucket: int, step: Tally, tally: LayerTally) -> StepCell:
-    return StepCell(
-        bucket=bucket,
-        timestep=tally.timesteps.get(bucket, float(bucket)),
-        samples=step.samples,
-        codes_compared=step.codes,
-        code_differences=step.code_differences,
-        max_code_difference=step.max_code_difference,
-        accumulators_compared=step.accumulators,
-        accumulator_differences=step.accumulator_differences,
-        max_accumulator_difference=step.max_accumulator_difference,
-        max_output_difference=step.max_output_difference,
-        output_codes_compared=step.output_codes,
-        output_code_differences=step.output_code_differences,
-        max_output_code_difference=step.max_output_code_difference,
-    )
-
-
-def _failures(findings: _Findings) -> list[str]:
-    found = []
-    for layer in findings.layers:
-        if layer.status == "exact":
-            continue
-        prefix = "" if layer.reason.startswith("layer ") else f"layer {layer.name}: "
-        found.append(f"{prefix}{layer.reason}" + ("" if layer.status == "differs" else f" ({layer.status})"))
-    if findings.parity.edge_problem:
-        found.insert(0, findings.parity.edge_problem)
-    if findings.float_path is not None and findings.float_path.problem:
-        found.append(findings.float_path.problem)
-    found += _mac_problems(findings.manifest, findings.macs)
-    low = [s for s in findings.steps_out if s.margin_db is not None and s.margin_db < REQUIRED_MARGIN_DB]
-    found += [
-        f"output at step {s.bucket} (timestep {s.timestep:g}): the engine's error lies {s.margin_db:.1f} dB below the "
-        f"simulation's error against float, expected {REQUIRED_MARGIN_DB:g}"
-        for s in low
-    ]
-    return found
-
-
-def _mac_problems(manifest: Mapping[str, Any], macs: Macs) -> list[str]:
-    said = manifest.get("macs") or {}
-    mine = {"of_all": macs.of_all, "of_quantizable": macs.of_quantizable, "attention": macs.attention}
-    problems = [
-        f"manifest says macs {key} is {said.get(key)}, the model has {value}"
-        for key, value in mine.items()
-        if said.get(key) != value
-    ]
-    layers = said.get("layers") or {}
-    return problems + [
-        f"layer {name}: manifest says {layers.get(name)} macs, the model has {count}"
-        for name, count in macs.layers.items()
-        if layers.get(name) != count
-    ]
-
-
-def _float_layers(findings: _Findings) -> tuple[dict[str, Any], ...]:
-    mine = {layer.name: layer for layer in findings.layers}
-    rows = []
-    for name, count in findings.macs.layers.items():
-        layer = mine.get(name)
-        if layer is None or not layer.integer:
-            reason = "kept in float when the model was quantized" if layer is None else layer.reason
-            rows.append({"name": name, "macs": count, "reason": reason})
-    return tuple(rows)
-
-
-def _report(
-    path: Path,
-    record: Record,
-    findings: _Findings,
-    batches: Sequence[Batch],
-    *,
-    notes: Sequence[str],
-    steps: int,
-    seed: int,
-    runtime: str,
-    start: float,
-) -> Report:
-    layers, macs, parity = findings.layers, findings.macs, findings.parity
-    work = sum(layer.macs for layer in layers if layer.integer)
-    code_gaps = [g for layer in layers if (g := layer.max_code_difference) is not None]
-    gaps = [g for layer in layers if (g := layer.max_accumulator_difference) is not None]
-    margins = [m for step in findings.steps_out if (m := step.margin_db) is not None]
-    all_notes = [*notes, *_notes(layers, findings.batch_note)]
-    return Report(
-        engine=path.name,
-        target=str(findings.manifest["target"]),
-        mode=str(findings.manifest["mode"]),
-        record_sha256=str(findings.manifest["record_sha256"]),
-        runtime=f"{runtime} {_version(runtime)}",
-        processor=_processor(),
-        integer_mac_share=work / macs.of_all,
-        integer_mac_share_of_quantizable=work / macs.of_quantizable,
-        macs={
-            "of_all": macs.of_all,
-            "of_quantizable": macs.of_quantizable,
-            "attention": macs.attention,
-            "integer": work,
-        },
-        max_code_difference=max(code_gaps, default=None),
-        max_accumulator_difference=max(gaps, default=None),
-        layers_compared=sum(1 for layer in layers if layer.codes_compared and layer.accumulators_compared),
-        layers_total=len(layers),
-        codes_compared=sum(layer.codes_compared for layer in layers),
-        accumulators_compared=sum(layer.accumulators_compared for layer in layers),
-        codes_probed=sum(layer.codes_probed for layer in layers),
-        accumulators_probed=sum(layer.accumulators_probed for layer in layers),
-        output_psnr_db=min((step.engine_psnr_db for step in findings.steps_out), default=None),
-        output_margin_db=min(margins, default=None),
-        output_steps=tuple(findings.steps_out),
-        steps_total=record.steps,
-        steps_checked=tuple(spread_buckets(record.steps, steps)),
-        inputs_compared=sum(len(batch.buckets) for batch in batches),
-        float_path_difference=None if findings.float_path is None else findings.float_path.max_difference,
-        edges_checked=parity.edges_checked,
-        batch_equals_single=None if findings.batch_note is None else not findings.batch_note,
-        layers=layers,
-        float_layers=_float_layers(findings),
-        failures=tuple(_failures(findings)),
-        notes=tuple(all_notes),
-        seed=seed,
-        seconds=time.perf_counter() - start,
-    )
-
-
-def _notes(layers: Sequence[LayerReport], batch_note: str | None) -> list[str]:
-    notes = [batch_note] if batch_note else []
-    coarse = [layer for layer in layers if layer.accumulator_resolution > 1]
-    if coarse:
-        worst = max(coarse, key=lambda layer: layer.accumulator_resolution)
-        notes.append(
-            f"{len(coarse)} layers reach accumulators of 2^24 and more, which float32 holds to a resolution of "
-            f"{worst.accumulator_resolution:g} at most ({worst.name})"
-        )
-    gap = max((step.max_output_difference for layer in layers for step in layer.steps), default=0.0)
-    if gap:
-        notes.append(
-            f"float outputs of layers differ by up to {gap:.2g} of their range (allowed {OUTPUT_TOLERANCE:.2g})"
-        )
-    return notes
-
-
-def _version(package: str) -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "of unknown version"
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

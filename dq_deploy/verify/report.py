@@ -126,14 +126,15 @@ class Report:
         accumulators_compared: likewise.
         codes_probed: number, for extreme inputs at every step.
         accumulators_probed: likewise.
-        output_psnr_db: engine against the training simulation at the worst step; 200 stands for equal.
+        output_psnr_db: engine against the simulation at the worst step, see `StepOutput`; 200 stands for equal.
+        output_training_psnr_db: engine against the training simulation at the worst step.
         output_margin_db: least distance by which the engine's error lies below simulation against float.
         output_steps: both by step.
         steps_total: step buckets of the record.
         steps_checked: buckets with several inputs of their own; every bucket is met at least once.
         inputs_compared: samples that were run.
-        float_path_difference: largest difference of a layer's input (or the output) from the float module run around the
-            engine's layers, as a share of its largest magnitude; None where it could not be run.
+        float_path_difference: largest difference of a layer's input, or the output, from the float module run around
+            the engine's layers, as a share of its largest magnitude; None where it could not be run.
         edges_checked: bucket edges looked at from both sides.
         batch_equals_single: whether a mixed batch equals its samples one by one; None where batches share a step.
         layers: one by one.
@@ -162,6 +163,7 @@ class Report:
     codes_probed: int
     accumulators_probed: int
     output_psnr_db: float | None
+    output_training_psnr_db: float | None
     output_margin_db: float | None
     output_steps: tuple[StepOutput, ...]
     steps_total: int
@@ -248,13 +250,19 @@ def print_report(report: Report, console: Console) -> None:
 
 def summary_rows(report: Report) -> list[tuple[str, str]]:
     """The summary in words, for the terminal and the HTML page."""
+    share, quantizable = report.integer_mac_share, report.integer_mac_share_of_quantizable
+    verdict = (
+        "exact: every layer compared, no difference" if report.exact else f"not exact: {len(report.failures)} findings"
+    )
+    gaps = _number(report.max_code_difference), _number(report.max_accumulator_difference)
+    probed = f"{report.codes_probed:,} codes and {report.accumulators_probed:,} accumulators"
     rows = [
-        ("verdict", "exact: every layer compared, no difference" if report.exact else f"not exact: {len(report.failures)} findings"),
-        ("integer MACs", f"{report.integer_mac_share:.2%} of all, {report.integer_mac_share_of_quantizable:.2%} of quantizable"),
+        ("verdict", verdict),
+        ("integer MACs", f"{share:.2%} of all, {quantizable:.2%} of quantizable"),
         ("layers compared", f"{report.layers_compared} of {report.layers_total}"),
-        ("codes", f"{report.codes_compared:,} compared, largest difference {_number(report.max_code_difference)}"),
-        ("accumulators", f"{report.accumulators_compared:,} compared, largest difference {_number(report.max_accumulator_difference)}"),
-        ("extreme inputs", f"{report.codes_probed:,} codes and {report.accumulators_probed:,} accumulators at all {report.steps_total} steps"),
+        ("codes", f"{report.codes_compared:,} compared, largest difference {gaps[0]}"),
+        ("accumulators", f"{report.accumulators_compared:,} compared, largest difference {gaps[1]}"),
+        ("extreme inputs", f"{probed} at all {report.steps_total} steps"),
         ("step edges", f"{report.edges_checked} checked from both sides"),
     ]  # fmt: skip
     if report.batch_equals_single is not None:
@@ -267,6 +275,8 @@ def summary_rows(report: Report) -> list[tuple[str, str]]:
     if report.output_psnr_db is not None:
         equal = " (equal)" if report.output_psnr_db >= 200 else ""
         rows.append(("output", f"{report.output_psnr_db:.1f} dB{equal} against the simulation, worst step"))
+    if report.output_training_psnr_db is not None:
+        rows.append(("output, torch", f"{report.output_training_psnr_db:.1f} dB against the training simulation"))
     if report.output_margin_db is not None:
         rows.append(
             ("margin", f"{report.output_margin_db:.1f} dB below the simulation's error against float, worst step")

@@ -6,44 +6,25 @@ import json
 
 import pytest
 
-from dq_deploy import export, save_record
 from tests.cli.running import command
-from tests.tiny import random_record, tiny_denoiser
 from tests.verify import sabotage
 
 LAYER = "down_blocks.1.resnets.0.conv2"
 OTHER = "up_blocks.1.resnets.0.conv2"
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Checkpoint and engine of a toy record for some bits, made once."""
-    folder, known = tmp_path_factory.mktemp("engines"), {}
-
-    def of(weight_bits: int, activation_bits: int):
-        key = f"w{weight_bits}a{activation_bits}"
-        if key not in known:
-            record = random_record(tiny_denoiser(), weight_bits=weight_bits, activation_bits=activation_bits)
-            known[key] = (folder / f"{key}.pt", folder / f"{key}.onnx")
-            save_record(record, known[key][0])
-            export(record, known[key][1])
-        return known[key]
-
-    return of
-
-
 @pytest.fixture
-def refused(made, tmp_path):
+def refused(toy_engine, tmp_path):
     """Damage an engine, verify it with --exact, and return what was said and written."""
 
     def run(bits, damage, *arguments):
-        ckpt, engine = made(*bits)
+        ckpt, engine = toy_engine(*bits)
         damaged = sabotage.Engine(engine)
         damage(damaged)
         path = damaged.save(tmp_path / "damaged.onnx")
         report = tmp_path / "verify.json"
         options = arguments or ("--exact",)
-        done = command("verify", "--ckpt", ckpt, "--engine", path, "--json", report, *options)
+        done = command("verify", "--ckpt", ckpt, "--engine", path, "--json", report, "--threads", 1, *options)
         assert done.code == 3, done.err
         return done.err.splitlines()[-1], json.loads(report.read_text())
 
@@ -157,12 +138,12 @@ def test_a_tensor_that_is_gone_leaves_the_layer_unproven(refused):
     assert report["layers_compared"] == report["layers_total"] - 1
 
 
-def test_without_exact_differences_are_reported_only(made, tmp_path):
-    ckpt, engine = made(4, 8)
+def test_without_exact_differences_are_reported_only(toy_engine, tmp_path):
+    ckpt, engine = toy_engine(4, 8)
     damaged = sabotage.Engine(engine)
     sabotage.flip_weight_code(damaged, LAYER)
     path = damaged.save(tmp_path / "damaged.onnx")
-    done = command("verify", "--ckpt", ckpt, "--engine", path)
+    done = command("verify", "--ckpt", ckpt, "--engine", path, "--threads", 1)
     assert done.code == 0
     assert "differs" in done.out
     assert LAYER in done.out

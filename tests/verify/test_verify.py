@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from dq_deploy import export, save_record, verify
+from dq_deploy import export, load_record, save_record, verify
 from dq_deploy.models import input_specs
 from dq_deploy.verify.html import html_of_report
 from dq_deploy.verify.inputs import batch_at, noise_levels, plan_batches, spread_buckets
@@ -22,11 +22,10 @@ TOP_LEVEL = (
 
 
 @pytest.mark.parametrize(("weight_bits", "activation_bits"), [(4, 8), (8, 8), (6, 6), (4, 4)])
-def test_every_layer_is_exact(tmp_path, weight_bits, activation_bits):
-    denoiser = tiny_denoiser(classes=3)
-    record = random_record(denoiser, weight_bits=weight_bits, activation_bits=activation_bits)
-    export(record, tmp_path / "unet.onnx")
-    report = verify(record, tmp_path / "unet.onnx", model=None, threads=1)
+def test_every_layer_is_exact(toy_engine, weight_bits, activation_bits):
+    ckpt, engine = toy_engine(weight_bits, activation_bits)
+    record = load_record(ckpt)
+    report = verify(record, engine, threads=1)
     assert report.failures == ()
     assert report.max_code_difference == report.max_accumulator_difference == 0
     assert report.layers_compared == report.layers_total == len(record.layers)
@@ -36,6 +35,7 @@ def test_every_layer_is_exact(tmp_path, weight_bits, activation_bits):
     assert {cell.bucket for layer in report.layers for cell in layer.steps} == set(range(record.steps))
     assert report.integer_mac_share >= 0.95
     assert report.float_path_difference < 1e-5
+    assert report.output_psnr_db == 200
 
 
 def test_the_command_writes_json_and_a_page_that_needs_nothing_else(tiny_record_path, tiny_engine, tmp_path):
@@ -127,13 +127,13 @@ def test_mistakes_are_one_line_and_exit_2(tiny_record_path, tiny_engine, argumen
     assert len(done.err.splitlines()) == 1
 
 
-def test_the_margin_is_measured_against_the_float_model(tmp_path):
-    denoiser = tiny_denoiser()
-    record = random_record(denoiser)
-    export(record, tmp_path / "unet.onnx")
-    report = verify(record, tmp_path / "unet.onnx", model=denoiser, threads=1)
+def test_the_margin_is_measured_against_the_float_model(toy_engine):
+    ckpt, engine = toy_engine(4, 8)
+    record = load_record(ckpt)
+    report = verify(record, engine, model=tiny_denoiser(), threads=1)
     assert len(report.output_steps) == record.steps
     assert report.output_margin_db == min(step.margin_db for step in report.output_steps)
+    assert report.output_margin_db >= 20
     assert all(step.simulation_psnr_db is not None for step in report.output_steps)
     assert "simulation against the float model" in html_of_report(report)
 

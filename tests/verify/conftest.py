@@ -1,0 +1,29 @@
+"""Toy records and their engines, one for each pair of bits, made once for all workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def toy_engine(made_once) -> Callable[[int, int], tuple[Path, Path]]:
+    """Function (weight bits, activation bits) to the paths of a checkpoint and its engine."""
+
+    def of(weight_bits: int, activation_bits: int) -> tuple[Path, Path]:
+        name = f"toy-w{weight_bits}a{activation_bits}"
+
+        def make(path: Path) -> None:
+            from dq_deploy import export, save_record
+            from tests.tiny import random_record, tiny_denoiser
+
+            record = random_record(tiny_denoiser(), weight_bits=weight_bits, activation_bits=activation_bits)
+            save_record(record, path.with_suffix(".pt"))
+            export(record, path)
+
+        engine = made_once(f"{name}.onnx", make)
+        return engine.with_suffix(".pt"), engine
+
+    return of
