@@ -8,8 +8,8 @@ from dq_deploy.graph.cleanup import RemoveUnused
 from dq_deploy.graph.openvino_layers import OpenVinoLayers
 from dq_deploy.graph.pads import PadsAsModules
 from dq_deploy.graph.passes import run_passes
-from dq_deploy.targets.traced_graphs import traced_float_graph
 from dq_deploy.targets.onnxruntime import IntegerGraph
+from dq_deploy.targets.traced_graphs import traced_float_graph
 
 if TYPE_CHECKING:
     from dq_deploy.record import Record
