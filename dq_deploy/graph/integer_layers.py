@@ -26,8 +26,15 @@ def decline_reason(site: Site) -> str:
         return f"convolution has {layer.groups} channel groups; this form multiplies whole rows"
     if any(part.w_code.shape[0] > 1 for part in layer.parts):
         return "weights differ by step; this form has one weight set"
-    if any(int(part.zero_point.min()) < 0 or int(part.zero_point.max()) > 255 for part in layer.parts):
-        return "a zero point lies outside 0..255"
+    for part in layer.parts:
+        if held_codes(layer, part).offset is not None:
+            continue
+        if layer.q_min != 0:
+            return (
+                f"codes start at {layer.q_min} and zero points differ by step; this form takes codes from 0"
+            )
+        if int(part.zero_point.min()) < 0 or int(part.zero_point.max()) > 255:
+            return "zero points differ by step and one lies outside 0..255"
     return ""
 
 

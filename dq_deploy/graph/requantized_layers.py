@@ -60,6 +60,10 @@ class RequantizedLayers:
 def fast_reason(site: Site) -> str:
     """Why mode fast cannot take a layer that mode exact can, or an empty string."""
     layer = site.layer
+    for part in layer.parts:
+        held = part.zero_point - layer.q_min
+        if int(held.min()) < 0 or int(held.max()) > 255:
+            return f"the code of 0 spans {held.min()}..{held.max()}; this form holds it in 0..255"
     if layer.kind == "conv2d" and layer.out_scale is None:
         return "record has no output table; quantize again without --no-outputs"
     if layer.kind == "conv2d" and len(layer.parts) > 1:

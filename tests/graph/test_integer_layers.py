@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -89,14 +91,21 @@ def test_grouped_convolution_stays_float_with_a_reason():
     rng = np.random.default_rng(3)
     layer = random_layer(rng, widths=(4,), outputs=4, kernel=(1, 1))
     part = layer.parts[0]
-    import dataclasses
-
     grouped = dataclasses.replace(
         layer, groups=2, parts=(dataclasses.replace(part, w_code=np.ascontiguousarray(part.w_code[:, :, :2])),)
     )
     run = run_integer(grouped, rng.normal(size=(2, 4, 3, 3)).astype(np.float32), np.zeros(2), IntegerLayers)
     assert not run.entry["integer"]
     assert "2 channel groups" in run.entry["reason"]
+
+
+def test_signed_codes_with_zero_points_that_differ_by_step_stay_float_with_a_reason():
+    rng = np.random.default_rng(4)
+    layer = random_layer(rng, kind="linear", symmetric=True)
+    z = np.array([-5, 0, 7], np.int32)
+    shifted = dataclasses.replace(layer, parts=(dataclasses.replace(layer.parts[0], zero_point=z),))
+    run = run_integer(shifted, rng.normal(size=(2, 5)).astype(np.float32), np.zeros(2), IntegerLayers)
+    assert "codes start at -128" in run.entry["reason"]
 
 
 @given(
