@@ -128,6 +128,8 @@ def run(command: Callable[..., None], argv: Sequence[str] | None = None) -> NoRe
         code = typer.main.get_command(app).main(
             args=None if argv is None else list(argv), prog_name=prog, standalone_mode=False
         )
+        if code == EXIT_INTERRUPTED:  # typer met the interrupt outside the command
+            _fail("interrupted", EXIT_INTERRUPTED)
         raise SystemExit(code if isinstance(code, int) else 0)
     except _Stopped as stop:
         if stop.code == EXIT_PIPE:

@@ -18,7 +18,7 @@ from dq_deploy.sampling import (
     sample_images,
     sampler_timesteps,
 )
-from tests.tiny import SCHEDULER_CONFIG, tiny_config, tiny_denoiser
+from tests.tiny import SCHEDULER, tiny_config, tiny_denoiser
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def denoiser():
     return tiny_denoiser(classes=3)
 
 
-def draw(denoiser, labels, denoise=None, scheduler_config=SCHEDULER_CONFIG, model_config=None, **options):
+def draw(denoiser, labels, denoise=None, scheduler_config=SCHEDULER, model_config=None, **options):
     return sample_images(
         denoise or denoiser_of_module(denoiser.module),
         model_config=model_config or denoiser.config,
@@ -50,7 +50,7 @@ def test_the_loop_equals_diffusers_own_pipeline(denoiser):
     import torch
     from diffusers import DDIMScheduler
 
-    scheduler = DDIMScheduler.from_config(SCHEDULER_CONFIG)
+    scheduler = DDIMScheduler.from_config(SCHEDULER)
     scheduler.set_timesteps(5)
     latent = torch.from_numpy(noise_for(denoiser.config, count=2, seed=7))
     labels = torch.tensor([1, 2])
@@ -73,7 +73,7 @@ def test_seeds_and_eta_change_the_images(denoiser):
 @pytest.mark.parametrize("scheduler", ["ddim", "ddpm"])
 def test_a_learned_variance_is_used_or_dropped(variance, scheduler):
     denoiser = tiny_denoiser(classes=3, out_channels=2)
-    config = {**SCHEDULER_CONFIG, "variance_type": variance}
+    config = {**SCHEDULER, "variance_type": variance}
     images = draw(denoiser, [0, 1], steps=3, scheduler=scheduler, scheduler_config=config)
     assert images.shape == (2, 1, 8, 8)
     assert np.isfinite(images).all()
@@ -147,7 +147,7 @@ def test_options_out_of_range_are_refused(wrong, message):
 
 def test_more_steps_than_were_trained_are_refused():
     with pytest.raises(OptionError, match="at most 1000"):
-        sampler_timesteps(SCHEDULER_CONFIG, SampleOptions(steps=1001))
+        sampler_timesteps(SCHEDULER, SampleOptions(steps=1001))
     with pytest.raises(ModelError, match="no scheduler configuration"):
         sampler_timesteps(None, SampleOptions())
 
