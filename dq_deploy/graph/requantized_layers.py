@@ -14,7 +14,7 @@ from dq_deploy.graph.integer_layers import decline_reason, float_entry
 from dq_deploy.graph.passes import PassResult
 from dq_deploy.graph.sites import Site, find_sites
 from dq_deploy.graph.steps import StepTables
-from dq_deploy.numerics import reciprocal
+from dq_deploy.numerics import bias_codes, reciprocal
 from dq_deploy.record import Part, Record
 
 U8, FLOAT, INT32 = ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.INT32
@@ -26,7 +26,7 @@ class RequantizedLayers:
 
     - Mul by m, clamp, QuantizeLinear with scale 1 and the step's zero point: codes c + z
     - convolutions with output tables: QLinearConv to 8-bit codes of out_s[t], out_z[t], then DequantizeLinear
-    - other layers: MatMulIntegerToFloat with the step's scale, the weight scales and the bias
+    - other layers: MatMulIntegerToFloat with the step's scale and the weight scales, then the bias
 
     Layers that neither form can express stay float, with the reason in the manifest.
 
@@ -90,12 +90,14 @@ class _LayerWriter:
             x = self._slice(start, len(part.pre))
             start += len(part.pre)
             codes, zero = self._codes(x, part)
-            last = index == len(self.layer.parts) - 1
-            term, product = self._convolution(codes, zero, part) if self.conv else self._linear(codes, zero, part, last)
+            term, product = self._convolution(codes, zero, part) if self.conv else self._linear(codes, zero, part)
             entries.append(self._entry(x, codes, product))
             self.b.prefix = f"dq/{self.layer.name}"
             total = term if total is None else self.b.op("Add", [total, term], "parts_sum")
         assert total is not None
+        if not self.conv and self.layer.bias is not None:
+            # an own Add: the product's bias input would be fused with one rounding less than the numerics
+            total = self.b.op("Add", [total, self.b.constant(self.layer.bias, "bias")], "biased", dtype=FLOAT)
         replace_uses(self.site.output, total)
         form = "qlinear conv, 8-bit output" if self.conv else "u8 product, float output"
         return {
@@ -166,9 +168,8 @@ class _LayerWriter:
             out_zero,
         ]
         if layer.bias is not None:
-            product = part.scale.reshape(-1, 1) * part.weight_scale[0].reshape(1, -1)
-            table = np.clip(np.rint(layer.bias / product.astype(np.float64)), -(2**31) + 1, 2**31 - 1)
-            inputs.append(self.steps.entry(table.astype(np.int32), f"{b.prefix}/bias", before=self.site.node))
+            table = bias_codes(layer.bias, scale=part.scale, weight_scale=part.weight_scale[0])
+            inputs.append(self.steps.entry(table, f"{b.prefix}/bias", before=self.site.node))
         attributes = {
             "kernel_shape": list(layer.kernel),
             "strides": list(layer.stride),
@@ -178,8 +179,8 @@ class _LayerWriter:
         out = b.op("QLinearConv", inputs, "product", attributes=attributes, dtype=U8)
         return b.op("DequantizeLinear", [out, out_scale, out_zero], "out", dtype=FLOAT), f"{b.prefix}/product"
 
-    def _linear(self, codes: ir.Value, zero: ir.Value, part: Part, last: bool) -> tuple[ir.Value, str]:
-        b, layer = self.b, self.layer
+    def _linear(self, codes: ir.Value, zero: ir.Value, part: Part) -> tuple[ir.Value, str]:
+        b = self.b
         q_weight = part.q_weight(0)
         safe = pair_safe(q_weight, self.layer.reach)
         matrix = q_weight.T.astype(np.int8) if safe else (q_weight.T + 128).astype(np.uint8)
@@ -192,7 +193,5 @@ class _LayerWriter:
             zero,
             b.constant(np.full(columns, 0, np.int8) if safe else np.full(columns, 128, np.uint8), "weight_offset"),
         ]
-        if last and layer.bias is not None:
-            inputs.append(b.constant(layer.bias, "bias"))
         out = b.op("MatMulIntegerToFloat", inputs, "product", domain=CONTRIB_DOMAIN, dtype=FLOAT)
         return out, f"{b.prefix}/product"

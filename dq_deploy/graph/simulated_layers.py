@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from dq_deploy.graph.builder import Builder, replace_uses
 from dq_deploy.graph.passes import PassResult
 from dq_deploy.graph.sites import Site, find_sites
 from dq_deploy.graph.steps import StepTables
-from dq_deploy.numerics import FLOAT32_EXACT, reciprocal
+from dq_deploy.numerics import FLOAT32_EXACT, bias_codes, reciprocal
 from dq_deploy.record import Part, Record
 
 FLOAT = ir.DataType.FLOAT
@@ -29,9 +30,14 @@ class SimulatedLayers:
 
     No integer kernel is used, and all other operations are those of the integer graph. So an engine whose integer
     layers are right gives the same output, bit for bit.
+
+    Attributes:
+        record: the quantized denoiser.
+        requantize: simulate mode fast: convolutions give 8-bit codes of out_s[t], out_z[t], dequantized again.
     """
 
     record: Record
+    requantize: bool = False
     name: str = "simulated-layers"
 
     def apply(self, model: ir.Model) -> PassResult:
@@ -39,7 +45,7 @@ class SimulatedLayers:
         graph = model.graph
         steps = StepTables(graph, self.record.step_edges)
         for site in find_sites(graph, self.record):
-            _SimulationWriter(graph, site, steps).write()
+            _SimulationWriter(graph, site, steps, requantize=self.requantize).write()
         steps.finish()
         return PassResult(model=model, modified=True)
 
@@ -47,9 +53,10 @@ class SimulatedLayers:
 class _SimulationWriter:
     """Writes the nodes of one layer in front of its float node."""
 
-    def __init__(self, graph: ir.Graph, site: Site, steps: StepTables) -> None:
+    def __init__(self, graph: ir.Graph, site: Site, steps: StepTables, *, requantize: bool) -> None:
         self.site, self.layer, self.steps = site, site.layer, steps
         self.conv = self.layer.kind == "conv2d"
+        self.requantize = requantize and self.conv and self.layer.out_scale is not None
         self.b = Builder(graph, site.node, f"sim/{self.layer.name}")
         shape = site.input.shape
         self.rank = 4 if self.conv else len(shape) if shape is not None else 3
@@ -64,7 +71,7 @@ class _SimulationWriter:
             start += len(part.pre)
             total = term if total is None else self.b.op("Add", [total, term], "parts_sum")
         assert total is not None
-        if self.layer.bias is not None:
+        if self.layer.bias is not None and not self.requantize:
             total = self.b.op("Add", [total, self.b.constant(self._channels(self.layer.bias), "bias")], "biased")
         replace_uses(self.site.output, total)
 
@@ -93,7 +100,25 @@ class _SimulationWriter:
         accumulator = self._accumulator(codes, part)
         weight_scale = b.constant(self._channels(part.weight_scale[0]), "weight_scale")
         factor = b.op("Mul", [steps.scalar(part.scale, self.rank), weight_scale], "factor")
+        if self.requantize:
+            return self._requantized(accumulator, factor, part)
         return b.op("Mul", [accumulator, factor], "scaled")
+
+    def _requantized(self, accumulator: ir.Value, unit: ir.Value, part: Part) -> ir.Value:
+        """`numerics.requantize_accumulator`, then back to float."""
+        b, layer, steps = self.b, self.layer, self.steps
+        assert layer.out_scale is not None
+        assert layer.out_zero_point is not None
+        if layer.bias is not None:
+            table = bias_codes(layer.bias, scale=part.scale, weight_scale=part.weight_scale[0]).astype(np.float32)
+            accumulator = b.op("Add", [accumulator, steps.rows(table, f"{b.prefix}/bias", self.rank)], "biased")
+        out_scale = steps.scalar(layer.out_scale, self.rank)
+        z = layer.out_zero_point.astype(np.float32)
+        multiplier = b.op("Div", [unit, out_scale], "multiplier_out")
+        value = b.op("Round", [b.op("Mul", [accumulator, multiplier], "scaled_out")], "rounded_out")
+        value = b.op("Max", [value, steps.scalar(-z, self.rank)], "at_least_out")
+        value = b.op("Min", [value, steps.scalar(255 - z, self.rank)], "at_most_out")
+        return b.op("Mul", [value, out_scale], "out", dtype=FLOAT)
 
     def _accumulator(self, codes: ir.Value, part: Part) -> ir.Value:
         weight = part.q_weight(0).astype(np.int64)
@@ -116,7 +141,7 @@ class _SimulationWriter:
             matrix = np.ascontiguousarray(weight.T.astype(np.float32))
             return b.op("MatMul", [codes, b.constant(matrix, f"{role}_weight")], role, dtype=FLOAT)
         kernel = b.constant(weight.astype(np.float32), f"{role}_weight")
-        attributes = {
+        attributes: dict[str, int | Sequence[int]] = {
             "kernel_shape": list(layer.kernel),
             "strides": list(layer.stride),
             "pads": list(layer.padding),

@@ -34,6 +34,7 @@ class StepTables:
         self._columns: dict[int, list[F32]] = {}
         self._values: dict[tuple[int, bytes], ir.Value] = {}
         self._numbers: dict[tuple[str, bytes], tuple[ir.Value, NDArray[np.generic]]] = {}
+        self._rows: list[tuple[ir.Value, F32]] = []
         self._bucket_scalar = ir.Value(name="dq/steps/bucket_scalar", type=ir.TensorType(ir.DataType.INT64))
 
     def scalar(self, table: NDArray[np.generic], rank: int) -> ir.Value:
@@ -78,6 +79,14 @@ class StepTables:
         flat = b.op("Gather", [source, self._bucket_scalar], "row", attributes={"axis": 0}, dtype=source.dtype)
         return flat
 
+    def rows(self, table: F32, name: str, rank: int) -> ir.Value:
+        """Row of a [T, C] or [1, C] table at each sample's step: float32 [B, C, 1, ...] with `rank` axes."""
+        steps = len(self._edges) + 1
+        full = np.ascontiguousarray(np.broadcast_to(table, (steps, table.shape[1])))
+        value = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT))
+        self._rows.append((value, full.reshape(*full.shape, *([1] * (rank - 2)))))
+        return value
+
     def finish(self) -> None:
         """Insert the bucket and the look-ups at the start of the graph; call once, after the last `scalar`."""
         b = Builder(self._graph, self._first, "dq/steps")
@@ -92,6 +101,11 @@ class StepTables:
             table = np.ascontiguousarray(table.reshape(*table.shape, *([1] * (rank - 2))))
             outputs = [value for (r, _), value in self._values.items() if r == rank]
             self._look_up(b, f"rank{rank}", table, bucket, outputs, axis=1)
+        for value, rows_table in self._rows:
+            source = b.tensor(ir.tensor(rows_table, name=f"{value.name}/table"))
+            attributes = [ir.AttrInt64("axis", 0)]
+            node = ir.Node("", "Gather", [source, bucket], attributes, outputs=[value], name=value.name)
+            self._graph.insert_before(self._first, node)
         for kind in sorted({key[0] for key in self._numbers}):
             found = [entry for key, entry in self._numbers.items() if key[0] == kind]
             table = np.stack([column for _, column in found], axis=1)

@@ -6,9 +6,11 @@ Nothing here imports an engine or torch.
 from __future__ import annotations
 
 from dq_deploy.numerics.codes import (
+    bias_codes,
     dequantize,
     pack_nibbles,
     requantize,
+    requantize_accumulator,
     shifted_accumulator,
     unpack_nibbles,
     worst_pair_product,
@@ -46,6 +48,7 @@ __all__ = [
     "PartLike",
     "accumulate_conv2d",
     "accumulate_linear",
+    "bias_codes",
     "channel_axis_of",
     "dequantize",
     "im2col",
@@ -56,6 +59,7 @@ __all__ = [
     "quantize_centred",
     "reciprocal",
     "requantize",
+    "requantize_accumulator",
     "rescale",
     "rne",
     "shifted_accumulator",

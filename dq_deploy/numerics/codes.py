@@ -34,6 +34,65 @@ def requantize(
     return codes
 
 
+def bias_codes(bias: F32, *, scale: F32, weight_scale: F32) -> I32:
+    """The bias in units of the accumulator: rne(b / (s * s_w)), clamped to int32.
+
+    Args:
+        bias: [C_out] float32.
+        scale: [...] float32 activation scales.
+        weight_scale: [C_out] float32.
+
+    Returns:
+        [..., C_out] int32.
+    """
+    unit = (np.asarray(scale)[..., None] * weight_scale).astype(np.float32).astype(np.float64)
+    return np.clip(np.rint(bias / unit), -(2**31) + 1, 2**31 - 1).astype(np.int32)
+
+
+def requantize_accumulator(
+    accumulator: I32,
+    *,
+    bias: F32 | None,
+    scale: F32,
+    weight_scale: F32,
+    out_scale: F32,
+    out_zero_point: I32,
+    step: NDArray[np.integer],
+    channel_axis: int = 1,
+) -> I32:
+    """Output codes of mode fast, straight from the accumulator.
+
+    The formula is::
+
+        M[n]   = (s[t] * s_w[n]) / out_s[t]                        float32
+        q[n]   = clamp(rne((A[n] + b_q[n]) * M[n]), -out_z, 255 - out_z) + out_z
+
+    with b_q of `bias_codes`: the declared requantization as QLinearConv computes it.
+
+    Args:
+        accumulator: [B, ...] int32, output channels on `channel_axis`.
+        bias: [C_out] float32 or None.
+        scale: [T] or [1] float32.
+        weight_scale: [C_out] float32.
+        out_scale: [T] or [1] float32.
+        out_zero_point: [T] or [1] int32, 0..255.
+        step: [B] bucket of each sample.
+        channel_axis: axis of the output channels.
+    """
+    s = table_at(scale, step)
+    total = accumulator.astype(np.int64)
+    shape = [len(total)] + [1] * (total.ndim - 1)
+    shape[channel_axis] = len(weight_scale)
+    if bias is not None:
+        total = total + bias_codes(bias, scale=s, weight_scale=weight_scale).reshape(shape)
+    unit = (s[:, None] * weight_scale[None, :]).astype(np.float32)
+    multiplier = (unit / table_at(out_scale, step)[:, None]).astype(np.float32).reshape(shape)
+    z = per_sample(table_at(out_zero_point, step), total.ndim).astype(np.float32)
+    scaled = (total.astype(np.float32) * multiplier).astype(np.float32)
+    codes: I32 = (np.clip(rne(scaled), -z, 255 - z) + z).astype(np.int32)
+    return codes
+
+
 def dequantize(codes: I32, *, scale: F32, zero_point: I32, step: NDArray[np.integer]) -> F32:
     """(q - z[t]) * s[t] in float32, the inverse of `requantize`."""
     s = per_sample(table_at(scale, step), codes.ndim)

@@ -78,14 +78,15 @@ def float_graph(manifest: Mapping[str, Any], path: str | Path, *, record: Record
     write_onnx(model, Path(path), None)
 
 
-def simulation_graph(record: Record, path: str | Path) -> None:
+def simulation_graph(record: Record, path: str | Path, *, mode: str = "exact") -> None:
     """Write the record's simulation as a float ONNX graph: no integer kernel, the same operations elsewhere.
 
     Args:
         record: the quantized denoiser.
         path: `.onnx` file to write, without a manifest.
+        mode: `exact`, or `fast` with the declared requantization behind each convolution.
     """
     from dq_deploy.graph.onnx_file import write_onnx
     from dq_deploy.targets.traced_graphs import traced_simulation
 
-    write_onnx(traced_simulation(record), Path(path), None)
+    write_onnx(traced_simulation(record, requantize=mode == "fast"), Path(path), None)

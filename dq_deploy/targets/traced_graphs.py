@@ -35,14 +35,17 @@ def traced_float_graph(family: str, config: Mapping[str, Any], record: Record | 
     return run_passes(model, [GroupNormAsInstanceNorm(), RemoveUnused()]).model
 
 
-def traced_simulation(record: Record) -> ir.Model:
+def traced_simulation(record: Record, *, requantize: bool = False) -> ir.Model:
     """The float graph with the record's integer layers simulated in float32.
 
     Args:
         record: the quantized denoiser.
+        requantize: with the declared requantization behind each convolution, as mode fast has it.
 
     Raises:
         RecordError: a layer is too wide to be exact in float32, or its weights differ by step.
     """
     model = traced_float_graph(record.family, record.model_config, record)
-    return run_passes(model, [PadsAsModules(record), SimulatedLayers(record), RemoveUnused()]).model
+    return run_passes(
+        model, [PadsAsModules(record), SimulatedLayers(record, requantize=requantize), RemoveUnused()]
+    ).model
