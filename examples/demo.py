@@ -33,7 +33,7 @@ def run(command: list[str]) -> float:
     return time.perf_counter() - started
 
 
-def commands(out: Path, *, model: str, iterations: int | None, threads: int) -> dict[str, list[str]]:
+def commands(out: Path, *, model: str, preset: str, threads: int) -> dict[str, list[str]]:
     """The five commands, by name."""
     ckpt, engine = str(out / "model.pt"), str(out / "unet.onnx")
     quantize = [
@@ -47,9 +47,7 @@ def commands(out: Path, *, model: str, iterations: int | None, threads: int) -> 
         "--activations",
         "8",
     ]
-    quantize += ["--steps", "20", "--out", ckpt]
-    if iterations is not None:
-        quantize += ["--iterations", str(iterations)]
+    quantize += ["--steps", "20", "--preset", preset, "--out", ckpt]
     verify = ["dq-verify", "--ckpt", ckpt, "--engine", engine, "--exact", "--require-integer", "0.95"]
     bench = ["dq-bench", "--engine", engine, "--ckpt", ckpt, "--baseline", "--threads", str(threads)]
     labels = ",".join(str(label) for label in range(10))
@@ -108,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for the results")
     parser.add_argument("--model", default=None, help="float model; default: the demo model beside this file")
-    parser.add_argument("--iterations", type=int, default=None, help="of each block; default: the method's own")
+    parser.add_argument("--preset", default="fast", help="of dq-quantize: fast, default, best, or a YAML file")
     parser.add_argument("--threads", type=int, default=2, help="threads of the timed engines")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -116,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     if shipped.is_relative_to(Path.cwd()):
         shipped = shipped.relative_to(Path.cwd())
     model = args.model or str(shipped)
-    steps = commands(args.out, model=model, iterations=args.iterations, threads=args.threads)
+    steps = commands(args.out, model=model, preset=args.preset, threads=args.threads)
     seconds = {name: run(command) for name, command in steps.items()}
     rows = summary_rows(args.out, seconds)
     width = max(len(name) for name, _ in rows)

@@ -78,7 +78,7 @@ def test_shifted_digits_move_and_keep_their_ink(script):
 
 def test_the_demo_shows_the_commands_of_the_readme(script, tmp_path):
     demo = script("demo.py")
-    found = demo.commands(tmp_path, model="examples/mnist-ddpm-32", iterations=None, threads=2)
+    found = demo.commands(tmp_path, model="examples/mnist-ddpm-32", preset="fast", threads=2)
     assert list(found) == ["quantize", "export", "verify", "bench", "sample"]
     assert {"--exact", "--require-integer", "0.95"} <= set(found["verify"])
     assert "--baseline" in found["bench"]
