@@ -16,7 +16,7 @@ from dq_deploy.numerics import (
     accumulate_conv2d,
     accumulate_linear,
     integer_layer,
-    requantize,
+    requantize_accumulator,
     step_bucket,
     table_at,
 )
@@ -293,17 +293,36 @@ def compare_output(
             )  # fmt: skip
 
 
-def compare_output_codes(layer: Layer, y: F32, output: Array, buckets: NDArray[np.int64], result: LayerTally) -> None:
-    """Count where 8-bit output codes are not those of the declared requantization of y."""
-    if layer.out_scale is None or layer.out_zero_point is None or output.shape != y.shape:
+def compare_output_codes(
+    record: Record, layer: Layer, x: F32, output: Array, buckets: NDArray[np.int64], result: LayerTally
+) -> None:
+    """Compare a layer's 8-bit output codes with the declared requantization of its accumulators, bit for bit."""
+    if layer.out_scale is None or layer.out_zero_point is None or len(layer.parts) != 1:
         return
-    want = requantize(y, out_scale=layer.out_scale, out_zero_point=layer.out_zero_point, step=buckets)
+    part = layer.parts[0]
+    want = requantize_accumulator(
+        integer_layer(layer, x, buckets).accumulators[0],
+        bias=layer.bias,
+        scale=part.scale,
+        weight_scale=part.weight_scale[0],
+        out_scale=layer.out_scale,
+        out_zero_point=layer.out_zero_point,
+        step=buckets,
+    )
+    if output.shape != want.shape:
+        result.problem(f"engine holds output codes {output.shape}, expected {want.shape}")
+        return
     gap = np.abs(output.astype(np.int64) - want)
     for sample, bucket in enumerate(buckets.tolist()):
         tally = result.steps.setdefault(bucket, Tally())
         tally.output_codes += gap[sample].size
         tally.output_code_differences += int(np.count_nonzero(gap[sample]))
         tally.max_output_code_difference = max(tally.max_output_code_difference, int(gap[sample].max(initial=0)))
+        if result.first is None:
+            result.first = _first_of(
+                [("output code", gap[sample], output[sample], want[sample])],
+                layer=layer.name, part=0, bucket=bucket, timestep=float(record.timesteps[bucket]),
+            )  # fmt: skip
 
 
 def edge_probes(edges: F32) -> F32:

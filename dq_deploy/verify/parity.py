@@ -219,7 +219,8 @@ class ParityCheck:
             return
         y, end, output_codes = layer_output(layer, terms), self._ends[name], entry.get("output_codes")
         if output_codes in tensors:
-            compare_output_codes(layer, y, tensors[output_codes], batch.buckets, tally)
+            x = tensors[entry["parts"][0]["input"]]
+            compare_output_codes(self.record, layer, x, tensors[output_codes], batch.buckets, tally)
         elif end in tensors and tensors[end].dtype == np.float32:
             layout = str(entry["parts"][0].get("layout", "nchw"))
             compare_output(self.record, layer, y, tensors[end], layout, batch.buckets, tally)
