@@ -75,6 +75,9 @@ def test_mode_fast_is_never_called_exact(tmp_path, tiny_record, tiny_record_path
     assert values["max_accumulator_difference"] is None
     assert values["layers_compared"] == 0
     assert values["batch_equals_single"] is None
+    assert values["max_code_difference"] == 0
+    assert values["integer_mac_share"] >= 0.95
+    assert max(cell["max_output_code_difference"] for x in values["layers"] for cell in x["steps"]) <= 1
 
 
 def test_split_layers_are_compared_part_by_part(tmp_path):
@@ -101,6 +104,17 @@ def test_split_layers_are_compared_part_by_part(tmp_path):
     assert report.failures == ()
     assert len(found.executed) == 2
     assert found.status == "exact"
+
+
+def test_openvino_is_exact_and_runs_integer_kernels(tmp_path):
+    pytest.importorskip("openvino")
+    record = random_record(tiny_denoiser(), weight_bits=8)
+    export(record, tmp_path / "unet.onnx", target="openvino")
+    report = verify(record, tmp_path / "unet.onnx", threads=1)
+    assert report.failures == ()
+    assert report.max_code_difference == report.max_accumulator_difference == 0
+    assert report.layers_compared == report.layers_total
+    assert report.integer_mac_share >= 0.95
 
 
 def test_an_engine_of_another_checkpoint_is_refused(tmp_path, tiny_engine):
