@@ -117,7 +117,8 @@ def main() -> None:
             row["process_peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             latency, baseline = row["latency_ms"]["p50"], row["baseline_latency_ms"]["p50"]
             print(
-                f"{row['bits']} {target} {mode}: {latency:.1f} ms, float {baseline:.1f} ms, speedup {row['speedup']:.2f}, "
+                f"{row['bits']} {target} {mode}: {latency:.1f} ms, float {baseline:.1f} ms, "
+                f"speedup {row['speedup']:.2f}, "
                 f"integer share of all MACs {row['integer_mac_share']:.4f}, {row['file_mib']:.1f} MiB file, "
                 f"{row['peak_mib']:.0f} MiB peak (float {row['baseline_peak_mib']:.0f}), export {row['export_s']:.1f} s"
             )
