@@ -117,6 +117,7 @@ def build_record(
         model_config=denoiser.config,
         scheduler_config=denoiser.scheduler_config,
         provenance={
+            "source": denoiser.source,
             "source_sha256": denoiser.source_sha256,
             "method": options.method,
             "options": options.as_json(),

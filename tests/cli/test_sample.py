@@ -18,9 +18,9 @@ def options(tmp_path, *more, labels="0,1,2"):
     return ["--labels", labels, "--out", tmp_path / "samples.png", "--json", tmp_path / "samples.json", *more]
 
 
-def test_the_demo_engine_draws_what_the_float_model_draws(demo_record_path, demo_engine, tmp_path, demo_model_dir):
+def test_the_demo_engine_draws_what_the_float_model_draws(demo_record_path, demo_engine, tmp_path):
     more = ["--ckpt", demo_record_path, "--engine", demo_engine, "--steps", 20, "--compare", "--threads", 1]
-    done = command("sample", *options(tmp_path, *more, "--model", demo_model_dir, labels="0,7"))
+    done = command("sample", *options(tmp_path, *more, labels="0,7"))
     assert done.code == 0, done.err
     values = json.loads((tmp_path / "samples.json").read_text())
     assert len(values["images"]) == 2
