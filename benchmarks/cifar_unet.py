@@ -21,7 +21,7 @@ from pathlib import Path
 import dq_deploy
 from dq_deploy.bench import BenchOptions
 from dq_deploy.models import Denoiser, build_denoiser
-from dq_deploy.verify.attestation import attest
+from dq_deploy.verify.share import attest
 
 ROOT = Path(__file__).parent
 CONFIG = {
