@@ -65,6 +65,15 @@ class Builder:
         self.graph.register_initializer(value)
         return value
 
+    def signed_weight(self, weight: NDArray[np.integer], bits: int) -> ir.Value:
+        """Weights as int8; of 4 bits and fewer stored in four bits, with a Cast that engines fold when they load."""
+        weight = np.ascontiguousarray(weight.astype(np.int8))
+        name = f"{self.prefix}/weight"
+        if bits > 4 or weight.min(initial=0) < -8 or weight.max(initial=0) > 7:
+            return self.tensor(ir.tensor(weight, name=name))
+        packed = self.tensor(ir.tensor(weight, dtype=ir.DataType.INT4, name=name))
+        return self.op("Cast", [packed], "weight_s8", attributes={"to": int(ir.DataType.INT8)}, dtype=ir.DataType.INT8)
+
 
 def replace_uses(old: ir.Value, new: ir.Value) -> None:
     """Let every consumer of `old` read `new` instead; a graph output keeps its name, type and shape."""

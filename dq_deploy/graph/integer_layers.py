@@ -235,12 +235,7 @@ class _LayerWriter:
         b = self.b
         if not signed:
             return b.tensor(ir.tensor((matrix + 128).astype(np.uint8), name=f"{b.prefix}/weight"))
-        if self.layer.weight_bits > 4 or matrix.min() < -8 or matrix.max() > 7:
-            return b.tensor(ir.tensor(np.ascontiguousarray(matrix.astype(np.int8)), name=f"{b.prefix}/weight"))
-        packed = ir.tensor(
-            np.ascontiguousarray(matrix.astype(np.int8)), dtype=ir.DataType.INT4, name=f"{b.prefix}/weight"
-        )
-        return b.op("Cast", [b.tensor(packed)], "weight_s8", attributes={"to": int(ir.DataType.INT8)})
+        return b.signed_weight(matrix, self.layer.weight_bits)
 
     def _canonical(self, accumulator: ir.Value, q_weight: np.ndarray, part: Part, held: HeldCodes) -> ir.Value:
         """A in float32: the accumulator less z[t] * sum(w) where the codes hold c + z[t]."""

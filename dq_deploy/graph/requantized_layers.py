@@ -154,14 +154,13 @@ class _LayerWriter:
         assert layer.out_zero_point is not None
         q_weight = part.q_weight(0)
         safe = pair_safe(q_weight, self.layer.reach)
-        held = q_weight.astype(np.int8) if safe else (q_weight + 128).astype(np.uint8)
         out_scale = self.steps.number(layer.out_scale)
         out_zero = self.steps.number(layer.out_zero_point.astype(np.uint8))
         inputs = [
             codes,
             self.steps.number(part.scale),
             zero,
-            b.tensor(ir.tensor(np.ascontiguousarray(held), name=f"{b.prefix}/weight")),
+            self._weight(q_weight, safe),
             b.constant(part.weight_scale[0], "weight_scale"),
             b.constant(np.int8(0) if safe else np.uint8(128), "weight_offset"),
             out_scale,
@@ -183,11 +182,10 @@ class _LayerWriter:
         b = self.b
         q_weight = part.q_weight(0)
         safe = pair_safe(q_weight, self.layer.reach)
-        matrix = q_weight.T.astype(np.int8) if safe else (q_weight.T + 128).astype(np.uint8)
         columns = len(q_weight)
         inputs = [
             codes,
-            b.tensor(ir.tensor(np.ascontiguousarray(matrix), name=f"{b.prefix}/weight")),
+            self._weight(q_weight.T, safe),
             self.steps.number(part.scale),
             b.constant(part.weight_scale[0], "weight_scale"),
             zero,
@@ -195,3 +193,11 @@ class _LayerWriter:
         ]
         out = b.op("MatMulIntegerToFloat", inputs, "product", domain=CONTRIB_DOMAIN, dtype=FLOAT)
         return out, f"{b.prefix}/product"
+
+    def _weight(self, q_weight: np.ndarray, safe: bool) -> ir.Value:
+        """s8 where pairs cannot leave int16, else u8 with zero point 128."""
+        b = self.b
+        if safe:
+            return b.signed_weight(q_weight, self.layer.weight_bits)
+        held = np.ascontiguousarray((q_weight + 128).astype(np.uint8))
+        return b.tensor(ir.tensor(held, name=f"{b.prefix}/weight"))
