@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -268,4 +269,6 @@ def layer_rows(denoiser: Denoiser, options: QuantizeOptions) -> list[dict[str, A
 
 def main() -> None:
     """Console script `dq-quantize`."""
+    # before torch is loaded: spinning threads cost several times the work on a shared machine
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     run(quantize)
