@@ -18,7 +18,8 @@ FORMS: dict[str, ModuleType] = {".pt": torch_file, ".safetensors": safetensors_f
 def _form_of(path: Path) -> ModuleType:
     if path.suffix not in FORMS:
         raise FileProblemError(
-            f"{path} has the extension {path.suffix!r}, expected {' or '.join(FORMS)} for a record; rename it"
+            f"{path} has the extension {path.suffix!r}, expected {' or '.join(FORMS)} for a record; "
+            "give what dq-quantize wrote"
         )
     return FORMS[path.suffix]
 
