@@ -33,6 +33,10 @@ class MissingDependencyError(DqError):
     """An optional library is needed; the message names the extra that installs it."""
 
 
+class BuildError(DqError):
+    """An engine builder refused a model, crashed, or ran out of memory or time."""
+
+
 class GuaranteeError(DqError):
     """A guarantee that was asked for does not hold. Commands exit with 3."""
 
