@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.numerics import F32, I32
-from dq_deploy.record.values import SCALE_MAX, SCALE_MIN
+from dq_deploy.record.checks import SCALE_MAX, SCALE_MIN
 
 SEARCH_POWER = 2.4
 WEIGHT_SEARCH_STEPS = 60

@@ -24,7 +24,7 @@ from dq_deploy.methods.preparation import PreparedLayer
 from dq_deploy.methods.scales import weight_range
 from dq_deploy.numerics import F32, I32, channel_axis_of
 from dq_deploy.record import Layer
-from dq_deploy.record.values import SCALE_MAX, SCALE_MIN
+from dq_deploy.record.checks import SCALE_MAX, SCALE_MIN
 
 
 class RoundThrough(torch.autograd.Function):

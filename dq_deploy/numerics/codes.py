@@ -119,7 +119,7 @@ def pack_nibbles(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
     flat = np.asarray(codes).reshape(-1)
     if flat.size and (flat.min() < -8 or flat.max() > 7):
         raise RecordError(f"codes span [{flat.min()}, {flat.max()}], expected [-8, 7] to pack two a byte")
-    nibble = (flat.astype(np.int16) & 0xF).astype(np.uint8)
+    nibble = flat.astype(np.int8, copy=False).view(np.uint8) & 0xF
     if nibble.size % 2:
         nibble = np.append(nibble, np.uint8(0))
     return (nibble[0::2] | (nibble[1::2] << 4)).astype(np.uint8)
@@ -140,9 +140,9 @@ def unpack_nibbles(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray
     nibble = np.empty(flat.size * 2, np.uint8)
     nibble[0::2] = flat & 0xF
     nibble[1::2] = flat >> 4
-    signed = nibble.astype(np.int16)
-    signed[signed > 7] -= 16
-    return signed[:count].astype(np.int8).reshape(shape)
+    nibble ^= 8  # two's complement of four bits: (n ^ 8) - 8
+    nibble -= 8
+    return nibble[:count].view(np.int8).reshape(shape)
 
 
 def worst_pair_product(q_weight: NDArray[np.integer], code_max: int) -> int:

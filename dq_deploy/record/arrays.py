@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dq_deploy.errors import RecordError
 from dq_deploy.numerics import pack_nibbles, unpack_nibbles
 from dq_deploy.record.values import SCHEMA_VERSION, Layer, Part, Record
+from dq_deploy.record.weight_only import WeightOnlyLayer
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -34,6 +35,10 @@ _TOP_KEYS = (
     "float_parameters",
     "layers",
 )
+_SECOND_TOP_KEYS = ("weight_only", "float_ranges")
+"""Keys of schema version 2, which is written only where one of them holds something."""
+
+_WEIGHT_ONLY_KEYS = ("name", "weight_bits", "block_size", "shape", "has_bias")
 _LAYER_INTS = ("groups", "weight_bits", "activation_bits", "q_min", "q_max")
 _LAYER_TUPLES = {"stride": 2, "padding": 4, "dilation": 2}
 _LAYER_KEYS = ("name", "kind", "fold", "has_bias", "has_output", "w_shapes", *_LAYER_INTS, *_LAYER_TUPLES)
@@ -71,9 +76,10 @@ def arrays_from_record(record: Record) -> tuple[str, Arrays]:
     Raises:
         RecordError: a configuration is not JSON, or a float parameter has a type that is not stored.
     """
+    second = bool(record.weight_only) or bool(record.float_ranges)
     header = {
         "format": FORMAT,
-        "version": SCHEMA_VERSION,
+        "version": 2 if second else 1,
         "family": record.family,
         "model_config": dict(record.model_config),
         "scheduler_config": None if record.scheduler_config is None else dict(record.scheduler_config),
@@ -81,6 +87,9 @@ def arrays_from_record(record: Record) -> tuple[str, Arrays]:
         "float_parameters": sorted(record.float_parameters),
         "layers": [_layer_header(layer) for layer in record.layers.values()],
     }
+    if second:
+        header["weight_only"] = [_weight_only_header(layer) for layer in record.weight_only.values()]
+        header["float_ranges"] = {name: float(value) for name, value in record.float_ranges.items()}
     arrays: dict[str, NDArray[Any]] = {"timesteps": record.timesteps, "step_edges": record.step_edges}
     for key, value in record.float_parameters.items():
         if value.dtype.name not in FLOAT_PARAMETER_DTYPES:
@@ -90,6 +99,8 @@ def arrays_from_record(record: Record) -> tuple[str, Arrays]:
         arrays[f"float/{key}"] = value
     for name, layer in record.layers.items():
         arrays.update(_layer_arrays(name, layer))
+    for name, light in record.weight_only.items():
+        arrays.update(_weight_only_arrays(name, light))
     little = {key: np.ascontiguousarray(a).reshape(a.shape) for key, a in sorted(arrays.items())}
     return header_text(header), {k: a.astype(a.dtype.newbyteorder("<"), copy=False) for k, a in little.items()}
 
@@ -122,13 +133,38 @@ def _layer_arrays(name: str, layer: Layer) -> dict[str, NDArray[Any]]:
     return arrays
 
 
+def _weight_only_header(layer: WeightOnlyLayer) -> dict[str, Any]:
+    return {
+        "name": layer.name,
+        "weight_bits": int(layer.weight_bits),
+        "block_size": int(layer.block_size),
+        "shape": [int(n) for n in layer.w_code.shape],
+        "has_bias": layer.bias is not None,
+    }
+
+
+def _weight_only_arrays(name: str, layer: WeightOnlyLayer) -> dict[str, NDArray[Any]]:
+    packed = layer.weight_bits <= PACKED_BITS
+    arrays: dict[str, NDArray[Any]] = {
+        f"weight_only/{name}/w_code": pack_nibbles(layer.w_code) if packed else layer.w_code,
+        f"weight_only/{name}/scale": layer.scale,
+    }
+    if layer.bias is not None:
+        arrays[f"weight_only/{name}/bias"] = layer.bias
+    return arrays
+
+
 def content_sha256(record: Record) -> str:
     """Hex SHA-256 of a record's content; the same for both file forms and every place it was written to."""
-    text, arrays = arrays_from_record(record)
+    return sha256_of_content(*arrays_from_record(record))
+
+
+def sha256_of_content(text: str, arrays: Mapping[str, NDArray[Any]]) -> str:
+    """`content_sha256` of what `arrays_from_record` gave."""
     digest = hashlib.sha256(text.encode("ascii"))
     for key, array in arrays.items():
         digest.update(f"\n{key} {array.dtype.name} {list(array.shape)}\n".encode())
-        digest.update(array.tobytes())
+        digest.update(array.reshape(-1).view(np.uint8).data)  # no copy
     return digest.hexdigest()
 
 
@@ -161,7 +197,8 @@ def record_from_arrays(text: str, arrays: Mapping[str, NDArray[Any]]) -> Record:
         RecordError: names the key, and the layer, of what is wrong.
     """
     header = parse_header(text)
-    _check_keys("header", header, _TOP_KEYS)
+    second = header["version"] >= 2
+    _check_keys("header", header, (*_TOP_KEYS, *_SECOND_TOP_KEYS) if second else _TOP_KEYS)
     _check_type("family", header["family"], str)
     for key in ("model_config", "provenance"):
         _check_type(key, header[key], dict)
@@ -176,7 +213,8 @@ def record_from_arrays(text: str, arrays: Mapping[str, NDArray[Any]]) -> Record:
         _check_layer_header(name, entry)
     _check_unique("float_parameters", header["float_parameters"])
     _check_unique("layers", names)
-    _check_arrays(header, arrays)
+    light = _checked_weight_only(header) if second else []
+    _check_arrays(header, light, arrays)
     return Record(
         family=header["family"],
         layers={name: _layer_of(e, arrays) for name, e in zip(names, header["layers"], strict=True)},
@@ -186,6 +224,8 @@ def record_from_arrays(text: str, arrays: Mapping[str, NDArray[Any]]) -> Record:
         model_config=header["model_config"],
         scheduler_config=header["scheduler_config"],
         provenance=header["provenance"],
+        weight_only={entry["name"]: _weight_only_of(entry, arrays) for entry in light},
+        float_ranges=header["float_ranges"] if second else {},
     )
 
 
@@ -242,7 +282,32 @@ def _check_layer_header(name: str, entry: Mapping[str, Any]) -> None:
             raise RecordError(f"{what} w_shapes holds {shape!r}, expected positive whole numbers")
 
 
-def _check_arrays(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+def _checked_weight_only(header: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The entries of `weight_only`, their keys and types checked, and those of `float_ranges`."""
+    entries, ranges = header["weight_only"], header["float_ranges"]
+    _check_type("weight_only", entries, list)
+    _check_type("float_ranges", ranges, dict)
+    if not entries and not ranges:
+        raise RecordError("weight_only and float_ranges are empty, expected schema version 1 for such a record")
+    for name, value in ranges.items():
+        _check_type(f"float_ranges of {name!r}", value, float)
+    names = [_layer_name(entry) for entry in entries]
+    for name, entry in zip(names, entries, strict=True):
+        _check_keys(f"layer {name}", entry, _WEIGHT_ONLY_KEYS)
+        for key in ("weight_bits", "block_size"):
+            if not _is_int(entry[key]):
+                raise RecordError(f"layer {name}: {key} is {entry[key]!r}, expected a whole number")
+        _check_type(f"layer {name}: has_bias", entry["has_bias"], bool)
+        shape = entry["shape"]
+        if not (isinstance(shape, list) and len(shape) == 2 and all(_is_int(n) and 1 <= n < 2**31 for n in shape)):
+            raise RecordError(f"layer {name}: shape is {shape!r}, expected two positive whole numbers")
+    _check_unique("weight_only", names)
+    return list(entries)
+
+
+def _check_arrays(
+    header: Mapping[str, Any], light: Iterable[Mapping[str, Any]], arrays: Mapping[str, NDArray[Any]]
+) -> None:
     wanted = {"timesteps", "step_edges", *(f"float/{key}" for key in header["float_parameters"])}
     for entry in header["layers"]:
         name = entry["name"]
@@ -252,6 +317,9 @@ def _check_arrays(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]])
             wanted.add(f"layer/{name}/bias")
         if entry["has_output"]:
             wanted |= {f"layer/{name}/out_scale", f"layer/{name}/out_zero_point"}
+    for entry in light:
+        keys = ("w_code", "scale", "bias") if entry["has_bias"] else ("w_code", "scale")
+        wanted |= {f"weight_only/{entry['name']}/{key}" for key in keys}
     if missing := sorted(wanted - set(arrays)):
         raise RecordError(f"tensor {missing[0]} is missing ({len(missing)} in all); the file is incomplete")
     if unknown := sorted(set(arrays) - wanted):
@@ -301,3 +369,23 @@ def _layer_of(entry: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> L
 
 def _numbers_of(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {key: entry[key] for key in _LAYER_INTS} | {key: tuple(entry[key]) for key in _LAYER_TUPLES}
+
+
+def _weight_only_of(entry: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> WeightOnlyLayer:
+    name, shape = entry["name"], tuple(entry["shape"])
+    packed = entry["weight_bits"] <= PACKED_BITS
+    code = _array(arrays, f"weight_only/{name}/w_code", "uint8" if packed else "int8")
+    if not packed and code.shape != shape:
+        raise RecordError(f"layer {name}: w_code has shape {list(code.shape)}, shape says {list(shape)}")
+    try:
+        w_code = unpack_nibbles(code, shape) if packed else code
+    except RecordError as error:
+        raise RecordError(f"layer {name}: {error}") from error
+    return WeightOnlyLayer(
+        name=name,
+        weight_bits=entry["weight_bits"],
+        block_size=entry["block_size"],
+        w_code=w_code,
+        scale=_array(arrays, f"weight_only/{name}/scale", "float32"),
+        bias=_array(arrays, f"weight_only/{name}/bias", "float32") if entry["has_bias"] else None,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-from dq_deploy.artifacts import write_bytes_atomic
+from dq_deploy.artifacts import atomic_path
 from dq_deploy.errors import FileProblemError, RecordError
 from dq_deploy.record import safetensors_file, torch_file
 from dq_deploy.record.arrays import arrays_from_record, record_from_arrays
@@ -43,7 +43,8 @@ def save_record(record: Record, path: str | Path) -> None:
     path = Path(path)
     form = _form_of(path)
     header, arrays = arrays_from_record(record)
-    write_bytes_atomic(path, form.bytes_from_arrays(header, arrays))
+    with atomic_path(path) as temporary:
+        form.write_arrays(temporary, header, arrays)
 
 
 def load_record(path: str | Path) -> Record:

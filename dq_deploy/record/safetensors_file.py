@@ -12,11 +12,19 @@ from dq_deploy.errors import FileProblemError
 from dq_deploy.record.arrays import FORMAT, Arrays
 
 
-def bytes_from_arrays(header: str, arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """The file's bytes; safetensors orders tensors itself, so the same content gives the same bytes."""
-    from safetensors.numpy import save
+def write_arrays(path: Path, header: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write the file; safetensors orders tensors itself, so the same content gives the same bytes.
 
-    return bytes(save(dict(arrays), metadata={FORMAT: header}))
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(dict(arrays), path, metadata={FORMAT: header})
+    except SafetensorError as error:
+        raise OSError(f"safetensors cannot write it: {error}") from error
 
 
 def arrays_from_file(path: Path) -> tuple[str, Arrays]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from dq_deploy.record.arrays import arrays_from_record, content_sha256
+from dq_deploy.record.arrays import arrays_from_record, sha256_of_content
 from dq_deploy.record.values import Layer, Record
+from dq_deploy.record.weight_only import WeightOnlyLayer
 
 MIB = 2**20
 
@@ -19,20 +19,21 @@ def summarize_record(record: Record) -> dict[str, Any]:
         JSON values. Sizes in MiB: `quantized` as stored (packed codes, scales and tables),
         `quantized_as_float32` their weights and biases in float32, `float` the parameters kept float.
     """
-    _, arrays = arrays_from_record(record)
-    quantized = sum(a.nbytes for key, a in arrays.items() if key.startswith("layer/"))
+    text, arrays = arrays_from_record(record)
+    quantized = sum(a.nbytes for key, a in arrays.items() if key.startswith(("layer/", "weight_only/")))
     kept = sum(a.nbytes for key, a in arrays.items() if key.startswith("float/"))
-    as_float = sum(_float_bytes(layer) for layer in record.layers.values())
+    every: list[Layer | WeightOnlyLayer] = [*record.layers.values(), *record.weight_only.values()]
+    as_float = sum(_float_bytes(layer) for layer in every)
     return {
         "kind": "record",
-        "content_sha256": content_sha256(record),
+        "content_sha256": sha256_of_content(text, arrays),
         "family": record.family,
         "model_class": record.model_config.get("_class_name"),
         "scheduler_class": (record.scheduler_config or {}).get("_class_name"),
         "method": record.provenance.get("method"),
         "steps": record.steps,
         "timesteps": [float(t) for t in record.timesteps],
-        "bits": _bits(record.layers),
+        "bits": _bits(record),
         "size_mib": {
             "quantized": quantized / MIB,
             "quantized_as_float32": as_float / MIB,
@@ -41,26 +42,36 @@ def summarize_record(record: Record) -> dict[str, Any]:
             "total_as_float32": (as_float + kept) / MIB,
         },
         "layers": [_row(layer) for layer in record.layers.values()],
+        "weight_only": [_weight_only_row(layer) for layer in record.weight_only.values()],
+        "float_ranges": {name: record.float_ranges[name] for name in sorted(record.float_ranges)},
         "float_parameters": sorted(record.float_parameters),
         "provenance": dict(record.provenance),
     }
 
 
-def _weights_of(layer: Layer) -> int:
-    return sum(prod(part.w_code.shape[1:]) for part in layer.parts)
+def _float_bytes(layer: Layer | WeightOnlyLayer) -> int:
+    if isinstance(layer, WeightOnlyLayer):
+        weights = layer.w_code.size
+    else:
+        weights = sum(prod(part.w_code.shape[1:]) for part in layer.parts)
+    return 4 * (weights + (0 if layer.bias is None else layer.out_channels))
 
 
-def _float_bytes(layer: Layer) -> int:
-    return 4 * (_weights_of(layer) + (0 if layer.bias is None else layer.out_channels))
+def _bits(record: Record) -> dict[str, int]:
+    """Number of layers by bits, as W4A8, the widest first; activations of weight-only layers count as 16."""
+    pairs = [(layer.weight_bits, layer.activation_bits) for layer in record.layers.values()]
+    pairs += [(layer.weight_bits, 16) for layer in record.weight_only.values()]
+    return {f"W{w}A{a}": pairs.count((w, a)) for w, a in sorted(set(pairs), reverse=True)}
 
 
-def _bits(layers: Mapping[str, Layer]) -> dict[str, int]:
-    """Number of layers by bits, as W4A8, the widest first."""
-    counts: dict[tuple[int, int], int] = {}
-    for layer in layers.values():
-        key = (layer.weight_bits, layer.activation_bits)
-        counts[key] = counts.get(key, 0) + 1
-    return {f"W{w}A{a}": counts[w, a] for w, a in sorted(counts, reverse=True)}
+def _weight_only_row(layer: WeightOnlyLayer) -> dict[str, Any]:
+    return {
+        "name": layer.name,
+        "kind": "linear",
+        "weight_bits": layer.weight_bits,
+        "block_size": layer.block_size,
+        "shape": [layer.out_channels, layer.in_channels],
+    }
 
 
 def _row(layer: Layer) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickletools
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from dq_deploy.record.arrays import FORMAT, Arrays
 
 PICKLE_LIMIT = 64 * 2**20
 """Bytes of pickle, header included, that a record may hold."""
+
+COPIED_BYTES = 1 << 20
+"""Arrays smaller than this are copied before torch writes them."""
 
 _STORAGES = {
     "torch FloatStorage": "float32",
@@ -69,15 +73,31 @@ class _RefusedError(ValueError):
     """The pickle holds something else than a dict of texts and tensors."""
 
 
-def bytes_from_arrays(header: str, arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """The file's bytes; the same content gives the same bytes wherever it is written."""
+def write_arrays(path: Path, header: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write the file; the same content gives the same bytes under any name.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     import torch
 
-    # torch.from_numpy refuses read-only arrays, so copy
-    tensors = {key: torch.from_numpy(np.array(value)) for key, value in arrays.items()}
-    buffer = io.BytesIO()  # a path would be written into the archive
-    torch.save({FORMAT: header, **tensors}, buffer)
-    return buffer.getvalue()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # torch.save only reads
+        # small arrays are copied, so that no two of another type ever share an address, which torch refuses
+        tensors = {
+            key: torch.from_numpy(np.array(value) if value.nbytes < COPIED_BYTES else _plain(value))
+            for key, value in arrays.items()
+        }
+    try:
+        with path.open("wb") as stream:  # torch would write the name of a path into the archive
+            torch.save({FORMAT: header, **tensors}, stream)
+    except RuntimeError as error:  # torch hides the OSError of the stream
+        raise OSError("torch could not write the file to its end") from error
+
+
+def _plain(array: NDArray[Any]) -> NDArray[Any]:
+    """A view with the usual strides, on axes of length 1 too: torch writes them into the file."""
+    return array.reshape(-1).reshape(array.shape)
 
 
 def check_archive(stream: BinaryIO, path: Path) -> zipfile.ZipFile:

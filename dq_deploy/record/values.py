@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -12,24 +13,13 @@ from numpy.typing import NDArray
 
 from dq_deploy.errors import RecordError
 from dq_deploy.numerics import ACCUMULATOR_LIMIT, F32, FLOAT32_EXACT, I32
+from dq_deploy.record.checks import check_bias, check_module_path, check_scales, require
+from dq_deploy.record.weight_only import WeightOnlyLayer
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Newest schema version; a record without `weight_only` and `float_ranges` is written as version 1."""
+
 KINDS = ("linear", "conv2d")
-SCALE_MIN = 2.0**-60
-SCALE_MAX = 2.0**60
-
-
-def _require(ok: bool, message: str) -> None:
-    if not ok:
-        raise RecordError(message)
-
-
-def _check_scales(name: str, scale: F32) -> None:
-    _require(scale.dtype == np.float32, f"{name} is {scale.dtype}, expected float32")
-    finite = np.isfinite(scale) & (scale >= SCALE_MIN) & (scale <= SCALE_MAX)
-    if not finite.all():
-        bad = scale[~finite].reshape(-1)[0]
-        raise RecordError(f"{name} holds {bad}, expected positive numbers in [2^-60, 2^60]; quantize the model again")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,36 +54,49 @@ class Part:
 
     def __post_init__(self) -> None:
         """Check the invariants above."""
-        _check_scales("pre", self.pre)
-        _check_scales("scale", self.scale)
-        _check_scales("weight_scale", self.weight_scale)
-        _require(self.pre.ndim == 1, f"pre has shape {self.pre.shape}, expected [C_in]")
-        _require(self.scale.ndim == 1, f"scale has shape {self.scale.shape}, expected [T] or [1]")
-        _require(
+        check_scales("pre", self.pre)
+        check_scales("scale", self.scale)
+        check_scales("weight_scale", self.weight_scale)
+        require(self.pre.ndim == 1, f"pre has shape {self.pre.shape}, expected [C_in]")
+        require(self.scale.ndim == 1, f"scale has shape {self.scale.shape}, expected [T] or [1]")
+        require(
             self.zero_point.shape == self.scale.shape and self.zero_point.dtype == np.int32,
             f"zero_point is {self.zero_point.dtype}{self.zero_point.shape}, expected int32{self.scale.shape}",
         )
-        _require(self.w_code.dtype == np.int8, f"w_code is {self.w_code.dtype}, expected int8")
-        _require(
+        require(self.w_code.dtype == np.int8, f"w_code is {self.w_code.dtype}, expected int8")
+        require(
             self.w_code.ndim in (3, 5),
             f"w_code has shape {self.w_code.shape}, expected [G, C_out, C_in, ...]",
         )
-        _require(min(self.w_code.shape) >= 1, f"w_code has shape {self.w_code.shape}, expected no empty axis")
+        require(min(self.w_code.shape) >= 1, f"w_code has shape {self.w_code.shape}, expected no empty axis")
         sets = self.w_code.shape[:2]
         for name, value in (("w_zero_point", self.w_zero_point), ("weight_scale", self.weight_scale)):
-            _require(value.shape == sets, f"{name} has shape {value.shape}, expected {sets} as w_code's first two")
-        _require(self.w_zero_point.dtype == np.int32, f"w_zero_point is {self.w_zero_point.dtype}, expected int32")
+            require(value.shape == sets, f"{name} has shape {value.shape}, expected {sets} as w_code's first two")
+        require(self.w_zero_point.dtype == np.int32, f"w_zero_point is {self.w_zero_point.dtype}, expected int32")
         groups = self.group_of_step
-        _require(
+        require(
             groups.ndim == 1 and groups.dtype == np.int32 and bool(((groups >= 0) & (groups < sets[0])).all()),
             f"group_of_step names weight sets outside 0..{sets[0] - 1}",
         )
-        tail = (1,) * (self.w_code.ndim - 2)
-        span = self.w_code.astype(np.int32) - self.w_zero_point.reshape(*sets, *tail)
-        _require(
-            bool(np.abs(span + 0.5).max(initial=0) <= 127.5),
-            f"w_code - w_zero_point spans [{span.min(initial=0)}, {span.max(initial=0)}], expected int8",
+        low, high = self.q_weight_span
+        require(
+            low >= -128 and high <= 127,
+            f"w_code - w_zero_point spans [{min(low, 0)}, {max(high, 0)}], expected int8",
         )
+
+    @cached_property
+    def code_span(self) -> tuple[int, int]:
+        """Least and greatest weight code."""
+        return int(self.w_code.min()), int(self.w_code.max())
+
+    @cached_property
+    def q_weight_span(self) -> tuple[int, int]:
+        """Least and greatest w_q over all weight sets; needs no copy of the codes."""
+        if not self.w_zero_point.any():
+            return self.code_span
+        rows = self.w_code.reshape(*self.w_code.shape[:2], -1)
+        zero = self.w_zero_point.astype(np.int64)
+        return int((rows.min(axis=2) - zero).min()), int((rows.max(axis=2) - zero).max())
 
     @property
     def steps(self) -> int:
@@ -162,59 +165,53 @@ class Layer:
             raise RecordError(f"layer {self.name}: {error}") from error
 
     def _check(self) -> None:
-        _require(
-            bool(self.name) and "/" not in self.name and self.name.isprintable(),
-            "name is empty or holds '/' or unprintable characters, expected a module path",
-        )
-        _require(self.kind in KINDS, f"kind is {self.kind!r}, expected one of {KINDS}")
-        _require(1 <= len(self.parts) <= 2, f"has {len(self.parts)} parts, expected 1 or 2")
+        check_module_path(self.name)
+        require(self.kind in KINDS, f"kind is {self.kind!r}, expected one of {KINDS}")
+        require(1 <= len(self.parts) <= 2, f"has {len(self.parts)} parts, expected 1 or 2")
         for name, bits in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):
-            _require(2 <= bits <= 8, f"{name} is {bits}, expected 2 to 8")
-        _require(self.groups >= 1, f"groups is {self.groups}, expected at least 1")
-        _require(
+            require(2 <= bits <= 8, f"{name} is {bits}, expected 2 to 8")
+        require(self.groups >= 1, f"groups is {self.groups}, expected at least 1")
+        require(
             self.groups == 1 or (self.kind == "conv2d" and len(self.parts) == 1),
             f"groups is {self.groups}, expected 1 for a linear or split layer",
         )
         geometry = (*self.stride, *self.dilation)
-        _require(min(geometry) >= 1, f"stride and dilation are {geometry}, expected at least 1")
-        _require(min(self.padding) >= 0, f"padding is {self.padding}, expected none below 0")
+        require(min(geometry) >= 1, f"stride and dilation are {geometry}, expected at least 1")
+        require(min(self.padding) >= 0, f"padding is {self.padding}, expected none below 0")
         half = 2 ** (self.activation_bits - 1)
         expected = ((0, 2 * half - 1), (-half, half - 1))
-        _require(
+        require(
             (self.q_min, self.q_max) in expected,
             f"codes {self.q_min}..{self.q_max}, expected one of {expected}",
         )
         ndim = 3 if self.kind == "linear" else 5
         n_out = self.parts[0].w_code.shape[1]
-        _require(n_out % self.groups == 0, f"has {n_out} outputs, expected a multiple of groups {self.groups}")
+        require(n_out % self.groups == 0, f"has {n_out} outputs, expected a multiple of groups {self.groups}")
         low, high = -(2 ** (self.weight_bits - 1)), 2 ** (self.weight_bits - 1) - 1
         for part in self.parts:
             code = part.w_code
-            _require(code.ndim == ndim, f"w_code has {code.ndim} axes, expected {ndim} for {self.kind}")
-            _require(code.shape[1] == n_out, f"parts have {code.shape[1]} and {n_out} outputs, expected the same")
-            _require(
+            require(code.ndim == ndim, f"w_code has {code.ndim} axes, expected {ndim} for {self.kind}")
+            require(code.shape[1] == n_out, f"parts have {code.shape[1]} and {n_out} outputs, expected the same")
+            require(
                 code.shape[2] * self.groups == len(part.pre),
                 f"pre has {len(part.pre)} channels, expected {code.shape[2] * self.groups} by w_code",
             )
-            _require(
-                int(code.min(initial=0)) >= low and int(code.max(initial=0)) <= high,
-                f"w_code spans [{code.min(initial=0)}, {code.max(initial=0)}], expected [{low}, {high}]",
+            least, most = part.code_span
+            require(
+                least >= low and most <= high,
+                f"w_code spans [{min(least, 0)}, {max(most, 0)}], expected [{low}, {high}]",
             )
             self._check_accumulator(part)
-        if self.bias is not None:
-            _require(
-                self.bias.shape == (n_out,) and self.bias.dtype == np.float32 and bool(np.isfinite(self.bias).all()),
-                f"bias is {self.bias.dtype}{self.bias.shape}, expected finite float32({n_out},)",
-            )
+        check_bias(self.bias, n_out)
         self._check_output()
 
     def _check_accumulator(self, part: Part) -> None:
         z = part.zero_point.astype(np.int64)
         reach = int(max(np.abs(self.q_min - z).max(), np.abs(self.q_max - z).max()))
-        worst = max(int(np.abs(part.q_weight(g)).max(initial=0)) for g in range(part.w_code.shape[0]))
+        worst = max(abs(end) for end in part.q_weight_span)
         k = prod(part.w_code.shape[2:])
-        _require(reach < FLOAT32_EXACT, f"zero_point is up to {reach} from the codes, expected below 2^24")
-        _require(
+        require(reach < FLOAT32_EXACT, f"zero_point is up to {reach} from the codes, expected below 2^24")
+        require(
             k * reach * worst < ACCUMULATOR_LIMIT,
             f"K * max|c| * max|w_q| = {k} * {reach} * {worst} reaches 2^31; check zero_point, use fewer bits",
         )
@@ -224,9 +221,9 @@ class Layer:
             raise RecordError("has only one of out_scale and out_zero_point, expected both or neither")
         if self.out_scale is None or self.out_zero_point is None:
             return
-        _check_scales("out_scale", self.out_scale)
+        check_scales("out_scale", self.out_scale)
         zero = self.out_zero_point
-        _require(
+        require(
             zero.shape == self.out_scale.shape and zero.dtype == np.int32 and bool(((zero >= 0) & (zero <= 255)).all()),
             f"out_zero_point is {zero.dtype}{zero.shape}, expected int32{self.out_scale.shape} in 0..255",
         )
@@ -260,17 +257,21 @@ class Record:
 
         len(timesteps) == T, len(step_edges) == T - 1, step_edges strictly increasing
         every table of every layer has 1 or T entries
-        no float parameter belongs to a quantized layer
+        layers and weight_only share no name, and one of them is not empty
+        no float parameter belongs to a layer of either
+        float_ranges are finite and not negative
 
     Attributes:
         family: denoiser family, as `unet2d`.
-        layers: by module path, in the order of the module tree.
+        layers: integer layers by module path, in the order of the module tree.
         timesteps: [T] float32, calibrated timesteps, increasing.
         step_edges: [T-1] float32; bucket = count(edges <= timestep).
         float_parameters: state-dict entries that stay float, after folding, by their diffusers key.
         model_config: the denoiser's diffusers configuration.
         scheduler_config: the scheduler's, or None.
         provenance: JSON values: source hash, method, options, versions, history.
+        weight_only: layers with few-bit weights and float products, by module path, in the order of the module tree.
+        float_ranges: largest |output| of each module seen in calibration, by module path.
     """
 
     family: str
@@ -281,37 +282,50 @@ class Record:
     model_config: Mapping[str, Any]
     scheduler_config: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    weight_only: Mapping[str, WeightOnlyLayer] = field(default_factory=dict)
+    float_ranges: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the invariants above."""
         count = len(self.timesteps)
         for name, value in (("timesteps", self.timesteps), ("step_edges", self.step_edges)):
-            _require(
+            require(
                 value.ndim == 1 and value.dtype == np.float32 and bool(np.isfinite(value).all()),
                 f"{name} is {value.dtype}{value.shape}, expected finite float32 with one axis",
             )
-            _require(
+            require(
                 bool((np.diff(value) > 0).all()),
                 f"{name} is not strictly increasing; quantize the model again",
             )
-        _require(count >= 1, "timesteps is empty, expected at least one calibrated timestep")
-        _require(
+        require(count >= 1, "timesteps is empty, expected at least one calibrated timestep")
+        require(
             len(self.step_edges) == count - 1,
             f"step_edges has {len(self.step_edges)} entries, expected {count - 1} for {count} timesteps",
         )
-        _require(bool(self.layers), "record has no quantized layer, expected at least one")
-        for name, layer in self.layers.items():
-            _require(name == layer.name, f"layer {layer.name!r} is stored as {name!r}, expected the same name")
-            self._check_tables(layer, count)
+        self._check_layers(count)
+        for key, stored in self.float_parameters.items():
+            if stored.dtype.kind == "f" and not np.isfinite(stored).all():
+                raise RecordError(f"float parameter {key} holds NaN or infinity, expected finite numbers")
+        for name, largest in self.float_ranges.items():
+            good = isinstance(largest, float) and 0 <= largest < np.inf
+            if not good or not name.isprintable():
+                raise RecordError(f"float_ranges of {name!r} is {largest!r}, expected a finite number from 0")
+
+    def _check_layers(self, count: int) -> None:
+        require(bool(self.layers) or bool(self.weight_only), "record has no quantized layer, expected at least one")
+        both = sorted(set(self.layers) & set(self.weight_only))
+        require(not both, f"{', '.join(both[:1])} is an integer layer and a weight-only one, expected one of the two")
+        every: dict[str, Layer | WeightOnlyLayer] = {**self.layers, **self.weight_only}
+        for name, layer in every.items():
+            require(name == layer.name, f"layer {layer.name!r} is stored as {name!r}, expected the same name")
+            if isinstance(layer, Layer):
+                self._check_tables(layer, count)
             for suffix in ("weight", "bias"):
                 key = f"{name}.{suffix}"
-                _require(
+                require(
                     key not in self.float_parameters,
                     f"{key} is stored as float and in layer {name}, expected once",
                 )
-        for key, stored in self.float_parameters.items():
-            if stored.dtype.kind == "f" and not np.isfinite(stored.astype(np.float64)).all():
-                raise RecordError(f"float parameter {key} holds NaN or infinity, expected finite numbers")
 
     def _check_tables(self, layer: Layer, count: int) -> None:
         tables: list[tuple[str, NDArray[Any] | None]] = [("out_scale", layer.out_scale)]

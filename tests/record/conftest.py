@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from dq_deploy.record import Layer, Part, Record, edges_from_timesteps
+from dq_deploy.record import Layer, Part, Record, WeightOnlyLayer, edges_from_timesteps
 
 
 def make_part(rng, shape, *, weight_bits, steps, sets=1, groups=1):
@@ -71,4 +73,26 @@ def record():
         model_config={"_class_name": "UNet2DModel", "block_out_channels": (32, 64), "é": "ü"},
         scheduler_config={"_class_name": "DDIMScheduler"},
         provenance={"method": "minmax", "options": {"seed": 0}},
+    )
+
+
+def make_weight_only(rng, name, shape=(6, 8), *, weight_bits=4, block_size=4, bias=True):
+    half = 2 ** (weight_bits - 1)
+    return WeightOnlyLayer(
+        name=name,
+        weight_bits=weight_bits,
+        block_size=block_size,
+        w_code=rng.integers(-half, half, shape).astype(np.int8),
+        scale=rng.uniform(0.001, 0.1, (shape[0], shape[1] // block_size)).astype(np.float32),
+        bias=rng.standard_normal(shape[0]).astype(np.float32) if bias else None,
+    )
+
+
+@pytest.fixture
+def record_v2(record):
+    """The record with two weight-only layers, packed with bias and not packed without, and float ranges."""
+    rng = np.random.default_rng(1)
+    light = [make_weight_only(rng, "c.q"), make_weight_only(rng, "c.k", weight_bits=6, block_size=2, bias=False)]
+    return dataclasses.replace(
+        record, weight_only={layer.name: layer for layer in light}, float_ranges={"b.norm": 3.5, "a": 0.0}
     )
