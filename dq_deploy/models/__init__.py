@@ -11,23 +11,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from dq_deploy.errors import ModelError
+from dq_deploy.models.denoiser_call import INPUT_NAMES, call_arguments, call_denoiser
 from dq_deploy.models.layers import Block, Denoiser, Family, FoldSite, LayerSite, Macs, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from dq_deploy.record import Record
 
-FAMILIES = ("unet2d",)
+FAMILIES = ("unet2d", "unet2d_condition")
 """Names of the denoiser families; each is a module of this package."""
 
-CLASS_NAMES = {"UNet2DModel": "unet2d"}
+CLASS_NAMES = {"UNet2DModel": "unet2d", "UNet2DConditionModel": "unet2d_condition"}
 """diffusers class name of each family."""
 
 __all__ = [
     "CLASS_NAMES",
     "FAMILIES",
+    "INPUT_NAMES",
     "Block",
     "Denoiser",
     "Family",
@@ -37,6 +40,8 @@ __all__ = [
     "TensorSpec",
     "blocks_of",
     "build_denoiser",
+    "call_arguments",
+    "call_denoiser",
     "denoiser_from_record",
     "example_inputs",
     "family_of",
@@ -47,6 +52,7 @@ __all__ = [
     "macs_of",
     "output_specs",
     "quantizable_layers",
+    "random_conditions",
     "skip_splits",
 ]
 
@@ -132,7 +138,7 @@ def macs_of(module: torch.nn.Module | None, config: Mapping[str, Any]) -> Macs:
 
 
 def input_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
-    """Inputs: `sample`, `timestep`, and `class_labels` where the model has classes."""
+    """Inputs: `sample`, `timestep`, and what the model is conditioned on, in the order of `INPUT_NAMES`."""
     return _of(config).input_specs(config)
 
 
@@ -142,8 +148,17 @@ def output_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
 
 
 def example_inputs(config: Mapping[str, Any], batch: int, seed: int) -> dict[str, np.ndarray]:
-    """Random valid inputs by name: normal samples, whole timesteps, labels; the same for the same seed."""
+    """Random valid inputs by name: normal samples, whole timesteps, conditions; the same for the same seed."""
     return _of(config).example_inputs(config, batch, seed)
+
+
+def random_conditions(
+    config: Mapping[str, Any], batch: int, generator: np.random.Generator
+) -> dict[str, NDArray[np.generic]]:
+    """Valid values of the inputs besides `sample` and `timestep`: labels, normal embeddings, the model's own size."""
+    from dq_deploy.models import conditions
+
+    return conditions.random_conditions(input_specs(config), config, batch, generator)
 
 
 def skip_splits(module: torch.nn.Module) -> dict[str, int]:

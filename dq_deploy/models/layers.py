@@ -112,7 +112,8 @@ class FoldSite:
 
     Attributes:
         producer: module path of the norm or linear layer.
-        kind: `group_norm` (weight and bias are multiplied) or `linear_rows` (output rows and bias are).
+        kind: what is divided by the factor: `group_norm` and `layer_norm`, weight and bias; `linear_rows`, all output
+            rows and the bias; `value_rows`, the first half of them (the value of a GEGLU, not its gate).
         consumers: every layer that reads the tensor; legal only if all take the same `pre`.
     """
 
@@ -186,13 +187,14 @@ def check_layers_supported(module: torch.nn.Module, allowed_parameters: tuple[ty
     """
     import torch
 
-    known = (torch.nn.Conv2d, torch.nn.Linear, torch.nn.GroupNorm, torch.nn.Embedding, *allowed_parameters)
+    norms = (torch.nn.GroupNorm, torch.nn.LayerNorm)
+    known = (torch.nn.Conv2d, torch.nn.Linear, *norms, torch.nn.Embedding, *allowed_parameters)
     for name, child in module.named_modules():
         has_own = next(child.parameters(recurse=False), None) is not None
         if has_own and not isinstance(child, known):
             raise ModelError(
                 f"layer {name or '(root)'} is a {type(child).__name__}, which is not supported; "
-                "expected Conv2d, Linear, GroupNorm or Embedding"
+                "expected Conv2d, Linear, GroupNorm, LayerNorm or Embedding"
             )
         if isinstance(child, torch.nn.Conv2d) and (child.padding_mode != "zeros" or isinstance(child.padding, str)):
             raise ModelError(
@@ -247,10 +249,12 @@ def walk(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor], attention_
 
     Args:
         module: the denoiser; its weights are neither copied nor changed.
-        inputs: keyword arguments, on any device.
-        attention_type: class whose calls cost two products of [tokens, tokens, inner channels].
+        inputs: tensors by name, on any device.
+        attention_type: class whose calls cost two products of [tokens, tokens of the keys, inner channels].
     """
     import torch
+
+    from dq_deploy.models.denoiser_call import call_arguments
 
     sites: dict[str, LayerSite] = {}
     attention = 0
@@ -262,24 +266,37 @@ def walk(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor], attention_
 
         return hook
 
-    def attention_hook(layer: Any, args: tuple[Any, ...], output: torch.Tensor) -> None:
+    def attention_hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> None:
         nonlocal attention
-        x = args[0]
+        x, text = args[0], kwargs.get("encoder_hidden_states")
         tokens = x.shape[1] if x.ndim == 3 else x.shape[2] * x.shape[3]
-        attention += 2 * tokens * tokens * layer.to_q.out_features
+        keys = tokens if text is None else text.shape[1]
+        attention += 2 * tokens * keys * layer.to_q.out_features
 
     for name, child in module.named_modules():
         if is_quantizable(child):
             handles.append(child.register_forward_hook(layer_hook(name)))
         elif isinstance(child, attention_type):
-            handles.append(child.register_forward_hook(attention_hook))
+            handles.append(child.register_forward_hook(attention_hook, with_kwargs=True))
     try:
         state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         meta = {name: value.detach().to("meta") for name, value in state.items()}
         arguments = {name: value.to("meta") for name, value in inputs.items()}
         with torch.no_grad():
-            torch.func.functional_call(module, meta, kwargs=arguments)
+            torch.func.functional_call(module, meta, kwargs=call_arguments(arguments))
     finally:
         for handle in handles:
             handle.remove()
     return Walk(sites=tuple(sites.values()), attention_macs=attention)
+
+
+def macs_of_walk(found: Walk) -> Macs:
+    """Work of one sample, by a walk with a batch of one."""
+    layers = {site.name: site.macs for site in found.sites}
+    total = sum(layers.values())
+    return Macs(
+        of_all=total + found.attention_macs,
+        of_quantizable=total,
+        attention=found.attention_macs,
+        layers=layers,
+    )

@@ -17,6 +17,7 @@ from dq_deploy.models.layers import (
     Walk,
     check_layers_supported,
     first_line,
+    macs_of_walk,
     walk,
 )
 
@@ -147,15 +148,7 @@ def quantizable_layers(module: torch.nn.Module, config: Mapping[str, Any], *, ba
 
 def macs_of(module: torch.nn.Module, config: Mapping[str, Any]) -> Macs:
     """Work of one sample."""
-    found = _walk(module, config, 1)
-    layers = {site.name: site.macs for site in found.sites}
-    total = sum(layers.values())
-    return Macs(
-        of_all=total + found.attention_macs,
-        of_quantizable=total,
-        attention=found.attention_macs,
-        layers=layers,
-    )
+    return macs_of_walk(_walk(module, config, 1))
 
 
 def skip_splits(module: Any) -> dict[str, int]:

@@ -1,0 +1,31 @@
+"""The named inputs of a denoiser, and the arguments its diffusers module takes for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+INPUT_NAMES = ("sample", "timestep", "class_labels", "encoder_hidden_states", "text_embeds", "time_ids")
+"""Every input a denoiser of any family may have, in the order of its specifications."""
+
+ADDED_CONDITIONS = ("text_embeds", "time_ids")
+"""Inputs that diffusers takes inside `added_cond_kwargs`."""
+
+
+def call_arguments(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of a diffusers denoiser for inputs by name; other names are left out."""
+    given = {name: inputs[name] for name in INPUT_NAMES if name in inputs and name not in ADDED_CONDITIONS}
+    added = {name: inputs[name] for name in ADDED_CONDITIONS if name in inputs}
+    return {**given, "added_cond_kwargs": added} if added else given
+
+
+def call_denoiser(module: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """Output of a diffusers denoiser, or of a record's simulation, for inputs by name."""
+    output = module(**call_arguments(inputs))
+    if isinstance(output, tuple):
+        output = output[0]
+    tensor: torch.Tensor = getattr(output, "sample", output)
+    return tensor
