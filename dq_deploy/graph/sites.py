@@ -66,7 +66,7 @@ def find_sites(graph: ir.Graph, record: Record) -> list[Site]:
             continue
         if layer.name in found:
             raise RecordError(f"layer {layer.name} runs more than once in the traced graph, expected once")
-        found[layer.name] = Site(layer=layer, node=node, output=_behind_bias(node))
+        found[layer.name] = Site(layer=layer, node=node, output=behind_bias(node))
     missing = [name for name in record.layers if name not in found]
     if missing:
         raise RecordError(
@@ -76,7 +76,7 @@ def find_sites(graph: ir.Graph, record: Record) -> list[Site]:
     return list(found.values())
 
 
-def _behind_bias(node: ir.Node) -> ir.Value:
+def behind_bias(node: ir.Node) -> ir.Value:
     """The output of a MatMul's bias Add where the tracer wrote one."""
     value = node.outputs[0]
     if node.op_type != "MatMul":
