@@ -79,12 +79,21 @@ class StepTables:
         flat = b.op("Gather", [source, self._bucket_scalar], "row", attributes={"axis": 0}, dtype=source.dtype)
         return flat
 
-    def rows(self, table: F32, name: str, rank: int) -> ir.Value:
-        """Row of a [T, C] or [1, C] table at each sample's step: float32 [B, C, 1, ...] with `rank` axes."""
+    def rows(self, table: F32, name: str, rank: int, *, channel_axis: int = 1) -> ir.Value:
+        """Row of a [T, C] or [1, C] table at each sample's step: float32 [B, C, 1, ...] with `rank` axes.
+
+        Args:
+            table: [T, C] or static [1, C].
+            name: name of the resulting tensor.
+            rank: number of its axes.
+            channel_axis: axis of C, 1 or the last.
+        """
         steps = len(self._edges) + 1
         full = np.ascontiguousarray(np.broadcast_to(table, (steps, table.shape[1])))
         value = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT))
-        self._rows.append((value, full.reshape(*full.shape, *([1] * (rank - 2)))))
+        shape = [1] * (rank - 1)
+        shape[channel_axis - 1] = full.shape[1]
+        self._rows.append((value, full.reshape(steps, *shape)))
         return value
 
     def finish(self) -> None:

@@ -12,12 +12,27 @@ from dq_deploy.errors import OptionError
 if TYPE_CHECKING:
     from dq_deploy.record import Record
 
-TARGETS = ("onnxruntime", "openvino")
-MODES = {"onnxruntime": ("exact", "fast"), "openvino": ("exact",)}
+TARGETS = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+MODES = {
+    "onnxruntime": ("exact", "fast"),
+    "openvino": ("exact",),
+    "tensorrt": ("exact",),
+    "tensorrt-rtx": ("exact",),
+}
+FLOAT_TYPES = {
+    "onnxruntime": ("float32",),
+    "openvino": ("float32",),
+    "tensorrt": ("float16", "bfloat16", "float32"),
+    "tensorrt-rtx": ("float16", "bfloat16", "float32"),
+}
+"""Types of the float operations between the layers; the first is taken by default."""
+
+CONVS = {"onnxruntime": (), "openvino": (), "tensorrt": ("native",), "tensorrt-rtx": ("gemm", "native")}
+"""How convolutions are written, where that is a choice; the first is taken by default."""
 
 
-def check_target(target: str, mode: str) -> None:
-    """Refuse a target or mode that does not exist.
+def check_target(target: str, mode: str, *, float_type: str | None = None, conv: str | None = None) -> None:
+    """Refuse a target, mode or option of it that does not exist.
 
     Raises:
         OptionError: naming what there is.
@@ -26,39 +41,66 @@ def check_target(target: str, mode: str) -> None:
         raise OptionError(f"target is {target!r}, expected one of {', '.join(TARGETS)}")
     if mode not in MODES[target]:
         raise OptionError(f"mode is {mode!r}, expected one of {', '.join(MODES[target])} for target {target}")
+    if float_type is not None and float_type not in FLOAT_TYPES[target]:
+        allowed = ", ".join(FLOAT_TYPES[target])
+        raise OptionError(f"float type is {float_type!r}, expected one of {allowed} for target {target}")
+    if conv is not None and conv not in CONVS[target]:
+        takers = ", ".join(f"{name} ({', '.join(CONVS[name])})" for name in TARGETS if CONVS[name])
+        raise OptionError(f"conv is {conv!r} for target {target}; it can be given for {takers}")
 
 
-def export(record: Record, path: str | Path, *, target: str = "onnxruntime", mode: str = "exact") -> dict[str, Any]:
+def export(
+    record: Record,
+    path: str | Path,
+    *,
+    target: str = "onnxruntime",
+    mode: str = "exact",
+    float_type: str | None = None,
+    conv: str | None = None,
+) -> dict[str, Any]:
     """Write the integer graph of a record for one engine, with its manifest.
 
     Args:
         record: the quantized denoiser.
         path: `.onnx` file to write; its manifest goes to `<path>.json` and into the file's metadata.
-        target: `onnxruntime` or `openvino`.
+        target: `onnxruntime`, `openvino`, `tensorrt` or `tensorrt-rtx`.
         mode: `exact`, or `fast` for onnxruntime: one declared requantization behind each convolution.
+        float_type: of the operations between the layers: float16 (default), bfloat16 or float32 for the TensorRT
+            targets, float32 elsewhere.
+        conv: for tensorrt-rtx, `gemm` (default: products of int8 patches) or `native`.
 
     Returns:
         The manifest.
 
     Raises:
-        OptionError: unknown target or mode.
+        OptionError: unknown target or mode, or an option the target does not have.
         FileProblemError: the output cannot be written.
         ModelError: the denoiser cannot be traced.
     """
-    check_target(target, mode)
+    check_target(target, mode, float_type=float_type, conv=conv)
     path = Path(path)
     check_writable(path)
     from dq_deploy.graph.onnx_file import write_onnx
     from dq_deploy.targets import onnxruntime as onnxruntime_target
     from dq_deploy.targets.manifest import manifest_of
 
-    if target == "openvino":
+    options: dict[str, Any] = {}
+    precision: list[dict[str, Any]] | None = None
+    if CONVS[target]:
+        from dq_deploy.targets import tensorrt as tensorrt_target
+
+        options = {"float_type": float_type or FLOAT_TYPES[target][0], "conv": conv or CONVS[target][0]}
+        result = tensorrt_target.integer_graph(record, target=target, **options)
+        precision = result.float_precision
+    elif target == "openvino":
         from dq_deploy.targets import openvino as openvino_target
 
         result = openvino_target.integer_graph(record)
     else:
         result = onnxruntime_target.integer_graph(record, mode=mode)
-    manifest = manifest_of(record, target=target, mode=mode, layers=result.layers, notes=result.notes)
+    manifest = manifest_of(record, target=target, mode=mode, layers=result.layers, notes=result.notes, options=options)
+    if precision is not None:
+        manifest["float_precision"] = precision
     write_onnx(result.model, path, manifest)
     return manifest
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.models import input_specs, macs_of, output_specs
@@ -19,16 +20,23 @@ _PACKAGES = ("dq_deploy", "torch", "diffusers", "onnx", "onnx-ir", "onnxruntime"
 
 
 def manifest_of(
-    record: Record, *, target: str, mode: str, layers: Sequence[dict[str, Any]], notes: Sequence[str]
+    record: Record,
+    *,
+    target: str,
+    mode: str,
+    layers: Sequence[dict[str, Any]],
+    notes: Sequence[str],
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """JSON values that describe one exported engine; the same record and options give the same manifest.
 
     Args:
         record: what the engine was made from.
-        target: `onnxruntime` or `openvino`.
+        target: one of `targets.TARGETS`.
         mode: `exact` or `fast`.
         layers: per layer its form and the names of its tensors.
         notes: what the passes declined.
+        options: further options of the target.
     """
     config = dict(record.model_config)
     macs = macs_of(None, config)
@@ -47,7 +55,7 @@ def manifest_of(
         "timesteps": [float(t) for t in record.timesteps],
         "step_edges": [float(e) for e in record.step_edges],
         "versions": {"python": platform.python_version(), **_versions()},
-        "options": {"target": target, "mode": mode},
+        "options": {"target": target, "mode": mode, **options},
         "macs": {
             "of_all": int(macs.of_all),
             "of_quantizable": int(macs.of_quantizable),

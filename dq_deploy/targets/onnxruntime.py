@@ -25,11 +25,13 @@ class IntegerGraph:
         model: the graph.
         layers: the manifest's entry of each layer.
         notes: what passes declined, with reasons.
+        float_precision: float operations kept out of the float type, with reasons; None where there is no choice.
     """
 
     model: ir.Model
     layers: list[dict[str, Any]]
     notes: tuple[str, ...]
+    float_precision: list[dict[str, Any]] | None = None
 
 
 def integer_graph(record: Record, *, mode: str) -> IntegerGraph:

@@ -1,0 +1,34 @@
+"""Targets TensorRT and TensorRT-RTX, mode exact: int8 products, the rest in a chosen float type."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dq_deploy.graph.cleanup import RemoveUnused
+from dq_deploy.graph.pads import PadsAsModules
+from dq_deploy.graph.passes import Pass, run_passes
+from dq_deploy.graph.tensorrt_layers import GEMM, NATIVE, TensorRtLayers
+from dq_deploy.targets.onnxruntime import IntegerGraph
+from dq_deploy.targets.traced_graphs import traced_float_graph
+
+if TYPE_CHECKING:
+    from dq_deploy.record import Record
+
+FLOAT_TYPES = ("float16", "bfloat16", "float32")
+CONVS = (GEMM, NATIVE)
+
+
+def integer_graph(record: Record, *, target: str, float_type: str, conv: str) -> IntegerGraph:
+    """Trace the record's denoiser and put its integer layers in.
+
+    Args:
+        record: the quantized denoiser.
+        target: `tensorrt` or `tensorrt-rtx`.
+        float_type: `float16`, `bfloat16` or `float32`, of everything but the integer layers.
+        conv: `gemm` or `native`; only `native` for `tensorrt`, whose convolutions run in integers themselves.
+    """
+    model = traced_float_graph(record.family, record.model_config, record)
+    layers = TensorRtLayers(record, conv=conv, pixels_as_rows=target == "tensorrt-rtx")
+    passes: list[Pass] = [PadsAsModules(record), layers, RemoveUnused()]
+    result = run_passes(model, passes)
+    return IntegerGraph(model=result.model, layers=layers.entries, notes=result.notes, float_precision=[])
