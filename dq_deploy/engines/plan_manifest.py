@@ -53,7 +53,7 @@ def write_plan_manifest(plan_path: str | Path, manifest: Mapping[str, Any]) -> N
     Raises:
         FileProblemError: it cannot be written.
     """
-    text = json.dumps(dict(manifest), sort_keys=True, indent=1, allow_nan=False)
+    text = json.dumps(dict(manifest), sort_keys=True, indent=1)
     write_text_atomic(plan_manifest_path(Path(plan_path)), text + "\n")
 
 
