@@ -48,6 +48,10 @@ def _check_geometry(record: Record, module: torch.nn.Module) -> None:
         for what, value, expected in zip(("kind", "stride", "padding", "dilation", "groups"), mine, got, strict=True):
             if value != expected:
                 raise RecordError(f"layer {name}: {what} is {value!r}, expected {expected!r} as the denoiser has")
+    for name in record.weight_only:
+        if not isinstance(modules.get(name), torch.nn.Linear):
+            kind = f"a {type(modules[name]).__name__}" if name in modules else "missing"
+            raise RecordError(f"layer {name} is {kind} in the denoiser, expected a Linear there")
 
 
 def module_from_record(record: Record) -> torch.nn.Module:
@@ -67,5 +71,9 @@ def module_from_record(record: Record) -> torch.nn.Module:
         state[f"{name}.weight"] = torch.from_numpy(dequantized_weight(layer))
         if layer.bias is not None:
             state[f"{name}.bias"] = torch.from_numpy(layer.bias.copy())
+    for name, light in record.weight_only.items():
+        state[f"{name}.weight"] = torch.from_numpy(light.weight())
+        if light.bias is not None:
+            state[f"{name}.bias"] = torch.from_numpy(light.bias.copy())
     fit_state(module, state, "record", RecordError)
     return module

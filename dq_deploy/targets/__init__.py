@@ -120,15 +120,18 @@ def float_graph(manifest: Mapping[str, Any], path: str | Path, *, record: Record
     write_onnx(model, Path(path), None)
 
 
-def simulation_graph(record: Record, path: str | Path, *, mode: str = "exact") -> None:
+def simulation_graph(record: Record, path: str | Path, *, mode: str = "exact", target: str = "onnxruntime") -> None:
     """Write the record's simulation as a float ONNX graph: no integer kernel, the same operations elsewhere.
 
     Args:
         record: the quantized denoiser.
         path: `.onnx` file to write, without a manifest.
         mode: `exact`, or `fast` with the declared requantization behind each convolution.
+        target: engine it is compared with; weight-only layers are written as there.
     """
     from dq_deploy.graph.onnx_file import write_onnx
     from dq_deploy.targets.traced_graphs import traced_simulation
 
-    write_onnx(traced_simulation(record, requantize=mode == "fast"), Path(path), None)
+    form = "matmul_nbits" if target == "onnxruntime" else "dequantize"
+    model = traced_simulation(record, requantize=mode == "fast", weight_only_form=form)
+    write_onnx(model, Path(path), None)

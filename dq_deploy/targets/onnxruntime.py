@@ -9,6 +9,7 @@ from dq_deploy.graph.cleanup import RemoveUnused
 from dq_deploy.graph.integer_layers import IntegerLayers
 from dq_deploy.graph.pads import PadsAsModules
 from dq_deploy.graph.passes import run_passes
+from dq_deploy.graph.weight_only_layers import WeightOnlyLayers
 from dq_deploy.targets.traced_graphs import traced_float_graph
 
 if TYPE_CHECKING:
@@ -48,5 +49,6 @@ def integer_graph(record: Record, *, mode: str) -> IntegerGraph:
         layers: Any = RequantizedLayers(record)
     else:
         layers = IntegerLayers(record)
-    result = run_passes(model, [PadsAsModules(record), layers, RemoveUnused()])
-    return IntegerGraph(model=result.model, layers=layers.entries, notes=result.notes)
+    light = WeightOnlyLayers(record, form="matmul_nbits")
+    result = run_passes(model, [PadsAsModules(record), layers, light, RemoveUnused()])
+    return IntegerGraph(model=result.model, layers=layers.entries + light.entries, notes=result.notes)

@@ -8,6 +8,7 @@ from dq_deploy.graph.cleanup import RemoveUnused
 from dq_deploy.graph.openvino_layers import OpenVinoLayers
 from dq_deploy.graph.pads import PadsAsModules
 from dq_deploy.graph.passes import run_passes
+from dq_deploy.graph.weight_only_layers import WeightOnlyLayers
 from dq_deploy.targets.onnxruntime import IntegerGraph
 from dq_deploy.targets.traced_graphs import traced_float_graph
 
@@ -23,5 +24,6 @@ def integer_graph(record: Record) -> IntegerGraph:
     """
     model = traced_float_graph(record.family, record.model_config, record)
     layers = OpenVinoLayers(record)
-    result = run_passes(model, [PadsAsModules(record), layers, RemoveUnused()])
-    return IntegerGraph(model=result.model, layers=layers.entries, notes=result.notes)
+    light = WeightOnlyLayers(record)
+    result = run_passes(model, [PadsAsModules(record), layers, light, RemoveUnused()])
+    return IntegerGraph(model=result.model, layers=layers.entries + light.entries, notes=result.notes)

@@ -11,6 +11,7 @@ from dq_deploy.graph.pads import PadsAsModules
 from dq_deploy.graph.passes import run_passes
 from dq_deploy.graph.simulated_layers import SimulatedLayers
 from dq_deploy.graph.trace import trace
+from dq_deploy.graph.weight_only_layers import WeightOnlyLayers
 from dq_deploy.models import build_denoiser, denoiser_from_record, example_inputs
 
 if TYPE_CHECKING:
@@ -35,17 +36,18 @@ def traced_float_graph(family: str, config: Mapping[str, Any], record: Record | 
     return run_passes(model, [GroupNormAsInstanceNorm(), RemoveUnused()]).model
 
 
-def traced_simulation(record: Record, *, requantize: bool = False) -> ir.Model:
+def traced_simulation(record: Record, *, requantize: bool = False, weight_only_form: str = "dequantize") -> ir.Model:
     """The float graph with the record's integer layers simulated in float32.
 
     Args:
         record: the quantized denoiser.
         requantize: with the declared requantization behind each convolution, as mode fast has it.
+        weight_only_form: of `WeightOnlyLayers`, as the engine has it.
 
     Raises:
         RecordError: a layer is too wide to be exact in float32, or its weights differ by step.
     """
     model = traced_float_graph(record.family, record.model_config, record)
-    return run_passes(
-        model, [PadsAsModules(record), SimulatedLayers(record, requantize=requantize), RemoveUnused()]
-    ).model
+    simulated = SimulatedLayers(record, requantize=requantize)
+    light = WeightOnlyLayers(record, form=weight_only_form)
+    return run_passes(model, [PadsAsModules(record), simulated, light, RemoveUnused()]).model

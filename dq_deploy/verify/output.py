@@ -118,12 +118,14 @@ def _requantize_outputs(module: torch.nn.Module, record: Record) -> None:
             child.register_forward_hook(behind(layer_name))
 
 
-def twin_outputs(shipped: ShippedGraph, record: Record, batches: Sequence[Batch], *, mode: str) -> list[Array]:
+def twin_outputs(
+    shipped: ShippedGraph, record: Record, batches: Sequence[Batch], *, mode: str, target: str
+) -> list[Array]:
     """Outputs of the simulation in the engine's own float graph: integer layers in float, all else the same nodes."""
     from dq_deploy.targets import simulation_graph
 
     path = shipped.scratch(".onnx")
-    simulation_graph(record, path, mode=mode)
+    simulation_graph(record, path, mode=mode, target=target)
     with shipped.open(path) as runner:
         return [next(iter(run_all(runner, batch.feeds).values())) for batch in batches]
 

@@ -195,7 +195,8 @@ def _outputs(
     twin = None
     if twin_wanted:
         try:
-            twin = twin_outputs(shipped, record, batches, mode=str(manifest["mode"]))
+            mode, target = str(manifest["mode"]), str(manifest["target"])
+            twin = twin_outputs(shipped, record, batches, mode=mode, target=target)
         except DqError as error:
             notes.append(f"output was compared with the training simulation only: {error}")
     floats = None if model is None else run_module(model.module, batches)
