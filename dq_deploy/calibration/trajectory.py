@@ -1,9 +1,9 @@
-"""Calibration inputs from the float model's own DDIM sampling trajectory."""
+"""Calibration inputs from the float model's own DDIM sampling trajectory, or noise in its place."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,9 @@ from dq_deploy.numerics import F32
 
 if TYPE_CHECKING:
     import torch
+
+Denoise = Callable[[Mapping[str, Any]], Any]
+"""A denoiser as a function of its named inputs."""
 
 DEFAULT_TRAIN_TIMESTEPS = 1000
 GIB = 1 << 30
@@ -31,19 +34,21 @@ class Trajectory:
         timesteps: [T] float32, strictly increasing.
         labels: [N] int64, or None for an unconditional model.
         asked: number of trajectories asked for; N is smaller where memory did not hold them.
+        conditions: [N, ...] by input name: what each trajectory is conditioned on besides its label.
     """
 
     samples: F32
     timesteps: F32
     labels: NDArray[np.int64] | None
     asked: int
+    conditions: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def flat(self) -> dict[str, NDArray[Any]]:
         """All T * N inputs by name, steps mixed: entry i is trajectory i // T at step i % T.
 
         Returns:
-            `sample` [T*N, C, H, W], `timestep` [T*N] float32, `step` [T*N] int64 and, with classes,
-            `class_labels` [T*N] int64.
+            `sample` [T*N, C, H, W], `timestep` [T*N] float32, `step` [T*N] int64, with classes `class_labels`
+            [T*N] int64, and the conditions.
         """
         steps, count = self.samples.shape[:2]
         step = np.tile(np.arange(steps, dtype=np.int64), count)
@@ -54,6 +59,7 @@ class Trajectory:
         }
         if self.labels is not None:
             inputs["class_labels"] = np.repeat(self.labels, steps)
+        inputs.update({name: np.repeat(value, steps, axis=0) for name, value in self.conditions.items()})
         return inputs
 
 
@@ -109,6 +115,29 @@ def _shape(config: Mapping[str, Any]) -> tuple[int, ...]:
     return int(config.get("in_channels", 3)), int(height), int(width)
 
 
+def _count(
+    steps: int, shape: tuple[int, ...], conditions: Mapping[str, NDArray[Any]], samples: int, memory_gib: float
+) -> int:
+    """Trajectories that fit in `memory_gib`, at most `samples`."""
+    if samples < 1:
+        raise OptionError(f"samples is {samples}, expected at least 1")
+    for name, value in conditions.items():
+        if len(value) != samples:
+            raise OptionError(f"{name} has {len(value)} rows, expected {samples}, one for each trajectory")
+    each = steps * (int(np.prod(shape)) * 4 + sum(value[0].nbytes for value in conditions.values()))
+    count = min(samples, int(memory_gib * GIB) // each)
+    if count < 1:
+        raise OptionError(f"memory_gib is {memory_gib}, expected at least {each / GIB:.3g}: one trajectory takes that")
+    return count
+
+
+def _noise(shape: tuple[int, ...], seed: int, index: int) -> torch.Tensor:
+    """Unit normal noise of one trajectory, from its own generator."""
+    import torch
+
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + NOISE_OFFSET + index))
+
+
 def collect_trajectory(
     module: torch.nn.Module,
     scheduler_config: Mapping[str, Any] | None,
@@ -119,6 +148,8 @@ def collect_trajectory(
     batch: int = 32,
     seed: int = 0,
     labels: Sequence[int] | None = None,
+    conditions: Mapping[str, NDArray[Any]] | None = None,
+    denoise: Denoise | None = None,
     memory_gib: float = 2.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Trajectory:
@@ -133,11 +164,14 @@ def collect_trajectory(
         batch: trajectories at a time.
         seed: of noise and labels; each trajectory has its own generator.
         labels: classes to draw from, by default all of the model's.
+        conditions: [samples, ...] by input name, one row a trajectory.
+        denoise: calls the denoiser with named inputs; by default they are its keyword arguments.
         memory_gib: most memory the result may take.
         progress: called with (trajectories done, trajectories).
 
     Raises:
         OptionError: an option is out of range, or not one trajectory fits.
+        ModelError: the model's output cannot be a step of its input.
         NonFiniteError: the float model gives NaN or infinity.
     """
     import torch
@@ -145,28 +179,23 @@ def collect_trajectory(
     if samples < 1 or batch < 1:
         raise OptionError(f"samples is {samples} and batch {batch}, expected at least 1")
     timesteps = sampling_timesteps(scheduler_config, steps)
-    shape = _shape(config)
-    each = len(timesteps) * int(np.prod(shape)) * 4
-    count = min(samples, int(memory_gib * GIB) // each)
-    if count < 1:
-        raise OptionError(f"memory_gib is {memory_gib}, expected at least {each / GIB:.3g}: one trajectory takes that")
+    shape, given = _shape(config), dict(conditions or {})
+    out_channels = int(config.get("out_channels", shape[0]))
+    if out_channels not in (shape[0], 2 * shape[0]):
+        raise ModelError(
+            f"the model takes {shape[0]} channels and gives {out_channels}, expected as many for a sampling "
+            "trajectory; calibrate with --calibration random or --latents"
+        )
+    count = _count(len(timesteps), shape, given, samples, memory_gib)
     chosen = _labels(config, labels, samples, seed)
     kept = np.empty((len(timesteps), count, *shape), np.float32)
+    every = given if chosen is None else {**given, "class_labels": chosen}
+    call = denoise or (lambda inputs: module(**inputs, return_dict=False)[0])
     for start in range(0, count, batch):
         stop = min(start + batch, count)
-        noise = [
-            torch.randn(shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + NOISE_OFFSET + i))
-            for i in range(start, stop)
-        ]
-        part = None if chosen is None else torch.from_numpy(chosen[start:stop])
-        _walk(
-            module,
-            build_ddim(scheduler_config, steps),
-            torch.stack(noise),
-            part,
-            timesteps,
-            kept[:, start:stop],
-        )
+        noise = torch.stack([_noise(shape, seed, i) for i in range(start, stop)])
+        part = {name: torch.from_numpy(np.array(value[start:stop])) for name, value in every.items()}
+        _walk(call, build_ddim(scheduler_config, steps), noise, part, timesteps, kept[:, start:stop])
         if progress is not None:
             progress(stop, count)
     return Trajectory(
@@ -174,21 +203,68 @@ def collect_trajectory(
         timesteps=timesteps,
         labels=None if chosen is None else chosen[:count],
         asked=samples,
+        conditions={name: value[:count] for name, value in given.items()},
     )
 
 
-def _walk(module: torch.nn.Module, scheduler: Any, noise: torch.Tensor, labels: Any, timesteps: F32, kept: F32) -> None:
+def random_trajectory(
+    scheduler_config: Mapping[str, Any] | None,
+    config: Mapping[str, Any],
+    *,
+    steps: int,
+    samples: int,
+    seed: int = 0,
+    labels: Sequence[int] | None = None,
+    conditions: Mapping[str, NDArray[Any]] | None = None,
+    memory_gib: float = 2.0,
+) -> Trajectory:
+    """Unit normal noise at every timestep instead of a sampling run: costs nothing, resembles images only when noisy.
+
+    Args:
+        scheduler_config: diffusers configuration, or None for the defaults.
+        config: the denoiser's diffusers configuration.
+        steps: sampling steps whose timesteps are used.
+        samples: inputs at each step; fewer where they would not fit in `memory_gib`.
+        seed: of noise and labels.
+        labels: classes to draw from, by default all of the model's.
+        conditions: [samples, ...] by input name.
+        memory_gib: most memory the result may take.
+
+    Raises:
+        OptionError: an option is out of range, or not one input a step fits.
+    """
+    timesteps = sampling_timesteps(scheduler_config, steps)
+    shape, given = _shape(config), dict(conditions or {})
+    count = _count(len(timesteps), shape, given, samples, memory_gib)
+    chosen = _labels(config, labels, samples, seed)
+    noise = [_noise((len(timesteps), *shape), seed, index).numpy() for index in range(count)]
+    return Trajectory(
+        samples=np.stack(noise, axis=1),
+        timesteps=timesteps,
+        labels=None if chosen is None else chosen[:count],
+        asked=samples,
+        conditions={name: value[:count] for name, value in given.items()},
+    )
+
+
+def _walk(
+    denoise: Denoise,
+    scheduler: Any,
+    noise: torch.Tensor,
+    conditions: Mapping[str, torch.Tensor],
+    timesteps: F32,
+    kept: F32,
+) -> None:
     """Denoise one batch, writing each input into `kept` [T, B, C, H, W]."""
     import torch
 
     latent = noise * float(scheduler.init_noise_sigma)
-    extra = {} if labels is None else {"class_labels": labels}
     with torch.inference_mode():
         for t in scheduler.timesteps:
             given = scheduler.scale_model_input(latent, t)
             kept[int(np.searchsorted(timesteps, np.float32(float(t))))] = given.numpy()
             time = torch.full((len(latent),), float(t))
-            output = module(given, time, return_dict=False, **extra)[0][:, : latent.shape[1]]
+            output = denoise({"sample": given, "timestep": time, **conditions})[:, : latent.shape[1]]
             latent = scheduler.step(output, t, latent, eta=0.0).prev_sample
             if not bool(torch.isfinite(latent).all()):
                 raise NonFiniteError(

@@ -12,6 +12,7 @@ from dq_deploy.methods.presets import PRESETS, options_from_preset
 from dq_deploy.methods.progress import Progress
 
 if TYPE_CHECKING:
+    from dq_deploy.calibration import CalibrationSource
     from dq_deploy.models import Denoiser
     from dq_deploy.record import Record
 
@@ -31,6 +32,7 @@ def quantize(
     denoiser: Denoiser,
     options: QuantizeOptions | None = None,
     *,
+    calibration: CalibrationSource | None = None,
     progress: Callable[[Progress], None] | None = None,
     resume_dir: str | Path | None = None,
     **kwargs: Any,
@@ -42,6 +44,8 @@ def quantize(
     Args:
         denoiser: from `dq_deploy.load_model`; it is not changed.
         options: what to do; or give its fields as keyword arguments, `method="minmax"` and so on.
+        calibration: where calibration inputs come from; by default the model's own sampling trajectory, with random
+            embeddings where the model is conditioned on some.
         progress: called with a `Progress` now and then.
         resume_dir: folder where a method that trains keeps its state after each block, and continues from
             when it is called again with the same model and options.
@@ -64,11 +68,14 @@ def quantize(
             known = ", ".join(QuantizeOptions.__dataclass_fields__)
             raise OptionError(f"unknown option {', '.join(sorted(unknown))}, expected {known}")
         options = QuantizeOptions(**kwargs)
+    from dq_deploy.calibration import CalibrationSource
+
+    source = calibration or CalibrationSource()
     if options.method == "minmax":
         from dq_deploy.methods.minmax import quantize_minmax
 
-        return quantize_minmax(denoiser, options, progress or silent)
+        return quantize_minmax(denoiser, options, source, progress or silent)
     from dq_deploy.methods.dilatequant import quantize_dilatequant
 
     folder = None if resume_dir is None else Path(resume_dir)
-    return quantize_dilatequant(denoiser, options, progress or silent, folder)
+    return quantize_dilatequant(denoiser, options, source, progress or silent, folder)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dq_deploy.calibration import Trajectory
+from dq_deploy.calibration import CalibrationInputs
 from dq_deploy.methods.options import QuantizeOptions
 from dq_deploy.methods.preparation import Prepared, PreparedLayer
 from dq_deploy.methods.scales import code_range
@@ -87,9 +87,11 @@ def build_record(
     denoiser: Denoiser,
     prepared: Prepared,
     layers: Mapping[str, Layer],
-    trajectory: Trajectory,
+    calibration: CalibrationInputs,
     options: QuantizeOptions,
     history: list[dict[str, Any]],
+    *,
+    float_ranges: Mapping[str, float],
 ) -> Record:
     """The record of a quantized denoiser.
 
@@ -97,9 +99,10 @@ def build_record(
         denoiser: the float model.
         prepared: its folded copy, whose other parameters stay float.
         layers: integer layers by name.
-        trajectory: where the timesteps come from.
+        calibration: where the timesteps come from.
         options: as asked for.
         history: what the method did, JSON values.
+        float_ranges: largest |output| of each module.
     """
     order = [name for name, _ in prepared.module.named_modules() if name in layers]
     quantized = {f"{name}.{suffix}" for name in layers for suffix in ("weight", "bias")}
@@ -111,17 +114,18 @@ def build_record(
     return Record(
         family=denoiser.family,
         layers={name: layers[name] for name in order},
-        timesteps=trajectory.timesteps,
-        step_edges=edges_from_timesteps(trajectory.timesteps),
+        timesteps=calibration.timesteps,
+        step_edges=edges_from_timesteps(calibration.timesteps),
         float_parameters=rest,
         model_config=denoiser.config,
         scheduler_config=denoiser.scheduler_config,
+        float_ranges=float_ranges,
         provenance={
             "source": denoiser.source,
             "source_sha256": denoiser.source_sha256,
             "method": options.method,
             "options": options.as_json(),
-            "calibration": {"inputs": int(np.prod(trajectory.samples.shape[:2])), "sampler": "ddim, eta 0"},
+            "calibration": dict(calibration.provenance),
             "versions": versions(),
             "history": history,
         },

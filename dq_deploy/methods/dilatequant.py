@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dq_deploy.calibration import CalibrationSource
 from dq_deploy.methods.assembly import build_record, versions
 from dq_deploy.methods.block_reconstruction import Distiller
-from dq_deploy.methods.minmax import collect_inputs, initial_layers
+from dq_deploy.methods.calibration_inputs import batch_of, collect_inputs
+from dq_deploy.methods.float_ranges import watch_outputs
+from dq_deploy.methods.minmax import initial_layers
 from dq_deploy.methods.options import QuantizeOptions
 from dq_deploy.methods.preparation import prepare
 from dq_deploy.methods.progress import Progress, ProgressCallback
@@ -18,7 +21,11 @@ from dq_deploy.record import Record
 
 
 def quantize_dilatequant(
-    denoiser: Denoiser, options: QuantizeOptions, progress: ProgressCallback, resume_dir: Path | None
+    denoiser: Denoiser,
+    options: QuantizeOptions,
+    source: CalibrationSource,
+    progress: ProgressCallback,
+    resume_dir: Path | None,
 ) -> Record:
     """Dilate, calibrate, then train block by block; see `dq_deploy.methods.quantize`.
 
@@ -27,30 +34,34 @@ def quantize_dilatequant(
     prepared = prepare(denoiser, options, dilate=options.weight_dilation)
     state = None
     if resume_dir is not None:
-        identity = {
+        identity: dict[str, Any] = {
             "source_sha256": denoiser.source_sha256,
             "options": options.as_json(),
             "versions": versions(),
         }
+        if source.kind != "trajectory" or source.files:
+            identity["calibration"] = {"kind": source.kind, **source.files}
         state = ResumeFolder(resume_dir, identity)
-    trajectory = state.load_trajectory() if state else None
-    if trajectory is None:
-        trajectory = collect_inputs(denoiser, options, progress)
+    calibration = state.load_inputs() if state else None
+    if calibration is None:
+        calibration = collect_inputs(denoiser, options, source, progress)
         if state:
-            state.save_trajectory(trajectory)
-    inputs = trajectory.flat()
-    ranges = collect_ranges(
-        prepared,
-        inputs,
-        steps=len(trajectory.timesteps),
-        draw_values=True,
-        seed=options.seed,
-        progress=lambda done, total: progress(Progress(stage="ranges", done=done, total=total)),
-    )
-    layers = initial_layers(prepared, ranges, options, search=True)
+            state.save_inputs(calibration)
+    inputs = calibration.inputs
+    with watch_outputs(prepared.module) as float_ranges:
+        ranges = collect_ranges(
+            prepared,
+            inputs,
+            steps=len(calibration.timesteps),
+            draw_values=True,
+            seed=options.seed,
+            batch=batch_of(denoiser, 64),
+            progress=lambda done, total: progress(Progress(stage="ranges", done=done, total=total)),
+        )
+    layers = initial_layers(prepared, ranges, options, search=True, progress=progress)
     history: list[dict[str, Any]] = [{"stage": "ranges", "inputs": len(inputs["step"])}]
     if options.distillation:
         distilled = Distiller(prepared, layers, ranges, inputs, options, progress).run(state)
         layers = distilled.layers
         history += distilled.history
-    return build_record(denoiser, prepared, layers, trajectory, options, history)
+    return build_record(denoiser, prepared, layers, calibration, options, history, float_ranges=float_ranges)

@@ -4,41 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
-from dq_deploy.calibration import Trajectory, collect_trajectory
+from dq_deploy.calibration import CalibrationSource
 from dq_deploy.methods.assembly import build_layer, build_record
+from dq_deploy.methods.calibration_inputs import batch_of, collect_inputs
+from dq_deploy.methods.float_ranges import watch_outputs
 from dq_deploy.methods.options import QuantizeOptions
 from dq_deploy.methods.preparation import Prepared, prepare
-from dq_deploy.methods.progress import Progress, ProgressCallback
+from dq_deploy.methods.progress import Progress, ProgressCallback, silent
 from dq_deploy.methods.ranges import LayerRanges, collect_ranges
 from dq_deploy.methods.scales import search_weight_scale, weight_codes
 from dq_deploy.models import Denoiser
 from dq_deploy.record import Layer, Record
 
 
-def collect_inputs(denoiser: Denoiser, options: QuantizeOptions, progress: ProgressCallback) -> Trajectory:
-    """The calibration trajectory that the options ask for."""
-    trajectory = collect_trajectory(
-        denoiser.module,
-        denoiser.scheduler_config,
-        denoiser.config,
-        steps=options.steps,
-        samples=options.samples,
-        seed=options.seed,
-        labels=options.labels,
-        memory_gib=options.memory_gib / 4,
-        progress=lambda done, total: progress(Progress(stage="trajectory", done=done, total=total)),
-    )
-    count = trajectory.samples.shape[1]
-    if count < trajectory.asked:
-        note = f"{count} of {trajectory.asked} calibration trajectories fit in a quarter of memory_gib"
-        progress(Progress(stage="trajectory", done=count, total=count, note=note))
-    return trajectory
-
-
 def initial_layers(
-    prepared: Prepared, ranges: Mapping[str, LayerRanges], options: QuantizeOptions, *, search: bool
+    prepared: Prepared,
+    ranges: Mapping[str, LayerRanges],
+    options: QuantizeOptions,
+    *,
+    search: bool,
+    progress: ProgressCallback = silent,
 ) -> dict[str, Layer]:
     """Layers by ranges alone, without training.
 
@@ -47,8 +32,11 @@ def initial_layers(
         ranges: of its layers.
         options: static or per step, symmetric or not, output tables or not.
         search: shrink activation ranges by L2.4 search.
+        progress: called after each layer.
     """
     layers = {}
+    total = sum(layer.weight.size for layer in prepared.layers.values())
+    done = 0
     for name, layer in prepared.layers.items():
         weights = []
         for weight in layer.weight_parts():
@@ -64,20 +52,25 @@ def initial_layers(
             output=ranges[name].output_table(static=options.is_static) if options.outputs else None,
             symmetric=options.symmetric_activations,
         )
+        done += layer.weight.size
+        progress(Progress(stage="weights", done=done, total=total))
     return layers
 
 
-def quantize_minmax(denoiser: Denoiser, options: QuantizeOptions, progress: ProgressCallback) -> Record:
+def quantize_minmax(
+    denoiser: Denoiser, options: QuantizeOptions, source: CalibrationSource, progress: ProgressCallback
+) -> Record:
     """Quantize by ranges, static or per step; see `dq_deploy.methods.quantize`."""
     prepared = prepare(denoiser, options)
-    trajectory = collect_inputs(denoiser, options, progress)
-    inputs = trajectory.flat()
-    ranges = collect_ranges(
-        prepared,
-        inputs,
-        steps=len(trajectory.timesteps),
-        progress=lambda done, total: progress(Progress(stage="ranges", done=done, total=total)),
-    )
-    layers = initial_layers(prepared, ranges, options, search=False)
-    history = [{"stage": "ranges", "inputs": int(np.prod(trajectory.samples.shape[:2]))}]
-    return build_record(denoiser, prepared, layers, trajectory, options, history)
+    calibration = collect_inputs(denoiser, options, source, progress)
+    with watch_outputs(prepared.module) as float_ranges:
+        ranges = collect_ranges(
+            prepared,
+            calibration.inputs,
+            steps=len(calibration.timesteps),
+            batch=batch_of(denoiser, 64),
+            progress=lambda done, total: progress(Progress(stage="ranges", done=done, total=total)),
+        )
+    layers = initial_layers(prepared, ranges, options, search=False, progress=progress)
+    history = [{"stage": "ranges", "inputs": calibration.count}]
+    return build_record(denoiser, prepared, layers, calibration, options, history, float_ranges=float_ranges)

@@ -12,7 +12,7 @@ from dq_deploy.errors import OptionError
 METHODS = ("minmax", "dilatequant")
 DILATION_BOUNDS = ("asymmetric", "symmetric")
 
-DEFAULT_KEEP = ("time_embedding.*",)
+DEFAULT_KEEP = ("time_embedding.*", "add_embedding.*")
 """Layers that stay float unless told otherwise: they run once a step and their codes feed every block."""
 
 DEFAULT_EIGHT_BITS = ("conv_in", "conv_out", "*.time_emb_proj")
@@ -216,7 +216,7 @@ def plan_layers(names: Sequence[str], options: QuantizeOptions) -> dict[str, Lay
         elif kept is not None:
             bits, reason = (None, None), f"keep {kept!r}"
         elif options.keep is None and _last_match(name, DEFAULT_KEEP):
-            bits, reason = (None, None), "time embedding, float by default"
+            bits, reason = (None, None), "time or added embedding, float by default"
         elif _last_match(name, DEFAULT_EIGHT_BITS):
             bits, reason = (8, 8), "first, last and time projection layers, 8 bits by default"
         plans[name] = LayerPlan(name=name, weight_bits=bits[0], activation_bits=bits[1], reason=reason)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dq_deploy.errors import ModelError
 from dq_deploy.methods.ranges import batches, model_inputs
-from dq_deploy.models import Block
+from dq_deploy.models import Block, call_denoiser
 
 CHUNK = 64
 """Inputs at a time when a block's outputs are computed; part of what makes a resumed run equal."""
@@ -103,7 +103,7 @@ def trace_flow(module: torch.nn.Module, blocks: Sequence[Block], inputs: Mapping
         for block in blocks:
             module.get_submodule(block.name).forward = watch(block.name)
         with torch.enable_grad():
-            module(**model_inputs(inputs, slice(0, 1)), return_dict=False)
+            call_denoiser(module, model_inputs(inputs, slice(0, 1)))
     finally:
         for block in blocks:
             del module.get_submodule(block.name).forward
@@ -159,7 +159,7 @@ class Prefix:
         try:
             for child, (_, forward) in zip(modules, patched, strict=True):
                 child.forward = forward
-            self.module(**model_inputs(self.inputs, chunk), return_dict=False)
+            call_denoiser(self.module, model_inputs(self.inputs, chunk))
         except _ReachedError:
             pass
         finally:

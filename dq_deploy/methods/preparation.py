@@ -39,7 +39,7 @@ class PreparedLayer:
         plan: bits.
         widths: input channels of each part.
         pre: [C_in] float32.
-        weight: [C_out, C_in / groups, ...] float32, with every dilation in it.
+        weight: [C_out, C_in / groups, ...] float32, with every dilation in it; the module's own where that is one.
         bias: [C_out] float32 or None.
         fold: the fold decision in words.
     """
@@ -80,7 +80,7 @@ class Prepared:
     """The folded float module and its layers.
 
     Attributes:
-        module: a copy of the denoiser's module, same float function, folds done.
+        module: the denoiser's module with folds done, same float function; it shares every weight no fold changed.
         layers: layers to quantize, by name, in execution order.
         plans: bits of every quantizable layer, float ones included.
     """
@@ -88,12 +88,6 @@ class Prepared:
     module: torch.nn.Module
     layers: Mapping[str, PreparedLayer]
     plans: Mapping[str, LayerPlan]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Fold:
-    site: FoldSite
-    factor: F64
 
 
 def prepare(denoiser: Denoiser, options: QuantizeOptions, *, dilate: bool = False) -> Prepared:
@@ -109,28 +103,33 @@ def prepare(denoiser: Denoiser, options: QuantizeOptions, *, dilate: bool = Fals
     """
     sites = {site.name: site for site in quantizable_layers(denoiser.module, denoiser.config)}
     plans = plan_layers(list(sites), options)
-    module = copy.deepcopy(denoiser.module).eval().requires_grad_(False)
+    module = _sharing_copy(denoiser.module)
     splits = skip_splits(module) if options.split_skips else {}
     if options.split_skips and not splits:
         raise OptionError("--split-skips was given, expected a model with skip concatenations; leave it out")
     chosen = [name for name in sites if not plans[name].is_float]
     factors = {name: _dilation(module, sites[name], splits, options, dilate) for name in chosen}
     reasons = fold_refusals(module)
-    folds: list[_Fold] = []
+    folded: set[str] = set()
     for site in fold_sites(module):
-        reason = _refusal(module, site, factors)
+        # one after another: a value projection is read by one fold and written by the next
+        reason = _refusal(module, site, factors) if dilate else "nothing to fold"
         if reason is None:
-            shared = common_dilation([factors[name] for name in site.consumers])
-            folds.append(_Fold(site=site, factor=shared))
+            _apply_fold(module, site, common_dilation([factors[name] for name in site.consumers]), sites)
+            folded.update(site.consumers)
         reasons.update(dict.fromkeys(site.consumers, reason or f"folded into {site.producer}"))
-    for fold in folds:
-        _apply_fold(module, fold, sites)
-    folded = {name for fold in folds for name in fold.site.consumers}
     layers = {}
     for name in chosen:
         left = np.ones_like(factors[name]) if name in folded else factors[name]
         layers[name] = _layer(module, sites[name], plans[name], splits, left, reasons[name], dilate)
     return Prepared(module=module, layers=layers, plans=plans)
+
+
+def _sharing_copy(module: torch.nn.Module) -> torch.nn.Module:
+    """The module tree once more around the same weights: a parameter replaced in one leaves the other as it was."""
+    shared: dict[int, torch.Tensor] = {id(b): b.detach() for b in module.buffers()}
+    shared |= {id(p): torch.nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
+    return copy.deepcopy(module, shared).eval()  # type: ignore[arg-type]
 
 
 def _weight(module: torch.nn.Module, name: str) -> F32:
@@ -172,25 +171,51 @@ def _refusal(module: torch.nn.Module, site: FoldSite, factors: Mapping[str, F64]
                 return f"not folded into {site.producer}: it has no weight"
             continue
         v = value.detach().numpy().astype(np.float64)
-        scaled = np.abs(v / shared.reshape((-1,) + (1,) * (v.ndim - 1)))
+        scaled = np.abs(divided_rows(v, shared, site))
         if bool(((scaled > 0) & (scaled < limit) & (np.abs(v) >= limit)).any()):
             return f"not folded into {site.producer}: its {name} would leave float32's normal range"
     return None
 
 
-def _apply_fold(module: torch.nn.Module, fold: _Fold, sites: Mapping[str, LayerSite]) -> None:
+def divided_rows(values: F64, factor: F64, site: FoldSite) -> F64:
+    """A producer's weight or bias with the rows that the fold concerns divided by the factor.
+
+    Args:
+        values: [C] or [C, ...] float64.
+        factor: one number a consumer's input channel.
+        site: says which rows: all, or for `value_rows` the first half, the value of a GEGLU; its gate passes a GELU
+            and must stay.
+
+    Raises:
+        OptionError: the producer has another number of such rows than the consumers have channels.
+    """
+    rows = len(values) // 2 if site.kind == "value_rows" else len(values)
+    if rows != len(factor):
+        raise OptionError(
+            f"{site.producer} gives {rows} channels, expected {len(factor)} as {site.consumers[0]} reads; "
+            "this model cannot be dilated, use --method minmax"
+        )
+    result = values.copy()
+    result[:rows] /= factor.reshape((-1,) + (1,) * (values.ndim - 1))
+    return result
+
+
+def _apply_fold(module: torch.nn.Module, site: FoldSite, factor: F64, sites: Mapping[str, LayerSite]) -> None:
     """Divide the producer by the factor and multiply every consumer's weight; the float function stays."""
-    producer = module.get_submodule(fold.site.producer)
-    for parameter in (producer.weight, producer.bias):
-        if parameter is not None:
-            assert isinstance(parameter, torch.Tensor)
-            v = parameter.detach().numpy().astype(np.float64)
-            scaled = v / fold.factor.reshape((-1,) + (1,) * (v.ndim - 1))
-            parameter.data = torch.from_numpy(scaled.astype(np.float32))
-    for name in fold.site.consumers:
-        layer = module.get_submodule(name)
-        weight = scale_input_channels(_weight(module, name), fold.factor, sites[name].groups)
-        layer.weight.data = torch.from_numpy(weight)  # type: ignore[union-attr]
+    producer = module.get_submodule(site.producer)
+    for name in ("weight", "bias"):
+        value = getattr(producer, name, None)
+        if value is not None:
+            _replace(producer, name, divided_rows(value.detach().numpy().astype(np.float64), factor, site))
+    for name in site.consumers:
+        weight = scale_input_channels(_weight(module, name), factor, sites[name].groups)
+        _replace(module.get_submodule(name), "weight", weight)
+
+
+def _replace(owner: torch.nn.Module, name: str, values: NDArray[np.floating]) -> None:
+    """A new parameter in the place of one that may be shared with the model as it was given."""
+    parameter = torch.nn.Parameter(torch.from_numpy(values.astype(np.float32)), requires_grad=False)
+    setattr(owner, name, parameter)
 
 
 def _layer(
@@ -207,8 +232,10 @@ def _layer(
     if dilate and not reason.startswith(("folded", "not folded")):
         fold = f"multiplied at run time: {reason}"
     pre = (1.0 / factor).astype(np.float32)
-    # the weight takes the reciprocal of the float32 value that x is multiplied with
-    weight = scale_input_channels(_weight(module, site.name), 1.0 / pre.astype(np.float64), site.groups)
+    weight = _weight(module, site.name)
+    if not (pre == 1).all():
+        # the weight takes the reciprocal of the float32 value that x is multiplied with
+        weight = scale_input_channels(weight, 1.0 / pre.astype(np.float64), site.groups)
     return PreparedLayer(
         site=replace(site),
         plan=plan,

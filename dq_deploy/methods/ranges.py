@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dq_deploy.errors import NonFiniteError
 from dq_deploy.methods.preparation import Prepared, PreparedLayer
 from dq_deploy.methods.scales import activation_table, search_activation_table
+from dq_deploy.models import INPUT_NAMES, call_denoiser
 from dq_deploy.numerics import F32, I32, channel_axis_of
 
 VALUES_A_STEP = 2048
@@ -103,7 +104,7 @@ class _Collector:
         self.layer = layer
         self.draws = draws
         self.generator = torch.Generator().manual_seed(seed)
-        self.pre = torch.from_numpy(layer.pre)
+        self.pre = None if (layer.pre == 1).all() else torch.from_numpy(layer.pre)
         self.result = LayerRanges(
             parts=tuple(StepRange.empty(steps) for _ in layer.widths), output=StepRange.empty(steps)
         )
@@ -112,9 +113,11 @@ class _Collector:
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
         x = args[0]
         axis = channel_axis_of(self.layer.site.kind, x.ndim)
-        shape = [1] * x.ndim
-        shape[axis] = -1
-        pieces = torch.split(x * self.pre.reshape(shape), self.layer.widths, dim=axis)
+        if self.pre is not None:
+            shape = [1] * x.ndim
+            shape[axis] = -1
+            x = x * self.pre.reshape(shape)
+        pieces = torch.split(x, self.layer.widths, dim=axis)
         for piece, into in zip(pieces, self.result.parts, strict=True):
             rows = piece.reshape(len(piece), -1)
             positions = None
@@ -130,9 +133,8 @@ def batches(count: int, batch: int) -> list[slice]:
 
 
 def model_inputs(inputs: Mapping[str, NDArray[Any]], chosen: slice) -> dict[str, torch.Tensor]:
-    """Keyword arguments of the denoiser for some of the calibration inputs."""
-    names = ("sample", "timestep", "class_labels")
-    return {name: torch.from_numpy(inputs[name][chosen]) for name in names if name in inputs}
+    """Some of the calibration inputs, by name."""
+    return {name: torch.from_numpy(inputs[name][chosen]) for name in INPUT_NAMES if name in inputs}
 
 
 def collect_ranges(
@@ -149,7 +151,7 @@ def collect_ranges(
 
     Args:
         prepared: the folded float model.
-        inputs: as `Trajectory.flat` gives them.
+        inputs: by name, with `step`.
         steps: number of step buckets.
         draw_values: keep about `VALUES_A_STEP` values a step for the range search.
         seed: of that draw.
@@ -172,7 +174,7 @@ def collect_ranges(
         for chosen in batches(count, batch):
             for collector in collectors.values():
                 collector.step = step[chosen]
-            prepared.module(**model_inputs(inputs, chosen), return_dict=False)
+            call_denoiser(prepared.module, model_inputs(inputs, chosen))
             if progress is not None:
                 progress(chosen.stop, count)
     for name, collector in collectors.items():

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.artifacts import atomic_path, write_text_atomic
-from dq_deploy.calibration import Trajectory
+from dq_deploy.calibration import CalibrationInputs
 from dq_deploy.errors import FileProblemError, OptionError
 from dq_deploy.methods.assembly import build_layer
 from dq_deploy.methods.preparation import PreparedLayer
@@ -74,25 +74,19 @@ class ResumeFolder:
     def _path(self, index: int) -> Path:
         return self.folder / f"block-{index:03d}.safetensors"
 
-    def load_trajectory(self) -> Trajectory | None:
-        """The calibration trajectory, or None where it was not stored yet."""
+    def load_inputs(self) -> CalibrationInputs | None:
+        """The calibration inputs, or None where they were not stored yet."""
         loaded = _load(self.folder / "trajectory.safetensors")
         if loaded is None:
             return None
         arrays, note = loaded
-        return Trajectory(
-            samples=arrays["samples"],
-            timesteps=arrays["timesteps"],
-            labels=arrays.get("labels"),
-            asked=note["asked"],
-        )
+        timesteps = arrays.pop("timesteps")
+        return CalibrationInputs(inputs=arrays, timesteps=timesteps, provenance=note)
 
-    def save_trajectory(self, trajectory: Trajectory) -> None:
-        """Store the calibration trajectory."""
-        arrays: Arrays = {"samples": trajectory.samples, "timesteps": trajectory.timesteps}
-        if trajectory.labels is not None:
-            arrays["labels"] = trajectory.labels
-        _save(self.folder / "trajectory.safetensors", arrays, {"asked": trajectory.asked})
+    def save_inputs(self, calibration: CalibrationInputs) -> None:
+        """Store the calibration inputs."""
+        arrays: Arrays = {**calibration.inputs, "timesteps": calibration.timesteps}
+        _save(self.folder / "trajectory.safetensors", arrays, calibration.provenance)
 
     def load_block(
         self, index: int, name: str, prepared: Mapping[str, PreparedLayer]

@@ -1,0 +1,203 @@
+"""Recorded calibration inputs: files of named tensors, checked against what the model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dq_deploy.artifacts import sha256_of_file
+from dq_deploy.errors import FileProblemError, InputError, OptionError
+from dq_deploy.numerics import F32
+
+Arrays = dict[str, NDArray[Any]]
+
+CALIBRATIONS = ("trajectory", "random", "latents")
+"""Where calibration inputs come from: the model's own sampling, unit noise, or a file."""
+
+DRAWN = ("sample", "timestep", "class_labels")
+"""Inputs that a file of conditions does not hold."""
+
+
+class Spec(Protocol):
+    """What is asked of an input: see `dq_deploy.models.TensorSpec`."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def dtype(self) -> str:
+        """Its numpy type."""
+
+    @property
+    def shape(self) -> tuple[int | str, ...]:
+        """Its shape, `"B"` for the batch."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CalibrationSource:
+    """Where a method takes its calibration inputs from.
+
+    Attributes:
+        kind: one of `CALIBRATIONS`.
+        conditions: rows by input name, used in turn; without them conditions are random.
+        latents: for kind `latents`, every input by name, one row each.
+        files: name and hash of each file they were read from, for the provenance.
+    """
+
+    kind: str = "trajectory"
+    conditions: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    latents: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check that the parts belong together.
+
+        Raises:
+            OptionError: an unknown kind, latents missing, or latents and conditions at once.
+        """
+        if self.kind not in CALIBRATIONS:
+            raise OptionError(f"calibration is {self.kind!r}, expected one of {', '.join(CALIBRATIONS)}")
+        if (self.kind == "latents") != bool(self.latents):
+            raise OptionError(
+                f"calibration is {self.kind!r} with{'' if self.latents else 'out'} recorded latents; "
+                "expected latents exactly with --latents FILE"
+            )
+        if self.latents and self.conditions:
+            raise OptionError("got --latents and --conditions, expected one: a file of latents holds its conditions")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CalibrationInputs:
+    """What a method calibrates with.
+
+    Attributes:
+        inputs: [M, ...] by input name, and `step` [M] int64, the index of each one's timestep; steps mixed.
+        timesteps: [T] float32, strictly increasing.
+        provenance: how they came about, JSON values.
+    """
+
+    inputs: Mapping[str, NDArray[Any]]
+    timesteps: F32
+    provenance: Mapping[str, Any]
+
+    @property
+    def count(self) -> int:
+        """M."""
+        return len(self.inputs["step"])
+
+
+def read_source(
+    specs: Sequence[Spec], *, kind: str | None = None, conditions: Path | None = None, latents: Path | None = None
+) -> CalibrationSource:
+    """Read and check the files a calibration is made from.
+
+    Args:
+        specs: the denoiser's inputs.
+        kind: one of `CALIBRATIONS`; None is `latents` where a file of them is given, else `trajectory`.
+        conditions: safetensors file with the model's conditions but class labels, one row a prompt.
+        latents: safetensors file with every input of the model, one row each.
+
+    Raises:
+        OptionError: options that contradict each other.
+        FileProblemError: a file is missing or damaged.
+        InputError: a tensor is missing, unknown, or has another type, shape or number of rows than it must.
+    """
+    kind = kind or ("trajectory" if latents is None else "latents")
+    if latents is not None and kind != "latents":
+        raise OptionError(f"got --latents and --calibration {kind}, expected one of the two")
+    if latents is None and kind == "latents":
+        raise OptionError("--calibration latents needs a file, expected --latents FILE.safetensors")
+    found: Arrays = {}
+    files: dict[str, str] = {}
+    if conditions is not None:
+        wanted = [spec for spec in specs if spec.name not in DRAWN]
+        if not wanted:
+            raise OptionError("got --conditions, expected none: the model takes no embeddings")
+        found = read_inputs(conditions, wanted)
+        files["conditions"] = f"{conditions.name} {sha256_of_file(conditions)}"
+    recorded = {} if latents is None else read_inputs(latents, specs)
+    if latents is not None:
+        files["latents"] = f"{latents.name} {sha256_of_file(latents)}"
+    return CalibrationSource(kind=kind, conditions=found, latents=recorded, files=files)
+
+
+def read_inputs(path: Path, specs: Sequence[Spec]) -> Arrays:
+    """Named tensors of a safetensors file, each as its specification asks; floats become float32.
+
+    Raises:
+        FileProblemError: missing, truncated or damaged.
+        InputError: a tensor is missing, unknown, or has another type, shape or number of rows than it must.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise FileProblemError(f"{path} does not exist; expected a safetensors file of named tensors")
+    try:
+        with safe_open(path, framework="np") as stream:
+            arrays = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError, TypeError, AttributeError, KeyError, ValueError) as error:
+        raise FileProblemError(
+            f"{path} is damaged, not a safetensors file, or has a type numpy lacks ({error}); save it as float32"
+        ) from error
+    names = [spec.name for spec in specs]
+    missing, unknown = [n for n in names if n not in arrays], sorted(set(arrays) - set(names))
+    if missing or unknown:
+        raise InputError(f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}, expected {', '.join(names)}")
+    checked = {spec.name: _checked(path, spec, arrays[spec.name]) for spec in specs}
+    rows = {name: len(value) for name, value in checked.items()}
+    if len(set(rows.values())) != 1:
+        text = ", ".join(f"{name} {count}" for name, count in rows.items())
+        raise InputError(f"{path} has different numbers of rows ({text}), expected the same in each tensor")
+    return checked
+
+
+def _checked(path: Path, spec: Spec, value: NDArray[Any]) -> NDArray[Any]:
+    whole = spec.dtype.startswith("int")
+    if value.dtype.kind not in ("iu" if whole else "fiu"):
+        raise InputError(f"{path}: {spec.name} is {value.dtype}, expected {spec.dtype}")
+    if value.shape[1:] != tuple(spec.shape[1:]) or value.ndim != len(spec.shape) or not len(value):
+        expected = ", ".join(["N", *(str(size) for size in spec.shape[1:])])
+        raise InputError(f"{path}: {spec.name} has shape {list(value.shape)}, expected [{expected}] with N at least 1")
+    result = np.ascontiguousarray(value.astype(spec.dtype))
+    if result.dtype.kind == "f" and not np.isfinite(result).all():
+        raise InputError(f"{path}: {spec.name} holds NaN or infinity, expected finite float32 numbers")
+    return result
+
+
+def rows_in_turn(conditions: Mapping[str, NDArray[Any]], count: int) -> Arrays:
+    """`count` rows of each condition, from the first on and again where there are fewer."""
+    return {name: np.take(value, np.arange(count), axis=0, mode="wrap") for name, value in conditions.items()}
+
+
+def recorded_inputs(latents: Mapping[str, NDArray[Any]], *, memory_gib: float) -> tuple[Arrays, F32]:
+    """Recorded inputs with their step buckets, in an order that takes the steps in turn.
+
+    Args:
+        latents: [M, ...] by input name.
+        memory_gib: most memory they may take.
+
+    Returns:
+        The inputs with `step`, and the timesteps [T] they were recorded at.
+
+    Raises:
+        OptionError: they do not fit in `memory_gib`.
+    """
+    size = sum(value.nbytes for value in latents.values())
+    if size > memory_gib * (1 << 30):
+        raise OptionError(f"memory_gib is {memory_gib:g}, expected at least {size / (1 << 30):.3g} for these latents")
+    timesteps, step = np.unique(latents["timestep"].astype(np.float32), return_inverse=True)
+    step = step.reshape(-1).astype(np.int64)
+    nth = np.zeros(len(step), np.int64)
+    for bucket in range(len(timesteps)):
+        mine = step == bucket
+        nth[mine] = np.arange(int(mine.sum()))
+    order = np.lexsort((step, nth))
+    inputs: Arrays = {name: value[order] for name, value in latents.items()}
+    inputs["step"] = step[order]
+    return inputs, timesteps
