@@ -125,6 +125,7 @@ def build_plan(
     *,
     manifest: Mapping[str, Any] | None = None,
     progress: Callable[[BuildProgress], None] | None = None,
+    inspect: Callable[[Path, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Build a plan.
 
@@ -137,6 +138,8 @@ def build_plan(
         options: defaults where None.
         manifest: of the ONNX file where it has none inside, as a float baseline; None reads it.
         progress: called with each phase of the builder.
+        inspect: called with the finished plan under its temporary name and its manifest, to which it may add; what it
+            raises leaves the old plan in place.
 
     Returns:
         The plan's manifest, without `layers_built`.
@@ -157,7 +160,6 @@ def build_plan(
         if path is not None:
             check_writable(path)
     check_onnx(onnx_path, manifest)
-    started = time.monotonic()
     with atomic_path(plan_path) as temporary:
         request = BuildRequest(
             runtime=runtime,
@@ -169,28 +171,35 @@ def build_plan(
             workspace_mib=options.workspace_mib,
             parent=os.getpid(),
         )
+        started = time.monotonic()
         process = BuildProcess(request, manifest, time_limit_s=options.time_limit_s, log=options.log, progress=progress)
         done = process.run()
-    portable = runtime == "tensorrt-rtx" and not options.compute_capabilities
-    facts = {
+        done["seconds"] = round(time.monotonic() - started, 3)
+        plan_manifest = plan_manifest_of(manifest, _facts(request, done, options))
+        if inspect is not None:
+            inspect(temporary, plan_manifest)
+    return plan_manifest
+
+
+def _facts(request: BuildRequest, done: Mapping[str, Any], options: BuildOptions) -> dict[str, Any]:
+    """What the build adds to the ONNX file's manifest."""
+    onnx_path = Path(request.onnx)
+    portable = request.runtime == "tensorrt-rtx" and not options.compute_capabilities
+    return {
         "onnx": onnx_path.name,
         "onnx_sha256": sha256_of_file(onnx_path),
         "onnx_data_sha256": {path.name: sha256_of_file(path) for path in external_data_of(onnx_path)},
         "plan_sha256": done["plan_sha256"],
-        "runtime": runtime,
+        "runtime": request.runtime,
         "runtime_version": done["runtime_version"],
         "compute_capabilities": list(PORTABLE) if portable else done["compute_capabilities"],
         "portable": portable,
-        "profiles": [profile],
+        "profiles": [request.profile],
         "build": {
-            "seconds": round(time.monotonic() - started, 3),
-            "parse_seconds": done["parse_seconds"],
-            "build_seconds": done["build_seconds"],
-            "peak_mib": done["peak_mib"],
+            **{key: done[key] for key in ("seconds", "parse_seconds", "build_seconds", "peak_mib")},
             "workspace_mib": options.workspace_mib,
             "timing_cache": None if options.timing_cache is None else options.timing_cache.name,
             "network_layers": done["network_layers"],
             "plan_bytes": done["plan_bytes"],
         },
     }
-    return plan_manifest_of(manifest, facts)

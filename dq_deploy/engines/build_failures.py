@@ -136,10 +136,10 @@ def _memory(ending: Ending) -> DqError:
 def _crash(ending: Ending, name: str) -> DqError:
     suspects = steps_at_scales(ending.onnx, ending.manifest)
     if suspects:
-        named = ", ".join(node.layer or node.name for node in suspects[:3])
-        more = f" and {len(suspects) - 3} more" if len(suspects) > 3 else ""
+        names = list(dict.fromkeys(node.layer or node.name for node in suspects))
+        named = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         return BuildError(
-            f"the builder of {ending.onnx} crashed with {name} {ending.where}; likely at {named}{more}, whose "
+            f"the builder of {ending.onnx} crashed with {name} {ending.where}; likely at {named}, whose "
             f"quantizer has a scale computed in the graph: export the record again with dq-export --target "
             f"{ending.runtime}, which keeps those scales constant"
         )
