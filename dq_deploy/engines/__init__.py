@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dq_deploy.engines.plan_manifest import is_plan, read_plan_manifest
 from dq_deploy.errors import FileProblemError, OptionError
 from dq_deploy.graph.onnx_file import read_manifest
 
 if TYPE_CHECKING:
     from dq_deploy.engines.base import Runner
 
-ENGINES = ("onnxruntime", "openvino")
+ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 
 
 def open_engine(
@@ -26,18 +27,23 @@ def open_engine(
     """Open an exported engine; use it as a context manager.
 
     Args:
-        path: ONNX file.
-        engine: `onnxruntime` or `openvino`; by default what the manifest's target says.
-        threads: threads of one run; None lets the engine decide.
+        path: ONNX file, or a plan of TensorRT or TensorRT-RTX.
+        engine: one of `ENGINES`; by default what the manifest's target says, for a plan the runtime it was built by.
+        threads: threads of one run; None lets the engine decide. A plan runs on a GPU and has none.
         finite_check: refuse NaN and infinity in inputs and outputs.
-        optimized_model_path: where to write the graph the engine really runs.
+        optimized_model_path: where to write the graph the engine really runs; not of a plan.
         require_manifest: False opens a plain ONNX file too, with no manifest.
 
     Raises:
-        FileProblemError: missing or foreign file.
-        MissingDependencyError: the engine's library is not installed.
+        FileProblemError: missing or foreign file; a plan of another version or for another GPU.
+        MissingDependencyError: the engine's library is not installed; for a plan, no driver.
+        OptionError: an engine that does not exist or does not run this file.
     """
     path = Path(path)
+    if engine is not None and engine not in ENGINES:
+        raise OptionError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
+    if is_plan(path):
+        return _open_plan(path, engine=engine, finite_check=finite_check, optimized_model_path=optimized_model_path)
     try:
         manifest = read_manifest(path)
     except FileProblemError:
@@ -58,4 +64,20 @@ def open_engine(
         return OpenVinoRunner(
             path, manifest, threads=threads, finite_check=finite_check, optimized_model_path=optimized
         )
-    raise OptionError(f"engine is {name!r}, expected one of {', '.join(ENGINES)}")
+    raise OptionError(
+        f"{path} is an ONNX file for {name}, which runs plans: build one with dq-build --onnx {path}, or give the "
+        "engine onnxruntime where its operators are known there"
+    )
+
+
+def _open_plan(
+    path: Path, *, engine: str | None, finite_check: bool, optimized_model_path: str | Path | None
+) -> Runner:
+    from dq_deploy.engines.tensorrt import TensorRtRunner
+
+    manifest = read_plan_manifest(path)
+    if engine is not None and engine != manifest["runtime"]:
+        raise OptionError(f"engine is {engine!r}, expected {manifest['runtime']}, by which plan {path} was built")
+    if optimized_model_path is not None:
+        raise OptionError(f"plan {path} has no graph to write; dq-verify --engine reads what its layers became")
+    return TensorRtRunner(path, manifest, finite_check=finite_check)

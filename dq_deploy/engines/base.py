@@ -79,7 +79,7 @@ class Runner(ABC):
         if self.finite_check:
             start = time.perf_counter()
             for name, value in results.items():
-                if value.dtype.kind == "f" and not np.isfinite(value).all():
+                if is_float(value.dtype) and not np.isfinite(value).all():
                     bad = np.argwhere(~np.isfinite(value))
                     raise NonFiniteError(
                         f"output {name} holds {len(bad)} values that are NaN or infinite, first at "
@@ -115,7 +115,7 @@ class Runner(ABC):
         if self.finite_check:
             start = time.perf_counter()
             for name, value in feeds.items():
-                if value.dtype.kind == "f" and not np.isfinite(value).all():
+                if is_float(value.dtype) and not np.isfinite(value).all():
                     where = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
                     raise InputError(f"input {name} holds {value[where]} at {where}, expected finite numbers")
             self.finite_check_ms += (time.perf_counter() - start) * 1e3
@@ -142,6 +142,11 @@ class Runner(ABC):
     ) -> None:
         """Free the engine."""
         self.close()
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether values can be NaN or infinite: also of bfloat16, which numpy holds for an opaque type."""
+    return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
 def _shape_text(shape: tuple[int | str, ...]) -> str:
