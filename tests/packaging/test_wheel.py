@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("quantize", "export", "verify", "bench", "sample", "info")
+COMMANDS = ("quantize", "export", "build", "verify", "bench", "sample", "info")
 
 
 @pytest.fixture(scope="module")
