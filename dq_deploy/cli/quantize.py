@@ -26,7 +26,14 @@ def quantize(
         str | None, typer.Option(help="dilatequant (trained, the default) or minmax (ranges only).")
     ] = None,
     weights: Annotated[int | None, typer.Option(help="Weight bits, 2 to 8; 4 by default.")] = None,
-    activations: Annotated[int | None, typer.Option(help="Activation bits, 2 to 8; 8 by default.")] = None,
+    activations: Annotated[
+        int | None,
+        typer.Option(help="Activation bits, 2 to 8, or 16: only weights are quantized; 8 by default."),
+    ] = None,
+    block_size: Annotated[
+        int | None,
+        typer.Option(help="Input channels that share a weight scale at 16-bit activations, 64 or 128; 64 by default."),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Sampling steps with own activation quantizers; 20 by default.")
     ] = None,
@@ -70,6 +77,7 @@ def quantize(
         method=method,
         weight_bits=weights,
         activation_bits=activations,
+        block_size=block_size,
         steps=steps,
         static=static or None,
         symmetric_activations=symmetric_activations or None,
@@ -81,6 +89,10 @@ def quantize(
         labels=None if labels is None else numbers_from_text(labels, "--labels", low=0),
         iterations=iterations,
         memory_gib=memory_gib,
+    )
+    _refuse(
+        block_size is not None and not options.has_weight_only,
+        f"--block-size {block_size} was given, but no layer has 16-bit activations; leave it out",
     )
     if list_layers:
         _refuse(out is not None, "--list-layers and --out were given, expected one of them")
@@ -189,10 +201,12 @@ def summary_of(record: Record, out: Path, *, seconds: float) -> dict[str, Any]:
 
     blocks = [h for h in record.provenance["history"] if "block" in h]
     bits = Counter(f"W{layer.weight_bits}A{layer.activation_bits}" for layer in record.layers.values())
+    bits.update(f"W{layer.weight_bits}A16" for layer in record.weight_only.values())
     return {
         "record": str(out),
         "method": record.provenance["method"],
         "layers": len(record.layers),
+        "weight_only_layers": len(record.weight_only),
         "bits": dict(sorted(bits.items())),
         "folded_layers": sum(layer.fold.startswith("folded") for layer in record.layers.values()),
         "steps": record.steps,
@@ -210,7 +224,10 @@ def _print_summary(summary: dict[str, Any]) -> None:
     table.add_column("what")
     table.add_column("value", justify="right")
     bits = ", ".join(f"{count} at {name}" for name, count in summary["bits"].items())
-    table.add_row("integer layers", f"{summary['layers']}: {bits}")
+    table.add_row("integer layers", str(summary["layers"]))
+    if summary["weight_only_layers"]:
+        table.add_row("weight-only layers", str(summary["weight_only_layers"]))
+    table.add_row("bits", bits)
     table.add_row("step buckets", str(summary["steps"]))
     if summary["blocks"]:
         iterations = summary["options"]["iterations"]
@@ -243,12 +260,12 @@ def _list_layers(model: Path, variant: str | None, options: QuantizeOptions, jso
 
 def layer_rows(denoiser: Denoiser, options: QuantizeOptions) -> list[dict[str, Any]]:
     """One JSON table a layer, in execution order: shapes at batch 1, MACs, bits and why, fold."""
-    from dq_deploy.methods import plan_layers
+    from dq_deploy.methods.options import plan_sites
     from dq_deploy.methods.preparation import fold_decisions
     from dq_deploy.models import quantizable_layers
 
     sites = quantizable_layers(denoiser.module, denoiser.config)
-    plans = plan_layers([site.name for site in sites], options)
+    plans = plan_sites(sites, options)
     folds = fold_decisions(denoiser)
     return [
         {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from dq_deploy.methods.preparation import Prepared, PreparedLayer
 from dq_deploy.methods.scales import code_range
 from dq_deploy.models import Denoiser
 from dq_deploy.numerics import F32, I32
-from dq_deploy.record import Layer, Part, Record, edges_from_timesteps
+from dq_deploy.record import Layer, Part, Record, WeightOnlyLayer, edges_from_timesteps
 
 
 def build_layer(
@@ -92,6 +93,7 @@ def build_record(
     history: list[dict[str, Any]],
     *,
     float_ranges: Mapping[str, float],
+    weight_only: Mapping[str, WeightOnlyLayer] = MappingProxyType({}),
 ) -> Record:
     """The record of a quantized denoiser.
 
@@ -103,9 +105,10 @@ def build_record(
         options: as asked for.
         history: what the method did, JSON values.
         float_ranges: largest |output| of each module.
+        weight_only: weight-only layers by name.
     """
-    order = [name for name, _ in prepared.module.named_modules() if name in layers]
-    quantized = {f"{name}.{suffix}" for name in layers for suffix in ("weight", "bias")}
+    order = [name for name, _ in prepared.module.named_modules()]
+    quantized = {f"{name}.{suffix}" for name in (*layers, *weight_only) for suffix in ("weight", "bias")}
     rest = {
         key: np.array(value.detach().numpy())
         for key, value in prepared.module.state_dict().items()
@@ -113,12 +116,13 @@ def build_record(
     }
     return Record(
         family=denoiser.family,
-        layers={name: layers[name] for name in order},
+        layers={name: layers[name] for name in order if name in layers},
         timesteps=calibration.timesteps,
         step_edges=edges_from_timesteps(calibration.timesteps),
         float_parameters=rest,
         model_config=denoiser.config,
         scheduler_config=denoiser.scheduler_config,
+        weight_only={name: weight_only[name] for name in order if name in weight_only},
         float_ranges=float_ranges,
         provenance={
             "source": denoiser.source,

@@ -13,6 +13,7 @@ from dq_deploy.methods.preparation import Prepared, prepare
 from dq_deploy.methods.progress import Progress, ProgressCallback, silent
 from dq_deploy.methods.ranges import LayerRanges, collect_ranges
 from dq_deploy.methods.scales import search_weight_scale, weight_codes
+from dq_deploy.methods.weight_only import timesteps_alone, weight_only_history, weight_only_layers
 from dq_deploy.models import Denoiser
 from dq_deploy.record import Layer, Record
 
@@ -60,8 +61,16 @@ def initial_layers(
 def quantize_minmax(
     denoiser: Denoiser, options: QuantizeOptions, source: CalibrationSource, progress: ProgressCallback
 ) -> Record:
-    """Quantize by ranges, static or per step; see `dq_deploy.methods.quantize`."""
+    """Quantize by ranges, static or per step; see `dq_deploy.methods.quantize`.
+
+    Where every layer is weight-only and no calibration inputs were given, none are drawn.
+    """
     prepared = prepare(denoiser, options)
+    light = weight_only_layers(prepared, options, progress)
+    history = weight_only_history(prepared, options)
+    if not prepared.layers and source.kind == "trajectory" and not source.conditions:
+        steps = timesteps_alone(denoiser, options)
+        return build_record(denoiser, prepared, {}, steps, options, history, float_ranges={}, weight_only=light)
     calibration = collect_inputs(denoiser, options, source, progress)
     with watch_outputs(prepared.module) as float_ranges:
         ranges = collect_ranges(
@@ -72,5 +81,7 @@ def quantize_minmax(
             progress=lambda done, total: progress(Progress(stage="ranges", done=done, total=total)),
         )
     layers = initial_layers(prepared, ranges, options, search=False, progress=progress)
-    history = [{"stage": "ranges", "inputs": calibration.count}]
-    return build_record(denoiser, prepared, layers, calibration, options, history, float_ranges=float_ranges)
+    history = [{"stage": "ranges", "inputs": calibration.count}, *history]
+    return build_record(
+        denoiser, prepared, layers, calibration, options, history, float_ranges=float_ranges, weight_only=light
+    )

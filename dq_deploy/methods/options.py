@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from dq_deploy.errors import OptionError
+from dq_deploy.models.layers import LayerSite
 
 METHODS = ("minmax", "dilatequant")
 DILATION_BOUNDS = ("asymmetric", "symmetric")
@@ -17,6 +18,13 @@ DEFAULT_KEEP = ("time_embedding.*", "add_embedding.*")
 
 DEFAULT_EIGHT_BITS = ("conv_in", "conv_out", "*.time_emb_proj")
 """Layers at 8-bit weights and activations unless told otherwise."""
+
+FLOAT_ACTIVATIONS = 16
+"""Activation bits that mean: activations stay float, only the weights are quantized."""
+
+WEIGHT_ONLY_BITS = 4
+WEIGHT_ONLY = (WEIGHT_ONLY_BITS, FLOAT_ACTIVATIONS)
+BLOCK_SIZES = (64, 128)
 
 LayerBits = Mapping[str, int | tuple[int, int] | Sequence[int]]
 
@@ -44,7 +52,9 @@ class QuantizeOptions:
     Attributes:
         method: one of `METHODS`.
         weight_bits: bits of the layers that are not named otherwise, 2 to 8.
-        activation_bits: likewise.
+        activation_bits: likewise; or 16, which makes layers weight-only: linear ones get 4-bit weights with a scale a
+            block, all others stay float. Method `minmax` alone has them.
+        block_size: input channels that share a scale in weight-only layers, one of `BLOCK_SIZES`.
         steps: sampling steps that get their own activation quantizers.
         static: one activation quantizer for all steps.
         symmetric_activations: zero points 0, codes -2^(b-1)..2^(b-1)-1.
@@ -72,6 +82,7 @@ class QuantizeOptions:
     method: str = "dilatequant"
     weight_bits: int = 4
     activation_bits: int = 8
+    block_size: int = 64
     steps: int = 20
     static: bool = False
     symmetric_activations: bool = False
@@ -106,6 +117,8 @@ class QuantizeOptions:
                 raise OptionError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(allowed)}")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
+            if name == "activation_bits" and value == FLOAT_ACTIVATIONS:
+                continue
             whole = isinstance(_DEFAULTS[name], int)
             if (
                 isinstance(value, bool)
@@ -121,6 +134,24 @@ class QuantizeOptions:
         object.__setattr__(self, "labels", tuple(self.labels))
         pairs = {pattern: bits_pair(pattern, bits) for pattern, bits in self.layer_bits.items()}
         object.__setattr__(self, "layer_bits", pairs)
+        if self.activation_bits == FLOAT_ACTIVATIONS and self.weight_bits != WEIGHT_ONLY_BITS:
+            raise OptionError(
+                f"weight_bits is {self.weight_bits} with activation_bits {FLOAT_ACTIVATIONS}, expected "
+                f"{WEIGHT_ONLY_BITS}: weight-only layers have no other"
+            )
+        if self.block_size not in BLOCK_SIZES or isinstance(self.block_size, bool):
+            raise OptionError(f"block_size is {self.block_size!r}, expected one of {', '.join(map(str, BLOCK_SIZES))}")
+        if self.has_weight_only and self.method != "minmax":
+            raise OptionError(
+                f"activation bits are {FLOAT_ACTIVATIONS} with method {self.method}, which trains integer layers "
+                "only; weight-only layers need method minmax"
+            )
+
+    @property
+    def has_weight_only(self) -> bool:
+        """Whether some layers are asked to keep float activations."""
+        pairs = [bits_pair(pattern, bits) for pattern, bits in self.layer_bits.items()]
+        return FLOAT_ACTIVATIONS in (self.activation_bits, *(activations for _, activations in pairs))
 
     @property
     def is_static(self) -> bool:
@@ -145,12 +176,15 @@ def bits_pair(pattern: str, bits: int | Sequence[int]) -> tuple[int, int]:
     """(weight bits, activation bits) of one `layer_bits` entry.
 
     Raises:
-        OptionError: not one or two numbers from 2 to 8.
+        OptionError: not one or two numbers from 2 to 8, or 4 and 16.
     """
     pair = (bits, bits) if isinstance(bits, int) else tuple(bits)
-    good = len(pair) == 2 and all(isinstance(b, int) and not isinstance(b, bool) and 2 <= b <= 8 for b in pair)
-    if not good:
-        raise OptionError(f"layer_bits for {pattern!r} is {bits!r}, expected 2 to 8, or two such numbers")
+    whole = len(pair) == 2 and all(isinstance(b, int) and not isinstance(b, bool) for b in pair)
+    if not whole or not (pair == WEIGHT_ONLY or all(2 <= b <= 8 for b in pair)):
+        raise OptionError(
+            f"layer_bits for {pattern!r} is {bits!r}, expected 2 to 8, or two such numbers for weights and "
+            f"activations, or {WEIGHT_ONLY[0]} and {WEIGHT_ONLY[1]} for weight-only layers"
+        )
     return int(pair[0]), int(pair[1])
 
 
@@ -174,6 +208,16 @@ class LayerPlan:
     def is_float(self) -> bool:
         """Whether the layer stays float."""
         return self.weight_bits is None
+
+    @property
+    def is_weight_only(self) -> bool:
+        """Whether the layer keeps float activations behind few-bit weights."""
+        return self.activation_bits == FLOAT_ACTIVATIONS
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the layer becomes an integer layer."""
+        return not self.is_float and not self.is_weight_only
 
 
 def _last_match(name: str, patterns: Iterable[str]) -> str | None:
@@ -217,9 +261,38 @@ def plan_layers(names: Sequence[str], options: QuantizeOptions) -> dict[str, Lay
             bits, reason = (None, None), f"keep {kept!r}"
         elif options.keep is None and _last_match(name, DEFAULT_KEEP):
             bits, reason = (None, None), "time or added embedding, float by default"
-        elif _last_match(name, DEFAULT_EIGHT_BITS):
+        elif options.activation_bits != FLOAT_ACTIVATIONS and _last_match(name, DEFAULT_EIGHT_BITS):
             bits, reason = (8, 8), "first, last and time projection layers, 8 bits by default"
         plans[name] = LayerPlan(name=name, weight_bits=bits[0], activation_bits=bits[1], reason=reason)
     if all(plan.is_float for plan in plans.values()):
         raise OptionError("every layer stays float, expected at least one to quantize; narrow keep")
     return plans
+
+
+def plan_sites(sites: Iterable[LayerSite], options: QuantizeOptions) -> dict[str, LayerPlan]:
+    """`plan_layers` for real layers: those asked to be weight-only that cannot be stay float, and the reason says why.
+
+    Raises:
+        OptionError: as `plan_layers`, or no layer can be what was asked.
+    """
+    known = {site.name: site for site in sites}
+    plans = plan_layers(list(known), options)
+    for name, plan in plans.items():
+        why = _weight_only_refusal(known[name], options.block_size) if plan.is_weight_only else ""
+        if why:
+            plans[name] = replace(plan, weight_bits=None, activation_bits=None, reason=f"float: {why}")
+    if all(plan.is_float for plan in plans.values()):
+        raise OptionError(
+            f"no layer can be weight-only in blocks of {options.block_size}, expected a linear one whose input "
+            "channels are a multiple; choose another --block-size or integer activations"
+        )
+    return plans
+
+
+def _weight_only_refusal(site: LayerSite, block_size: int) -> str:
+    """Why a layer cannot be weight-only, or an empty string."""
+    if site.kind != "linear":
+        return "weight-only layers are linear, this is a convolution"
+    if site.in_channels % block_size:
+        return f"{site.in_channels} input channels are no multiple of the block size {block_size}"
+    return ""

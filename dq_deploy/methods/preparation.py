@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dq_deploy.errors import OptionError
 from dq_deploy.methods.dilation import common_dilation, dilation_of, scale_input_channels
-from dq_deploy.methods.options import LayerPlan, QuantizeOptions, plan_layers
+from dq_deploy.methods.options import LayerPlan, QuantizeOptions, plan_sites
 from dq_deploy.models import (
     Denoiser,
     FoldSite,
@@ -81,8 +81,8 @@ class Prepared:
 
     Attributes:
         module: the denoiser's module with folds done, same float function; it shares every weight no fold changed.
-        layers: layers to quantize, by name, in execution order.
-        plans: bits of every quantizable layer, float ones included.
+        layers: layers to become integer ones, by name, in execution order.
+        plans: bits of every quantizable layer, weight-only and float ones included.
     """
 
     module: torch.nn.Module
@@ -102,12 +102,12 @@ def prepare(denoiser: Denoiser, options: QuantizeOptions, *, dilate: bool = Fals
         OptionError: patterns that match nothing, or options that contradict each other.
     """
     sites = {site.name: site for site in quantizable_layers(denoiser.module, denoiser.config)}
-    plans = plan_layers(list(sites), options)
+    plans = plan_sites(sites.values(), options)
     module = _sharing_copy(denoiser.module)
     splits = skip_splits(module) if options.split_skips else {}
     if options.split_skips and not splits:
         raise OptionError("--split-skips was given, expected a model with skip concatenations; leave it out")
-    chosen = [name for name in sites if not plans[name].is_float]
+    chosen = [name for name in sites if plans[name].is_integer]
     factors = {name: _dilation(module, sites[name], splits, options, dilate) for name in chosen}
     reasons = fold_refusals(module)
     folded: set[str] = set()

@@ -1,0 +1,100 @@
+"""Weight-only layers: 4-bit codes with a scale for each block of input channels, by the same search as elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dq_deploy.calibration import CalibrationInputs, sampling_timesteps
+from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.preparation import Prepared
+from dq_deploy.methods.progress import Progress, ProgressCallback
+from dq_deploy.methods.scales import search_weight_scale, weight_codes
+from dq_deploy.models import Denoiser
+from dq_deploy.numerics import F32
+from dq_deploy.record import WeightOnlyLayer
+
+BLOCKS_AT_ONCE = 4096
+"""Blocks searched together: few enough that their arrays stay in the processor's cache."""
+
+
+def search_block_scales(weight: F32, bits: int, block_size: int) -> tuple[NDArray[np.int8], F32]:
+    """Codes and scales with the least L2.4 error in each block.
+
+    Args:
+        weight: [C_out, C_in] float32, C_in a multiple of `block_size`.
+        bits: of the codes.
+        block_size: input channels that share a scale.
+
+    Returns:
+        w_code int8 [C_out, C_in] and scale float32 [C_out, C_in / block_size].
+    """
+    blocks = np.ascontiguousarray(weight, np.float32).reshape(-1, block_size)
+    codes = np.empty(blocks.shape, np.int8)
+    scales = np.empty(len(blocks), np.float32)
+    for start in range(0, len(blocks), BLOCKS_AT_ONCE):
+        some = slice(start, start + BLOCKS_AT_ONCE)
+        scales[some] = search_weight_scale(blocks[some], bits)
+        codes[some] = weight_codes(blocks[some], scales[some], bits)
+    return codes.reshape(weight.shape), scales.reshape(len(weight), -1)
+
+
+def weight_only_layers(
+    prepared: Prepared, options: QuantizeOptions, progress: ProgressCallback
+) -> dict[str, WeightOnlyLayer]:
+    """The weight-only layers of a plan, in execution order.
+
+    Args:
+        prepared: the float model and its plans.
+        options: the block size.
+        progress: called with the weights done.
+    """
+    chosen = {name: plan for name, plan in prepared.plans.items() if plan.is_weight_only}
+    weights = {name: prepared.module.get_submodule(name).weight.detach().numpy() for name in chosen}
+    total = sum(weight.size for weight in weights.values())
+    done, layers = 0, {}
+    for name, plan in chosen.items():
+        assert plan.weight_bits is not None
+        codes, scale = search_block_scales(weights[name], plan.weight_bits, options.block_size)
+        bias = prepared.module.get_submodule(name).bias
+        layers[name] = WeightOnlyLayer(
+            name=name,
+            weight_bits=plan.weight_bits,
+            block_size=options.block_size,
+            w_code=codes,
+            scale=scale,
+            bias=None if bias is None else np.array(bias.detach().numpy(), np.float32),
+        )
+        done += weights[name].size
+        progress(Progress(stage="weights", done=done, total=total))
+    return layers
+
+
+def timesteps_alone(denoiser: Denoiser, options: QuantizeOptions) -> CalibrationInputs:
+    """No calibration inputs, but the timesteps of the sampler: what a record of weight-only layers alone needs."""
+    return CalibrationInputs(
+        inputs={},
+        timesteps=sampling_timesteps(denoiser.scheduler_config, options.steps),
+        provenance={"inputs": 0, "sampler": "none, no layer has activation ranges"},
+    )
+
+
+def weight_only_history(prepared: Prepared, options: QuantizeOptions) -> list[dict[str, Any]]:
+    """What a record's history says of weight-only layers: how many there are, and which could not be and why.
+
+    Returns:
+        One entry, or none where no layer was asked to be weight-only.
+    """
+    if not options.has_weight_only:
+        return []
+    plans = prepared.plans.values()
+    return [
+        {
+            "stage": "weight-only",
+            "layers": sum(plan.is_weight_only for plan in plans),
+            "block_size": options.block_size,
+            "kept_float": {plan.name: plan.reason for plan in plans if plan.reason.startswith("float: ")},
+        }
+    ]
