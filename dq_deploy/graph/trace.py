@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,34 @@ OPSET = 21
 MODULE_KEY = "dq_deploy.module"
 """Node metadata: path of the innermost module a node was traced from."""
 
+_ROOT = "denoiser."
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def trace(module: Any, example: Mapping[str, NDArray[np.generic]], *, output: str = "output") -> ir.Model:
+def _call_by_name(module: Any, inputs: Mapping[str, Any]) -> Any:
+    """The denoiser's output where every input is a keyword argument of it."""
+    return module(**inputs, return_dict=False)[0]
+
+
+def trace(
+    module: Any,
+    example: Mapping[str, NDArray[np.generic]],
+    *,
+    output: str = "output",
+    call: Callable[[Any, Mapping[str, Any]], Any] = _call_by_name,
+    weights: Mapping[str, ir.TensorProtocol] | None = None,
+) -> ir.Model:
     """Trace a diffusers denoiser with a dynamic batch.
 
+    Only shapes pass through the tracer; the parameters are put into the graph afterwards, so those in `weights` may
+    be tensors that compute their values when they are read.
+
     Args:
-        module: torch module called as module(sample, timestep, class_labels=..., return_dict=False)[0].
+        module: torch module; parameters that are in `weights` may be on the device `meta`.
         example: inputs by name in call order, batch of at least 2; timestep is float32 [B].
         output: name of the graph's output.
+        call: gives the output of the module for inputs by name.
+        weights: values of some parameters by state-dict key; the others are the module's own.
 
     Returns:
         Model at opset 21 whose nodes carry their module path under `MODULE_KEY`.
@@ -36,41 +55,69 @@ def trace(module: Any, example: Mapping[str, NDArray[np.generic]], *, output: st
     """
     import torch
 
-    class Call(torch.nn.Module):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.denoiser = module
-
-        def forward(self, *args: Any) -> Any:
-            named = dict(zip(list(example)[2:], args[2:], strict=True))
-            return self.denoiser(args[0], args[1], **named, return_dict=False)[0]
-
-    batch = torch.export.Dim("B", min=1, max=4096)
-    tensors = tuple(torch.from_numpy(np.array(value)) for value in example.values())
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
     try:
         exporter_log.setLevel(logging.ERROR)
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                Call().eval(),
-                tensors,
-                dynamo=True,
-                input_names=list(example),
-                output_names=[output],
-                dynamic_shapes=(tuple({0: batch} for _ in tensors),),
-                opset_version=OPSET,
-                verbose=False,
-            )
+            program = _shapes_exported(module, example, output, call)
+            if program is not None:
+                _fill(program.model, module, weights or {})
+                program.optimize()
     except Exception as error:  # torch raises many unrelated types here
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"torch could not trace the denoiser: {reason}; expected a diffusers UNet2DModel") from error
+        raise ModelError(f"torch could not trace the denoiser: {reason}; expected a diffusers UNet") from error
     finally:
         exporter_log.setLevel(level)
     if program is None:
         raise ModelError("torch.onnx.export returned nothing; expected a traced graph")
     return _tidy(program.model)
+
+
+def _shapes_exported(
+    module: Any, example: Mapping[str, NDArray[np.generic]], output: str, call: Callable[[Any, Mapping[str, Any]], Any]
+) -> Any:
+    """The exporter's program of a copy of the module that has shapes and no values."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    class Call(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self, denoiser: Any) -> None:
+            super().__init__()
+            self.denoiser = denoiser
+
+        def forward(self, *args: Any) -> Any:
+            return call(self.denoiser, dict(zip(example, args, strict=True)))
+
+    batch = torch.export.Dim("B", min=1, max=4096)
+    with FakeTensorMode() as mode:
+        memo: dict[int, Any] = {id(b): torch.empty(b.shape, dtype=b.dtype) for b in module.buffers()}
+        for p in module.parameters():
+            memo[id(p)] = torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=False)
+        tensors = tuple(mode.from_tensor(torch.from_numpy(np.array(value))) for value in example.values())
+        return torch.onnx.export(
+            Call(copy.deepcopy(module, memo)).eval(),
+            tensors,
+            dynamo=True,
+            input_names=list(example),
+            output_names=[output],
+            dynamic_shapes=(tuple({0: batch} for _ in tensors),),
+            opset_version=OPSET,
+            verbose=False,
+            optimize=False,
+        )
+
+
+def _fill(model: ir.Model, module: Any, weights: Mapping[str, ir.TensorProtocol]) -> None:
+    """Give every initializer that stands for a parameter its value."""
+    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, value in model.graph.initializers.items():
+        key = name.removeprefix(_ROOT)
+        if name.startswith(_ROOT) and key in weights:
+            value.const_value = weights[key]
+        elif name.startswith(_ROOT) and key in own:
+            value.const_value = ir.tensor(own[key].detach().numpy(), name=name)
 
 
 def _tidy(model: ir.Model) -> ir.Model:
@@ -91,9 +138,9 @@ def _tidy(model: ir.Model) -> ir.Model:
     model.graph.name = "denoiser"
     model.producer_name, model.producer_version = "dq_deploy", None
     for name in list(model.graph.initializers):
-        if name.startswith("denoiser."):
+        if name.startswith(_ROOT):
             value = model.graph.initializers.pop(name)
-            value.name = name.removeprefix("denoiser.")
+            value.name = name.removeprefix(_ROOT)
             model.graph.register_initializer(value)
     return model
 

@@ -186,6 +186,7 @@ class Simulation(torch.nn.Module):
         sample: torch.Tensor,
         timestep: torch.Tensor | float,
         class_labels: torch.Tensor | None = None,
+        **conditions: Any,
     ) -> torch.Tensor:
         """Output of the denoiser.
 
@@ -193,12 +194,14 @@ class Simulation(torch.nn.Module):
             sample: [B, C, H, W] float32.
             timestep: [B] or one number for all.
             class_labels: [B] int64 where the model has classes.
+            **conditions: further arguments of the denoiser, as `models.call_arguments` makes them.
         """
         time = torch.as_tensor(timestep, device=sample.device)
         time = time.reshape(-1).expand(sample.shape[0]) if time.numel() == 1 else time
         self.context.step = self.bucket(time)
-        extra = {} if class_labels is None else {"class_labels": class_labels}
-        return self.denoiser(sample, time, return_dict=False, **extra)[0]
+        if class_labels is not None:
+            conditions["class_labels"] = class_labels
+        return self.denoiser(sample, time, return_dict=False, **conditions)[0]
 
 
 def replace_layer(module: torch.nn.Module, name: str, layer: torch.nn.Module) -> None:
@@ -208,7 +211,7 @@ def replace_layer(module: torch.nn.Module, name: str, layer: torch.nn.Module) ->
 
 
 def simulate(record: Record) -> Simulation:
-    """The record as an inference module, called as module(sample, timestep, class_labels).
+    """The record as an inference module, called as its denoiser is; see `models.call_denoiser`.
 
     Raises:
         GuaranteeError: this machine's float32 products of integers are not exact.
@@ -218,7 +221,7 @@ def simulate(record: Record) -> Simulation:
 
     check_exact_products()
     context = StepContext()
-    denoiser = denoiser_from_record(record)
+    denoiser = denoiser_from_record(record, dequantize=False)
     for name, layer in record.layers.items():
         replace_layer(denoiser, name, IntegerLayer(layer, context))
     edges = torch.from_numpy(np.array(record.step_edges, np.float32))

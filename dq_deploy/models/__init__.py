@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from dq_deploy.models.rebuild import LazyWeight
     from dq_deploy.record import Record
 
 FAMILIES = ("unet2d", "unet2d_condition")
@@ -48,6 +49,7 @@ __all__ = [
     "fold_refusals",
     "fold_sites",
     "input_specs",
+    "lazy_weights",
     "load_model",
     "macs_of",
     "output_specs",
@@ -113,17 +115,29 @@ def build_denoiser(family: str, config: Mapping[str, Any], *, device: str = "cpu
     return _module_of(family).build(config, device=device)
 
 
-def denoiser_from_record(record: Record) -> torch.nn.Module:
+def denoiser_from_record(record: Record, *, dequantize: bool = True) -> torch.nn.Module:
     """The diffusers module a record stands for: float parameters as stored, quantized weights dequantized.
 
     A quantized layer's weight is w_q * s_w * pre (weight set 0, float32); its bias is the layer's.
+
+    Args:
+        record: the quantized denoiser.
+        dequantize: False leaves the integer layers' weights without values (device `meta`), for a caller that puts
+            something else in their place.
 
     Raises:
         RecordError: the record lacks a parameter, has one too many, or one of another shape.
     """
     from dq_deploy.models.rebuild import module_from_record
 
-    return module_from_record(record)
+    return module_from_record(record, dequantize=dequantize)
+
+
+def lazy_weights(record: Record) -> dict[str, LazyWeight]:
+    """The float weights of a record's quantized layers by state-dict key, each computed when it is read."""
+    from dq_deploy.models import rebuild
+
+    return rebuild.lazy_weights(record)
 
 
 def quantizable_layers(module: torch.nn.Module, config: Mapping[str, Any], *, batch: int = 1) -> list[LayerSite]:

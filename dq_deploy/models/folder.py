@@ -179,7 +179,7 @@ def fit_state(
         if expected[key].dtype.is_floating_point != value.dtype.is_floating_point:
             raise error_type(f"{source}: {key} is {value.dtype}, expected {expected[key].dtype}")
         value = value.to(expected[key].dtype)
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if value.is_floating_point() and not value.is_meta and not bool(torch.isfinite(value).all()):
             raise error_type(f"{source}: {key} holds NaN or infinity, expected finite numbers")
         ready[key] = value.contiguous()
     module.load_state_dict(ready, assign=True)

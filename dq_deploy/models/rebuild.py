@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,7 +57,7 @@ def _check_geometry(record: Record, module: torch.nn.Module) -> None:
             raise RecordError(f"layer {name} is {kind} in the denoiser, expected a Linear there")
 
 
-def module_from_record(record: Record) -> torch.nn.Module:
+def module_from_record(record: Record, *, dequantize: bool = True) -> torch.nn.Module:
     """See `dq_deploy.models.denoiser_from_record`."""
     import torch
 
@@ -67,13 +70,36 @@ def module_from_record(record: Record) -> torch.nn.Module:
         raise RecordError(f"model_config of the record: {error}") from error
     _check_geometry(record, module)
     state = {key: torch.from_numpy(np.array(value)) for key, value in record.float_parameters.items()}
-    for name, layer in record.layers.items():
-        state[f"{name}.weight"] = torch.from_numpy(dequantized_weight(layer))
+    for key, weight in lazy_weights(record).items():
+        state[key] = torch.from_numpy(weight.read()) if dequantize else torch.empty(weight.shape, device="meta")
+    for name, layer in {**record.layers, **record.weight_only}.items():
         if layer.bias is not None:
             state[f"{name}.bias"] = torch.from_numpy(layer.bias.copy())
-    for name, light in record.weight_only.items():
-        state[f"{name}.weight"] = torch.from_numpy(light.weight())
-        if light.bias is not None:
-            state[f"{name}.bias"] = torch.from_numpy(light.bias.copy())
     fit_state(module, state, "record", RecordError)
     return module
+
+
+@dataclass(frozen=True, kw_only=True)
+class LazyWeight:
+    """The float weight of a quantized layer, computed when it is read.
+
+    Attributes:
+        shape: of the weight.
+        read: gives it, float32, anew each time.
+    """
+
+    shape: tuple[int, ...]
+    read: Callable[[], NDArray[np.float32]]
+
+
+def lazy_weights(record: Record) -> dict[str, LazyWeight]:
+    """The float weights of a record's quantized layers by state-dict key; nothing is computed yet."""
+    found = {}
+    for name, layer in record.layers.items():
+        rows = layer.parts[0].w_code.shape
+        columns = sum(part.w_code.shape[2] for part in layer.parts)
+        shape = (rows[1], columns, *rows[3:])
+        found[f"{name}.weight"] = LazyWeight(shape=shape, read=partial(dequantized_weight, layer))
+    for name, light in record.weight_only.items():
+        found[f"{name}.weight"] = LazyWeight(shape=light.w_code.shape, read=light.weight)
+    return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import onnx_ir as ir
+
 from dq_deploy.graph.cleanup import RemoveUnused
 from dq_deploy.graph.norms import GroupNormAsInstanceNorm
 from dq_deploy.graph.pads import PadsAsModules
@@ -12,11 +14,10 @@ from dq_deploy.graph.passes import run_passes
 from dq_deploy.graph.simulated_layers import SimulatedLayers
 from dq_deploy.graph.trace import trace
 from dq_deploy.graph.weight_only_layers import WeightOnlyLayers
-from dq_deploy.models import build_denoiser, denoiser_from_record, example_inputs
+from dq_deploy.models import build_denoiser, call_arguments, denoiser_from_record, example_inputs, lazy_weights
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
+    from dq_deploy.models.rebuild import LazyWeight
     from dq_deploy.record import Record
 
 
@@ -29,11 +30,28 @@ def traced_float_graph(family: str, config: Mapping[str, Any], record: Record | 
         record: gives the weights; without it they are random.
 
     Returns:
-        Float model with inputs sample [B, C, H, W], timestep [B] and, where there are, class_labels [B].
+        Float model with the inputs of `models.input_specs`. The float weight of a quantized layer is an initializer
+        that computes its values when they are read: it costs nothing where a pass puts integers in its place.
     """
-    module = build_denoiser(family, dict(config)) if record is None else denoiser_from_record(record)
-    model = trace(module.eval(), example_inputs(dict(config), 2, 0))
+    if record is None:
+        module, weights = build_denoiser(family, dict(config)), {}
+    else:
+        module, weights = denoiser_from_record(record, dequantize=False), _lazy_tensors(record)
+    model = trace(module.eval(), example_inputs(dict(config), 2, 0), call=_call, weights=weights)
     return run_passes(model, [GroupNormAsInstanceNorm(), RemoveUnused()]).model
+
+
+def _call(module: Any, inputs: Mapping[str, Any]) -> Any:
+    return module(**call_arguments(inputs), return_dict=False)[0]
+
+
+def _lazy_tensors(record: Record) -> dict[str, ir.TensorProtocol]:
+    def tensor(key: str, weight: LazyWeight) -> ir.TensorProtocol:
+        return ir.LazyTensor(
+            lambda: ir.tensor(weight.read()), dtype=ir.DataType.FLOAT, shape=ir.Shape(weight.shape), name=key
+        )
+
+    return {key: tensor(key, weight) for key, weight in lazy_weights(record).items()}
 
 
 def traced_simulation(record: Record, *, requantize: bool = False, weight_only_form: str = "dequantize") -> ir.Model:
