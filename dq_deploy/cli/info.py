@@ -1,4 +1,4 @@
-"""`dq-info`: what a quantized model or an exported engine file is."""
+"""`dq-info`: what a quantized model, an exported engine file or a plan is."""
 
 from __future__ import annotations
 
@@ -16,12 +16,21 @@ if TYPE_CHECKING:
 
 
 def info(
-    path: Annotated[Path, typer.Argument(help="A record (.pt, .safetensors) or an engine file (.onnx).")],
+    path: Annotated[
+        Path, typer.Argument(help="A record (.pt, .safetensors), an engine file (.onnx) or a plan (.plan).")
+    ],
     json: Annotated[Path | None, typer.Option(help="Also write what is shown, and more, as JSON.")] = None,
 ) -> None:
-    """Show what a quantized model or an exported engine file holds."""
+    """Show what a quantized model, an exported engine file or a plan holds."""
     check_outputs(json)
-    if path.suffix == ".onnx":
+    from dq_deploy.engines.plan_manifest import is_plan
+
+    if path.suffix not in (".pt", ".safetensors") and is_plan(path):
+        from dq_deploy.cli.plan_summary import show_plan, summary_of_plan
+
+        summary = summary_of_plan(path)
+        show = show_plan
+    elif path.suffix == ".onnx":
         summary = summary_of_engine(path)
         show = _show_engine
     else:

@@ -13,11 +13,14 @@ from dq_deploy.errors import GuaranteeError, OptionError
 
 if TYPE_CHECKING:
     from dq_deploy.verify import Report
+    from dq_deploy.verify.plan_report import PlanReport
 
 
 def verify(
-    ckpt: Annotated[Path, typer.Option(help="Quantized model: .pt or .safetensors.")],
-    engine: Annotated[Path, typer.Option(help="Engine file made from it by dq-export.")],
+    engine: Annotated[Path, typer.Option(help="Engine file: .onnx by dq-export, or a plan by dq-build.")],
+    ckpt: Annotated[
+        Path | None, typer.Option(help="Quantized model it was made from, .pt or .safetensors; not needed for a plan.")
+    ] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Exit 3 on any difference and on anything not compared.")
     ] = False,
@@ -39,10 +42,21 @@ def verify(
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of one run; by default the engine's choice.")] = None,
 ) -> None:
-    """Compare every integer layer in the running engine with the numerics, and name the kernels that really run."""
+    """Compare every integer layer in the running engine with the numerics, and name the kernels that really run.
+
+    A plan is read, not run: what each layer was asked to be, what it became, what stands alone.
+    """
     _check_options(require_integer, steps_checked, inputs, seed, threads)
     check_outputs(json, html)
+    from dq_deploy.engines.plan_manifest import is_plan
     from dq_deploy.record import load_record
+
+    if is_plan(engine):
+        _refuse_for_plans({"--model": model, "--runtime": runtime, "--threads": threads})
+        _verify_plan(engine, ckpt, exact=exact, require_integer=require_integer, json=json, html=html)
+        return
+    if ckpt is None:
+        raise OptionError(f"--engine {engine} is compared with its quantized model; give it as --ckpt model.pt")
     from dq_deploy.verify import verify as prove
     from dq_deploy.verify.report import print_report
 
@@ -74,14 +88,49 @@ def verify(
     refuse(report, exact=exact, require_integer=require_integer)
 
 
-def refuse(report: Report, *, exact: bool, require_integer: float | None) -> None:
+def _verify_plan(
+    engine: Path,
+    ckpt: Path | None,
+    *,
+    exact: bool,
+    require_integer: float | None,
+    json: Path | None,
+    html: Path | None,
+) -> None:
+    from dq_deploy.record import load_record
+    from dq_deploy.verify.plan_report import print_plan_report, verify_plan
+
+    record = None if ckpt is None else load_record(ckpt)
+    report = verify_plan(engine, record=record, compare=exact, progress=_progress)
+    if json is not None:
+        write_json(json, report.to_json())
+    if html is not None:
+        from dq_deploy.artifacts import write_text_atomic
+        from dq_deploy.verify.plan_html import html_of_plan
+
+        write_text_atomic(html, html_of_plan(report))
+    print_plan_report(report, console())
+    refuse(report, exact=exact, require_integer=require_integer)
+
+
+def _refuse_for_plans(options: dict[str, object]) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise OptionError(f"{', '.join(given)} does not go with a plan, which is read and not run; leave it out")
+
+
+def refuse(report: Report | PlanReport, *, exact: bool, require_integer: float | None) -> None:
     """Raise where a demanded guarantee does not hold.
 
     Raises:
         GuaranteeError: naming the first layer, step and coordinate, or the layers that are not integer.
     """
+    from dq_deploy.verify.plan_report import PlanReport
+
     problems = []
-    if exact and report.failures:
+    if exact and report.failures and isinstance(report, PlanReport):
+        problems.append(report.comparison)
+    elif exact and report.failures:
         more = len(report.failures) - 1
         problems.append(f"engine is not exact: {report.failures[0]}" + (f" (and {more} more)" if more else ""))
     if require_integer is not None and report.integer_mac_share < require_integer:
@@ -91,7 +140,7 @@ def refuse(report: Report, *, exact: bool, require_integer: float | None) -> Non
         )
         problems.append(
             f"integer share is {report.integer_mac_share:.4f} of all MACs, required {require_integer:g}; "
-            f"in float: {named}"
+            f"not integer: {named}"
         )
     if problems:
         raise GuaranteeError("; ".join(problems))

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from html import escape
 
 from dq_deploy.verify.output import DECIBEL_LIMIT, REQUIRED_MARGIN_DB
@@ -66,6 +67,16 @@ def html_of_report(report: Report) -> str:
         _summary(report),
         _table(report),
     ]
+    return page_of(title, body)
+
+
+def page_of(title: str, body: Iterable[str]) -> str:
+    """One page of these pieces, with the styles of all reports.
+
+    Args:
+        title: already escaped.
+        body: markup.
+    """
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title>'

@@ -1,4 +1,4 @@
-"""How much of an engine's work runs in integers, from its own optimized graph and its manifest alone."""
+"""How much of an engine's work runs in integers, from what the engine says of itself and its manifest alone."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dq_deploy.engines import open_engine
+from dq_deploy.engines.plan_manifest import is_plan, read_plan_manifest
 from dq_deploy.graph.onnx_file import read_manifest
 from dq_deploy.verify.instrument import ShippedGraph
 from dq_deploy.verify.kernels import read_kernels
+from dq_deploy.verify.plan_attestation import attest_plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +21,7 @@ class Attestation:
     Attributes:
         integer_mac_share: of all convolutions, linear layers and attention products.
         integer_mac_share_of_quantizable: of convolutions and linear layers.
-        float_layers: layers of the manifest whose kernel is not integer.
+        float_layers: layers of the manifest whose kernel is not integer, or not known to be.
     """
 
     integer_mac_share: float
@@ -28,10 +30,10 @@ class Attestation:
 
 
 def attest(engine_path: str | Path) -> Attestation:
-    """Open an engine and read which kernels it really runs.
+    """Read which kernels an engine really runs; a plan is read and not opened, which needs no GPU.
 
     Args:
-        engine_path: exported ONNX file with its manifest.
+        engine_path: exported ONNX file, or a plan, with its manifest.
 
     Returns:
         The shares.
@@ -40,6 +42,13 @@ def attest(engine_path: str | Path) -> Attestation:
         FileProblemError: the engine or its manifest is missing or broken.
     """
     path = Path(engine_path)
+    if is_plan(path):
+        plan = attest_plan(path, read_plan_manifest(path, check_hash=False))
+        return Attestation(
+            integer_mac_share=plan.integer_mac_share,
+            integer_mac_share_of_quantizable=plan.integer_mac_share_of_quantizable,
+            float_layers=plan.not_integer,
+        )
     manifest = read_manifest(path)
     with tempfile.TemporaryDirectory(prefix="dq-attest-") as folder:
         optimized = Path(folder) / "optimized.onnx"
