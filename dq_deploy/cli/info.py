@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def info(
     path: Annotated[
-        Path, typer.Argument(help="A record (.pt, .safetensors), an engine file (.onnx) or a plan (.plan).")
+        Path, typer.Argument(help="Record (.pt, .safetensors), engine file (.onnx) or plan (.plan).")
     ],
     json: Annotated[Path | None, typer.Option(help="Also write what is shown, and more, as JSON.")] = None,
 ) -> None:
