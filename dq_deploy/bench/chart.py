@@ -42,8 +42,8 @@ def write_chart(report: BenchReport, path: Path) -> None:
     left, right = figure.subplots(1, 2)
     _draw_rounds(left, report)
     _draw_batches(right, report)
-    cpu = report.environment.get("cpu", "")
-    figure.suptitle(f"{Path(report.engine_path).name} on {report.engine}, {cpu}", fontsize=9)
+    machine = report.environment.get("gpu", {}).get("name") or report.environment.get("cpu", "")
+    figure.suptitle(f"{Path(report.engine_path).name} on {report.engine}, {machine}", fontsize=9)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 

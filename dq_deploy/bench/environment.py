@@ -21,7 +21,18 @@ _FLAGS = (
     "asimddp",
     "i8mm",
 )
-_PACKAGES = ("dq-deploy", "numpy", "onnx", "onnxruntime", "openvino", "torch", "diffusers")
+_PACKAGES = (
+    "dq-deploy",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx",
+    "cuda-core",
+    "torch",
+    "diffusers",
+)
 
 
 def _cpu() -> tuple[str, list[str]]:

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dq_deploy.bench.clocks import HOST, PLAN_CLOCKS
 from dq_deploy.bench.environment import describe_environment
+from dq_deploy.bench.plan_baseline import check_batches, float_plan
 from dq_deploy.bench.worker import Worker, WorkerSettings, workers
 from dq_deploy.engines import open_engine
+from dq_deploy.engines.plan_manifest import is_plan
 from dq_deploy.errors import OptionError
 
 if TYPE_CHECKING:
@@ -93,6 +96,15 @@ class BatchResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Timing:
+    """One clock of `dq_deploy.bench.clocks`: percentiles in ms and the ratio of the medians, baseline over engine."""
+
+    latency_ms: Latency
+    baseline_latency_ms: Latency | None = None
+    speedup: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchReport:
     """What was measured; `to_json` has the documented keys.
 
@@ -113,8 +125,12 @@ class BenchReport:
         baseline_file_mib: likewise, or None.
         finite_check_ms: time of a run spent looking for NaN and infinity, contained in the latency.
         integer_mac_share: share of all MACs that run in integers, where it was attested.
-        environment: machine and versions.
+        environment: machine and versions; of a plan also the `gpu`.
         options: as given.
+        clock: how latency, speedup, rounds and throughput were timed.
+        timings: of a plan, each clock at the first batch size; None for other engines, as the next.
+        gpu_memory: of a plan, in MiB: `weights_mib`, `activations_mib`, `workspace_limit_mib` of the engine and
+            `peak_mib` from NVML with its `peak_source`, for `engine` and `baseline`.
     """
 
     engine: str
@@ -135,10 +151,16 @@ class BenchReport:
     integer_mac_share: float | None
     environment: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    clock: str = HOST
+    timings: dict[str, Timing] | None = None
+    gpu_memory: dict[str, dict[str, Any]] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values; the per-round ratios come once more as a list of their own."""
+        """JSON values; the per-round ratios come once more as a list of their own, keys of a plan only for a plan."""
         values = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        for key in ("timings", "gpu_memory"):
+            if values[key] is None:
+                del values[key]
         if self.baseline_latency_ms is not None:
             values["round_ratios"] = [r.ratio for r in self.rounds]
         return values
@@ -152,7 +174,7 @@ def file_mib(path: Path) -> float:
 
 @contextlib.contextmanager
 def _baseline_file(path: Path, record: Record | None, wanted: bool) -> Iterator[Path | None]:
-    """The float graph of the same tracer in a temporary folder, or None."""
+    """The float graph of the same tracer in a temporary folder, for a plan built like it; or None."""
     if not wanted:
         yield None
         return
@@ -160,6 +182,9 @@ def _baseline_file(path: Path, record: Record | None, wanted: bool) -> Iterator[
     from dq_deploy.targets import float_graph
 
     with tempfile.TemporaryDirectory(prefix="dq-bench-") as folder:
+        if is_plan(path):
+            yield float_plan(path, Path(folder), record)
+            return
         target = Path(folder) / "float.onnx"
         float_graph(read_manifest(path), target, record=record)
         yield target
@@ -172,6 +197,7 @@ class _Series:
     latency_ms: list[list[float]] = field(default_factory=list)
     peak_mib: float = 0.0
     finite_check_ms: float = 0.0
+    gpu_memory: dict[str, Any] | None = None
 
 
 def _latency(series: _Series) -> Latency:
@@ -179,19 +205,34 @@ def _latency(series: _Series) -> Latency:
     return Latency(p50=float(p50), p90=float(p90), p99=float(p99))
 
 
+Measured = dict[str, dict[str, _Series]]
+"""Clock -> engine or baseline -> what it gave."""
+
+
 def _take_turns(
-    running: dict[str, Worker], *, batch: int, rounds: int, options: BenchOptions, tick: Callable[[], None]
-) -> dict[str, _Series]:
+    running: dict[str, Worker],
+    *,
+    batch: int,
+    rounds: int,
+    options: BenchOptions,
+    clocks: Sequence[str],
+    tick: Callable[[], None],
+) -> Measured:
     """Rounds of one batch size; the engine that starts alternates, so that a drift hits both."""
-    series = {name: _Series() for name in running}
+    series: Measured = {clock: {name: _Series() for name in running} for clock in clocks}
     for number in range(rounds):
         names = list(running) if number % 2 == 0 else list(reversed(running))
-        for name in names:
-            answer = running[name].time(batch=batch, warmup=options.warmup, runs=options.runs, seconds=options.seconds)
-            series[name].latency_ms.append(answer["latency_ms"])
-            series[name].peak_mib = answer["peak_mib"]
-            series[name].finite_check_ms = answer["finite_check_ms"]
-            tick()
+        for clock in clocks:
+            for name in names:
+                answer = running[name].time(
+                    batch=batch, warmup=options.warmup, runs=options.runs, seconds=options.seconds, clock=clock
+                )
+                own = series[clock][name]
+                own.latency_ms.append(answer["latency_ms"])
+                own.peak_mib = answer["peak_mib"]
+                own.finite_check_ms = answer["finite_check_ms"]
+                own.gpu_memory = answer.get("gpu_memory")
+                tick()
     return series
 
 
@@ -226,8 +267,10 @@ def benchmark(
 ) -> BenchReport:
     """Time an exported engine, and with `baseline` the float graph of the same tracer on the same engine.
 
+    The baseline of a plan is a plan with float16 in all layers, built for the same GPUs and shapes.
+
     Args:
-        engine_path: exported ONNX file with its manifest.
+        engine_path: exported ONNX file or plan, with its manifest.
         baseline: also time the float graph; the two take turns, in at least 7 rounds.
         record: gives the float graph its weights; without it they are random, which takes the same time.
         options: how to time.
@@ -236,15 +279,21 @@ def benchmark(
 
     Raises:
         FileProblemError: the engine or its manifest is missing or broken.
-        OptionError: fewer than 7 rounds with a baseline.
+        OptionError: fewer than 7 rounds with a baseline, or a batch size the plan was not built for.
+        MissingDependencyError: a library is missing; for a plan, the driver.
     """
     options = options or BenchOptions()
     path = Path(engine_path)
     if baseline and options.rounds < MIN_BASELINE_ROUNDS:
         raise OptionError(f"rounds is {options.rounds}, expected at least {MIN_BASELINE_ROUNDS} with a baseline")
+    clocks = PLAN_CLOCKS if is_plan(path) else (HOST,)
+    environment = describe_environment(threads=options.threads)
+    # opened once before anything is built: what is missing is said now
     with open_engine(path, engine=options.engine, threads=options.threads) as runner:
         manifest, kind = runner.manifest or {}, runner.engine
-    environment = describe_environment(threads=options.threads)
+        if is_plan(path):
+            check_batches(manifest, options.batches, path)
+            environment["gpu"] = asdict(runner.cuda.facts())  # type: ignore[attr-defined]
     with _baseline_file(path, record, baseline) as float_path:
         files = {"engine": path} | ({} if float_path is None else {"baseline": float_path})
         settings = {
@@ -253,14 +302,14 @@ def benchmark(
             )
             for name, file in files.items()
         }
-        by_batch = _time_batches(settings, options, on_progress)
+        by_batch = _time_batches(settings, options, clocks, on_progress)
         sizes = {name: file_mib(file) for name, file in files.items()}
     return BenchReport(
         engine=kind,
         engine_path=str(path),
         target=manifest.get("target"),
         mode=manifest.get("mode"),
-        **_numbers(by_batch, options.batches[0]),
+        **_numbers(by_batch, options.batches[0], clocks),
         file_mib=sizes["engine"],
         baseline_file_mib=sizes.get("baseline"),
         integer_mac_share=integer_mac_share,
@@ -269,33 +318,50 @@ def benchmark(
     )
 
 
-def _numbers(by_batch: dict[int, dict[str, _Series]], first: int) -> dict[str, Any]:
+def _timing(series: dict[str, _Series]) -> Timing:
+    latency = _latency(series["engine"])
+    if "baseline" not in series:
+        return Timing(latency_ms=latency)
+    baseline = _latency(series["baseline"])
+    return Timing(latency_ms=latency, baseline_latency_ms=baseline, speedup=baseline.p50 / latency.p50)
+
+
+def _numbers(by_batch: dict[int, Measured], first: int, clocks: Sequence[str]) -> dict[str, Any]:
     """The fields of the report that come from the timed runs."""
-    own, other = by_batch[first]["engine"], by_batch[first].get("baseline")
-    latency = _latency(own)
-    float_latency = None if other is None else _latency(other)
+    measured = by_batch[first]
+    own, other = measured[clocks[0]]["engine"], measured[clocks[0]].get("baseline")
+    timing = _timing(measured[clocks[0]])
     others = [None] * len(own.latency_ms) if other is None else other.latency_ms
+    last = measured[clocks[-1]]  # of a plan the host's clock, the one whose runs look for NaN
+    memory = {name: series.gpu_memory for name, series in last.items() if series.gpu_memory is not None}
     return {
         "batch": first,
-        "latency_ms": latency,
-        "baseline_latency_ms": float_latency,
-        "speedup": None if float_latency is None else float_latency.p50 / latency.p50,
+        "latency_ms": timing.latency_ms,
+        "baseline_latency_ms": timing.baseline_latency_ms,
+        "speedup": timing.speedup,
         "rounds": tuple(_round(a, b) for a, b in zip(own.latency_ms, others, strict=True)),
-        "batches": tuple(_batch_result(b, s["engine"], s.get("baseline")) for b, s in by_batch.items()),
-        "peak_mib": own.peak_mib,
-        "baseline_peak_mib": None if other is None else other.peak_mib,
-        "finite_check_ms": own.finite_check_ms,
+        "batches": tuple(
+            _batch_result(b, m[clocks[0]]["engine"], m[clocks[0]].get("baseline")) for b, m in by_batch.items()
+        ),
+        "peak_mib": last["engine"].peak_mib,
+        "baseline_peak_mib": last["baseline"].peak_mib if "baseline" in last else None,
+        "finite_check_ms": last["engine"].finite_check_ms,
+        "clock": clocks[0],
+        "timings": {clock: _timing(measured[clock]) for clock in clocks} if len(clocks) > 1 else None,
+        "gpu_memory": memory or None,
     }
 
 
 def _time_batches(
     settings: dict[str, WorkerSettings],
     options: BenchOptions,
+    clocks: Sequence[str],
     on_progress: Callable[[int, int], None] | None,
-) -> dict[int, dict[str, _Series]]:
-    """Series by batch size and engine; the other batch sizes get three rounds."""
+) -> dict[int, Measured]:
+    """Series by batch size, clock and engine; the other batch sizes get three rounds and the first clock only."""
     plan = {batch: options.rounds if i == 0 else min(3, options.rounds) for i, batch in enumerate(options.batches)}
-    turns, done = sum(plan.values()) * len(settings), 0
+    used = {batch: clocks if i == 0 else clocks[:1] for i, batch in enumerate(options.batches)}
+    turns, done = sum(rounds * len(used[batch]) for batch, rounds in plan.items()) * len(settings), 0
 
     def tick() -> None:
         nonlocal done
@@ -305,6 +371,6 @@ def _time_batches(
 
     with workers(settings) as running:
         return {
-            batch: _take_turns(running, batch=batch, rounds=rounds, options=options, tick=tick)
+            batch: _take_turns(running, batch=batch, rounds=rounds, options=options, clocks=used[batch], tick=tick)
             for batch, rounds in plan.items()
         }

@@ -2,10 +2,11 @@
 
 The process reads one JSON request a line on stdin and answers one JSON line on stdout::
 
-    {"batch": 4, "warmup": 3, "runs": 10, "seconds": 0.3}
+    {"batch": 4, "warmup": 3, "runs": 10, "seconds": 0.3, "clock": "host"}
     {"latency_ms": [...], "peak_mib": 210.4, "finite_check_ms": 0.02}
 
-The first line it writes says that the engine is loaded. End of input ends it.
+The answer of a plan has its GPU memory too. The first line it writes says that the engine is loaded. End of input ends
+it.
 """
 
 from __future__ import annotations
@@ -16,18 +17,17 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
+from dq_deploy.bench.clocks import HOST, feeds_for, time_runs
+from dq_deploy.bench.gpu_memory import GpuPeak
 from dq_deploy.engines import open_engine
-from dq_deploy.engines.base import Runner, TensorSpec
+from dq_deploy.engines.base import Runner
+from dq_deploy.engines.plan_manifest import is_plan, read_plan_manifest
 from dq_deploy.errors import DqError, FileProblemError
 
 
@@ -43,52 +43,13 @@ def peak_mib() -> float:
     raise DqError("/proc/self/status has no VmHWM, expected Linux; memory cannot be measured here")
 
 
-def feeds_for(
-    inputs: tuple[TensorSpec, ...], batch: int, manifest: Mapping[str, Any] | None
-) -> dict[str, NDArray[np.generic]]:
-    """Random inputs of one batch: noise, one common timestep, labels that every model has.
-
-    Args:
-        inputs: specifications of the engine; a free dimension becomes the batch.
-        batch: samples.
-        manifest: gives a calibrated timestep, or None.
-    """
-    rng = np.random.default_rng(0)
-    timesteps = manifest["timesteps"] if manifest else [500.0]
-    feeds: dict[str, NDArray[np.generic]] = {}
-    for spec in inputs:
-        shape = tuple(batch if isinstance(d, str) else d for d in spec.shape)
-        if spec.name == "timestep":
-            feeds[spec.name] = np.full(shape, timesteps[len(timesteps) // 2], spec.dtype)
-        elif spec.dtype.kind == "f":
-            feeds[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
-        else:
-            feeds[spec.name] = np.zeros(shape, spec.dtype)
-    return feeds
-
-
-def time_runs(
-    runner: Runner, feeds: Mapping[str, NDArray[np.generic]], *, warmup: int, runs: int, seconds: float
-) -> list[float]:
-    """Latency of each run in ms: at least `runs` runs and about `seconds`, after `warmup` uncounted ones."""
-    for _ in range(warmup):
-        runner.run(feeds)
-    latency_ms: list[float] = []
-    began = time.perf_counter()
-    while len(latency_ms) < runs or time.perf_counter() - began < seconds:
-        start = time.perf_counter()
-        runner.run(feeds)
-        latency_ms.append((time.perf_counter() - start) * 1e3)
-    return latency_ms
-
-
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
     """What a worker opens.
 
     Attributes:
-        path: engine file.
-        engine: `onnxruntime` or `openvino`, or None for what the manifest says.
+        path: engine file, ONNX or plan.
+        engine: one of `dq_deploy.engines.ENGINES`, or None for what the manifest says.
         threads: threads of one run, or None.
         finite_check: whether the Runner looks for NaN and infinity.
     """
@@ -106,22 +67,45 @@ def serve(settings: WorkerSettings, requests: IO[str], answers: IO[str]) -> None
         answers.write(json.dumps(value) + "\n")
         answers.flush()
 
-    with open_engine(
-        settings.path,
-        engine=settings.engine,
-        threads=settings.threads,
-        finite_check=settings.finite_check,
-        require_manifest=False,
-    ) as runner:
+    with contextlib.ExitStack() as stack:
+        runner, peak = _opened(settings, stack)
         answer({"engine": runner.engine})
         for line in requests:
             request = json.loads(line)
             feeds = feeds_for(runner.inputs, request["batch"], runner.manifest)
             spent, before = runner.finite_check_ms, runner.runs
-            counts = {key: request[key] for key in ("warmup", "runs", "seconds")}
+            counts = {key: request[key] for key in ("warmup", "runs", "seconds", "clock")}
             latency_ms = time_runs(runner, feeds, **counts)
-            check_ms = (runner.finite_check_ms - spent) / (runner.runs - before)
-            answer({"latency_ms": latency_ms, "peak_mib": peak_mib(), "finite_check_ms": check_ms})
+            check_ms = (runner.finite_check_ms - spent) / max(1, runner.runs - before)
+            values = {"latency_ms": latency_ms, "peak_mib": peak_mib(), "finite_check_ms": check_ms}
+            answer(values | ({} if peak is None else {"gpu_memory": _gpu_memory(runner, peak)}))
+
+
+def _opened(settings: WorkerSettings, stack: contextlib.ExitStack) -> tuple[Runner, GpuPeak | None]:
+    """The engine; of a plan also the peak of GPU memory, watched from before it is loaded."""
+    if not is_plan(settings.path):
+        runner = open_engine(
+            settings.path,
+            engine=settings.engine,
+            threads=settings.threads,
+            finite_check=settings.finite_check,
+            require_manifest=False,
+        )
+        return stack.enter_context(runner), None
+    from dq_deploy.engines.cuda_memory import open_cuda
+    from dq_deploy.engines.tensorrt import TensorRtRunner
+
+    path = Path(settings.path)
+    manifest = read_plan_manifest(path)
+    cuda = open_cuda()
+    peak = stack.enter_context(GpuPeak(cuda.facts().pci_bus_id))
+    plan = TensorRtRunner(path, manifest, cuda=cuda, finite_check=settings.finite_check)
+    return stack.enter_context(plan), peak
+
+
+def _gpu_memory(runner: Any, peak: GpuPeak) -> dict[str, Any]:
+    peak.poll()
+    return {**asdict(runner.memory()), "peak_mib": peak.peak_mib, "peak_source": peak.source}
 
 
 class Worker:
@@ -154,10 +138,10 @@ class Worker:
             self.close()
             raise
 
-    def time(self, *, batch: int, warmup: int, runs: int, seconds: float) -> dict[str, Any]:
+    def time(self, *, batch: int, warmup: int, runs: int, seconds: float, clock: str = HOST) -> dict[str, Any]:
         """Latencies in ms, the memory peak so far in MiB, and the cost of the finite check in ms a run."""
         assert self._process.stdin is not None
-        request = {"batch": batch, "warmup": warmup, "runs": runs, "seconds": seconds}
+        request = {"batch": batch, "warmup": warmup, "runs": runs, "seconds": seconds, "clock": clock}
         with contextlib.suppress(BrokenPipeError):  # its end is reported below
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()

@@ -1,7 +1,8 @@
-"""`dq-bench`: how fast an engine runs, next to the float graph on the same engine."""
+"""`dq-bench`: how fast an engine runs, next to the float graph on the same engine, or a plan next to a float16 plan."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
 
 
 def bench(
-    engine: Annotated[Path, typer.Option(help="Exported ONNX file with its manifest.")],
-    baseline: Annotated[bool, typer.Option("--baseline", help="Also time the float graph, in turns.")] = False,
+    engine: Annotated[Path, typer.Option(help="Exported ONNX file or plan, with its manifest.")],
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Also time the float graph, in turns; for a plan one built in float16.")
+    ] = False,
     ckpt: Annotated[
         Path | None, typer.Option(help="Quantized model: gives the float graph its weights, else random.")
     ] = None,
@@ -30,11 +33,16 @@ def bench(
     json: Annotated[Path | None, typer.Option(help="Also write the report as JSON.")] = None,
     png: Annotated[Path | None, typer.Option(help="Also draw a chart; needs dq-deploy[report].")] = None,
 ) -> None:
-    """Time an engine; with --baseline against the float graph of the same tracer on the same engine."""
+    """Time an engine; with --baseline against the float graph of the same tracer on the same engine.
+
+    A plan is timed by CUDA events, with and without a CUDA graph, and against a plan built in float16.
+    """
     batches = numbers_from_text(batch, "--batch", low=1)
     check_outputs(json, png)
     from dq_deploy.bench import BenchOptions, benchmark
     from dq_deploy.bench.chart import require_matplotlib, write_chart
+    from dq_deploy.engines import open_engine
+    from dq_deploy.engines.plan_manifest import is_plan
     from dq_deploy.record import load_record
     from dq_deploy.verify.share import attest
 
@@ -43,6 +51,8 @@ def bench(
     options = BenchOptions(
         batches=batches, rounds=rounds, runs=runs, warmup=warmup, threads=threads, finite_check=finite_check
     )
+    if is_plan(engine):  # a missing driver is said before a record is read and a baseline built
+        open_engine(engine).close()
     record = None if ckpt is None else load_record(ckpt)
     attested = attest(engine)
     share = None if attested is None else attested.integer_mac_share
@@ -62,8 +72,31 @@ def bench(
     _print(report)
 
 
+def _add_plan_rows(report: BenchReport, row: Callable[..., None]) -> None:
+    """The other clocks and the GPU memory, which only a plan has."""
+    from dq_deploy.bench.clocks import CUDA
+
+    for clock, timing in (report.timings or {}).items():
+        if clock != report.clock:
+            base = timing.baseline_latency_ms
+            name = "without CUDA graph" if clock == CUDA else "numpy in and out"
+            row(f"latency p50, {name}", timing.latency_ms.p50, None if base is None else base.p50, "ms")
+    if report.gpu_memory is None:
+        return
+    own, other = report.gpu_memory["engine"], report.gpu_memory.get("baseline", {})
+    for key, name in (
+        ("weights_mib", "weights"),
+        ("activations_mib", "activations and workspace"),
+        ("peak_mib", "peak"),
+    ):
+        if own[key] is not None:
+            row(f"GPU memory, {name}", own[key], other.get(key), "MiB")
+
+
 def _print(report: BenchReport) -> None:
     from rich.table import Table
+
+    from dq_deploy.bench.clocks import CLOCKS
 
     mode = "" if report.mode is None else f", mode {report.mode}"
     table = Table(title=f"{report.engine_path} on {report.engine}{mode}")
@@ -93,15 +126,20 @@ def _print(report: BenchReport) -> None:
         )
     row(f"peak memory, batch {report.batch}", report.peak_mib, report.baseline_peak_mib, "MiB")
     row("file", report.file_mib, report.baseline_file_mib, "MiB")
+    _add_plan_rows(report, row)
     console().print(table)
     if report.integer_mac_share is not None:
         print(f"integer share of all MACs, attested: {100 * report.integer_mac_share:.2f} %")
     print("images a second: of one denoising step")
+    if report.timings is not None:
+        print(f"latency and images a second: {CLOCKS[report.clock]}")
     print(f"looking for NaN and infinity: {report.finite_check_ms:.3f} ms of each run")
     if report.speedup is not None:
         ratios = ", ".join(f"{r.ratio:.2f}" for r in report.rounds if r.ratio is not None)
         print(f"speedup {report.speedup:.2f}x at the median; round by round: {ratios}")
     env = report.environment
+    if gpu := env.get("gpu"):
+        print(f"{gpu['name']}, compute capability {gpu['compute_capability']}, driver for CUDA {gpu['driver_cuda']}")
     cores = f"{env['usable_cores']} cores, threads {env['threads'] or 'default'}"
     print(f"{env['cpu']}; {' '.join(env['cpu_flags'])}; {cores}, load {env['load_average_1min']} at the start")
 

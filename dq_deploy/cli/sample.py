@@ -36,7 +36,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="PNG to write.")],
     ckpt: Annotated[Path | None, typer.Option(help="Quantized model, .pt or .safetensors.")] = None,
     engine: Annotated[
-        Path | None, typer.Option(help="Exported ONNX file; without it the record is simulated in torch.")
+        Path | None, typer.Option(help="Exported ONNX file or plan; without it the record is simulated in torch.")
     ] = None,
     labels: Annotated[str | None, typer.Option(help="Class labels, as 0,1,2 or 0-9; one image each.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Images of an unconditional model.")] = 8,

@@ -151,6 +151,7 @@ class CudaCoreBackend(CudaBackend):
             name=str(self._device.name),
             compute_capability=f"{capability.major}.{capability.minor}",
             driver_cuda=version_text(self._driver_cuda),
+            pci_bus_id=str(self._device.pci_bus_id),
             total_bytes=int(total),
             free_bytes=int(free),
         )

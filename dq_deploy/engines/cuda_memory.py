@@ -39,6 +39,7 @@ class DeviceFacts:
         name: as the driver says.
         compute_capability: as `9.0`.
         driver_cuda: newest CUDA the driver supports, as `13.0`.
+        pci_bus_id: where it sits, by which NVML knows it too.
         total_bytes: its memory.
         free_bytes: of it, at the time of asking.
     """
@@ -47,6 +48,7 @@ class DeviceFacts:
     name: str
     compute_capability: str
     driver_cuda: str
+    pci_bus_id: str
     total_bytes: int
     free_bytes: int
 

@@ -172,6 +172,7 @@ class PycudaBackend(CudaBackend):
             name=str(self._device.name()),
             compute_capability=f"{major}.{minor}",
             driver_cuda=version_text(self._calls.version()),
+            pci_bus_id=str(self._device.pci_bus_id()),
             total_bytes=int(total),
             free_bytes=int(free),
         )
