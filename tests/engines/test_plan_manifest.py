@@ -1,0 +1,89 @@
+"""A plan's manifest is read only where it is complete and of exactly that plan."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dq_deploy.artifacts import sha256_of_file
+from dq_deploy.engines.plan_manifest import (
+    PLAN_FORMAT,
+    is_plan,
+    plan_manifest_of,
+    plan_manifest_path,
+    read_plan_manifest,
+    write_plan_manifest,
+)
+from dq_deploy.errors import FileProblemError
+from tests.engines import plan_models
+
+ONNX_MANIFEST = {"format": "dq_deploy.manifest", "version": 1, "target": "tensorrt-rtx", "inputs": [], "notes": ["n"]}
+
+
+@pytest.fixture
+def plan(tmp_path):
+    path = tmp_path / "unet.plan"
+    path.write_bytes(b"vtrt\0\0\0\0 and so on")
+    facts = {
+        "onnx_sha256": "0" * 64,
+        "plan_sha256": sha256_of_file(path),
+        "runtime": "tensorrt-rtx",
+        "runtime_version": "1.7.1.116",
+        "compute_capabilities": ["8.9"],
+        "profiles": [],
+    }
+    write_plan_manifest(path, plan_manifest_of(ONNX_MANIFEST, facts))
+    return path
+
+
+def changed(plan, **values):
+    side = plan_manifest_path(plan)
+    side.write_text(json.dumps(json.loads(side.read_text()) | values))
+
+
+def test_what_was_written_is_read_again(plan):
+    manifest = read_plan_manifest(plan)
+    assert (manifest["format"], manifest["version"]) == (PLAN_FORMAT, 1)
+    assert manifest["target"] == "tensorrt-rtx"
+    assert manifest["notes"] == ["n"]
+    assert manifest["runtime_version"] == "1.7.1.116"
+
+
+def test_a_plan_that_was_replaced_is_refused(plan):
+    plan.write_bytes(plan.read_bytes() + b"!")
+    with pytest.raises(FileProblemError, match="the plan was replaced or damaged: build it again"):
+        read_plan_manifest(plan)
+    assert read_plan_manifest(plan, check_hash=False)["runtime"] == "tensorrt-rtx"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p.unlink(), "does not exist"),
+        (lambda p: plan_manifest_path(p).unlink(), "has no manifest unet.plan.json beside it"),
+        (lambda p: plan_manifest_path(p).write_text("{"), "is not the manifest of a plan"),
+        (lambda p: plan_manifest_path(p).write_text("[1]"), "is not the manifest of a plan"),
+        (lambda p: changed(p, format="dq_deploy.manifest"), "is not the manifest of a plan"),
+        (lambda p: changed(p, version=2), "has version 2, this release reads 1; upgrade"),
+        (
+            lambda p: plan_manifest_path(p).write_text(json.dumps({"format": PLAN_FORMAT, "version": 1})),
+            "lacks plan_sha256, onnx_sha256",
+        ),
+    ],
+)
+def test_a_broken_pair_gets_one_line(plan, change, message):
+    change(plan)
+    with pytest.raises(FileProblemError, match=message) as caught:
+        read_plan_manifest(plan)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plan_is_known_by_its_manifest_its_first_bytes_or_its_name(plan, tmp_path):
+    assert is_plan(plan)
+    renamed = tmp_path / "model.bin"
+    renamed.write_bytes(plan.read_bytes())
+    assert is_plan(renamed)
+    assert is_plan(tmp_path / "missing.plan")
+    assert not is_plan(tmp_path / "missing.onnx")
+    assert not is_plan(plan_models.linears(tmp_path / "unet.onnx"))
