@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +14,11 @@ from dq_deploy.record.checks import SCALE_MAX, SCALE_MIN
 SEARCH_POWER = 2.4
 WEIGHT_SEARCH_STEPS = 60
 WEIGHT_SEARCH_LOWEST = 0.3
+SEARCH_VALUES = 1 << 17
+"""Weights searched at a time."""
+COARSE_STRIDE = 4
+WIDE_ROW = 1200
+"""Values of an output channel from which every `COARSE_STRIDE`-th scale is tried first."""
 ACTIVATION_SEARCH_STEPS = 24
 ACTIVATION_SEARCH_LOWEST = 0.25
 
@@ -103,14 +111,65 @@ def weight_codes(weight: F32, scale: F32, bits: int) -> NDArray[np.int8]:
 
 
 def search_weight_scale(weight: F32, bits: int) -> F32:
-    """Scale per output channel with the least L2.4 error, [C_out] float32."""
-    full = full_weight_scale(weight, bits)
-    rows = weight.reshape(len(weight), -1).astype(np.float32)
-    best, best_scale = np.full(len(rows), np.inf), full
-    for shrink in np.linspace(1.0, WEIGHT_SEARCH_LOWEST, WEIGHT_SEARCH_STEPS):
-        scale = _safe_scale(full.astype(np.float64) * shrink)
-        error = weight_codes(rows, scale, bits).astype(np.float32) * scale[:, None] - rows
-        cost = (np.abs(error) ** np.float32(SEARCH_POWER)).mean(axis=1, dtype=np.float64)
+    """Scale per output channel with the least L2.4 error, [C_out] float32.
+
+    Rows are independent; they are searched in pieces that stay in the processor's cache, on torch's number of threads.
+    """
+    import torch
+
+    rows = weight.reshape(len(weight), -1)
+    step = max(1, SEARCH_VALUES // rows.shape[1])
+    pieces = [rows[start : start + step] for start in range(0, len(rows), step)]
+    threads = min(torch.get_num_threads(), len(pieces))
+    if threads == 1:
+        return np.concatenate([_search_rows(piece, bits) for piece in pieces])
+    with ThreadPoolExecutor(threads) as pool:
+        return np.concatenate(list(pool.map(partial(_search_rows, bits=bits), pieces)))
+
+
+def _search_rows(rows: F32, bits: int) -> F32:
+    """`search_weight_scale` of some output channels, [rows, values].
+
+    Narrow rows try every scale. Wide ones, whose error is a smooth function of the scale, try every fourth and then
+    those beside the best.
+    """
+    full = full_weight_scale(rows, bits)
+    shrinks = np.linspace(1.0, WEIGHT_SEARCH_LOWEST, WEIGHT_SEARCH_STEPS)
+    q_low, q_high = weight_range(bits)
+    best, chosen = np.full(len(rows), np.inf), np.zeros(len(rows), np.int64)
+    work = np.empty_like(rows)
+
+    def try_scales(index: NDArray[np.int64]) -> None:
+        nonlocal best, chosen
+        column = _safe_scale(full.astype(np.float64) * shrinks[index])[:, None]
+        np.divide(rows, column, out=work)
+        np.rint(work, out=work)
+        np.clip(work, q_low, q_high, out=work)
+        np.multiply(work, column, out=work)
+        cost = _cost(work, rows)
         better = cost < best
-        best, best_scale = np.where(better, cost, best), np.where(better, scale, best_scale)
-    return best_scale.astype(np.float32)
+        best, chosen = np.where(better, cost, best), np.where(better, index, chosen)
+
+    stride = COARSE_STRIDE if rows.shape[1] >= WIDE_ROW else 1
+    for index in range(0, WEIGHT_SEARCH_STEPS, stride):
+        if index and index % COARSE_STRIDE == 0:
+            # what is clipped only grows as the scale shrinks: a bound no later scale can fall below
+            column = _safe_scale(full.astype(np.float64) * shrinks[index])[:, None]
+            np.clip(rows, q_low * column, q_high * column, out=work)
+            if (_cost(work, rows) > best * 1.001).all():
+                break
+        try_scales(np.full(len(rows), index))
+    coarse = chosen
+    for offset in range(1, stride):
+        for index in (coarse - offset, coarse + offset):
+            try_scales(np.clip(index, 0, WEIGHT_SEARCH_STEPS - 1))
+    return _safe_scale(full.astype(np.float64) * shrinks[chosen])
+
+
+def _cost(work: F32, rows: F32) -> NDArray[np.float64]:
+    """Mean |work - rows|^2.4 of each row; overwrites `work`."""
+    np.subtract(work, rows, out=work)
+    np.abs(work, out=work)
+    np.power(work, np.float32(SEARCH_POWER), out=work)
+    cost: NDArray[np.float64] = work.mean(axis=1, dtype=np.float64)
+    return cost

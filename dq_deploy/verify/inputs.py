@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dq_deploy.models import input_specs
+from dq_deploy.models import input_specs, random_conditions
 from dq_deploy.numerics import F32
 from dq_deploy.record import Record
 
@@ -61,7 +61,7 @@ def _random_images(generator: np.random.Generator, shape: tuple[int, ...]) -> F3
 
 
 def batch_at(record: Record, buckets: Sequence[int], *, seed: int, kind: str) -> Batch:
-    """Noised random images with random labels, one a bucket given.
+    """Noised random images with random labels and embeddings, one a bucket given.
 
     Args:
         record: names the inputs, the timesteps and the scheduler.
@@ -79,9 +79,7 @@ def batch_at(record: Record, buckets: Sequence[int], *, seed: int, kind: str) ->
     sample = signal.reshape(tail) * _random_images(generator, shape)
     sample = sample + noise.reshape(tail) * generator.standard_normal(shape, dtype=np.float32)
     feeds: dict[str, Array] = {"sample": sample.astype(np.float32), "timestep": timesteps.astype(np.float32)}
-    if "class_labels" in specs:
-        classes = int(record.model_config["num_class_embeds"])
-        feeds["class_labels"] = generator.integers(0, classes, len(chosen), dtype=np.int64)
+    feeds |= random_conditions(record.model_config, len(chosen), generator)
     return Batch(feeds=feeds, buckets=chosen, kind=kind)
 
 

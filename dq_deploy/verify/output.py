@@ -10,6 +10,7 @@ import numpy as np
 
 from dq_deploy.engines.base import Array
 from dq_deploy.errors import DqError
+from dq_deploy.models import call_denoiser
 from dq_deploy.record import Record
 from dq_deploy.verify.inputs import Batch, one_sample
 from dq_deploy.verify.instrument import ShippedGraph, run_all
@@ -73,8 +74,7 @@ def run_module(module: torch.nn.Module, batches: Sequence[Batch]) -> list[Array]
     with torch.inference_mode():
         for batch in batches:
             tensors = {name: torch.from_numpy(np.array(value)) for name, value in batch.feeds.items()}
-            result: Any = module(tensors["sample"], tensors["timestep"], tensors.get("class_labels"))
-            outputs.append((result if isinstance(result, torch.Tensor) else result[0]).numpy())
+            outputs.append(call_denoiser(module, tensors).numpy())
     return outputs
 
 
@@ -95,8 +95,8 @@ def _requantize_outputs(module: torch.nn.Module, record: Record) -> None:
 
     step: list[Array] = []
 
-    def before(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        step[:] = [step_bucket(args[1].numpy(), record.step_edges)]
+    def before(_module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]) -> None:
+        step[:] = [step_bucket(kwargs["timestep"].numpy(), record.step_edges)]
 
     def behind(name: str) -> Any:
         layer = record.layers[name]
@@ -110,7 +110,7 @@ def _requantize_outputs(module: torch.nn.Module, record: Record) -> None:
 
         return hook
 
-    module.register_forward_pre_hook(before)
+    module.register_forward_pre_hook(before, with_kwargs=True)
     for name, child in module.named_modules():
         layer_name = name.removeprefix("denoiser.")
         layer = record.layers.get(layer_name)
