@@ -367,7 +367,7 @@ def check_driver_version(driver: int, needed: int, *, needed_by: str) -> None:
     if driver < needed:
         raise MissingDependencyError(
             f"the NVIDIA driver supports CUDA {version_text(driver)}, expected {version_text(needed)} or newer for "
-            f"{needed_by}; update the driver, or install a {needed_by.split()[0]} of version {driver // 1000}"
+            f"{needed_by}; update the driver, or install {needed_by.split()[0]} for CUDA {driver // 1000}"
         )
 
 
