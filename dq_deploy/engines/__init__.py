@@ -12,6 +12,9 @@ from dq_deploy.graph.onnx_file import read_manifest
 if TYPE_CHECKING:
     from dq_deploy.engines.base import Runner
 
+GRAPH_TARGETS = ("tensorrt", "tensorrt-rtx")
+"""Targets whose ONNX file is not what runs: a plan is built from it."""
+
 ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 
 
@@ -23,6 +26,7 @@ def open_engine(
     finite_check: bool = True,
     optimized_model_path: str | Path | None = None,
     require_manifest: bool = True,
+    optimize: bool = True,
 ) -> Runner:
     """Open an exported engine; use it as a context manager.
 
@@ -33,6 +37,8 @@ def open_engine(
         finite_check: refuse NaN and infinity in inputs and outputs.
         optimized_model_path: where to write the graph the engine really runs; not of a plan.
         require_manifest: False opens a plain ONNX file too, with no manifest.
+        optimize: False runs the nodes of an ONNX file one by one as they stand, on ONNX Runtime; so are always those
+            of a graph for TensorRT, whose exactness ONNX Runtime's own rewrites would not keep.
 
     Raises:
         FileProblemError: missing or foreign file; a plan of another version or for another GPU.
@@ -56,7 +62,12 @@ def open_engine(
         from dq_deploy.engines.onnxruntime import OnnxRuntimeRunner
 
         return OnnxRuntimeRunner(
-            path, manifest, threads=threads, finite_check=finite_check, optimized_model_path=optimized
+            path,
+            manifest,
+            threads=threads,
+            finite_check=finite_check,
+            optimized_model_path=optimized,
+            optimize=optimize and (manifest is None or manifest["target"] not in GRAPH_TARGETS),
         )
     if name == "openvino":
         from dq_deploy.engines.openvino import OpenVinoRunner

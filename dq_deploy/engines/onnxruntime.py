@@ -24,7 +24,7 @@ _DTYPES = {
 
 
 class OnnxRuntimeRunner(Runner):
-    """An ONNX file in an ONNX Runtime CPU session with all graph optimizations."""
+    """An ONNX file in an ONNX Runtime CPU session, with all graph optimizations or none."""
 
     engine = "onnxruntime"
 
@@ -36,6 +36,7 @@ class OnnxRuntimeRunner(Runner):
         threads: int | None = None,
         finite_check: bool = True,
         optimized_model_path: Path | None = None,
+        optimize: bool = True,
     ) -> None:
         """Load the model.
 
@@ -45,6 +46,7 @@ class OnnxRuntimeRunner(Runner):
             threads: intra-op threads; None is ONNX Runtime's choice.
             finite_check: refuse NaN and infinity.
             optimized_model_path: where to write the optimized graph.
+            optimize: False runs each node as the file has it, for graphs that were written for another engine.
 
         Raises:
             MissingDependencyError: onnxruntime is not installed.
@@ -59,6 +61,8 @@ class OnnxRuntimeRunner(Runner):
             ) from error
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        if not optimize:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if threads is not None:
             options.intra_op_num_threads = threads
         if optimized_model_path is not None:

@@ -309,8 +309,7 @@ class _LayerWriter:
             shape = np.array([0, self.layer.out_channels, height, width], np.int64)
             y = b.op("Reshape", [y, b.constant(shape, "shape_out")], "image", dtype=FLOAT)
         replace_uses(site.output, y)
-        assert y.name is not None
-        return y.name
+        return str(y.name)
 
 
 def _weight_array(part: Part, *, as_rows: bool, conv: bool) -> NDArray[np.int8]:

@@ -46,16 +46,18 @@ class Kernel:
         op: kernel as `com.microsoft.MatMulIntegerToFloat`, or `missing`.
         operands: types of activations and weights; `unknown` where the graph does not say.
         saturation: empty where the product is exact on every CPU, else why it is not.
+        declared: this is what a graph asks for and not what an engine runs.
     """
 
     op: str
     operands: tuple[str, str]
     saturation: str = ""
+    declared: bool = False
 
     @property
     def integer(self) -> bool:
-        """Whether both operands are integers."""
-        return all(kind in INTEGER_TYPES for kind in self.operands)
+        """Whether both operands are integers in what really runs."""
+        return not self.declared and all(kind in INTEGER_TYPES for kind in self.operands)
 
 
 MISSING = Kernel(op="missing", operands=("unknown", "unknown"))
@@ -93,9 +95,9 @@ class OptimizedGraph:
         if node.op_type in _SAME_TYPE:
             return self.type_of(node.input[0])
         if node.op_type == "Cast":
-            return _type_name(attributes["to"].i)
+            return type_name(attributes["to"].i)
         if node.op_type == "Constant" and "value" in attributes:
-            return _type_name(attributes["value"].t.data_type)
+            return type_name(attributes["value"].t.data_type)
         if node.op_type == "QuantizeLinear":
             return self.type_of(node.input[2]) if len(node.input) > 2 and node.input[2] else "uint8"
         if node.op_type in ("QLinearConv", "QLinearMatMul"):
@@ -214,15 +216,16 @@ def highest_code(entry: Mapping[str, Any], layer: Layer, part_index: int) -> int
 
 def _declared_types(proto: onnx.ModelProto) -> dict[str, str]:
     graph = proto.graph
-    types = {v.name: _type_name(v.data_type) for v in graph.initializer}
+    types = {v.name: type_name(v.data_type) for v in graph.initializer}
     for value in (*graph.value_info, *graph.input, *graph.output):
         kind = value.type.tensor_type.elem_type
         if kind:
-            types[value.name] = _type_name(kind)
+            types[value.name] = type_name(kind)
     return types
 
 
-def _type_name(kind: int) -> str:
+def type_name(kind: int) -> str:
+    """ONNX element type as numpy calls it."""
     import onnx
 
     names = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.DOUBLE: "float64"}

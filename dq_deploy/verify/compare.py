@@ -31,6 +31,13 @@ The scaling behind the accumulator is three float32 operations that an engine ma
 front of it is compared without a tolerance.
 """
 
+FLOAT_PRODUCT_TOLERANCE = 2.0**-22
+"""What a product in float32 may be off by, as a share of the largest sum of magnitudes its terms can have.
+
+Only for graphs whose weights carry their scale and are run on another engine: there the product is a float sum. Its
+integers are compared without a tolerance, by their twin.
+"""
+
 _ABSURD = 2**31
 
 
@@ -143,7 +150,7 @@ def held_in_canonical_layout(values: Array, like: tuple[int, ...], layout: str) 
 
 
 def expected_accumulator(
-    layer: Layer, part_index: int, codes: I32, accumulator: I32, buckets: Array, holds: str
+    layer: Layer, part_index: int, codes: I32, accumulator: I32, buckets: Array, holds: str, offset: Array
 ) -> Array:
     """What the engine's accumulator holds: int64, shape of the layer's output.
 
@@ -155,6 +162,7 @@ def expected_accumulator(
         buckets: [B] step buckets.
         holds: `canonical` is A; `shifted` is A + z[t] * sum(w_q), padding holding the code z; `shifted_inside` is the
             product of c + z[t] where padding holds 0.
+        offset: [B] what the engine's codes hold beyond c; `held` is A + offset * sum(w_q).
     """
     part = layer.parts[part_index]
     if holds == "shifted_inside":
@@ -167,9 +175,9 @@ def expected_accumulator(
             shifted, q, stride=layer.stride, padding=layer.padding, dilation=layer.dilation, groups=layer.groups
         ).astype(np.int64)
     wide = accumulator.astype(np.int64)
-    if holds != "shifted":
+    if holds not in ("shifted", "held"):
         return wide
-    z = table_at(part.zero_point, buckets).astype(np.int64)
+    z = table_at(part.zero_point, buckets).astype(np.int64) if holds == "shifted" else offset
     groups = table_at(part.group_of_step, buckets)
     rows = [part.q_weight(int(g)).reshape(layer.out_channels, -1) for g in groups]
     shift = z[:, None] * np.stack([row.sum(axis=1, dtype=np.int64) for row in rows])
@@ -212,10 +220,13 @@ def compare_part(
     single = dataclasses.replace(layer, parts=(part,), bias=None, out_scale=None, out_zero_point=None)
     expected = integer_layer(single, tensors.x, buckets)
     layout = str(entry.get("layout", "nchw"))
+    offset = part.zero_point + entry.get("offset_shift", 0) if entry.get("offset") is None else [entry["offset"]]
+    offset = table_at(np.asarray(offset), buckets).astype(np.int64)
+    inner = _without_padding(tensors.codes, entry.get("codes_padding"), offset, result)
     # codes lie as the layer's input does, unless the manifest says otherwise
-    codes = held_in_canonical_layout(tensors.codes, tensors.x.shape, str(entry.get("codes_layout", "nchw")))
+    codes = held_in_canonical_layout(inner, tensors.x.shape, str(entry.get("codes_layout", "nchw")))
     holds = str(entry.get("accumulator_holds", "canonical"))
-    want = expected_accumulator(layer, part_index, expected.codes[0], expected.accumulators[0], buckets, holds)
+    want = expected_accumulator(layer, part_index, expected.codes[0], expected.accumulators[0], buckets, holds, offset)
     seen = tensors.accumulator
     held = None if seen is None else held_in_canonical_layout(seen, want.shape, layout)
     if codes is None or (held is None and seen is not None):
@@ -226,8 +237,7 @@ def compare_part(
         return None
     if held is None:
         want = held = np.zeros((len(buckets), 0), np.float32)
-    offset = part.zero_point if entry.get("offset") is None else np.full(1, entry["offset"])
-    shift = table_at(offset, buckets).astype(np.int64).reshape((-1,) + (1,) * (codes.ndim - 1))
+    shift = offset.reshape((-1,) + (1,) * (codes.ndim - 1))
     code_gap = np.abs(codes.astype(np.int64) - shift - expected.codes[0])
     wanted = want.astype(held.dtype)
     with np.errstate(invalid="ignore"):
@@ -254,6 +264,18 @@ def compare_part(
     return expected.output
 
 
+def _without_padding(codes: Array, padding: Sequence[int] | None, offset: Array, result: LayerTally) -> Array:
+    """Codes less a border of (top, left, bottom, right) that must hold the code of 0: the sample's offset."""
+    if not padding or not any(padding):
+        return codes
+    top, left, bottom, right = padding
+    inside = np.zeros(codes.shape[2:], bool)
+    inside[top : codes.shape[2] - bottom, left : codes.shape[3] - right] = True
+    if (codes[:, :, ~inside] != offset[:, None, None]).any():
+        result.problem("padding holds another code than that of 0")
+    return codes[:, :, top : codes.shape[2] - bottom, left : codes.shape[3] - right]
+
+
 def _first_of(tensors: Sequence[tuple[str, Array, Array, Array]], **place: Any) -> Difference | None:
     for name, gap, got, want in tensors:
         if gap.any():
@@ -274,16 +296,36 @@ def layer_output(layer: Layer, terms: Sequence[F32]) -> F32:
     return (y + layer.bias.reshape(shape)).astype(np.float32)
 
 
+def float_product_slack(layer: Layer, entry: Mapping[str, Any], buckets: NDArray[np.int64]) -> F32:
+    """What a sample's output may be off by because its products are float sums: [B], 0 where they are not."""
+    slack = np.zeros(len(buckets), np.float32)
+    for part, held in zip(layer.parts, entry["parts"], strict=True):
+        if held.get("weight"):
+            rows = np.abs(part.q_weight(0).astype(np.float64)).reshape(layer.out_channels, -1).sum(axis=1)
+            largest = float((rows * part.weight_scale[0]).max(initial=0)) * 128
+            slack += table_at(part.scale, buckets) * np.float32(largest * FLOAT_PRODUCT_TOLERANCE)
+    return slack
+
+
 def compare_output(
-    record: Record, layer: Layer, y: F32, output: Array, layout: str, buckets: NDArray[np.int64], result: LayerTally
+    record: Record,
+    layer: Layer,
+    y: F32,
+    output: Array,
+    layout: str,
+    buckets: NDArray[np.int64],
+    result: LayerTally,
+    *,
+    slack: F32,
 ) -> None:
-    """Compare a layer's float output with y, within `OUTPUT_TOLERANCE`."""
+    """Compare a layer's float output with y, within `OUTPUT_TOLERANCE` and the slack of each sample."""
     got = output if output.shape == y.shape else held_in_canonical_layout(output, y.shape, layout)
     if got is None:
         return
     for sample, bucket in enumerate(buckets.tolist()):
         largest = float(np.abs(y[sample]).max(initial=0)) or 1.0
-        gap = np.nan_to_num(np.abs(got[sample].astype(np.float64) - y[sample]), nan=_ABSURD, posinf=_ABSURD) / largest
+        gap = np.nan_to_num(np.abs(got[sample].astype(np.float64) - y[sample]), nan=_ABSURD, posinf=_ABSURD)
+        gap = np.maximum(gap - slack[sample], 0) / largest
         tally = result.steps.setdefault(bucket, Tally())
         tally.max_output_difference = max(tally.max_output_difference, float(gap.max(initial=0)))
         if result.first is None:

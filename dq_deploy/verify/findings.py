@@ -24,6 +24,10 @@ from dq_deploy.verify.report import LayerReport, Report, StepCell
 if TYPE_CHECKING:
     from dq_deploy.models import Macs
 
+GRAPH_ONLY = (
+    "shown for the graph only: what the engine runs is in its plan (dq-build, then dq-verify --engine unet.plan)"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
@@ -92,7 +96,7 @@ def layer_report(
 def _status(entry: Mapping[str, Any], tally: LayerTally, kernels: Sequence[Kernel], integer: bool) -> tuple[str, str]:
     if tally.first is not None:
         return "differs", tally.first.text()
-    if not integer:
+    if not integer and not any(kernel.declared for kernel in kernels):
         ran = ", ".join(f"{k.op} on {' x '.join(k.operands)}" for k in kernels)
         reason = entry.get("reason") or "; ".join(tally.problems)
         if all(kernel is MISSING for kernel in kernels):
@@ -105,7 +109,7 @@ def _status(entry: Mapping[str, Any], tally: LayerTally, kernels: Sequence[Kerne
         return "unproven", "; ".join(tally.problems)
     if not tally.steps:
         return "unproven", "nothing was compared"
-    return "exact", ""
+    return "exact", GRAPH_ONLY if any(kernel.declared for kernel in kernels) else ""
 
 
 def _cell(bucket: int, step: Tally, tally: LayerTally) -> StepCell:

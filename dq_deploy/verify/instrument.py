@@ -25,18 +25,31 @@ class ShippedGraph:
         folder: scratch folder for the copies.
         engine: engine that runs them.
         threads: threads of one run; None lets the engine decide.
+        optimize: False runs the nodes one by one as they stand.
+        twins: nodes that show an accumulator the file itself does not hold, see `twin_products`; each is added to a
+            copy only where it is asked for.
     """
 
-    def __init__(self, path: Path, folder: Path, *, engine: str, threads: int | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        folder: Path,
+        *,
+        engine: str,
+        threads: int | None,
+        optimize: bool = True,
+        twins: Sequence[onnx.NodeProto] = (),
+    ) -> None:
         import onnx
 
         self.path, self.folder, self.engine, self.threads = path, folder, engine, threads
+        self.optimize, self._twins = optimize, tuple(twins)
         self.proto = onnx.load(str(path), load_external_data=False)
         self._count = 0
         graph = self.proto.graph
         self.outputs = [value.name for value in graph.output]
         self.inputs = [value.name for value in graph.input]
-        self.producer = {name: node for node in graph.node for name in node.output if name}
+        self.producer = {name: node for node in (*graph.node, *self._twins) for name in node.output if name}
         self.tensors = set(self.producer) | set(self.inputs)
         for location in _external_files(self.proto):
             _link(path.parent / location, folder / location)
@@ -52,6 +65,9 @@ class ShippedGraph:
 
         proto = _shallow(self.proto)
         present = [name for name in dict.fromkeys(names) if name in self.producer and name not in self.outputs]
+        if self._twins:
+            wanted = self._leading_to(present, set())
+            proto.graph.node.extend(node for node in self._twins if id(node) in wanted)
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in present)
         return self._save(proto)
 
@@ -65,16 +81,8 @@ class ShippedGraph:
         import onnx
 
         graph = self.proto.graph
-        wanted, seen, nodes = list(outputs), set(inputs), set()
-        while wanted:
-            name = wanted.pop()
-            if name in seen or name not in self.producer:
-                continue
-            seen.add(name)
-            node = self.producer[name]
-            nodes.add(id(node))
-            wanted += [source for source in node.input if source]
-        kept = [node for node in graph.node if id(node) in nodes]
+        nodes = self._leading_to(outputs, set(inputs))
+        kept = [node for node in (*graph.node, *self._twins) if id(node) in nodes]
         used = {name for node in kept for name in node.input} | set(outputs)
         proto = onnx.ModelProto(ir_version=self.proto.ir_version)
         proto.opset_import.extend(self.proto.opset_import)
@@ -88,6 +96,19 @@ class ShippedGraph:
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
         return self._save(proto)
 
+    def _leading_to(self, outputs: Sequence[str], given: set[str]) -> set[int]:
+        """Ids of the nodes that lead from given tensors to others."""
+        wanted, seen, nodes = list(outputs), set(given), set()
+        while wanted:
+            name = wanted.pop()
+            if name in seen or name not in self.producer:
+                continue
+            seen.add(name)
+            node = self.producer[name]
+            nodes.add(id(node))
+            wanted += [source for source in node.input if source]
+        return nodes
+
     def open(self, path: Path, *, optimized: Path | None = None) -> Runner:
         """A runner of a copy, of a piece, or of the shipped file itself."""
         return open_engine(
@@ -97,6 +118,7 @@ class ShippedGraph:
             finite_check=False,
             optimized_model_path=optimized,
             require_manifest=False,
+            optimize=self.optimize,
         )
 
     def scratch(self, suffix: str) -> Path:

@@ -17,6 +17,7 @@ from dq_deploy.verify.attestation import (
     joined_kernel,
     product_names,
     saturation,
+    type_name,
 )
 from dq_deploy.verify.instrument import ShippedGraph, initializer
 
@@ -44,7 +45,42 @@ def read_kernels(shipped: ShippedGraph, path: Path) -> KernelGraph:
     """
     if shipped.engine == "openvino":
         return OpenVinoGraph(path, shipped)
+    if not shipped.optimize:
+        return DeclaredGraph(shipped)
     return OptimizedGraph(path)
+
+
+class DeclaredGraph:
+    """What the graph for another engine asks for: the types in front of each product's DequantizeLinear nodes.
+
+    Args:
+        shipped: the ONNX file.
+    """
+
+    def __init__(self, shipped: ShippedGraph) -> None:
+        self._shipped = shipped
+
+    def kernel(self, entry: Mapping[str, Any], layer: Layer, part_index: int) -> Kernel:
+        """What the graph asks for; never integer, for it does not say what runs."""
+        name = str(entry.get("node") or "")
+        node = self._shipped.node(name, name)
+        if node is None or len(node.input) < 2:
+            return MISSING
+        operands = self._held(node.input[0]), self._held(node.input[1])
+        return Kernel(op=f"{node.op_type} in the graph", operands=operands, declared=True)
+
+    def is_integer(self, entry: Mapping[str, Any]) -> bool:
+        """False: a graph does not say what runs."""
+        return False
+
+    def _held(self, name: str) -> str:
+        """Element type in front of the DequantizeLinear that makes a tensor."""
+        node = self._shipped.producer.get(name)
+        if node is None or node.op_type != "DequantizeLinear":
+            return "float"
+        source: str = node.input[0]
+        tensor = next((t for t in self._shipped.proto.graph.initializer if t.name == source), None)
+        return type_name(tensor.data_type) if tensor is not None else "int8"
 
 
 class OpenVinoGraph:

@@ -22,6 +22,7 @@ from dq_deploy.verify.compare import (
     compare_part,
     edge_probes,
     edge_problem,
+    float_product_slack,
     layer_output,
 )
 from dq_deploy.verify.inputs import Batch
@@ -223,7 +224,8 @@ class ParityCheck:
             compare_output_codes(self.record, layer, x, tensors[output_codes], batch.buckets, tally)
         elif end in tensors and tensors[end].dtype == np.float32:
             layout = str(entry["parts"][0].get("layout", "nchw"))
-            compare_output(self.record, layer, y, tensors[end], layout, batch.buckets, tally)
+            slack = float_product_slack(layer, entry, batch.buckets)
+            compare_output(self.record, layer, y, tensors[end], layout, batch.buckets, tally, slack=slack)
 
     def _keep(self, name: str, tensors: Mapping[str, Array]) -> None:
         end = self._ends[name]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dq_deploy.engines import GRAPH_TARGETS
 from dq_deploy.engines.base import Array
 from dq_deploy.errors import DqError, InputError, OptionError
 from dq_deploy.graph.onnx_file import read_manifest
@@ -32,6 +33,7 @@ from dq_deploy.verify.output import (
 from dq_deploy.verify.parity import Parity, ParityCheck
 from dq_deploy.verify.probe import probe_layer
 from dq_deploy.verify.report import Report
+from dq_deploy.verify.twin_products import graph_note, twin_products
 
 if TYPE_CHECKING:
     from dq_deploy.models import Denoiser
@@ -82,7 +84,8 @@ def verify(
     path = Path(engine_path)
     manifest = read_manifest(path)
     _check_belongs(record, manifest, path, model)
-    runtime = engine or str(manifest["target"])
+    graph_only = manifest["target"] in GRAPH_TARGETS
+    runtime = engine or ("onnxruntime" if graph_only else str(manifest["target"]))
     entries = {str(entry["name"]): entry for entry in manifest["layers"]}
     mixed = not manifest.get("single_step_batch", False)
     blank = build_denoiser(record.family, record.model_config)
@@ -90,8 +93,11 @@ def verify(
     macs = macs_of(blank, record.model_config)
     batches = plan_batches(record, steps=steps, inputs=inputs, mixed=mixed, seed=seed)
     with tempfile.TemporaryDirectory(prefix="dq-verify-") as folder:
-        shipped = ShippedGraph(path, Path(folder), engine=runtime, threads=threads)
-        progress("running the shipped engine")
+        twins = twin_products(path) if graph_only else ()
+        shipped = ShippedGraph(
+            path, Path(folder), engine=runtime, threads=threads, optimize=not graph_only, twins=twins
+        )
+        progress("running the graph on ONNX Runtime" if graph_only else "running the shipped engine")
         optimized = shipped.scratch(".optimized.onnx")
         with shipped.open(path, optimized=optimized) as runner:
             outputs = [run_all(runner, batch.feeds) for batch in batches]
@@ -115,6 +121,8 @@ def verify(
         requested = {name: _requested(shipped, entries.get(name)) for name in record.layers}
     float_path, path_notes = _float_path(record, batches[0], parity, outputs[0][str(manifest["outputs"][0]["name"])])
     output_notes += path_notes
+    if graph_only:
+        output_notes.insert(0, graph_note(str(manifest["target"])))
     layers = tuple(
         layer_report(layer, entries.get(name, {}), parity.layers[name], kernels[name], requested[name], macs)
         for name, layer in record.layers.items()
