@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 _NUMBER = re.compile(r"-?\d{1,18}")
 _LITERAL = re.compile(r"(?:__s\^)?(-?\d{1,18})i64")
-_DEPTH = 32
+_DEPTH = 64
+_LARGEST = 1 << 62
+_MOST_SYMBOLS = 8
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,16 @@ class Size:
 
 
 def product_of(sizes: Iterable[Size]) -> Size:
-    """Product of sizes; 1 of none."""
-    factor, symbols = 1, []
+    """Product of sizes, 1 of none; unknown where it is larger than any tensor."""
+    factor = 1
+    symbols: list[str] = []
     for size in sizes:
         if size.factor is None:
             return Size.unknown()
         factor *= size.factor
         symbols += size.symbols
+        if abs(factor) > _LARGEST or len(symbols) > _MOST_SYMBOLS:
+            return Size.unknown()
     return Size(factor, tuple(sorted(symbols)))
 
 
@@ -55,6 +60,7 @@ class SymbolTable:
 
     def __init__(self) -> None:
         self._made: dict[str, tuple[str, tuple[str, ...]]] = {}
+        self._known: dict[str, Size] = {}
 
     def add(self, word: str, outputs: list[str], inputs: list[str], literal: str) -> None:
         """Take one statement, as `mul={ output={"c"} input={"a" "b"} }`."""
@@ -68,8 +74,13 @@ class SymbolTable:
         return self._resolve(name, 0)
 
     def _resolve(self, name: str, depth: int) -> Size:
-        if depth > _DEPTH:
-            return Size.unknown()
+        if name not in self._known:
+            self._known[name] = Size.unknown()  # what a size that needs itself is
+            if depth <= _DEPTH:
+                self._known[name] = self._computed(name, depth)
+        return self._known[name]
+
+    def _computed(self, name: str, depth: int) -> Size:
         word, inputs = self._made.get(name, ("", ()))
         if word in ("", "memset"):
             literal = _LITERAL.fullmatch(inputs[0] if inputs else name)
