@@ -33,13 +33,16 @@ class _Subject:
 
 
 def sample(
-    out: Annotated[Path, typer.Option(help="PNG to write.")],
+    out: Annotated[Path, typer.Option(help="PNG to write, or .safetensors for the numbers.")],
     ckpt: Annotated[Path | None, typer.Option(help="Quantized model, .pt or .safetensors.")] = None,
     engine: Annotated[
         Path | None, typer.Option(help="Exported ONNX file or plan; without it the record is simulated in torch.")
     ] = None,
     labels: Annotated[str | None, typer.Option(help="Class labels, as 0,1,2 or 0-9; one image each.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="Images of an unconditional model.")] = 8,
+    count: Annotated[int, typer.Option(min=1, help="Images of a model without classes.")] = 8,
+    conditions: Annotated[
+        Path | None, typer.Option(help="Safetensors file of embeddings, one row a prompt; random without it.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; default: as many as were calibrated.")] = None,
     scheduler: Annotated[str, typer.Option(help="ddim or ddpm.")] = "ddim",
     eta: Annotated[float, typer.Option(help="DDIM's share of fresh noise, 0 to 1.")] = 0.0,
@@ -71,22 +74,52 @@ def sample(
         options = SampleOptions(
             steps=steps or len(subject.timesteps), scheduler=scheduler, eta=eta, seed=seed, batch=batch
         )
+        _check_picture(out, subject)
         given = labels_for(subject.model_config, wanted)
         number = count if given is None else len(given)
+        embeddings, words = _conditions(subject, conditions, number, seed)
         float_module = _float_module(subject, model, ckpt) if compare else None
         distance = _report_distance(subject, options)
         summary: dict[str, Any] = {
             "options": asdict(options),
             "labels": None if given is None else given.tolist(),
+            "conditions": words,
             "count": number,
             "furthest_from_calibrated": distance,
         }
-        images, summary["seconds"] = _draw(subject, options, number, given, None)
+        images, summary["seconds"] = _draw(subject, options, number, given, embeddings, None)
         reference = None
         if float_module is not None:
-            reference, summary["float_seconds"] = _draw(subject, options, number, given, float_module)
+            reference, summary["float_seconds"] = _draw(subject, options, number, given, embeddings, float_module)
     captions = [f"#{i}" if given is None else str(given[i]) for i in range(number)]
     _finish(out, json, summary, subject, images, reference, captions)
+
+
+def _check_picture(out: Path, subject: _Subject) -> None:
+    from dq_deploy.errors import OptionError
+    from dq_deploy.sampling import draws_latents
+
+    if out.suffix != ".safetensors" and draws_latents(subject.model_config):
+        raise OptionError(
+            f"the model gives latents of {subject.model_config['in_channels']} channels, which {out.name} cannot show; "
+            "give --out latents.safetensors and decode them with the pipeline's VAE"
+        )
+
+
+def _conditions(subject: _Subject, path: Path | None, number: int, seed: int) -> tuple[dict[str, Any], str | None]:
+    """Embeddings of each image, and what they are, in words."""
+    from dq_deploy.calibration import read_source
+    from dq_deploy.models import input_specs
+    from dq_deploy.sampling import conditions_for
+
+    source = read_source(input_specs(subject.model_config), conditions=path)
+    found = conditions_for(subject.model_config, source.conditions, count=number, seed=seed)
+    if not found:
+        return {}, None
+    if path is None:
+        warn("no --conditions were given: the embeddings are random and stand for no text")
+        return found, f"random normal embeddings, seed {seed}"
+    return found, source.files["conditions"]
 
 
 def _open_subject(ckpt: Path | None, engine: Path | None, threads: int | None, stack: ExitStack) -> _Subject:
@@ -164,7 +197,9 @@ def _report_distance(subject: _Subject, options: SampleOptions) -> float:
     return float(distances[worst])
 
 
-def _draw(subject: _Subject, options: SampleOptions, number: int, labels: Any, float_module: Any) -> tuple[F32, float]:
+def _draw(
+    subject: _Subject, options: SampleOptions, number: int, labels: Any, conditions: dict[str, Any], float_module: Any
+) -> tuple[F32, float]:
     """Images and seconds, of the float module if there is one, else of the engine or the simulation."""
     from dq_deploy.sampling import (
         SamplingStopped,
@@ -192,6 +227,7 @@ def _draw(subject: _Subject, options: SampleOptions, number: int, labels: Any, f
                 count=number,
                 labels=labels,
                 options=options,
+                conditions=conditions,
                 on_step=advance,
             )
     except SamplingStopped as stop:
@@ -206,7 +242,7 @@ def _first_layer(subject: _Subject, stop: SamplingStopped) -> str:
     from dq_deploy.methods.fake_quant import simulate
     from dq_deploy.sampling import first_non_finite_layer
 
-    layer = first_non_finite_layer(simulate(subject.record), stop.sample, stop.timestep, stop.labels)
+    layer = first_non_finite_layer(simulate(subject.record), stop.sample, stop.timestep, stop.conditions)
     if layer is None:
         return "; the checkpoint's simulation is finite there, so the engine differs from it: run dq-verify"
     return f"; the first layer whose output is not finite is {layer}"
@@ -222,37 +258,43 @@ def _finish(
     captions: list[str],
 ) -> None:
     """Write the grid and the numbers, and print them."""
-    from dq_deploy.sampling import constant_images
-    from dq_deploy.sampling.grid import write_grid
+    from dq_deploy.sampling import constant_images, draws_latents
+    from dq_deploy.sampling.grid import write_grid, write_samples
 
     name = "simulation" if subject.runner is None else "engine"
     rows = [(name, images)]
     if reference is not None:
         rows = [("float", reference), *rows, ("difference", (images - reference) / 2)]
-        summary |= _distances(images, reference, captions)
+        # latents have no range of their own; pictures lie in [-1, 1]
+        span = float(reference.max() - reference.min()) if draws_latents(subject.model_config) else 2.0
+        summary |= _distances(images, reference, captions, span)
     summary["constant_images"] = constant_images(images)
     for index in summary["constant_images"]:
         warn(f"image {index} (label {captions[index]}) holds one single value")
-    write_grid(out, rows, captions)
+    if out.suffix == ".safetensors":
+        write_samples(out, dict(rows))
+    else:
+        write_grid(out, rows, captions)
     if json is not None:
         write_json(json, summary)
     if reference is not None:
         _print_distances(summary)
     rate = len(images) / summary["seconds"]
-    print(f"{len(images)} images by the {name} in {summary['seconds']:.1f} s, {rate:.2f} a second; wrote {out}")
+    what = "latents" if draws_latents(subject.model_config) else "images"
+    print(f"{len(images)} {what} by the {name} in {summary['seconds']:.1f} s, {rate:.2f} a second; wrote {out}")
 
 
-def _distances(images: F32, reference: F32, captions: list[str]) -> dict[str, Any]:
+def _distances(images: F32, reference: F32, captions: list[str], span: float) -> dict[str, Any]:
     import numpy as np
 
     from dq_deploy.quality import SSIM_WINDOW, psnr_db, ssim
 
-    psnr = psnr_db(images, reference, data_range=2.0)
+    psnr = psnr_db(images, reference, data_range=span)
     # an image smaller than the window has no SSIM
-    similarity = ssim(images, reference, data_range=2.0) if min(images.shape[2:]) >= SSIM_WINDOW else None
+    similarity = ssim(images, reference, data_range=span) if min(images.shape[2:]) >= SSIM_WINDOW else None
     differing = psnr[np.isfinite(psnr)]
     return {
-        "data_range": 2.0,
+        "data_range": span,
         "images": [
             {
                 "caption": caption,
@@ -273,7 +315,7 @@ def _print_distances(summary: dict[str, Any]) -> None:
     def cell(value: float | None, digits: int) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
 
-    table = Table(title="against the float model, same noise, values in [-1, 1]")
+    table = Table(title=f"against the float model, same noise, peak {summary['data_range']:.4g}")
     for heading in ("image", "PSNR, dB", "SSIM"):
         table.add_column(heading, justify="right")
     for entry in summary["images"]:

@@ -14,7 +14,7 @@ from dq_deploy.artifacts import atomic_path, sha256_of_file, write_text_atomic
 from dq_deploy.errors import FileProblemError, ModelError
 
 MANIFEST_KEY = "dq_deploy.manifest"
-EXTERNAL_DATA_BYTES = 1 << 30
+EXTERNAL_DATA_BYTES = 1 << 28
 """Weights above this go to a file of their own beside the model."""
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.errors import DqError
+from dq_deploy.models import call_denoiser
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,17 +17,17 @@ if TYPE_CHECKING:
     from dq_deploy.engines.base import Runner
 
 F32 = NDArray[np.float32]
-Denoise = Callable[[F32, F32, "NDArray[np.int64] | None"], F32]
-"""(sample [B, C, H, W], timestep [B], labels [B] or None) to the model's output [B, C_out, H, W]."""
+Conditions = Mapping[str, NDArray[Any]]
+"""What each sample is conditioned on, by input name: [B, ...]; empty for an unconditional model."""
+Denoise = Callable[[F32, F32, Conditions], F32]
+"""(sample [B, C, H, W], timestep [B], conditions) to the model's output [B, C_out, H, W]."""
 
 
 def denoiser_of_runner(runner: Runner) -> Denoise:
     """An engine as a `Denoise`."""
 
-    def denoise(sample: F32, timestep: F32, labels: NDArray[np.int64] | None) -> F32:
-        feeds: dict[str, Any] = {"sample": sample, "timestep": timestep}
-        if labels is not None:
-            feeds["class_labels"] = labels
+    def denoise(sample: F32, timestep: F32, conditions: Conditions) -> F32:
+        feeds: dict[str, Any] = {"sample": sample, "timestep": timestep, **conditions}
         return np.asarray(runner.run(feeds)[runner.outputs[0].name])
 
     return denoise
@@ -36,28 +37,23 @@ def denoiser_of_module(module: nn.Module) -> Denoise:
     """A torch module (a diffusers denoiser or the simulation of a record) as a `Denoise`."""
     import torch
 
-    def denoise(sample: F32, timestep: F32, labels: NDArray[np.int64] | None) -> F32:
+    def denoise(sample: F32, timestep: F32, conditions: Conditions) -> F32:
+        inputs = {"sample": sample, "timestep": timestep, **conditions}
         with torch.inference_mode():
-            given = None if labels is None else torch.from_numpy(labels)
-            output = module(torch.from_numpy(sample), torch.from_numpy(timestep), given)
-        if isinstance(output, tuple):
-            output = output[0]
-        tensor = output if isinstance(output, torch.Tensor) else output.sample
+            tensor = call_denoiser(module, {name: torch.from_numpy(value) for name, value in inputs.items()})
         return np.asarray(tensor.float().numpy())
 
     return denoise
 
 
-def first_non_finite_layer(
-    module: nn.Module, sample: F32, timestep: F32, labels: NDArray[np.int64] | None
-) -> str | None:
+def first_non_finite_layer(module: nn.Module, sample: F32, timestep: F32, conditions: Conditions) -> str | None:
     """Path of the first submodule without children, in execution order, whose output is not finite; or None.
 
     Args:
         module: called as a denoiser.
         sample: [B, C, H, W] float32.
         timestep: [B] float32.
-        labels: [B] int64 or None.
+        conditions: by input name.
     """
     import torch
 
@@ -77,7 +73,7 @@ def first_non_finite_layer(
         if name and not any(True for _ in child.children())
     ]
     try:
-        denoiser_of_module(module)(sample, timestep, labels)
+        denoiser_of_module(module)(sample, timestep, conditions)
     except DqError:  # a layer behind the bad one refuses NaN; the bad one is known by then
         pass
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +32,11 @@ def write_grid(
 
     Args:
         path: of the PNG.
-        rows: (name, images [N, C, H, W] in [-1, 1]) with C of 1 or 3; other channel counts show the first.
+        rows: (name, images [N, C, H, W] in [-1, 1]) with C of 1 or 3.
         captions: [N], above the columns.
 
     Raises:
-        InputError: the rows have different shapes.
+        InputError: the rows have different shapes, or neither 1 nor 3 channels.
         FileProblemError: the file cannot be written.
     """
     from PIL import Image, ImageDraw
@@ -45,6 +45,8 @@ def write_grid(
     if len(shapes) != 1 or len(captions) != len(rows[0][1]):
         raise InputError(f"rows have shapes {sorted(shapes)} and {len(captions)} captions, expected one shape [N, ...]")
     count, channels, height, width = rows[0][1].shape
+    if channels not in (1, 3):
+        raise InputError(f"images have {channels} channels, expected 1 or 3: a PNG cannot show others")
     scale = max(1, CELL // max(height, width))
     cell_w, cell_h = width * scale + GAP, height * scale + GAP
     columns = min(count, COLUMNS)
@@ -66,3 +68,15 @@ def write_grid(
             canvas.paste(picture, (left, y))
     with atomic_path(path) as temporary:
         canvas.save(temporary, format="PNG")
+
+
+def write_samples(path: Path, rows: Mapping[str, NDArray[np.floating]]) -> None:
+    """Write what was sampled as a safetensors file: [N, C, H, W] float32 by the name of the denoiser.
+
+    Raises:
+        FileProblemError: the file cannot be written.
+    """
+    from safetensors.numpy import save_file
+
+    with atomic_path(path) as temporary:
+        save_file({name: np.ascontiguousarray(values, np.float32) for name, values in rows.items()}, temporary)

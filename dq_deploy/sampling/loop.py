@@ -14,13 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.errors import ModelError, NonFiniteError, OptionError
+from dq_deploy.models import input_specs, random_conditions
 from dq_deploy.numerics import F32, step_bucket
-from dq_deploy.sampling.denoise import Denoise
+from dq_deploy.sampling.denoise import Conditions, Denoise
 
 if TYPE_CHECKING:
     import torch
 
 SCHEDULERS = ("ddim", "ddpm")
+PICTURE_CHANNELS = (1, 3)
 
 _SEED_STRIDE = 1_000_003  # keeps the generators of neighbouring seeds apart
 
@@ -32,17 +34,15 @@ class SamplingStopped(NonFiniteError):
         step: index of the step, from 0.
         sample: [B, C, H, W], the denoiser's input at that step.
         timestep: [B] float32.
-        labels: [B] int64 or None.
+        conditions: by input name.
     """
 
-    def __init__(
-        self, message: str, *, step: int, sample: F32, timestep: F32, labels: NDArray[np.int64] | None
-    ) -> None:
+    def __init__(self, message: str, *, step: int, sample: F32, timestep: F32, conditions: Conditions) -> None:
         super().__init__(message)
         self.step = step
         self.sample = sample
         self.timestep = timestep
-        self.labels = labels
+        self.conditions = conditions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +123,26 @@ def labels_for(model_config: Mapping[str, Any], labels: Sequence[int] | None) ->
     return np.asarray(labels, np.int64)
 
 
+def conditions_for(
+    model_config: Mapping[str, Any], given: Conditions, *, count: int, seed: int
+) -> dict[str, NDArray[Any]]:
+    """Embeddings of each image by input name, [N, ...]: the given rows in turn, or random normal ones.
+
+    Args:
+        model_config: the denoiser's diffusers configuration.
+        given: rows by input name, checked against the model's inputs; empty for random ones.
+        count: N.
+        seed: of random ones; row i depends on the seed and i only.
+    """
+    specs = [spec for spec in input_specs(model_config) if spec.name not in ("sample", "timestep", "class_labels")]
+    if not specs:
+        return {}
+    if given:
+        return {name: np.take(value, np.arange(count), axis=0, mode="wrap") for name, value in given.items()}
+    drawn = [random_conditions(model_config, 1, np.random.default_rng([seed, i])) for i in range(count)]
+    return {spec.name: np.concatenate([row[spec.name] for row in drawn]) for spec in specs}
+
+
 def _generators(seed: int, indices: range) -> list[torch.Generator]:
     import torch
 
@@ -152,9 +172,10 @@ def sample_images(
     count: int,
     labels: NDArray[np.int64] | None,
     options: SampleOptions,
+    conditions: Conditions | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> F32:
-    """Draw images.
+    """Draw images, or latents where the model has neither 1 nor 3 channels.
 
     Args:
         denoise: see `dq_deploy.sampling.denoise`.
@@ -163,16 +184,18 @@ def sample_images(
         count: N, number of images.
         labels: [N] int64 from `labels_for`.
         options: steps, scheduler, eta, seed, batch.
+        conditions: [N, ...] by input name from `conditions_for`.
         on_step: called with (steps done, steps in all) over all batches.
 
     Returns:
-        [N, C, H, W] float32, the last latents, clipped to [-1, 1].
+        [N, C, H, W] float32: images clipped to [-1, 1], latents as they are.
 
     Raises:
         SamplingStopped: a latent or an output is not finite; names the step.
         OptionError: the options do not fit the model.
     """
     noise = noise_for(model_config, count=count, seed=options.seed)
+    given = {**({} if labels is None else {"class_labels": labels}), **(conditions or {})}
     starts = range(0, count, options.batch)
     done: list[F32] = []
     for position, start in enumerate(starts):
@@ -182,18 +205,24 @@ def sample_images(
             if on_step is not None:
                 on_step(before * steps + step, len(starts) * steps)
 
-        part = None if labels is None else labels[start:stop]
+        part = {name: np.ascontiguousarray(value[start:stop]) for name, value in given.items()}
         generators = _generators(options.seed + 1, range(start, stop))
         scheduler = build_scheduler(scheduler_config, options)
         done.append(_denoise_batch(denoise, scheduler, noise[start:stop], part, generators, options, report))
-    return np.clip(np.concatenate(done), -1, 1)
+    found = np.concatenate(done)
+    return found if draws_latents(model_config) else np.clip(found, -1, 1)
+
+
+def draws_latents(model_config: Mapping[str, Any]) -> bool:
+    """Whether what is sampled is no picture: it has neither 1 nor 3 channels."""
+    return int(model_config["in_channels"]) not in PICTURE_CHANNELS
 
 
 def _denoise_batch(
     denoise: Denoise,
     scheduler: Any,
     noise: F32,
-    labels: NDArray[np.int64] | None,
+    conditions: Conditions,
     generators: list[torch.Generator],
     options: SampleOptions,
     report: Callable[[int, int], None],
@@ -208,9 +237,9 @@ def _denoise_batch(
         given = np.ascontiguousarray(scheduler.scale_model_input(latent, t).numpy(), np.float32)
         timestep = np.full(len(given), value, np.float32)
         place = f"step {step + 1} of {len(timesteps)} (timestep {value:g})"
-        state = {"step": step, "sample": given, "timestep": timestep, "labels": labels}
+        state = {"step": step, "sample": given, "timestep": timestep, "conditions": conditions}
         try:
-            output = denoise(given, timestep, labels)
+            output = denoise(given, timestep, conditions)
         except NonFiniteError as error:
             raise SamplingStopped(f"{place}: {error}", **state) from error
         if not np.isfinite(output).all():

@@ -112,10 +112,10 @@ def test_the_first_layer_that_leaves_the_finite_numbers_is_found():
     denoiser = tiny_denoiser(classes=3)
     sample, timestep = np.zeros((1, 1, 8, 8), np.float32), np.zeros(1, np.float32)
     labels = np.zeros(1, np.int64)
-    assert first_non_finite_layer(denoiser.module, sample, timestep, labels) is None
+    assert first_non_finite_layer(denoiser.module, sample, timestep, {"class_labels": labels}) is None
     name = "down_blocks.1.resnets.0.conv1"
     denoiser.module.get_submodule(name).weight.data[0] = np.inf
-    assert first_non_finite_layer(denoiser.module, sample, timestep, labels) == name
+    assert first_non_finite_layer(denoiser.module, sample, timestep, {"class_labels": labels}) == name
 
 
 def test_labels_are_checked_against_the_model():
