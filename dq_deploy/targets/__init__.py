@@ -105,18 +105,28 @@ def export(
     return manifest
 
 
-def float_graph(manifest: Mapping[str, Any], path: str | Path, *, record: Record | None = None) -> None:
+def float_graph(
+    manifest: Mapping[str, Any], path: str | Path, *, record: Record | None = None, float_type: str = "float32"
+) -> None:
     """Write the float graph of the same tracer: the baseline an engine is timed against.
 
     Args:
         manifest: of the engine; names the family and its configuration.
         path: `.onnx` file to write.
         record: gives real weights; without it they are random, which costs the same time.
+        float_type: of its operations, by the rules of the TensorRT targets: float16, bfloat16 or float32.
+
+    Raises:
+        OptionError: another float type.
     """
+    if float_type not in FLOAT_TYPES["tensorrt"]:
+        raise OptionError(f"float type is {float_type!r}, expected one of {', '.join(FLOAT_TYPES['tensorrt'])}")
+    from dq_deploy.graph.float_types import FloatTypes
     from dq_deploy.graph.onnx_file import write_onnx
     from dq_deploy.targets.traced_graphs import traced_float_graph
 
     model = traced_float_graph(str(manifest["family"]), dict(manifest["model_config"]), record)
+    FloatTypes(float_type, {} if record is None else record.float_ranges).apply(model)
     write_onnx(model, Path(path), None)
 
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dq_deploy.graph.cleanup import RemoveUnused
+from dq_deploy.graph.float_types import FloatTypes
 from dq_deploy.graph.pads import PadsAsModules
 from dq_deploy.graph.passes import Pass, run_passes
-from dq_deploy.graph.tensorrt_layers import GEMM, NATIVE, TensorRtLayers
+from dq_deploy.graph.tensorrt_layers import TensorRtLayers
+from dq_deploy.graph.weight_only_layers import WeightOnlyLayers
 from dq_deploy.targets.onnxruntime import IntegerGraph
 from dq_deploy.targets.traced_graphs import traced_float_graph
 
 if TYPE_CHECKING:
     from dq_deploy.record import Record
-
-FLOAT_TYPES = ("float16", "bfloat16", "float32")
-CONVS = (GEMM, NATIVE)
 
 
 def integer_graph(record: Record, *, target: str, float_type: str, conv: str) -> IntegerGraph:
@@ -29,6 +28,10 @@ def integer_graph(record: Record, *, target: str, float_type: str, conv: str) ->
     """
     model = traced_float_graph(record.family, record.model_config, record)
     layers = TensorRtLayers(record, conv=conv, pixels_as_rows=target == "tensorrt-rtx")
-    passes: list[Pass] = [PadsAsModules(record), layers, RemoveUnused()]
+    light = WeightOnlyLayers(record)
+    types = FloatTypes(float_type, record.float_ranges, layers.entries, weight_only=tuple(record.weight_only))
+    passes: list[Pass] = [PadsAsModules(record), layers, light, RemoveUnused(), types, RemoveUnused()]
     result = run_passes(model, passes)
-    return IntegerGraph(model=result.model, layers=layers.entries, notes=result.notes, float_precision=[])
+    return IntegerGraph(
+        model=result.model, layers=layers.entries + light.entries, notes=result.notes, float_precision=types.kept
+    )
