@@ -56,6 +56,68 @@ def tiny_denoiser(seed: int = 0, classes: int | None = None, **changes: Any) -> 
     )
 
 
+def tiny_conditional_config(sdxl: bool = False, **changes: Any) -> dict[str, Any]:
+    """Configuration of a UNet2DConditionModel as Stable Diffusion 1.x has it, or as SDXL; about 50,000 parameters."""
+    config = {
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "layers_per_block": 1,
+        "block_out_channels": [8, 16],
+        "norm_num_groups": 4,
+        "cross_attention_dim": 12,
+        "attention_head_dim": 2,
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    }
+    if sdxl:
+        config |= {
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 4,
+            "projection_class_embeddings_input_dim": 32,
+            "attention_head_dim": [1, 2],
+            "transformer_layers_per_block": [1, 2],
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+        }
+    return {**config, **changes}
+
+
+LATENT_SCHEDULER = {
+    "_class_name": "PNDMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "clip_sample": False,
+}
+
+
+def tiny_conditional_denoiser(seed: int = 0, sdxl: bool = False, **changes: Any) -> Denoiser:
+    """A tiny text-conditioned float denoiser with seeded random weights, norms and biases included."""
+    import torch
+
+    torch.manual_seed(seed)
+    config = tiny_conditional_config(sdxl, **changes)
+    module = build_denoiser("unet2d_condition", config)
+    for name, parameter in module.named_parameters():
+        if "norm" in name:  # diffusers begins with ones and zeros, which would hide a wrong fold
+            parameter.data += 0.3 * torch.randn(parameter.shape)
+    return Denoiser(
+        family="unet2d_condition",
+        module=module,
+        config=config,
+        scheduler_config=dict(LATENT_SCHEDULER),
+        source="tiny conditional",
+        source_sha256="1" * 64,
+    )
+
+
 def random_record(
     denoiser: Denoiser, *, weight_bits: int = 4, activation_bits: int = 8, steps: int = 6, seed: int = 0
 ) -> Record:

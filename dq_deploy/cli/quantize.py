@@ -46,7 +46,7 @@ def quantize(
     ] = False,
     keep: Annotated[
         str | None,
-        typer.Option(help="Comma list of layer patterns that stay float; default time_embedding.*"),
+        typer.Option(help="Comma list of layer patterns that stay float; default time_embedding.*,add_embedding.*"),
     ] = None,
     layer_bits: Annotated[
         list[str] | None,
@@ -56,6 +56,16 @@ def quantize(
     seed: Annotated[int | None, typer.Option(help="Of noise, labels and training batches.")] = None,
     samples: Annotated[int | None, typer.Option(help="Calibration trajectories.")] = None,
     labels: Annotated[str | None, typer.Option(help="Classes to calibrate with, as 0-9; all by default.")] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="trajectory (sample with the float model, the default), random (unit noise) or latents."),
+    ] = None,
+    conditions: Annotated[
+        Path | None, typer.Option(help="Safetensors file of embeddings, one row a prompt; random without it.")
+    ] = None,
+    latents: Annotated[
+        Path | None, typer.Option(help="Safetensors file of recorded inputs: sample, timestep and embeddings.")
+    ] = None,
     iterations: Annotated[int | None, typer.Option(help="Training iterations a block.")] = None,
     memory_gib: Annotated[float | None, typer.Option(help="Most memory for calibration data.")] = None,
     resume: Annotated[
@@ -102,7 +112,9 @@ def quantize(
     _refuse(out is None, "--out is missing, expected a file name such as model.pt")
     assert out is not None
     _check_contradictions(options, iterations=iterations, resume=resume, resume_dir=resume_dir)
-    _quantize(model, variant, options, out, json, _state_dir(options, out, resume, resume_dir), resume=resume)
+    files = {"kind": calibration, "conditions": conditions, "latents": latents}
+    state = _state_dir(options, out, resume, resume_dir)
+    _quantize(model, variant, options, out, json, state, resume=resume, calibration=files)
 
 
 def _refuse(wrong: bool, message: str) -> None:
@@ -158,19 +170,22 @@ def _quantize(
     state: Path | None,
     *,
     resume: bool,
+    calibration: dict[str, Any],
 ) -> None:
     from dq_deploy.record.files import check_record_path
 
     check_record_path(out)
     check_outputs(out, json)
 
+    from dq_deploy.calibration import read_source
     from dq_deploy.cli.quantize_progress import ProgressView
     from dq_deploy.methods import quantize as quantize_model
     from dq_deploy.methods.resume import discard_state
-    from dq_deploy.models import load_model
+    from dq_deploy.models import input_specs, load_model
     from dq_deploy.record import save_record
 
     denoiser = load_model(model, variant=variant)
+    source = read_source(input_specs(denoiser.config), **calibration)
     started = time.perf_counter()
     if state is not None and state.exists():
         if not resume:
@@ -179,7 +194,7 @@ def _quantize(
             print(f"going on with the state in {state}", flush=True)
     try:
         with ProgressView() as view:
-            record = quantize_model(denoiser, options, progress=view, resume_dir=state)
+            record = quantize_model(denoiser, options, calibration=source, progress=view, resume_dir=state)
     except BaseException as stop:
         if state is not None and not any(state.glob("block-*")):
             discard_state(state)
@@ -212,6 +227,7 @@ def summary_of(record: Record, out: Path, *, seconds: float) -> dict[str, Any]:
         "steps": record.steps,
         "file_mib": out.stat().st_size / 2**20,
         "seconds": seconds,
+        "calibration": record.provenance["calibration"],
         "options": record.provenance["options"],
         "blocks": [{"name": h["block"], "relative_error": h["relative_error"]} for h in blocks],
     }
@@ -229,6 +245,10 @@ def _print_summary(summary: dict[str, Any]) -> None:
         table.add_row("weight-only layers", str(summary["weight_only_layers"]))
     table.add_row("bits", bits)
     table.add_row("step buckets", str(summary["steps"]))
+    told = summary["calibration"]
+    table.add_row("calibrated by", f"{told['inputs']} inputs, {told['sampler']}")
+    if "conditions" in told:
+        table.add_row("conditions", told["conditions"])
     if summary["blocks"]:
         iterations = summary["options"]["iterations"]
         table.add_row("trained", f"{len(summary['blocks'])} blocks, {iterations} iterations each")
