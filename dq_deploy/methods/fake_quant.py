@@ -224,5 +224,8 @@ def simulate(record: Record) -> Simulation:
     denoiser = denoiser_from_record(record, dequantize=False)
     for name, layer in record.layers.items():
         replace_layer(denoiser, name, IntegerLayer(layer, context))
+    for name, light in record.weight_only.items():
+        weight = torch.nn.Parameter(torch.from_numpy(light.weight()), requires_grad=False)
+        denoiser.get_submodule(name).weight = weight
     edges = torch.from_numpy(np.array(record.step_edges, np.float32))
     return Simulation(denoiser.eval(), context, edges).requires_grad_(False)
