@@ -16,9 +16,6 @@ from dq_deploy.models import Denoiser
 from dq_deploy.numerics import F32
 from dq_deploy.record import WeightOnlyLayer
 
-BLOCKS_AT_ONCE = 4096
-"""Blocks searched together: few enough that their arrays stay in the processor's cache."""
-
 
 def search_block_scales(weight: F32, bits: int, block_size: int) -> tuple[NDArray[np.int8], F32]:
     """Codes and scales with the least L2.4 error in each block.
@@ -32,12 +29,8 @@ def search_block_scales(weight: F32, bits: int, block_size: int) -> tuple[NDArra
         w_code int8 [C_out, C_in] and scale float32 [C_out, C_in / block_size].
     """
     blocks = np.ascontiguousarray(weight, np.float32).reshape(-1, block_size)
-    codes = np.empty(blocks.shape, np.int8)
-    scales = np.empty(len(blocks), np.float32)
-    for start in range(0, len(blocks), BLOCKS_AT_ONCE):
-        some = slice(start, start + BLOCKS_AT_ONCE)
-        scales[some] = search_weight_scale(blocks[some], bits)
-        codes[some] = weight_codes(blocks[some], scales[some], bits)
+    scales = search_weight_scale(blocks, bits)
+    codes = weight_codes(blocks, scales, bits)
     return codes.reshape(weight.shape), scales.reshape(len(weight), -1)
 
 

@@ -137,6 +137,8 @@ def _failures(findings: Findings) -> list[str]:
             continue
         prefix = "" if layer.reason.startswith("layer ") else f"layer {layer.name}: "
         found.append(f"{prefix}{layer.reason}" + ("" if layer.status == "differs" else f" ({layer.status})"))
+    if not findings.layers:
+        found.append("the record has no integer layer, so there is nothing to prove exact; expected one or no --exact")
     if findings.parity.edge_problem:
         found.insert(0, findings.parity.edge_problem)
     if findings.float_path is not None and findings.float_path.problem:
