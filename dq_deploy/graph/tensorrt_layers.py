@@ -141,6 +141,9 @@ class _LayerWriter:
         return f"int8 x {weight} product" + (" of patches" if rows else "")
 
     def _fits_int4(self) -> bool:
+        # TensorRT-RTX 1.7 fails on 4-bit weights of a convolution, and of a product with one output channel
+        if (self.conv and not self.as_rows) or self.layer.out_channels == 1:
+            return False
         spans = [part.q_weight(0) for part in self.layer.parts]
         return all(w.min(initial=0) >= -8 and w.max(initial=0) <= 7 for w in spans)
 
