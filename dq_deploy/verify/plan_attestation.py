@@ -106,13 +106,15 @@ def attest_plan(plan_path: str | Path, manifest: Mapping[str, Any]) -> PlanAttes
         names = [str(entry["name"]) for entry, _ in entries]
         macs = [of_layer[name] for name in names]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FileProblemError(
-            f"the manifest of {path} is incomplete ({type(error).__name__}: {error}); build the plan again"
-        ) from error
+        raise _incomplete(path, error) from error
     told = _evidence(path, manifest, runtime)
     wanted = [want for _, wants in entries for want in wants]
+    try:
+        found = _verdicts(told, manifest, wanted)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _incomplete(path, error) from error
     verdicts: dict[str, list[Verdict]] = defaultdict(list)
-    for want, verdict in zip(wanted, _verdicts(told, manifest, wanted), strict=True):
+    for want, verdict in zip(wanted, found, strict=True):
         verdicts[want.layer].append(verdict)
     rows = []
     for (entry, _), name, count in zip(entries, names, macs, strict=True):
@@ -142,6 +144,12 @@ def attest_plan(plan_path: str | Path, manifest: Mapping[str, Any]) -> PlanAttes
         macs={**totals, **sums},
         kernels=kernel_counts(told),
         unfused=tuple(standing_alone(told.kernels)),
+    )
+
+
+def _incomplete(path: Path, error: Exception) -> FileProblemError:
+    return FileProblemError(
+        f"the manifest of {path} is incomplete ({type(error).__name__}: {error}); build the plan again"
     )
 
 
@@ -211,9 +219,9 @@ def fixed_batch(manifest: Mapping[str, Any]) -> int | None:
     """The batch of a plan whose profiles allow one only, else None."""
     try:
         first = manifest["inputs"][0]
-        sizes = {shapes[0] for p in manifest.get("profiles") or () for shapes in p[first["name"]].values()}
-        sizes = sizes or {first["shape"][0]}
-    except (KeyError, IndexError, TypeError):
+        told = [profile[first["name"]] for profile in manifest.get("profiles") or () if first["name"] in profile]
+        sizes = {shape[0] for shapes in told for shape in shapes.values()} or {first["shape"][0]}
+    except (KeyError, IndexError, TypeError, AttributeError):
         return None
     (size,) = sizes if len(sizes) == 1 else (None,)
     return size if isinstance(size, int) and size > 0 else None

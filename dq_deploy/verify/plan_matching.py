@@ -12,8 +12,8 @@ from dq_deploy.engines.plan_symbols import Size
 from dq_deploy.verify.attestation import product_names
 
 INTEGER_OPERANDS = ("int8", "int4")
-PADDED_TO = (2, 4, 8, 16, 32)
-"""Builders round channels up to a multiple of one of these; the padding is zeros."""
+PADDED_TO = (2, 4)
+"""The builder rounds K and N of products up to a multiple of 2, channels of convolutions to one of 4, with zeros."""
 
 _RANK = {"integer": 0, "float": 1, "unknown": 2}
 
