@@ -26,27 +26,9 @@ STEP_INPUTS = ("timestep", "class_labels", "text_embeds", "time_ids")
 """Inputs that are small and the same for a whole image: what depends on them alone stays in float32."""
 
 _INTEGER_OPS = frozenset(
-    [
-        "Shape",
-        "Size",
-        "ArgMax",
-        "ArgMin",
-        "Equal",
-        "Less",
-        "Greater",
-        "GreaterOrEqual",
-        "LessOrEqual",
-        "And",
-        "Or",
-        "Not",
-        "QuantizeLinear",
-        "NonZero",
-        "IsNaN",
-        "IsInf",
-        "MatMulInteger",
-        "ConvInteger",
-    ]
+    ("Shape", "Size", "ArgMax", "ArgMin", "NonZero", "IsNaN", "IsInf", "QuantizeLinear", "MatMulInteger", "ConvInteger")
 )
+_TRUTH_OPS = frozenset(("Equal", "Less", "Greater", "GreaterOrEqual", "LessOrEqual", "And", "Or", "Not"))
 _BOUNDED_OPS = frozenset(
     (
         "GroupNormalization",
@@ -222,7 +204,7 @@ def is_float(value: ir.Value) -> bool:
     if value.dtype is not None:
         return bool(value.dtype == FLOAT32)
     node = value.producer()
-    if node is None or node.op_type in _INTEGER_OPS:
+    if node is None or node.op_type in _INTEGER_OPS | _TRUTH_OPS:
         return False
     if node.op_type == "Cast":
         return bool(node.attributes["to"].as_int() == int(FLOAT32))

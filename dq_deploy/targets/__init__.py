@@ -125,7 +125,10 @@ def float_graph(
     from dq_deploy.graph.onnx_file import write_onnx
     from dq_deploy.targets.traced_graphs import traced_float_graph
 
-    model = traced_float_graph(str(manifest["family"]), dict(manifest["model_config"]), record)
+    instance_norms = not CONVS[manifest.get("target", "onnxruntime")]
+    model = traced_float_graph(
+        str(manifest["family"]), dict(manifest["model_config"]), record, instance_norms=instance_norms
+    )
     FloatTypes(float_type, {} if record is None else record.float_ranges).apply(model)
     write_onnx(model, Path(path), None)
 

@@ -26,7 +26,7 @@ def integer_graph(record: Record, *, target: str, float_type: str, conv: str) ->
         float_type: `float16`, `bfloat16` or `float32`, of everything but the integer layers.
         conv: `gemm` or `native`; only `native` for `tensorrt`, whose convolutions run in integers themselves.
     """
-    model = traced_float_graph(record.family, record.model_config, record)
+    model = traced_float_graph(record.family, record.model_config, record, instance_norms=False)
     layers = TensorRtLayers(record, conv=conv, pixels_as_rows=target == "tensorrt-rtx")
     light = WeightOnlyLayers(record)
     types = FloatTypes(float_type, record.float_ranges, layers.entries, weight_only=tuple(record.weight_only))

@@ -21,13 +21,16 @@ if TYPE_CHECKING:
     from dq_deploy.record import Record
 
 
-def traced_float_graph(family: str, config: Mapping[str, Any], record: Record | None) -> ir.Model:
+def traced_float_graph(
+    family: str, config: Mapping[str, Any], record: Record | None, *, instance_norms: bool = True
+) -> ir.Model:
     """Trace a denoiser and put its norms in the form the engines compute fastest.
 
     Args:
         family: denoiser family, as `unet2d`.
         config: its diffusers configuration.
         record: gives the weights; without it they are random.
+        instance_norms: group norms in the form ONNX Runtime and OpenVINO compute fastest, else as GroupNormalization.
 
     Returns:
         Float model with the inputs of `models.input_specs`. The float weight of a quantized layer is an initializer
@@ -38,7 +41,8 @@ def traced_float_graph(family: str, config: Mapping[str, Any], record: Record | 
     else:
         module, weights = denoiser_from_record(record, dequantize=False), _lazy_tensors(record)
     model = trace(module.eval(), example_inputs(dict(config), 2, 0), call=_call, weights=weights)
-    return run_passes(model, [GroupNormAsInstanceNorm(), RemoveUnused()]).model
+    norms = [GroupNormAsInstanceNorm()] if instance_norms else []
+    return run_passes(model, [*norms, RemoveUnused()]).model
 
 
 def _call(module: Any, inputs: Mapping[str, Any]) -> Any:
