@@ -20,6 +20,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -282,6 +283,10 @@ def answer(request: BuildRequest, emit: Emit) -> int:
         values = {"kind": "dependency", "message": f"{error.name or error} cannot be imported ({error})"}
     except OSError as error:
         values = {"kind": "write", "errno": error.errno, "message": error.strerror or str(error)}
+    except Exception as error:  # polygraphy and the bindings raise what they like
+        traceback.print_exc()
+        reason = " ".join(str(error).split())
+        values = {"kind": "builder", "log": [*errors[-4:], f"{type(error).__name__}: {reason}"]}
     emit({"event": "error", "peak_mib": peak_mib(), **values})
     return 1
 

@@ -20,7 +20,6 @@ from dq_deploy.errors import BuildError, DqError, FileProblemError, MissingDepen
 from tests.engines import plan_models
 
 pytest.importorskip("tensorrt_rtx", reason="needs the extra tensorrt-rtx")
-pytest.importorskip("polygraphy", reason="needs the extra tensorrt-rtx")
 
 BUILD = "import sys; from dq_deploy.engines.build import build_plan; build_plan(sys.argv[1], sys.argv[2])"
 
@@ -230,9 +229,7 @@ def test_a_builder_that_gets_no_more_memory_says_so(slow, out):
             size = address_space_of(builder) + (100 << 20)
             resource.prlimit(builder, resource.RLIMIT_AS, (size, size))
 
-    with pytest.raises(
-        BuildError, match=r"ran out of memory in phase .* at a peak of [0-9]+ MiB; close other programs"
-    ):
+    with pytest.raises(BuildError, match=r"ran out of memory in phase .* at a peak of [0-9]+ MiB; close other"):
         build_plan(slow, out, progress=limit)
     assert [path.name for path in out.parent.iterdir()] == ["unet.plan"]
     assert out.read_bytes() == b"the last good one"
