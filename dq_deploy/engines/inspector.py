@@ -24,8 +24,8 @@ MAX_BYTES = 256 << 20
 
 _CONVOLUTIONS = ("convolution", "caskconvolution", "cudadepthwiseconvolution", "conv", "correlation")
 _PRODUCTS = ("gemm", "matrixmultiply", "caskgemmmatrixmultiply", "caskgemmconvolution", "fully_connected", "fc")
-_PRODUCT_WORDS = re.compile(r"gemm|conv|fprop|mma|matmul|igemm|cublas|cutlass", re.IGNORECASE)
-_TACTIC_TYPES = re.compile(r"(?<![a-z0-9])(i8|s8|i4|f16|f32|bf16|tf32|h)(i8|s8|i4|f16|f32|bf16|tf32|h)?_")
+_TYPE = "(tf32|bf16|f16|f32|i32|i8|s8|i4)"
+_TACTIC_TYPES = re.compile(f"(?<![a-z0-9]){_TYPE}{_TYPE}_{_TYPE}{_TYPE}_{_TYPE}(?![a-z0-9])")
 _TYPES = (
     ("int8", re.compile(r"\bint8\b|\bi8\b")),
     ("int4", re.compile(r"\bint4\b|\bi4\b")),
@@ -37,7 +37,7 @@ _TYPES = (
     ("int64", re.compile(r"\bint64\b")),
     ("bool", re.compile(r"\bbool\b")),
 )
-_SHORT = {"i8": "int8", "s8": "int8", "i4": "int4", "f16": "half", "h": "half", "bf16": "bf16", "f32": "float"}
+_SHORT = {"i8": "int8", "s8": "int8", "i4": "int4", "f16": "half", "bf16": "bf16", "f32": "float", "tf32": "float"}
 
 
 def layers_path(plan_path: Path) -> Path:
@@ -136,15 +136,14 @@ def _multiplies(layer: Mapping[str, Any]) -> bool:
 
 
 def _tactic(layer: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Operand types in a tactic's name, as `i8i8_i8i32_f32` says; None where it names no product."""
-    name = str(layer.get("TacticName", ""))
-    if not _PRODUCT_WORDS.search(name):
-        return None
-    match = _TACTIC_TYPES.search(name)
+    """Operand types in a tactic's name: the first and third of `i8f32_i8i32_f32`; None where it has no such word.
+
+    The five are: first operand, result, second operand, accumulator, epilogue.
+    """
+    match = _TACTIC_TYPES.search(str(layer.get("TacticName", "")))
     if match is None:
         return None
-    first = _SHORT.get(match[1], "unknown")
-    return first, _SHORT.get(match[2], "unknown") if match[2] else first
+    return _SHORT.get(match[1], "unknown"), _SHORT.get(match[3], "unknown")
 
 
 def _product(layer: Mapping[str, Any]) -> Product:

@@ -135,11 +135,10 @@ class Matching:
     def _misfit(self, want: Wanted, product: Product) -> str:
         """Why a product named after a layer is not shaped like it, or an empty string."""
         assert want.shape is not None
-        merged = [self._own.get(node) for node in product.nodes]
         columns = 0
-        for other in merged:
-            if other is None or other.shape is None or other.shape["kind"] != want.shape["kind"]:
-                return f"its product is merged with others that are no layers: {', '.join(product.nodes)}"
+        for other in (self._own[node] for node in product.nodes if node in self._own):
+            if other.shape is None or other.shape["kind"] != want.shape["kind"]:
+                return f"its product is merged with that of {other.layer}, which has another shape"
             columns += int(other.shape["n"])
         if fits(want.shape, product, columns=columns, batch=self.batch):
             return ""
