@@ -49,7 +49,7 @@ class FloatTypes:
     """Gives every float operation on image data another float type; the integer layers keep theirs.
 
     - Cast to the float type where a float32 value enters the float part, Cast to float32 where one leaves it
-    - constants of the float part are stored in the float type
+    - constants of the float part are stored in the float type, scales of its weight-only layers too
 
     Float32 stay: the nodes of integer layers (`dq/...`), what depends only on the step and the labels, inputs and
     outputs of the graph; in float16 also layers whose largest |activation| is above a quarter of its range, whatever
@@ -100,7 +100,21 @@ class FloatTypes:
                 self._keep(node.name or node.op_type, constant, "constant outside float16's normal range")
                 continue
             narrow.add(node)
-        return narrow
+        return narrow | self._unpacking_nodes(graph, narrow, ranged=ranged)
+
+    def _unpacking_nodes(self, graph: ir.Graph, narrow: set[ir.Node], *, ranged: bool) -> set[ir.Node]:
+        """What unpacks the weights of narrow weight-only products: a Cast in between would part the two kernels."""
+        found: set[ir.Node] = set()
+        for node in reversed(graph):
+            unpacks = node.op_type in ("DequantizeLinear", "Transpose") and _path(node) in self.weight_only
+            if not unpacks or any(use.node not in narrow and use.node not in found for use in node.outputs[0].uses()):
+                continue
+            constant = _unfit_constant(node) if ranged else None
+            if constant is None:
+                found.add(node)
+            else:
+                self._keep(node.name or node.op_type, constant, "scales outside float16's normal range")
+        return found
 
     def _in_integer_layer(self, node: ir.Node) -> bool:
         return (node.name or "").startswith("dq/") and _path(node) not in self.weight_only
