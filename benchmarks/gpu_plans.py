@@ -248,7 +248,7 @@ def main(words: list[str] | None = None) -> int:
             for model in arguments.model or MODELS:
                 print(plan_of(model, arguments))
             return 0
-        from dq_deploy.engines.cuda_memory import open_cuda
+        from dq_deploy.engines.cuda_backends import open_cuda
 
         facts = asdict(open_cuda().facts())  # before anything is built
         arguments.work.mkdir(parents=True, exist_ok=True)

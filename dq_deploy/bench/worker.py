@@ -92,7 +92,7 @@ def _opened(settings: WorkerSettings, stack: contextlib.ExitStack) -> tuple[Runn
             require_manifest=False,
         )
         return stack.enter_context(runner), None
-    from dq_deploy.engines.cuda_memory import open_cuda
+    from dq_deploy.engines.cuda_backends import open_cuda
     from dq_deploy.engines.tensorrt import TensorRtRunner
 
     path = Path(settings.path)

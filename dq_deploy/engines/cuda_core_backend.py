@@ -132,15 +132,18 @@ class CudaCoreBackend(CudaBackend):
             raise MissingDependencyError("the NVIDIA driver runs and lists no GPU, expected one; see nvidia-smi -L")
         if device >= count:
             raise OptionError(f"device is {device}, expected 0 to {count - 1}: the driver lists {count}")
-        self._device = core.Device(device)
         self.activate()
         self._own = self._device.create_stream()
         self._pinned = core.LegacyPinnedMemoryResource()
 
+    @property
+    def _device(self) -> Any:
+        # cuda-core has one of each GPU in every thread
+        return self._core.Device(self.index)
+
     def activate(self) -> None:
         """Make the GPU's context current in the calling thread."""
-        # the object is per thread in cuda-core
-        self._core.Device(self.index).set_current()
+        self._device.set_current()
 
     def facts(self) -> DeviceFacts:
         """What the GPU is."""
@@ -204,7 +207,12 @@ class CudaCoreBackend(CudaBackend):
         """
         if isinstance(stream, CudaCoreStream):
             return stream
-        return CudaCoreStream(self._core.Stream.from_handle(stream_handle(stream)), owner=stream)
+        handle = stream_handle(stream)
+        if handle in (0, 1):
+            return CudaCoreStream(self._core.LEGACY_DEFAULT_STREAM)
+        if handle == 2:
+            return CudaCoreStream(self._core.PER_THREAD_DEFAULT_STREAM)
+        return CudaCoreStream(self._core.Stream.from_handle(handle), owner=stream)
 
     def create_event(self) -> CudaEvent:
         """An event that takes the time."""

@@ -1,7 +1,7 @@
 """Device buffers, streams, events and captured graphs: the one interface that engines on a GPU are written against.
 
-Two implementations: `cuda_core_backend` (default) and `pycuda_backend`. Pointers and stream handles are ints of the
-CUDA driver, so that buffers of one library and streams of another meet without conversion.
+Two implementations: `cuda_core_backend` (default) and `pycuda_backend`; `cuda_backends` opens one. Pointers and stream
+handles are ints of the CUDA driver, so that buffers of one library and streams of another meet without conversion.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.engines.device_arrays import DeviceArray, nbytes_of
-from dq_deploy.errors import DqError, MissingDependencyError, OptionError
+from dq_deploy.errors import DqError, MissingDependencyError
 
-BACKENDS = ("cuda-core", "pycuda")
 ALIGNMENT = 256
 """Bytes; what both allocators promise and TensorRT asks of its activation memory."""
 
@@ -322,30 +321,6 @@ class SharedWorkspace:
     ) -> None:
         """Give the memory back."""
         self.close()
-
-
-def open_cuda(backend: str = "cuda-core", *, device: int = 0) -> CudaBackend:
-    """The GPU through one of the libraries.
-
-    Args:
-        backend: `cuda-core` or `pycuda`.
-        device: CUDA's number of the GPU.
-
-    Raises:
-        MissingDependencyError: the library, the NVIDIA driver or a GPU is missing, or the driver is too old.
-        OptionError: no such backend or device.
-    """
-    if device < 0:
-        raise OptionError(f"device is {device}, expected 0 or more")
-    if backend == "cuda-core":
-        from dq_deploy.engines.cuda_core_backend import CudaCoreBackend
-
-        return CudaCoreBackend(device)
-    if backend == "pycuda":
-        from dq_deploy.engines.pycuda_backend import PycudaBackend
-
-        return PycudaBackend(device)
-    raise OptionError(f"cuda backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
 
 
 def version_text(version: int) -> str:

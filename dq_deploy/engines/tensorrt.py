@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dq_deploy.engines.base import Array, Runner, TensorSpec
+from dq_deploy.engines.cuda_backends import open_cuda
 from dq_deploy.engines.cuda_memory import (
     CudaBackend,
     CudaGraph,
@@ -18,7 +19,6 @@ from dq_deploy.engines.cuda_memory import (
     DeviceBuffer,
     PinnedBuffer,
     SharedWorkspace,
-    open_cuda,
 )
 from dq_deploy.engines.device_arrays import DeviceArray, device_array_of, nbytes_of
 from dq_deploy.engines.plan_checks import largest_batch, profile_for
@@ -189,6 +189,8 @@ class TensorRtRunner(Runner):
         self.runs += 1 if stream is not self.stream else 0  # `run` counts its own
         if stream is None:
             queue.synchronize()
+        elif stream is not self.stream:  # so that another library waits for it where it reads this
+            results = {name: replace(value, producer_stream=queue.handle or 1) for name, value in results.items()}
         return results
 
     def _enqueue(
@@ -245,7 +247,7 @@ class TensorRtRunner(Runner):
         if stale is not None:
             stale.graph.close()
         while len(self._graphs) >= KEPT_GRAPHS:
-            self.stream.synchronize()
+            self.workspace.wait()
             self._graphs.popitem(last=False)[1].graph.close()
         context = self._plan.create_context()
         context.bind(shapes, profile, self.stream)
@@ -331,6 +333,8 @@ class TensorRtRunner(Runner):
 
     def close(self) -> None:
         """Free the engine and its buffers; a shared workspace stays."""
+        if not hasattr(self, "_context"):
+            return
         self.cuda.activate()
         self.stream.synchronize()
         self._drop_graphs()

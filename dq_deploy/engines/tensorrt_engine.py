@@ -189,7 +189,8 @@ class PlanEngine:
         logger = _logger(self._library, self._messages)
         runtime = self._library.Runtime(logger)
         data = plan.read_bytes()
-        self._check_validity(runtime, data, facts.name)
+        if not any_gpu:
+            self._check_validity(runtime, data, facts.name)
         engine = runtime.deserialize_cuda_engine(data)
         del data
         if engine is None:
@@ -245,6 +246,7 @@ class PlanEngine:
             config = self._engine.create_runtime_config()  # type: ignore[attr-defined] # TensorRT-RTX only
             config.set_execution_context_allocation_strategy(strategy)
             config.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER
+            config.cuda_graph_strategy = self._library.CudaGraphStrategy.DISABLED  # type: ignore[attr-defined]
             context = self._engine.create_execution_context(config)
         else:
             context = self._engine.create_execution_context(strategy)

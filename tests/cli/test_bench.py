@@ -75,7 +75,7 @@ def test_a_plan_is_timed_and_sampled_on_a_gpu(tmp_path_factory, tiny_record, tin
     pytest.importorskip("tensorrt_rtx", reason="needs an NVIDIA driver and tensorrt-rtx")
     from dq_deploy import export
     from dq_deploy.engines.build import BuildOptions, build_plan
-    from dq_deploy.engines.cuda_memory import open_cuda
+    from dq_deploy.engines.cuda_backends import open_cuda
     from dq_deploy.engines.plan_manifest import write_plan_manifest
     from tests.engines.test_tensorrt_runner_gpu import RTX_BUILDS_FOR
 

@@ -7,7 +7,8 @@ import importlib.util
 import numpy as np
 import pytest
 
-from dq_deploy.engines.cuda_memory import DeviceMemoryError, SharedWorkspace, open_cuda
+from dq_deploy.engines.cuda_backends import open_cuda
+from dq_deploy.engines.cuda_memory import DeviceMemoryError, SharedWorkspace
 from dq_deploy.engines.device_arrays import device_array_of
 from tests.engines.gpu import needs_gpu
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from dq_deploy.engines import cuda_core_backend, cuda_memory, pycuda_backend
+from dq_deploy.engines.cuda_backends import open_cuda
 from dq_deploy.engines.cuda_memory import (
     DeviceBuffer,
     PinnedBuffer,
     check_driver_version,
-    open_cuda,
     version_text,
 )
 from dq_deploy.engines.device_arrays import dtype_of

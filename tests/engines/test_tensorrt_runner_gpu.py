@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dq_deploy.engines.cuda_memory import SharedWorkspace, open_cuda
+from dq_deploy.engines.cuda_backends import open_cuda
+from dq_deploy.engines.cuda_memory import SharedWorkspace
 from dq_deploy.engines.plan_manifest import read_plan_manifest
 from dq_deploy.errors import FileProblemError, InputError
 from tests.engines.gpu import needs_gpu
