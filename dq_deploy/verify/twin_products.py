@@ -8,6 +8,7 @@ parts where one float32 could not hold the sum.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,11 +47,17 @@ def twin_products(path: Path) -> list[onnx.NodeProto]:
     for layer in read_manifest(path)["layers"]:
         for part in layer["parts"]:
             if part.get("accumulator") and part["accumulator"] not in made and part["node"] in made:
-                nodes += _twin(part, made[part["node"]])
+                nodes += twin_nodes(part, made[part["node"]])
     return nodes
 
 
-def _twin(part: dict[str, Any], product: onnx.NodeProto) -> list[onnx.NodeProto]:
+def twin_nodes(part: Mapping[str, Any], product: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """The twin of one product: nodes that end in the tensor the part names as its accumulator.
+
+    Args:
+        part: its manifest entry.
+        product: its MatMul or Conv in the graph.
+    """
     from onnx import TensorProto, helper
 
     out, weight = str(part["accumulator"]), str(part["weight"])
