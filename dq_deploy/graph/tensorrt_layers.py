@@ -51,12 +51,15 @@ class TensorRtLayers:
         record: the quantized denoiser.
         conv: `native` leaves every convolution, `gemm` none.
         pixels_as_rows: write 1x1 convolutions as MatMul even if `conv` is `native`.
+        int4: store weights of matrix products in four bits where they fit; TensorRT-RTX multiplies those with int8
+            codes, the full TensorRT takes them in weight-only products alone.
         entries: filled by `apply`: the manifest's entry of each layer.
     """
 
     record: Record
     conv: str = NATIVE
     pixels_as_rows: bool = False
+    int4: bool = True
     entries: list[dict[str, Any]] = field(default_factory=list)
     name: str = "tensorrt-layers"
 
@@ -73,7 +76,9 @@ class TensorRtLayers:
                 notes.append(f"{site.layer.name} stays float: {reason}")
                 self.entries.append(float_entry(site, reason))
                 continue
-            self.entries.append(_LayerWriter(graph, site, steps, shared, as_rows=self._as_rows(site.layer)).write())
+            as_rows = self._as_rows(site.layer)
+            writer = _LayerWriter(graph, site, steps, shared, as_rows=as_rows, int4=self.int4)
+            self.entries.append(writer.write())
         steps.finish()
         return PassResult(model=model, modified=True, notes=tuple(notes))
 
@@ -95,9 +100,10 @@ class _LayerWriter:
         shared: dict[tuple[str, bytes], ir.Value],
         *,
         as_rows: bool,
+        int4: bool,
     ) -> None:
         self.site, self.layer, self.steps, self.shared = site, site.layer, steps, shared
-        self.conv, self.as_rows = self.layer.kind == "conv2d", as_rows
+        self.conv, self.as_rows, self.int4 = self.layer.kind == "conv2d", as_rows, int4
         self.b = Builder(graph, site.node, f"dq/{self.layer.name}")
         shape = site.input.shape
         self.rank_in = 4 if self.conv else len(shape) if shape is not None else 3
@@ -142,7 +148,7 @@ class _LayerWriter:
 
     def _fits_int4(self) -> bool:
         # TensorRT-RTX 1.7 fails on 4-bit weights of a convolution, and of a product with one output channel
-        if (self.conv and not self.as_rows) or self.layer.out_channels == 1:
+        if not self.int4 or (self.conv and not self.as_rows) or self.layer.out_channels == 1:
             return False
         spans = [part.q_weight(0) for part in self.layer.parts]
         return all(w.min(initial=0) >= -8 and w.max(initial=0) <= 7 for w in spans)

@@ -27,7 +27,8 @@ def integer_graph(record: Record, *, target: str, float_type: str, conv: str) ->
         conv: `gemm` or `native`; only `native` for `tensorrt`, whose convolutions run in integers themselves.
     """
     model = traced_float_graph(record.family, record.model_config, record, instance_norms=False)
-    layers = TensorRtLayers(record, conv=conv, pixels_as_rows=target == "tensorrt-rtx")
+    rtx = target == "tensorrt-rtx"
+    layers = TensorRtLayers(record, conv=conv, pixels_as_rows=rtx, int4=rtx)
     light = WeightOnlyLayers(record)
     types = FloatTypes(float_type, record.float_ranges, layers.entries, weight_only=tuple(record.weight_only))
     passes: list[Pass] = [PadsAsModules(record), layers, light, RemoveUnused(), types, RemoveUnused()]
