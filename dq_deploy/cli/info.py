@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 
 def info(
-    path: Annotated[
-        Path, typer.Argument(help="Record (.pt, .safetensors), engine file (.onnx) or plan (.plan).")
-    ],
+    path: Annotated[Path, typer.Argument(help="Record (.pt, .safetensors), engine file (.onnx) or plan (.plan).")],
     json: Annotated[Path | None, typer.Option(help="Also write what is shown, and more, as JSON.")] = None,
 ) -> None:
     """Show what a quantized model, an exported engine file or a plan holds."""
@@ -103,15 +101,40 @@ def _show_record(summary: dict[str, Any]) -> None:
         "quantized layers": f"{size['quantized']:.3f} MiB, as float32 {size['quantized_as_float32']:.3f} MiB",
         "float parameters": f"{size['float']:.3f} MiB in {len(summary['float_parameters'])} tensors",
         "file": f"{summary['file_mib']:.3f} MiB, as float32 {size['total_as_float32']:.3f} MiB",
+        "largest float output": _largest(summary["float_ranges"]),
         "content": summary["content_sha256"],
         **{f"provenance: {key}": _value(value) for key, value in provenance.items() if key != "method"},
     }
     notes = list(dict.fromkeys(row["fold"] for row in summary["layers"] if row["fold"]))
     out = console()
     out.print(_facts(summary["path"], facts), markup=False)
-    out.print(_layer_table(summary["layers"], notes))
+    if summary["layers"]:
+        out.print(_layer_table(summary["layers"], notes))
+    if summary["weight_only"]:
+        out.print(_weight_only_table(summary["weight_only"]))
     for number, note in enumerate(notes, 1):
         print(f"fold {number}: {note}")
+
+
+def _weight_only_table(layers: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"{len(layers)} weight-only layers")
+    for name in ("layer", "bits", "block", "weights"):
+        table.add_column(name, overflow="fold")
+    for row in layers:
+        shape = "x".join(str(n) for n in row["shape"])
+        table.add_row(Text(row["name"]), f"W{row['weight_bits']}", str(row["block_size"]), shape)
+    return table
+
+
+def _largest(ranges: Mapping[str, float]) -> str | None:
+    """The module with the largest output in calibration, or None."""
+    if not ranges:
+        return None
+    name = max(ranges, key=lambda key: ranges[key])
+    return f"{ranges[name]:.4g} at {name}"
 
 
 def _layer_table(layers: list[dict[str, Any]], notes: list[str]) -> Table:

@@ -26,6 +26,9 @@ WEIGHT_ONLY_BITS = 4
 WEIGHT_ONLY = (WEIGHT_ONLY_BITS, FLOAT_ACTIVATIONS)
 BLOCK_SIZES = (64, 128)
 
+KEPT_FLOAT = "float: "
+"""Start of the reason of a layer that was asked to be weight-only and cannot be."""
+
 LayerBits = Mapping[str, int | tuple[int, int] | Sequence[int]]
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -117,7 +120,7 @@ class QuantizeOptions:
                 raise OptionError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(allowed)}")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
-            if name == "activation_bits" and value == FLOAT_ACTIVATIONS:
+            if name == "activation_bits" and value == FLOAT_ACTIVATIONS and isinstance(value, int):
                 continue
             whole = isinstance(_DEFAULTS[name], int)
             if (
@@ -126,7 +129,8 @@ class QuantizeOptions:
                 or not low <= value <= high
             ):
                 kind = "whole number" if whole else "number"
-                raise OptionError(f"{name} is {value!r}, expected a {kind} from {low:g} to {high:g}")
+                more = f", or {FLOAT_ACTIVATIONS} for weight-only layers" if name == "activation_bits" else ""
+                raise OptionError(f"{name} is {value!r}, expected a {kind} from {low:g} to {high:g}{more}")
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name} is {getattr(self, name)!r}, expected true or false")
@@ -139,7 +143,7 @@ class QuantizeOptions:
                 f"weight_bits is {self.weight_bits} with activation_bits {FLOAT_ACTIVATIONS}, expected "
                 f"{WEIGHT_ONLY_BITS}: weight-only layers have no other"
             )
-        if self.block_size not in BLOCK_SIZES or isinstance(self.block_size, bool):
+        if self.block_size not in BLOCK_SIZES or not isinstance(self.block_size, int):
             raise OptionError(f"block_size is {self.block_size!r}, expected one of {', '.join(map(str, BLOCK_SIZES))}")
         if self.has_weight_only and self.method != "minmax":
             raise OptionError(
@@ -280,7 +284,7 @@ def plan_sites(sites: Iterable[LayerSite], options: QuantizeOptions) -> dict[str
     for name, plan in plans.items():
         why = _weight_only_refusal(known[name], options.block_size) if plan.is_weight_only else ""
         if why:
-            plans[name] = replace(plan, weight_bits=None, activation_bits=None, reason=f"float: {why}")
+            plans[name] = replace(plan, weight_bits=None, activation_bits=None, reason=f"{KEPT_FLOAT}{why}")
     if all(plan.is_float for plan in plans.values()):
         raise OptionError(
             f"no layer can be weight-only in blocks of {options.block_size}, expected a linear one whose input "

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.calibration import CalibrationInputs, sampling_timesteps
-from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.options import KEPT_FLOAT, QuantizeOptions
 from dq_deploy.methods.preparation import Prepared
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.methods.scales import search_weight_scale, weight_codes
@@ -75,7 +75,7 @@ def timesteps_alone(denoiser: Denoiser, options: QuantizeOptions) -> Calibration
 
 
 def weight_only_history(prepared: Prepared, options: QuantizeOptions) -> list[dict[str, Any]]:
-    """What a record's history says of weight-only layers: how many there are, and which could not be and why.
+    """What a record's history says of weight-only layers: how many there are, and which could not be, by reason.
 
     Returns:
         One entry, or none where no layer was asked to be weight-only.
@@ -83,11 +83,15 @@ def weight_only_history(prepared: Prepared, options: QuantizeOptions) -> list[di
     if not options.has_weight_only:
         return []
     plans = prepared.plans.values()
+    kept: dict[str, list[str]] = {}
+    for plan in plans:
+        if plan.reason.startswith(KEPT_FLOAT):
+            kept.setdefault(plan.reason.removeprefix(KEPT_FLOAT), []).append(plan.name)
     return [
         {
             "stage": "weight-only",
             "layers": sum(plan.is_weight_only for plan in plans),
             "block_size": options.block_size,
-            "kept_float": {plan.name: plan.reason for plan in plans if plan.reason.startswith("float: ")},
+            "kept_float": kept,
         }
     ]
