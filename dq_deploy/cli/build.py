@@ -185,6 +185,7 @@ def _print(summary: dict[str, Any]) -> None:
     table.add_column("what")
     table.add_column("value", justify="right")
     table.add_row("plan", f"{summary['plan_mib']:.2f} MiB")
+    table.add_row("of it source of kernels", f"{build_facts['text_bytes'] / 2**20:.2f} MiB")
     table.add_row("built in", f"{build_facts['seconds']:.1f} s")
     table.add_row("builder's peak memory", "unknown" if peak is None else f"{peak:.0f} MiB")
     later = " and later" if summary["portable"] else ""

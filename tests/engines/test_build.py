@@ -84,6 +84,7 @@ def test_a_plan_has_a_manifest_of_what_it_was_built_from_and_for(linear, out):
     assert manifest["profiles"] == [{"sample": {"min": [1, 64], "opt": [1, 64], "max": [8, 64]}}]
     facts = manifest["build"]
     assert facts["plan_bytes"] == out.stat().st_size
+    assert 0.8 * facts["plan_bytes"] < facts["text_bytes"] < facts["plan_bytes"]  # 4 KiB of weights, the rest sources
     assert 100 < facts["peak_mib"] < 3000
     assert 0 < facts["build_seconds"] < facts["seconds"] < 60
     assert [layer["name"] for layer in manifest["layers"]] == ["mid.to_q"]
@@ -104,7 +105,8 @@ def test_one_plan_serves_several_compute_capabilities(linear, out):
 def test_weights_beside_the_onnx_file_are_found_and_hashed(slow, out):
     manifest = build_plan(slow, out)
     assert manifest["onnx_data_sha256"] == {"many.onnx.data": sha256_of_file(slow.with_name("many.onnx.data"))}
-    assert manifest["build"]["plan_bytes"] > slow.with_name("many.onnx.data").stat().st_size
+    facts, weights = manifest["build"], slow.with_name("many.onnx.data").stat().st_size
+    assert weights < facts["plan_bytes"] - facts["text_bytes"] < 1.5 * weights
 
 
 def test_a_crash_of_the_builder_is_one_line_that_names_the_layer(out, tmp_path):
