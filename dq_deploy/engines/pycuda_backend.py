@@ -6,6 +6,7 @@ pycuda has neither graphs nor foreign streams, so copies, events and graphs go t
 
 from __future__ import annotations
 
+import atexit
 import importlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -154,13 +155,15 @@ class PycudaBackend(CudaBackend):
         if current is None:
             current = self._device.retain_primary_context()
             current.push()
+            # pycuda ends the program with an error where its stack of contexts is not empty
+            atexit.register(driver.Context.pop)
         elif driver.Context.get_device() != self._device:
             raise OptionError(f"device is {device}, and the current context of pycuda is of another GPU; make them one")
         self._context = current
 
     def activate(self) -> None:
         """Make the GPU's context current in the calling thread."""
-        if self._cuda.Context.get_current() is None:
+        if self._cuda.Context.get_current() is None:  # another thread than the one that opened it
             self._context.push()
 
     def facts(self) -> DeviceFacts:
