@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,22 @@ MODULE_KEY = "dq_deploy.module"
 
 _ROOT = "denoiser."
 _SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, warnings of the tracer and of the optimizer are not shown; weights without a value are one."""
+    logs = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
+    levels = [log.level for log in logs]
+    try:
+        for log in logs:
+            log.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
 def _call_by_name(module: Any, inputs: Mapping[str, Any]) -> Any:
@@ -55,23 +72,18 @@ def trace(
     """
     import torch
 
-    exporter_log = logging.getLogger("torch.onnx")
-    level = exporter_log.level
     try:
-        exporter_log.setLevel(logging.ERROR)
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with _quiet(), torch.no_grad():
             program = _shapes_exported(module, example, output, call)
             if program is not None:
-                _fill(program.model, module, weights or {})
+                _fill_own(program.model, module, weights or {})
                 program.optimize()
     except Exception as error:  # torch raises many unrelated types here
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"torch could not trace the denoiser: {reason}; expected a diffusers UNet") from error
-    finally:
-        exporter_log.setLevel(level)
     if program is None:
         raise ModelError("torch.onnx.export returned nothing; expected a traced graph")
+    _fill_given(program.model, weights or {})
     return _tidy(program.model)
 
 
@@ -109,15 +121,37 @@ def _shapes_exported(
         )
 
 
-def _fill(model: ir.Model, module: Any, weights: Mapping[str, ir.TensorProtocol]) -> None:
-    """Give every initializer that stands for a parameter its value."""
+def _fill_own(model: ir.Model, module: Any, weights: Mapping[str, ir.TensorProtocol]) -> None:
+    """Give every initializer that stands for a parameter of the module, and is not in `weights`, its value."""
     own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name, value in model.graph.initializers.items():
         key = name.removeprefix(_ROOT)
-        if name.startswith(_ROOT) and key in weights:
-            value.const_value = weights[key]
-        elif name.startswith(_ROOT) and key in own:
-            value.const_value = ir.tensor(own[key].detach().numpy(), name=name)
+        if name.startswith(_ROOT) and key in own:
+            # without a value the optimizer leaves it alone, and a lazy tensor stays unread
+            value.const_value = None if key in weights else ir.tensor(own[key].detach().numpy(), name=name)
+
+
+def _fill_given(model: ir.Model, weights: Mapping[str, ir.TensorProtocol]) -> None:
+    """Give the other initializers theirs; their transposes become initializers too, computed when they are read."""
+    graph = model.graph
+    for key, tensor in weights.items():
+        value = graph.initializers.get(_ROOT + key)
+        if value is None:
+            continue
+        value.const_value = tensor
+        for node in [use.node for use in value.uses() if use.node.op_type == "Transpose"]:
+            turned = _transposed(tensor, node.attributes["perm"].as_ints(), f"{_ROOT}{key}.transposed")
+            graph.register_initializer(turned)
+            node.outputs[0].replace_all_uses_with(turned)
+            graph.remove(node, safe=True)
+
+
+def _transposed(tensor: ir.TensorProtocol, axes: Sequence[int], name: str) -> ir.Value:
+    shape = ir.Shape([int(tensor.shape[axis]) for axis in axes])
+    values = ir.LazyTensor(
+        lambda: ir.tensor(tensor.numpy().transpose(axes)), dtype=tensor.dtype, shape=shape, name=name
+    )
+    return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=values)
 
 
 def _tidy(model: ir.Model) -> ir.Model:
