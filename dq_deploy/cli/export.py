@@ -15,15 +15,26 @@ from dq_deploy.cli.frame import check_outputs, console, run, write_json
 def export(
     ckpt: Annotated[Path, typer.Option(help="Quantized model, .pt or .safetensors.")],
     out: Annotated[Path, typer.Option(help="ONNX file to write; its manifest goes to FILE.json.")],
-    target: Annotated[str, typer.Option(help="onnxruntime or openvino.")] = "onnxruntime",
+    target: Annotated[str, typer.Option(help="onnxruntime, openvino, tensorrt or tensorrt-rtx.")] = "onnxruntime",
     mode: Annotated[str, typer.Option(help="exact, or fast for onnxruntime.")] = "exact",
+    float_type: Annotated[
+        str | None,
+        typer.Option(
+            help="Type of the operations between the integer layers, for tensorrt and tensorrt-rtx: float16 (default), "
+            "bfloat16 or float32."
+        ),
+    ] = None,
+    conv: Annotated[
+        str | None,
+        typer.Option(help="For tensorrt-rtx: gemm (default), products of int8 patches, or native, convolutions."),
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the summary as JSON.")] = None,
 ) -> None:
     """Write the integer graph of a quantized model for one engine."""
     from dq_deploy.errors import OptionError
     from dq_deploy.targets import check_target
 
-    check_target(target, mode)
+    check_target(target, mode, float_type=float_type, conv=conv)
     if out.suffix != ".onnx":
         raise OptionError(f"--out got {out}, expected a name that ends in .onnx")
     check_outputs(out, json)
@@ -32,7 +43,7 @@ def export(
     from dq_deploy.targets import export as export_record
 
     started = time.perf_counter()
-    manifest = export_record(load_record(ckpt), out, target=target, mode=mode)
+    manifest = export_record(load_record(ckpt), out, target=target, mode=mode, float_type=float_type, conv=conv)
     summary = summary_of(manifest, out, seconds=time.perf_counter() - started)
     if json is not None:
         write_json(json, summary)
@@ -57,6 +68,10 @@ def summary_of(manifest: dict[str, Any], out: Path, *, seconds: float) -> dict[s
         "forms": dict(sorted(Counter(layer["form"] for layer in layers).items())),
         "float_layers": {layer["name"]: layer["reason"] for layer in layers if not layer["integer"]},
         "notes": list(manifest.get("notes", ())),
+        "options": dict(manifest["options"]),
+        "im2col_bytes": sum(layer.get("im2col_bytes", 0) for layer in layers),
+        "largest_im2col_bytes": max((layer.get("im2col_bytes", 0) for layer in layers), default=0),
+        "float_precision": list(manifest.get("float_precision", ())),
     }
 
 
@@ -72,12 +87,27 @@ def _print(summary: dict[str, Any], manifest: dict[str, Any]) -> None:
     table.add_row("declared integer share of all MACs", f"{share:.2f} %")
     for form, count in summary["forms"].items():
         table.add_row(f"form {form}", str(count))
+    if summary["im2col_bytes"]:
+        largest = summary["largest_im2col_bytes"] / 2**20
+        whole = summary["im2col_bytes"] / 2**20
+        table.add_row("int8 patches of one sample", f"{whole:.2f} MiB written, {largest:.2f} MiB at once")
+    if "float_type" in summary["options"]:
+        table.add_row("float type", summary["options"]["float_type"])
     table.add_row("step buckets", str(len(manifest["timesteps"])))
     table.add_row("time", f"{summary['seconds']:.1f} s")
     console().print(table)
     for name, reason in summary["float_layers"].items():
         print(f"float: {name}: {reason}")
+    for row in summary["float_precision"]:
+        print(f"{row['kept']}: {row['name']}: {row['why']} {row['largest']:.4g}")
+    if summary["target"].startswith("tensorrt"):
+        print(f"build the engine with: dq-build --onnx {summary['engine']} --out {out_plan(summary['engine'])}")
     print(f"wrote {summary['engine']}; prove it with: dq-verify --ckpt ... --engine {summary['engine']} --exact")
+
+
+def out_plan(engine: str) -> str:
+    """Name of the plan that is built from an ONNX file: unet.onnx -> unet.plan."""
+    return engine.removesuffix(".onnx") + ".plan"
 
 
 def main() -> None:
