@@ -115,7 +115,9 @@ def _joined(version: str, programs: Sequence[_Program]) -> PlanText:
             main = program
             accelerators += [name for name in program.accelerators if name not in accelerators]
             products += program.products(program.symbols)
-            kernels += program.kernels()
+            own = program.kernels()
+            program.fusions = [kernel for kernel in own if kernel.compiled]
+            kernels += own
         elif main is None:
             raise _UnreadableError("a fusion stands in front of the program it belongs to")
         else:  # the program of one fusion; it names sizes that only its main program defines
@@ -133,8 +135,8 @@ def _joined(version: str, programs: Sequence[_Program]) -> PlanText:
 
 def _in_fusion(product: Product, main: _Program) -> Product:
     """A product of a fusion's own program, under the name of the fusion that lists its nodes."""
-    for kernel in main.kernels():
-        if kernel.compiled and product.nodes and set(product.nodes) <= set(kernel.nodes):
+    for kernel in main.fusions:
+        if product.nodes and set(product.nodes) <= set(kernel.nodes):
             return replace(product, fusion=kernel.name, accelerators=kernel.accelerators)
     return replace(product, operands=("unknown", "unknown"), fusion="?", accelerators=tuple(main.accelerators))
 
@@ -147,6 +149,7 @@ class _Program:
         self.tensors: dict[str, Fields] = {}
         self._statements: list[tuple[str, Fields]] = []
         self.accelerators: list[str] = []
+        self.fusions: list[Kernel] = []
         for line in text.split("\n"):
             self._take(line)
         if not self.accelerators:
