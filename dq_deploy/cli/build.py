@@ -107,6 +107,7 @@ def _exported(
 
 def _build(onnx: Path, out: Path, options: BuildOptions) -> tuple[dict[str, Any], Any]:
     from dq_deploy.engines.build import build_plan
+    from dq_deploy.engines.inspector import store_layers
     from dq_deploy.engines.plan_manifest import write_plan_manifest
     from dq_deploy.verify.plan_attestation import attest_plan
 
@@ -119,6 +120,8 @@ def _build(onnx: Path, out: Path, options: BuildOptions) -> tuple[dict[str, Any]
     with _progress() as progress:
         manifest = build_plan(onnx, out, options, progress=progress, inspect=inspect)
     write_plan_manifest(out, manifest)
+    if manifest["runtime"] == "tensorrt":  # what dq-verify reads where the engine's GPU is not at hand
+        store_layers(out)
     return manifest, found[0]
 
 

@@ -14,12 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from dq_deploy.artifacts import sha256_of_file, write_text_atomic
 from dq_deploy.engines.plan_products import Convolution, Kernel, PlanText, Product
 from dq_deploy.engines.plan_symbols import Size, product_of
 from dq_deploy.engines.plan_text import nodes_listed
 from dq_deploy.errors import FileProblemError, MissingDependencyError
 
 LAYERS_SUFFIX = ".layers.json"
+PLAN_KEY = "plan_sha256"
+"""Added to the inspector's object when it is stored, so that it is not taken for another plan's."""
+
 MAX_BYTES = 256 << 20
 
 _CONVOLUTIONS = ("convolution", "caskconvolution", "cudadepthwiseconvolution", "conv", "correlation")
@@ -46,13 +50,13 @@ def layers_path(plan_path: Path) -> Path:
 
 
 def read_inspector(plan_path: str | Path) -> PlanText:
-    """The inspector's account of an engine: from the JSON beside it, else by loading the engine.
+    """The inspector's account of an engine: from the JSON `store_layers` left beside it, else by loading the engine.
 
     Args:
         plan_path: engine of full TensorRT.
 
     Returns:
-        What it says, or the problem: no JSON and no library or GPU to load the engine with.
+        What it says, or the problem: JSON of another plan, no JSON and no library or GPU to load the engine with.
     """
     path = Path(plan_path)
     side = layers_path(path)
@@ -64,9 +68,28 @@ def read_inspector(plan_path: str | Path) -> PlanText:
     try:
         if side.stat().st_size > MAX_BYTES:
             return PlanText(version="", problem=f"{side.name} has more than {MAX_BYTES >> 20} MiB")
-        return inspector_from_text(side.read_text(encoding="utf-8"))
+        text = side.read_text(encoding="utf-8")
+        told = inspector_from_text(text)
+        if not told.problem and json.loads(text).get(PLAN_KEY) != sha256_of_file(path):
+            return PlanText(version="", problem=f"{side.name} is of another plan: its {PLAN_KEY} is not this plan's")
+        return told
     except (OSError, UnicodeDecodeError) as error:
         return PlanText(version="", problem=f"{side.name} cannot be read: {error}")
+
+
+def store_layers(plan_path: Path) -> None:
+    """Load an engine of full TensorRT and keep its inspector's JSON beside it, for machines without its GPU.
+
+    Raises:
+        MissingDependencyError: the library is not installed.
+        FileProblemError: the engine cannot be loaded, its inspector gave no JSON object, or there is no place.
+    """
+    try:
+        value = json.loads(inspector_json_of_engine(plan_path))
+        value[PLAN_KEY] = sha256_of_file(plan_path)
+    except (ValueError, TypeError) as error:
+        raise FileProblemError(f"the inspector of {plan_path} gave no JSON object: {error}") from error
+    write_text_atomic(layers_path(plan_path), json.dumps(value, indent=1) + "\n")
 
 
 def inspector_json_of_engine(plan_path: Path) -> str:

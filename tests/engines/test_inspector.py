@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dq_deploy.artifacts import sha256_of_file
 from dq_deploy.engines.inspector import dialect_of, inspector_from_text, layers_path, read_inspector, type_of
 from dq_deploy.verify.plan_attestation import attest_plan
 
@@ -77,7 +77,7 @@ def manifest() -> dict[str, Any]:
 def test_a_plan_of_full_tensorrt_is_attested_from_the_json_beside_it(tmp_path, name):
     plan = tmp_path / "unet.plan"
     plan.write_bytes(b"ftrt engine")
-    shutil.copy(DATA / name, layers_path(plan))
+    layers_path(plan).write_text(json.dumps({**sample(name), "plan_sha256": sha256_of_file(plan)}))
     told = attest_plan(plan, manifest())
     assert told.problem == ""
     assert {layer.name: layer.executed for layer in told.layers} == {
@@ -116,6 +116,16 @@ def test_a_file_that_is_no_text_or_is_missing_is_a_problem(tmp_path):
     assert "the engine cannot be loaded" in read_inspector(plan).problem
     layers_path(plan).write_bytes(b"\xff\xfe\x00")
     assert "cannot be read" in read_inspector(plan).problem
+
+
+@pytest.mark.parametrize("added", [{}, {"plan_sha256": "00" * 32}])
+def test_json_of_another_plan_is_a_problem(tmp_path, added):
+    plan = tmp_path / "unet.plan"
+    plan.write_bytes(b"ftrt engine")
+    layers_path(plan).write_text(json.dumps({**sample(SAMPLES[0]), **added}))
+    told = attest_plan(plan, manifest())
+    assert "is of another plan" in told.problem
+    assert {layer.executed for layer in told.layers} == {"unknown"}
 
 
 def test_only_one_of_the_two_marks_makes_a_dialect():
