@@ -7,7 +7,6 @@ import pytest
 
 pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx to build a plan")
 
-from dq_deploy import export
 from dq_deploy.bench.plan_baseline import float_plan
 from dq_deploy.engines.plan_manifest import plan_manifest_of, read_plan_manifest, write_plan_manifest
 from dq_deploy.engines.tensorrt_library import tensorrt_library
@@ -21,10 +20,9 @@ PROFILE = {
 
 
 @pytest.fixture(scope="module")
-def plan(tiny_record, tmp_path_factory):
+def plan(tiny_engine, tmp_path_factory):
     """The manifest of a quantized plan; the baseline is built from that alone, its bytes are not read."""
-    folder = tmp_path_factory.mktemp("plan")
-    export(tiny_record, folder / "unet.onnx", target="tensorrt-rtx")
+    manifest = {**read_manifest(tiny_engine), "target": "tensorrt-rtx"}
     facts = {
         "plan_sha256": "0" * 64,
         "onnx_sha256": "0" * 64,
@@ -35,9 +33,9 @@ def plan(tiny_record, tmp_path_factory):
         "profiles": [PROFILE],
         "build": {"workspace_mib": 64},
     }
-    path = folder / "unet.plan"
+    path = tmp_path_factory.mktemp("plan") / "unet.plan"
     path.write_bytes(b"")
-    write_plan_manifest(path, plan_manifest_of(read_manifest(folder / "unet.onnx"), facts))
+    write_plan_manifest(path, plan_manifest_of(manifest, facts))
     return path
 
 
