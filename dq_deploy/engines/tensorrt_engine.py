@@ -83,14 +83,16 @@ def error_of(messages: Sequence[str], what: str, plan: Path) -> DqError:
 class PlanContext:
     """One execution context of a plan: shapes, addresses, and activation memory that it does not own."""
 
-    def __init__(self, engine: PlanEngine, context: ExecutionContext) -> None:
+    def __init__(self, engine: PlanEngine, context: ExecutionContext, config: Any = None) -> None:
         """Wrap one.
 
         Args:
             engine: the plan it belongs to.
             context: made with user-managed memory.
+            config: what it was made with, kept as long.
         """
         self._engine = engine
+        self._config = config
         self._context: ExecutionContext = context
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._memory: tuple[int, int] | None = None
@@ -241,6 +243,7 @@ class PlanEngine:
             DeviceMemoryError: not enough memory.
         """
         strategy: Any = self._library.ExecutionContextAllocationStrategy.USER_MANAGED
+        config: Any = None
         specialization = getattr(self._library, "DynamicShapesKernelSpecializationStrategy", None)
         if specialization is not None:  # TensorRT-RTX compiles kernels when shapes are known: before the first run
             config = self._engine.create_runtime_config()  # type: ignore[attr-defined] # TensorRT-RTX only
@@ -252,7 +255,7 @@ class PlanEngine:
             context = self._engine.create_execution_context(strategy)
         if context is None:
             raise self.failure("create a context of")
-        return PlanContext(self, context)
+        return PlanContext(self, context, config)
 
     def take_messages(self) -> list[str]:
         """Errors logged since the last call."""
