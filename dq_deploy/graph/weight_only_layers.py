@@ -33,7 +33,8 @@ class WeightOnlyLayers:
     - DequantizeLinear of the INT4 codes [N, K] along axis 1 by blocks, Transpose, MatMul, Add bias
 
     The codes lie as [N, K] with a Transpose behind, not as [K, N]: ONNX Runtime would fuse the latter to a product
-    that quantizes the activations to int8 by default. TensorRT-RTX stores and fuses either as int4.
+    that quantizes the activations to int8 by default. TensorRT-RTX stores either as int4 and unpacks it inside the
+    product's kernel; where K is one block alone, in a kernel of its own in front.
 
     Form `matmul_nbits`, for ONNX Runtime alone:
 
