@@ -27,7 +27,8 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 # modules of one level that may build on each other, in this order
 WITHIN = {("errors", "numerics"), ("errors", "artifacts")}
 
-HEAVY = {"torch", "diffusers", "onnxruntime", "openvino", "matplotlib", "skimage", "tensorrt", "triton"}
+HEAVY = {"torch", "diffusers", "onnxruntime", "openvino", "matplotlib", "skimage", "triton"}
+HEAVY |= {"tensorrt", "tensorrt_rtx", "polygraphy", "cuda", "pycuda", "pynvml"}
 
 # about 400 lines a file; about 60 a function, its signature and docstring not counted
 MAX_FILE_LINES = 400

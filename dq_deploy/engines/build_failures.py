@@ -18,6 +18,7 @@ _LESS_MEMORY = (
     "close other programs, build on a machine with more memory, or build for fewer compute capabilities and "
     "smaller --shapes"
 )
+_OLD_GPU = "for target(s) sm75"
 _NODES = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 
@@ -110,6 +111,11 @@ def _told(ending: Ending, event: Mapping[str, Any]) -> Exception:
     if kind == "capability":
         return _capability(ending, event)
     lines = [str(line) for line in event.get("log", ())]
+    if any(_OLD_GPU in line for line in lines):
+        return BuildError(
+            f"{ending.runtime} cannot build {ending.onnx} for compute capability 7.5, which has no type of its: "
+            f"{lines[-1]}; leave 7.5 out of --compute-capability, or export 8-bit weights"
+        )
     return BuildError(
         f"{ending.runtime} could not build {ending.onnx} {ending.where}: {'; '.join(lines) or 'it gives no reason'}"
         f"{_layers_in(ending, lines)}; {_change(ending)}"

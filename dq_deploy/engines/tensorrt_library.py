@@ -62,9 +62,8 @@ def _name(runtime: str) -> str:
 
 
 def _install(runtime: str) -> str:
-    if runtime == "tensorrt-rtx":
-        return "install it: pip install 'dq-deploy[tensorrt-rtx]'"
-    return "install it: pip install 'dq-deploy[tensorrt]', on a machine that reaches the vendor's own package index"
+    where = "" if runtime == "tensorrt-rtx" else ", on a machine that reaches the vendor's own package index"
+    return f"install it: pip install 'dq-deploy[{runtime}]'{where}"
 
 
 def _why_not(runtime: str, module: str, error: Exception) -> str:
@@ -72,9 +71,8 @@ def _why_not(runtime: str, module: str, error: Exception) -> str:
     reason = " ".join(str(error).split()) or type(error).__name__
     if _found(f"{module}_bindings"):
         return (
-            f"the Python bindings of {name} are installed, its libraries cannot be loaded ({reason}); the packages of "
-            f"{name}'s libraries must be installed too: {_install(runtime)}, or put the folder of the unpacked "
-            "libraries into LD_LIBRARY_PATH"
+            f"the Python bindings of {name} are installed, its libraries cannot be loaded ({reason}); "
+            f"{_install(runtime)}; or put the folder of the unpacked libraries into LD_LIBRARY_PATH"
         )
     return f"{name} cannot be imported ({reason}); {_install(runtime)}"
 
