@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -34,7 +35,7 @@ def run(command: list[str]) -> float:
 
 
 def commands(out: Path, *, model: str, preset: str, threads: int) -> dict[str, list[str]]:
-    """The five commands, by name."""
+    """The commands, by name; the plan only where its builder is installed."""
     ckpt, engine = str(out / "model.pt"), str(out / "unet.onnx")
     quantize = [
         "dq-quantize",
@@ -63,12 +64,27 @@ def commands(out: Path, *, model: str, preset: str, threads: int) -> dict[str, l
         "20",
         "--compare",
     ]
+    plan = str(out / "unet.plan")
+    build = ["dq-build", "--ckpt", ckpt, "--out", plan, "--json", str(out / "build.json")]
+    read = [
+        "dq-verify",
+        "--ckpt",
+        ckpt,
+        "--engine",
+        plan,
+        "--require-integer",
+        "0.95",
+        "--json",
+        str(out / "plan.json"),
+    ]
+    plans = {"build": build, "attest": [*read, "--json", str(out / "plan.json")]} if find_spec("tensorrt_rtx") else {}
     return {
         "quantize": quantize,
         "export": ["dq-export", "--ckpt", ckpt, "--out", engine],
         "verify": [*verify, "--json", str(out / "verify.json"), "--html", str(out / "report.html")],
         "bench": [*bench, "--json", str(out / "bench.json"), "--png", str(out / "bench.png")],
         "sample": [*sample, "--out", str(out / "samples.png"), "--json", str(out / "samples.json")],
+        **plans,
     }
 
 
@@ -96,8 +112,20 @@ def summary_rows(out: Path, seconds: dict[str, float]) -> list[tuple[str, str]]:
         ),
         ("images against float, PSNR", f"{sample['mean_psnr_db']:.2f} dB"),
         ("images against float, SSIM", f"{sample['mean_ssim']:.4f}"),
+        *plan_rows(out),
         *((f"time of {name}", f"{value:.1f} s") for name, value in seconds.items()),
         ("time in all", f"{sum(seconds.values()):.1f} s"),
+    ]
+
+
+def plan_rows(out: Path) -> list[tuple[str, str]]:
+    """The same about the TensorRT-RTX plan, where one was built."""
+    if not find_spec("tensorrt_rtx"):
+        return [("TensorRT-RTX plan", "not built: pip install 'dq-deploy[tensorrt-rtx]'")]
+    built, read = (json.loads((out / f"{name}.json").read_text(encoding="utf-8")) for name in ("build", "plan"))
+    return [
+        ("TensorRT-RTX plan", f"{built['plan_mib']:.2f} MiB, built for {', '.join(built['compute_capabilities'])}"),
+        ("its integer share of all MACs, by its own text", f"{100 * read['integer_mac_share']:.2f} %"),
     ]
 
 

@@ -37,7 +37,7 @@ def commands_in(text: str) -> list[list[str]]:
 def test_every_command_and_option_in_the_readme_exists(readme):
     found = commands_in(readme)
     assert {words[0] for words in found} == {
-        f"dq-{n}" for n in ("quantize", "export", "verify", "bench", "sample", "info")
+        f"dq-{n}" for n in ("quantize", "export", "build", "verify", "bench", "sample", "info")
     }
     for program, *words in found:
         module = importlib.import_module(f"dq_deploy.cli.{program.removeprefix('dq-')}")
