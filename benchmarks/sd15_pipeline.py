@@ -140,7 +140,17 @@ def build_stage(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
         raise SystemExit(f"dq-build ended with {done.returncode}: {lines[-1]}")
     side = json.loads(plan.with_name(plan.name + ".json").read_text())
-    return {"plan_mib": plan.stat().st_size / 2**20, "build": side.get("build")}
+    return {
+        "plan_mib": plan.stat().st_size / 2**20,
+        "integer_mac_share": integer_share(side),
+        "build": side.get("build"),
+    }
+
+
+def integer_share(manifest: dict[str, Any]) -> float:
+    """Share of all multiply-accumulates that the plan itself shows in integers, by its manifest."""
+    work = sum(row["macs"] for row in manifest.get("layers_built", []) if row["executed"] == "integer")
+    return float(work / manifest["macs"]["of_all"])
 
 
 STAGES = {"quantize": quantize_stage, "export": export_stage, "build": build_stage}
