@@ -4,7 +4,7 @@
     python benchmarks/tensorrt_plans.py --model cifar --bits 8/8 --conv native
 
 Each row is one plan: seconds and peak memory of its build, its size and how much of that is source of kernels, the
-share of all multiply-accumulates that the plan itself says run in integers; each model also gives a row for its float16 plan.
+share of all multiply-accumulates that the plan itself says run in integers; a row more is the model's float16 plan.
 Weights of the CIFAR shape are random: neither size nor build depends on their values. Rows are appended to
 benchmarks/results/tensorrt_plans.jsonl. No plan is run here; for that see benchmarks/gpu_plans.py.
 """
@@ -40,22 +40,25 @@ def denoiser_of(name: str) -> Denoiser:
     return dq_deploy.load_model(ROOT.parent / "examples" / "mnist-ddpm-32")
 
 
-def build(path: Path, capability: str) -> tuple[Path, dict[str, Any], Any]:
-    """Build one ONNX file; its plan, the plan's manifest and what the plan says of itself."""
+def build(path: Path, capability: str | None, exported: dict[str, Any]) -> tuple[Path, dict[str, Any], Any]:
+    """Build one ONNX file; its plan, the plan's manifest and what the plan says of the exported layers."""
     plan = path.with_suffix(".plan")
-    manifest = build_plan(path, plan, BuildOptions(runtime=RUNTIME, compute_capabilities=(capability,)))
+    options = BuildOptions(runtime=RUNTIME, compute_capabilities=(capability,) if capability else ())
+    manifest = build_plan(path, plan, options, manifest=exported)
     found = attest_plan(plan, manifest)
     write_plan_manifest(plan, manifest)
     return plan, manifest, found
 
 
-def measure(record: dq_deploy.Record, folder: Path, conv: str, float_type: str, capability: str) -> dict[str, Any]:
+def measure(
+    record: dq_deploy.Record, folder: Path, conv: str, float_type: str, capability: str | None
+) -> dict[str, Any]:
     """Export, build and attest one form."""
     path = folder / "unet.onnx"
     start = time.perf_counter()
     exported = dq_deploy.export(record, path, target=RUNTIME, float_type=float_type, conv=conv)
     export_s = time.perf_counter() - start
-    plan, manifest, found = build(path, capability)
+    plan, manifest, found = build(path, capability, exported)
     executed: dict[str, int] = {}
     for row in found.to_json()["layers"]:
         executed[row["executed"]] = executed.get(row["executed"], 0) + 1
@@ -76,12 +79,12 @@ def measure(record: dq_deploy.Record, folder: Path, conv: str, float_type: str, 
     }
 
 
-def measure_float(record: dq_deploy.Record, folder: Path, capability: str) -> dict[str, Any]:
+def measure_float(record: dq_deploy.Record, folder: Path, capability: str | None) -> dict[str, Any]:
     """The float16 plan of the same model, the control: no layer of it is integer."""
     exported = dq_deploy.export(record, folder / "unet.onnx", target=RUNTIME)
     path = folder / "float.onnx"
     float_graph(exported, path, record=record, float_type="float16")
-    plan, manifest, found = build(path, capability)
+    plan, manifest, found = build(path, capability, exported)
     return {
         "float_type": "float16",
         "compute_capability": capability,
@@ -110,7 +113,7 @@ def main() -> None:
     parser.add_argument("--bits", action="append", help="weight/activation bits, repeatable; 8/8 and 4/8 by default")
     parser.add_argument("--conv", action="append", choices=("gemm", "native"), help="repeatable; both by default")
     parser.add_argument("--float-type", default="float16")
-    parser.add_argument("--compute-capability", default="8.9")
+    parser.add_argument("--compute-capability", help="as 8.9; by default the library's portable set")
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "tensorrt_plans.jsonl")
     arguments = parser.parse_args()
     for model in arguments.model or ["demo", "cifar"]:
