@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dq_deploy.engines import GRAPH_TARGETS
-from dq_deploy.engines.base import Array
+from dq_deploy.engines.base import Array, Runner
 from dq_deploy.errors import DqError, InputError, OptionError
 from dq_deploy.graph.onnx_file import read_manifest
 from dq_deploy.models import build_denoiser, macs_of, quantizable_layers
@@ -102,10 +102,7 @@ def verify(
         with shipped.open(path, optimized=optimized) as runner:
             outputs = [run_all(runner, batch.feeds) for batch in batches]
             _check_finite(outputs)
-            mixed_at = next((i for i, b in enumerate(batches) if b.kind == "mixed"), None)
-            batch_note = None
-            if mixed_at is not None:
-                batch_note = batch_difference(shipped, runner, batches[mixed_at], outputs[mixed_at])
+            batch_note = _batch_note(shipped, runner, batches, outputs)
         graph = read_kernels(shipped, optimized)
         parity = ParityCheck(shipped, record, entries, graph, batches, sites).run(outputs, progress)
         progress("probing every layer with extreme inputs at every step")
@@ -166,6 +163,14 @@ def _check_finite(outputs: Sequence[Mapping[str, Array]]) -> None:
                 raise NonFiniteError(
                     f"engine output {name} holds {value[at]} at {at}, expected finite numbers; export it again"
                 )
+
+
+def _batch_note(
+    shipped: ShippedGraph, runner: Runner, batches: Sequence[Batch], outputs: Sequence[Mapping[str, Array]]
+) -> str | None:
+    """How a batch of mixed steps differs from its samples run alone; None where no batch is mixed."""
+    at = next((i for i, batch in enumerate(batches) if batch.kind == "mixed"), None)
+    return None if at is None else batch_difference(shipped, runner, batches[at], outputs[at])
 
 
 def _kernels(graph: KernelGraph, entry: Mapping[str, Any] | None, layer: Layer) -> tuple[Kernel, ...]:
