@@ -9,6 +9,7 @@ from typing import Any
 
 from dq_deploy.artifacts import sha256_of_file, write_text_atomic
 from dq_deploy.errors import FileProblemError
+from dq_deploy.graph.manifest_check import PLAN, flaw_of
 
 PLAN_FORMAT = "dq_deploy.plan"
 PLAN_VERSION = 1
@@ -65,10 +66,12 @@ def read_plan_manifest(plan_path: str | Path, *, check_hash: bool = True) -> dic
         check_hash: False trusts the name; reading a plan of 1 GB takes a second or more.
 
     Raises:
-        FileProblemError: no plan, no manifest, another format or version, or a manifest of another plan.
+        FileProblemError: no plan, no manifest, another format or version, an edited one, or that of another plan.
     """
     path = Path(plan_path)
     side = plan_manifest_path(path)
+    if path.is_dir():
+        raise FileProblemError(f"plan {path} is a folder, expected a file made by dq-build")
     if not path.is_file():
         raise FileProblemError(f"plan {path} does not exist; expected a file made by dq-build")
     if not side.is_file():
@@ -85,6 +88,8 @@ def read_plan_manifest(plan_path: str | Path, *, check_hash: bool = True) -> dic
     missing = [key for key in _NEEDED if key not in manifest]
     if missing:
         raise FileProblemError(f"{side} lacks {', '.join(missing)}; build the plan again with dq-build")
+    if flaw := flaw_of(manifest, PLAN):
+        raise FileProblemError(f"{side} is incomplete or was edited: {flaw}; build the plan again with dq-build")
     if check_hash and (found := sha256_of_file(path)) != manifest["plan_sha256"]:
         raise FileProblemError(
             f"{side.name} belongs to a plan with SHA-256 {str(manifest['plan_sha256'])[:12]}..., {path} has "
@@ -96,6 +101,6 @@ def read_plan_manifest(plan_path: str | Path, *, check_hash: bool = True) -> dic
 def _json_of(path: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

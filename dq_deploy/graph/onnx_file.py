@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from dq_deploy.artifacts import atomic_path, sha256_of_file, write_text_atomic
 from dq_deploy.errors import FileProblemError, ModelError
+from dq_deploy.graph.manifest_check import ENGINE, flaw_of
 
 MANIFEST_KEY = "dq_deploy.manifest"
 EXTERNAL_DATA_BYTES = 1 << 28
@@ -81,8 +82,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest inside an ONNX file.
 
     Raises:
-        FileProblemError: no such file, not ONNX, or written by something else.
+        FileProblemError: no such file, not ONNX, written by something else, or edited.
     """
+    if path.is_dir():
+        raise FileProblemError(f"engine {path} is a folder, expected an ONNX file made by dq-export")
     if not path.is_file():
         raise FileProblemError(f"engine {path} does not exist; expected an ONNX file made by dq-export")
     try:
@@ -94,12 +97,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise FileProblemError(f"{path} has no dq_deploy manifest; expected an ONNX file made by dq-export")
     try:
         manifest = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise FileProblemError(f"manifest inside {path} is not JSON ({error.msg}); export the file again") from error
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", error)
+        raise FileProblemError(f"manifest inside {path} is not JSON ({reason}); export the file again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_KEY:
         raise FileProblemError(f"manifest inside {path} is not of this project; expected one made by dq-export")
     if manifest.get("version") != 1:
         raise FileProblemError(
             f"manifest inside {path} has version {manifest.get('version')}, this release reads 1; upgrade dq_deploy"
         )
+    if flaw := flaw_of(manifest, ENGINE):
+        raise FileProblemError(f"manifest inside {path} is incomplete or was edited: {flaw}; export the file again")
     return manifest

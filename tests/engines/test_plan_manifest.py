@@ -18,7 +18,14 @@ from dq_deploy.engines.plan_manifest import (
 from dq_deploy.errors import FileProblemError
 from tests.engines import plan_models
 
-ONNX_MANIFEST = {"format": "dq_deploy.manifest", "version": 1, "target": "tensorrt-rtx", "inputs": [], "notes": ["n"]}
+ONNX_MANIFEST = {
+    "format": "dq_deploy.manifest",
+    "version": 1,
+    "target": "tensorrt-rtx",
+    "inputs": [],
+    "layers": [],
+    "notes": ["n"],
+}
 
 
 @pytest.fixture
@@ -70,6 +77,13 @@ def test_a_plan_that_was_replaced_is_refused(plan):
             lambda p: plan_manifest_path(p).write_text(json.dumps({"format": PLAN_FORMAT, "version": 1})),
             "lacks plan_sha256, onnx_sha256",
         ),
+        (lambda p: changed(p, inputs=None), "was edited: inputs is null, expected a list; build the plan again"),
+        (lambda p: changed(p, layers=[{"name": 5}]), r"layers\[0\].name is 5, expected text"),
+        (lambda p: changed(p, compute_capabilities=[8.9]), r"compute_capabilities\[0\] is 8.9, expected a compute"),
+        (lambda p: changed(p, profiles=[{"sample": {}}]), r"profiles\[0\].sample.min is missing"),
+        (lambda p: changed(p, timesteps=[float("nan")]), r"timesteps\[0\] is NaN, expected a finite number"),
+        (lambda p: changed(p, portable="yes"), "portable is 'yes', expected true or false"),
+        (lambda p: plan_manifest_path(p).write_text("[" * 100_000), "is not the manifest of a plan"),
     ],
 )
 def test_a_broken_pair_gets_one_line(plan, change, message):
