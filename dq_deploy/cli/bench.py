@@ -38,7 +38,7 @@ def bench(
     A plan is timed by CUDA events, with and without a CUDA graph, and against a plan built in float16.
     """
     batches = numbers_from_text(batch, "--batch", low=1)
-    check_outputs(json, png)
+    check_outputs(json, png, inputs=(engine, ckpt))
     from dq_deploy.bench import BenchOptions, benchmark
     from dq_deploy.bench.chart import require_matplotlib, write_chart
     from dq_deploy.engines import open_engine

@@ -52,16 +52,16 @@ def build(
     from dq_deploy.errors import OptionError
 
     if (onnx is None) == (ckpt is None):
-        raise OptionError(f"got {'both' if onnx else 'neither of'} --onnx and --ckpt, expected one of them")
+        raise OptionError(f"got {'both' if onnx else 'neither of'} --onnx and --ckpt, expected one of them; give one")
     only_ckpt = {"--float-type": float_type, "--conv": conv, "--keep-onnx": keep_onnx}
     if onnx is not None and (given := [name for name, value in only_ckpt.items() if value is not None]):
         raise OptionError(f"{', '.join(given)} needs --ckpt; the ONNX file is already exported: drop it")
     if out.suffix == ".onnx":
         raise OptionError(f"--out got {out}, expected a name such as unet.plan; .onnx is what dq-export writes")
-    check_outputs(out, plan_manifest_path(out), keep_onnx, timing_cache, log, json)
+    check_outputs(out, plan_manifest_path(out), keep_onnx, timing_cache, log, json, inputs=(onnx, ckpt))
     options = BuildOptions(
         runtime=runtime,
-        compute_capabilities=tuple(piece.strip() for piece in (compute_capability or "").split(",") if piece.strip()),
+        compute_capabilities=() if compute_capability is None else tuple(map(str.strip, compute_capability.split(","))),
         shapes=tuple(shapes or ()),
         timing_cache=timing_cache,
         workspace_mib=workspace_mib,

@@ -37,7 +37,7 @@ def export(
     check_target(target, mode, float_type=float_type, conv=conv)
     if out.suffix != ".onnx":
         raise OptionError(f"--out got {out}, expected a name that ends in .onnx")
-    check_outputs(out, json)
+    check_outputs(out, Path(f"{out}.json"), json, inputs=(ckpt,))
 
     from dq_deploy.record import load_record
     from dq_deploy.targets import export as export_record

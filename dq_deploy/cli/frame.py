@@ -226,12 +226,16 @@ def _json_safe(value: Any) -> Any:
     return value
 
 
-def check_outputs(*paths: Path | None) -> None:
-    """Refuse before any work outputs that could not be written, or that share one name.
+def check_outputs(*paths: Path | None, inputs: Sequence[Path | None] = ()) -> None:
+    """Refuse before any work outputs that could not be written, that share one name, or that would replace an input.
+
+    Args:
+        paths: files to write.
+        inputs: files that are read: a record, an engine with what lies beside it, or the folder of a float model.
 
     Raises:
         FileProblemError: a folder is missing or not writable.
-        OptionError: two outputs have the same path.
+        OptionError: two outputs have the same path, or an output has an input's.
     """
     from dq_deploy.artifacts import check_writable
 
@@ -239,9 +243,22 @@ def check_outputs(*paths: Path | None) -> None:
     for path in given:
         check_writable(path)
     resolved = [path.resolve() for path in given]
+    taken = {path.resolve() for entry in inputs if entry is not None for path in _read_with(entry)}
     for index, path in enumerate(resolved):
         if path in resolved[:index]:
             raise OptionError(f"two outputs are named {given[index]}, expected different names; rename one")
+        if path in taken:
+            raise OptionError(f"output {given[index]} would replace a file that is read; give it another name")
+
+
+def _read_with(path: Path) -> list[Path]:
+    """A file and what belongs to it; of a model folder the files that a model consists of."""
+    if path.is_dir():
+        names = ("diffusion_pytorch_model*", "config.json", "scheduler_config.json", "model_index.json")
+        return [file for name in names for file in (*path.glob(name), *path.glob(f"*/{name}"))]
+    if path.suffix in (".pt", ".safetensors"):
+        return [path]
+    return [path, *(path.with_name(path.name + end) for end in (".json", ".data", ".layers.json"))]
 
 
 def numbers_from_text(text: str, option: str, *, low: int, high: int | None = None) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ def info(
     json: Annotated[Path | None, typer.Option(help="Also write what is shown, and more, as JSON.")] = None,
 ) -> None:
     """Show what a quantized model, an exported engine file or a plan holds."""
-    check_outputs(json)
+    check_outputs(json, inputs=(path,))
     from dq_deploy.engines.plan_manifest import is_plan
 
     if path.suffix not in (".pt", ".safetensors") and is_plan(path):

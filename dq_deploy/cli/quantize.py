@@ -106,7 +106,7 @@ def quantize(
     )
     if list_layers:
         _refuse(out is not None, "--list-layers and --out were given, expected one of them")
-        check_outputs(json)
+        check_outputs(json, inputs=(model,))
         _list_layers(model, variant, options, json)
         return
     _refuse(out is None, "--out is missing, expected a file name such as model.pt")
@@ -175,7 +175,7 @@ def _quantize(
     from dq_deploy.record.files import check_record_path
 
     check_record_path(out)
-    check_outputs(out, json)
+    check_outputs(out, json, inputs=(model, calibration["conditions"], calibration["latents"]))
 
     from dq_deploy.calibration import read_source
     from dq_deploy.cli.quantize_progress import ProgressView

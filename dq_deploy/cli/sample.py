@@ -58,7 +58,7 @@ def sample(
     json: Annotated[Path | None, typer.Option(help="Also write the numbers as JSON.")] = None,
 ) -> None:
     """Draw images with an engine in the denoiser's place."""
-    check_outputs(out, json)
+    check_outputs(out, json, inputs=(ckpt, engine, conditions, model))
     wanted = None if labels is None else numbers_from_text(labels, "--labels", low=0)
     from dq_deploy.errors import OptionError
     from dq_deploy.sampling import SampleOptions, labels_for

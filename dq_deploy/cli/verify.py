@@ -47,7 +47,7 @@ def verify(
     A plan is read, not run: what each layer was asked to be, what it became, what stands alone.
     """
     _check_options(require_integer, steps_checked, inputs, seed, threads)
-    check_outputs(json, html)
+    check_outputs(json, html, inputs=(engine, ckpt, model))
     from dq_deploy.engines.plan_manifest import is_plan
     from dq_deploy.record import load_record
 
@@ -138,6 +138,8 @@ def refuse(report: Report | PlanReport, *, exact: bool, require_integer: float |
         named = "; ".join(
             f"{row['name']} ({row['macs'] / report.macs['of_all']:.1%}): {row['reason']}" for row in largest
         )
+        attention = report.macs["attention"] / report.macs["of_all"]
+        named += f"{'; ' if named else ''}attention products ({attention:.1%}): always float" if attention else ""
         problems.append(
             f"integer share is {report.integer_mac_share:.4f} of all MACs, required {require_integer:g}; "
             f"not integer: {named}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 import time
@@ -66,8 +67,8 @@ class BuildOptions:
                 f"--compute-capability names one twice in {','.join(self.compute_capabilities)}; name each once"
             )
         if self.workspace_mib is not None and not 0 < self.workspace_mib < 1 << 30:
-            raise OptionError(f"--workspace-mib got {self.workspace_mib}, expected a positive number of MiB")
-        if self.time_limit_s is not None and not self.time_limit_s > 0:
+            raise OptionError(f"--workspace-mib got {self.workspace_mib}, expected 1 to {(1 << 30) - 1} MiB")
+        if self.time_limit_s is not None and not 0 < self.time_limit_s < math.inf:
             raise OptionError(f"--time-limit got {self.time_limit_s}, expected a positive number of seconds")
 
 

@@ -98,10 +98,8 @@ def _told(ending: Ending, event: Mapping[str, Any]) -> Exception:
     if kind == "parser":
         return _refusal(ending, event["errors"])
     if kind == "inputs":
-        return FileProblemError(
-            f"{ending.onnx} has inputs {', '.join(event['found'])}, its manifest says {', '.join(event['expected'])}; "
-            "export it again"
-        )
+        found, expected = ", ".join(event["found"]) or "none", ", ".join(event["expected"])
+        return FileProblemError(f"{ending.onnx} has inputs {found}, its manifest says {expected}; export it again")
     if kind == "no_builder":
         reason = "; ".join(event.get("log", ())) or event["message"]
         return BuildError(

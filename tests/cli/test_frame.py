@@ -142,6 +142,18 @@ def test_outputs_are_refused_before_any_work(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_no_output_replaces_what_is_read(tmp_path):
+    check_outputs(tmp_path / "unet.plan.json", inputs=(tmp_path / "model.pt", None))
+    for name in ("unet.onnx", "unet.onnx.json", "unet.onnx.data", "./unet.onnx"):
+        with pytest.raises(OptionError, match="would replace a file that is read; give it another name"):
+            check_outputs(tmp_path / "a", tmp_path / name, inputs=(tmp_path / "unet.onnx",))
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").touch()
+    check_outputs(tmp_path / "unet" / "record.safetensors", inputs=(tmp_path,))
+    with pytest.raises(OptionError, match="would replace"):
+        check_outputs(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", inputs=(tmp_path,))
+
+
 def test_json_has_no_words_that_json_lacks(tmp_path):
     write_json(tmp_path / "x.json", {"a": float("inf"), "b": [float("nan"), 1.5], "c": (1, None)})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [None, 1.5], "c": [1, None]}
