@@ -120,7 +120,7 @@ def summary_rows(out: Path, seconds: dict[str, float]) -> list[tuple[str, str]]:
 
 def plan_rows(out: Path) -> list[tuple[str, str]]:
     """The same about the TensorRT-RTX plan, where one was built."""
-    if not find_spec("tensorrt_rtx"):
+    if not (out / "build.json").is_file():
         return [("TensorRT-RTX plan", "not built: pip install 'dq-deploy[tensorrt-rtx]'")]
     built, read = (json.loads((out / f"{name}.json").read_text(encoding="utf-8")) for name in ("build", "plan"))
     return [

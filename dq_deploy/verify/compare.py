@@ -31,8 +31,11 @@ The scaling behind the accumulator is three float32 operations that an engine ma
 front of it is compared without a tolerance.
 """
 
-FLOAT_PRODUCT_TOLERANCE = 2.0**-22
-"""What a product in float32 may be off by, as a share of the largest sum of magnitudes its terms can have.
+FLOAT_PRODUCT_TOLERANCE = 2.0**-23
+"""What a product of K terms in float32 may be off by, over sqrt(K), as a share of the sum of its terms' magnitudes.
+
+Twice what independent roundings to 2^-24 add up to (N. Higham, Accuracy and Stability of Numerical Algorithms, 2002,
+section 2.8).
 
 Only for graphs whose weights carry their scale and are run on another engine: there the product is a float sum. Its
 integers are compared without a tolerance, by their twin.
@@ -301,8 +304,8 @@ def float_product_slack(layer: Layer, entry: Mapping[str, Any], buckets: NDArray
     slack = np.zeros(len(buckets), np.float32)
     for part, held in zip(layer.parts, entry["parts"], strict=True):
         if held.get("weight"):
-            rows = np.abs(part.q_weight(0).astype(np.float64)).reshape(layer.out_channels, -1).sum(axis=1)
-            largest = float((rows * part.weight_scale[0]).max(initial=0)) * 128
+            rows = np.abs(part.q_weight(0).astype(np.float64)).reshape(layer.out_channels, -1)
+            largest = float((rows.sum(axis=1) * part.weight_scale[0]).max(initial=0)) * 128 * np.sqrt(rows.shape[1])
             slack += table_at(part.scale, buckets) * np.float32(largest * FLOAT_PRODUCT_TOLERANCE)
     return slack
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from dq_deploy.record import Layer, Record, content_sha256
 from dq_deploy.verify.attestation import MISSING, Kernel
 from dq_deploy.verify.findings import Findings, assembled_report, layer_report
 from dq_deploy.verify.float_path import FloatPath, compare_float_path
+from dq_deploy.verify.float_twin import float32_twin, is_narrow, narrow_note
 from dq_deploy.verify.inputs import Batch, plan_batches
 from dq_deploy.verify.instrument import ShippedGraph, run_all
 from dq_deploy.verify.kernels import KernelGraph, read_kernels
@@ -77,6 +79,7 @@ def verify(
         InputError: the engine was not exported from this record, or the model is another one.
         FileProblemError: the engine cannot be read.
         NonFiniteError: the engine's output is not finite.
+        GuaranteeError: a graph in float16 or bfloat16 is not the record's in more than Casts and float types.
     """
     start = time.perf_counter()
     if steps < 1 or inputs < 1:
@@ -84,6 +87,42 @@ def verify(
     path = Path(engine_path)
     manifest = read_manifest(path)
     _check_belongs(record, manifest, path, model)
+    with tempfile.TemporaryDirectory(prefix="dq-verify-") as folder:
+        proven = path
+        if manifest["target"] in GRAPH_TARGETS and is_narrow(manifest):
+            progress("exporting the float32 form of the graph, and comparing the two")
+            proven = float32_twin(record, path, manifest, Path(folder))
+        report = _proof(
+            record,
+            proven,
+            read_manifest(proven),
+            model,
+            engine=engine,
+            steps=steps,
+            inputs=inputs,
+            seed=seed,
+            threads=threads,
+            progress=progress,
+        )
+    notes = report.notes if proven is path else (narrow_note(manifest), *report.notes)
+    return replace(report, engine=path.name, notes=notes, seconds=time.perf_counter() - start)
+
+
+def _proof(
+    record: Record,
+    path: Path,
+    manifest: Mapping[str, Any],
+    model: Denoiser | None,
+    *,
+    engine: str | None,
+    steps: int,
+    inputs: int,
+    seed: int,
+    threads: int | None,
+    progress: Progress,
+) -> Report:
+    """The proof of one file as it lies."""
+    start = time.perf_counter()
     graph_only = manifest["target"] in GRAPH_TARGETS
     runtime = engine or ("onnxruntime" if graph_only else str(manifest["target"]))
     entries = {str(entry["name"]): entry for entry in manifest["layers"]}

@@ -76,10 +76,13 @@ def test_shifted_digits_move_and_keep_their_ink(script):
     assert (moved == 1).sum() == 1
 
 
-def test_the_demo_shows_the_commands_of_the_readme(script, tmp_path):
+@pytest.mark.parametrize("builder", [True, False])
+def test_the_demo_shows_the_commands_of_the_readme(script, tmp_path, monkeypatch, builder):
     demo = script("demo.py")
+    monkeypatch.setattr(demo, "find_spec", lambda _name: object() if builder else None)
     found = demo.commands(tmp_path, model="examples/mnist-ddpm-32", preset="fast", threads=2)
-    assert list(found) == ["quantize", "export", "verify", "bench", "sample"]
+    plans = ["build", "attest"] if builder else []
+    assert list(found) == ["quantize", "export", "verify", "bench", "sample", *plans]
     assert {"--exact", "--require-integer", "0.95"} <= set(found["verify"])
     assert "--baseline" in found["bench"]
     assert "--compare" in found["sample"]
@@ -109,3 +112,10 @@ def test_the_demo_summary_reads_the_reports(script, tmp_path):
     assert rows["layers compared bit for bit"] == "3 of 3"
     assert rows["speedup over the float baseline"] == "1.50x"
     assert rows["time in all"] == "4.0 s"
+    assert rows["TensorRT-RTX plan"].startswith("not built")
+    build = {"plan_mib": 2.5, "compute_capabilities": ["8.9", "12.0"]}
+    for name, value in {"build": build, "plan": {"integer_mac_share": 0.97}}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    rows = dict(script("demo.py").summary_rows(tmp_path, {}))
+    assert rows["TensorRT-RTX plan"] == "2.50 MiB, built for 8.9, 12.0"
+    assert rows["its integer share of all MACs, by its own text"] == "97.00 %"

@@ -12,6 +12,7 @@ from dq_deploy.errors import GuaranteeError, OptionError
 from dq_deploy.graph.onnx_file import read_manifest
 from dq_deploy.targets import export, float_graph
 from dq_deploy.verify import verify
+from dq_deploy.verify.float_twin import first_difference
 from tests.engines.rtx_plans import build_plans, needs_builder
 from tests.graph.single_layer import random_layer
 from tests.graph.tensorrt_layer import tensorrt_model
@@ -30,18 +31,75 @@ def graph(record, tmp_path_factory):
     return path
 
 
-def test_verify_proves_the_graph_and_says_that_it_is_not_the_engine(record, graph):
-    report = verify(record, graph, steps=2, inputs=1, threads=1)
+@pytest.fixture(scope="module")
+def narrow(record, graph):
+    path = graph.with_name("narrow.onnx")
+    export(record, path, target="tensorrt-rtx", float_type="float16")
+    return path
+
+
+def test_verify_proves_the_graph_and_says_that_it_is_not_the_engine(record, narrow):
+    report = verify(record, narrow, steps=2, inputs=1, threads=1)
+    assert report.engine == "narrow.onnx"
     assert report.failures == ()
     assert report.max_code_difference == 0
     assert report.max_accumulator_difference == 0
     assert report.layers_compared == report.layers_total == len(record.layers)
     assert report.accumulators_probed > 0
-    assert "and not the engine" in report.notes[0]
+    assert "its float32 form was proven" in report.notes[0]
+    assert "and not the engine" in report.notes[1]
     assert all(row.status == "exact" and "the graph only" in row.reason for row in report.layers)
     refuse(report, exact=True, require_integer=None)
     with pytest.raises(GuaranteeError, match="integer share is 0"):
         refuse(report, exact=False, require_integer=0.5)
+
+
+def edited(path, out, change):
+    model = onnx.load(str(path))
+    change(model.graph)
+    onnx.save(model, str(out))
+    return out
+
+
+def test_a_float16_graph_is_its_float32_form_but_for_casts_and_types(graph, narrow):
+    assert first_difference(narrow, graph) == ""
+
+
+def flipped_code(graph):
+    tensor = next(t for t in graph.initializer if t.name == "dq/conv_in/weight")
+    tensor.raw_data = bytes([tensor.raw_data[0] ^ 1]) + tensor.raw_data[1:]
+
+
+def other_constant(graph):
+    tensor = next(t for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT16)
+    array = onnx.numpy_helper.to_array(tensor) + np.float16(0.5)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+
+
+def other_attribute(graph):
+    node = next(n for n in graph.node if n.op_type == "GroupNormalization")
+    next(a for a in node.attribute if a.name == "epsilon").f = 1e-3
+
+
+def another_operator(graph):
+    next(n for n in graph.node if n.op_type == "Sigmoid").op_type = "Tanh"
+
+
+def without_a_clamp(graph):
+    node = next(n for n in graph.node if n.name.endswith("/rounded"))
+    reader = next(n for n in graph.node if node.output[0] in n.input)
+    reader.input[list(reader.input).index(node.output[0])] = node.input[0]
+
+
+@pytest.mark.parametrize("change", [flipped_code, other_constant, other_attribute, another_operator, without_a_clamp])
+def test_any_other_difference_between_the_two_is_found(graph, narrow, tmp_path, change):
+    assert first_difference(edited(narrow, tmp_path / "bad.onnx", change), graph)
+
+
+def test_verify_refuses_a_float16_graph_that_is_not_the_records(record, narrow, tmp_path):
+    bad = edited(narrow, tmp_path / "bad.onnx", flipped_code)
+    with pytest.raises(GuaranteeError, match="constant dq/conv_in/weight has other values; export it again"):
+        verify(record, bad, steps=1, inputs=1, threads=1)
 
 
 def test_verify_finds_a_wrong_weight_and_a_wrong_bias_table(record, graph, tmp_path):
