@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from dq_deploy.graph.builder import CONTRIB_DOMAIN, Builder, replace_uses
+from dq_deploy.graph.builder import CONTRIB_DOMAIN, replace_uses
 from dq_deploy.graph.held_codes import HeldCodes, float32_holds, held_codes, pair_safe
+from dq_deploy.graph.layer_writer import LayerWriter, write_layers
 from dq_deploy.graph.passes import PassResult
-from dq_deploy.graph.sites import Site, find_sites
+from dq_deploy.graph.sites import Site
 from dq_deploy.graph.steps import StepTables
-from dq_deploy.numerics import reciprocal
 from dq_deploy.record import Part, Record
 
 U8, FLOAT, INT32 = ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.INT32
@@ -58,83 +58,26 @@ class IntegerLayers:
 
     def apply(self, model: ir.Model) -> PassResult:
         """Edit the model in place."""
-        graph = model.graph
-        sites = find_sites(graph, self.record)
-        steps = StepTables(graph, self.record.step_edges)
-        notes = []
-        shared: dict[tuple[str, bytes], ir.Value] = {}
-        for site in sites:
-            reason = decline_reason(site)
-            if reason:
-                notes.append(f"{site.layer.name} stays float: {reason}")
-                self.entries.append(float_entry(site, reason))
-                continue
-            self.entries.append(_LayerWriter(graph, site, steps, shared).write())
-        steps.finish()
-        graph.opset_imports[CONTRIB_DOMAIN] = 1
-        return PassResult(model=model, modified=True, notes=tuple(notes))
+        result = write_layers(model, self.record, self.entries, decline=decline_reason, writer=_ProductWriter)
+        model.graph.opset_imports[CONTRIB_DOMAIN] = 1
+        return result
 
 
-def float_entry(site: Site, reason: str) -> dict[str, Any]:
-    """Manifest entry of a layer that stays float."""
-    return {
-        "name": site.layer.name,
-        "kind": site.layer.kind,
-        "integer": False,
-        "form": "float",
-        "reason": reason,
-        "parts": [],
-    }
+class _ProductWriter(LayerWriter):
+    """An integer product, convolutions as rows of patches."""
 
-
-class _LayerWriter:
-    """Writes the nodes of one layer in front of its float node."""
-
-    def __init__(
-        self, graph: ir.Graph, site: Site, steps: StepTables, shared: dict[tuple[str, bytes], ir.Value]
-    ) -> None:
-        self.site, self.layer, self.steps, self.shared = site, site.layer, steps, shared
-        self.graph = graph
-        self.conv = self.layer.kind == "conv2d"
-        self.b = Builder(graph, site.node, f"dq/{self.layer.name}")
-        shape = site.input.shape
-        self.rank_in = 4 if self.conv else len(shape) if shape is not None else 3
-        self.rank_out = 3 if self.conv else self.rank_in
+    def __init__(self, graph: ir.Graph, site: Site, steps: StepTables, shared: dict[tuple[str, bytes], Any]) -> None:
+        super().__init__(graph, site, steps, shared)
+        self.rank_out = 3 if self.conv else self.rank
 
     def write(self) -> dict[str, Any]:
-        entries, forms = [], []
-        total: ir.Value | None = None
-        start = 0
-        for index, part in enumerate(self.layer.parts):
-            self.b.prefix = f"dq/{self.layer.name}" + (f"/part{index}" if len(self.layer.parts) > 1 else "")
-            x = self._slice(start, len(part.pre))
-            start += len(part.pre)
-            term, entry, form = self._part(x, part)
-            entries.append(entry)
-            forms.append(form)
-            self.b.prefix = f"dq/{self.layer.name}"
-            total = term if total is None else self.b.op("Add", [total, term], "parts_sum")
-        assert total is not None
+        total, entries = self._parts()
         self._replace(self._bias(total))
-        return {
-            "name": self.layer.name,
-            "kind": self.layer.kind,
-            "integer": True,
-            "form": " + ".join(dict.fromkeys(forms)),
-            "reason": "",
-            "parts": entries,
-        }
+        return self._entry(" + ".join(dict.fromkeys(self.forms)), entries)
 
-    def _slice(self, start: int, width: int) -> ir.Value:
-        if len(self.layer.parts) == 1:
-            return self.site.input
-        axis = 1 if self.conv else self.rank_in - 1
-        limits = [self.b.constant(np.array([v], np.int64), "limit") for v in (start, start + width, axis)]
-        return self.b.op("Slice", [self.site.input, *limits], "input", dtype=FLOAT)
-
-    def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, dict[str, Any], str]:
+    def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, dict[str, Any]]:
         held = held_codes(self.layer, part)
-        codes = self._codes(x, part, held)
+        codes = self._once(x, part, lambda: self._quantize(x, part, held))
         rows = self._rows(codes, part, held) if self.conv else codes
         q_weight = part.q_weight(0)
         accumulator, node, form = self._product(rows, q_weight, held, part)
@@ -153,36 +96,23 @@ class _LayerWriter:
         }
         scale = self.steps.scalar(part.scale, self.rank_out)
         factor = self.b.op("Mul", [scale, self._channel_row(part.weight_scale[0], "weight_scale")], "factor")
-        return self.b.op("Mul", [canonical, factor], "scaled"), entry, form
+        self.forms.append(form)
+        return self.b.op("Mul", [canonical, factor], "scaled"), entry
 
     def _channel_row(self, values: np.ndarray, role: str) -> ir.Value:
         return self.b.constant(values.reshape((1,) * (self.rank_out - 1) + (-1,)), role)
 
-    def _codes(self, x: ir.Value, part: Part, held: HeldCodes) -> ir.Value:
-        assert x.name is not None
-        tables = (part.pre, part.scale, part.zero_point, np.array([self.layer.q_min, self.layer.q_max]))
-        key = (x.name, b"|".join(np.ascontiguousarray(t).tobytes() for t in tables))
-        if key not in self.shared:
-            self.shared[key] = self._quantize(x, part, held)
-        return self.shared[key]
-
     def _quantize(self, x: ir.Value, part: Part, held: HeldCodes) -> ir.Value:
-        b, steps, rank = self.b, self.steps, self.rank_in
-        m = steps.scalar(reciprocal(part.scale), rank)
-        if not (part.pre == 1).all():
-            shape = [1] * rank
-            shape[1 if self.conv else rank - 1] = -1
-            m = b.op("Mul", [m, b.constant(part.pre.reshape(shape), "pre")], "multiplier")
+        b = self.b
+        m = self._multiplier(part)
         value = b.op("Mul", [x, m], "scaled_input")
         one = b.constant(np.float32(1), "one")
         if held.offset is None:
             value = b.op("Round", [value], "rounded")
-            value = b.op("Add", [value, steps.scalar(part.zero_point, rank)], "shifted")
+            value = b.op("Add", [value, self.steps.scalar(part.zero_point, self.rank)], "shifted")
             return b.op("QuantizeLinear", [value, one, b.constant(np.uint8(0), "zero")], "codes", dtype=U8)
         if not held.saturates:
-            z = part.zero_point.astype(np.float32)
-            value = b.op("Max", [value, steps.scalar(self.layer.q_min - z, rank)], "at_least")
-            value = b.op("Min", [value, steps.scalar(self.layer.q_max - z, rank)], "at_most")
+            value = self._clamped(value, part)
         return b.op("QuantizeLinear", [value, one, b.constant(np.uint8(held.offset), "offset")], "codes", dtype=U8)
 
     def _rows(self, codes: ir.Value, part: Part, held: HeldCodes) -> ir.Value:

@@ -22,8 +22,12 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
 def _count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    return _whole(value) and value >= 0
 
 
 def _size(value: Any) -> bool:
@@ -35,6 +39,7 @@ def _capability(value: Any) -> bool:
 
 
 TEXT = Kind("text", lambda value: isinstance(value, str))
+TEXT_OR_NONE = Kind("text or null", lambda value: value is None or isinstance(value, str))
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 NUMBER = Kind("a finite number", _number)
 COUNT = Kind("a whole number from 0", _count)
@@ -44,6 +49,7 @@ DIMENSION = Kind(
     "a size of at least 1 or a letter", lambda value: _size(value) or (isinstance(value, str) and value != "")
 )
 CAPABILITY = Kind("a compute capability such as 8.9", _capability)
+WHOLE_OR_NONE = Kind("a whole number or null", lambda value: value is None or _whole(value))
 ENTRIES = Kind("an object", lambda value: isinstance(value, dict))
 ENTRIES_OR_NONE = Kind("an object or null", lambda value: value is None or isinstance(value, dict))
 
@@ -51,6 +57,13 @@ Expected = Kind | list[Any] | dict[Any, Any]
 """A kind, a list of one element for lists of it, or an object: `name?` may be missing, `...` stands for any name."""
 
 _TENSORS = [{"name": TEXT, "dtype": TEXT, "shape": [DIMENSION]}]
+_PART = {
+    **{
+        f"{name}?": TEXT_OR_NONE for name in ("node", "input", "codes", "accumulator", "rows", "weight", "offset_table")
+    },
+    "offset?": WHOLE_OR_NONE,
+    "offset_shift?": WHOLE_OR_NONE,
+}
 _LAYER = {
     "name": TEXT,
     "integer": FLAG,
@@ -58,7 +71,7 @@ _LAYER = {
     "form?": TEXT,
     "reason?": TEXT,
     "im2col_bytes?": COUNT,
-    "parts?": [ENTRIES],
+    "parts?": [_PART],
 }
 
 ENGINE: dict[Any, Expected] = {

@@ -9,13 +9,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dq_deploy.graph.builder import Builder, replace_uses
+from dq_deploy.graph.builder import replace_uses
 from dq_deploy.graph.held_codes import PAIR_LIMIT, HeldCodes, held_codes
-from dq_deploy.graph.integer_layers import float_entry
+from dq_deploy.graph.layer_writer import LayerWriter, write_layers
 from dq_deploy.graph.passes import PassResult
-from dq_deploy.graph.sites import Site, find_sites
-from dq_deploy.graph.steps import StepTables
-from dq_deploy.numerics import FLOAT32_EXACT, reciprocal, worst_pair_product
+from dq_deploy.numerics import FLOAT32_EXACT, worst_pair_product
 from dq_deploy.record import Layer, Part, Record
 
 U8, FLOAT = ir.DataType.UINT8, ir.DataType.FLOAT
@@ -87,78 +85,22 @@ class OpenVinoLayers:
 
     def apply(self, model: ir.Model) -> PassResult:
         """Edit the model in place."""
-        graph = model.graph
-        sites = find_sites(graph, self.record)
-        steps = StepTables(graph, self.record.step_edges)
-        notes = []
-        shared: dict[tuple[str, bytes], tuple[ir.Value, ir.Value]] = {}
-        for site in sites:
-            reason = decline_reason(site.layer)
-            if reason:
-                notes.append(f"{site.layer.name} stays float: {reason}")
-                self.entries.append(float_entry(site, reason))
-                continue
-            self.entries.append(_LayerWriter(graph, site, steps, shared).write())
-        steps.finish()
-        return PassResult(model=model, modified=True, notes=tuple(notes))
+        return write_layers(
+            model, self.record, self.entries, decline=lambda site: decline_reason(site.layer), writer=_QdqWriter
+        )
 
 
-class _LayerWriter:
-    """Writes the nodes of one layer in front of its float node."""
-
-    def __init__(
-        self,
-        graph: ir.Graph,
-        site: Site,
-        steps: StepTables,
-        shared: dict[tuple[str, bytes], tuple[ir.Value, ir.Value]],
-    ) -> None:
-        self.site, self.layer, self.steps, self.shared = site, site.layer, steps, shared
-        self.conv = self.layer.kind == "conv2d"
-        self.b = Builder(graph, site.node, f"dq/{self.layer.name}")
-        shape = site.input.shape
-        self.rank = 4 if self.conv else len(shape) if shape is not None else 3
+class _QdqWriter(LayerWriter):
+    """Q and DQ with scale 1 around a product."""
 
     def write(self) -> dict[str, Any]:
-        entries, forms = [], []
-        total: ir.Value | None = None
-        start = 0
-        for index, part in enumerate(self.layer.parts):
-            self.b.prefix = f"dq/{self.layer.name}" + (f"/part{index}" if len(self.layer.parts) > 1 else "")
-            x = self._slice(start, len(part.pre))
-            start += len(part.pre)
-            term, entry, form = self._part(x, part)
-            entries.append(entry)
-            forms.append(form)
-            self.b.prefix = f"dq/{self.layer.name}"
-            total = term if total is None else self.b.op("Add", [total, term], "parts_sum", dtype=FLOAT)
-        assert total is not None
+        total, entries = self._parts()
         self._replace(total)
-        return {
-            "name": self.layer.name,
-            "kind": self.layer.kind,
-            "integer": True,
-            "form": " + ".join(dict.fromkeys(forms)),
-            "reason": "",
-            "parts": entries,
-        }
+        return self._entry(" + ".join(dict.fromkeys(self.forms)), entries)
 
-    def _slice(self, start: int, width: int) -> ir.Value:
-        if len(self.layer.parts) == 1:
-            return self.site.input
-        axis = 1 if self.conv else self.rank - 1
-        limits = [self.b.constant(np.array([v], np.int64), "limit") for v in (start, start + width, axis)]
-        return self.b.op("Slice", [self.site.input, *limits], "input", dtype=FLOAT)
-
-    def _channels(self, values: NDArray[np.generic], role: str) -> ir.Value:
-        """A constant of output channels that broadcasts against the layer's output."""
-        shape = [1] * self.rank
-        shape[1 if self.conv else self.rank - 1] = -1
-        return self.b.constant(values.reshape(shape), role)
-
-    def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, dict[str, Any], str]:
+    def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, dict[str, Any]]:
         held = held_codes(self.layer, part)
-        codes, values = self._codes(x, part, held)
+        codes, values = self._once(x, part, lambda: self._quantize(x, part, held))
         summands = exact_summands(self.layer, part, held)
         products, canonical = [], []
         for index, q_weight in enumerate(summands):
@@ -185,30 +127,18 @@ class _LayerWriter:
         scale = self.steps.scalar(part.scale, self.rank)
         factor = self.b.op("Mul", [scale, self._channels(part.weight_scale[0], "weight_scale")], "factor")
         form = "u8 x s8" if len(summands) == 1 else f"u8 x s8 in {len(summands)} summands"
-        return self.b.op("Mul", [total, factor], "scaled", dtype=FLOAT), entry, form
-
-    def _codes(self, x: ir.Value, part: Part, held: HeldCodes) -> tuple[ir.Value, ir.Value]:
-        """The uint8 codes and their values in float; layers that read one tensor alike share them."""
-        assert x.name is not None
-        bounds = np.array([self.layer.q_min, self.layer.q_max, self.conv])
-        tables = (part.pre, part.scale, part.zero_point, bounds)
-        key = (x.name, b"|".join(np.ascontiguousarray(t).tobytes() for t in tables))
-        if key not in self.shared:
-            self.shared[key] = self._quantize(x, part, held)
-        return self.shared[key]
+        self.forms.append(form)
+        return self.b.op("Mul", [total, factor], "scaled", dtype=FLOAT), entry
 
     def _quantize(self, x: ir.Value, part: Part, held: HeldCodes) -> tuple[ir.Value, ir.Value]:
         b, steps, rank = self.b, self.steps, self.rank
-        m = steps.scalar(reciprocal(part.scale), rank)
-        if not (part.pre == 1).all():
-            m = b.op("Mul", [m, self._channels(part.pre, "pre")], "multiplier")
+        m = self._multiplier(part)
         value = b.op("Round", [b.op("Mul", [x, m], "scaled_input")], "rounded")
         z = part.zero_point.astype(np.float32)
         if held.offset is None:
             value = b.op("Add", [value, steps.scalar(z, rank)], "shifted")
         elif not held.saturates:
-            value = b.op("Max", [value, steps.scalar(self.layer.q_min - z, rank)], "at_least")
-            value = b.op("Min", [value, steps.scalar(self.layer.q_max - z, rank)], "at_most")
+            value = self._clamped(value, part)
         one, zero = b.constant(np.float32(1), "one"), b.constant(np.uint8(held.offset or 0), "offset")
         codes = b.op("QuantizeLinear", [value, one, zero], "codes", dtype=U8)
         return codes, b.op("DequantizeLinear", [codes, one, zero], "code_values", dtype=FLOAT)

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from dq_deploy.graph.builder import CONTRIB_DOMAIN, Builder, replace_uses
+from dq_deploy.graph.builder import CONTRIB_DOMAIN, replace_uses
 from dq_deploy.graph.held_codes import pair_safe
-from dq_deploy.graph.integer_layers import decline_reason, float_entry
+from dq_deploy.graph.integer_layers import decline_reason
+from dq_deploy.graph.layer_writer import LayerWriter, write_layers
 from dq_deploy.graph.passes import PassResult
-from dq_deploy.graph.sites import Site, find_sites
-from dq_deploy.graph.steps import StepTables
-from dq_deploy.numerics import bias_codes, reciprocal
+from dq_deploy.graph.sites import Site
+from dq_deploy.numerics import bias_codes
 from dq_deploy.record import Part, Record
 
 U8, FLOAT, INT32 = ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.INT32
@@ -41,20 +41,16 @@ class RequantizedLayers:
 
     def apply(self, model: ir.Model) -> PassResult:
         """Edit the model in place."""
-        graph = model.graph
-        sites = find_sites(graph, self.record)
-        steps = StepTables(graph, self.record.step_edges, shared_step=True)
-        notes = []
-        for site in sites:
-            reason = decline_reason(site) or fast_reason(site)
-            if reason:
-                notes.append(f"{site.layer.name} stays float: {reason}")
-                self.entries.append(float_entry(site, reason))
-                continue
-            self.entries.append(_LayerWriter(graph, site, steps).write())
-        steps.finish()
-        graph.opset_imports[CONTRIB_DOMAIN] = 1
-        return PassResult(model=model, modified=True, notes=tuple(notes))
+        result = write_layers(
+            model,
+            self.record,
+            self.entries,
+            decline=lambda site: decline_reason(site) or fast_reason(site),
+            writer=_FastWriter,
+            shared_step=True,
+        )
+        model.graph.opset_imports[CONTRIB_DOMAIN] = 1
+        return result
 
 
 def fast_reason(site: Site) -> str:
@@ -71,46 +67,25 @@ def fast_reason(site: Site) -> str:
     return ""
 
 
-class _LayerWriter:
-    """Writes the nodes of one layer in front of its float node."""
-
-    def __init__(self, graph: ir.Graph, site: Site, steps: StepTables) -> None:
-        self.site, self.layer, self.steps = site, site.layer, steps
-        self.conv = self.layer.kind == "conv2d"
-        self.b = Builder(graph, site.node, f"dq/{self.layer.name}")
-        shape = site.input.shape
-        self.rank = 4 if self.conv else len(shape) if shape is not None else 3
+class _FastWriter(LayerWriter):
+    """QLinearConv with declared output codes, or a product with float output."""
 
     def write(self) -> dict[str, Any]:
-        entries = []
-        total: ir.Value | None = None
-        start = 0
-        for index, part in enumerate(self.layer.parts):
-            self.b.prefix = f"dq/{self.layer.name}" + (f"/part{index}" if len(self.layer.parts) > 1 else "")
-            x = self._slice(start, len(part.pre))
-            start += len(part.pre)
-            codes, zero = self._codes(x, part)
-            term, product = self._convolution(codes, zero, part) if self.conv else self._linear(codes, zero, part)
-            entries.append(self._entry(x, codes, product))
-            self.b.prefix = f"dq/{self.layer.name}"
-            total = term if total is None else self.b.op("Add", [total, term], "parts_sum")
-        assert total is not None
+        total, entries = self._parts()
         if not self.conv and self.layer.bias is not None:
             # an own Add: the product's bias input would be fused with one rounding less than the numerics
             total = self.b.op("Add", [total, self.b.constant(self.layer.bias, "bias")], "biased", dtype=FLOAT)
         replace_uses(self.site.output, total)
         form = "qlinear conv, 8-bit output" if self.conv else "u8 product, float output"
-        return {
-            "name": self.layer.name,
-            "kind": self.layer.kind,
-            "integer": True,
-            "form": form,
-            "reason": "",
-            "output_codes": f"dq/{self.layer.name}/product" if self.conv else None,
-            "parts": entries,
-        }
+        codes = f"dq/{self.layer.name}/product" if self.conv else None
+        return self._entry(form, entries, output_codes=codes)
 
-    def _entry(self, x: ir.Value, codes: ir.Value, product: str) -> dict[str, Any]:
+    def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, dict[str, Any]]:
+        codes, zero = self._codes(x, part)
+        term, product = self._convolution(codes, zero, part) if self.conv else self._linear(codes, zero, part)
+        return term, self._part_entry(x, codes, product)
+
+    def _part_entry(self, x: ir.Value, codes: ir.Value, product: str) -> dict[str, Any]:
         return {
             "input": x.name,
             "codes": codes.name,
@@ -122,28 +97,16 @@ class _LayerWriter:
             "layout": "nchw" if self.conv else "last",
         }
 
-    def _slice(self, start: int, width: int) -> ir.Value:
-        if len(self.layer.parts) == 1:
-            return self.site.input
-        limits = [self.b.constant(np.array([v], np.int64), "limit") for v in (start, start + width, self.rank - 1)]
-        return self.b.op("Slice", [self.site.input, *limits], "input", dtype=FLOAT)
-
     def _held_zero(self, part: Part) -> np.ndarray:
         """Code of 0 at each step: z[t] for unsigned ranges, -q_min for symmetric ones."""
         return (part.zero_point - self.layer.q_min).astype(np.uint8)
 
     def _codes(self, x: ir.Value, part: Part) -> tuple[ir.Value, ir.Value]:
         b, steps = self.b, self.steps
-        m = steps.scalar(reciprocal(part.scale), self.rank)
-        if not (part.pre == 1).all():
-            shape = [1] * self.rank
-            shape[1 if self.conv else self.rank - 1] = -1
-            m = b.op("Mul", [m, b.constant(part.pre.reshape(shape), "pre")], "multiplier")
+        m = self._multiplier(part)
         value = b.op("Mul", [x, m], "scaled_input")
         if self.layer.reach < 255:
-            z = part.zero_point.astype(np.float32)
-            value = b.op("Max", [value, steps.scalar(self.layer.q_min - z, self.rank)], "at_least")
-            value = b.op("Min", [value, steps.scalar(self.layer.q_max - z, self.rank)], "at_most")
+            value = self._clamped(value, part)
         zero = steps.number(self._held_zero(part))
         one = b.constant(np.float32(1), "one")
         return b.op("QuantizeLinear", [value, one, zero], "codes", dtype=U8), zero

@@ -10,14 +10,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dq_deploy.graph.builder import Builder, replace_uses
+from dq_deploy.graph.builder import replace_uses
 from dq_deploy.graph.im2col import Window, patch_matrix, patch_rows
-from dq_deploy.graph.integer_layers import float_entry
+from dq_deploy.graph.layer_writer import LayerWriter, write_layers
 from dq_deploy.graph.passes import PassResult
 from dq_deploy.graph.signed_codes import SignedCodes, padding_reason, signed_codes
-from dq_deploy.graph.sites import Site, find_sites
+from dq_deploy.graph.sites import Site
 from dq_deploy.graph.steps import StepTables
-from dq_deploy.numerics import reciprocal
 from dq_deploy.record import Layer, Part, Record
 
 I8, I4, FLOAT = ir.DataType.INT8, ir.DataType.INT4, ir.DataType.FLOAT
@@ -65,22 +64,12 @@ class TensorRtLayers:
 
     def apply(self, model: ir.Model) -> PassResult:
         """Edit the model in place."""
-        graph = model.graph
-        sites = find_sites(graph, self.record)
-        steps = StepTables(graph, self.record.step_edges)
-        notes = []
-        shared: dict[tuple[str, bytes], ir.Value] = {}
-        for site in sites:
-            reason = decline_reason(site.layer)
-            if reason:
-                notes.append(f"{site.layer.name} stays float: {reason}")
-                self.entries.append(float_entry(site, reason))
-                continue
-            as_rows = self._as_rows(site.layer)
-            writer = _LayerWriter(graph, site, steps, shared, as_rows=as_rows, int4=self.int4)
-            self.entries.append(writer.write())
-        steps.finish()
-        return PassResult(model=model, modified=True, notes=tuple(notes))
+        return write_layers(
+            model, self.record, self.entries, decline=lambda site: decline_reason(site.layer), writer=self._writer
+        )
+
+    def _writer(self, graph: ir.Graph, site: Site, steps: StepTables, shared: dict[Any, Any]) -> LayerWriter:
+        return _Int8Writer(graph, site, steps, shared, as_rows=self._as_rows(site.layer), int4=self.int4)
 
     def _as_rows(self, layer: Layer) -> bool:
         if layer.kind == "linear":
@@ -89,55 +78,26 @@ class TensorRtLayers:
         return self.conv == GEMM or (self.pixels_as_rows and pixels)
 
 
-class _LayerWriter:
-    """Writes the nodes of one layer in front of its float node."""
+class _Int8Writer(LayerWriter):
+    """An int8 product behind Q and DQ with scale 1, convolutions as rows or as they are."""
 
     def __init__(
-        self,
-        graph: ir.Graph,
-        site: Site,
-        steps: StepTables,
-        shared: dict[tuple[str, bytes], ir.Value],
-        *,
-        as_rows: bool,
-        int4: bool,
+        self, graph: ir.Graph, site: Site, steps: StepTables, shared: dict[Any, Any], *, as_rows: bool, int4: bool
     ) -> None:
-        self.site, self.layer, self.steps, self.shared = site, site.layer, steps, shared
-        self.conv, self.as_rows, self.int4 = self.layer.kind == "conv2d", as_rows, int4
-        self.b = Builder(graph, site.node, f"dq/{self.layer.name}")
-        shape = site.input.shape
-        self.rank_in = 4 if self.conv else len(shape) if shape is not None else 3
-        self.rank_out = 3 if self.conv and as_rows else self.rank_in
+        super().__init__(graph, site, steps, shared)
+        self.as_rows, self.int4 = as_rows, int4
+        self.rank_out = 3 if self.conv and as_rows else self.rank
         self.channel_axis = self.rank_out - 1 if as_rows else 1
+        self.corrections: list[NDArray[np.float64] | None] = []
 
     def write(self) -> dict[str, Any]:
-        entries, corrections = [], []
-        total: ir.Value | None = None
-        start = 0
-        for index, part in enumerate(self.layer.parts):
-            self.b.prefix = f"dq/{self.layer.name}" + (f"/part{index}" if len(self.layer.parts) > 1 else "")
-            x = self._slice(start, len(part.pre))
-            start += len(part.pre)
-            held = signed_codes(self.layer, part)
-            term, entry = self._part(x, part, held)
-            entries.append(entry)
-            corrections.append(correction_table(part, held))
-            self.b.prefix = f"dq/{self.layer.name}"
-            total = term if total is None else self.b.op("Add", [total, term], "parts_sum", dtype=FLOAT)
-        assert total is not None
-        y = self._replace(self._bias(total, corrections))
-        return {
-            "name": self.layer.name,
-            "kind": self.layer.kind,
-            "integer": True,
-            "form": self._form(),
-            "reason": "",
-            "output": y,
-            "im2col_bytes": sum(self._window(p).patch_bytes(len(p.pre)) for p in self.layer.parts)
-            if self.conv and self.as_rows
-            else 0,
-            "parts": entries,
-        }
+        total, entries = self._parts()
+        y = self._replace(self._bias(total, self.corrections))
+        patches = sum(self._window(p).patch_bytes(len(p.pre)) for p in self.layer.parts) if self._is_patches() else 0
+        return self._entry(self._form(), entries, output=y, im2col_bytes=patches)
+
+    def _is_patches(self) -> bool:
+        return self.conv and self.as_rows
 
     def _form(self) -> str:
         weight = "int4" if self.layer.weight_bits <= 4 and self._fits_int4() else "int8"
@@ -152,13 +112,6 @@ class _LayerWriter:
             return False
         spans = [part.q_weight(0) for part in self.layer.parts]
         return all(w.min(initial=0) >= -8 and w.max(initial=0) <= 7 for w in spans)
-
-    def _slice(self, start: int, width: int) -> ir.Value:
-        if len(self.layer.parts) == 1:
-            return self.site.input
-        axis = 1 if self.conv else self.rank_in - 1
-        limits = [self.b.constant(np.array([v], np.int64), "limit") for v in (start, start + width, axis)]
-        return self.b.op("Slice", [self.site.input, *limits], "input", dtype=FLOAT)
 
     def _pads_float(self, part: Part) -> bool:
         return any(self.layer.padding) and signed_codes(self.layer, part).offset != 0
@@ -177,9 +130,11 @@ class _LayerWriter:
             size_out=self.site.spatial_out,
         )
 
-    def _part(self, x: ir.Value, part: Part, held: SignedCodes) -> tuple[ir.Value, dict[str, Any]]:
-        b = self.b
-        codes = self._codes(x, part, held)
+    def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, dict[str, Any]]:
+        b, held = self.b, signed_codes(self.layer, part)
+        self.corrections.append(correction_table(part, held))
+        padding = self.layer.padding if self._pads_float(part) else (0, 0, 0, 0)
+        codes = self._once(x, part, lambda: self._quantize(x, part, held), *padding)
         rows = patch_rows(b, codes, len(part.pre), self._window(part)) if self.conv and self.as_rows else codes
         weight, kind = self._weight(part)
         one, zero = b.constant(np.float32(1), "one"), b.constant(np.int8(0), "zero")
@@ -210,34 +165,18 @@ class _LayerWriter:
         scaled = b.op("Mul", [product, self.steps.scalar(part.scale, self.rank_out)], "scaled", dtype=FLOAT)
         return scaled, entry
 
-    def _codes(self, x: ir.Value, part: Part, held: SignedCodes) -> ir.Value:
-        """The int8 codes; layers that read one tensor alike share them."""
-        assert x.name is not None
-        padding = self.layer.padding if self._pads_float(part) else (0, 0, 0, 0)
-        bounds = np.array([self.layer.q_min, self.layer.q_max, self.conv, *padding])
-        tables = (part.pre, part.scale, part.zero_point, bounds)
-        key = (x.name, b"|".join(np.ascontiguousarray(t).tobytes() for t in tables))
-        if key not in self.shared:
-            self.shared[key] = self._quantize(x, part, held)
-        return self.shared[key]
-
     def _quantize(self, x: ir.Value, part: Part, held: SignedCodes) -> ir.Value:
-        b, steps, rank = self.b, self.steps, self.rank_in
+        b, steps, rank = self.b, self.steps, self.rank
         if self._pads_float(part):
             top, left, bottom, right = self.layer.padding
             pads = b.constant(np.array([0, 0, top, left, 0, 0, bottom, right], np.int64), "pads")
             x = b.op("Pad", [x, pads], "padded_input", dtype=FLOAT)
-        m = steps.scalar(reciprocal(part.scale), rank)
-        if not (part.pre == 1).all():
-            shape = [1] * rank
-            shape[1 if self.conv else rank - 1] = -1
-            m = b.op("Mul", [m, b.constant(part.pre.reshape(shape), "pre")], "multiplier", dtype=FLOAT)
+        m = self._multiplier(part)
         value = b.op("Mul", [x, m], "scaled_input", dtype=FLOAT)
         value = b.op("Round", [value], "rounded", dtype=FLOAT)
         z = part.zero_point.astype(np.float32)
         if not held.saturates:
-            value = b.op("Max", [value, steps.scalar(self.layer.q_min - z, rank)], "at_least", dtype=FLOAT)
-            value = b.op("Min", [value, steps.scalar(self.layer.q_max - z, rank)], "at_most", dtype=FLOAT)
+            value = self._clamped(value, part)
         if held.offset is None:
             value = b.op("Add", [value, steps.scalar(z + held.shift, rank)], "shifted", dtype=FLOAT)
         elif held.offset:
