@@ -143,9 +143,9 @@ def _open_subject(ckpt: Path | None, engine: Path | None, threads: int | None, s
     runner = stack.enter_context(open_engine(engine, threads=threads))
     manifest = runner.manifest
     assert manifest is not None  # open_engine requires it by default
-    if record is not None and content_sha256(record) != manifest["record_sha256"]:
+    if record is not None and content_sha256(record) != manifest.get("record_sha256"):
         raise FileProblemError(
-            f"engine {engine} was exported from the record {manifest['record_sha256'][:12]}, expected "
+            f"engine {engine} was exported from the record {str(manifest.get('record_sha256'))[:12]}, expected "
             f"{content_sha256(record)[:12]} as in {ckpt}; export it again or give its own --ckpt"
         )
     return _Subject(

@@ -26,6 +26,8 @@ MANIFEST = {
     "family": "unet2d",
     "inputs": [{"name": "sample", "dtype": "float32", "shape": ["B", 1, 8, 8]}],
     "outputs": [{"name": "output", "dtype": "float32", "shape": ["B", 1, 8, 8]}],
+    "model_config": {},
+    "scheduler_config": None,
     "timesteps": [0.0, 500.0],
     "step_edges": [250.0],
     "single_step_batch": False,

@@ -30,6 +30,9 @@ def manifest_of(inputs: Sequence[dict[str, Any]], layers: Sequence[str]) -> dict
         "inputs": list(inputs),
         "outputs": [],
         "model_config": {},
+        "scheduler_config": None,
+        "timesteps": [],
+        "step_edges": [],
         "layers": [{"name": name, "integer": True, "parts": []} for name in layers],
     }
 

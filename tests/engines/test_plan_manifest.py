@@ -23,6 +23,12 @@ ONNX_MANIFEST = {
     "version": 1,
     "target": "tensorrt-rtx",
     "inputs": [],
+    "outputs": [],
+    "mode": "exact",
+    "model_config": {},
+    "scheduler_config": None,
+    "timesteps": [],
+    "step_edges": [],
     "layers": [],
     "notes": ["n"],
 }
@@ -79,6 +85,10 @@ def test_a_plan_that_was_replaced_is_refused(plan):
         ),
         (lambda p: changed(p, inputs=None), "was edited: inputs is null, expected a list; build the plan again"),
         (lambda p: changed(p, layers=[{"name": 5}]), r"layers\[0\].name is 5, expected text"),
+        (
+            lambda p: changed(p, layers=[{"name": "a", "integer": True, "parts": [{"codes": []}]}]),
+            r"layers\[0\].parts\[0\].codes is a list, expected text or null",
+        ),
         (lambda p: changed(p, compute_capabilities=[8.9]), r"compute_capabilities\[0\] is 8.9, expected a compute"),
         (lambda p: changed(p, profiles=[{"sample": {}}]), r"profiles\[0\].sample.min is missing"),
         (lambda p: changed(p, timesteps=[float("nan")]), r"timesteps\[0\] is NaN, expected a finite number"),
