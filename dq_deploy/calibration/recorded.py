@@ -159,7 +159,8 @@ def read_inputs(path: Path, specs: Sequence[Spec]) -> Arrays:
 
 def _checked(path: Path, spec: Spec, value: NDArray[Any]) -> NDArray[Any]:
     whole = spec.dtype.startswith("int")
-    if value.dtype.kind not in ("iu" if whole else "fiu"):
+    numbers = spec.name in ("timestep", "time_ids")  # steps and sizes, often saved as integers
+    if value.dtype.kind not in ("iu" if whole else "fiu" if numbers else "f"):
         raise InputError(f"{path}: {spec.name} is {value.dtype}, expected {spec.dtype}")
     if value.shape[1:] != tuple(spec.shape[1:]) or value.ndim != len(spec.shape) or not len(value):
         expected = ", ".join(["N", *(str(size) for size in spec.shape[1:])])
@@ -167,6 +168,8 @@ def _checked(path: Path, spec: Spec, value: NDArray[Any]) -> NDArray[Any]:
     result = np.ascontiguousarray(value.astype(spec.dtype))
     if result.dtype.kind == "f" and not np.isfinite(result).all():
         raise InputError(f"{path}: {spec.name} holds NaN or infinity, expected finite float32 numbers")
+    if spec.name == "timestep" and result.min() < 0:
+        raise InputError(f"{path}: timestep holds {result.min():g}, expected the sampler's timesteps, from 0 up")
     return result
 
 

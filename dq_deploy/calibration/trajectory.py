@@ -98,7 +98,7 @@ def _labels(config: Mapping[str, Any], labels: Sequence[int] | None, count: int,
     classes = config.get("num_class_embeds")
     if classes is None:
         if labels:
-            raise OptionError("got labels, expected none: the model is unconditional")
+            raise OptionError("got labels, expected none: the model has no classes")
         return None
     allowed = np.arange(classes) if not labels else np.asarray(labels, np.int64)
     if allowed.min() < 0 or allowed.max() >= classes:

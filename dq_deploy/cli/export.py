@@ -11,6 +11,8 @@ import typer
 
 from dq_deploy.cli.frame import check_outputs, console, run, write_json
 
+_MOST_LINES = 12
+
 
 def export(
     ckpt: Annotated[Path, typer.Option(help="Quantized model, .pt or .safetensors.")],
@@ -96,13 +98,28 @@ def _print(summary: dict[str, Any], manifest: dict[str, Any]) -> None:
     table.add_row("step buckets", str(len(manifest["timesteps"])))
     table.add_row("time", f"{summary['seconds']:.1f} s")
     console().print(table)
-    for name, reason in summary["float_layers"].items():
-        print(f"float: {name}: {reason}")
-    for row in summary["float_precision"]:
-        print(f"{row['kept']}: {row['name']}: {row['why']} {row['largest']:.4g}")
+    _print_floats(summary)
     if summary["target"].startswith("tensorrt"):
         print(f"build the engine with: dq-build --onnx {summary['engine']} --out {out_plan(summary['engine'])}")
-    print(f"wrote {summary['engine']}; prove it with: dq-verify --ckpt ... --engine {summary['engine']} --exact")
+    exact = " --exact" if summary["integer_layers"] else ""
+    print(f"wrote {summary['engine']}; prove it with: dq-verify --ckpt ... --engine {summary['engine']}{exact}")
+
+
+def _print_floats(summary: dict[str, Any]) -> None:
+    """What stays float, one line a layer; a reason that many layers share gets one line."""
+    names_of: dict[str, list[str]] = {}
+    for name, reason in summary["float_layers"].items():
+        names_of.setdefault(reason, []).append(name)
+    for reason, names in names_of.items():
+        if len(names) > _MOST_LINES:
+            print(f"float: {len(names)} layers, {names[0]} to {names[-1]}: {reason}")
+        else:
+            print(*(f"float: {name}: {reason}" for name in names), sep="\n")
+    rows = summary["float_precision"]
+    for row in rows[:_MOST_LINES]:
+        print(f"{row['kept']}: {row['name']}: {row['why']} {row['largest']:.4g}")
+    if len(rows) > _MOST_LINES:
+        print(f"{len(rows) - _MOST_LINES} more operations are kept so; the manifest's float_precision lists them")
 
 
 def out_plan(engine: str) -> str:

@@ -223,6 +223,9 @@ def summary_of(record: Record, out: Path, *, seconds: float) -> dict[str, Any]:
         "layers": len(record.layers),
         "weight_only_layers": len(record.weight_only),
         "bits": dict(sorted(bits.items())),
+        "kept_float": {
+            why: names for h in record.provenance["history"] for why, names in h.get("kept_float", {}).items()
+        },
         "folded_layers": sum(layer.fold.startswith("folded") for layer in record.layers.values()),
         "steps": record.steps,
         "file_mib": out.stat().st_size / 2**20,
@@ -244,6 +247,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
     if summary["weight_only_layers"]:
         table.add_row("weight-only layers", str(summary["weight_only_layers"]))
     table.add_row("bits", bits)
+    for reason, names in summary["kept_float"].items():
+        table.add_row("left in float", f"{len(names)}: {reason}")
     table.add_row("step buckets", str(summary["steps"]))
     told = summary["calibration"]
     table.add_row("calibrated by", f"{told['inputs']} inputs, {told['sampler']}")

@@ -113,7 +113,7 @@ def labels_for(model_config: Mapping[str, Any], labels: Sequence[int] | None) ->
     classes = model_config.get("num_class_embeds")
     if classes is None:
         if labels is not None:
-            raise OptionError("got labels, expected none: the model is unconditional; give --count instead")
+            raise OptionError("got labels, expected none: the model has no classes; give --count instead")
         return None
     if labels is None or len(labels) == 0:
         raise OptionError(f"the model is class-conditional, expected labels from 0 to {classes - 1}; give --labels")

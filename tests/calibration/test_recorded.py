@@ -57,6 +57,7 @@ def test_conditions_are_read_as_the_model_takes_them(tmp_path: Path) -> None:
         ({"time_ids": np.zeros((2, 6), np.float32)}, "different numbers of rows"),
         ({"text_embeds": np.full((3, 8), np.nan, np.float32)}, "text_embeds holds NaN or infinity"),
         ({"text_embeds": np.zeros((3, 8), bool)}, "text_embeds is bool, expected float32"),
+        ({"text_embeds": np.zeros((3, 8), np.int64)}, "text_embeds is int64, expected float32"),
     ],
 )
 def test_a_wrong_tensor_is_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:

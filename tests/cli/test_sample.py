@@ -85,7 +85,7 @@ def test_an_unconditional_model_takes_a_count_and_no_labels(tmp_path):
     assert done.code == 0, done.err
     assert "3 images by the simulation" in done.out
     done = command("sample", "--ckpt", path, "--labels", "0", "--out", tmp_path / "other.png")
-    assert (done.code, "the model is unconditional" in done.err) == (2, True)
+    assert (done.code, "the model has no classes" in done.err) == (2, True)
 
 
 def test_an_engine_of_another_checkpoint_is_refused(tiny_engine, tmp_path):
