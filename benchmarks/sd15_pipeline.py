@@ -12,7 +12,6 @@ benchmarks/results/sd15-pipeline.jsonl. A build stage follows where dq-build and
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import resource
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from dq_deploy.bench.environment import describe_environment
+from dq_deploy.engines.tensorrt_library import RUNTIMES
 
 ROOT = Path(__file__).parent
 CONFIG: dict[str, Any] = {
@@ -57,7 +57,6 @@ SCHEDULER = {
     "steps_offset": 1,
     "clip_sample": False,
 }
-BUILD_RUNTIMES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
 
 
 def quantize_stage(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -131,7 +130,7 @@ def build_stage(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     command = [
         *(sys.executable, "-m", "dq_deploy.cli.build"),
         *("--onnx", str(folder / "sd15.onnx"), "--out", str(plan)),
-        *("--runtime", BUILD_RUNTIMES[arguments.target]),
+        *("--runtime", arguments.target),
     ]
     if arguments.compute_capability:
         command += ["--compute-capability", arguments.compute_capability]
@@ -182,11 +181,6 @@ def commit() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
-def can_build(target: str) -> bool:
-    """Whether a plan can be built from this target's file here."""
-    return target in BUILD_RUNTIMES and importlib.util.find_spec("dq_deploy.cli.build") is not None
-
-
 def main() -> None:
     """Run the stages, print a row each and append the line to the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -209,7 +203,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         stages = {}
         for name in arguments.stages.split(","):
-            if name == "build" and not can_build(arguments.target):
+            if name == "build" and arguments.target not in RUNTIMES:
                 continue
             row = measured(name, folder, argv)
             stages[row.pop("stage")] = row

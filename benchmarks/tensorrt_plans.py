@@ -26,7 +26,7 @@ from dq_deploy.engines.build import BuildOptions, build_plan
 from dq_deploy.engines.plan_manifest import write_plan_manifest
 from dq_deploy.models import Denoiser
 from dq_deploy.targets import float_graph
-from dq_deploy.verify.plan_attestation import attest_plan
+from dq_deploy.verify.plan_attestation import PlanAttestation, attest_plan
 
 ROOT = Path(__file__).parent
 RUNTIME = "tensorrt-rtx"
@@ -40,14 +40,24 @@ def denoiser_of(name: str) -> Denoiser:
     return dq_deploy.load_model(ROOT.parent / "examples" / "mnist-ddpm-32")
 
 
-def build(path: Path, capability: str | None, exported: dict[str, Any]) -> tuple[Path, dict[str, Any], Any]:
-    """Build one ONNX file; its plan, the plan's manifest and what the plan says of the exported layers."""
+def build(path: Path, capability: str | None, exported: dict[str, Any]) -> tuple[dict[str, Any], PlanAttestation]:
+    """Build one ONNX file; what the build took, and what the plan says of the exported layers."""
     plan = path.with_suffix(".plan")
     options = BuildOptions(runtime=RUNTIME, compute_capabilities=(capability,) if capability else ())
     manifest = build_plan(path, plan, options, manifest=exported)
     found = attest_plan(plan, manifest)
     write_plan_manifest(plan, manifest)
-    return plan, manifest, found
+    facts = {
+        "compute_capability": capability,
+        "onnx_mib": path.stat().st_size / MIB,
+        "build_s": manifest["build"]["seconds"],
+        "build_peak_mib": manifest["build"]["peak_mib"],
+        "plan_mib": plan.stat().st_size / MIB,
+        "source_mib": manifest["build"]["text_bytes"] / MIB,
+        "integer_mac_share": found.integer_mac_share,
+        "runtime_version": manifest["runtime_version"],
+    }
+    return facts, found
 
 
 def measure(
@@ -58,24 +68,17 @@ def measure(
     start = time.perf_counter()
     exported = dq_deploy.export(record, path, target=RUNTIME, float_type=float_type, conv=conv)
     export_s = time.perf_counter() - start
-    plan, manifest, found = build(path, capability, exported)
+    facts, found = build(path, capability, exported)
     executed: dict[str, int] = {}
     for row in found.to_json()["layers"]:
         executed[row["executed"]] = executed.get(row["executed"], 0) + 1
     return {
         "conv": conv,
         "float_type": float_type,
-        "compute_capability": capability,
         "export_s": export_s,
-        "onnx_mib": path.stat().st_size / MIB,
-        "build_s": manifest["build"]["seconds"],
-        "build_peak_mib": manifest["build"]["peak_mib"],
-        "plan_mib": plan.stat().st_size / MIB,
-        "source_mib": manifest["build"]["text_bytes"] / MIB,
-        "integer_mac_share": found.integer_mac_share,
+        **facts,
         "layers": executed,
         "im2col_mib_a_sample": sum(layer.get("im2col_bytes", 0) for layer in exported["layers"]) / MIB,
-        "runtime_version": manifest["runtime_version"],
     }
 
 
@@ -84,18 +87,7 @@ def measure_float(record: dq_deploy.Record, folder: Path, capability: str | None
     exported = dq_deploy.export(record, folder / "unet.onnx", target=RUNTIME)
     path = folder / "float.onnx"
     float_graph(exported, path, record=record, float_type="float16")
-    plan, manifest, found = build(path, capability, exported)
-    return {
-        "float_type": "float16",
-        "compute_capability": capability,
-        "onnx_mib": path.stat().st_size / MIB,
-        "build_s": manifest["build"]["seconds"],
-        "build_peak_mib": manifest["build"]["peak_mib"],
-        "plan_mib": plan.stat().st_size / MIB,
-        "source_mib": manifest["build"]["text_bytes"] / MIB,
-        "integer_mac_share": found.integer_mac_share,
-        "runtime_version": manifest["runtime_version"],
-    }
+    return {"float_type": "float16", **build(path, capability, exported)[0]}
 
 
 def append(row: dict[str, Any], results: Path) -> None:

@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dq_deploy.engines.plan_manifest import is_plan, read_plan_manifest
+from dq_deploy.engines.tensorrt_library import RUNTIMES
 from dq_deploy.errors import FileProblemError, OptionError
 from dq_deploy.graph.onnx_file import read_manifest
 
 if TYPE_CHECKING:
     from dq_deploy.engines.base import Runner
 
-GRAPH_TARGETS = ("tensorrt", "tensorrt-rtx")
+GRAPH_TARGETS = RUNTIMES
 """Targets whose ONNX file is not what runs: a plan is built from it."""
 
-ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+ENGINES = ("onnxruntime", "openvino", *RUNTIMES)
 
 
 def open_engine(

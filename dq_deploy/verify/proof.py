@@ -88,15 +88,16 @@ def verify(
     manifest = read_manifest(path)
     _check_belongs(record, manifest, path, model)
     with tempfile.TemporaryDirectory(prefix="dq-verify-") as folder:
-        proven = path
-        if manifest["target"] in GRAPH_TARGETS and is_narrow(manifest):
+        proven, narrow = path, manifest["target"] in GRAPH_TARGETS and is_narrow(manifest)
+        if narrow:
             progress("exporting the float32 form of the graph, and comparing the two")
             proven = float32_twin(record, path, manifest, Path(folder))
         report = _proof(
             record,
             proven,
-            read_manifest(proven),
+            read_manifest(proven) if narrow else manifest,
             model,
+            start=start,
             engine=engine,
             steps=steps,
             inputs=inputs,
@@ -104,8 +105,9 @@ def verify(
             threads=threads,
             progress=progress,
         )
-    notes = report.notes if proven is path else (narrow_note(manifest), *report.notes)
-    return replace(report, engine=path.name, notes=notes, seconds=time.perf_counter() - start)
+    if not narrow:
+        return report
+    return replace(report, engine=path.name, notes=(narrow_note(manifest), *report.notes))
 
 
 def _proof(
@@ -114,6 +116,7 @@ def _proof(
     manifest: Mapping[str, Any],
     model: Denoiser | None,
     *,
+    start: float,
     engine: str | None,
     steps: int,
     inputs: int,
@@ -122,7 +125,6 @@ def _proof(
     progress: Progress,
 ) -> Report:
     """The proof of one file as it lies."""
-    start = time.perf_counter()
     graph_only = manifest["target"] in GRAPH_TARGETS
     runtime = engine or ("onnxruntime" if graph_only else str(manifest["target"]))
     entries = {str(entry["name"]): entry for entry in manifest["layers"]}
