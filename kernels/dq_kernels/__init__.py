@@ -1,6 +1,17 @@
-"""Hardware kernels of the integer layer come in a later version; this version ships none.
+"""Our own kernels of the integer layer, one folder an op: reference, CPU, GPU and the cases they are tested with.
 
-Everything runs on the engines' own integer operators; see `dq_deploy.targets`.
+Imports nothing of `dq_deploy`; `import dq_kernels` loads neither the CPU library, torch nor triton.
 """
 
-OPS: tuple[str, ...] = ()
+OPS = (
+    "quantize",
+    "group_norm_silu_quantize",
+    "layer_norm_quantize",
+    "geglu_quantize",
+    "int_linear",
+    "int_conv2d",
+)
+"""Ops with a reference, a CPU kernel, a Triton kernel and cases."""
+
+CPU_OPS = ("elementwise", "attention", "float_linear", "float_conv2d")
+"""Float operations the CPU programs of the native engine need between them."""

@@ -1,0 +1,103 @@
+"""Compiles the CPU kernels into one shared library with the system's C++ compiler.
+
+Used by the package's build, by the tests that compile with sanitizers, and by hand after an edit::
+
+    python -m dq_kernels.cpu.build
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent
+LIBRARY = PACKAGE / "_cpu.so"
+FLAGS = (
+    *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread", "-fno-math-errno"),
+    *("-ffp-contract=off", "-Wall", "-Wextra", "-Werror=return-type"),
+)
+"""-ffp-contract=off: a product and a sum that become one instruction round once, the reference rounds twice."""
+
+
+class BuildError(RuntimeError):
+    """The compiler is missing or refused a source; the message says which."""
+
+
+def sources() -> list[Path]:
+    """C++ files of the library, in a fixed order."""
+    return sorted(PACKAGE.glob("*/*.cpp"))
+
+
+def compiler() -> list[str]:
+    """The C++ compiler: $CXX, else g++, else clang++.
+
+    Raises:
+        BuildError: none is found.
+    """
+    wanted = os.environ.get("CXX")
+    if wanted:
+        return shlex.split(wanted)
+    for name in ("g++", "clang++", "c++"):
+        if shutil.which(name):
+            return [name]
+    raise BuildError("no C++ compiler found (g++ or clang++), expected one to build the CPU kernels; or set CXX")
+
+
+def build(target: Path = LIBRARY, *, flags: Sequence[str] = (), files: Sequence[Path] | None = None) -> Path:
+    """Compile the kernels to a shared library, or to a program where `files` hold a main.
+
+    Args:
+        target: file to write; replaced only once everything is compiled.
+        flags: further flags, behind `FLAGS`.
+        files: sources instead of `sources()`; a program is linked where -shared is not wanted ("-no-shared").
+
+    Raises:
+        BuildError: no compiler, or one that fails; its first error line is in the message.
+    """
+    command = compiler()
+    shared = () if "-no-shared" in flags else ("-shared",)
+    wanted = [flag for flag in flags if flag != "-no-shared"]
+    found = list(sources() if files is None else files)
+    with tempfile.TemporaryDirectory(prefix="dq-kernels-") as folder:
+        objects = [Path(folder) / f"{source.parent.name}-{source.stem}.o" for source in found]
+        base = [*command, *FLAGS, *wanted, f"-I{PACKAGE / 'cpu'}", f"-I{PACKAGE}"]
+        jobs = [[*base, "-c", str(s), "-o", str(o)] for s, o in zip(found, objects, strict=True)]
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            list(pool.map(_run, jobs))
+        out = Path(folder) / target.name
+        _run([*command, *FLAGS, *wanted, *shared, "-o", str(out), *map(str, objects)])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged = target.with_name(f".{target.name}.{os.getpid()}")
+        shutil.copy2(out, staged)
+        staged.replace(target)
+    return target
+
+
+def _run(command: Sequence[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BuildError(f"C++ compiler {command[0]} cannot be started: {error.strerror}; set CXX to another") from error
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["no output"]
+        raise BuildError(f"{command[0]} ended with code {done.returncode}: {lines[0]}")
+
+
+def main() -> None:
+    """Build in place."""
+    try:
+        print(build(flags=sys.argv[1:]))
+    except BuildError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Loads the CPU library and runs calls of its ops on numpy arrays, with no compiler and no torch."""
+
+from __future__ import annotations
+
+import ctypes as c
+import functools
+import os
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dq_kernels.cpu.build import LIBRARY
+from dq_kernels.cpu.structs import ISAS, OPS, Call
+
+MISSING = (
+    "the CPU kernels are not built: {why}; install a C++17 compiler (g++ or clang++) and install this package again, "
+    "or run python -m dq_kernels.cpu.build. The library engines (onnxruntime, openvino) work without"
+)
+
+
+class KernelsMissingError(ImportError):
+    """There is no CPU library that this Python code can use; the message says why and what to do."""
+
+
+class KernelInputError(ValueError):
+    """An array has another dtype, shape or alignment than a kernel takes; the message names both."""
+
+
+@functools.lru_cache(maxsize=1)
+def library() -> Any:
+    """The shared library, with its functions' types set.
+
+    Raises:
+        KernelsMissingError: it was not built, does not load here, or is another version than this code.
+    """
+    if not LIBRARY.is_file():
+        raise KernelsMissingError(MISSING.format(why=f"{LIBRARY.name} is not in the package"))
+    try:
+        loaded = c.CDLL(str(LIBRARY))
+    except OSError as error:
+        raise KernelsMissingError(MISSING.format(why=str(error))) from error
+    i32, i64, pointer = c.c_int32, c.c_int64, c.c_void_p
+    signatures: dict[str, tuple[Any, list[Any]]] = {
+        "dq_known_isas": (i32, []),
+        "dq_struct_bytes": (i64, [i32]),
+        "dq_open": (pointer, [i32, i32]),
+        "dq_close": (None, [pointer]),
+        "dq_run": (i64, [pointer, pointer, i64]),
+        "dq_run_timed": (i64, [pointer, pointer, i64, pointer]),
+        "dq_packed_bytes": (i64, [i32, i64, i64, i64, pointer, i32]),
+        "dq_pack_weights": (None, [i32, i64, i64, i64, pointer, i32, pointer]),
+        "dq_packed_form": (i64, [pointer, pointer, i64]),
+    }
+    try:
+        for name, (result, arguments) in signatures.items():
+            function = getattr(loaded, name)
+            function.restype, function.argtypes = result, arguments
+        sizes = {name: loaded.dq_struct_bytes(number) for number, name in enumerate(OPS)}
+    except AttributeError as error:
+        raise KernelsMissingError(MISSING.format(why=f"{LIBRARY.name} is of another version ({error})")) from error
+    wrong = [name for name, size in sizes.items() if size != c.sizeof(OPS[name])]
+    if wrong:
+        raise KernelsMissingError(MISSING.format(why=f"{LIBRARY.name} is of another version ({wrong[0]} differs)"))
+    return loaded
+
+
+def known_isas() -> tuple[str, ...]:
+    """Instruction sets this CPU runs, the slowest first; names of `ISAS`."""
+    bits = library().dq_known_isas()
+    return tuple(name for number, name in enumerate(ISAS) if bits >> number & 1)
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: Any, alignment: int = 64) -> NDArray[Any]:
+    """An array whose first byte lies on a multiple of `alignment`."""
+    kind = np.dtype(dtype)
+    size = int(np.prod(shape)) * kind.itemsize
+    raw = np.empty(size + alignment, np.uint8)
+    start = -raw.ctypes.data % alignment
+    return raw[start : start + size].view(kind).reshape(shape)
+
+
+class Context:
+    """Threads and an instruction set; a context manager. Its calls must not overlap.
+
+    Attributes:
+        threads: how many run each op.
+        isa: a name of `ISAS`.
+    """
+
+    def __init__(self, threads: int | None = None, isa: str | None = None) -> None:
+        """Start the threads.
+
+        Args:
+            threads: None takes one for each CPU this process may use.
+            isa: None takes the best this CPU has.
+
+        Raises:
+            KernelsMissingError: there is no library.
+            KernelInputError: an instruction set this CPU lacks, or a wrong number of threads.
+        """
+        known = known_isas()
+        self.threads = len(os.sched_getaffinity(0)) if threads is None else threads
+        self.isa = known[-1] if isa is None else isa
+        if self.isa not in known:
+            raise KernelInputError(f"instruction set is {self.isa!r}, expected one this CPU has: {', '.join(known)}")
+        self._handle = library().dq_open(self.threads, ISAS.index(self.isa))
+        if not self._handle:
+            raise KernelInputError(f"threads is {self.threads}, expected 1 to 256 that the system lets start")
+
+    def run(self, calls: c.Array[Any]) -> None:
+        """Run a list made by `call_list`."""
+        bad = library().dq_run(self._handle, c.addressof(calls), len(calls))
+        if bad:
+            raise KernelInputError(f"call {bad - 1} names op {calls[bad - 1].op}, expected 0 to {len(OPS) - 1}")
+
+    def run_timed(self, calls: c.Array[Any]) -> NDArray[np.int64]:
+        """Run a list; nanoseconds of each call."""
+        spent = np.zeros(len(calls), np.int64)
+        bad = library().dq_run_timed(self._handle, c.addressof(calls), len(calls), spent.ctypes.data)
+        if bad:
+            raise KernelInputError(f"call {bad - 1} names op {calls[bad - 1].op}, expected 0 to {len(OPS) - 1}")
+        return spent
+
+    def call(self, op: str, args: c.Structure) -> None:
+        """Run one op."""
+        self.run(call_list([(op, args)]))
+
+    def pack(self, weights: NDArray[np.int8], code_span: int) -> NDArray[np.uint8]:
+        """Weights in this context's access order.
+
+        Args:
+            weights: int8 w_q, [out_channels, positions, channels] with positions = kh * kw, or 1.
+            code_span: q_max - q_min of the activations, 1..255.
+        """
+        if weights.dtype != np.int8 or weights.ndim != 3 or not weights.flags.c_contiguous:
+            raise KernelInputError(
+                f"weights are {weights.dtype} {weights.shape}, expected contiguous int8 [out_channels, positions, channels]"
+            )
+        if not 1 <= code_span <= 255:
+            raise KernelInputError(f"code span is {code_span}, expected 1 to 255")
+        shape = (ISAS.index(self.isa), *weights.shape, weights.ctypes.data, code_span)
+        packed = aligned_empty((library().dq_packed_bytes(*shape),), np.uint8)
+        library().dq_pack_weights(*shape, packed.ctypes.data)
+        return packed
+
+    def close(self) -> None:
+        """End the threads; a second call does nothing."""
+        if self._handle:
+            library().dq_close(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> Self:
+        """The context itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the threads."""
+        self.close()
+
+
+def packed_form(packed: NDArray[np.uint8]) -> str:
+    """How packed weights are held and multiplied, in words."""
+    text = c.create_string_buffer(128)
+    library().dq_packed_form(packed.ctypes.data, c.addressof(text), len(text))
+    return text.value.decode("ascii")
+
+
+def call_list(calls: Sequence[tuple[str, c.Structure]]) -> c.Array[Any]:
+    """Calls of ops in order; keeps the argument structs alive, not the arrays they point to."""
+    numbers = {name: number for number, name in enumerate(OPS)}
+    result = (Call * len(calls))(*(Call(numbers[op], 0, c.addressof(args)) for op, args in calls))
+    result.keep = [args for _, args in calls]
+    return result

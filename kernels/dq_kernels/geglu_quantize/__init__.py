@@ -1,0 +1,1 @@
+"""geglu_quantize."""

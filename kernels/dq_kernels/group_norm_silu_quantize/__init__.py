@@ -1,0 +1,1 @@
+"""group_norm_silu_quantize."""
