@@ -60,7 +60,7 @@ typedef struct dq_quantize_args {
     dq_code_output out;
 } dq_quantize_args;
 
-// y = act(group_norm(x)); codes of y for 0, 1 or 2 parts; y itself where it is asked for.
+// y = act(group_norm(x)); codes of y for 0 to 3 consumers; y itself where it is asked for.
 typedef struct dq_group_norm_silu_quantize_args {
     const float* x;      // [batch, rows, x_pitch]
     const float* gamma;  // [channels], may be null: ones
@@ -76,8 +76,8 @@ typedef struct dq_group_norm_silu_quantize_args {
     int64_t y_pitch;
     double eps;
     int32_t silu;   // 1: y = v * sigmoid(v), 0: y = v
-    int32_t parts;  // 0, 1 or 2 of `out`
-    dq_code_output out[2];
+    int32_t parts;  // 0 to 3 of `out`; each may cover any channels
+    dq_code_output out[3];
 } dq_group_norm_silu_quantize_args;
 
 // y = layer_norm(x) over the channels of each row; codes likewise, up to 3 consumers of the same y.

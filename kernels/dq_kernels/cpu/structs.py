@@ -33,7 +33,7 @@ GroupNormSiluQuantizeArgs = _struct(
         *_fields(_I64, "batch rows channels groups x_pitch y_pitch"),
         ("eps", c.c_double),
         *_fields(_I32, "silu parts"),
-        ("out", CodeOutput * 2),
+        ("out", CodeOutput * 3),
     ],
 )
 LayerNormQuantizeArgs = _struct(
