@@ -1,0 +1,37 @@
+// Code for one instruction set inside a file compiled for all: DQ_AVX2_BEGIN ... DQ_ISA_END around functions.
+//
+// Inside, call no template or inline function of the standard library: the linker keeps one copy of each, and it might
+// be the one compiled for the newer CPU. Functions there are static or in a nameless namespace for the same reason.
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#define DQ_X86 1
+#include <immintrin.h>
+#else
+#define DQ_X86 0
+#endif
+
+#define DQ_INLINE static inline __attribute__((always_inline))
+
+#if defined(__clang__)
+#define DQ_AVX2_BEGIN \
+    _Pragma("clang attribute push(__attribute__((target(\"avx2\"))), apply_to = function)")
+#define DQ_AVX_VNNI_BEGIN \
+    _Pragma("clang attribute push(__attribute__((target(\"avx2,avxvnni\"))), apply_to = function)")
+#define DQ_AVX512_BEGIN                                                                               \
+    _Pragma("clang attribute push(__attribute__((target(\"avx2,avx512f,avx512bw,avx512vl\"))), "      \
+            "apply_to = function)")
+#define DQ_AVX512_VNNI_BEGIN                                                                             \
+    _Pragma("clang attribute push(__attribute__((target(\"avx2,avx512f,avx512bw,avx512vl,avx512vnni\"))), " \
+            "apply_to = function)")
+#define DQ_ISA_END _Pragma("clang attribute pop")
+#else
+#define DQ_AVX2_BEGIN _Pragma("GCC push_options") _Pragma("GCC target(\"avx2\")")
+#define DQ_AVX_VNNI_BEGIN _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,avxvnni\")")
+#define DQ_AVX512_BEGIN _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,avx512f,avx512bw,avx512vl\")")
+#define DQ_AVX512_VNNI_BEGIN \
+    _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,avx512f,avx512bw,avx512vl,avx512vnni\")")
+#define DQ_ISA_END _Pragma("GCC pop_options")
+#endif
