@@ -2,7 +2,7 @@
 
 Used by the package's build, by the tests that compile with sanitizers, and by hand after an edit::
 
-    python -m dq_kernels.cpu.build
+    python -m dq_kernels.cpu.build [--target FILE] [FLAG ...]
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
 LIBRARY = PACKAGE / "_cpu.so"
+LIBRARY_VARIABLE = "DQ_KERNELS_LIBRARY"
+"""Environment variable with another library to load, as one compiled with sanitizers; for tests."""
 FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread", "-fno-math-errno"),
     *("-ffp-contract=off", "-Wall", "-Wextra", "-Werror=return-type"),
@@ -33,6 +35,12 @@ class BuildError(RuntimeError):
 def sources() -> list[Path]:
     """C++ files of the library, in a fixed order."""
     return sorted(PACKAGE.glob("*/*.cpp"))
+
+
+def library_path() -> Path:
+    """The library to load: what `LIBRARY_VARIABLE` names, else the package's own."""
+    named = os.environ.get(LIBRARY_VARIABLE)
+    return Path(named) if named else LIBRARY
 
 
 def compiler() -> list[str]:
@@ -91,9 +99,14 @@ def _run(command: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Build in place."""
+    """Build in place, or to the file of --target; other arguments are flags of the compiler."""
+    flags, target = sys.argv[1:], LIBRARY
+    if "--target" in flags[:-1]:
+        at = flags.index("--target")
+        target = Path(flags[at + 1])
+        del flags[at : at + 2]
     try:
-        print(build(flags=sys.argv[1:]))
+        print(build(target, flags=flags))
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dq_kernels.cpu.build import LIBRARY
+from dq_kernels.cpu.build import library_path
 from dq_kernels.cpu.structs import ISAS, OPS, Call
 
 MISSING = (
@@ -36,10 +36,11 @@ def library() -> Any:
     Raises:
         KernelsMissingError: it was not built, does not load here, or is another version than this code.
     """
-    if not LIBRARY.is_file():
-        raise KernelsMissingError(MISSING.format(why=f"{LIBRARY.name} is not in the package"))
+    path = library_path()
+    if not path.is_file():
+        raise KernelsMissingError(MISSING.format(why=f"{path.name} is not in {path.parent}"))
     try:
-        loaded = c.CDLL(str(LIBRARY))
+        loaded = c.CDLL(str(path))
     except OSError as error:
         raise KernelsMissingError(MISSING.format(why=str(error))) from error
     i32, i64, pointer = c.c_int32, c.c_int64, c.c_void_p
@@ -60,10 +61,10 @@ def library() -> Any:
             function.restype, function.argtypes = result, arguments
         sizes = {name: loaded.dq_struct_bytes(number) for number, name in enumerate(OPS)}
     except AttributeError as error:
-        raise KernelsMissingError(MISSING.format(why=f"{LIBRARY.name} is of another version ({error})")) from error
+        raise KernelsMissingError(MISSING.format(why=f"{path.name} is of another version ({error})")) from error
     wrong = [name for name, size in sizes.items() if size != c.sizeof(OPS[name])]
     if wrong:
-        raise KernelsMissingError(MISSING.format(why=f"{LIBRARY.name} is of another version ({wrong[0]} differs)"))
+        raise KernelsMissingError(MISSING.format(why=f"{path.name} is of another version ({wrong[0]} differs)"))
     return loaded
 
 
