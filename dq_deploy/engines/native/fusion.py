@@ -1,0 +1,315 @@
+"""What the lowering asks of a traced graph: views, readers, and which operations may become one."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dq_deploy.engines.native.geometry import Geometry
+from dq_deploy.engines.native.program import View
+from dq_deploy.errors import ModelError
+
+aten = torch.ops.aten
+Node = torch.fx.Node
+
+MAX_OUTS = {aten.native_group_norm.default: 3, aten.native_layer_norm.default: 3, aten.gelu.default: 1}
+"""Code outputs of each fused op."""
+
+HOST_OPS = (
+    *("ones", "zeros", "full", "arange", "exp", "sin", "cos", "neg", "pow", "add", "sub", "mul", "div", "cat"),
+    *("embedding", "_to_copy", "clone", "silu", "addmm", "mm", "constant_pad_nd"),
+)
+"""Operations on small tensors that `host` knows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProductPlan:
+    """What an integer product does behind its sum.
+
+    Attributes:
+        node: the layer.
+        last: the operation whose value the product writes.
+        row: added to every pixel, [B, N, 1, 1].
+        residual: added last, shaped as the output.
+        absorbed: operations between the two, and `last`.
+        codes: of each part.
+    """
+
+    node: Node
+    last: Node
+    row: Node | None = None
+    residual: Node | None = None
+    absorbed: tuple[Node, ...] = ()
+    codes: tuple[View, ...] = ()
+
+
+def value_of(graph: torch.fx.GraphModule, node: Node) -> torch.Tensor:
+    """Shape and type of a node's value."""
+    return node.meta["val"] if "val" in node.meta else getattr(graph, node.target)
+
+
+def _storage(value: Any) -> Any:
+    return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None
+
+
+def viewed(node: Node) -> Node | None:
+    """The input whose memory a node's value shares, or None where it has its own."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return None
+    if node.target is operator.getitem:
+        source = node.args[0]
+        base = source.all_input_nodes[0] if source.all_input_nodes else None
+        shared = base is not None and _storage(_meta(base)) == _storage(value)
+        return base if shared else None
+    for given in node.all_input_nodes:
+        if _storage(_meta(given)) == _storage(value):
+            return given
+    return None
+
+
+def _meta(node: Node) -> Any:
+    if "val" in node.meta:
+        return node.meta["val"]
+    owner = node.graph.owning_module
+    return getattr(owner, node.target) if node.op == "get_attr" else None
+
+
+def origin(node: Node) -> Node:
+    """The operation that made the memory a value lies in."""
+    while (base := viewed(node)) is not None:
+        node = base
+    return node
+
+
+def only_user(node: Node, target: Any) -> Node | None:
+    """The one operation that reads a value, where it is `target`."""
+    users = list(node.users)
+    return users[0] if len(users) == 1 and users[0].target is target else None
+
+
+def first_result(node: Node) -> Node:
+    """The first value of an operation with several; the others must not be read."""
+    results = [user for user in node.users if user.target is operator.getitem]
+    used = [r for r in results if r.args[1] != 0 and r.users]
+    if used or len(results) != len(node.users):
+        raise ModelError(f"operation {node.target} has further results that are read, expected the first alone")
+    return next(r for r in results if r.args[1] == 0)
+
+
+def readers(node: Node) -> list[Node]:
+    """Operations that read a value, through its views too; a view nobody reads counts as none."""
+    found: list[Node] = []
+    for user in node.users:
+        if user.op == "call_function" and (viewed(user) is not None or _is_taken_pad(user)):
+            found += readers(user)
+        else:
+            found.append(user)
+    return found
+
+
+def _is_taken_pad(node: Node) -> bool:
+    return node.target is aten.constant_pad_nd.default and padded_for_layer(node)
+
+
+def has_even_rows(at: View, axis: int) -> bool:
+    """Whether channels, on `axis`, are adjacent and the pixels of all samples evenly spaced."""
+    if isinstance(at.buffer, str):
+        return False
+    axes = _row_axes(at, axis)
+    expected = None
+    for size, stride in reversed(axes[:-1]):
+        if size == 1:
+            continue
+        if expected is not None and stride != expected:
+            return False
+        expected = stride * size
+    size, stride = axes[-1]
+    return stride == 1 or size == 1
+
+
+def _row_axes(at: View, axis: int) -> list[tuple[int, int]]:
+    axes = list(zip(at.sizes, at.strides, strict=True))
+    channels = axes.pop(axis)
+    return [*axes, channels]
+
+
+def rows_view(at: View, axis: int) -> View:
+    """[B, rows, C] of a value with even rows and its channels on `axis`."""
+    axes = _row_axes(at, axis)
+    batch, middle, (channels, _) = axes[0], axes[1:-1], axes[-1]
+    rows = 1
+    for size, _ in middle:
+        rows *= size
+    spaced = [stride for size, stride in middle if size > 1]
+    pitch = spaced[-1] if spaced else (batch[1] if batch[0] > 1 else channels)
+    return View(
+        buffer=at.buffer,
+        offset=at.offset,
+        sizes=(batch[0], rows, channels),
+        strides=(rows * pitch, pitch, 1),
+    )
+
+
+def restrided(at: View, told: Sequence[int], laid: Sequence[int], sizes: Sequence[int]) -> View | None:
+    """A view of a value that torch laid out by the strides `told` and the program by `laid`; None if it splits axes."""
+    real = {t: m for t, m, size in zip(told, laid, sizes, strict=True) if size > 1}
+    steps = [0 if size == 1 else stride for size, stride in zip(at.sizes, at.strides, strict=True)]
+    if at.offset or any(step and step not in real for step in steps):
+        return None
+    return View(buffer=at.buffer, offset=0, sizes=at.sizes, strides=tuple(real.get(step, 0) for step in steps))
+
+
+def channels_last_strides(shape: Sequence[int], axis: int) -> tuple[int, ...]:
+    """Strides of a dense value with adjacent channels, which are on `axis`."""
+    order = list(range(len(shape)))
+    order.append(order.pop(axis))
+    strides, step = [0] * len(shape), 1
+    for entry in reversed(order):
+        strides[entry] = step
+        step *= shape[entry]
+    return tuple(strides)
+
+
+def padded_for_layer(pad: Node) -> bool:
+    """Whether zeros around an image are read by one convolution alone, which pads by itself."""
+    users, widths = list(pad.users), list(pad.args[1])
+    layer = torch.ops.dq_native.integer_layer.default
+    zeros = len(pad.args) < 3 or pad.args[2] == 0
+    alone = len(users) == 1 and users[0].target is layer and bool(users[0].args[3])
+    return alone and zeros and len(widths) == 4 and min(widths) >= 0
+
+
+def unpadded(node: Node) -> tuple[Node, tuple[int, int, int, int]]:
+    """What an integer layer reads, and the zeros (top, left, bottom, right) put around it on the way."""
+    x = node.args[0]
+    if x.target is aten.constant_pad_nd.default and padded_for_layer(x):
+        left, right, top, bottom = x.args[1]
+        return x.args[0], (top, left, bottom, right)
+    return x, (0, 0, 0, 0)
+
+
+def product_sizes(node: Node, layer: Geometry) -> dict[str, Any]:
+    """Sizes of an integer product."""
+    x, y = unpadded(node)[0].meta["val"], node.meta["val"]
+    if not layer.kernel:
+        return {"rows": x.numel() // x.shape[0] // x.shape[-1], "batch": x.shape[0]}
+    return {"batch": x.shape[0], "in_size": list(x.shape[2:]), "out_size": list(y.shape[2:])}
+
+
+def _is_add(node: Node) -> bool:
+    two = len(node.args) == 2 and all(isinstance(a, Node) for a in node.args) and node.args[0] is not node.args[1]
+    return node.target is aten.add.Tensor and two and node.kwargs.get("alpha", 1) == 1
+
+
+def _is_unity(node: Node) -> bool:
+    scaled = node.target in (aten.div.Tensor, aten.mul.Tensor, aten.div.Scalar, aten.mul.Scalar)
+    return scaled and not isinstance(node.args[1], Node) and float(node.args[1]) == 1.0
+
+
+def _is_row(value: torch.Tensor, out: torch.Tensor) -> bool:
+    """[B, N, 1, 1] beside [B, N, H, W]."""
+    return out.ndim == 4 and tuple(value.shape) == (*out.shape[:2], 1, 1) and out.shape[2] * out.shape[3] > 1
+
+
+def _lies_alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Same sizes, and the same strides where there is more than one element."""
+    pairs = zip(a.stride(), b.stride(), a.shape, strict=False)
+    return a.shape == b.shape and all(s == t or size == 1 for s, t, size in pairs)
+
+
+def plan_product(node: Node, taken: set[Node]) -> ProductPlan:
+    """The operations behind an integer layer that its product can do itself, but for those `taken` by another."""
+    out = node.meta["val"]
+    last, current = node, node
+    row = residual = None
+    between: list[Node] = []
+    absorbed: list[Node] = []
+    while len(current.users) == 1:
+        user = next(iter(current.users))
+        if user in taken or not isinstance(user.meta.get("val"), torch.Tensor):
+            break
+        value, seen = user.meta["val"], current.meta["val"]
+        whole = seen.numel() == out.numel() and seen.storage_offset() == 0
+        if not whole:
+            break
+        if viewed(user) is current:
+            between.append(user)
+            current = user
+            continue
+        if _is_unity(user):
+            pass
+        elif _is_add(user) and residual is None:
+            other = user.args[0] if user.args[1] is current else user.args[1]
+            if viewed_from(other, node):
+                break
+            added = _meta(other)
+            if row is None and _is_row(added, seen) and _lies_alike(value, seen):
+                row = other
+            elif _lies_alike(added, seen) and _lies_alike(value, seen) and added.dtype == torch.float32:
+                residual = other
+            else:
+                break
+        else:
+            break
+        absorbed += [*between, user]
+        between = []
+        last = current = user
+    return ProductPlan(node=node, last=last, row=row, residual=residual, absorbed=tuple(absorbed))
+
+
+def viewed_from(node: Node, base: Node) -> bool:
+    """Whether a value lies in the memory of `base`."""
+    return origin(node) is base
+
+
+def row_view(at: View) -> View:
+    """[B, N] of a value [B, N, 1, 1]."""
+    return View(buffer=at.buffer, offset=at.offset, sizes=at.sizes[:2], strides=at.strides[:2])
+
+
+def same_memory(out: View, residual: View) -> View:
+    """The residual's memory in the axes of the product's output."""
+    return View(buffer=residual.buffer, offset=residual.offset, sizes=out.sizes, strides=out.strides)
+
+
+def broadcast(at: View, shape: tuple[int, ...]) -> View:
+    """A view repeated along axes of one, as torch broadcasts."""
+    missing = len(shape) - len(at.sizes)
+    sizes, strides = (1,) * missing + at.sizes, (0,) * missing + at.strides
+    spread = tuple(0 if have == 1 and want != 1 else s for have, want, s in zip(sizes, shape, strides, strict=True))
+    return View(buffer=at.buffer, offset=at.offset, sizes=shape, strides=spread)
+
+
+def other_factor(product: Node, factor: Node) -> Node:
+    """The other operand of a product."""
+    return product.args[0] if product.args[1] is factor else product.args[1]
+
+
+def geglu_product(gelu: Node) -> Node | None:
+    """The product value * gelu(gate) where value and gate are the halves of one tensor's last axis."""
+    product = only_user(gelu, aten.mul.Tensor)
+    if product is None or not all(isinstance(a, Node) for a in product.args):
+        return None
+    value, gate = other_factor(product, gelu), gelu.args[0]
+    if value is gelu or origin(value) is not origin(gate):
+        return None
+    a, b = value.meta["val"], gate.meta["val"]
+    halves = a.shape == b.shape and a.stride() == b.stride() and a.stride(-1) == 1
+    return product if halves and b.storage_offset() - a.storage_offset() == a.shape[-1] else None
+
+
+def joined_halves(value: View, gate: View) -> View:
+    """The view over both halves."""
+    if gate.offset - value.offset != value.sizes[-1] or gate.buffer != value.buffer:
+        raise ModelError("value and gate of a GEGLU lie apart, expected the halves of one tensor")
+    return View(
+        buffer=value.buffer,
+        offset=value.offset,
+        sizes=(*value.sizes[:-1], 2 * value.sizes[-1]),
+        strides=value.strides,
+    )

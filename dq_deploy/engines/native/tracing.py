@@ -1,0 +1,117 @@
+"""A denoiser as a graph of tensor operations, traced on shapes alone: no weights, a second of time.
+
+The quantized layers are one operation each, `dq_native::integer_layer`; everything else is what torch does. Tensors of
+images are channels last, and torch's own rules say how each view lies in memory.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from dq_deploy.engines.native.geometry import Geometry
+from dq_deploy.errors import ModelError
+from dq_deploy.models import build_denoiser, call_denoiser, input_specs
+
+_DTYPES = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32}
+
+
+@torch.library.custom_op("dq_native::integer_layer", mutates_args=())
+def integer_layer(
+    x: torch.Tensor, name: str, out_channels: int, kernel: Sequence[int], stride: Sequence[int], window: Sequence[int]
+) -> torch.Tensor:
+    """One integer layer; it is only traced, `lowering` says what runs."""
+    raise NotImplementedError("dq_native::integer_layer stands for a layer in a traced graph and does not run")
+
+
+@integer_layer.register_fake
+def _(
+    x: torch.Tensor, name: str, out_channels: int, kernel: Sequence[int], stride: Sequence[int], window: Sequence[int]
+) -> torch.Tensor:
+    if not kernel:
+        return x.new_empty((*x.shape[:-1], out_channels))
+    top, left, bottom, right, dilation_h, dilation_w = window
+    height = (x.shape[2] + top + bottom - dilation_h * (kernel[0] - 1) - 1) // stride[0] + 1
+    width = (x.shape[3] + left + right - dilation_w * (kernel[1] - 1) - 1) // stride[1] + 1
+    return x.new_empty((x.shape[0], out_channels, height, width)).contiguous(memory_format=torch.channels_last)
+
+
+class TracedLayer(torch.nn.Module):
+    """A layer that leaves one operation in the graph."""
+
+    def __init__(self, name: str, geometry: Geometry) -> None:
+        super().__init__()
+        self.name, self.geometry = name, geometry
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The layer's output, in shape."""
+        g = self.geometry
+        window = [*g.padding, *g.dilation]
+        return torch.ops.dq_native.integer_layer(x, self.name, g.out_channels, list(g.kernel), list(g.stride), window)
+
+
+def trace(
+    family: str, config: Mapping[str, Any], layers: Mapping[str, Geometry], batch: int
+) -> tuple[torch.fx.GraphModule, dict[str, str]]:
+    """The graph of one step for one batch size.
+
+    Args:
+        family: denoiser family.
+        config: its diffusers configuration.
+        layers: quantized layers by module path.
+        batch: samples.
+
+    Returns:
+        The graph, each node with its shape and strides under `meta["val"]`, and the state-dict key of each of its
+        attributes.
+
+    Raises:
+        ModelError: torch cannot trace the denoiser.
+    """
+    specs = input_specs(config)
+    module = build_denoiser(family, config, device="meta")
+    try:
+        with FakeTensorMode(), torch.no_grad():
+            fake = _shapes_of(module, layers)
+            tensors = [_input(spec, batch) for spec in specs]
+
+            def step(*values: torch.Tensor) -> torch.Tensor:
+                return call_denoiser(fake, {spec.name: v for spec, v in zip(specs, values, strict=True)})
+
+            graph = make_fx(step)(*tensors)
+    except Exception as error:  # torch raises many unrelated types here
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"torch could not trace the denoiser for the native engine: {reason}") from error
+    names = {id(value): key for key, value in (*fake.named_parameters(), *fake.named_buffers())}
+    keys = {}
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            value = getattr(graph, node.target)
+            keys[node.target] = names.get(id(value), "")
+    return graph, keys
+
+
+def _input(spec: Any, batch: int) -> torch.Tensor:
+    shape = tuple(batch if d == "B" else int(d) for d in spec.shape)
+    value = torch.empty(shape, dtype=_DTYPES[spec.dtype])
+    return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+
+
+def _shapes_of(module: torch.nn.Module, layers: Mapping[str, Geometry]) -> torch.nn.Module:
+    """A copy without values whose quantized layers are `TracedLayer`s; called under a fake tensor mode."""
+    memo: dict[int, Any] = {id(b): torch.empty(b.shape, dtype=b.dtype) for b in module.buffers()}
+    for p in module.parameters():
+        empty = torch.empty(p.shape, dtype=p.dtype)
+        if empty.ndim == 4:
+            empty = empty.contiguous(memory_format=torch.channels_last)
+        memo[id(p)] = torch.nn.Parameter(empty, requires_grad=False)
+    fake = copy.deepcopy(module, memo).eval()
+    for name, geometry in layers.items():
+        parent, _, last = name.rpartition(".")
+        setattr(fake.get_submodule(parent), last, TracedLayer(name, geometry))
+    return fake
