@@ -1,11 +1,6 @@
-#include "context.h"
+// int_conv2d: the integer product as it is.
+#include "igemm.h"
 
 namespace dq {
-void int_conv2d(Pool&, const dq_int_conv2d_args&) {}
+void int_conv2d(Pool& pool, const dq_int_conv2d_args& args) { igemm(pool, args); }
 }  // namespace dq
-
-extern "C" {
-int64_t dq_packed_bytes(int32_t, int64_t, int64_t, int64_t, const int8_t*, int32_t) { return 64; }
-void dq_pack_weights(int32_t, int64_t, int64_t, int64_t, const int8_t*, int32_t, void*) {}
-int64_t dq_packed_form(const void*, char*, int64_t) { return 0; }
-}

@@ -1,1 +1,91 @@
-"""int_linear."""
+"""The integer linear layer: float32 results of 8-bit codes and 8-bit or 4-bit weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from dq_kernels.cpu.library import Context
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+
+
+def supports(weights: NDArray[Any], *, q_min: int, q_max: int, zero_point: Any) -> str:
+    """Why the CPU kernel cannot take a layer of integer weights [out_channels, channels], "" where it can."""
+    from dq_kernels.int_linear.arguments import unsupported
+
+    return unsupported(weights, q_min=q_min, q_max=q_max, zero_point=zero_point)
+
+
+def run(
+    context: Context,
+    codes: NDArray[np.uint8],
+    weights: NDArray[np.int8],
+    *,
+    scale: Floats,
+    zero_point: Ints,
+    q_min: int,
+    q_max: int,
+    step: Ints,
+    weight_scale: Floats,
+    bias: Floats | None = None,
+    row: Floats | None = None,
+    residual: Floats | None = None,
+    previous: Floats | None = None,
+    packed: NDArray[np.uint8] | None = None,
+) -> tuple[Floats, Ints]:
+    """Result y and the canonical accumulators, as `reference.int_linear` gives them.
+
+    Args:
+        context: threads and instruction set.
+        codes: uint8 [batch, rows, channels or more].
+        weights: int8 [out_channels, channels].
+        scale: float32 [steps].
+        zero_point: int32 [steps].
+        q_min: smallest code.
+        q_max: largest code.
+        step: int32 [batch].
+        weight_scale: float32 [out_channels].
+        bias: float32 [out_channels].
+        row: float32 [batch, out_channels].
+        residual: float32 [batch, rows, out_channels].
+        previous: float32 [batch, rows, out_channels].
+        packed: the weights packed by this context before, to spare packing them.
+
+    Raises:
+        KernelInputError: an array has another dtype or shape, or `supports` gives a reason.
+    """
+    from dq_kernels.cpu import structs
+    from dq_kernels.cpu.library import KernelInputError
+    from dq_kernels.int_linear import arguments
+
+    if codes.ndim != 3 or weights.ndim != 2:
+        raise KernelInputError(f"codes are {codes.shape} and weights {weights.shape}, expected 3 and 2 axes")
+    reason = supports(weights, q_min=q_min, q_max=q_max, zero_point=zero_point)
+    if reason:
+        raise KernelInputError(f"{reason}: use the reference, or another engine, for this layer")
+    (batch, rows, _), (out_channels, channels) = codes.shape, weights.shape
+    arguments.check("step", step, np.int32, (batch,))
+    codes = arguments.codes_of_pitch(codes, channels)
+    if packed is None:
+        packed = context.pack(weights[:, None, :], q_max - q_min)
+    extras = {"bias": bias, "row": row, "residual": residual, "previous": previous}
+    epilogue, y, accumulators = arguments.epilogue((batch, rows, out_channels), weight_scale, extras)
+    args = structs.IntLinearArgs(
+        codes=codes.ctypes.data,
+        weights=packed.ctypes.data,
+        step=step.ctypes.data,
+        batch=batch,
+        rows=rows,
+        channels=channels,
+        code_pitch=codes.shape[-1],
+        out_channels=out_channels,
+        quantizer=arguments.quantizer(scale=scale, zero_point=zero_point, q_min=q_min, q_max=q_max, step=step),
+        epilogue=epilogue,
+    )
+    context.call("int_linear", args)
+    return y, accumulators

@@ -1,0 +1,93 @@
+// The integer product behind int_linear and int_conv2d: one indirect GEMM, with kernels for each instruction set.
+//
+// A tile is up to `rows` output pixels times one panel of `columns` output channels. For each window position a tile
+// has one pointer a row, to the codes of the input pixel or, outside the image, to a row of the sample's zero code.
+// Convolutions of any window, stride and dilation and linear layers are then the same loop.
+//
+// Packed weights: [panel][position][group of 4 channels][column][4], int8; where all lie in [-8, 7] two a byte: the
+// 2 * columns bytes of a group hold the first half of its columns in the low nibbles, the second in the high ones.
+#pragma once
+#include "context.h"
+
+namespace dq {
+
+constexpr int kMaxRows = 16;     // of a tile
+constexpr int kMaxColumns = 32;  // of a panel
+
+enum Form : int32_t {
+    kInt8 = 0,  // int8 in memory, used in place
+    kInt4 = 1,  // two a byte, unpacked to int8 in scratch
+    kWide = 2   // int8 in memory, widened to int16 in scratch
+};
+
+// Head of packed weights; sums of each column's weights follow at 64 bytes' distance, then the panels.
+struct Packed {
+    int32_t isa;
+    int32_t columns;  // of a panel
+    int32_t form;     // Form
+    int32_t pairs;    // products of two codes summed in int16 before they are widened; 0: none are
+    int32_t bits;     // the fewest that hold every weight
+    int32_t code_span;
+    int64_t out_channels;
+    int64_t positions;
+    int64_t channels;
+    int64_t groups;      // of 4 channels
+    int64_t panels;      // of `columns` output channels
+    int64_t sums;        // bytes from this head to int32 [panels * columns]
+    int64_t weights;     // bytes from this head to the first panel
+    int64_t step_bytes;  // of one group of one panel, in memory
+};
+
+// One tile times a part of one panel: adds to (or, first, sets) sums[rows][columns].
+struct Multiply {
+    const uint8_t* const* rows;  // [positions][rows of the tile]
+    const void* weights;         // [positions][groups][columns][4] as the kernel takes them
+    int32_t* sums;
+    int64_t positions;
+    int64_t groups;
+    int32_t pairs;
+    bool first;
+};
+
+// What one row of a tile needs for its epilogue.
+struct FinishRow {
+    int32_t zero_code;
+    float scale;
+    const float* previous;
+    const float* row;
+    const float* residual;
+    float* y;
+    int32_t* accumulators;
+};
+
+// The epilogue of a tile; arrays by column are padded to `columns` of the panel, rows' pointers are not.
+struct Finish {
+    const int32_t* sums;
+    const int32_t* weight_sums;
+    const float* weight_scale;
+    const float* bias;  // may be null
+    const FinishRow* rows;
+    int32_t count;    // of rows
+    int32_t columns;  // that exist
+};
+
+struct Kernels {
+    int32_t rows;
+    int32_t columns;
+    void (*const* multiply)(const Multiply&);                                   // by number of rows
+    void (*const* multiply_wide)(const Multiply&);                              // the same for kWide, may be null
+    void (*unpack)(const uint8_t* packed, void* panel, int64_t groups);         // kInt4 to int8
+    void (*widen)(const int8_t* packed, void* panel, int64_t groups);           // kWide to int16, may be null
+    void (*finish)(const Finish&);
+};
+
+const Kernels& kernels_of(int32_t isa);
+const Kernels& portable_kernels();
+const Kernels& avx2_kernels();
+const Kernels& avx_vnni_kernels();
+const Kernels& avx512_vnni_kernels();
+
+// A linear layer is a 1x1 convolution of a 1 x rows image.
+void igemm(Pool& pool, const dq_int_conv2d_args& args);
+
+}  // namespace dq
