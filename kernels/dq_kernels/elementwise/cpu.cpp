@@ -4,10 +4,13 @@
 #include <cstring>
 
 #include "context.h"
-#include "elementwise/apply.h"
+#include "simd.h"
 
 namespace dq {
 namespace {
+
+#define DQ_KERNELS "elementwise/kinds.inc"
+#include "simd_each.inc"
 
 constexpr int kAxes = 6;
 constexpr int64_t kChunk = 4096;   // of a row at a time: a buffer of it stays in the first cache
@@ -67,8 +70,8 @@ const float* row_of(const float* from, int64_t stride, int64_t count, float* buf
     return buffer;
 }
 
-void run_row(const dq_elementwise_args& args, elementwise_kinds::Apply apply, const Plan& plan, const float* a,
-             const float* b, float* y, int64_t count) {
+void run_row(const dq_elementwise_args& args, int32_t isa, const Plan& plan, const float* a, const float* b, float* y,
+             int64_t count) {
     alignas(64) float left[kChunk], right[kChunk], out[kChunk];
     const Axis& row = plan.axis[plan.axes - 1];
     const bool plain = row.a == 1 && row.y == 1 && (!plan.two || row.b == 1);
@@ -76,29 +79,23 @@ void run_row(const dq_elementwise_args& args, elementwise_kinds::Apply apply, co
         std::memmove(y, a, static_cast<size_t>(count) * sizeof(float));
         return;
     }
-    if (plain) return apply(args.kind, args.scalar, a, b, y, count);
+    if (plain) {
+        DQ_FOR_ISA(isa, apply(args.kind, args.scalar, a, b, y, count));
+        return;
+    }
     for (int64_t first = 0; first < count; first += kChunk) {
         const int64_t here = std::min(kChunk, count - first);
         const float* from_a = row_of(a + first * row.a, row.a, here, left);
         const float* from_b = plan.two ? row_of(b + first * row.b, row.b, here, right) : nullptr;
         float* to = row.y == 1 ? y + first : out;
-        apply(args.kind, args.scalar, from_a, from_b, to, here);
+        DQ_FOR_ISA(isa, apply(args.kind, args.scalar, from_a, from_b, to, here));
         for (int64_t i = 0; row.y != 1 && i < here; i++) y[(first + i) * row.y] = out[i];
     }
 }
 
-elementwise_kinds::Apply apply_of(int32_t isa) {
-#if defined(__x86_64__)
-    if (isa == DQ_AVX512_VNNI) return elementwise_kinds::apply_avx512;
-    if (isa == DQ_AVX2 || isa == DQ_AVX_VNNI) return elementwise_kinds::apply_avx2;
-#endif
-    (void)isa;
-    return elementwise_kinds::apply_portable;
-}
-
 // Rows [first, last) of the axes before the last; `begin` and `count` choose a part of each row.
-void run_rows(const dq_elementwise_args& args, elementwise_kinds::Apply apply, const Plan& plan, int64_t first,
-              int64_t last, int64_t begin, int64_t count) {
+void run_rows(const dq_elementwise_args& args, int32_t isa, const Plan& plan, int64_t first, int64_t last,
+              int64_t begin, int64_t count) {
     const Axis& row = plan.axis[plan.axes - 1];
     int64_t at[kAxes] = {0, 0, 0, 0, 0, 0}, a = begin * row.a, b = begin * row.b, y = begin * row.y;
     for (int64_t rest = first, i = plan.axes - 2; i >= 0; i--) {
@@ -110,7 +107,7 @@ void run_rows(const dq_elementwise_args& args, elementwise_kinds::Apply apply, c
         y += at[i] * axis.y;
     }
     for (int64_t r = first; r < last; r++) {
-        run_row(args, apply, plan, args.a + a, plan.two ? args.b + b : nullptr, args.y + y, count);
+        run_row(args, isa, plan, args.a + a, plan.two ? args.b + b : nullptr, args.y + y, count);
         for (int i = plan.axes - 2; i >= 0; i--) {
             const Axis& axis = plan.axis[i];
             a += axis.a;
@@ -132,7 +129,7 @@ void elementwise(Pool& pool, const dq_elementwise_args& args) {
         if (args.size[i] <= 0) return;
     }
     const Plan plan = plan_of(args);
-    const auto apply = apply_of(pool.isa());
+    const int32_t isa = pool.isa();
     const int64_t row = plan.axis[plan.axes - 1].size;
     int64_t rows = 1;
     for (int i = 0; i + 1 < plan.axes; i++) rows *= plan.axis[i].size;
@@ -140,14 +137,14 @@ void elementwise(Pool& pool, const dq_elementwise_args& args) {
         const int64_t parts = (row + kGrain - 1) / kGrain;
         pool.each(rows * parts, [&](int64_t task, int32_t) {
             const int64_t begin = task % parts * kGrain;
-            run_rows(args, apply, plan, task / parts, task / parts + 1, begin, std::min(kGrain, row - begin));
+            run_rows(args, isa, plan, task / parts, task / parts + 1, begin, std::min(kGrain, row - begin));
         });
         return;
     }
     const int64_t together = std::max<int64_t>(1, kGrain / row);
     pool.each((rows + together - 1) / together, [&](int64_t task, int32_t) {
         const int64_t first = task * together;
-        run_rows(args, apply, plan, first, std::min(rows, first + together), 0, row);
+        run_rows(args, isa, plan, first, std::min(rows, first + together), 0, row);
     });
 }
 

@@ -1,4 +1,4 @@
-"""The elementwise operations in float32 numpy, rounded after every product and sum: what the kernels give bit for bit."""
+"""The elementwise operations in float32 numpy, rounded after every operation: the kernels give the same bits."""
 
 from __future__ import annotations
 
