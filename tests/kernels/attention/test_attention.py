@@ -1,0 +1,91 @@
+"""Attention against float64, and the same bits for any number of threads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from dq_kernels.attention import run
+from dq_kernels.attention.cases import TEST_CASES, Case
+from dq_kernels.attention.reference import attention
+from dq_kernels.cpu.library import Context, KernelInputError, known_isas
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def assert_close(got, inputs):
+    """float32 scores are off by about 2^-24 of q.k's size, a weight by as much as its score."""
+    wanted = attention(**inputs)
+    scores = np.abs(inputs["q"]).max() * np.abs(inputs["k"]).max() * inputs["q"].shape[-1] ** 0.5
+    allowed = np.abs(inputs["v"]).max() * (4e-6 + 1e-7 * scores)
+    assert np.abs(got - wanted).max() <= allowed
+
+
+@pytest.mark.parametrize("case", TEST_CASES, ids=lambda c: c.name)
+def test_a_case_is_close_to_float64(each_context, case):
+    inputs = case.inputs()
+    assert_close(run(each_context, **inputs), inputs)
+
+
+@given(
+    st.builds(
+        Case,
+        name=st.just(""),
+        batch=st.integers(1, 3),
+        rows=st.integers(1, 40),
+        kv_rows=st.integers(1, 300),
+        heads=st.integers(1, 3),
+        head_dim=st.integers(1, 70),
+        spread=st.sampled_from([0.1, 1.0, 20.0]),
+        seed=st.integers(0, 1000),
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_any_shape_is_close_to_float64(case):
+    inputs = case.inputs()
+    with Context(1, known_isas()[-1]) as context:
+        assert_close(run(context, **inputs), inputs)
+
+
+@pytest.mark.parametrize("isa", known_isas())
+@pytest.mark.parametrize("case", [c for c in TEST_CASES if c.name in ("many-rows", "several-blocks", "wide-head")])
+def test_the_number_of_threads_changes_no_bit(case, isa, context_of):
+    inputs = case.inputs()
+    one, three, seven = (run(context_of(isa, threads), **inputs).tobytes() for threads in (1, 3, 7))
+    assert one == three == seven
+
+
+def test_queries_keys_and_values_may_be_slices_of_one_array(best_context):
+    joint = np.random.default_rng(0).standard_normal((2, 50, 3, 2, 24)).astype(np.float32)
+    q, k, v = (joint[:, :, i] for i in range(3))
+    assert_close(run(best_context, q, k, v), {"q": q, "k": k, "v": v})
+
+
+def test_a_key_that_towers_over_all_others_is_chosen(best_context):
+    q = np.full((1, 3, 1, 4), 100.0, np.float32)
+    k = np.zeros((1, 700, 1, 4), np.float32)
+    k[0, 650] = 100.0
+    v = np.arange(700 * 4, dtype=np.float32).reshape(1, 700, 1, 4)
+    assert np.array_equal(run(best_context, q, k, v), np.broadcast_to(v[:, 650:651], (1, 3, 1, 4)))
+
+
+def test_a_nan_reaches_the_rows_that_use_it_and_no_other(each_context):
+    inputs = TEST_CASES[1].inputs()
+    inputs["q"][0, 5, 1, 3] = np.nan
+    got = run(each_context, **inputs)
+    assert np.isnan(got[0, 5, 1]).all()
+    assert np.isnan(got).sum() == got.shape[-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": np.zeros((1, 2, 1, 4))}, "q is float64"),
+        ({"v": np.zeros((1, 6, 1, 4), np.float32)}, r"k is \(1, 5, 1, 4\) and v is \(1, 6, 1, 4\)"),
+        ({"k": np.zeros((1, 0, 1, 4), np.float32)}, "k is empty"),
+        ({"q": np.zeros((1, 2, 1, 8), np.float32)[..., ::2]}, "channels 8 bytes apart"),
+    ],
+)
+def test_bad_input_is_one_clear_line(best_context, change, message):
+    good = {n: np.zeros((1, r, 1, 4), np.float32) for n, r in (("q", 2), ("k", 5), ("v", 5))}
+    with pytest.raises(KernelInputError, match=message):
+        run(best_context, **(good | change))

@@ -1,0 +1,43 @@
+"""A pool of threads for each instruction set this CPU has, opened once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from dq_kernels.cpu.library import Context, known_isas
+from dq_kernels.cpu.structs import ISAS
+
+
+@pytest.fixture(scope="session")
+def opened_contexts() -> Iterator[dict[tuple[str, int], Context]]:
+    opened: dict[tuple[str, int], Context] = {}
+    yield opened
+    for context in opened.values():
+        context.close()
+
+
+@pytest.fixture(scope="session")
+def context_of(opened_contexts):
+    """Function (isa, threads) to a context; skips where this CPU lacks the instruction set."""
+
+    def open_context(isa: str, threads: int) -> Context:
+        if isa not in known_isas():
+            pytest.skip(f"this CPU lacks {isa}")
+        if (isa, threads) not in opened_contexts:
+            opened_contexts[isa, threads] = Context(threads, isa)
+        return opened_contexts[isa, threads]
+
+    return open_context
+
+
+@pytest.fixture(params=[(isa, threads) for isa in ISAS for threads in (1, 2)], ids=lambda p: f"{p[0]}-{p[1]}")
+def each_context(request, context_of) -> Context:
+    """Each instruction set, with one thread and with two."""
+    return context_of(*request.param)
+
+
+@pytest.fixture
+def best_context(context_of) -> Context:
+    """The best instruction set of this CPU, two threads."""
+    return context_of(known_isas()[-1], 2)
