@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,65 +115,6 @@ def _is_taken_pad(node: Node) -> bool:
     return node.target is aten.constant_pad_nd.default and padded_for_layer(node)
 
 
-def has_even_rows(at: View, axis: int) -> bool:
-    """Whether channels, on `axis`, are adjacent and the pixels of all samples evenly spaced."""
-    if isinstance(at.buffer, str):
-        return False
-    axes = _row_axes(at, axis)
-    expected = None
-    for size, stride in reversed(axes[:-1]):
-        if size == 1:
-            continue
-        if expected is not None and stride != expected:
-            return False
-        expected = stride * size
-    size, stride = axes[-1]
-    return stride == 1 or size == 1
-
-
-def _row_axes(at: View, axis: int) -> list[tuple[int, int]]:
-    axes = list(zip(at.sizes, at.strides, strict=True))
-    channels = axes.pop(axis)
-    return [*axes, channels]
-
-
-def rows_view(at: View, axis: int) -> View:
-    """[B, rows, C] of a value with even rows and its channels on `axis`."""
-    axes = _row_axes(at, axis)
-    batch, middle, (channels, _) = axes[0], axes[1:-1], axes[-1]
-    rows = 1
-    for size, _ in middle:
-        rows *= size
-    spaced = [stride for size, stride in middle if size > 1]
-    pitch = spaced[-1] if spaced else (batch[1] if batch[0] > 1 else channels)
-    return View(
-        buffer=at.buffer,
-        offset=at.offset,
-        sizes=(batch[0], rows, channels),
-        strides=(rows * pitch, pitch, 1),
-    )
-
-
-def restrided(at: View, told: Sequence[int], laid: Sequence[int], sizes: Sequence[int]) -> View | None:
-    """A view of a value that torch laid out by the strides `told` and the program by `laid`; None if it splits axes."""
-    real = {t: m for t, m, size in zip(told, laid, sizes, strict=True) if size > 1}
-    steps = [0 if size == 1 else stride for size, stride in zip(at.sizes, at.strides, strict=True)]
-    if at.offset or any(step and step not in real for step in steps):
-        return None
-    return View(buffer=at.buffer, offset=0, sizes=at.sizes, strides=tuple(real.get(step, 0) for step in steps))
-
-
-def channels_last_strides(shape: Sequence[int], axis: int) -> tuple[int, ...]:
-    """Strides of a dense value with adjacent channels, which are on `axis`."""
-    order = list(range(len(shape)))
-    order.append(order.pop(axis))
-    strides, step = [0] * len(shape), 1
-    for entry in reversed(order):
-        strides[entry] = step
-        step *= shape[entry]
-    return tuple(strides)
-
-
 def padded_for_layer(pad: Node) -> bool:
     """Whether zeros around an image are read by one convolution alone, which pads by itself."""
     users, widths = list(pad.users), list(pad.args[1])
@@ -267,24 +207,6 @@ def viewed_from(node: Node, base: Node) -> bool:
     return origin(node) is base
 
 
-def row_view(at: View) -> View:
-    """[B, N] of a value [B, N, 1, 1]."""
-    return View(buffer=at.buffer, offset=at.offset, sizes=at.sizes[:2], strides=at.strides[:2])
-
-
-def same_memory(out: View, residual: View) -> View:
-    """The residual's memory in the axes of the product's output."""
-    return View(buffer=residual.buffer, offset=residual.offset, sizes=out.sizes, strides=out.strides)
-
-
-def broadcast(at: View, shape: tuple[int, ...]) -> View:
-    """A view repeated along axes of one, as torch broadcasts."""
-    missing = len(shape) - len(at.sizes)
-    sizes, strides = (1,) * missing + at.sizes, (0,) * missing + at.strides
-    spread = tuple(0 if have == 1 and want != 1 else s for have, want, s in zip(sizes, shape, strides, strict=True))
-    return View(buffer=at.buffer, offset=at.offset, sizes=shape, strides=spread)
-
-
 def other_factor(product: Node, factor: Node) -> Node:
     """The other operand of a product."""
     return product.args[0] if product.args[1] is factor else product.args[1]
@@ -301,15 +223,3 @@ def geglu_product(gelu: Node) -> Node | None:
     a, b = value.meta["val"], gate.meta["val"]
     halves = a.shape == b.shape and a.stride() == b.stride() and a.stride(-1) == 1
     return product if halves and b.storage_offset() - a.storage_offset() == a.shape[-1] else None
-
-
-def joined_halves(value: View, gate: View) -> View:
-    """The view over both halves."""
-    if gate.offset - value.offset != value.sizes[-1] or gate.buffer != value.buffer:
-        raise ModelError("value and gate of a GEGLU lie apart, expected the halves of one tensor")
-    return View(
-        buffer=value.buffer,
-        offset=value.offset,
-        sizes=(*value.sizes[:-1], 2 * value.sizes[-1]),
-        strides=value.strides,
-    )

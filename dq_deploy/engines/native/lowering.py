@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from dq_deploy.engines.native import fusion
+from dq_deploy.engines.native import fusion, views
 from dq_deploy.engines.native.geometry import Geometry
 from dq_deploy.engines.native.program import Buffer, Op, Program, View, without_unused_buffers
 from dq_deploy.errors import ModelError
@@ -175,7 +175,7 @@ class Lowering:
         moved = int(value.storage_offset()) - int(origin.storage_offset())
         told = View(buffer=at.buffer, offset=moved, sizes=tuple(value.shape), strides=tuple(value.stride()))
         if base in self._laid:
-            seen = fusion.restrided(told, origin.stride(), at.strides, at.sizes)
+            seen = views.restrided(told, origin.stride(), at.strides, at.sizes)
             if seen is None:  # it splits what lies in another order here: copy to torch's order
                 self._laid.remove(base)
                 self.views[base] = self._fresh(base)
@@ -232,7 +232,7 @@ class Lowering:
             key = self._codes_key(x, name, part, first)
             if key not in self._codes:
                 axis = 1 if self.layers[name].kernel else -1
-                source = fusion.rows_view(self.dense(x, axis), axis)
+                source = views.rows_view(self.dense(x, axis), axis)
                 self._codes[key] = self.new_codes(source, channels)
                 out = {"layer": name, "part": part, "first": first, "channels": channels}
                 self.emit("quantize", {"x": source}, {"codes0": self._codes[key]}, outs=[out])
@@ -254,10 +254,10 @@ class Lowering:
     def dense(self, node: Node, axis: int) -> View:
         """The view of a value with adjacent channels, on `axis`, and evenly spaced pixels; copied if it is not so."""
         at = self.view(node)
-        if fusion.has_even_rows(at, axis):
+        if views.has_even_rows(at, axis):
             return at
         value = node.meta["val"]
-        order = fusion.channels_last_strides(tuple(value.shape), axis)
+        order = views.channels_last_strides(tuple(value.shape), axis)
         copied = self.new_view(tuple(value.shape), order)
         self.emit("elementwise", {"a": at}, {"y": copied}, function="copy", scalar=0.0)
         return copied
@@ -276,9 +276,9 @@ class Lowering:
             if previous is not None:
                 reads["previous"] = previous
             if last and plan.row is not None:
-                reads["row"] = fusion.row_view(self.view(plan.row))
+                reads["row"] = views.row_view(self.view(plan.row))
             if last and plan.residual is not None:
-                reads["residual"] = fusion.same_memory(out, self.view(plan.residual))
+                reads["residual"] = views.same_memory(out, self.view(plan.residual))
             sizes = {**geometry, "padded": list(extra)}
             self.emit(kind, reads, {"y": out}, layer=name, part=part, final=last, **sizes)
             previous = out
@@ -291,7 +291,7 @@ class Lowering:
 
     def _coded(self, node: Node, result: Node, axis: int) -> tuple[list[dict[str, Any]], dict[str, View]]:
         """What a fused op writes for the readers of `result`, whose channels are on `axis`: outs, and views by role."""
-        y = fusion.rows_view(self.virtual(result, axis), axis)
+        y = views.rows_view(self.virtual(result, axis), axis)
         readers = fusion.readers(result)
         layers = [r for r in readers if r.target is torch.ops.dq_native.integer_layer.default]
         wanted: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -322,13 +322,13 @@ class Lowering:
         for node in reversed(chain[:-1]):
             self._view_of(node)
         axis = 1 if self.layers[str(layer.args[1])].kernel else -1
-        return fusion.has_even_rows(self.views[x], axis) and fusion.rows_view(self.views[x], axis) == y
+        return views.has_even_rows(self.views[x], axis) and views.rows_view(self.views[x], axis) == y
 
     def virtual(self, node: Node, axis: int) -> View:
         """A view, channels last, for a value that may never be written."""
         if node not in self.views:
             value = node.meta["val"]
-            strides = fusion.channels_last_strides(tuple(value.shape), axis)
+            strides = views.channels_last_strides(tuple(value.shape), axis)
             self.views[node] = self.new_view(tuple(value.shape), strides)
             if strides != tuple(value.stride()):
                 self._laid.add(node)
@@ -339,7 +339,7 @@ class Lowering:
         act = fusion.only_user(result, aten.silu.default)
         last = result if act is None else act
         self._done.update(n for n in (result, act) if n is not None)
-        x = fusion.rows_view(self.dense(node.args[0], 1), 1)
+        x = views.rows_view(self.dense(node.args[0], 1), 1)
         outs, writes = self._coded(node, last, 1)
         reads = {"x": x, **self._affine(node.args[1], node.args[2])}
         self.emit(
@@ -360,7 +360,7 @@ class Lowering:
         self._done.add(result)
         if len(node.args[1]) != 1:
             raise ModelError(f"layer norm spans {len(node.args[1])} axes, expected the last one")
-        x = fusion.rows_view(self.dense(node.args[0], -1), -1)
+        x = views.rows_view(self.dense(node.args[0], -1), -1)
         outs, writes = self._coded(node, result, -1)
         reads = {"x": x, **self._affine(node.args[2], node.args[3])}
         self.emit("layer_norm_quantize", reads, writes, eps=float(node.args[4]), outs=outs)
@@ -376,9 +376,9 @@ class Lowering:
             return
         self._done.add(product)
         value, gate = fusion.other_factor(product, node), node.args[0]
-        x = fusion.joined_halves(self.view(value), self.view(gate))
+        x = views.joined_halves(self.view(value), self.view(gate))
         outs, writes = self._coded(node, product, -1)
-        self.emit("geglu_quantize", {"x": fusion.rows_view(x, -1)}, writes, outs=outs)
+        self.emit("geglu_quantize", {"x": views.rows_view(x, -1)}, writes, outs=outs)
 
     # the rest
 
@@ -398,9 +398,9 @@ class Lowering:
         if numbers and kind == "sub":
             kind, numbers = "add", [-float(numbers[0])]
         y = self._fresh(node)
-        reads = {"a": fusion.broadcast(self.view(tensors[0]), tuple(value.shape))}
+        reads = {"a": views.broadcast(self.view(tensors[0]), tuple(value.shape))}
         if len(tensors) == 2:
-            reads["b"] = fusion.broadcast(self.view(tensors[1]), tuple(value.shape))
+            reads["b"] = views.broadcast(self.view(tensors[1]), tuple(value.shape))
         kind = f"{kind}_scalar" if numbers else kind
         self.emit("elementwise", reads, {"y": y}, function=kind, scalar=float(numbers[0]) if numbers else 0.0)
         self.views[node] = y

@@ -1,0 +1,214 @@
+"""Runs a program on the CPU kernels: one block of memory, one list of calls, no torch."""
+
+from __future__ import annotations
+
+import ctypes as c
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from dq_kernels.cpu.library import Context, aligned_empty, call_list
+from numpy.typing import NDArray
+
+from dq_deploy.engines.native import host_ops, reference_product
+from dq_deploy.engines.native.arena import Arena, plan_arena
+from dq_deploy.engines.native.arguments import Bound, struct_of
+from dq_deploy.engines.native.joins import without_join_copies
+from dq_deploy.engines.native.layer_constants import FloatConstants, LayerConstants
+from dq_deploy.engines.native.program import Op, Program, View, at_batch, from_json
+from dq_deploy.errors import NonFiniteError
+from dq_deploy.numerics import step_bucket
+from dq_deploy.record import Record
+
+KEPT_PLANS = 4
+"""Batch sizes whose memory and calls are kept."""
+
+TIMESTEP = "timestep"
+
+
+class ArenaMemory:
+    """The memory of one batch size: buffers in one block, parameters where they lie."""
+
+    def __init__(self, program: Program, arena: Arena, constants: FloatConstants) -> None:
+        self.program, self.arena, self.constants = program, arena, constants
+        self.block: NDArray[np.uint8] = aligned_empty((max(arena.nbytes, 1),), np.uint8)
+
+    def base(self, view: View) -> NDArray[Any]:
+        """The flat array a view looks into."""
+        if isinstance(view.buffer, str):
+            return self.constants.base(view, whole=0 not in view.strides)
+        buffer = self.program.buffers[view.buffer]
+        start = self.arena.offsets[view.buffer]
+        return self.block[start : start + buffer.elements * np.dtype(buffer.dtype).itemsize].view(buffer.dtype)
+
+    def address(self, view: View) -> int:
+        """Address of a view's first element."""
+        base = self.base(view)
+        return int(base.ctypes.data + view.offset * base.itemsize)
+
+    def array(self, view: View) -> NDArray[Any]:
+        """A view as a numpy array over the same bytes."""
+        base = self.base(view)[view.offset :]
+        strides = tuple(s * base.itemsize for s in view.strides)
+        return np.lib.stride_tricks.as_strided(base, view.sizes, strides, writeable=not isinstance(view.buffer, str))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A program for one batch size, ready to run.
+
+    Attributes:
+        program: with sizes filled in.
+        memory: of its buffers.
+        bound: what its structs refer to.
+        structs: by op index; ops of the host have none.
+        pieces: what runs in order: lists of calls, and functions.
+    """
+
+    program: Program
+    memory: ArenaMemory
+    bound: Bound
+    structs: Mapping[int, c.Structure]
+    pieces: tuple[c.Array[Any] | Callable[[], None], ...]
+
+
+class CpuExecutor:
+    """A record's program on this CPU.
+
+    Attributes:
+        context: threads and instruction set.
+        constants: packed weights and tables of each layer part.
+    """
+
+    def __init__(self, joined: Mapping[str, Any], record: Record, context: Context) -> None:
+        """Pack the weights.
+
+        Args:
+            joined: the program for every batch size.
+            record: its layers and parameters.
+            context: threads; closed by `close`.
+        """
+        self.context, self._joined = context, joined
+        self._edges = np.asarray(record.step_edges, np.float32)
+        self._floats = FloatConstants(record, joined["constants"])
+        self.constants: dict[tuple[str, int], LayerConstants] = {}
+        for op in from_json(at_batch(joined, 1)).ops:
+            if op.kind in ("int_linear", "int_conv2d"):
+                name, part = op.attributes["layer"], op.attributes["part"]
+                layer = record.layers[name]
+                padded = any(layer.padding) or any(op.attributes["padded"])
+                self.constants[name, part] = LayerConstants(layer, part, context, padded=padded)
+        self._plans: dict[int, Plan] = {}
+
+    def plan(self, batch: int) -> Plan:
+        """Memory and calls of one batch size; made once, a few are kept."""
+        if batch not in self._plans:
+            while len(self._plans) >= KEPT_PLANS:
+                self._plans.pop(next(iter(self._plans)))
+            self._plans[batch] = self._planned(batch)
+        return self._plans[batch]
+
+    def _planned(self, batch: int) -> Plan:
+        program = without_join_copies(from_json(at_batch(self._joined, batch)))
+        memory = ArenaMemory(program, plan_arena(program), self._floats)
+        bound = Bound(
+            memory=memory,
+            constants=self.constants,
+            step=np.zeros(batch, np.int32),
+            nan_seen=np.zeros(max(len(program.ops), 1), np.int32),
+        )
+        structs: dict[int, c.Structure] = {}
+        pieces: list[c.Array[Any] | Callable[[], None]] = []
+        calls: list[tuple[str, c.Structure]] = []
+        for index, op in enumerate(program.ops):
+            function = self._host_function(op, memory, bound)
+            if function is None:
+                structs[index] = struct_of(bound, op, index)
+                calls.append((op.kind, structs[index]))
+                continue
+            if calls:
+                pieces.append(call_list(calls))
+                calls = []
+            pieces.append(function)
+        if calls:
+            pieces.append(call_list(calls))
+        return Plan(program=program, memory=memory, bound=bound, structs=structs, pieces=tuple(pieces))
+
+    def _host_function(self, op: Op, memory: ArenaMemory, bound: Bound) -> Callable[[], None] | None:
+        if op.kind == "host":
+            reads = {role: memory.array(view) for role, view in op.reads.items()}
+            target, name, arguments = memory.array(op.writes["y"]), op.attributes["function"], op.attributes["args"]
+
+            def small() -> None:
+                target[...] = host_ops.call(name, arguments, reads)
+
+            return small
+        if op.kind in ("int_linear", "int_conv2d"):
+            own = self.constants[op.attributes["layer"], op.attributes["part"]]
+            if own.reason:
+                reads = {role: memory.array(view) for role, view in op.reads.items()}
+                y = memory.array(op.writes["y"])
+
+                def product() -> None:
+                    y[...] = reference_product.output(own, op, reads, bound.step)
+
+                return product
+        return None
+
+    def fill(self, plan: Plan, feeds: Mapping[str, NDArray[Any]]) -> None:
+        """Write the inputs and the step buckets."""
+        for name, view in plan.program.inputs.items():
+            plan.memory.array(view)[...] = feeds[name]
+        plan.bound.step[...] = step_bucket(feeds[TIMESTEP], self._edges)
+        plan.bound.nan_seen[...] = 0
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run one step.
+
+        Args:
+            feeds: inputs by name.
+
+        Returns:
+            Outputs by name, contiguous.
+
+        Raises:
+            NonFiniteError: a NaN reached a quantizer; the message names the layer.
+        """
+        plan = self.plan(len(feeds[TIMESTEP]))
+        self.fill(plan, feeds)
+        for piece in plan.pieces:
+            if callable(piece):
+                piece()
+            else:
+                self.context.run(piece)
+        self.check_nan(plan)
+        outputs = plan.program.outputs.items()
+        return {name: np.ascontiguousarray(plan.memory.array(view)).copy() for name, view in outputs}
+
+    def check_nan(self, plan: Plan) -> None:
+        """Name the first layer whose input held a NaN."""
+        if plan.bound.nan_seen.any():
+            index = int(np.flatnonzero(plan.bound.nan_seen)[0])
+            op = plan.program.ops[index]
+            names = ", ".join(out["layer"] for out in op.attributes["outs"]) or "a norm"
+            raise NonFiniteError(
+                f"a NaN reached the input of {names}, from finite inputs; look at the layers before it with dq-verify"
+            )
+
+    def timed(self, feeds: Mapping[str, NDArray[Any]]) -> Iterator[tuple[Op, float]]:
+        """Run one step op by op; each op with its microseconds, those of the host left out."""
+        plan = self.plan(len(feeds[TIMESTEP]))
+        self.fill(plan, feeds)
+        kernels = iter(op for index, op in enumerate(plan.program.ops) if index in plan.structs)
+        for piece in plan.pieces:
+            if callable(piece):
+                piece()
+                continue
+            for spent in self.context.run_timed(piece):
+                yield next(kernels), float(spent) / 1e3
+
+    def close(self) -> None:
+        """End the threads and free the memory."""
+        self._plans.clear()
+        self.context.close()

@@ -1,0 +1,144 @@
+"""What the kernels need of a record, once for all batch sizes: packed weights, tables, float parameters."""
+
+from __future__ import annotations
+
+import ctypes as c
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from dq_kernels.cpu.library import Context, aligned_empty, packed_form
+from dq_kernels.cpu.structs import Quantizer
+from numpy.typing import NDArray
+
+from dq_deploy.engines.native.program import View
+from dq_deploy.errors import DqError
+from dq_deploy.numerics import reciprocal
+from dq_deploy.record import Layer, Record
+
+
+class LayerConstants:
+    """Weights and tables of one part of an integer layer.
+
+    Attributes:
+        reason: why no kernel takes it, or an empty string.
+        packed: weights in the kernels' order; None where there is a reason.
+        form: how the product is done, in words.
+    """
+
+    def __init__(self, layer: Layer, part: int, context: Context, *, padded: bool) -> None:
+        """Pack one part.
+
+        Args:
+            layer: of the record.
+            part: index of the part.
+            context: whose instruction set decides the order.
+            padded: whether pixels outside the image are read.
+        """
+        self.layer, self.index = layer, part
+        own = layer.parts[part]
+        self.pre = np.ascontiguousarray(own.pre, np.float32)
+        self.scale = np.ascontiguousarray(own.scale, np.float32)
+        self.inverse = np.ascontiguousarray(reciprocal(own.scale), np.float32)
+        self.zero_point = np.ascontiguousarray(own.zero_point, np.int32)
+        self.weight_scale = np.ascontiguousarray(own.weight_scale[0], np.float32)
+        self.bias = None if layer.bias is None else np.ascontiguousarray(layer.bias, np.float32)
+        self.packed: NDArray[np.uint8] | None = None
+        self.reason = refusal(layer, part, padded=padded)
+        self.form = f"numpy reference: {self.reason}"
+        if not self.reason:
+            weights = np.ascontiguousarray(kernel_weights(layer, part))
+            self.packed = context.pack(weights, layer.reach)
+            self.form = packed_form(self.packed)
+
+    def quantizer(self) -> Any:
+        """The struct the kernels read; the arrays belong to this object."""
+        steps = len(self.scale)
+        pointers = (a.ctypes.data for a in (self.pre, self.inverse, self.scale, self.zero_point))
+        return Quantizer(*pointers, steps, self.layer.q_min, self.layer.q_max, 0)
+
+
+def kernel_weights(layer: Layer, part: int) -> NDArray[np.int8]:
+    """w_q of one part as [C_out, kh * kw, C_in]."""
+    q = layer.parts[part].q_weight(0).astype(np.int8)
+    if q.ndim == 2:
+        return q[:, None, :]
+    return q.transpose(0, 2, 3, 1).reshape(q.shape[0], -1, q.shape[1])
+
+
+def refusal(layer: Layer, part: int, *, padded: bool) -> str:
+    """Why no kernel can take a part, in words, or an empty string."""
+    own = layer.parts[part]
+    if layer.groups > 1:
+        return f"{layer.groups} channel groups, kernels take 1"
+    if own.w_code.shape[0] > 1:
+        return f"{own.w_code.shape[0]} weight sets that differ by step, kernels take 1"
+    if layer.reach > 255:
+        return f"activation codes span {layer.reach}, kernels take 255 at most"
+    zero = own.zero_point.astype(np.int64) - layer.q_min
+    if padded and (zero.min() < 0 or zero.max() > layer.reach):
+        return f"zero points reach {zero.min()}..{zero.max()} above q_min, padding needs 0..{layer.reach}"
+    return ""
+
+
+class FloatConstants:
+    """Float parameters and folded values by name, in the memory order a view tells."""
+
+    def __init__(self, record: Record, folded: Mapping[str, Mapping[str, Any]]) -> None:
+        self._record = record
+        self._arrays: dict[str, NDArray[Any]] = {}
+        for name, value in folded.items():
+            self._arrays[name] = np.array(value["values"], value["dtype"]).reshape(value["shape"])
+        self._bases: dict[tuple[str, tuple[int, ...]], NDArray[Any]] = {}
+
+    def base(self, view: View, *, whole: bool) -> NDArray[Any]:
+        """The parameter's memory, one axis, in the order of the view's strides.
+
+        Args:
+            view: names the parameter in `buffer`.
+            whole: whether the view is the parameter itself; a repeated or cut view reads it as it is stored.
+        """
+        name = str(view.buffer)
+        values = self._values(name)
+        order = view.strides if whole and values.shape == view.sizes else _dense(values.shape)
+        key = (name, order)
+        if key not in self._bases:
+            flat = aligned_empty((values.size,), values.dtype)
+            laid = np.lib.stride_tricks.as_strided(
+                flat, values.shape, tuple(s * values.itemsize for s in order), writeable=True
+            )
+            laid[...] = values
+            self._bases[key] = flat
+        return self._bases[key]
+
+    def _values(self, name: str) -> NDArray[Any]:
+        if name in self._arrays:
+            return self._arrays[name]
+        record = self._record
+        if name in record.float_parameters:
+            return np.asarray(record.float_parameters[name])
+        module, _, kind = name.rpartition(".")
+        if module in record.weight_only:
+            light = record.weight_only[module]
+            value = light.weight() if kind == "weight" else light.bias
+            if value is not None:
+                return value
+        raise DqError(f"the program reads parameter {name}, which the record does not hold; quantize the model again")
+
+
+def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))
+
+
+def address(array: NDArray[Any] | None, offset: int = 0) -> int | None:
+    """Address of an element of a flat array; None stays None."""
+    return None if array is None else array.ctypes.data + offset * array.itemsize
+
+
+def integers(values: Any, count: int) -> Any:
+    """A C array of 64-bit integers."""
+    return (c.c_int64 * count)(*values)

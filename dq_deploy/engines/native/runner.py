@@ -1,0 +1,88 @@
+"""The native engine behind the Runner interface: a record, run by our own kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dq_deploy.engines.base import Array, Runner, TensorSpec
+from dq_deploy.engines.native.traced import traced_program
+from dq_deploy.errors import InputError, MissingDependencyError
+from dq_deploy.models import input_specs, output_specs
+from dq_deploy.record import Record, content_sha256, load_record
+
+
+class NativeRunner(Runner):
+    """A record on this machine's CPU kernels, with no graph file in between.
+
+    Attributes:
+        record: the quantized denoiser, without its weights: those are packed.
+        executor: the program and its memory.
+    """
+
+    engine = "native"
+
+    def __init__(
+        self,
+        source: Path | Record,
+        *,
+        threads: int | None = None,
+        isa: str | None = None,
+        finite_check: bool = True,
+    ) -> None:
+        """Trace the record's denoiser, pack its weights and start the threads.
+
+        Args:
+            source: a record, or its file.
+            threads: None takes one for each CPU this process may use.
+            isa: instruction set, a name of `dq_kernels.cpu.structs.ISAS`; None takes the best this CPU has.
+            finite_check: refuse NaN and infinity.
+
+        Raises:
+            MissingDependencyError: the CPU kernels were not built.
+            InputError: threads or an instruction set this machine does not have.
+            FileProblemError: the file is not a record.
+            ModelError: an operation the native engine does not know.
+        """
+        try:
+            from dq_kernels.cpu.library import Context, KernelInputError, KernelsMissingError
+
+            from dq_deploy.engines.native.cpu_executor import CpuExecutor
+        except ImportError as error:
+            raise MissingDependencyError(f"the package dq_kernels cannot be imported: {error}") from error
+        record = source if isinstance(source, Record) else load_record(source)
+        manifest = {
+            "target": "native",
+            "model_config": dict(record.model_config),
+            "record_sha256": content_sha256(record),
+            "step_edges": [float(edge) for edge in record.step_edges],
+        }
+        super().__init__(manifest, finite_check=finite_check)
+        try:
+            context = Context(threads=threads, isa=isa)
+        except KernelsMissingError as error:
+            raise MissingDependencyError(str(error)) from error
+        except KernelInputError as error:
+            raise InputError(str(error)) from error
+        try:
+            self.executor = CpuExecutor(traced_program(record), record, context)
+        except BaseException:
+            context.close()
+            raise
+        self.record = record
+        self.inputs = tuple(_spec(spec) for spec in input_specs(record.model_config))
+        self.outputs = tuple(_spec(spec) for spec in output_specs(record.model_config))
+
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return dict(self.executor.run(feeds))
+
+    def close(self) -> None:
+        """End the threads and free the memory."""
+        self.executor.close()
+
+
+def _spec(spec: Any) -> TensorSpec:
+    return TensorSpec(name=spec.name, dtype=np.dtype(spec.dtype), shape=tuple(spec.shape))

@@ -1,0 +1,87 @@
+"""The traced program of a record, from a process that has torch: this one if it loaded torch already, else a child.
+
+A process that serves an engine then never loads torch: it stays small and starts its kernels at once.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from dq_deploy.engines.native import program as programs
+from dq_deploy.engines.native.geometry import Geometry, from_json, geometries
+from dq_deploy.errors import DqError, ModelError
+from dq_deploy.record import Record
+
+TRACE_SECONDS = 600
+
+
+def traced_program(record: Record) -> dict[str, Any]:
+    """The joined program of a record's denoiser.
+
+    Raises:
+        ModelError: torch cannot trace it, or it holds an operation the native engine does not know.
+        DqError: the tracing process died.
+    """
+    layers = geometries(record)
+    if "torch" in sys.modules:
+        return joined_program(record.family, record.model_config, layers)
+    request = {
+        "family": record.family,
+        "config": dict(record.model_config),
+        "layers": {name: layer.to_json() for name, layer in layers.items()},
+    }
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "dq_deploy.engines.native.traced"],
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            timeout=TRACE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise DqError(
+            f"tracing took more than {TRACE_SECONDS} s, expected seconds; is the machine swapping?"
+        ) from error
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]
+        kind = ModelError if last.startswith("error: ") else DqError
+        raise kind(last.removeprefix("error: "))
+    return programs.loads(done.stdout)
+
+
+def joined_program(family: str, config: Mapping[str, Any], layers: Mapping[str, Geometry]) -> dict[str, Any]:
+    """Trace and lower at two batch sizes, and join them; needs torch."""
+    from dq_deploy.engines.native.lowering import Lowering
+    from dq_deploy.engines.native.tracing import trace
+    from dq_deploy.models import input_specs, output_specs
+
+    names = [spec.name for spec in input_specs(config)]
+    output = output_specs(config)[0].name
+    found = []
+    for batch in programs.TRACED_BATCHES:
+        graph, keys = trace(family, config, layers, batch)
+        found.append(programs.to_json(Lowering(graph, keys, layers).program(names, output)))
+    joined: dict[str, Any] = programs.join_batches(*found)
+    return joined
+
+
+def main() -> None:
+    """Entry of the tracing process: a request on stdin, the program on stdout."""
+    request = json.load(sys.stdin)
+    layers = {name: from_json(value) for name, value in request["layers"].items()}
+    try:
+        print(programs.dumps(joined_program(request["family"], request["config"], layers)))
+    except DqError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()
