@@ -8,6 +8,9 @@
 
 #if defined(__x86_64__)
 #define DQ_X86 1
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 warns of its own _mm512_undefined_ps
+#endif
 #include <immintrin.h>
 #else
 #define DQ_X86 0
