@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from dq_kernels.gpu.blocks import bucket_of, flag, gelu, write_codes
+from dq_kernels.gpu.blocks import flag, gelu, write_codes
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def geglu_quantize_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    """y = value * gelu(gate) of x = [value, gate]; y and codes may each be None; grid (rows, channels, samples)."""
+    """Y = value * gelu(gate) of x = [value, gate]; y and codes may each be None; grid (rows, channels, samples)."""
     sample = tl.program_id(2)
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
@@ -40,28 +40,9 @@ def geglu_quantize_kernel(
     value = tl.load(place, mask=mask, other=0.0).to(tl.float32)
     gate = tl.load(place + channels, mask=mask, other=0.0).to(tl.float32)
     v = value * gelu(gate)
-    bad = v != v
     if y is not None:
-        y += sample.to(tl.int64) * rows * y_pitch
-        tl.store(y + row[:, None] * y_pitch + channel[None, :], v.to(y.dtype.element_ty), mask=mask)
-    if codes is not None:
-        t = bucket_of(step, sample, steps)
-        base = sample.to(tl.int64) * rows * code_pitch
-        bad |= write_codes(
-            v,
-            row,
-            row_fits,
-            channel,
-            t,
-            base,
-            codes,
-            pre,
-            inverse_scale,
-            zero_point,
-            first,
-            part_channels,
-            code_pitch,
-            q_min,
-            q_max,
-        )
-    flag(nan_seen, bad & mask)
+        to = y + sample.to(tl.int64) * rows * y_pitch
+        tl.store(to + row[:, None] * y_pitch + channel[None, :], v.to(y.dtype.element_ty), mask=mask)
+    part = (codes, pre, inverse_scale, zero_point, steps, first, part_channels, code_pitch, q_min, q_max)
+    bad = write_codes(v, row, row_fits, channel, channel >= 0, sample, rows, step, part)
+    flag(nan_seen, (bad | (v != v)) & mask)

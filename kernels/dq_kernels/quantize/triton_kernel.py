@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from dq_kernels.gpu.blocks import bucket_of, flag, write_codes
+from dq_kernels.gpu.blocks import flag, write_codes
 
 
 @triton.jit
@@ -31,12 +31,8 @@ def quantize_kernel(
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     own = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     row_fits = row < rows
-    t = bucket_of(step, sample, steps)
     x += sample.to(tl.int64) * rows * x_pitch + first
     mask = row_fits[:, None] & (own < channels)[None, :]
     v = tl.load(x + row[:, None] * x_pitch + own[None, :], mask=mask, other=0.0).to(tl.float32)
-    base = sample.to(tl.int64) * rows * code_pitch
-    bad = write_codes(
-        v, row, row_fits, own, t, base, codes, pre, inverse_scale, zero_point, 0, channels, code_pitch, q_min, q_max
-    )
-    flag(nan_seen, bad)
+    part = (codes, pre, inverse_scale, zero_point, steps, 0, channels, code_pitch, q_min, q_max)
+    flag(nan_seen, write_codes(v, row, row_fits, own, own >= 0, sample, rows, step, part))

@@ -1,0 +1,268 @@
+"""Group normalisation, SiLU and codes on the GPU, in two forms that give the same bits.
+
+Compiled and interpreted, never run.
+
+Passes over x: extremes (the exponents of the fixed point), sums (the mean), squares (the variance), then the result:
+four reads, of which the last three come from L2 where the tensor fits there (2.6 MB at 64x64x320 in float16).
+
+Form "whole", groups of little: one program a (sample, group) does all four, a second read of its own rows each; one
+launch. Form "split", large groups at batch 1 or 2: programs of [rows, channels] tiles fill the GPU, a launch a pass,
+and meet in one workspace of integers by atomics. Maxima and integer sums do not depend on the order: same bits.
+"""
+
+import triton
+import triton.language as tl
+
+from dq_kernels.gpu.blocks import (
+    exponent_of,
+    fixed_point,
+    flag,
+    is_finite,
+    mean_of,
+    rstd_of,
+    silu,
+    squares,
+    write_codes,
+    write_tail,
+)
+
+
+@triton.jit
+def ordered(v):
+    """uint32 that orders as float32 does; 0 is below every number."""
+    bits = v.to(tl.uint32, bitcast=True)
+    return tl.where((bits >> 31) != 0, ~bits, bits | 0x80000000)
+
+
+@triton.jit
+def from_ordered(u):
+    """Inverse of `ordered`."""
+    return tl.where((u >> 31) != 0, u & 0x7FFFFFFF, ~u).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def clear_kernel(workspace, words, BLOCK: tl.constexpr):
+    """Zero a workspace of int64."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(workspace + i, tl.zeros([BLOCK], tl.int64), mask=i < words)
+
+
+@triton.jit
+def parts_of(workspace, total):
+    """Pointers to the extremes (uint32 pairs of a group: largest -x, largest x), the sums, the sums of squares."""
+    return workspace.to(tl.pointer_type(tl.uint32)), workspace + total, workspace + 2 * total
+
+
+@triton.jit
+def group_results(workspace, total, place, count, eps_bits, mask, DEPTH: tl.constexpr):
+    """Of the groups at `place` of `total`: exponent (depth 1), and mean, e2, peak (2), and rstd (3)."""
+    extremes, sums, square_sums = parts_of(workspace, total)
+    low = -from_ordered(tl.load(extremes + 2 * place, mask=mask, other=0x80000000))
+    high = from_ordered(tl.load(extremes + 2 * place + 1, mask=mask, other=0x80000000))
+    e = exponent_of(tl.maximum(tl.abs(low), tl.abs(high)))
+    mean = low
+    e2 = e
+    peak = low
+    rstd = low
+    if DEPTH >= 2:
+        mean = mean_of(tl.load(sums + place, mask=mask, other=0), e, count)
+        peak = tl.maximum(tl.abs(low - mean), tl.abs(high - mean))
+        e2 = exponent_of(peak)
+    if DEPTH >= 3:
+        eps = eps_bits.to(tl.int64).to(tl.float64, bitcast=True)
+        rstd = rstd_of(tl.load(square_sums + place, mask=mask, other=0), e2, count, eps)
+    return e, mean, e2, peak, rstd
+
+
+@triton.jit
+def statistics_kernel(
+    x,
+    workspace,
+    rows,
+    channels,
+    groups,
+    x_pitch,
+    PASS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    """One pass of form "split" over STEPS blocks of rows; grid (row chunks, channel blocks, samples).
+
+    PASS 1 fills the extremes of the workspace int64 [3, samples, groups], 2 the sums, 3 the sums of squares.
+    """
+    sample = tl.program_id(2)
+    total = tl.num_programs(2) * groups
+    channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    channel_fits = channel < channels
+    width = channels // groups
+    place = sample * groups + tl.minimum(channel // width, groups - 1)
+    count = rows * width
+    x += sample.to(tl.int64) * rows * x_pitch
+    e, mean, e2, _, _ = group_results(workspace, total, place, count, 0, channel_fits, PASS - 1)
+    sums = tl.zeros([BLOCK_CHANNELS], tl.int64)
+    low = tl.full([BLOCK_CHANNELS], float("inf"), tl.float32)
+    high = tl.full([BLOCK_CHANNELS], float("-inf"), tl.float32)
+    for i in range(STEPS):
+        row = (tl.program_id(0) * STEPS + i) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+        mask = (row < rows)[:, None] & channel_fits[None, :]
+        v = tl.load(x + row[:, None] * x_pitch + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+        if PASS == 1:
+            low = tl.minimum(low, tl.min(tl.where(mask, v, float("inf")), axis=0))
+            high = tl.maximum(high, tl.max(tl.where(mask, v, float("-inf")), axis=0))
+        elif PASS == 2:
+            sums += tl.sum(tl.where(mask, fixed_point(v, e[None, :]), 0), axis=0)
+        else:
+            sums += tl.sum(tl.where(mask, squares(v, mean[None, :], e2[None, :]), 0), axis=0)
+    extremes_to, sums_to, squares_to = parts_of(workspace, total)
+    if PASS == 1:
+        tl.atomic_max(extremes_to + 2 * place, ordered(-low), mask=channel_fits, sem="relaxed")
+        tl.atomic_max(extremes_to + 2 * place + 1, ordered(high), mask=channel_fits, sem="relaxed")
+    elif PASS == 2:
+        tl.atomic_add(sums_to + place, sums, mask=channel_fits, sem="relaxed")
+    else:
+        tl.atomic_add(squares_to + place, sums, mask=channel_fits, sem="relaxed")
+
+
+@triton.jit
+def whole_statistics(x, row_0, channel, mask_channels, rows, x_pitch, count, eps_bits, BLOCK_ROWS: tl.constexpr):
+    """Mean, rstd and peak distance of one group by three loops over its rows."""
+    low = tl.full([BLOCK_ROWS], float("inf"), tl.float32)
+    high = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
+    for start in range(0, rows, BLOCK_ROWS):
+        mask = (start + row_0 < rows)[:, None] & mask_channels[None, :]
+        v = tl.load(x + (start + row_0)[:, None] * x_pitch + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+        low = tl.minimum(low, tl.min(tl.where(mask, v, float("inf")), axis=1))
+        high = tl.maximum(high, tl.max(tl.where(mask, v, float("-inf")), axis=1))
+    lowest = tl.min(low, axis=0)
+    highest = tl.max(high, axis=0)
+    e = exponent_of(tl.maximum(tl.abs(lowest), tl.abs(highest)))
+    total = tl.zeros([BLOCK_ROWS], tl.int64)
+    for start in range(0, rows, BLOCK_ROWS):
+        mask = (start + row_0 < rows)[:, None] & mask_channels[None, :]
+        v = tl.load(x + (start + row_0)[:, None] * x_pitch + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+        total += tl.sum(tl.where(mask, fixed_point(v, e), 0), axis=1)
+    mean = mean_of(tl.sum(total, axis=0), e, count)
+    peak = tl.maximum(tl.abs(lowest - mean), tl.abs(highest - mean))
+    e2 = exponent_of(peak)
+    total = tl.zeros([BLOCK_ROWS], tl.int64)
+    for start in range(0, rows, BLOCK_ROWS):
+        mask = (start + row_0 < rows)[:, None] & mask_channels[None, :]
+        v = tl.load(x + (start + row_0)[:, None] * x_pitch + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+        total += tl.sum(tl.where(mask, squares(v, mean, e2), 0), axis=1)
+    eps = eps_bits.to(tl.int64).to(tl.float64, bitcast=True)
+    return mean, rstd_of(tl.sum(total, axis=0), e2, count, eps), peak
+
+
+@triton.jit
+def group_norm_silu_quantize_kernel(
+    x,
+    gamma,
+    beta,
+    y,
+    step,
+    nan_seen,
+    workspace,
+    codes_0,
+    pre_0,
+    inverse_0,
+    zero_0,
+    codes_1,
+    pre_1,
+    inverse_1,
+    zero_1,
+    codes_2,
+    pre_2,
+    inverse_2,
+    zero_2,
+    rows,
+    channels,
+    groups,
+    x_pitch,
+    y_pitch,
+    eps_bits,
+    steps_0,
+    first_0,
+    channels_0,
+    pitch_0,
+    q_min_0,
+    q_max_0,
+    steps_1,
+    first_1,
+    channels_1,
+    pitch_1,
+    q_min_1,
+    q_max_1,
+    steps_2,
+    first_2,
+    channels_2,
+    pitch_2,
+    q_min_2,
+    q_max_2,
+    SILU: tl.constexpr,
+    WHOLE_GROUPS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+    TAIL: tl.constexpr,
+):
+    """Y = act(group_norm(x)) and its codes.
+
+    Form "whole": grid (groups, samples), the workspace is None. Form "split": the workspace is filled by
+    `statistics_kernel`, grid (row blocks, channel blocks, samples).
+    y, codes_1 and codes_2 may be None.
+    """
+    part_0 = (codes_0, pre_0, inverse_0, zero_0, steps_0, first_0, channels_0, pitch_0, q_min_0, q_max_0)
+    part_1 = (codes_1, pre_1, inverse_1, zero_1, steps_1, first_1, channels_1, pitch_1, q_min_1, q_max_1)
+    part_2 = (codes_2, pre_2, inverse_2, zero_2, steps_2, first_2, channels_2, pitch_2, q_min_2, q_max_2)
+    width = channels // groups
+    row_0 = tl.arange(0, BLOCK_ROWS)
+    if WHOLE_GROUPS:
+        sample = tl.program_id(1)
+        channel = tl.program_id(0) * width + tl.arange(0, BLOCK_CHANNELS)
+        own = tl.arange(0, BLOCK_CHANNELS) < width
+        stored = own
+        start = 0
+        stop = rows
+    else:
+        sample = tl.program_id(2)
+        channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+        own = channel < channels
+        stored = channel >= 0
+        start = tl.program_id(0) * BLOCK_ROWS
+        stop = start + 1
+    x += sample.to(tl.int64) * rows * x_pitch
+    scale = tl.load(gamma + channel, mask=own, other=0.0)
+    shift = tl.load(beta + channel, mask=own, other=0.0)
+    if WHOLE_GROUPS:
+        count = rows * width
+        means = whole_statistics(x, row_0, channel, own, rows, x_pitch, count, eps_bits, BLOCK_ROWS)
+        mean = tl.zeros([BLOCK_CHANNELS], tl.float32) + means[0]
+        rstd = tl.zeros([BLOCK_CHANNELS], tl.float32) + means[1]
+        peak = tl.zeros([BLOCK_CHANNELS], tl.float32) + means[2]
+    else:
+        place = sample * groups + tl.minimum(channel // width, groups - 1)
+        total = tl.num_programs(2) * groups
+        _, mean, _, peak, rstd = group_results(workspace, total, place, rows * width, eps_bits, own, 3)
+    a = rstd * scale
+    fit = is_finite(a) & is_finite(peak) & is_finite(mean)
+    for first_row in range(start, stop, BLOCK_ROWS):
+        row = first_row + row_0
+        row_fits = row < rows
+        mask = row_fits[:, None] & own[None, :]
+        v = tl.load(x + row[:, None] * x_pitch + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+        bad = (~(is_finite(v) & fit[None, :])) & mask
+        z = (v - mean[None, :]) * a[None, :] + shift[None, :]
+        if SILU:
+            z = silu(z)
+        if y is not None:
+            place_y = sample.to(tl.int64) * rows * y_pitch + row[:, None] * y_pitch + channel[None, :]
+            tl.store(y + place_y, z.to(y.dtype.element_ty), mask=mask)
+        bad |= write_codes(z, row, row_fits, channel, stored, sample, rows, step, part_0)
+        bad |= write_codes(z, row, row_fits, channel, stored, sample, rows, step, part_1)
+        bad |= write_codes(z, row, row_fits, channel, stored, sample, rows, step, part_2)
+        flag(nan_seen, bad)
+        if TAIL > 0:  # noqa: SIM102  known when it is compiled, unlike the next
+            if tl.program_id(0) == 0:
+                write_tail(row, row_fits, sample, rows, part_0, TAIL)
+                write_tail(row, row_fits, sample, rows, part_1, TAIL)
+                write_tail(row, row_fits, sample, rows, part_2, TAIL)
