@@ -49,35 +49,37 @@ struct Multiply {
     bool first;
 };
 
-// What one row of a tile needs for its epilogue.
-struct FinishRow {
-    int32_t zero_code;
-    float scale;
-    const float* previous;
-    const float* row;
-    const float* residual;
-    float* y;
-    int32_t* accumulators;
-};
-
-// The epilogue of a tile; arrays by column are padded to `columns` of the panel, rows' pointers are not.
+// The epilogue of a tile. Rows lie `..._pitch` elements apart; arrays by column are padded to the panel's width.
 struct Finish {
-    const int32_t* sums;
-    const int32_t* weight_sums;
-    const float* weight_scale;
-    const float* bias;  // may be null
-    const FinishRow* rows;
+    const int32_t* sums;         // [count][columns of a panel]
+    const int32_t* weight_sums;  // by column
+    const float* weight_scale;   // by column
+    const float* bias;           // by column, may be null
+    const int32_t* zero_code;    // by row
+    const float* scale;          // by row
+    const float* const* row;     // by row, each of `columns`; may be null
+    const float* previous;       // may be null
+    const float* residual;       // may be null
+    float* y;                    // may be null
+    int32_t* accumulators;       // may be null
+    int64_t y_pitch;             // of previous, too
+    int64_t residual_pitch;
+    int64_t accumulators_pitch;
     int32_t count;    // of rows
     int32_t columns;  // that exist
 };
 
+using MultiplyRows = void (*)(const Multiply&);
+
+// What an instruction set brings. Tables of `multiply` are by number of rows, 1 to `rows`.
 struct Kernels {
     int32_t rows;
     int32_t columns;
-    void (*const* multiply)(const Multiply&);                                   // by number of rows
-    void (*const* multiply_wide)(const Multiply&);                              // the same for kWide, may be null
-    void (*unpack)(const uint8_t* packed, void* panel, int64_t groups);         // kInt4 to int8
-    void (*widen)(const int8_t* packed, void* panel, int64_t groups);           // kWide to int16, may be null
+    const MultiplyRows* multiply;
+    const MultiplyRows* multiply_int4;  // of kInt4 weights as they are in memory; may be null
+    const MultiplyRows* multiply_wide;  // of kWide weights; null where no weights are packed so
+    void (*unpack)(const uint8_t* packed, void* panel, int64_t groups);  // kInt4 to int8
+    void (*widen)(const int8_t* packed, void* panel, int64_t groups);    // kWide to int16; may be null
     void (*finish)(const Finish&);
 };
 

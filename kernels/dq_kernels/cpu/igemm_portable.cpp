@@ -45,9 +45,8 @@ void unpack(const uint8_t* packed, void* panel, int64_t groups) {
     }
 }
 
-void (*const kMultiply[])(const Multiply&) = {nullptr, multiply_rows<1>, multiply_rows<2>, multiply_rows<3>,
-                                              multiply_rows<4>};
-const Kernels kKernels = {kRows, kColumns, kMultiply, nullptr, unpack, nullptr, finish};
+const MultiplyRows kMultiply[] = {nullptr, multiply_rows<1>, multiply_rows<2>, multiply_rows<3>, multiply_rows<4>};
+const Kernels kKernels = {kRows, kColumns, kMultiply, nullptr, nullptr, unpack, nullptr, finish_plain};
 
 }  // namespace
 
