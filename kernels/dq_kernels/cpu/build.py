@@ -92,10 +92,12 @@ def _run(command: Sequence[str]) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
-        raise BuildError(f"C++ compiler {command[0]} cannot be started: {error.strerror}; set CXX to another") from error
+        why = f"C++ compiler {command[0]} cannot be started: {error.strerror}; set CXX to another"
+        raise BuildError(why) from error
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["no output"]
-        raise BuildError(f"{command[0]} ended with code {done.returncode}: {lines[0]}")
+        lines = done.stderr.splitlines() or ["no output"]
+        first = next((line for line in lines if "error" in line), lines[0])
+        raise BuildError(f"{command[0]} ended with code {done.returncode}: {first}")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -14,6 +15,8 @@ namespace dq {
 
 using Task = void (*)(const void* job, int64_t index, int32_t thread);
 
+// The caller takes tasks itself and the other threads help: none is waited for that has not begun a task, so that a
+// short job does not pay for a thread that sleeps or has lost its CPU.
 class Pool {
   public:
     Pool(int32_t threads, int32_t isa);
@@ -22,6 +25,7 @@ class Pool {
     Pool& operator=(const Pool&) = delete;
 
     // Run task(job, i, thread) for i in 0..count-1, spread over the threads; returns when all are done.
+    // A task must not throw, nor run another job.
     void run(int64_t count, Task task, const void* job);
 
     // The same for a callable f(index, thread).
@@ -36,14 +40,21 @@ class Pool {
     // 64-byte aligned memory of one thread, DQ_SCRATCH_BYTES long.
     void* scratch(int32_t thread) const { return scratch_[static_cast<size_t>(thread)]; }
     bool ready() const { return ready_; }
+    // Whether this process is a fork of the one that started the threads, which it does not have.
+    bool orphaned() const;
+    // Start the threads again in a forked process; without them jobs run in the caller alone.
+    void adopt();
 
   private:
+    bool start();
     void work(int32_t thread);
-    void take(int32_t thread);
+    void take(int32_t thread) noexcept;
 
     int32_t threads_;
     int32_t isa_;
     bool ready_ = false;
+    bool crowded_ = false;  // more threads than CPUs: waiting threads sleep at once
+    uint32_t forks_ = 0;
     std::vector<void*> scratch_;
     std::vector<std::thread> workers_;
     Task task_ = nullptr;
@@ -51,8 +62,9 @@ class Pool {
     int64_t count_ = 0;
     alignas(64) std::atomic<int64_t> next_{0};
     alignas(64) std::atomic<uint32_t> round_{0};
-    alignas(64) std::atomic<int32_t> busy_{0};
+    alignas(64) std::atomic<int32_t> helping_{0};  // threads between entering and leaving a job
     alignas(64) std::atomic<int32_t> sleepers_{0};
+    std::atomic<bool> open_{false};  // whether a job may be entered
     std::atomic<bool> stop_{false};
 };
 
@@ -60,6 +72,7 @@ class Pool {
 
 struct dq_context {
     dq::Pool pool;
+    std::mutex running;  // two threads that run calls on one context do so one after the other
     dq_context(int32_t threads, int32_t isa) : pool(threads, isa) {}
 };
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes as c
 import functools
 import os
+import weakref
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +20,9 @@ MISSING = (
     "the CPU kernels are not built: {why}; install a C++17 compiler (g++ or clang++) and install this package again, "
     "or run python -m dq_kernels.cpu.build. The library engines (onnxruntime, openvino) work without"
 )
+
+MOST_THREADS = 256
+"""Of one context; DQ_MAX_THREADS."""
 
 
 class KernelsMissingError(ImportError):
@@ -84,7 +88,9 @@ def aligned_empty(shape: tuple[int, ...], dtype: Any, alignment: int = 64) -> ND
 
 
 class Context:
-    """Threads and an instruction set; a context manager. Its calls must not overlap.
+    """Threads and an instruction set; a context manager.
+
+    Runs of several Python threads follow one another. A forked child starts threads of its own at its first run.
 
     Attributes:
         threads: how many run each op.
@@ -103,24 +109,32 @@ class Context:
             KernelInputError: an instruction set this CPU lacks, or a wrong number of threads.
         """
         known = known_isas()
-        self.threads = len(os.sched_getaffinity(0)) if threads is None else threads
+        self.threads = min(len(os.sched_getaffinity(0)), MOST_THREADS) if threads is None else threads
         self.isa = known[-1] if isa is None else isa
         if self.isa not in known:
             raise KernelInputError(f"instruction set is {self.isa!r}, expected one this CPU has: {', '.join(known)}")
-        self._handle = library().dq_open(self.threads, ISAS.index(self.isa))
+        self._handle: int = library().dq_open(self.threads, ISAS.index(self.isa))
         if not self._handle:
-            raise KernelInputError(f"threads is {self.threads}, expected 1 to 256 that the system lets start")
+            raise KernelInputError(
+                f"threads is {self.threads}, expected 1 to {MOST_THREADS} that the system lets start"
+            )
+        self._end = weakref.finalize(self, library().dq_close, self._handle)
+
+    def _open(self) -> int:
+        if not self._end.alive:
+            raise KernelInputError("the context is closed, expected one whose `with` block has not ended")
+        return self._handle
 
     def run(self, calls: c.Array[Any]) -> None:
         """Run a list made by `call_list`."""
-        bad = library().dq_run(self._handle, c.addressof(calls), len(calls))
+        bad = library().dq_run(self._open(), c.addressof(calls), len(calls))
         if bad:
             raise KernelInputError(f"call {bad - 1} names op {calls[bad - 1].op}, expected 0 to {len(OPS) - 1}")
 
     def run_timed(self, calls: c.Array[Any]) -> NDArray[np.int64]:
         """Run a list; nanoseconds of each call."""
         spent = np.zeros(len(calls), np.int64)
-        bad = library().dq_run_timed(self._handle, c.addressof(calls), len(calls), spent.ctypes.data)
+        bad = library().dq_run_timed(self._open(), c.addressof(calls), len(calls), spent.ctypes.data)
         if bad:
             raise KernelInputError(f"call {bad - 1} names op {calls[bad - 1].op}, expected 0 to {len(OPS) - 1}")
         return spent
@@ -137,9 +151,8 @@ class Context:
             code_span: q_max - q_min of the activations, 1..255.
         """
         if weights.dtype != np.int8 or weights.ndim != 3 or not weights.flags.c_contiguous:
-            raise KernelInputError(
-                f"weights are {weights.dtype} {weights.shape}, expected contiguous int8 [out_channels, positions, channels]"
-            )
+            wanted = "contiguous int8 [out_channels, positions, channels]"
+            raise KernelInputError(f"weights are {weights.dtype} {weights.shape}, expected {wanted}")
         if not 1 <= code_span <= 255:
             raise KernelInputError(f"code span is {code_span}, expected 1 to 255")
         shape = (ISAS.index(self.isa), *weights.shape, weights.ctypes.data, code_span)
@@ -149,9 +162,7 @@ class Context:
 
     def close(self) -> None:
         """End the threads; a second call does nothing."""
-        if self._handle:
-            library().dq_close(self._handle)
-            self._handle = None
+        self._end()
 
     def __enter__(self) -> Self:
         """The context itself."""

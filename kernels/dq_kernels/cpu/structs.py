@@ -22,7 +22,9 @@ _I64, _I32 = c.c_int64, c.c_int32
 Quantizer = _struct(
     "quantizer", [*_fields(POINTER, "pre inverse_scale scale zero_point"), *_fields(_I32, "steps q_min q_max reserved")]
 )
-CodeOutput = _struct("code_output", [("quantizer", Quantizer), ("codes", POINTER), *_fields(_I64, "first channels pitch")])
+CodeOutput = _struct(
+    "code_output", [("quantizer", Quantizer), ("codes", POINTER), *_fields(_I64, "first channels pitch")]
+)
 QuantizeArgs = _struct(
     "quantize_args", [*_fields(POINTER, "x step nan_seen"), *_fields(_I64, "batch rows x_pitch"), ("out", CodeOutput)]
 )
