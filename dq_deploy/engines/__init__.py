@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 GRAPH_TARGETS = RUNTIMES
 """Targets whose ONNX file is not what runs: a plan is built from it."""
 
-ENGINES = ("onnxruntime", "openvino", *RUNTIMES)
+ENGINES = ("onnxruntime", "openvino", *RUNTIMES, "native")
+
+RECORD_SUFFIXES = (".pt", ".safetensors")
+"""Files the native engine runs: records themselves."""
 
 
 def open_engine(
@@ -29,10 +32,10 @@ def open_engine(
     require_manifest: bool = True,
     optimize: bool = True,
 ) -> Runner:
-    """Open an exported engine; use it as a context manager.
+    """Open an exported engine, or a record as an engine; use it as a context manager.
 
     Args:
-        path: ONNX file, or a plan of TensorRT or TensorRT-RTX.
+        path: ONNX file, a plan of TensorRT or TensorRT-RTX, or a record, which the native engine runs.
         engine: one of `ENGINES`; by default what the manifest's target says, for a plan the runtime it was built by.
         threads: threads of one run; None lets the engine decide. A plan runs on a GPU and has none.
         finite_check: refuse NaN and infinity in inputs and outputs.
@@ -49,6 +52,10 @@ def open_engine(
     path = Path(path)
     if engine is not None and engine not in ENGINES:
         raise OptionError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
+    if path.suffix in RECORD_SUFFIXES:
+        return _open_record(path, engine, threads, finite_check, optimized_model_path)
+    if engine == "native":
+        raise OptionError(f"engine native runs records ({' or '.join(RECORD_SUFFIXES)}), not {path}; give the record")
     if is_plan(path):
         return _open_plan(path, engine=engine, finite_check=finite_check, optimized_model_path=optimized_model_path)
     try:
@@ -80,6 +87,18 @@ def open_engine(
         f"{path} is an ONNX file for {name}, which runs plans: build one with dq-build --onnx {path}, or give the "
         "engine onnxruntime where its operators are known there"
     )
+
+
+def _open_record(
+    path: Path, engine: str | None, threads: int | None, finite_check: bool, optimized_model_path: str | Path | None
+) -> Runner:
+    from dq_deploy.engines.native.runner import NativeRunner
+
+    if engine not in (None, "native"):
+        raise OptionError(f"{path} is a record, which the engine native runs; export it first to run it on {engine}")
+    if optimized_model_path is not None:
+        raise OptionError(f"record {path} has no graph to write; the native engine runs it as it is")
+    return NativeRunner(path, threads=threads, finite_check=finite_check)
 
 
 def _open_plan(

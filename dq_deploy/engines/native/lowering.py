@@ -45,6 +45,7 @@ _BINARY = {
     aten.mul.Scalar: "mul",
     aten.div.Scalar: "div",
 }
+_SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int)
 _ATTENTION = (aten._scaled_dot_product_flash_attention_for_cpu.default,)
 
 
@@ -154,6 +155,8 @@ class Lowering:
             self._product(self._products[node])
             return
         if self._view_of(node) or self._fold(node) or self._repeats(node):
+            return
+        if node.target in _SPLITS:  # its results are views of its input
             return
         if node.target is aten.constant_pad_nd.default and fusion.padded_for_layer(node):
             return

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +14,24 @@ from dq_deploy.engines.native.traced import traced_program
 from dq_deploy.errors import InputError, MissingDependencyError
 from dq_deploy.models import input_specs, output_specs
 from dq_deploy.record import Record, content_sha256, load_record
+
+if TYPE_CHECKING:
+    from dq_deploy.engines.native.probing import LayerTrace
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerForm:
+    """How one part of an integer layer runs.
+
+    Attributes:
+        kernel: op and instruction set, or `reference`.
+        form: how weights are held and multiplied, in words.
+        reason: why no kernel takes it, or an empty string; the product is then an integer one in numpy.
+    """
+
+    kernel: str
+    form: str
+    reason: str
 
 
 class NativeRunner(Runner):
@@ -78,6 +97,26 @@ class NativeRunner(Runner):
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         return dict(self.executor.run(feeds))
+
+    def probe(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, LayerTrace]]:
+        """Run once and write down what every integer layer saw and computed; see `probing.LayerTrace`.
+
+        Raises:
+            InputError: as `run`.
+        """
+        from dq_deploy.engines.native.probing import probe
+
+        self._check(feeds)
+        return probe(self.executor, feeds)
+
+    def layer_forms(self) -> dict[str, tuple[LayerForm, ...]]:
+        """How each integer layer runs, part by part, by module path."""
+        forms: dict[str, list[LayerForm]] = {}
+        for (name, _), own in sorted(self.executor.constants.items()):
+            kind = "int_conv2d" if own.layer.kind == "conv2d" else "int_linear"
+            kernel = "reference" if own.reason else f"{kind} {self.executor.context.isa}"
+            forms.setdefault(name, []).append(LayerForm(kernel=kernel, form=own.form, reason=own.reason))
+        return {name: tuple(parts) for name, parts in forms.items()}
 
     def close(self) -> None:
         """End the threads and free the memory."""
