@@ -35,10 +35,7 @@ def float_array(name: str, x: Array, ndim: int = 3) -> int:
         found = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
         raise KernelInputError(f"{name} is {found}, expected aligned float32 [batch, rows, channels]")
     batch, rows, channels = x.shape
-    if rows > 1:
-        stride = x.strides[1]
-    else:
-        stride = x.strides[0] if batch > 1 else 4 * channels
+    stride = x.strides[1] if rows > 1 else x.strides[0] if batch > 1 else 4 * channels
     pitch = stride // 4
     good = stride % 4 == 0 and pitch >= channels and (channels < 2 or x.strides[2] == 4)
     if x.size and (not good or (batch > 1 and x.strides[0] != rows * stride)):
