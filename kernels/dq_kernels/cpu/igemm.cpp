@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kBlockBytes = 128 << 10;  // of weights as the kernel takes them
 constexpr int64_t kChunkRows = 256;         // of a task, at most: its sums take kChunkRows * kMaxColumns * 4 bytes
 constexpr int64_t kTasksPerThread = 4;      // so that a late thread holds up the others by little
-constexpr int64_t kUnpackedTiles = 2;       // with more tiles to a task, unpacking once beats unpacking in the kernel
+constexpr int64_t kUnpackedTiles = 4;       // with more tiles to a task, unpacking once beats unpacking in the kernel
 constexpr int64_t kLeastGroupBytes = 32;    // a group of the narrowest panel as a kernel takes it
 
 struct Job {
