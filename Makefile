@@ -11,6 +11,8 @@ WORKERS ?= 2
 DEMO_OUT ?= demo-out
 DEMO_FLAGS ?=
 READY := $(VENV)/.ready
+KERNELS := kernels/dq_kernels/_cpu.so
+KERNEL_SOURCES := $(wildcard $(addprefix kernels/dq_kernels/*/,*.cpp *.h *.inc)) kernels/dq_kernels/cpu/build.py
 
 .PHONY: help setup test demo lint format wheel clean
 
@@ -22,18 +24,22 @@ help:
 	@echo "make wheel   build the wheel into dist/"
 	@echo "make clean   remove what make made, but not $(VENV)"
 
-setup: $(READY)
+setup: $(READY) $(KERNELS)
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 found; install one or give PYTHON=..." >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,openvino,report,tensorrt-rtx,cuda]'
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,openvino,report,tensorrt-rtx,cuda,gpu-kernels]'
 	@touch $@
 
-test: $(READY)
+# no compiler, no kernels: the rest of the project works without
+$(KERNELS): $(KERNEL_SOURCES) | $(READY)
+	@$(BIN)/python -m dq_kernels.cpu.build || echo "warning: the native kernels are not up to date" >&2
+
+test: $(READY) $(KERNELS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -q
 
-demo: $(READY)
+demo: $(READY) $(KERNELS)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python examples/demo.py --out $(DEMO_OUT) $(DEMO_FLAGS)
 
 lint: $(READY)

@@ -140,6 +140,32 @@ def test_the_kernels_import_nothing_of_the_library():
         assert not any(name.startswith("dq_deploy") for name in imported(path)), name_of(path)
 
 
+def test_the_kernels_import_torch_and_triton_in_few_places():
+    package = ROOT / "kernels" / "dq_kernels"
+    allowed = {"torch": "torch_ops.py", "triton": "triton_kernel.py"}
+    for path in sources("kernels"):
+        heavy = {name.split(".")[0] for name in imported(path)} & HEAVY
+        if path.relative_to(package).parts[0] != "gpu":
+            assert all(allowed.get(name) == path.name for name in heavy), f"{name_of(path)} imports {sorted(heavy)}"
+
+
+def test_no_kernel_loads_a_heavy_library_when_its_op_is_imported():
+    ops = [f"dq_kernels.{p.parent.name}" for p in (ROOT / "kernels" / "dq_kernels").glob("*/__init__.py")]
+    code = f"import sys, {', '.join(sorted(ops))}\nprint(*sorted(set(sys.modules) & {HEAVY!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+CPP = sorted(p for suffix in ("cpp", "h", "inc") for p in (ROOT / "kernels").rglob(f"*.{suffix}"))
+
+
+@pytest.mark.parametrize("path", CPP, ids=name_of)
+def test_cpp_files_are_short(path):
+    lines = path.read_text(encoding="utf-8").count("\n")
+    assert lines <= MAX_FILE_LINES, f"{name_of(path)} has {lines} lines"
+
+
 @pytest.mark.parametrize("path", sources("dq_deploy", "kernels", "examples", "benchmarks", "tests"), ids=name_of)
 def test_files_and_functions_are_short(path):
     text = path.read_text(encoding="utf-8")

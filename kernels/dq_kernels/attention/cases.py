@@ -36,8 +36,8 @@ class Case:
     def inputs(self) -> dict[str, Any]:
         """q, k and v."""
         rng = np.random.default_rng(self.seed)
-        of = lambda rows: (self.batch, rows, self.heads, self.head_dim)  # noqa: E731
-        q, k, v = (rng.standard_normal(of(n)) for n in (self.rows, self.kv_rows, self.kv_rows))
+        rows = (self.rows, self.kv_rows, self.kv_rows)
+        q, k, v = (rng.standard_normal((self.batch, n, self.heads, self.head_dim)) for n in rows)
         return {"q": (q * self.spread).astype(np.float32), "k": k.astype(np.float32), "v": v.astype(np.float32)}
 
 

@@ -21,4 +21,5 @@ def attention(q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], *, scale: float
     scores = np.einsum("bqhd,bkhd->bhqk", q.astype(np.float64), k.astype(np.float64)) * scale
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    return np.einsum("bhqk,bkhd->bqhd", weights, v.astype(np.float64))
+    y: NDArray[np.float64] = np.einsum("bhqk,bkhd->bqhd", weights, v.astype(np.float64))
+    return y

@@ -84,7 +84,8 @@ def aligned_empty(shape: tuple[int, ...], dtype: Any, alignment: int = 64) -> ND
     size = int(np.prod(shape)) * kind.itemsize
     raw = np.empty(size + alignment, np.uint8)
     start = -raw.ctypes.data % alignment
-    return raw[start : start + size].view(kind).reshape(shape)
+    array: NDArray[Any] = raw[start : start + size].view(kind).reshape(shape)
+    return array
 
 
 class Context:
@@ -185,6 +186,6 @@ def packed_form(packed: NDArray[np.uint8]) -> str:
 def call_list(calls: Sequence[tuple[str, c.Structure]]) -> c.Array[Any]:
     """Calls of ops in order; keeps the argument structs alive, not the arrays they point to."""
     numbers = {name: number for number, name in enumerate(OPS)}
-    result = (Call * len(calls))(*(Call(numbers[op], 0, c.addressof(args)) for op, args in calls))
-    result.keep = [args for _, args in calls]
+    result: c.Array[Any] = (Call * len(calls))(*(Call(numbers[op], 0, c.addressof(args)) for op, args in calls))
+    result.__dict__["keep"] = [args for _, args in calls]
     return result

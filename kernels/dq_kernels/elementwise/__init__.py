@@ -23,7 +23,7 @@ def run(
     scalar: float = 0.0,
     out: Floats | None = None,
 ) -> Floats:
-    """Y = kind(a, b), by numpy's broadcasting; float32, any strides, up to 6 axes.
+    """Result y = kind(a, b), by numpy's broadcasting; float32, any strides, up to 6 axes.
 
     Args:
         context: threads and instruction set.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,24 +13,15 @@ SCALAR = ("add_scalar", "mul_scalar", "div_scalar")
 
 
 def elementwise(kind: str, a: Floats, b: Floats | None = None, *, scalar: float = 0.0) -> Floats:
-    """Y = kind(a, b) by numpy's broadcasting; `scalar` is the second operand of the kinds that end in _scalar."""
-    one = np.float32(1)
+    """Result y = kind(a, b) by numpy's broadcasting; `scalar` is the second operand of the kinds that end in _scalar."""
     with np.errstate(all="ignore"):
         if kind in TWO_OPERANDS:
             assert b is not None
-            return {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}[kind](a, b)
+            y: Floats = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}[kind](a, b)
+            return y
         if kind in SCALAR:
-            return elementwise(kind.removesuffix("_scalar"), a, np.float32(scalar).reshape(1))
-        kinds = {
-            "copy": lambda: a.copy(),
-            "silu": lambda: a / (one + exp32(-a)),
-            "gelu": lambda: gelu(a),
-            "gelu_tanh": lambda: gelu_tanh(a),
-            "sigmoid": lambda: one / (one + exp32(-a)),
-            "tanh": lambda: tanh32(a),
-            "relu": lambda: np.where(a < 0, np.float32(0), a),
-        }
-        return kinds[kind]()
+            return elementwise(kind.removesuffix("_scalar"), a, np.array([scalar], np.float32))
+        return KINDS[kind](a)
 
 
 def exp32(v: Floats) -> Floats:
@@ -43,12 +36,13 @@ def exp32(v: Floats) -> Floats:
     for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
         p = p * r + f(c)
     e = (p * (r * r) + r) + f(1)
-    scale = (np.nan_to_num(n).astype(np.int32) + 127 << 23).view(np.float32)
-    return e * scale
+    scale: Floats = (np.nan_to_num(n).astype(np.int32) + 127 << 23).view(np.float32)
+    y: Floats = e * scale
+    return y
 
 
 def gelu(g: Floats) -> Floats:
-    """G * 0.5 * erfc(-g / sqrt 2), erfc by a rational fit (within 1.2e-7)."""
+    """Gelu, g * 0.5 * erfc(-g / sqrt 2), with erfc by a fit (within 1.2e-7)."""
     f = np.float32
     z = np.abs(g) * f(0.70710678)
     t = f(1) / (f(1) + f(0.5) * z)
@@ -57,7 +51,9 @@ def gelu(g: Floats) -> Floats:
     for c in inner:
         p = f(c) + t * p
     h = t * exp32((-(z * z) - f(1.26551223)) + t * p)
-    return g * (f(0.5) * np.where(g >= 0, f(2) - h, h))
+    erfc: Floats = np.where(g >= 0, f(2) - h, h)
+    y: Floats = g * (f(0.5) * erfc)
+    return y
 
 
 def tanh32(u: Floats) -> Floats:
@@ -70,11 +66,31 @@ def tanh32(u: Floats) -> Floats:
     near = p * z * u + u
     size = np.abs(u)
     tail = f(1) - f(2) / (exp32(f(2) * size) + f(1))
-    return np.where(size < f(0.625), near, np.where(u < 0, -tail, tail))
+    y: Floats = np.where(size < f(0.625), near, np.where(u < 0, -tail, tail))
+    return y
 
 
 def gelu_tanh(g: Floats) -> Floats:
     """The tanh form of gelu."""
     f = np.float32
     u = f(0.79788456) * (g + f(0.044715) * (g * g * g))
-    return (f(0.5) * g) * (f(1) + tanh32(u))
+    y: Floats = (f(0.5) * g) * (f(1) + tanh32(u))
+    return y
+
+
+def sigmoid(v: Floats) -> Floats:
+    """1 / (1 + e^-v)."""
+    y: Floats = np.float32(1) / (np.float32(1) + exp32(-v))
+    return y
+
+
+KINDS: dict[str, Callable[[Floats], Floats]] = {
+    "copy": np.copy,
+    "silu": lambda a: a / (np.float32(1) + exp32(-a)),
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "sigmoid": sigmoid,
+    "tanh": tanh32,
+    "relu": lambda a: np.where(a < 0, np.float32(0), a),
+}
+"""Kinds with one operand."""

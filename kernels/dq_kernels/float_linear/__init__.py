@@ -14,7 +14,7 @@ Floats = NDArray[np.float32]
 
 
 def run(context: Context, x: Floats, weights: Floats, bias: Floats | None = None) -> Floats:
-    """X w^T + bias, float32 [rows, out_channels]; the result does not depend on the threads.
+    """The product x w^T + bias, float32 [rows, out_channels]; the result does not depend on the threads.
 
     Args:
         context: threads and instruction set.
