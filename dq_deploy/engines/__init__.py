@@ -31,6 +31,7 @@ def open_engine(
     optimized_model_path: str | Path | None = None,
     require_manifest: bool = True,
     optimize: bool = True,
+    isa: str | None = None,
 ) -> Runner:
     """Open an exported engine, or a record as an engine; use it as a context manager.
 
@@ -43,6 +44,8 @@ def open_engine(
         require_manifest: False opens a plain ONNX file too, with no manifest.
         optimize: False runs the nodes of an ONNX file one by one as they stand, on ONNX Runtime; so are always those
             of a graph for TensorRT, whose exactness ONNX Runtime's own rewrites would not keep.
+        isa: instruction set of the native engine, a name of `dq_kernels.cpu.structs.ISAS`; None takes the best there
+            is. Other engines choose for themselves.
 
     Raises:
         FileProblemError: missing or foreign file; a plan of another version or for another GPU.
@@ -53,7 +56,9 @@ def open_engine(
     if engine is not None and engine not in ENGINES:
         raise OptionError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
     if path.suffix in RECORD_SUFFIXES:
-        return _open_record(path, engine, threads, finite_check, optimized_model_path)
+        return _open_record(path, engine, threads, finite_check, optimized_model_path, isa)
+    if isa is not None:
+        raise OptionError(f"isa is {isa!r} for {path}, expected none: only the native engine can be told its own")
     if engine == "native":
         raise OptionError(f"engine native runs records ({' or '.join(RECORD_SUFFIXES)}), not {path}; give the record")
     if is_plan(path):
@@ -90,7 +95,12 @@ def open_engine(
 
 
 def _open_record(
-    path: Path, engine: str | None, threads: int | None, finite_check: bool, optimized_model_path: str | Path | None
+    path: Path,
+    engine: str | None,
+    threads: int | None,
+    finite_check: bool,
+    optimized_model_path: str | Path | None,
+    isa: str | None,
 ) -> Runner:
     from dq_deploy.engines.native.runner import NativeRunner
 
@@ -98,7 +108,7 @@ def _open_record(
         raise OptionError(f"{path} is a record, which the engine native runs; export it first to run it on {engine}")
     if optimized_model_path is not None:
         raise OptionError(f"record {path} has no graph to write; the native engine runs it as it is")
-    return NativeRunner(path, threads=threads, finite_check=finite_check)
+    return NativeRunner(path, threads=threads, isa=isa, finite_check=finite_check)
 
 
 def _open_plan(

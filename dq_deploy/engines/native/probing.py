@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,12 +44,15 @@ class _Product:
     size: tuple[int, ...]
 
 
-def probe(executor: CpuExecutor, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, LayerTrace]]:
+def probe(
+    executor: CpuExecutor, feeds: Mapping[str, Array], layers: Collection[str] | None = None
+) -> tuple[dict[str, Array], dict[str, LayerTrace]]:
     """Run one step and write down every layer.
 
     Args:
         executor: of the engine.
         feeds: inputs by name.
+        layers: those that are looked at, or None for all.
 
     Returns:
         Outputs by name, and the layers by module path. The outputs are those of `CpuExecutor.run`, bit for bit.
@@ -61,14 +64,15 @@ def probe(executor: CpuExecutor, feeds: Mapping[str, Array]) -> tuple[dict[str, 
     sources: dict[tuple[str, int], Array] = {}
     hosts = iter(piece for piece in plan.pieces if callable(piece))
     for index, op in enumerate(plan.program.ops):
-        if op.kind in ("int_linear", "int_conv2d"):
+        if op.kind in ("int_linear", "int_conv2d") and (layers is None or op.attributes["layer"] in layers):
             name, part = op.attributes["layer"], op.attributes["part"]
             sources[name, part] = seen[_codes_key(op.reads["codes"])]
             products[name, part] = _observed(executor, plan, index, op)
         if index not in plan.structs:
             next(hosts)()
             continue
-        if op.attributes.get("outs"):
+        outs = op.attributes.get("outs", ())
+        if any(layers is None or out["layer"] in layers for out in outs):
             _note_codes(executor, plan, index, op, seen)
         else:
             executor.context.call(op.kind, plan.structs[index])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,8 +75,12 @@ class NativeRunner(Runner):
         record = source if isinstance(source, Record) else load_record(source)
         manifest = {
             "target": "native",
+            "mode": "exact",
+            "family": record.family,
             "model_config": dict(record.model_config),
+            "scheduler_config": None if record.scheduler_config is None else dict(record.scheduler_config),
             "record_sha256": content_sha256(record),
+            "timesteps": [float(timestep) for timestep in record.timesteps],
             "step_edges": [float(edge) for edge in record.step_edges],
         }
         super().__init__(manifest, finite_check=finite_check)
@@ -98,8 +102,14 @@ class NativeRunner(Runner):
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         return dict(self.executor.run(feeds))
 
-    def probe(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, LayerTrace]]:
-        """Run once and write down what every integer layer saw and computed; see `probing.LayerTrace`.
+    def probe(
+        self, feeds: Mapping[str, Array], layers: Collection[str] | None = None
+    ) -> tuple[dict[str, Array], dict[str, LayerTrace]]:
+        """Run once and write down what integer layers saw and computed; see `probing.LayerTrace`.
+
+        Args:
+            feeds: as of `run`.
+            layers: module paths of those to look at; None looks at all, which takes memory.
 
         Raises:
             InputError: as `run`.
@@ -107,7 +117,7 @@ class NativeRunner(Runner):
         from dq_deploy.engines.native.probing import probe
 
         self._check(feeds)
-        return probe(self.executor, feeds)
+        return probe(self.executor, feeds, layers)
 
     def layer_forms(self) -> dict[str, tuple[LayerForm, ...]]:
         """How each integer layer runs, part by part, by module path."""
