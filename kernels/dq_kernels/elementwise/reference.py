@@ -13,7 +13,7 @@ SCALAR = ("add_scalar", "mul_scalar", "div_scalar")
 
 
 def elementwise(kind: str, a: Floats, b: Floats | None = None, *, scalar: float = 0.0) -> Floats:
-    """Result y = kind(a, b) by numpy's broadcasting; `scalar` is the second operand of the kinds that end in _scalar."""
+    """Result y = kind(a, b), broadcast as numpy does; `scalar` is the second operand of the _scalar kinds."""
     with np.errstate(all="ignore"):
         if kind in TWO_OPERANDS:
             assert b is not None
