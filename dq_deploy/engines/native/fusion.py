@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,12 +35,14 @@ class ProductPlan:
         last: the operation whose value the product writes.
         row: added to every pixel, [B, N, 1, 1].
         residual: added last, shaped as the output.
+        strides: how the value of `last` lies in the product's memory.
         absorbed: operations between the two, and `last`.
         codes: of each part.
     """
 
     node: Node
     last: Node
+    strides: tuple[int, ...]
     row: Node | None = None
     residual: Node | None = None
     absorbed: tuple[Node, ...] = ()
@@ -156,50 +159,62 @@ def _is_row(value: torch.Tensor, out: torch.Tensor) -> bool:
     return out.ndim == 4 and tuple(value.shape) == (*out.shape[:2], 1, 1) and out.shape[2] * out.shape[3] > 1
 
 
-def _lies_alike(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Same sizes, and the same strides where there is more than one element."""
-    pairs = zip(a.stride(), b.stride(), a.shape, strict=False)
-    return a.shape == b.shape and all(s == t or size == 1 for s, t, size in pairs)
+def _lie_alike(a: Sequence[int], b: Sequence[int], sizes: Sequence[int]) -> bool:
+    """Same strides wherever there is more than one element."""
+    return all(s == t or size == 1 for s, t, size in zip(a, b, sizes, strict=True))
 
 
-def plan_product(node: Node, taken: set[Node]) -> ProductPlan:
-    """The operations behind an integer layer that its product can do itself, but for those `taken` by another."""
+def plan_product(node: Node, taken: set[Node], strides_of: Callable[[Node], tuple[int, ...]]) -> ProductPlan:
+    """The operations behind an integer layer that its product can do itself.
+
+    Args:
+        node: the layer.
+        taken: operations that another product does.
+        strides_of: how a value lies in the program.
+    """
     out = node.meta["val"]
-    last, current = node, node
+    lies = tuple(out.stride())
+    last, current, end = node, node, lies
     row = residual = None
+    copied = False  # behind a copy torch's strides say nothing of views any more
     between: list[Node] = []
     absorbed: list[Node] = []
     while len(current.users) == 1:
         user = next(iter(current.users))
-        if user in taken or not isinstance(user.meta.get("val"), torch.Tensor):
+        value = user.meta.get("val")
+        if user in taken or not isinstance(value, torch.Tensor) or value.numel() != out.numel():
             break
-        value, seen = user.meta["val"], current.meta["val"]
-        whole = seen.numel() == out.numel() and seen.storage_offset() == 0
-        if not whole:
-            break
-        if viewed(user) is current:
+        if user.target is aten.clone.default:
+            copied = True
             between.append(user)
             current = user
             continue
-        if _is_unity(user):
-            pass
-        elif _is_add(user) and residual is None:
+        if viewed(user) is current:
+            if copied or value.storage_offset():
+                break
+            lies = tuple(value.stride())
+            between.append(user)
+            current = user
+            continue
+        if _is_add(user) and residual is None:
             other = user.args[0] if user.args[1] is current else user.args[1]
+            added, seen = _meta(other), current.meta["val"]
             if viewed_from(other, node):
                 break
-            added = _meta(other)
-            if row is None and _is_row(added, seen) and _lies_alike(value, seen):
+            if row is None and last is node and not between and _is_row(added, seen):
                 row = other
-            elif _lies_alike(added, seen) and _lies_alike(value, seen) and added.dtype == torch.float32:
+            elif added.shape == seen.shape and added.dtype == torch.float32 and not isinstance(other.target, str):
+                if not _lie_alike(strides_of(other), lies, seen.shape):
+                    break
                 residual = other
             else:
                 break
-        else:
+        elif not _is_unity(user):
             break
         absorbed += [*between, user]
         between = []
-        last = current = user
-    return ProductPlan(node=node, last=last, row=row, residual=residual, absorbed=tuple(absorbed))
+        last, current, end = user, user, lies
+    return ProductPlan(node=node, last=last, strides=end, row=row, residual=residual, absorbed=tuple(absorbed))
 
 
 def viewed_from(node: Node, base: Node) -> bool:

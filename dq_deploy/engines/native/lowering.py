@@ -109,10 +109,15 @@ class Lowering:
 
     # where values lie
 
-    def _fresh(self, node: Node, value: torch.Tensor | None = None) -> View:
-        """A new buffer laid out as torch laid out the value."""
-        value = node.meta["val"] if value is None else value
-        return self.new_view(tuple(value.shape), tuple(value.stride()), str(value.dtype).removeprefix("torch."))
+    def _fresh(self, node: Node) -> View:
+        """A new buffer for a value: images channels last, everything else as torch lays it out."""
+        value = node.meta["val"]
+        shape, strides = tuple(value.shape), tuple(value.stride())
+        if value.ndim == 4:
+            strides = views.channels_last_strides(shape, 1)
+            if strides != tuple(value.stride()):
+                self._laid.add(node)
+        return self.new_view(shape, strides, str(value.dtype).removeprefix("torch."))
 
     def new_view(self, sizes: Sequence[int], strides: Sequence[int], dtype: str = "float32") -> View:
         """A new buffer that holds these sizes at these strides."""
@@ -181,10 +186,10 @@ class Lowering:
             seen = views.restrided(told, origin.stride(), at.strides, at.sizes)
             if seen is None:  # it splits what lies in another order here: copy to torch's order
                 self._laid.remove(base)
-                self.views[base] = self._fresh(base)
+                self.views[base] = self.new_view(tuple(origin.shape), tuple(origin.stride()))
                 self.emit("elementwise", {"a": at}, {"y": self.views[base]}, function="copy", scalar=0.0)
                 return self._view_of(node)
-            self.views[node] = seen
+            self.views[node] = replace(seen, offset=at.offset)
             self._laid.add(node)
             return True
         self.views[node] = replace(told, offset=at.offset + moved)
@@ -218,14 +223,24 @@ class Lowering:
     def _integer_layer(self, node: Node) -> None:
         name = str(node.args[1])
         codes = self._codes_of(node)
-        plan = fusion.plan_product(node, taken={*self._done, *self._products})
+        plan = fusion.plan_product(node, {*self._done, *self._products}, self._strides_of)
         self._done.update(n for n in plan.absorbed if n is not plan.last)
         self._products[plan.last] = fusion.ProductPlan(
-            node=node, last=plan.last, row=plan.row, residual=plan.residual, absorbed=plan.absorbed, codes=tuple(codes)
+            node=node,
+            last=plan.last,
+            row=plan.row,
+            residual=plan.residual,
+            absorbed=plan.absorbed,
+            strides=plan.strides,
+            codes=tuple(codes),
         )
         if plan.last is node:
             self._product(self._products[node])
         assert name in self.layers
+
+    def _strides_of(self, node: Node) -> tuple[int, ...]:
+        """How a value lies, or will lie where it is not lowered yet."""
+        return self.views[node].strides if node in self.views else tuple(node.meta["val"].stride())
 
     def _codes_of(self, node: Node) -> list[View]:
         """Codes of each part of a layer's input, quantized where nobody did it yet."""
@@ -285,10 +300,10 @@ class Lowering:
             sizes = {**geometry, "padded": list(extra)}
             self.emit(kind, reads, {"y": out}, layer=name, part=part, final=last, **sizes)
             previous = out
-        shape = plan.last.meta["val"]
-        self.views[plan.last] = View(
-            buffer=out.buffer, offset=0, sizes=tuple(shape.shape), strides=tuple(shape.stride())
-        )
+        value = plan.last.meta["val"]
+        self.views[plan.last] = View(buffer=out.buffer, offset=0, sizes=tuple(value.shape), strides=plan.strides)
+        if plan.strides != tuple(value.stride()):
+            self._laid.add(plan.last)
 
     # norms and activations
 

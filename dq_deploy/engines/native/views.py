@@ -49,12 +49,26 @@ def rows_view(at: View, axis: int) -> View:
 
 
 def restrided(at: View, told: Sequence[int], laid: Sequence[int], sizes: Sequence[int]) -> View | None:
-    """A view of a value that torch laid out by the strides `told` and the program by `laid`; None if it splits axes."""
-    real = {t: m for t, m, size in zip(told, laid, sizes, strict=True) if size > 1}
-    steps = [0 if size == 1 else stride for size, stride in zip(at.sizes, at.strides, strict=True)]
-    if at.offset or any(step and step not in real for step in steps):
-        return None
-    return View(buffer=at.buffer, offset=0, sizes=at.sizes, strides=tuple(real.get(step, 0) for step in steps))
+    """A view of a value that torch laid out by the strides `told` and the program by `laid`.
+
+    None where an axis of the view cannot be found again: it splits an axis, or joins some that lie apart here.
+    """
+    real = {t: (m, size) for t, m, size in zip(told, laid, sizes, strict=True) if size > 1}
+    strides = []
+    for count, step in zip(at.sizes, at.strides, strict=True):
+        if count == 1 or step == 0:
+            strides.append(0)
+            continue
+        if step not in real:
+            return None
+        first, covered = real[step]
+        while covered < count:  # neighbours that torch joined to one axis
+            outer = real.get(step * covered)
+            if outer is None or outer[0] != first * covered:
+                return None
+            covered *= outer[1]
+        strides.append(first)
+    return None if at.offset else View(buffer=at.buffer, offset=0, sizes=at.sizes, strides=tuple(strides))
 
 
 def channels_last_strides(shape: Sequence[int], axis: int) -> tuple[int, ...]:
