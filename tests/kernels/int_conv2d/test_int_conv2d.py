@@ -108,9 +108,7 @@ def test_samples_of_a_tile_pad_by_their_own_zero_code(context_of, isa):
 @pytest.mark.parametrize("isa", ISAS)
 def test_a_zero_code_above_the_largest_code_pads_exactly(context_of, isa):
     """4-bit codes with a zero point outside of them: weights are packed for the zero code, not only for the codes."""
-    case = Case(
-        name="", height=4, width=4, channels=40, out_channels=20, activation_bits=4, weight_bits=8, extreme=True
-    )
+    case = dataclasses.replace(MIDDLE, activation_bits=4, weight_bits=8, extreme=True)
     zero_point = np.array([247], np.int32)
     assert packing_span(q_min=-8, q_max=7, zero_point=zero_point) == 255
     assert_equals_reference(context_of(isa, 1), case, zero_point=zero_point)
