@@ -1,0 +1,27 @@
+"""Runs the test cases of every op on each instruction set, with one thread and with two; compares nothing.
+
+A program of its own, for a library compiled with sanitizers: python -m tests.kernels.run_cases
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from dq_kernels import CPU_OPS, OPS
+from dq_kernels.cpu.library import Context, known_isas
+
+
+def main() -> None:
+    for isa in known_isas():
+        for threads in (1, 2):
+            with Context(threads, isa) as context:
+                for op in (*OPS, *CPU_OPS):
+                    run = importlib.import_module(f"dq_kernels.{op}").run
+                    cases = importlib.import_module(f"dq_kernels.{op}.cases").TEST_CASES
+                    for case in cases:
+                        run(context, **case.inputs())
+                    print(f"{isa} {threads} {op} {len(cases)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
