@@ -31,13 +31,13 @@ from dq_kernels.gpu.blocks import (
 def ordered(v):
     """uint32 that orders as float32 does; 0 is below every number."""
     bits = v.to(tl.uint32, bitcast=True)
-    return tl.where((bits >> 31) != 0, ~bits, bits | 0x80000000)
+    return tl.where((bits >> 31) != 0, bits ^ 0xFFFFFFFF, bits | 0x80000000)
 
 
 @triton.jit
 def from_ordered(u):
     """Inverse of `ordered`."""
-    return tl.where((u >> 31) != 0, u & 0x7FFFFFFF, ~u).to(tl.float32, bitcast=True)
+    return tl.where((u >> 31) != 0, u & 0x7FFFFFFF, u ^ 0xFFFFFFFF).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -54,7 +54,7 @@ def parts_of(workspace, total):
 
 
 @triton.jit
-def group_results(workspace, total, place, count, eps_bits, mask, DEPTH: tl.constexpr):
+def group_results(workspace, total, place, count, eps, mask, DEPTH: tl.constexpr):
     """Of the groups at `place` of `total`: exponent (depth 1), and mean, e2, peak (2), and rstd (3)."""
     extremes, sums, square_sums = parts_of(workspace, total)
     low = -from_ordered(tl.load(extremes + 2 * place, mask=mask, other=0x80000000))
@@ -69,7 +69,6 @@ def group_results(workspace, total, place, count, eps_bits, mask, DEPTH: tl.cons
         peak = tl.maximum(tl.abs(low - mean), tl.abs(high - mean))
         e2 = exponent_of(peak)
     if DEPTH >= 3:
-        eps = eps_bits.to(tl.int64).to(tl.float64, bitcast=True)
         rstd = rstd_of(tl.load(square_sums + place, mask=mask, other=0), e2, count, eps)
     return e, mean, e2, peak, rstd
 
@@ -99,7 +98,7 @@ def statistics_kernel(
     place = sample * groups + tl.minimum(channel // width, groups - 1)
     count = rows * width
     x += sample.to(tl.int64) * rows * x_pitch
-    e, mean, e2, _, _ = group_results(workspace, total, place, count, 0, channel_fits, PASS - 1)
+    e, mean, e2, _, _ = group_results(workspace, total, place, count, 0.0, channel_fits, PASS - 1)
     sums = tl.zeros([BLOCK_CHANNELS], tl.int64)
     low = tl.full([BLOCK_CHANNELS], float("inf"), tl.float32)
     high = tl.full([BLOCK_CHANNELS], float("-inf"), tl.float32)
@@ -125,7 +124,7 @@ def statistics_kernel(
 
 
 @triton.jit
-def whole_statistics(x, row_0, channel, mask_channels, rows, x_pitch, count, eps_bits, BLOCK_ROWS: tl.constexpr):
+def whole_statistics(x, row_0, channel, mask_channels, rows, x_pitch, count, eps, BLOCK_ROWS: tl.constexpr):
     """Mean, rstd and peak distance of one group by three loops over its rows."""
     low = tl.full([BLOCK_ROWS], float("inf"), tl.float32)
     high = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
@@ -150,7 +149,6 @@ def whole_statistics(x, row_0, channel, mask_channels, rows, x_pitch, count, eps
         mask = (start + row_0 < rows)[:, None] & mask_channels[None, :]
         v = tl.load(x + (start + row_0)[:, None] * x_pitch + channel[None, :], mask=mask, other=0.0).to(tl.float32)
         total += tl.sum(tl.where(mask, squares(v, mean, e2), 0), axis=1)
-    eps = eps_bits.to(tl.int64).to(tl.float64, bitcast=True)
     return mean, rstd_of(tl.sum(total, axis=0), e2, count, eps), peak
 
 
@@ -230,19 +228,20 @@ def group_norm_silu_quantize_kernel(
         stored = channel >= 0
         start = tl.program_id(0) * BLOCK_ROWS
         stop = start + 1
+    eps = eps_bits.to(tl.int64).to(tl.float64, bitcast=True)
     x += sample.to(tl.int64) * rows * x_pitch
     scale = tl.load(gamma + channel, mask=own, other=0.0)
     shift = tl.load(beta + channel, mask=own, other=0.0)
     if WHOLE_GROUPS:
         count = rows * width
-        means = whole_statistics(x, row_0, channel, own, rows, x_pitch, count, eps_bits, BLOCK_ROWS)
+        means = whole_statistics(x, row_0, channel, own, rows, x_pitch, count, eps, BLOCK_ROWS)
         mean = tl.zeros([BLOCK_CHANNELS], tl.float32) + means[0]
         rstd = tl.zeros([BLOCK_CHANNELS], tl.float32) + means[1]
         peak = tl.zeros([BLOCK_CHANNELS], tl.float32) + means[2]
     else:
         place = sample * groups + tl.minimum(channel // width, groups - 1)
         total = tl.num_programs(2) * groups
-        _, mean, _, peak, rstd = group_results(workspace, total, place, rows * width, eps_bits, own, 3)
+        _, mean, _, peak, rstd = group_results(workspace, total, place, rows * width, eps, own, 3)
     a = rstd * scale
     fit = is_finite(a) & is_finite(peak) & is_finite(mean)
     for first_row in range(start, stop, BLOCK_ROWS):
