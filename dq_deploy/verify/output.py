@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dq_deploy.engines.base import Array
-from dq_deploy.errors import DqError
+from dq_deploy.errors import DqError, NonFiniteError
 from dq_deploy.models import call_denoiser
 from dq_deploy.record import Record
 from dq_deploy.verify.inputs import Batch, one_sample
@@ -64,6 +64,21 @@ def decibels(mean_square: float, peak: float) -> float:
     if mean_square <= 0 or peak <= 0:
         return DECIBEL_LIMIT
     return float(min(DECIBEL_LIMIT, 10 * np.log10(peak**2 / mean_square)))
+
+
+def check_finite(outputs: Sequence[Mapping[str, Array]]) -> None:
+    """Refuse outputs with NaN or infinity.
+
+    Raises:
+        NonFiniteError: naming the first.
+    """
+    for output in outputs:
+        for name, value in output.items():
+            if not np.isfinite(value).all():
+                at = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
+                raise NonFiniteError(
+                    f"engine output {name} holds {value[at]} at {at}, expected finite numbers; export it again"
+                )
 
 
 def run_module(module: torch.nn.Module, batches: Sequence[Batch]) -> list[Array]:

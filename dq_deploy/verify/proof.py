@@ -9,9 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from dq_deploy.engines import GRAPH_TARGETS
+from dq_deploy.engines import GRAPH_TARGETS, RECORD_SUFFIXES
 from dq_deploy.engines.base import Array, Runner
 from dq_deploy.errors import DqError, InputError, OptionError
 from dq_deploy.graph.onnx_file import read_manifest
@@ -27,6 +25,7 @@ from dq_deploy.verify.kernels import KernelGraph, read_kernels
 from dq_deploy.verify.output import (
     StepOutput,
     batch_difference,
+    check_finite,
     compare_outputs,
     run_module,
     simulation,
@@ -57,19 +56,21 @@ def verify(
     inputs: int = 2,
     seed: int = 0,
     threads: int | None = None,
+    isa: str | None = None,
     progress: Progress = _silent,
 ) -> Report:
     """Prove that an engine computes what a record says, and in integers.
 
     Args:
         record: the quantized denoiser.
-        engine_path: ONNX file exported from it.
+        engine_path: ONNX file exported from it, or the file of the record itself, which the native engine runs.
         model: the float model it was made from; adds simulation against float.
         engine: runtime; by default the one the manifest names.
         steps: step buckets that get a batch of their own, spread over all of them.
         inputs: samples in each such batch.
         seed: of the inputs.
         threads: threads of one run.
+        isa: instruction set of the native engine; None for the best, `all` for each this CPU has.
         progress: called with a line at each stage.
 
     Returns:
@@ -85,6 +86,13 @@ def verify(
     if steps < 1 or inputs < 1:
         raise OptionError(f"steps and inputs are {steps} and {inputs}, expected at least 1")
     path = Path(engine_path)
+    if path.suffix in RECORD_SUFFIXES:
+        from dq_deploy.verify.native_proof import ProofOptions, verify_native
+
+        options = ProofOptions(steps=steps, inputs=inputs, seed=seed, progress=progress)
+        return verify_native(record, path, model=model, engine=engine, threads=threads, isa=isa, options=options)
+    if isa is not None:
+        raise OptionError(f"isa is {isa!r} for {path}, expected none: only the native engine can be told its own")
     manifest = read_manifest(path)
     _check_belongs(record, manifest, path, model)
     with tempfile.TemporaryDirectory(prefix="dq-verify-") as folder:
@@ -142,7 +150,7 @@ def _proof(
         optimized = shipped.scratch(".optimized.onnx")
         with shipped.open(path, optimized=optimized) as runner:
             outputs = [run_all(runner, batch.feeds) for batch in batches]
-            _check_finite(outputs)
+            check_finite(outputs)
             batch_note = _batch_note(shipped, runner, batches, outputs)
         graph = read_kernels(shipped, optimized)
         parity = ParityCheck(shipped, record, entries, graph, batches, sites).run(outputs, progress)
@@ -192,18 +200,6 @@ def _check_belongs(record: Record, manifest: Mapping[str, Any], path: Path, mode
             f"model {model.source} has the hash {model.source_sha256[:12]}, the checkpoint was made from "
             f"{str(source)[:12]}; give the model it was quantized from"
         )
-
-
-def _check_finite(outputs: Sequence[Mapping[str, Array]]) -> None:
-    from dq_deploy.errors import NonFiniteError
-
-    for output in outputs:
-        for name, value in output.items():
-            if not np.isfinite(value).all():
-                at = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
-                raise NonFiniteError(
-                    f"engine output {name} holds {value[at]} at {at}, expected finite numbers; export it again"
-                )
 
 
 def _batch_note(
