@@ -27,8 +27,8 @@ from dq_deploy.errors import ModelError
 aten = torch.ops.aten
 Node = torch.fx.Node
 
-CODE_PITCH = 4
-"""Codes of a pixel fill a multiple of this many bytes."""
+CODE_PITCH = 16
+"""Codes of a pixel fill a multiple of this many bytes, the widest load of a GPU."""
 
 _UNARY = {
     aten.silu.default: "silu",
