@@ -61,6 +61,8 @@ int32_t zero_code(const dq_int_conv2d_args& g, int32_t sample) {
     return g.quantizer.zero_point[bucket(g, sample)] - g.quantizer.q_min;
 }
 
+bool within(int64_t at, int64_t size) { return static_cast<uint64_t>(at) < static_cast<uint64_t>(size); }
+
 // Tiles differ by at most one row, so that none is much slower by the row than the others.
 int64_t tile_start(const Job& job, int64_t tile) { return tile * job.tile_rows + std::min(tile, job.longer_tiles); }
 
@@ -104,20 +106,33 @@ void point(const Job& job, Scratch& s, const Row* rows, int tile_rows, int64_t f
     for (int r = 0; r < tile_rows; r++) inside = inside && rows[r].inside;
     const uint8_t* zeros[kMaxRows];
     if (!inside) fill_zeros(job, s, rows, tile_rows, bytes, zeros);
+    const Row& first_row = rows[0];
+    const Row& last_row = rows[tile_rows - 1];
+    const bool one_line = first_row.y == last_row.y && first_row.sample == last_row.sample;
+    const int64_t pixel_bytes = g.stride_w * g.code_pitch;
     int64_t i = first / g.kernel_w, j = first % g.kernel_w;
     const uint8_t** to = s.rows;
     for (int64_t p = 0; p < count; p++, to += tile_rows) {
         const int64_t dy = i * g.dilation_h, dx = j * g.dilation_w;
         const int64_t step = (dy * g.width + dx) * g.code_pitch + offset;
-        for (int r = 0; r < tile_rows; r++) {
-            const Row& row = rows[r];
-            const bool here = inside || (static_cast<uint64_t>(row.y + dy) < static_cast<uint64_t>(g.height) &&
-                                         static_cast<uint64_t>(row.x + dx) < static_cast<uint64_t>(g.width));
-            to[r] = here ? row.image + (row.codes + step) : zeros[r];
-        }
         if (++j == g.kernel_w) {
             j = 0;
             i++;
+        }
+        if (inside) {
+            for (int r = 0; r < tile_rows; r++) to[r] = rows[r].image + (rows[r].codes + step);
+            continue;
+        }
+        if (one_line && within(first_row.y + dy, g.height)) {  // only its ends may be outside
+            const int64_t at = first_row.codes + step;
+            for (int r = 0; r < tile_rows; r++) to[r] = first_row.image + (at + r * pixel_bytes);
+            for (int r = 0; r < tile_rows && rows[r].x + dx < 0; r++) to[r] = zeros[r];
+            for (int r = tile_rows - 1; r >= 0 && rows[r].x + dx >= g.width; r--) to[r] = zeros[r];
+            continue;
+        }
+        for (int r = 0; r < tile_rows; r++) {
+            const bool here = within(rows[r].y + dy, g.height) && within(rows[r].x + dx, g.width);
+            to[r] = here ? rows[r].image + (rows[r].codes + step) : zeros[r];
         }
     }
 }
