@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,10 @@ import numpy as np
 
 from dq_deploy.bench.clocks import HOST, PLAN_CLOCKS
 from dq_deploy.bench.environment import describe_environment
+from dq_deploy.bench.native_baseline import FLOAT_ENGINE, native_facts, of_native_engine
 from dq_deploy.bench.plan_baseline import check_batches, float_plan
 from dq_deploy.bench.worker import Worker, WorkerSettings, workers
-from dq_deploy.engines import open_engine
+from dq_deploy.engines import RECORD_SUFFIXES, open_engine
 from dq_deploy.engines.plan_manifest import is_plan
 from dq_deploy.errors import OptionError
 
@@ -40,6 +41,7 @@ class BenchOptions:
         threads: threads of one run, or None for the engine's choice.
         finite_check: whether the Runner looks for NaN and infinity, as in use.
         engine: engine to run on, or None for what the manifest says.
+        isa: instruction set of the native engine, or None for the best.
     """
 
     batches: tuple[int, ...] = (1, 4, 8)
@@ -50,6 +52,7 @@ class BenchOptions:
     threads: int | None = None
     finite_check: bool = True
     engine: str | None = None
+    isa: str | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -124,8 +127,11 @@ class BenchReport:
         file_mib: size of the engine file with its external data.
         baseline_file_mib: likewise, or None.
         finite_check_ms: time of a run spent looking for NaN and infinity, contained in the latency.
+        load_ms: from a started process to an engine that is ready; libraries are imported in it.
+        baseline_load_ms: likewise, or None.
         integer_mac_share: share of all MACs that run in integers, where it was attested.
-        environment: machine and versions; of a plan also the `gpu`.
+        environment: machine and versions; of a plan also the `gpu`, of the native engine `native`: its instruction set,
+            threads, and number of layer parts by kernel and form.
         options: as given.
         clock: how latency, speedup, rounds and throughput were timed.
         timings: of a plan, each clock at the first batch size; None for other engines, as the next.
@@ -148,6 +154,8 @@ class BenchReport:
     file_mib: float
     baseline_file_mib: float | None
     finite_check_ms: float
+    load_ms: float
+    baseline_load_ms: float | None
     integer_mac_share: float | None
     environment: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
@@ -173,12 +181,13 @@ def file_mib(path: Path) -> float:
 
 
 @contextlib.contextmanager
-def _baseline_file(path: Path, record: Record | None, wanted: bool) -> Iterator[Path | None]:
+def _baseline_file(
+    path: Path, manifest: Mapping[str, Any], record: Record | None, wanted: bool
+) -> Iterator[Path | None]:
     """The float graph of the same tracer in a temporary folder, for a plan built like it; or None."""
     if not wanted:
         yield None
         return
-    from dq_deploy.graph.onnx_file import read_manifest
     from dq_deploy.targets import float_graph
 
     with tempfile.TemporaryDirectory(prefix="dq-bench-") as folder:
@@ -186,7 +195,9 @@ def _baseline_file(path: Path, record: Record | None, wanted: bool) -> Iterator[
             yield float_plan(path, Path(folder), record)
             return
         target = Path(folder) / "float.onnx"
-        float_graph(read_manifest(path), target, record=record)
+        if path.suffix in RECORD_SUFFIXES:
+            manifest, record = of_native_engine(path, manifest, record)
+        float_graph(manifest, target, record=record)
         yield target
 
 
@@ -195,6 +206,7 @@ class _Series:
     """What one engine gave so far."""
 
     latency_ms: list[list[float]] = field(default_factory=list)
+    load_ms: float = 0.0
     peak_mib: float = 0.0
     finite_check_ms: float = 0.0
     gpu_memory: dict[str, Any] | None = None
@@ -230,6 +242,7 @@ def _take_turns(
                 own = series[clock][name]
                 own.latency_ms.append(answer["latency_ms"])
                 own.peak_mib = answer["peak_mib"]
+                own.load_ms = running[name].load_ms
                 own.finite_check_ms = answer["finite_check_ms"]
                 own.gpu_memory = answer.get("gpu_memory")
                 tick()
@@ -267,10 +280,11 @@ def benchmark(
 ) -> BenchReport:
     """Time an exported engine, and with `baseline` the float graph of the same tracer on the same engine.
 
-    The baseline of a plan is a plan with float16 in all layers, built for the same GPUs and shapes.
+    The baseline of a plan is a plan with float16 in all layers, built for the same GPUs and shapes; that of the native
+    engine is the float graph on ONNX Runtime.
 
     Args:
-        engine_path: exported ONNX file or plan, with its manifest.
+        engine_path: exported ONNX file or plan, with its manifest; or a record, which the native engine runs.
         baseline: also time the float graph; the two take turns, in at least 7 rounds.
         record: gives the float graph its weights; without it they are random, which takes the same time.
         options: how to time.
@@ -289,19 +303,16 @@ def benchmark(
     clocks = PLAN_CLOCKS if is_plan(path) else (HOST,)
     environment = describe_environment(threads=options.threads)
     # opened once before anything is built: what is missing is said now
-    with open_engine(path, engine=options.engine, threads=options.threads) as runner:
+    with open_engine(path, engine=options.engine, threads=options.threads, isa=options.isa) as runner:
         manifest, kind = runner.manifest or {}, runner.engine
         if is_plan(path):
             check_batches(manifest, options.batches, path)
             environment["gpu"] = asdict(runner.cuda.facts())  # type: ignore[attr-defined]
-    with _baseline_file(path, record, baseline) as float_path:
+        if path.suffix in RECORD_SUFFIXES:
+            environment["native"] = native_facts(runner)
+    with _baseline_file(path, manifest, record, baseline) as float_path:
         files = {"engine": path} | ({} if float_path is None else {"baseline": float_path})
-        settings = {
-            name: WorkerSettings(
-                path=str(file), engine=kind, threads=options.threads, finite_check=options.finite_check
-            )
-            for name, file in files.items()
-        }
+        settings = _settings(files, kind, options)
         by_batch = _time_batches(settings, options, clocks, on_progress)
         sizes = {name: file_mib(file) for name, file in files.items()}
     return BenchReport(
@@ -316,6 +327,16 @@ def benchmark(
         environment=environment,
         options=asdict(options),
     )
+
+
+def _settings(files: Mapping[str, Path], kind: str, options: BenchOptions) -> dict[str, WorkerSettings]:
+    """Of each worker; the native engine's baseline is a graph, which another engine runs."""
+    common = {"threads": options.threads, "finite_check": options.finite_check}
+    settings = {"engine": WorkerSettings(path=str(files["engine"]), engine=kind, isa=options.isa, **common)}
+    if "baseline" in files:
+        other = FLOAT_ENGINE if kind == "native" else kind
+        settings["baseline"] = WorkerSettings(path=str(files["baseline"]), engine=other, **common)
+    return settings
 
 
 def _timing(series: dict[str, _Series]) -> Timing:
@@ -346,6 +367,8 @@ def _numbers(by_batch: dict[int, Measured], first: int, clocks: Sequence[str]) -
         "peak_mib": last["engine"].peak_mib,
         "baseline_peak_mib": last["baseline"].peak_mib if "baseline" in last else None,
         "finite_check_ms": last["engine"].finite_check_ms,
+        "load_ms": own.load_ms,
+        "baseline_load_ms": None if other is None else other.load_ms,
         "clock": clocks[0],
         "timings": {clock: _timing(measured[clock]) for clock in clocks} if len(clocks) > 1 else None,
         "gpu_memory": memory or None,

@@ -5,8 +5,8 @@ The process reads one JSON request a line on stdin and answers one JSON line on 
     {"batch": 4, "warmup": 3, "runs": 10, "seconds": 0.3, "clock": "host"}
     {"latency_ms": [...], "peak_mib": 210.4, "finite_check_ms": 0.02}
 
-The answer of a plan has its GPU memory too. The first line it writes says that the engine is loaded. End of input ends
-it.
+The answer of a plan has its GPU memory too. The first line it writes says that the engine is loaded, and how long that
+took. End of input ends it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,16 +49,18 @@ class WorkerSettings:
     """What a worker opens.
 
     Attributes:
-        path: engine file, ONNX or plan.
+        path: engine file: ONNX, plan or record.
         engine: one of `dq_deploy.engines.ENGINES`, or None for what the manifest says.
         threads: threads of one run, or None.
         finite_check: whether the Runner looks for NaN and infinity.
+        isa: instruction set of the native engine, or None.
     """
 
     path: str
     engine: str | None = None
     threads: int | None = None
     finite_check: bool = True
+    isa: str | None = None
 
 
 def serve(settings: WorkerSettings, requests: IO[str], answers: IO[str]) -> None:
@@ -67,9 +70,10 @@ def serve(settings: WorkerSettings, requests: IO[str], answers: IO[str]) -> None
         answers.write(json.dumps(value) + "\n")
         answers.flush()
 
+    start = time.perf_counter()
     with contextlib.ExitStack() as stack:
         runner, peak = _opened(settings, stack)
-        answer({"engine": runner.engine})
+        answer({"engine": runner.engine, "load_ms": (time.perf_counter() - start) * 1e3})
         for line in requests:
             request = json.loads(line)
             feeds = feeds_for(runner.inputs, request["batch"], runner.manifest)
@@ -90,6 +94,7 @@ def _opened(settings: WorkerSettings, stack: contextlib.ExitStack) -> tuple[Runn
             threads=settings.threads,
             finite_check=settings.finite_check,
             require_manifest=False,
+            isa=settings.isa,
         )
         return stack.enter_context(runner), None
     from dq_deploy.engines.cuda_backends import open_cuda
@@ -133,10 +138,11 @@ class Worker:
             env=environment,
         )
         try:
-            self.engine = str(self._answer()["engine"])
+            loaded = self._answer()
         except BaseException:
             self.close()
             raise
+        self.engine, self.load_ms = str(loaded["engine"]), float(loaded["load_ms"])
 
     def time(self, *, batch: int, warmup: int, runs: int, seconds: float, clock: str = HOST) -> dict[str, Any]:
         """Latencies in ms, the memory peak so far in MiB, and the cost of the finite check in ms a run."""

@@ -1,4 +1,4 @@
-"""`dq-bench`: how fast an engine runs, next to the float graph on the same engine, or a plan next to a float16 plan."""
+"""`dq-bench`: how fast an engine runs, next to the float graph on a library, or a plan next to a float16 plan."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def bench(
-    engine: Annotated[Path, typer.Option(help="Exported ONNX file or plan, with its manifest.")],
+    engine: Annotated[Path, typer.Option(help="Exported ONNX file or plan with its manifest, or a record.")],
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Also time the float graph, in turns; for a plan one built in float16.")
     ] = False,
@@ -27,6 +27,7 @@ def bench(
     runs: Annotated[int, typer.Option(help="Least number of timed runs of one engine in one round.")] = 10,
     warmup: Annotated[int, typer.Option(help="Runs before them that are not counted.")] = 3,
     threads: Annotated[int | None, typer.Option(help="Threads of one run; default: the engine's choice.")] = None,
+    isa: Annotated[str | None, typer.Option(help="Instruction set of the native engine; default: the best.")] = None,
     finite_check: Annotated[
         bool, typer.Option("--finite-check/--no-finite-check", help="Look for NaN and infinity, as in use.")
     ] = True,
@@ -34,6 +35,8 @@ def bench(
     png: Annotated[Path | None, typer.Option(help="Also draw a chart; needs dq-deploy[report].")] = None,
 ) -> None:
     """Time an engine; with --baseline against the float graph of the same tracer on the same engine.
+
+    A record runs on this project's own kernels, its float graph on ONNX Runtime.
 
     A plan is timed by CUDA events, with and without a CUDA graph, and against a plan built in float16.
     """
@@ -49,7 +52,7 @@ def bench(
     if png is not None:
         require_matplotlib()
     options = BenchOptions(
-        batches=batches, rounds=rounds, runs=runs, warmup=warmup, threads=threads, finite_check=finite_check
+        batches=batches, rounds=rounds, runs=runs, warmup=warmup, threads=threads, finite_check=finite_check, isa=isa
     )
     if is_plan(engine):  # a missing driver is said before a record is read and a baseline built
         open_engine(engine).close()
@@ -126,6 +129,7 @@ def _print(report: BenchReport) -> None:
         )
     row(f"peak memory, batch {report.batch}", report.peak_mib, report.baseline_peak_mib, "MiB")
     row("file", report.file_mib, report.baseline_file_mib, "MiB")
+    row("load, from the file to the first run", report.load_ms, report.baseline_load_ms, "ms")
     _add_plan_rows(report, row)
     console().print(table)
     if report.integer_mac_share is not None:
@@ -138,6 +142,10 @@ def _print(report: BenchReport) -> None:
         ratios = ", ".join(f"{r.ratio:.2f}" for r in report.rounds if r.ratio is not None)
         print(f"speedup {report.speedup:.2f}x at the median; round by round: {ratios}")
     env = report.environment
+    if native := env.get("native"):
+        print(f"instruction set {native['isa']}, {native['threads']} threads; layer parts by kernel:")
+        for kernel, count in native["kernels"].items():
+            print(f"  {count:4d}  {kernel}")
     if gpu := env.get("gpu"):
         print(f"{gpu['name']}, compute capability {gpu['compute_capability']}, driver for CUDA {gpu['driver_cuda']}")
     cores = f"{env['usable_cores']} cores, threads {env['threads'] or 'default'}"

@@ -36,7 +36,8 @@ def sample(
     out: Annotated[Path, typer.Option(help="PNG to write, or .safetensors for the numbers.")],
     ckpt: Annotated[Path | None, typer.Option(help="Quantized model, .pt or .safetensors.")] = None,
     engine: Annotated[
-        Path | None, typer.Option(help="Exported ONNX file or plan; without it the record is simulated in torch.")
+        Path | None,
+        typer.Option(help="Exported ONNX file, plan or record to run; without it --ckpt is simulated in torch."),
     ] = None,
     labels: Annotated[str | None, typer.Option(help="Class labels, as 0,1,2 or 0-9; one image each.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Images of a model without classes.")] = 8,
@@ -78,7 +79,7 @@ def sample(
         given = labels_for(subject.model_config, wanted)
         number = count if given is None else len(given)
         embeddings, words = _conditions(subject, conditions, number, seed)
-        float_module = _float_module(subject, model, ckpt) if compare else None
+        float_module = _float_module(subject, model, ckpt or engine) if compare else None
         distance = _report_distance(subject, options)
         summary: dict[str, Any] = {
             "options": asdict(options),
@@ -123,7 +124,7 @@ def _conditions(subject: _Subject, path: Path | None, number: int, seed: int) ->
 
 
 def _open_subject(ckpt: Path | None, engine: Path | None, threads: int | None, stack: ExitStack) -> _Subject:
-    from dq_deploy.engines import open_engine
+    from dq_deploy.engines import RECORD_SUFFIXES, open_engine
     from dq_deploy.errors import FileProblemError, OptionError
     from dq_deploy.record import content_sha256, load_record
 
@@ -140,6 +141,8 @@ def _open_subject(ckpt: Path | None, engine: Path | None, threads: int | None, s
             record=record,
             runner=None,
         )
+    if record is None and engine.suffix in RECORD_SUFFIXES:
+        record = load_record(engine)
     runner = stack.enter_context(open_engine(engine, threads=threads))
     manifest = runner.manifest
     assert manifest is not None  # open_engine requires it by default

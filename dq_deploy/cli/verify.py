@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 
 
 def verify(
-    engine: Annotated[Path, typer.Option(help="Engine file: .onnx by dq-export, or a plan by dq-build.")],
+    engine: Annotated[
+        Path, typer.Option(help="Engine: .onnx by dq-export, a plan by dq-build, or a record, which runs as it is.")
+    ],
     ckpt: Annotated[
-        Path | None, typer.Option(help="Quantized model it was made from, .pt or .safetensors; not needed for a plan.")
+        Path | None,
+        typer.Option(help="Quantized model it was made from, .pt or .safetensors; a plan and a record need none."),
     ] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Exit 3 on any difference and on anything not compared.")
@@ -38,21 +41,30 @@ def verify(
         Path | None, typer.Option(help="Float model folder it was quantized from: adds simulation against float.")
     ] = None,
     runtime: Annotated[
-        str | None, typer.Option(help="Engine library, onnxruntime or openvino; by default the engine's own.")
+        str | None, typer.Option(help="onnxruntime, openvino or native; by default the engine's own.")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of one run; by default the engine's choice.")] = None,
+    isa: Annotated[
+        str | None,
+        typer.Option(help="Instruction set of the native engine, or all for each this CPU has; by default the best."),
+    ] = None,
 ) -> None:
     """Compare every integer layer in the running engine with the numerics, and name the kernels that really run.
+
+    A record given as the engine runs on this project's own kernels.
 
     A plan is read, not run: what each layer was asked to be, what it became, what stands alone.
     """
     _check_options(require_integer, steps_checked, inputs, seed, threads)
     check_outputs(json, html, inputs=(engine, ckpt, model))
+    from dq_deploy.engines import RECORD_SUFFIXES
     from dq_deploy.engines.plan_manifest import is_plan
     from dq_deploy.record import load_record
 
-    if is_plan(engine):
-        _refuse_for_plans({"--model": model, "--runtime": runtime, "--threads": threads})
+    if engine.suffix in RECORD_SUFFIXES:
+        ckpt = ckpt or engine
+    elif is_plan(engine):
+        _refuse_for_plans({"--model": model, "--runtime": runtime, "--threads": threads, "--isa": isa})
         _verify_plan(engine, ckpt, exact=exact, require_integer=require_integer, json=json, html=html)
         return
     if ckpt is None:
@@ -75,6 +87,7 @@ def verify(
         inputs=inputs,
         seed=seed,
         threads=threads,
+        isa=isa,
         progress=_progress,
     )
     if json is not None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from dq_deploy.engines import open_engine
 from dq_deploy.engines.native.runner import LayerForm, NativeRunner
-from dq_deploy.errors import DqError, InputError
+from dq_deploy.errors import DqError, InputError, MissingDependencyError
 from dq_deploy.models import Macs, build_denoiser, macs_of, quantizable_layers
 from dq_deploy.record import Layer, Record, content_sha256
 from dq_deploy.verify.attestation import MISSING, PAIR_LIMIT, Kernel
@@ -77,9 +77,7 @@ def verify_native(
     """
     known: Sequence[str | None] = (isa,)
     if isa == EVERY_ISA:
-        from dq_kernels.cpu.library import known_isas
-
-        known = known_isas()
+        known = _isas_of_this_cpu()
     reports = []
     for name in known:
         start = time.perf_counter()
@@ -89,6 +87,15 @@ def verify_native(
             options.progress(f"running the native engine, instruction set {runner.executor.context.isa}")
             reports.append(prove_runner(record, runner, path, model=model, options=options, start=start))
     return reports[-1] if len(reports) == 1 else _together(reports, [str(name) for name in known])
+
+
+def _isas_of_this_cpu() -> tuple[str, ...]:
+    from dq_kernels.cpu.library import KernelsMissingError, known_isas
+
+    try:
+        return known_isas()
+    except KernelsMissingError as error:
+        raise MissingDependencyError(str(error)) from error
 
 
 def _together(reports: Sequence[Report], names: Sequence[str]) -> Report:

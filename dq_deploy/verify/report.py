@@ -197,7 +197,7 @@ _STYLES = {"exact": "green", "differs": "bold red", "unsafe": "bold red", "unpro
 
 def short_kernel(layer: LayerReport) -> str:
     """Kernel and operand types in a few characters: `MatMulIntegerToFloat u8 x s8`."""
-    short = {"uint8": "u8", "int8": "s8", "float32": "f32", "unknown": "?"}
+    short = {"uint8": "u8", "int8": "s8", "int4": "s4", "float32": "f32", "unknown": "?"}
     pieces = [
         f"{op.rsplit('.', 1)[-1]} {short.get(a, a)} x {short.get(b, b)}"
         for op, (a, b) in zip(layer.executed, layer.operands, strict=True)

@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from dq_deploy.engines import open_engine
+from dq_deploy.engines import RECORD_SUFFIXES, open_engine
 from dq_deploy.engines.plan_manifest import is_plan, read_plan_manifest
 from dq_deploy.graph.onnx_file import read_manifest
 from dq_deploy.verify.instrument import ShippedGraph
@@ -33,7 +33,7 @@ def attest(engine_path: str | Path) -> Attestation:
     """Read which kernels an engine really runs; a plan is read and not opened, which needs no GPU.
 
     Args:
-        engine_path: exported ONNX file, or a plan, with its manifest.
+        engine_path: exported ONNX file, or a plan, with its manifest; or a record, by its layers in the native engine.
 
     Returns:
         The shares.
@@ -42,6 +42,8 @@ def attest(engine_path: str | Path) -> Attestation:
         FileProblemError: the engine or its manifest is missing or broken.
     """
     path = Path(engine_path)
+    if path.suffix in RECORD_SUFFIXES:
+        return _of_record(path)
     if is_plan(path):
         plan = attest_plan(path, read_plan_manifest(path, check_hash=False))
         return Attestation(
@@ -65,4 +67,21 @@ def attest(engine_path: str | Path) -> Attestation:
         integer_mac_share=integer / macs["of_all"],
         integer_mac_share_of_quantizable=integer / macs["of_quantizable"],
         float_layers=tuple(float_layers),
+    )
+
+
+def _of_record(path: Path) -> Attestation:
+    """Of the native engine: every integer layer it runs is integer, in a kernel or in numpy."""
+    from dq_deploy.engines.native.runner import NativeRunner
+    from dq_deploy.models import macs_of
+
+    with open_engine(path, threads=1) as runner:
+        assert isinstance(runner, NativeRunner)
+        macs = macs_of(None, dict(runner.record.model_config))
+        forms = runner.layer_forms()
+    work = sum(count for name, count in macs.layers.items() if name in forms)
+    return Attestation(
+        integer_mac_share=work / macs.of_all,
+        integer_mac_share_of_quantizable=work / macs.of_quantizable,
+        float_layers=tuple(name for name in macs.layers if name not in forms),
     )
