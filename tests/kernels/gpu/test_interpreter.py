@@ -1,4 +1,4 @@
-"""Triton's interpreter must be asked for before triton is imported, so the kernels' tests run in a process of their own."""
+"""The interpreter must be asked for before triton is imported: the kernels' tests run in a process of their own."""
 
 import os
 import re
