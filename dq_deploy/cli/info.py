@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dq_deploy.cli.frame import check_outputs, console, run, write_json
-from dq_deploy.errors import FileProblemError
+from dq_deploy.errors import FileProblemError, OptionError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,13 +17,19 @@ if TYPE_CHECKING:
 
 def info(
     path: Annotated[Path, typer.Argument(help="Record (.pt, .safetensors), engine file (.onnx) or plan (.plan).")],
+    native: Annotated[
+        bool, typer.Option("--native", help="Of a record also how the native engine would run it on this machine.")
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="Also write what is shown, and more, as JSON.")] = None,
 ) -> None:
     """Show what a quantized model, an exported engine file or a plan holds."""
     check_outputs(json, inputs=(path,))
+    from dq_deploy.engines import RECORD_SUFFIXES
     from dq_deploy.engines.plan_manifest import is_plan
 
-    if path.suffix not in (".pt", ".safetensors") and is_plan(path):
+    if native and path.suffix not in RECORD_SUFFIXES:
+        raise OptionError(f"--native goes with a record ({' or '.join(RECORD_SUFFIXES)}), got {path}; leave it out")
+    if path.suffix not in RECORD_SUFFIXES and is_plan(path):
         from dq_deploy.cli.plan_summary import show_plan, summary_of_plan
 
         summary = summary_of_plan(path)
@@ -34,9 +40,15 @@ def info(
     else:
         summary = summary_of_record(path)
         show = _show_record
+    if native:
+        from dq_deploy.cli.native_summary import show_native, summary_of_native
+
+        summary["native"] = summary_of_native(path)
     if json is not None:
         write_json(json, summary)
     show(summary)
+    if native:
+        show_native(summary["native"])
 
 
 def summary_of_record(path: Path) -> dict[str, Any]:
