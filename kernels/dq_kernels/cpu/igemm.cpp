@@ -266,8 +266,10 @@ Job plan(const dq_int_conv2d_args& g, int32_t threads) {
 void igemm(Pool& pool, const dq_int_conv2d_args& args) {
     const Job job = plan(args, pool.threads());
     if (job.rows <= 0) return;
-    pool.each(job.packed->panels * job.chunks, [&job, &pool](int64_t task, int32_t thread) {
-        run_task(job, task / job.chunks, task % job.chunks, *static_cast<Scratch*>(pool.scratch(thread)));
+    const int64_t panels = job.packed->panels;
+    pool.each(panels * job.chunks, [&job, &pool, panels](int64_t task, int32_t thread) {
+        // All panels of a chunk first: its codes stay in the cache, and a layer's weights are fewer bytes than its codes.
+        run_task(job, task % panels, task / panels, *static_cast<Scratch*>(pool.scratch(thread)));
     });
 }
 

@@ -120,6 +120,14 @@ FloatConv2dArgs = _struct(
         *_fields(_I32, "conv_groups reserved"),
     ],
 )
+PackedHead = _struct(
+    "packed_head",
+    [
+        *_fields(_I32, "isa columns form pairs bits code_span"),
+        *_fields(_I64, "out_channels positions channels groups panels sums weights step_bytes"),
+    ],
+)
+"""What packed weights begin with: `Packed` of igemm.h."""
 Call = _struct("call", [*_fields(_I32, "op reserved"), ("args", POINTER)])
 
 OPS: dict[str, type[c.Structure]] = {

@@ -84,8 +84,8 @@ def quantize(
 def group_norm_silu_quantize(
     x: Tensor,
     step: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
     groups: int,
     eps: float,
     silu: bool,
@@ -95,19 +95,27 @@ def group_norm_silu_quantize(
     """Tables are pre, inverse_scale, zero_point, q_min, q_max and first of the parts, and with_y where it is given."""
     rows, seen = _rows(x), x.new_zeros(1, dtype=torch.int32)
     outputs, y = _outputs(rows, *tables[:6]), _asked(rows, tables, with_y)
-    norm = {"gamma": gamma, "beta": beta, "groups": groups, "eps": eps, "silu": silu}
+    norm = _affine(rows, gamma, beta) | {"groups": groups, "eps": eps, "silu": silu}
     launch.group_norm_silu_quantize(rows, step, outputs, **norm, y=y, nan_seen=seen)
     return _results(x, outputs, y, seen)
 
 
 def layer_norm_quantize(
-    x: Tensor, step: Tensor, gamma: Tensor, beta: Tensor, eps: float, *tables: Any, with_y: bool = False
+    x: Tensor, step: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float, *tables: Any, with_y: bool = False
 ) -> list[Tensor]:
     """Tables as those of the group norm."""
     rows, seen = _rows(x), x.new_zeros(1, dtype=torch.int32)
     outputs, y = _outputs(rows, *tables[:6]), _asked(rows, tables, with_y)
-    launch.layer_norm_quantize(rows, step, outputs, gamma=gamma, beta=beta, eps=eps, y=y, nan_seen=seen)
+    launch.layer_norm_quantize(rows, step, outputs, **_affine(rows, gamma, beta), eps=eps, y=y, nan_seen=seen)
     return _results(x, outputs, y, seen)
+
+
+def _affine(rows: Tensor, gamma: Tensor | None, beta: Tensor | None) -> dict[str, Any]:
+    channels, kind = rows.shape[2], torch.float32
+    return {
+        "gamma": rows.new_ones(channels, dtype=kind) if gamma is None else gamma,
+        "beta": rows.new_zeros(channels, dtype=kind) if beta is None else beta,
+    }
 
 
 def _asked(rows: Tensor, tables: Sequence[Any], with_y: bool) -> Tensor | None:
@@ -146,7 +154,7 @@ def int_linear(
     previous: Tensor | None = None,
     weight_bits: int = 8,
 ) -> Tensor:
-    """y is float32."""
+    """Result in float32."""
     rows = _rows(codes)
     weights = _unpacked(packed, weight_scale, (1, 1), rows.shape[2], weight_bits)
     y = codes.new_empty((*rows.shape[:2], weight_scale.shape[0]), dtype=torch.float32)
@@ -174,7 +182,7 @@ def int_conv2d(
     previous: Tensor | None = None,
     weight_bits: int = 8,
 ) -> Tensor:
-    """y is float32; the rows of padding are made from the zero points on the device."""
+    """Result in float32; the rows of padding are made from the zero points on the device."""
     from dq_kernels.torch_ops import out_size
 
     rows, out = _rows(codes), out_size(codes, kernel, stride, padding, dilation)
