@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from dq_deploy.engines.plan_manifest import is_plan, read_plan_manifest
 from dq_deploy.engines.tensorrt_library import RUNTIMES
 from dq_deploy.errors import FileProblemError, OptionError
-from dq_deploy.graph.onnx_file import read_manifest
 
 if TYPE_CHECKING:
     from dq_deploy.engines.base import Runner
@@ -63,6 +62,8 @@ def open_engine(
         raise OptionError(f"engine native runs records ({' or '.join(RECORD_SUFFIXES)}), not {path}; give the record")
     if is_plan(path):
         return _open_plan(path, engine=engine, finite_check=finite_check, optimized_model_path=optimized_model_path)
+    from dq_deploy.graph.onnx_file import read_manifest  # onnx takes 50 MiB, which a plan and a record do without
+
     try:
         manifest = read_manifest(path)
     except FileProblemError:
