@@ -4,9 +4,11 @@
 namespace dq {
 namespace {
 
-constexpr int64_t kTileFloats = 4096;         // of y between the last two passes: half of the smallest L1
-constexpr int64_t kTaskBytes = 512 << 10;     // of x in one task: half of the smallest L2 of a server core
-constexpr int64_t kLineChannels = 16;         // floats of a cache line
+constexpr int64_t kTileFloats = 4096;     // of y between the last two passes: half of the smallest L1
+constexpr int64_t kLineChannels = 16;     // floats of a cache line
+constexpr int64_t kWideChannels = 64;     // fewer in a task leave too little to do side by side
+constexpr int64_t kNormTaskValues = 4096;
+constexpr int64_t kTaskBytes = 2 << 20;   // narrower tasks cost more in page walks than they save in cache
 
 // Per-channel arrays of one task, in a thread's scratch memory.
 struct Channels {
@@ -42,17 +44,17 @@ inline Channels carve(void* scratch, int64_t width) {
 #define DQ_KERNELS "group_norm_silu_quantize/rows.inc"
 #include "simd_each.inc"
 
-// Groups of one task: as many as fill cache lines, fit the cache and leave each thread a few tasks.
+// Groups of one task: as many as fill cache lines, fit the cache and leave each thread two tasks.
 int64_t task_groups(const dq_group_norm_silu_quantize_args& args, int32_t threads) {
-    const int64_t each = args.channels / args.groups;
+    const int64_t each = args.channels / args.groups, group_values = args.rows * each;
     int64_t line = 1;
     while (line < kLineChannels && line * each % kLineChannels != 0) line *= 2;
-    const int64_t group_values = args.rows * each;
+    int64_t smallest = ceil_div(kNormTaskValues, group_values);
+    if (args.batch * args.channels >= threads * kWideChannels) smallest = most(smallest, ceil_div(kWideChannels, each));
     const int64_t fitting = kTaskBytes / (4 * group_values);
-    const int64_t shared = threads == 1 ? args.groups : args.groups * args.batch / (int64_t{4} * threads);
-    int64_t wanted = most(least(shared, fitting), ceil_div(kTaskValues, group_values));
-    wanted = ceil_div(most(wanted, 1), line) * line;
-    return least(wanted, args.groups);
+    const int64_t shared = threads == 1 ? args.groups : args.groups * args.batch / (int64_t{2} * threads);
+    const int64_t wanted = ceil_div(most(least(shared, fitting), smallest), line) * line;
+    return least(most(wanted, 1), args.groups);
 }
 
 }  // namespace
