@@ -78,6 +78,7 @@ class CpuExecutor:
 
     Attributes:
         context: threads and instruction set.
+        record: the quantized denoiser.
         constants: packed weights and tables of each layer part.
     """
 
@@ -89,7 +90,7 @@ class CpuExecutor:
             record: its layers and parameters.
             context: threads; closed by `close`.
         """
-        self.context, self._joined = context, joined
+        self.context, self._joined, self.record = context, joined, record
         self._edges = np.asarray(record.step_edges, np.float32)
         self._floats = FloatConstants(record, joined["constants"])
         self.constants: dict[tuple[str, int], LayerConstants] = {}

@@ -76,7 +76,7 @@ class CudaMemory:
         return self._parameters[key]
 
 
-class _Step:
+class Prepared:
     """What one batch size runs: functions in order, or a captured graph of them."""
 
     def __init__(self, memory: CudaMemory, functions: list[Callable[[], None]], step: Any, nan_seen: Any) -> None:
@@ -98,6 +98,7 @@ class CudaExecutor:
     Attributes:
         device: where.
         dtype: float type of images.
+        record: the quantized denoiser.
     """
 
     def __init__(
@@ -122,21 +123,21 @@ class CudaExecutor:
             InputError: a layer that no GPU kernel takes, with its reason.
         """
         self.device, self.dtype, self._joined = torch.device(device), dtype, joined
+        self.record = record
         self._use_graph = use_graph and self.device.type == "cuda"
         self._floats = FloatConstants(record, joined["constants"])
         self._edges = torch.from_numpy(np.array(record.step_edges, np.float32)).to(self.device)
-        self._record = record
         self._weights: dict[tuple[str, int], Any] = {}
         self._quantizers: dict[tuple[Any, ...], Any] = {}
         self._scales: dict[tuple[Any, ...], Any] = {}
         for op in from_json(at_batch(joined, 1)).ops:
             if op.kind in ("int_linear", "int_conv2d"):
                 self._load(op)
-        self._steps: dict[int, _Step] = {}
+        self._steps: dict[int, Prepared] = {}
 
     def _load(self, op: Op) -> None:
         name, part = op.attributes["layer"], op.attributes["part"]
-        layer = self._record.layers[name]
+        layer = self.record.layers[name]
         padded = any(layer.padding) or any(op.attributes["padded"])
         reason = refusal(layer, part, padded=padded)
         if reason:
@@ -152,7 +153,7 @@ class CudaExecutor:
         """Quantizer of an op that writes codes."""
         key = (out["layer"], out["part"], out["first"])
         if key not in self._quantizers:
-            layer = self._record.layers[out["layer"]]
+            layer = self.record.layers[out["layer"]]
             own = layer.parts[out["part"]]
             made = make_quantizer(
                 pre=np.ascontiguousarray(own.pre),
@@ -182,7 +183,7 @@ class CudaExecutor:
 
     # one batch size
 
-    def prepared(self, batch: int) -> _Step:
+    def prepared(self, batch: int) -> Prepared:
         """Memory, functions and graph of one batch size."""
         if batch not in self._steps:
             program = with_float_type(without_join_copies(from_json(at_batch(self._joined, batch))), self.dtype)
@@ -198,13 +199,13 @@ class CudaExecutor:
             functions = [bucket]
             for index, op in enumerate(program.ops):
                 functions.append(self._function(op, memory, step, nan_seen[index : index + 1]))
-            made = _Step(memory, functions, step, nan_seen)
+            made = Prepared(memory, functions, step, nan_seen)
             if self._use_graph:
                 self._capture(made)
             self._steps[batch] = made
         return self._steps[batch]
 
-    def _capture(self, made: _Step) -> None:
+    def _capture(self, made: Prepared) -> None:
         """Record the functions as one graph, after runs that compile everything on a stream of their own."""
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -219,14 +220,18 @@ class CudaExecutor:
 
     def _function(self, op: Op, memory: CudaMemory, step: torch.Tensor, nan_seen: torch.Tensor) -> Callable[[], None]:
         if op.kind in ("int_linear", "int_conv2d"):
-            return self._product(op, memory, step)
+            return self.product(op, memory, step, self.epilogue(op, self.record.layers[op.attributes["layer"]], memory))
         if op.attributes.get("outs") is not None:
-            return self._coded(op, memory, step, nan_seen)
+            return self.coded(op, memory, step, nan_seen)
         return torch_ops.function(op, memory.tensor)
 
-    def _coded(self, op: Op, memory: CudaMemory, step: torch.Tensor, nan_seen: torch.Tensor) -> Callable[[], None]:
+    def coded(
+        self, op: Op, memory: CudaMemory, step: torch.Tensor, nan_seen: torch.Tensor, y: torch.Tensor | None = None
+    ) -> Callable[[], None]:
+        """What runs an op that writes codes; `y` takes its float value where the program keeps none."""
         x = memory.rows(op.reads["x"])
-        y = memory.rows(op.writes["y"]) if "y" in op.writes else None
+        if y is None and "y" in op.writes:
+            y = memory.rows(op.writes["y"])
         outs = [
             CodeOutput(quantizer=self._coder(out), codes=memory.rows(op.writes[f"codes{i}"]))
             for i, out in enumerate(op.attributes["outs"])
@@ -246,12 +251,12 @@ class CudaExecutor:
         groups, silu = op.attributes["groups"], op.attributes["silu"]
         return lambda: launch.group_norm_silu_quantize(x, step, outs, groups=groups, silu=silu, **shared)
 
-    def _product(self, op: Op, memory: CudaMemory, step: torch.Tensor) -> Callable[[], None]:
+    def product(self, op: Op, memory: CudaMemory, step: torch.Tensor, epilogue: Epilogue) -> Callable[[], None]:
+        """What runs an integer product."""
         name, part = op.attributes["layer"], op.attributes["part"]
-        layer, weights = self._record.layers[name], self._weights[name, part]
+        layer, weights = self.record.layers[name], self._weights[name, part]
         codes = memory.rows(op.reads["codes"])
         quantizer = self._scaler(layer, part, codes.shape[2])
-        epilogue = self._epilogue(op, layer, memory)
         if op.kind == "int_linear":
             return lambda: launch.int_linear(codes, weights, quantizer, step, epilogue)
         padded = op.attributes["padded"]
@@ -264,7 +269,8 @@ class CudaExecutor:
         )
         return lambda: launch.int_conv2d(codes, weights, quantizer, step, epilogue, window)
 
-    def _epilogue(self, op: Op, layer: Layer, memory: CudaMemory) -> Epilogue:
+    def epilogue(self, op: Op, layer: Layer, memory: CudaMemory) -> Epilogue:
+        """What a product of the program does behind its sum."""
         axis = 1 if op.kind == "int_conv2d" else -1
         rows = {
             role: memory.rows(rows_view(view, axis))
@@ -290,20 +296,31 @@ class CudaExecutor:
             NonFiniteError: a NaN reached a quantizer.
         """
         made = self.prepared(len(feeds[TIMESTEP]))
-        program = made.memory.program
-        for name, view in program.inputs.items():
-            made.memory.tensor(view).copy_(torch.from_numpy(np.ascontiguousarray(feeds[name])))
+        self.fill(made, feeds)
         made.play()
-        outputs = {name: made.memory.tensor(view).float() for name, view in program.outputs.items()}
-        found = {name: value.contiguous().cpu().numpy().copy() for name, value in outputs.items()}
+        found = self.outputs(made)
+        self.check_nan(made)
+        return found
+
+    def fill(self, made: Prepared, feeds: Mapping[str, NDArray[Any]]) -> None:
+        """Copy the inputs to the device."""
+        for name, view in made.memory.program.inputs.items():
+            made.memory.tensor(view).copy_(torch.from_numpy(np.ascontiguousarray(feeds[name])))
+
+    def outputs(self, made: Prepared) -> dict[str, NDArray[Any]]:
+        """Copy the outputs to the host."""
+        values = {name: made.memory.tensor(view) for name, view in made.memory.program.outputs.items()}
+        return {name: value.float().contiguous().cpu().numpy().copy() for name, value in values.items()}
+
+    def check_nan(self, made: Prepared) -> None:
+        """Name the first layer whose input held a NaN."""
         if bool(made.nan_seen.any()):
-            op = program.ops[int(made.nan_seen.nonzero()[0])]
+            op = made.memory.program.ops[int(made.nan_seen.nonzero()[0])]
             names = ", ".join(out["layer"] for out in op.attributes["outs"]) or "a norm"
             raise NonFiniteError(
                 f"a NaN reached the input of {names}, from finite inputs; its values may have left the range of "
                 f"{self.dtype}: run it in bfloat16 or float32"
             )
-        return found
 
     def close(self) -> None:
         """Free the device's memory."""

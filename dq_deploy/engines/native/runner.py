@@ -16,7 +16,7 @@ from dq_deploy.models import input_specs, output_specs
 from dq_deploy.record import Record, content_sha256, load_record
 
 if TYPE_CHECKING:
-    from dq_deploy.engines.native.probing import LayerTrace
+    from dq_deploy.engines.native.layer_trace import LayerTrace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class NativeRunner(Runner):
     def probe(
         self, feeds: Mapping[str, Array], layers: Collection[str] | None = None
     ) -> tuple[dict[str, Array], dict[str, LayerTrace]]:
-        """Run once and write down what integer layers saw and computed; see `probing.LayerTrace`.
+        """Run once and write down what integer layers saw and computed; see `layer_trace.LayerTrace`.
 
         Args:
             feeds: as of `run`.
