@@ -233,7 +233,7 @@ def group_norm_silu_quantize_calls(
     configuration: BlockConfiguration,
     workspace: Workspace,
 ) -> list[KernelCall]:
-    """One launch of form "whole", five of form "split": cleared workspace, three passes, the result.
+    """One launch of form "whole", seven of form "split": see the kernel's module.
 
     Raises:
         KernelInputError: an array is of another kind, groups do not divide the channels, or a group is too large.
@@ -256,7 +256,7 @@ def group_norm_silu_quantize_calls(
         extent = max([channels, *(output.end for output in outputs)])
         block_rows, block_channels = blocks_of(configuration, rows, extent)
         grid = (-(-rows // block_rows), -(-extent // block_channels), batch)
-        words, tail = workspace(Blank((3 * batch * groups,), "int64")), 0
+        words, tail = workspace(Blank((5 * batch * groups,), "int64")), 0
     arguments = {
         **{"x": x, "gamma": gamma, "beta": beta, "y": y, "step": step, "nan_seen": nan_seen, "workspace": words},
         **numbered_parts(outputs),
@@ -274,21 +274,23 @@ def group_norm_silu_quantize_calls(
 def statistics_calls(
     arguments: dict[str, Any], configuration: BlockConfiguration, batch: int, blocks: dict[str, int]
 ) -> list[KernelCall]:
-    """The clearing of the workspace and the three passes of form "split"."""
+    """All launches of form "split" but the last."""
     rows, channels, words = arguments["rows"], arguments["channels"], arguments["workspace"]
     count = int(words.shape[0])
     clear = {"workspace": words, "words": count}
     calls = [one_call("clear_kernel", (-(-count // 256), 1, 1), clear, {"BLOCK": 256}, configuration)]
     names = ("x", "workspace", "rows", "channels", "groups", "x_pitch")
-    grid = (
-        -(-rows // (blocks["BLOCK_ROWS"] * configuration.chunk)),
-        -(-channels // blocks["BLOCK_CHANNELS"]),
-        batch,
-    )
+    grid = (-(-rows // (blocks["BLOCK_ROWS"] * configuration.chunk)), -(-channels // blocks["BLOCK_CHANNELS"]), batch)
+    total = batch * arguments["groups"]
+    results = {"workspace": words, "total": total}
+    results |= {name: arguments[name] for name in ("rows", "channels", "groups", "eps_bits")}
     for number in (1, 2, 3):
         constants = {"PASS": number, **blocks, "STEPS": configuration.chunk}
         own = {name: arguments[name] for name in names}
         calls.append(one_call("statistics_kernel", grid, own, constants, configuration))
+        if number > 1:
+            constants = {"PASS": number, "BLOCK": 128}
+            calls.append(one_call("group_results_kernel", (-(-total // 128), 1, 1), results, constants, configuration))
     return calls
 
 

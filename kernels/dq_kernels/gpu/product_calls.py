@@ -11,6 +11,8 @@ from dq_kernels.gpu.configurations import ProductConfiguration, fit_to_pitch, sp
 from dq_kernels.gpu.float_calls import Workspace
 from dq_kernels.gpu.weights import Quantizer, Weights
 
+MAX_PRODUCTS = (1 << 17) - 1
+"""Products a sum may have: 128 * 128 * 2^17 is 2^31, where the matrix instructions of sm_80 saturate."""
 FINISH_BLOCK = (32, 64)
 """Rows and columns of a tile of `finish_split_kernel`: 16 values a thread of 4 warps."""
 
@@ -130,6 +132,9 @@ def check_codes(codes: Any, weights: Weights, axes: int) -> tuple[int, int, int]
     batch, rows, pitch = (int(length) for length in codes.shape)
     check_array("codes", codes, ("int8",), (batch, rows, pitch))
     taps = weights.kernel[0] * weights.kernel[1]
+    if taps * weights.channels > MAX_PRODUCTS:
+        found = f"{taps} x {weights.channels}"
+        raise KernelInputError(f"{found} products in a sum, expected at most {MAX_PRODUCTS}; split the channels")
     check_array("weights", weights.data, ("int8",), (weights.out_channels, taps, weights.pitch))
     check_array("weight sums", weights.sums, ("int32",), (weights.out_channels,))
     check_array("weight scale", weights.scale, ("float32",), (weights.out_channels,))

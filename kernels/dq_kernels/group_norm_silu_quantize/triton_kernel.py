@@ -5,9 +5,11 @@ Compiled and interpreted, never run.
 Passes over x: extremes (the exponents of the fixed point), sums (the mean), squares (the variance), then the result:
 four reads, of which the last three come from L2 where the tensor fits there (2.6 MB at 64x64x320 in float16).
 
-Form "whole", groups of little: one program a (sample, group) does all four, a second read of its own rows each; one
-launch. Form "split", large groups at batch 1 or 2: programs of [rows, channels] tiles fill the GPU, a launch a pass,
-and meet in one workspace of integers by atomics. Maxima and integer sums do not depend on the order: same bits.
+Form "whole", groups of little: one program a (sample, group) goes over its rows four times; one launch. Form "split",
+large groups at batch 1 or 2: programs of [rows, channels] tiles fill the GPU and meet in one workspace of integers by
+atomics; maxima and integer sums do not depend on the order, so the bits are the same. Seven launches: clear, three
+passes, the float64 results of the groups behind two of them, the codes. float64 is done once a group, not in every
+tile: consumer GPUs (sm_86, 89, 120) have two float64 lanes in a multiprocessor.
 """
 
 import triton
@@ -49,28 +51,40 @@ def clear_kernel(workspace, words, BLOCK: tl.constexpr):
 
 @triton.jit
 def parts_of(workspace, total):
-    """Pointers to the extremes (uint32 pairs of a group: largest -x, largest x), the sums, the sums of squares."""
-    return workspace.to(tl.pointer_type(tl.uint32)), workspace + total, workspace + 2 * total
+    """Pointers into a workspace of int64 [5 * total groups].
+
+    Extremes (uint32 pairs of a group: largest -x, largest x), sums, sums of squares, and float32 results: means, peak
+    distances from the mean, rstds.
+    """
+    results = (workspace + 3 * total).to(tl.pointer_type(tl.float32))
+    return workspace.to(tl.pointer_type(tl.uint32)), workspace + total, workspace + 2 * total, results
 
 
 @triton.jit
-def group_results(workspace, total, place, count, eps, mask, DEPTH: tl.constexpr):
-    """Of the groups at `place` of `total`: exponent (depth 1), and mean, e2, peak (2), and rstd (3)."""
-    extremes, sums, square_sums = parts_of(workspace, total)
+def low_and_high(extremes, place, mask):
+    """Smallest and largest value of groups."""
     low = -from_ordered(tl.load(extremes + 2 * place, mask=mask, other=0x80000000))
-    high = from_ordered(tl.load(extremes + 2 * place + 1, mask=mask, other=0x80000000))
-    e = exponent_of(tl.maximum(tl.abs(low), tl.abs(high)))
-    mean = low
-    e2 = e
-    peak = low
-    rstd = low
-    if DEPTH >= 2:
+    return low, from_ordered(tl.load(extremes + 2 * place + 1, mask=mask, other=0x80000000))
+
+
+@triton.jit
+def group_results_kernel(workspace, total, rows, channels, groups, eps_bits, PASS: tl.constexpr, BLOCK: tl.constexpr):
+    """Means and peak distances behind pass 2, rstds behind pass 3: float64, once a group; grid (blocks of groups)."""
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = place < total
+    count = rows * (channels // groups)
+    extremes, sums, square_sums, results = parts_of(workspace, total)
+    if PASS == 2:
+        low, high = low_and_high(extremes, place, mask)
+        e = exponent_of(tl.maximum(tl.abs(low), tl.abs(high)))
         mean = mean_of(tl.load(sums + place, mask=mask, other=0), e, count)
-        peak = tl.maximum(tl.abs(low - mean), tl.abs(high - mean))
-        e2 = exponent_of(peak)
-    if DEPTH >= 3:
+        tl.store(results + place, mean, mask=mask)
+        tl.store(results + total + place, tl.maximum(tl.abs(low - mean), tl.abs(high - mean)), mask=mask)
+    else:
+        eps = eps_bits.to(tl.int64).to(tl.float64, bitcast=True)
+        e2 = exponent_of(tl.load(results + total + place, mask=mask, other=0.0))
         rstd = rstd_of(tl.load(square_sums + place, mask=mask, other=0), e2, count, eps)
-    return e, mean, e2, peak, rstd
+        tl.store(results + 2 * total + place, rstd, mask=mask)
 
 
 @triton.jit
@@ -88,7 +102,7 @@ def statistics_kernel(
 ):
     """One pass of form "split" over STEPS blocks of rows; grid (row chunks, channel blocks, samples).
 
-    PASS 1 fills the extremes of the workspace int64 [3, samples, groups], 2 the sums, 3 the sums of squares.
+    PASS 1 fills the extremes of the workspace, 2 the sums, 3 the sums of squares; see `parts_of`.
     """
     sample = tl.program_id(2)
     total = tl.num_programs(2) * groups
@@ -96,9 +110,16 @@ def statistics_kernel(
     channel_fits = channel < channels
     width = channels // groups
     place = sample * groups + tl.minimum(channel // width, groups - 1)
-    count = rows * width
+    extremes_to, sums_to, squares_to, results = parts_of(workspace, total)
+    e = tl.zeros([BLOCK_CHANNELS], tl.int32)
+    mean = tl.zeros([BLOCK_CHANNELS], tl.float32)
+    if PASS == 2:
+        least, most = low_and_high(extremes_to, place, channel_fits)
+        e = exponent_of(tl.maximum(tl.abs(least), tl.abs(most)))
+    elif PASS == 3:
+        mean = tl.load(results + place, mask=channel_fits, other=0.0)
+        e = exponent_of(tl.load(results + total + place, mask=channel_fits, other=0.0))
     x += sample.to(tl.int64) * rows * x_pitch
-    e, mean, e2, _, _ = group_results(workspace, total, place, count, 0.0, channel_fits, PASS - 1)
     sums = tl.zeros([BLOCK_CHANNELS], tl.int64)
     low = tl.full([BLOCK_CHANNELS], float("inf"), tl.float32)
     high = tl.full([BLOCK_CHANNELS], float("-inf"), tl.float32)
@@ -112,8 +133,7 @@ def statistics_kernel(
         elif PASS == 2:
             sums += tl.sum(tl.where(mask, fixed_point(v, e[None, :]), 0), axis=0)
         else:
-            sums += tl.sum(tl.where(mask, squares(v, mean[None, :], e2[None, :]), 0), axis=0)
-    extremes_to, sums_to, squares_to = parts_of(workspace, total)
+            sums += tl.sum(tl.where(mask, squares(v, mean[None, :], e[None, :]), 0), axis=0)
     if PASS == 1:
         tl.atomic_max(extremes_to + 2 * place, ordered(-low), mask=channel_fits, sem="relaxed")
         tl.atomic_max(extremes_to + 2 * place + 1, ordered(high), mask=channel_fits, sem="relaxed")
@@ -241,7 +261,10 @@ def group_norm_silu_quantize_kernel(
     else:
         place = sample * groups + tl.minimum(channel // width, groups - 1)
         total = tl.num_programs(2) * groups
-        _, mean, _, peak, rstd = group_results(workspace, total, place, rows * width, eps, own, 3)
+        _, _, _, results = parts_of(workspace, total)
+        mean = tl.load(results + place, mask=own, other=0.0)
+        peak = tl.load(results + total + place, mask=own, other=0.0)
+        rstd = tl.load(results + 2 * total + place, mask=own, other=0.0)
     a = rstd * scale
     fit = is_finite(a) & is_finite(peak) & is_finite(mean)
     for first_row in range(start, stop, BLOCK_ROWS):
