@@ -18,23 +18,15 @@
 
 #define DQ_INLINE static inline __attribute__((always_inline))
 
+#define DQ_PRAGMA(...) _Pragma(#__VA_ARGS__)
 #if defined(__clang__)
-#define DQ_AVX2_BEGIN \
-    _Pragma("clang attribute push(__attribute__((target(\"avx2\"))), apply_to = function)")
-#define DQ_AVX_VNNI_BEGIN \
-    _Pragma("clang attribute push(__attribute__((target(\"avx2,avxvnni\"))), apply_to = function)")
-#define DQ_AVX512_BEGIN                                                                               \
-    _Pragma("clang attribute push(__attribute__((target(\"avx2,avx512f,avx512bw,avx512vl\"))), "      \
-            "apply_to = function)")
-#define DQ_AVX512_VNNI_BEGIN                                                                             \
-    _Pragma("clang attribute push(__attribute__((target(\"avx2,avx512f,avx512bw,avx512vl,avx512vnni\"))), " \
-            "apply_to = function)")
-#define DQ_ISA_END _Pragma("clang attribute pop")
+#define DQ_ISA_BEGIN(...) DQ_PRAGMA(clang attribute push(__attribute__((target(__VA_ARGS__))), apply_to = function))
+#define DQ_ISA_END DQ_PRAGMA(clang attribute pop)
 #else
-#define DQ_AVX2_BEGIN _Pragma("GCC push_options") _Pragma("GCC target(\"avx2\")")
-#define DQ_AVX_VNNI_BEGIN _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,avxvnni\")")
-#define DQ_AVX512_BEGIN _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,avx512f,avx512bw,avx512vl\")")
-#define DQ_AVX512_VNNI_BEGIN \
-    _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,avx512f,avx512bw,avx512vl,avx512vnni\")")
-#define DQ_ISA_END _Pragma("GCC pop_options")
+#define DQ_ISA_BEGIN(...) DQ_PRAGMA(GCC push_options) DQ_PRAGMA(GCC target(__VA_ARGS__))
+#define DQ_ISA_END DQ_PRAGMA(GCC pop_options)
 #endif
+#define DQ_AVX2_BEGIN DQ_ISA_BEGIN("avx2")
+#define DQ_AVX_VNNI_BEGIN DQ_ISA_BEGIN("avx2,avxvnni")
+#define DQ_AVX512_BEGIN DQ_ISA_BEGIN("avx2,avx512f,avx512bw,avx512vl")
+#define DQ_AVX512_VNNI_BEGIN DQ_ISA_BEGIN("avx2,avx512f,avx512bw,avx512vl,avx512vnni")
