@@ -253,7 +253,8 @@ Job plan(const dq_int_conv2d_args& g, int32_t threads) {
         const int64_t wanted = (kTasksPerThread * threads + packed.panels - 1) / packed.panels;
         job.chunks = std::min(job.tiles, std::max(job.chunks, wanted));
     }
-    const int64_t unit = int64_t{packed.columns} * (packed.form == kWide ? 8 : 4);
+    const int64_t bytes[] = {1, job.kernels->int4_bytes, 2};  // of a weight as the kernel takes it, by form
+    const int64_t unit = packed.columns * 4 * bytes[packed.form];
     job.block_groups = std::min(packed.groups, kBlockBytes / unit);
     job.block_positions = std::min(packed.positions, std::max(int64_t{1}, kBlockBytes / (unit * packed.groups)));
     job.reach_h = int64_t{g.kernel_h - 1} * g.dilation_h + 1;

@@ -16,7 +16,7 @@ constexpr int kMaxColumns = 32;  // of a panel
 
 enum Form : int32_t {
     kInt8 = 0,  // int8 in memory, used in place
-    kInt4 = 1,  // two a byte, unpacked to int8 in scratch
+    kInt4 = 1,  // two a byte, unpacked in scratch
     kWide = 2   // int8 in memory, widened to int16 in scratch
 };
 
@@ -75,10 +75,11 @@ using MultiplyRows = void (*)(const Multiply&);
 struct Kernels {
     int32_t rows;
     int32_t columns;
+    int32_t int4_bytes;  // that an unpacked kInt4 weight takes: 1, or 2 where `unpack` makes int16 of it
     const MultiplyRows* multiply;
     const MultiplyRows* multiply_int4;  // of kInt4 weights as they are in memory; may be null
     const MultiplyRows* multiply_wide;  // of kWide weights; null where no weights are packed so
-    void (*unpack)(const uint8_t* packed, void* panel, int64_t groups);  // kInt4 to int8
+    void (*unpack)(const uint8_t* packed, void* panel, int64_t groups);  // kInt4 to int8, or int16
     void (*widen)(const int8_t* packed, void* panel, int64_t groups);    // kWide to int16; may be null
     void (*finish)(const Finish&);
 };

@@ -38,7 +38,8 @@ Packed head_of(int32_t isa, int64_t out_channels, int64_t positions, int64_t cha
     head.bits = bits_of(low, high);
     head.code_span = code_span;
     head.pairs = isa == DQ_AVX2 ? pairs_of(code_span, std::max(-low, high)) : 0;
-    head.form = head.bits <= 4 ? kInt4 : isa == DQ_AVX2 && head.pairs == 0 ? kWide : kInt8;
+    const bool wide = isa == DQ_PORTABLE || (isa == DQ_AVX2 && head.pairs == 0);
+    head.form = head.bits <= 4 ? kInt4 : wide ? kWide : kInt8;
     head.out_channels = out_channels;
     head.positions = positions;
     head.channels = channels;

@@ -25,7 +25,7 @@ const MultiplyRows kMultiplyWide[] = {nullptr,
                                       multiply_rows_wide<4>,
                                       multiply_rows_wide<5>,
                                       multiply_rows_wide<6>};
-const Kernels kKernels = {kRows, kColumns, kMultiply, nullptr, kMultiplyWide, unpack, widen, finish};
+const Kernels kKernels = {kRows, kColumns, 1, kMultiply, nullptr, kMultiplyWide, unpack, widen, finish};
 }  // namespace
 }  // namespace avx2
 }  // namespace dq
@@ -54,7 +54,7 @@ struct Table {
                                             multiply_rows<5, kInt4Weights>,
                                             multiply_rows<6, kInt4Weights>};
 };
-const Kernels kKernels = {kRows, kColumns, Table<false>::rows, Table<true>::rows, nullptr, unpack, nullptr, finish};
+const Kernels kKernels = {kRows, kColumns, 1, Table<false>::rows, Table<true>::rows, nullptr, unpack, nullptr, finish};
 }  // namespace
 }  // namespace avx_vnni
 }  // namespace dq
@@ -85,7 +85,7 @@ struct Table {
                                             multiply_rows<7, kInt4Weights>,
                                             multiply_rows<8, kInt4Weights>};
 };
-const Kernels kKernels = {kRows, kColumns, Table<false>::rows, Table<true>::rows, nullptr, unpack, nullptr, finish};
+const Kernels kKernels = {kRows, kColumns, 1, Table<false>::rows, Table<true>::rows, nullptr, unpack, nullptr, finish};
 }  // namespace
 }  // namespace avx512_vnni
 }  // namespace dq
