@@ -1,10 +1,11 @@
 // Answers patched `cpuid` instructions (now `ud2`) as a CPU with AVX2 but neither AVX-512 nor VNNI would.
 //
-// Loaded with LD_PRELOAD by benchmarks/avx2_machine.py. A ud2 that the compiler wrote itself, which no sound program
+// With DQ_KEEP_AVX_VNNI in the environment AVX-VNNI stays. Loaded with LD_PRELOAD by benchmarks/avx2_machine.py. A ud2 that the compiler wrote itself, which no sound program
 // reaches, would be taken for a cpuid.
 
 #include <cpuid.h>
 #include <csignal>
+#include <cstdlib>
 #include <initializer_list>
 #include <ucontext.h>
 
@@ -22,8 +23,11 @@ constexpr unsigned kHidden7b = mask({16, 17, 21, 26, 27, 28, 30, 31});
 constexpr unsigned kHidden7c = mask({1, 6, 11, 12, 14});
 constexpr unsigned kHidden7d = mask({2, 3, 8, 22, 23, 24, 25});
 // leaf 7.1: AVX-VNNI, AVX512-BF16, AMX FP16, AVX-IFMA; AVX-VNNI-INT8, AVX-NE-CONVERT, AVX-VNNI-INT16, AVX10
-constexpr unsigned kHidden71a = mask({4, 5, 21, 23});
+constexpr unsigned kAvxVnni = mask({4});
+constexpr unsigned kHidden71a = mask({5, 21, 23});
 constexpr unsigned kHidden71d = mask({4, 5, 8, 10, 19});
+
+bool keep_avx_vnni = false;
 
 void answer(int, siginfo_t *, void *context) {
     greg_t *registers = static_cast<ucontext_t *>(context)->uc_mcontext.gregs;
@@ -40,7 +44,7 @@ void answer(int, siginfo_t *, void *context) {
         c &= ~kHidden7c;
         d &= ~kHidden7d;
     } else if (leaf == 7 && part == 1) {
-        a &= ~kHidden71a;
+        a &= ~(keep_avx_vnni ? kHidden71a : kHidden71a | kAvxVnni);
         d &= ~kHidden71d;
     } else if (leaf == 0x24) {
         a = b = c = d = 0;
@@ -53,6 +57,7 @@ void answer(int, siginfo_t *, void *context) {
 }
 
 __attribute__((constructor)) void install() {
+    keep_avx_vnni = std::getenv("DQ_KEEP_AVX_VNNI") != nullptr;
     struct sigaction action = {};
     action.sa_sigaction = answer;
     action.sa_flags = SA_SIGINFO | SA_NODEFER;

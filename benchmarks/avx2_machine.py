@@ -106,11 +106,12 @@ def copy_package(name: str, site: Path) -> int:
     return sum(patch(path) for path in libraries if not path.is_symlink())
 
 
-def prepare(folder: Path) -> dict[str, str]:
+def prepare(folder: Path, *, avx_vnni: bool = False) -> dict[str, str]:
     """Environment variables of a process on the machine without AVX-512 and VNNI; half a minute the first time.
 
     Args:
         folder: for the copies (250 MB), taken as they are where they fit the installed versions.
+        avx_vnni: the 256-bit dot products stay.
 
     Raises:
         MachineError: as `patch`.
@@ -127,7 +128,8 @@ def prepare(folder: Path) -> dict[str, str]:
         replaced = {name: copy_package(name, site) for name in wanted}
         note.write_text(json.dumps({"versions": wanted, "cpuid_instructions": replaced}))
     path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**SWITCHES, "PYTHONPATH": path, "LD_PRELOAD": str(handler)}
+    kept = {"DQ_KEEP_AVX_VNNI": "1", "ONEDNN_MAX_CPU_ISA": "AVX2_VNNI"} if avx_vnni else {}
+    return {**SWITCHES, **kept, "PYTHONPATH": path, "LD_PRELOAD": str(handler)}
 
 
 def main() -> int:
