@@ -184,9 +184,11 @@ def choose(
 
 
 def fit_to_pitch(configuration: ProductConfiguration, weight_pitch: int) -> ProductConfiguration:
-    """The same with a block_k that divides the weight rows where one of 32 bytes and more does, stages in return."""
+    """The same with the largest block_k from 32 that divides the weight rows, where one does, and stages in return."""
     block, stages = configuration.block_k, configuration.stages
-    while block > 32 and weight_pitch % block and (weight_pitch % (block // 2) == 0 or block >= 2 * weight_pitch):
+    fitting = [size for size in (512, 256, 128, 64, 32) if size <= block and weight_pitch % size == 0]
+    wanted = fitting[0] if fitting else min(block, max(32, next_power(weight_pitch)))
+    while block > wanted:
         block, stages = block // 2, min(stages + 1, 5)
     return ProductConfiguration(**{**configuration.__dict__, "block_k": block, "stages": stages})
 
