@@ -1,4 +1,4 @@
-// What every op that writes codes shares outside its vector code: the tables' row, and how rows are spread over threads.
+// What every op that writes codes shares outside its vector code: a row of the tables, rows spread over threads.
 #pragma once
 #include "context.h"
 #include "simd.h"

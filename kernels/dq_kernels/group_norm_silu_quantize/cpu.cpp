@@ -1,4 +1,4 @@
-// Group norm, SiLU and codes: a task is some groups of one sample, whose values stay in the core's cache between passes.
+// Group norm, SiLU and codes: a task is some groups of one sample, which stay in cache from pass to pass.
 #include "codes.h"
 
 namespace dq {

@@ -42,6 +42,10 @@ def test_a_row_longer_than_a_tile_equals_the_reference(each_context):
     assert_equals_reference(each_context, Case("", 1, 3, 5121, seed=20).inputs(), with_y=False, pitch_multiple=64)
 
 
+def test_many_tasks_equal_the_reference(each_context):
+    assert_equals_reference(each_context, Case("", 3, 130, 321, steps=5, seed=29).inputs(), pitch_multiple=64)
+
+
 def test_rows_of_x_and_y_may_lie_apart(each_context):
     inputs = Case("", 2, 19, 61, seed=32).inputs()
     expected, codes, _ = geglu_quantize(**inputs)

@@ -43,6 +43,19 @@ def test_a_models_shape_equals_the_reference(best_context, name):
     assert_equals_reference(best_context, inputs, name, with_y=False)
 
 
+@pytest.mark.parametrize(("channels", "groups", "parts"), [(320, 32, (192, 128)), (128, 32, (128,)), (90, 3, (41, 49))])
+def test_many_tasks_equal_the_reference(each_context, channels, groups, parts):
+    inputs = Case("", 3, 130, channels, groups, parts, steps=5, seed=29).inputs()
+    assert_equals_reference(each_context, inputs, with_y=False, pitch_multiple=64)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 6), (2, 0, 6)])
+def test_nothing_gives_nothing(best_context, shape):
+    y, _, nan_seen = op.run(best_context, np.zeros(shape, np.float32), np.zeros(shape[0], np.int32), 2, 1e-5)
+    assert y.shape == shape
+    assert not nan_seen
+
+
 def test_three_outputs_may_cover_the_same_channels(each_context):
     inputs = Case("", 2, 19, 60, 6, steps=3, seed=30).inputs()
     rng = np.random.default_rng(31)

@@ -43,6 +43,11 @@ def test_a_models_shape_equals_the_reference(best_context):
     assert_equals_reference(best_context, case.inputs(), case.name, with_y=False)
 
 
+def test_many_tasks_equal_the_reference(each_context):
+    inputs = Case("", 3, 130, 321, ((0, 321), (5, 64)), steps=5, seed=29).inputs()
+    assert_equals_reference(each_context, inputs, with_y=False, pitch_multiple=64)
+
+
 def test_rows_of_x_and_y_may_lie_apart(each_context):
     inputs = Case("", 2, 19, 61, seed=32).inputs()
     expected, codes, _ = layer_norm_quantize(**inputs)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from dq_kernels import quantize as op
 from dq_kernels.cpu.library import KernelInputError
-from dq_kernels.quantize.cases import SHAPE_CASES, TEST_CASES, buckets, random_quantizer
+from dq_kernels.quantize.cases import SHAPE_CASES, TEST_CASES, Case, buckets, random_quantizer
 from dq_kernels.quantize.reference import Quantizer, quantize, signed_codes, zero_codes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -34,6 +34,37 @@ def test_codes_equal_the_reference(each_context, case):
 def test_a_models_shape_equals_the_reference(each_context):
     inputs = next(case for case in SHAPE_CASES if case.name == "cifar 8x8 256").inputs()
     assert_same_bits(op.run(each_context, **inputs)[0], quantize(**inputs)[0], "codes")
+
+
+def test_many_tasks_give_the_references_codes(each_context):
+    inputs = Case("", 3, 700, 70, steps=7, first=3, width=77, seed=20).inputs()
+    codes, nan_seen = op.run(each_context, **inputs, pitch_multiple=32)
+    assert_same_bits(codes[:, :, :70], quantize(**inputs)[0], "codes")
+    assert not codes[:, :, 70:].any()
+    assert not nan_seen
+
+
+def test_a_nan_is_seen_by_whichever_thread_meets_it_and_nobody_need_ask(best_context):
+    inputs = Case("", 2, 2000, 64, seed=21).inputs()
+    inputs["x"][1, 1999, 63] = np.nan
+    assert op.run(best_context, **inputs)[1]
+
+    class Unasked:
+        def call(self, name, args):
+            args.nan_seen = None
+            best_context.call(name, args)
+
+    codes, nan_seen = op.run(Unasked(), **inputs)
+    assert_same_bits(codes[0], quantize(**inputs)[0][0], "codes")
+    assert not nan_seen
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 5), (2, 0, 5)])
+def test_nothing_gives_nothing(best_context, shape):
+    step = np.zeros(shape[0], np.int32)
+    codes, nan_seen = op.run(best_context, np.zeros(shape, np.float32), step, plain(5))
+    assert codes.shape == shape
+    assert not nan_seen
 
 
 def test_bytes_behind_the_channels_are_zero_and_rows_may_lie_apart(each_context):
