@@ -105,17 +105,16 @@ void attend(const fgemm::Kernels& kernels, const dq_attention_args& args, const 
     }
 }
 
-// Rows of a task: few enough for the scratch, and that each thread has some; no result depends on it.
+// Rows of a task: few enough for the scratch, and that each thread has some, but not fewer than are worth the packing
+// of the keys. No result depends on it.
 int64_t block_rows(const dq_attention_args& args, int64_t threads) {
-    int64_t rows = std::min(kMostRows, round_up(args.q_rows, kRows));
-    const int64_t most = static_cast<int64_t>(DQ_SCRATCH_BYTES / sizeof(float));
-    while (rows > kRows && floats_of(rows, args.head_dim) > most) rows = round_up(rows / 2, kRows);
-    if (threads == 1) return rows;
+    const int64_t floats = static_cast<int64_t>(DQ_SCRATCH_BYTES / sizeof(float));
+    int64_t most = kMostRows;
+    while (most > kRows && floats_of(most, args.head_dim) > floats) most -= kRows;
     const int64_t heads = args.batch * args.heads;
-    while (rows > 4 * kRows && heads * ((args.q_rows + rows - 1) / rows) < 3 * threads) {
-        rows = round_up(rows / 2, kRows);
-    }
-    return rows;
+    int64_t blocks = (args.q_rows + most - 1) / most;
+    while (threads > 1 && heads * blocks < 2 * threads && args.q_rows / (blocks + 1) >= 2 * kRows) blocks++;
+    return round_up((args.q_rows + blocks - 1) / blocks, kRows);
 }
 
 static_assert(kMostRows % kRows == 0, "blocks are whole");
@@ -123,6 +122,7 @@ static_assert(kMostRows % kRows == 0, "blocks are whole");
 }  // namespace
 
 void attention(Pool& pool, const dq_attention_args& args) {
+    if (args.q_rows < 1 || args.kv_rows < 1) return;
     const fgemm::Kernels& kernels = fgemm::kernels_of(pool.isa());
     const int64_t size = block_rows(args, pool.threads());
     const int64_t blocks = (args.q_rows + size - 1) / size;
