@@ -31,6 +31,7 @@ def open_engine(
     require_manifest: bool = True,
     optimize: bool = True,
     isa: str | None = None,
+    device: str | None = None,
 ) -> Runner:
     """Open an exported engine, or a record as an engine; use it as a context manager.
 
@@ -46,6 +47,9 @@ def open_engine(
         isa: instruction set of the native engine, a name of `dq_kernels.cpu.structs.ISAS`; None takes the best there
             is. Other engines choose for themselves.
 
+        device: of the native engine, one of `native.devices.DEVICES`; None is auto: a GPU that can run it, else the
+            CPU.
+
     Raises:
         FileProblemError: missing or foreign file; a plan of another version or for another GPU.
         MissingDependencyError: the engine's library is not installed; for a plan, no driver.
@@ -55,7 +59,10 @@ def open_engine(
     if engine is not None and engine not in ENGINES:
         raise OptionError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
     if path.suffix in RECORD_SUFFIXES:
-        return _open_record(path, engine, threads, finite_check, optimized_model_path, isa)
+        given = (threads, isa, device or "auto")
+        return _open_record(path, engine, given, finite_check, optimized_model_path)
+    if device is not None:
+        raise OptionError(f"device is {device!r} for {path}, expected none: only the native engine can be told its own")
     if isa is not None:
         raise OptionError(f"isa is {isa!r} for {path}, expected none: only the native engine can be told its own")
     if engine == "native":
@@ -98,17 +105,24 @@ def open_engine(
 def _open_record(
     path: Path,
     engine: str | None,
-    threads: int | None,
+    given: tuple[int | None, str | None, str],
     finite_check: bool,
     optimized_model_path: str | Path | None,
-    isa: str | None,
 ) -> Runner:
-    from dq_deploy.engines.native.runner import NativeRunner
+    from dq_deploy.engines.native.devices import chosen_device
 
+    threads, isa, device = given
     if engine not in (None, "native"):
         raise OptionError(f"{path} is a record, which the engine native runs; export it first to run it on {engine}")
     if optimized_model_path is not None:
         raise OptionError(f"record {path} has no graph to write; the native engine runs it as it is")
+    # threads or an instruction set are asked of a CPU
+    if chosen_device("cpu" if device == "auto" and (isa or threads) else device) == "cuda":
+        from dq_deploy.engines.native.cuda_runner import NativeCudaRunner
+
+        return NativeCudaRunner(path, finite_check=finite_check)
+    from dq_deploy.engines.native.runner import NativeRunner
+
     return NativeRunner(path, threads=threads, isa=isa, finite_check=finite_check)
 
 

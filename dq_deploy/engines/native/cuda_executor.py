@@ -149,6 +149,10 @@ class CudaExecutor:
         weights = make_weights(np.ascontiguousarray(q), np.ascontiguousarray(own.weight_scale[0]), bits=bits)
         self._weights[name, part] = launch.to_device(weights, self.device)
 
+    def weight_bits(self, name: str, part: int) -> int:
+        """How a part's weights are kept: 4 or 8 bits."""
+        return int(self._weights[name, part].bits)
+
     def _coder(self, out: Mapping[str, Any]) -> Any:
         """Quantizer of an op that writes codes."""
         key = (out["layer"], out["part"], out["first"])

@@ -34,15 +34,44 @@ class LayerForm:
     reason: str
 
 
-class NativeRunner(Runner):
-    """A record on this machine's CPU kernels, with no graph file in between.
+class RecordRunner(Runner):
+    """What the native engine is on every device: a record with the denoiser's inputs and outputs.
 
     Attributes:
-        record: the quantized denoiser, without its weights: those are packed.
-        executor: the program and its memory.
+        record: the quantized denoiser.
     """
 
     engine = "native"
+
+    def __init__(self, source: Path | Record, *, finite_check: bool) -> None:
+        """Read the record.
+
+        Raises:
+            FileProblemError: the file is not a record.
+        """
+        record = source if isinstance(source, Record) else load_record(source)
+        manifest = {
+            "target": "native",
+            "mode": "exact",
+            "family": record.family,
+            "model_config": dict(record.model_config),
+            "scheduler_config": None if record.scheduler_config is None else dict(record.scheduler_config),
+            "record_sha256": content_sha256(record),
+            "timesteps": [float(timestep) for timestep in record.timesteps],
+            "step_edges": [float(edge) for edge in record.step_edges],
+        }
+        super().__init__(manifest, finite_check=finite_check)
+        self.record = record
+        self.inputs = tuple(_spec(spec) for spec in input_specs(record.model_config))
+        self.outputs = tuple(_spec(spec) for spec in output_specs(record.model_config))
+
+
+class NativeRunner(RecordRunner):
+    """A record on this machine's CPU kernels, with no graph file in between.
+
+    Attributes:
+        executor: the program and its memory.
+    """
 
     def __init__(
         self,
@@ -66,24 +95,13 @@ class NativeRunner(Runner):
             FileProblemError: the file is not a record.
             ModelError: an operation the native engine does not know.
         """
+        super().__init__(source, finite_check=finite_check)
         try:
             from dq_kernels.cpu.library import Context, KernelInputError, KernelsMissingError
 
             from dq_deploy.engines.native.cpu_executor import CpuExecutor
         except ImportError as error:
             raise MissingDependencyError(f"the package dq_kernels cannot be imported: {error}") from error
-        record = source if isinstance(source, Record) else load_record(source)
-        manifest = {
-            "target": "native",
-            "mode": "exact",
-            "family": record.family,
-            "model_config": dict(record.model_config),
-            "scheduler_config": None if record.scheduler_config is None else dict(record.scheduler_config),
-            "record_sha256": content_sha256(record),
-            "timesteps": [float(timestep) for timestep in record.timesteps],
-            "step_edges": [float(edge) for edge in record.step_edges],
-        }
-        super().__init__(manifest, finite_check=finite_check)
         try:
             context = Context(threads=threads, isa=isa)
         except KernelsMissingError as error:
@@ -91,13 +109,10 @@ class NativeRunner(Runner):
         except KernelInputError as error:
             raise InputError(str(error)) from error
         try:
-            self.executor = CpuExecutor(traced_program(record), record, context)
+            self.executor = CpuExecutor(traced_program(self.record), self.record, context)
         except BaseException:
             context.close()
             raise
-        self.record = record
-        self.inputs = tuple(_spec(spec) for spec in input_specs(record.model_config))
-        self.outputs = tuple(_spec(spec) for spec in output_specs(record.model_config))
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         return dict(self.executor.run(feeds))

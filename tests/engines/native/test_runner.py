@@ -11,7 +11,7 @@ import torch
 from dq_kernels.cpu.library import known_isas
 
 from dq_deploy.engines import open_engine
-from dq_deploy.engines.native.runner import NativeRunner
+from dq_deploy.engines.native.runner import NativeRunner, RecordRunner
 from dq_deploy.errors import InputError, OptionError
 from dq_deploy.methods.fake_quant import simulate
 from dq_deploy.models import Denoiser, call_denoiser, example_inputs
@@ -43,9 +43,9 @@ def feeds_of(record: Record, batch: int = 3, seed: int = 0) -> dict[str, np.ndar
     return feeds
 
 
-def differences(record: Record, runner: NativeRunner, feeds: dict[str, np.ndarray]) -> tuple[int, int]:
-    """Number of layers seen, and of codes, accumulators and outputs that are not the numerics'."""
-    _, layers = runner.probe(feeds)
+def compared(record: Record, runner: RecordRunner, feeds: dict[str, np.ndarray]) -> tuple[np.ndarray, int, int]:
+    """Output, number of layers seen, and of codes, accumulators and layer outputs that are not the numerics'."""
+    outputs, layers = runner.probe(feeds)
     step = step_bucket(feeds["timestep"], record.step_edges)
     wrong = 0
     for name, seen in layers.items():
@@ -54,7 +54,12 @@ def differences(record: Record, runner: NativeRunner, feeds: dict[str, np.ndarra
         want = integer_layer(layer, x, step)
         pairs = [*zip(want.codes, seen.codes, strict=True), *zip(want.accumulators, seen.accumulators, strict=True)]
         wrong += sum(int((a != b).sum()) for a, b in (*pairs, (want.output, seen.output)))
-    return len(layers), wrong
+    return outputs["output"], len(layers), wrong
+
+
+def differences(record: Record, runner: RecordRunner, feeds: dict[str, np.ndarray]) -> tuple[int, int]:
+    """Number of layers seen, and of values that are not the numerics'."""
+    return compared(record, runner, feeds)[1:]
 
 
 def torch_output(record: Record, feeds: dict[str, np.ndarray]) -> np.ndarray:

@@ -1,0 +1,88 @@
+"""The native engine on an NVIDIA GPU behind the Runner interface."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dq_deploy.engines.base import Array
+from dq_deploy.engines.native.runner import LayerForm, RecordRunner
+from dq_deploy.engines.native.traced import traced_program
+from dq_deploy.errors import InputError, OptionError
+from dq_deploy.record import Record
+
+if TYPE_CHECKING:
+    from dq_deploy.engines.native.layer_trace import LayerTrace
+
+FLOAT_TYPES = ("float16", "bfloat16", "float32")
+
+
+class NativeCudaRunner(RecordRunner):
+    """A record on one GPU: Triton kernels, the whole step in one CUDA graph. Never run on a GPU.
+
+    Attributes:
+        executor: the program, its memory and its graphs.
+    """
+
+    def __init__(
+        self,
+        source: Path | Record,
+        *,
+        dtype: str = "float16",
+        finite_check: bool = True,
+        torch_device: str = "cuda",
+    ) -> None:
+        """Trace the record's denoiser and move its weights to the GPU.
+
+        Args:
+            source: a record, or its file.
+            dtype: float type of images, one of `FLOAT_TYPES`; integer products are the same in all of them.
+            finite_check: refuse NaN and infinity.
+            torch_device: where; the CPU only under Triton's interpreter.
+
+        Raises:
+            OptionError: an unknown float type.
+            InputError: a layer that no GPU kernel takes.
+        """
+        if dtype not in FLOAT_TYPES:
+            raise OptionError(f"float type is {dtype!r}, expected one of {', '.join(FLOAT_TYPES)}")
+        super().__init__(source, finite_check=finite_check)
+        from dq_kernels.cpu.library import KernelInputError
+
+        from dq_deploy.engines.native.cuda_executor import CudaExecutor
+
+        try:
+            self.executor = CudaExecutor(traced_program(self.record), self.record, device=torch_device, dtype=dtype)
+        except KernelInputError as error:
+            raise InputError(str(error)) from error
+
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return dict(self.executor.run(feeds))
+
+    def probe(
+        self, feeds: Mapping[str, Array], layers: Collection[str] | None = None
+    ) -> tuple[dict[str, Array], dict[str, LayerTrace]]:
+        """Run once, kernel by kernel, and write down what integer layers saw and computed."""
+        from dq_deploy.engines.native.cuda_probing import probe
+
+        self._check(feeds)
+        return probe(self.executor, feeds, layers)
+
+    def layer_forms(self) -> dict[str, tuple[LayerForm, ...]]:
+        """How each integer layer runs, part by part, by module path."""
+        return {
+            name: tuple(
+                LayerForm(
+                    kernel=f"int_{'conv2d' if layer.kind == 'conv2d' else 'linear'} triton",
+                    form=f"int8 tensor cores, int{self.executor.weight_bits(name, part)} in memory",
+                    reason="",
+                )
+                for part in range(len(layer.parts))
+            )
+            for name, layer in self.record.layers.items()
+        }
+
+    def close(self) -> None:
+        """Free the device's memory."""
+        self.executor.close()
