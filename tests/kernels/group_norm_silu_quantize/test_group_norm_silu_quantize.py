@@ -49,6 +49,15 @@ def test_many_tasks_equal_the_reference(each_context, channels, groups, parts):
     assert_equals_reference(each_context, inputs, with_y=False, pitch_multiple=64)
 
 
+def test_silu_equals_the_reference_from_end_to_end_of_exp(each_context):
+    x = np.linspace(-1.8, 1.8, 60_000).astype(np.float32).reshape(1, 1875, 32)
+    gamma = np.full(32, 60.0, np.float32)
+    y, _, _ = op.run(each_context, x, STEP, 1, 1e-5, gamma=gamma)
+    expected, _, _ = group_norm_silu_quantize(x, STEP, 1, 1e-5, gamma=gamma)
+    assert_same_bits(y, expected, "y")
+    assert y.max() > 95
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 6), (2, 0, 6)])
 def test_nothing_gives_nothing(best_context, shape):
     y, _, nan_seen = op.run(best_context, np.zeros(shape, np.float32), np.zeros(shape[0], np.int32), 2, 1e-5)
