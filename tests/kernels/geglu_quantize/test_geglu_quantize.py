@@ -46,7 +46,8 @@ def test_gelu_equals_the_reference_from_end_to_end_of_exp(each_context):
     gates = np.concatenate([np.linspace(-16, 16, 60_000), np.exp2(np.linspace(-140, 100, 2_000))]).astype(np.float32)
     x = np.stack([np.ones_like(gates), gates]).reshape(1, 1, -1)
     y, _, _ = op.run(each_context, x, STEP)
-    assert_same_bits(y[0, 0], gelu32(gates), "gelu")
+    with np.errstate(all="ignore"):
+        assert_same_bits(y[0, 0], gelu32(gates), "gelu")
 
 
 def test_many_tasks_equal_the_reference(each_context):
