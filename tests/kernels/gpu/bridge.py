@@ -14,8 +14,8 @@ import torch
 from dq_kernels.gpu.weights import make_quantizer, make_weights
 from dq_kernels.quantize.reference import signed_codes
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-needs_interpreter = pytest.mark.skipif(not INTERPRETED, reason="run by tests/kernels/gpu/test_interpreter.py")
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("run by tests/kernels/gpu/test_interpreter.py, interpreted", allow_module_level=True)
 
 FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CANARY = 77

@@ -10,13 +10,11 @@ from tests.kernels.gpu.bridge import (
     assert_floats,
     assert_same,
     gpu_weights,
-    needs_interpreter,
     padded,
     product_quantizer,
     tensor,
 )
 
-pytestmark = needs_interpreter
 SMALL = {"block_m": 64, "block_n": 32, "block_k": 32, "warps": 4, "stages": 2, "group_m": 2}
 
 

@@ -11,12 +11,9 @@ from tests.kernels.gpu.bridge import (
     code_buffer,
     flag,
     gpu_quantizer,
-    needs_interpreter,
     rounded,
     tensor,
 )
-
-pytestmark = needs_interpreter
 
 
 def launch(inputs, *, dtype="float32", elements=512, more=0):

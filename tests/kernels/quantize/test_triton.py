@@ -4,9 +4,7 @@ from dq_kernels.quantize.cases import TEST_CASES
 from dq_kernels.quantize.reference import Quantizer
 from dq_kernels.quantize.reference import quantize as reference
 
-from tests.kernels.gpu.bridge import assert_codes, code_buffer, flag, gpu_quantizer, needs_interpreter, rounded, tensor
-
-pytestmark = needs_interpreter
+from tests.kernels.gpu.bridge import assert_codes, code_buffer, flag, gpu_quantizer, rounded, tensor
 
 
 def launch(inputs, *, dtype="float32", elements=512, more=0):
