@@ -38,7 +38,7 @@ def test_the_fastest_right_configuration_becomes_a_rule(op, tmp_path):
     from dq_kernels.gpu.configurations import choose, load_table
     from dq_kernels.gpu.tune import fastest, problem_of, write_table
 
-    case = CONVS[2] if op == "int_conv2d" else LINEARS[3]
+    case = CONVS[0] if op == "int_conv2d" else LINEARS[3]
     problem = problem_of(op, case, 8, torch.float16, CPU)
     rule = fastest(problem, 90, PaperClock(), configurations())
     assert rule["use"]["stages"] == 3

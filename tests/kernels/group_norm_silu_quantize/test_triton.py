@@ -67,15 +67,12 @@ def test_any_block_size_and_pitch_gives_the_same_bits(form, elements, more):
     assert_equal(launch(TEST_CASES[2].inputs(), form=form, elements=elements, more=more))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("form", ["whole", "split"])
+@pytest.mark.parametrize(("dtype", "form"), [("float16", "whole"), ("bfloat16", "split")])
 def test_narrow_floats_are_read_exactly_and_rounded_once(dtype, form):
     assert_equal(launch(TEST_CASES[10].inputs(), dtype=dtype, form=form))
 
 
-@pytest.mark.parametrize(
-    ("form", "value"), [("whole", np.nan), ("split", np.nan), ("whole", np.inf), ("split", -np.inf)]
-)
+@pytest.mark.parametrize(("form", "value"), [("whole", np.nan), ("split", np.inf), ("split", -np.inf)])
 def test_a_value_that_is_not_finite_is_seen_and_leaves_other_samples_alone(form, value):
     inputs = TEST_CASES[3].inputs()
     inputs["x"][1, 4, 0] = value
