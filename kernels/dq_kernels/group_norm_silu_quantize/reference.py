@@ -32,8 +32,8 @@ def exp32(v: Array) -> Array:
         p = p * r + F(coefficient)
     e = p * (r * r) + r
     e = e + F(1.0)
-    n = np.where(np.isnan(n), F(0.0), n)
-    return e * ((n.astype(np.int32) + 127) << 23).view(np.float32)
+    power = np.where(np.isnan(n), F(0.0), n).astype(np.int32)
+    return e * ((power + 127) << 23).view(np.float32)
 
 
 def silu32(y: Array) -> Array:
