@@ -74,10 +74,11 @@ def _of_record(path: Path) -> Attestation:
     """Of the native engine: every integer layer it runs is integer, in a kernel or in numpy."""
     from dq_deploy.engines.native.runner import NativeRunner
     from dq_deploy.models import macs_of
+    from dq_deploy.record import load_record
 
-    with open_engine(path, threads=1) as runner:
-        assert isinstance(runner, NativeRunner)
-        macs = macs_of(None, dict(runner.record.model_config))
+    record = load_record(path)
+    macs = macs_of(None, dict(record.model_config))  # loads torch, so that the engine is traced in this process
+    with NativeRunner(record, threads=1) as runner:
         forms = runner.layer_forms()
     work = sum(count for name, count in macs.layers.items() if name in forms)
     return Attestation(
