@@ -27,7 +27,7 @@ def exp32(v: Array) -> Array:
     n = np.rint(v * F(1.44269504))
     r = v - n * F(0.693359375)
     r = r - n * F(-2.12194440e-4)
-    p = np.full_like(r, F(EXP_POLYNOMIAL[0]))
+    p: Array = np.full_like(r, F(EXP_POLYNOMIAL[0]))
     for coefficient in EXP_POLYNOMIAL[1:]:
         p = p * r + F(coefficient)
     e = p * (r * r) + r
