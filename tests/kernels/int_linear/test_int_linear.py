@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 from dq_kernels.cpu.library import KernelInputError, packed_form
-from dq_kernels.cpu.structs import ISAS
+from dq_kernels.cpu.structs import ISAS, Epilogue, IntLinearArgs, Quantizer
 from dq_kernels.int_linear import run, supports
 from dq_kernels.int_linear.cases import EXTRAS, SHAPE_CASES, TEST_CASES, Case
 from dq_kernels.int_linear.reference import int_linear
@@ -134,6 +134,39 @@ def test_bytes_behind_the_channels_of_a_row_do_not_count(context_of, isa):
     assert_equals_reference(context_of(isa, 1), MIDDLE)
     expected = run(context_of(isa, 1), **inputs)[0]
     assert run(context_of(isa, 1), **inputs | {"codes": wide})[0].tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("out_channels", [32, 37])
+def test_results_and_what_is_added_may_lie_in_wider_tensors(context_of, isa, out_channels):
+    case = dataclasses.replace(MIDDLE, batch=2, channels=72, out_channels=out_channels, steps=2, extras=EXTRAS)
+    inputs = case.inputs()
+    expected, accumulators = int_linear(**inputs)
+    y = np.full((2, 9, out_channels + 11), -1, np.float32)
+    y[..., 4 : 4 + out_channels] = inputs["previous"]
+    residual = np.pad(inputs["residual"], [(0, 0), (0, 0), (0, 5)])
+    row = np.pad(inputs["row"], [(0, 0), (0, 3)])
+    context = context_of(isa, 1)
+    packed = context.pack(inputs["weights"][:, None, :], 255)
+    at = {name: inputs[name].ctypes.data for name in ("scale", "zero_point", "weight_scale", "bias", "codes", "step")}
+    sums = np.full_like(accumulators, -1)
+    args = IntLinearArgs(
+        **{"codes": at["codes"], "weights": packed.ctypes.data, "step": at["step"], "batch": 2, "rows": 9},
+        **{"channels": 72, "code_pitch": 72, "out_channels": out_channels},
+        quantizer=Quantizer(scale=at["scale"], zero_point=at["zero_point"], steps=2, q_min=-128, q_max=127),
+        epilogue=Epilogue(
+            **{"weight_scale": at["weight_scale"], "bias": at["bias"], "row": row.ctypes.data},
+            **{"residual": residual.ctypes.data, "y": y.ctypes.data + 16, "previous": y.ctypes.data + 16},
+            **{"row_pitch": row.shape[-1], "residual_pitch": residual.shape[-1], "y_pitch": y.shape[-1]},
+        ),
+    )
+    context.call("int_linear", args)
+    np.testing.assert_array_equal(y[..., 4 : 4 + out_channels].view(np.int32), expected.view(np.int32))
+    assert (y[..., :4] == -1).all()
+    assert (y[..., 4 + out_channels :] == -1).all()
+    args.epilogue.y, args.epilogue.previous, args.epilogue.accumulators = None, None, sums.ctypes.data
+    context.call("int_linear", args)
+    np.testing.assert_array_equal(sums, accumulators)
 
 
 def test_weights_packed_before_give_the_same(best_context):
