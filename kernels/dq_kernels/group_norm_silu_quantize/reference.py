@@ -25,15 +25,16 @@ def exp32(v: Array) -> Array:
     """e^v in float32, v clamped to [-87, 88]."""
     v = np.minimum(np.maximum(v, F(-87.0)), F(88.0))
     n = np.rint(v * F(1.44269504))
-    r = v - n * F(0.693359375)
+    r: Array = v - n * F(0.693359375)
     r = r - n * F(-2.12194440e-4)
     p: Array = np.full_like(r, F(EXP_POLYNOMIAL[0]))
     for coefficient in EXP_POLYNOMIAL[1:]:
         p = p * r + F(coefficient)
     e = p * (r * r) + r
     e = e + F(1.0)
-    power = np.where(np.isnan(n), F(0.0), n).astype(np.int32)
-    return e * ((power + 127) << 23).view(np.float32)
+    power: Array = np.where(np.isnan(n), F(0.0), n).astype(np.int32)
+    result: Array = e * ((power + 127) << 23).view(np.float32)
+    return result
 
 
 def silu32(y: Array) -> Array:
