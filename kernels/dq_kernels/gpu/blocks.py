@@ -54,7 +54,7 @@ def fixed_point(x, e):
 @triton.jit
 def mean_of(total, e, count):
     """float32 mean of `count` values whose fixed-point integers sum to `total`."""
-    return (total.to(tl.float64) * power_of_two_64(e - 30) / count.to(tl.float64)).to(tl.float32)
+    return (total.to(tl.float64) * power_of_two_64(e - 30) / count).to(tl.float32)
 
 
 @triton.jit
@@ -67,7 +67,7 @@ def squares(x, mean, e2):
 @triton.jit
 def rstd_of(total, e2, count, eps):
     """float32 1 / sqrt(variance + eps), in float64 up to the last rounding."""
-    variance = total.to(tl.float64) * power_of_two_64(2 * (e2 - 15)) / count.to(tl.float64)
+    variance = total.to(tl.float64) * power_of_two_64(2 * (e2 - 15)) / count
     return (1.0 / tl.sqrt(variance + eps)).to(tl.float32)
 
 

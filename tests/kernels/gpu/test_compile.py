@@ -9,8 +9,10 @@ from dq_kernels.gpu import ARCHITECTURES
 from dq_kernels.gpu.calls import KERNELS, argument_types, key_of
 from dq_kernels.gpu.configurations import SHARED_BYTES
 from dq_kernels.gpu.shapes import FLOAT_OPS, MODELS, calls_of_model, float_calls_of, product_calls_of
+from dq_kernels.int_conv2d.cases import TEST_CASES as CONVS
 from dq_kernels.int_conv2d.cases import Case as ConvCase
 from dq_kernels.int_linear.cases import Case as LinearCase
+from dq_kernels.layer_norm_quantize.cases import TEST_CASES as LAYER_NORMS
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="TRITON_INTERPRET is set: nothing would compile"
@@ -87,6 +89,24 @@ def test_every_shape_of_every_model_has_a_call_and_a_configuration():
             calls = list(calls_of_model(model, architecture, "float16"))
             assert {call.kernel for call in calls} <= set(KERNELS)
             assert {"int_linear_kernel", "quantize_kernel"} <= {call.kernel for call in calls}
+
+
+def test_integers_that_are_1_may_be_constants():
+    """As Triton makes them where it launches by itself."""
+    import triton
+    from dq_kernels.gpu.compile import source_of
+    from triton.backends.compiler import GPUTarget
+
+    smallest = next(case for case in LAYER_NORMS if case.channels == case.rows == 1)
+    for call in [
+        *float_calls_of("layer_norm_quantize", smallest, 80, "float32"),
+        *product_calls_of("int_conv2d", CONVS[0], 80, "float16", 4)[:1],
+    ]:
+        ones = {name: 1 for name, value in call.arguments.items() if isinstance(value, int) and value == 1}
+        assert len(ones) > 5
+        rest = {name: value for name, value in call.arguments.items() if name not in ones}
+        source, _ = source_of(replace(call, arguments=rest, constants={**call.constants, **ones}))
+        assert triton.compile(source, target=GPUTarget("cuda", 80, 32)).asm["cubin"]
 
 
 def test_more_shared_memory_than_there_is_is_refused():
