@@ -2,8 +2,8 @@
 
 ONNX Runtime has no switch for the instructions it uses. So its package is copied to a folder, each `cpuid` instruction
 in the copy's machine code becomes an illegal one, and a signal handler that is loaded before everything else answers it
-with the bits of AVX-512, AMX and AVX-VNNI off. OpenVINO gets the same, and oneDNN's own switch besides. torch is held to
-AVX2 by its switches alone. Nothing installed is changed, no other process sees any of it.
+with the bits of AVX-512, AMX and AVX-VNNI off. OpenVINO gets the same, and oneDNN's own switch besides. torch is held
+to AVX2 by its switches alone. Nothing installed is changed, no other process sees any of it.
 
     python benchmarks/avx2_machine.py --folder avx2 -- python my_script.py
 

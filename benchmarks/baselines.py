@@ -114,7 +114,7 @@ def first_feed(op: str, inputs: Inputs, *, library: str, integer: bool) -> Any:
 
 
 def torch_baseline(op: str, inputs: Inputs, threads: int) -> Baseline:
-    """torch in eager mode; of an op that writes codes also the rounding to uint8."""
+    """Torch in eager mode; of an op that writes codes also the rounding to uint8."""
     import torch
     from torch.nn import functional as F
 

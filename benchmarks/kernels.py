@@ -30,6 +30,7 @@ import baselines
 import kernel_gate
 import numpy as np
 import peaks
+import quiet
 from cifar_unet import commit
 from shapes import MODELS, OPS, PRODUCTS, Shape, all_shapes
 
@@ -97,6 +98,7 @@ def measure(shape: Shape, context: Any, arguments: argparse.Namespace) -> dict[s
     others = baselines.baselines(shape.op, inputs, context.threads, names)
     ready = {name: other for name, other in others.items() if isinstance(other, baselines.Baseline)}
     kernel_gate.clear(prepared, shape)
+    busy = quiet.others_busy(0.1)
     runs = {"kernel": lambda: context.run(prepared.calls), **{name: other.run for name, other in ready.items()}}
     us = take_turns(runs, arguments.rounds, arguments.seconds)
     red = kernel_gate.still_right(prepared, shape, wanted)
@@ -108,7 +110,8 @@ def measure(shape: Shape, context: Any, arguments: argparse.Namespace) -> dict[s
         peak = peaks.copy_peak(shape.nbytes, context.threads)
     compare = {name: compared(us, name, error_of(other, wanted)) for name, other in ready.items()}
     missing = {name: {"missing": other.reason} for name, other in others.items() if name not in ready}
-    return {"us": us["kernel"], **figures(shape, us["kernel"], peak), "form": prepared.form, "baselines": compare | missing}
+    own = {"us": us["kernel"], **figures(shape, us["kernel"], peak), "form": prepared.form, "others_busy": busy}
+    return {**own, "baselines": compare | missing}
 
 
 def key_of(shape: Shape, isa: str, threads: int) -> dict[str, Any]:
@@ -124,7 +127,8 @@ def line_of(key: Mapping[str, Any], row: Mapping[str, Any]) -> str:
         return f"{title:58}{key['bits']:>5}  RED: {row['red']}"
     share = "" if row["share"] is None else f"{row['share']:.0%}"
     rate = f"{row['rate']:.0f} {row['unit']}"
-    text = f"{title:58}{key['bits']:>5}{row['us']['min']:11.1f}{row['us']['median']:11.1f}{rate:>14}{share:>9}"
+    note = " (busy)" if row.get("others_busy", 0.0) > quiet.TOO_BUSY else ""
+    text = f"{title:58}{key['bits']:>5}{row['us']['min']:11.1f}{row['us']['median']:11.1f}{rate:>14}{share:>9}{note}"
     return text + "".join(
         f"  {name}: missing" if "missing" in other else f"  {name}: x{other['ratio']:.2f}{_note(other)}"
         for name, other in row["baselines"].items()
@@ -164,7 +168,9 @@ def measure_isa(arguments: argparse.Namespace) -> int:
     name, (isa,), code = commit(), arguments.isa, 0
     done = set() if arguments.again else done_rows(arguments.results, name)
     for threads in arguments.threads:
-        print(f"\n{isa}, {threads} thread{'s' if threads > 1 else ''}\n{HEADER}  x: times the kernel's time", flush=True)
+        print(
+            f"\n{isa}, {threads} thread{'s' if threads > 1 else ''}\n{HEADER}  x: times the kernel's time", flush=True
+        )
         environment = describe_environment(threads=threads)
         with Context(threads=threads, isa=isa) as context:
             for shape in variants(arguments):
@@ -190,7 +196,9 @@ def parsed(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--shape", action="append", help="only shapes whose name holds this text; repeatable")
     parser.add_argument("--isa", action="append", choices=known_isas(), help="repeatable; all of this CPU by default")
     parser.add_argument("--threads", type=int, action="append", help="repeatable; 1 and 2 by default")
-    parser.add_argument("--weights", type=int, action="append", choices=(4, 8), help="bits, repeatable; both by default")
+    parser.add_argument(
+        "--weights", type=int, action="append", choices=(4, 8), help="bits, repeatable; both by default"
+    )
     parser.add_argument("--baseline", action="append", choices=baselines.NAMES, help="repeatable; all by default")
     parser.add_argument("--quick", action="store_true", help="of each op and model the three shapes that matter most")
     parser.add_argument("--rounds", type=int, default=5)

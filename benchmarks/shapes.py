@@ -96,7 +96,7 @@ class Shape:
         return replace(self, case=replace(self.case, weight_bits=weight_bits))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def meta_module(model: str) -> Any:
     """The model's module tree without weights."""
     from dq_deploy.models import build_denoiser
@@ -166,10 +166,12 @@ def _code_shape(name: str, module: Any, size: tuple[int, ...], model: str) -> tu
     batch, common = size[0], {"steps": STEPS, "model": model}
     if isinstance(module, torch.nn.GroupNorm):
         of_attention = name.endswith(".group_norm")  # it gets [batch, channels, pixels]
-        silu = not of_attention and not (".attentions." in name)
+        silu = not of_attention and ".attentions." not in name
         rows, channels = _rows_and_channels(size, channels_first=True)
         title = f"{batch}x{rows} {channels}{'' if silu else ' no silu'}"
-        case = GroupCase(title, batch, rows, channels, module.num_groups, (channels,), silu=silu, eps=module.eps, **common)
+        case = GroupCase(
+            title, batch, rows, channels, module.num_groups, (channels,), silu=silu, eps=module.eps, **common
+        )
         return "group_norm_silu_quantize", case, 3 if of_attention else 1
     if isinstance(module, torch.nn.LayerNorm):
         rows, channels = _rows_and_channels(size, channels_first=False)
@@ -220,7 +222,9 @@ def code_shapes(model: str) -> list[Shape]:
     return [Shape(op, model, case, times, outputs) for (op, case, outputs), times in found.items()]
 
 
-def all_shapes(models: tuple[str, ...] = tuple(MODELS), ops: tuple[str, ...] = OPS, *, quick: bool = False) -> list[Shape]:
+def all_shapes(
+    models: tuple[str, ...] = tuple(MODELS), ops: tuple[str, ...] = OPS, *, quick: bool = False
+) -> list[Shape]:
     """Shapes of the models and ops; `quick` keeps the three that matter most of each op and model."""
     shapes = [shape for model in models for shape in (*code_shapes(model), *product_shapes(model)) if shape.op in ops]
     if not quick:
