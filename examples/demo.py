@@ -84,7 +84,27 @@ def commands(out: Path, *, model: str, preset: str, threads: int) -> dict[str, l
         "verify": [*verify, "--json", str(out / "verify.json"), "--html", str(out / "report.html")],
         "bench": [*bench, "--json", str(out / "bench.json"), "--png", str(out / "bench.png")],
         "sample": [*sample, "--out", str(out / "samples.png"), "--json", str(out / "samples.json")],
+        **(native_commands(out, ckpt, labels, threads) if kernels_are_built() else {}),
         **plans,
+    }
+
+
+def kernels_are_built() -> bool:
+    """Whether the install found a compiler; without one the record runs on the library engines alone."""
+    package = find_spec("dq_kernels")
+    folders = (package.submodule_search_locations or ()) if package is not None else ()
+    return any((Path(folder) / "_cpu.so").is_file() for folder in folders)
+
+
+def native_commands(out: Path, ckpt: str, labels: str, threads: int) -> dict[str, list[str]]:
+    """The record itself as the engine; the float graph is timed beside it."""
+    verify = ["dq-verify", "--engine", ckpt, "--exact", "--require-integer", "0.95", "--inputs", "1"]
+    bench = ["dq-bench", "--engine", ckpt, "--baseline", "--batch", "1", "--threads", str(threads)]
+    sample = ["dq-sample", "--engine", ckpt, "--labels", labels, "--steps", "20", "--out", str(out / "native.png")]
+    return {
+        "verify natively": [*verify, "--json", str(out / "native.json")],
+        "bench natively": [*bench, "--json", str(out / "native_bench.json")],
+        "sample natively": [*sample, "--json", str(out / "native_samples.json")],
     }
 
 
@@ -110,11 +130,36 @@ def summary_rows(out: Path, seconds: dict[str, float]) -> list[tuple[str, str]]:
             "engine file, float baseline file",
             f"{bench['file_mib']:.2f} MiB, {bench['baseline_file_mib']:.2f} MiB",
         ),
+        *native_rows(out),
         ("images against float, PSNR", f"{sample['mean_psnr_db']:.2f} dB"),
         ("images against float, SSIM", f"{sample['mean_ssim']:.4f}"),
         *plan_rows(out),
         *((f"time of {name}", f"{value:.1f} s") for name, value in seconds.items()),
         ("time in all", f"{sum(seconds.values()):.1f} s"),
+    ]
+
+
+def native_rows(out: Path) -> list[tuple[str, str]]:
+    """The same record on this project's own kernels, with the float graph timed beside it."""
+    if not (out / "native.json").is_file():
+        return [("native engine", "not run: the CPU kernels were not built, which needs a C++17 compiler")]
+    verify, bench, sample = (
+        json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("native", "native_bench", "native_samples")
+    )
+    compared = f"{verify['layers_compared']} of {verify['layers_total']}"
+    gaps = verify["max_code_difference"], verify["max_accumulator_difference"]
+    return [
+        ("native engine, layers compared bit for bit", f"{compared}, largest differences {gaps[0]} and {gaps[1]:g}"),
+        ("native engine, integer share of all MACs", f"{100 * verify['integer_mac_share']:.2f} %"),
+        ("native engine, latency, batch 1", f"{bench['latency_ms']['p50']:.2f} ms"),
+        ("native engine, speedup over float ONNX Runtime", f"{bench['speedup']:.2f}x"),
+        (
+            "native engine, peak memory, float's",
+            f"{bench['peak_mib']:.0f} MiB, {bench['baseline_peak_mib']:.0f} MiB",
+        ),
+        ("native engine, instruction set", bench["environment"]["native"]["isa"]),
+        ("native engine, images a second, 20 steps", f"{sample['count'] / sample['seconds']:.2f}"),
     ]
 
 

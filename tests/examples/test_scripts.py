@@ -76,13 +76,19 @@ def test_shifted_digits_move_and_keep_their_ink(script):
     assert (moved == 1).sum() == 1
 
 
+@pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("builder", [True, False])
-def test_the_demo_shows_the_commands_of_the_readme(script, tmp_path, monkeypatch, builder):
+def test_the_demo_shows_the_commands_of_the_readme(script, tmp_path, monkeypatch, builder, kernels):
     demo = script("demo.py")
     monkeypatch.setattr(demo, "find_spec", lambda _name: object() if builder else None)
+    monkeypatch.setattr(demo, "kernels_are_built", lambda: kernels)
     found = demo.commands(tmp_path, model="examples/mnist-ddpm-32", preset="fast", threads=2)
     plans = ["build", "attest"] if builder else []
-    assert list(found) == ["quantize", "export", "verify", "bench", "sample", *plans]
+    native = ["verify natively", "bench natively", "sample natively"] if kernels else []
+    assert list(found) == ["quantize", "export", "verify", "bench", "sample", *native, *plans]
+    for name in native:
+        command = found[name]
+        assert command[command.index("--engine") + 1].endswith("model.pt")
     assert {"--exact", "--require-integer", "0.95"} <= set(found["verify"])
     assert "--baseline" in found["bench"]
     assert "--compare" in found["sample"]
@@ -113,6 +119,15 @@ def test_the_demo_summary_reads_the_reports(script, tmp_path):
     assert rows["speedup over the float baseline"] == "1.50x"
     assert rows["time in all"] == "4.0 s"
     assert rows["TensorRT-RTX plan"].startswith("not built")
+    assert rows["native engine"].startswith("not run")
+    timed = {**bench, "peak_mib": 40.0, "baseline_peak_mib": 120.0, "environment": {"native": {"isa": "avx2"}}}
+    own = {"native": verify, "native_bench": timed, "native_samples": {"count": 10, "seconds": 2.0}}
+    for name, value in own.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    rows = dict(script("demo.py").summary_rows(tmp_path, {"export": 4.0}))
+    assert rows["native engine, layers compared bit for bit"] == "3 of 3, largest differences 0 and 0"
+    assert rows["native engine, peak memory, float's"] == "40 MiB, 120 MiB"
+    assert rows["native engine, images a second, 20 steps"] == "5.00"
     build = {"plan_mib": 2.5, "compute_capabilities": ["8.9", "12.0"]}
     for name, value in {"build": build, "plan": {"integer_mac_share": 0.97}}.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(value))
