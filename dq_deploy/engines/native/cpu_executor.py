@@ -139,10 +139,10 @@ class CpuExecutor:
     def _host_function(self, op: Op, memory: ArenaMemory, bound: Bound) -> Callable[[], None] | None:
         if op.kind == "host":
             reads = {role: memory.array(view) for role, view in op.reads.items()}
-            target, name, arguments = memory.array(op.writes["y"]), op.attributes["function"], op.attributes["args"]
+            target, given = memory.array(op.writes["y"]), op.attributes
 
             def small() -> None:
-                target[...] = host_ops.call(name, arguments, reads)
+                target[...] = host_ops.call(given["function"], given["args"], given["kwargs"], reads)
 
             return small
         if op.kind in ("int_linear", "int_conv2d"):

@@ -43,7 +43,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "sub": lambda a, b, alpha=1: a - b * alpha if alpha != 1 else a - b,
     "mul": np.multiply,
     "div": np.divide,
-    "cat": lambda pieces, axis=0: np.concatenate(pieces, axis=axis),
+    "cat": lambda pieces, dim=0: np.concatenate(pieces, axis=dim),
     "embedding": lambda table, index, *_: table[index],
     "_to_copy": _clone,
     "clone": _clone,
@@ -55,12 +55,13 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 """By the name torch gives the operation."""
 
 
-def call(function: str, arguments: Any, reads: Mapping[str, Array]) -> Array:
+def call(function: str, arguments: Any, named: Mapping[str, Any], reads: Mapping[str, Array]) -> Array:
     """The value of one operation; `{"read": role}` in the arguments stands for an array.
 
     Args:
         function: a name of `FUNCTIONS`.
         arguments: positional arguments as JSON.
+        named: keyword arguments as JSON.
         reads: arrays by role.
     """
 
@@ -69,5 +70,5 @@ def call(function: str, arguments: Any, reads: Mapping[str, Array]) -> Array:
             return reads[value["read"]]
         return [filled(entry) for entry in value] if isinstance(value, list) else value
 
-    result: Array = np.asarray(FUNCTIONS[function](*filled(arguments)))
+    result: Array = np.asarray(FUNCTIONS[function](*filled(arguments), **named))
     return result

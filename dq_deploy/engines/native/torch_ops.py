@@ -86,5 +86,5 @@ def _host(op: Op, reads: dict[str, Tensor], y: Tensor) -> Callable[[], None]:
     if name in ("ones", "zeros", "full", "arange"):
         made = run(*filled(op.attributes["args"]), dtype=y.dtype, device=y.device)
         return lambda: y.copy_(made)
-    arguments = filled(op.attributes["args"])
-    return lambda: y.copy_(run(*arguments))
+    arguments, named = filled(op.attributes["args"]), op.attributes["kwargs"]
+    return lambda: y.copy_(run(*arguments, **named))

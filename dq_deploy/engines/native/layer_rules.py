@@ -1,0 +1,184 @@
+"""Integer layers of a traced graph, and the norms and activations that write their codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from dq_deploy.engines.native import fusion, views
+from dq_deploy.engines.native.geometry import Geometry
+from dq_deploy.engines.native.program import View
+from dq_deploy.engines.native.values import Values
+from dq_deploy.errors import ModelError
+
+aten = torch.ops.aten
+Node = torch.fx.Node
+
+CODE_PITCH = 16
+"""Codes of a pixel fill a multiple of this many bytes, the widest load of a GPU."""
+
+
+class LayerRules:
+    """Lowers integer layers and what can write codes for them.
+
+    Attributes:
+        products: by the operation whose value an integer product writes.
+    """
+
+    def __init__(self, values: Values, layers: Mapping[str, Geometry]) -> None:
+        self.values, self.layers = values, layers
+        self.products: dict[Node, fusion.ProductPlan] = {}
+        self._codes: dict[tuple[Any, ...], View] = {}
+
+    def integer_layer(self, node: Node) -> None:
+        """Quantize what it reads; its product waits for the last operation it does itself."""
+        codes = self._codes_of(node)
+        plan = fusion.plan_product(node, {*self.values.done, *self.products}, self.values.strides_of)
+        self.values.done.update(n for n in plan.absorbed if n is not plan.last)
+        self.products[plan.last] = fusion.ProductPlan(
+            node=node,
+            last=plan.last,
+            row=plan.row,
+            residual=plan.residual,
+            absorbed=plan.absorbed,
+            strides=plan.strides,
+            codes=tuple(codes),
+        )
+        if plan.last is node:
+            self.product(self.products[node])
+
+    def _codes_of(self, node: Node) -> list[View]:
+        """Codes of each part of a layer's input, quantized where nobody did it yet."""
+        (x, _), name = fusion.unpadded(node), str(node.args[1])
+        first, found = 0, []
+        for part, channels in enumerate(self.layers[name].parts):
+            key = self._codes_key(x, name, part, first)
+            if key not in self._codes:
+                axis = 1 if self.layers[name].kernel else -1
+                source = views.rows_view(self.values.dense(x, axis), axis)
+                self._codes[key] = self.new_codes(source, channels)
+                out = {"layer": name, "part": part, "first": first, "channels": channels}
+                self.values.emit("quantize", {"x": source}, {"codes0": self._codes[key]}, outs=[out])
+            found.append(self._codes[key])
+            first += channels
+        return found
+
+    def _codes_key(self, x: Node, name: str, part: int, first: int) -> tuple[Any, ...]:
+        layer = self.layers[name]
+        return (fusion.origin(x), first, layer.parts[part], layer.quantizers[part], tuple(layer.kernel) == ())
+
+    def new_codes(self, rows: View, channels: int) -> View:
+        """A buffer of codes for [batch, rows, channels]."""
+        pitch = -(-channels // CODE_PITCH) * CODE_PITCH
+        batch, count = rows.sizes[0], rows.sizes[1]
+        view = self.values.new_view((batch, count, pitch), (count * pitch, pitch, 1), "uint8")
+        return View(buffer=view.buffer, offset=0, sizes=(batch, count, channels), strides=view.strides)
+
+    def product(self, plan: fusion.ProductPlan) -> None:
+        """Emit a product, a part at a time."""
+        node, name = plan.node, str(plan.node.args[1])
+        layer = self.layers[name]
+        out = self.values.fresh(node)
+        kind = "int_conv2d" if layer.kernel else "int_linear"
+        _, extra = fusion.unpadded(node)
+        geometry = fusion.product_sizes(node, layer)
+        previous: View | None = None
+        for part, codes in enumerate(plan.codes):
+            last = part == len(plan.codes) - 1
+            reads = {"codes": codes}
+            if previous is not None:
+                reads["previous"] = previous
+            if last and plan.row is not None:
+                reads["row"] = views.row_view(self.values.view(plan.row))
+            if last and plan.residual is not None:
+                reads["residual"] = views.same_memory(out, self.values.view(plan.residual))
+            self.values.emit(kind, reads, {"y": out}, layer=name, part=part, final=last, padded=list(extra), **geometry)
+            previous = out
+        sizes = tuple(plan.last.meta["val"].shape)
+        self.values.set(plan.last, View(buffer=out.buffer, offset=0, sizes=sizes, strides=plan.strides))
+
+    def _coded(self, node: Node, result: Node, axis: int) -> tuple[list[dict[str, Any]], dict[str, View]]:
+        """What a fused op writes for the readers of `result`, whose channels are on `axis`: outs, and views by role."""
+        y = views.rows_view(self.values.virtual(result, axis), axis)
+        readers = fusion.readers(result)
+        layers = [r for r in readers if r.target is torch.ops.dq_native.integer_layer.default]
+        wanted: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for reader in layers:
+            first, name = 0, str(reader.args[1])
+            x, _ = fusion.unpadded(reader)
+            for part, channels in enumerate(self.layers[name].parts):
+                key = self._codes_key(x, name, part, first)
+                wanted.setdefault(key, {"layer": name, "part": part, "first": first, "channels": channels})
+                first += channels
+        if not layers or len(wanted) > fusion.MAX_OUTS[node.target] or not all(self._in_order(r, y) for r in layers):
+            return [], {"y": y}
+        writes = {"y": y} if len(layers) < len(readers) else {}
+        for index, (key, out) in enumerate(wanted.items()):
+            self._codes[key] = self.new_codes(y, out["channels"])
+            writes[f"codes{index}"] = self._codes[key]
+        return list(wanted.values()), writes
+
+    def _in_order(self, layer: Node, y: View) -> bool:
+        """Whether a layer reads the rows `y` as they are."""
+        x, _ = fusion.unpadded(layer)
+        chain = [x]
+        while chain[-1] not in self.values.views:
+            base = fusion.viewed(chain[-1])
+            if base is None:
+                return False
+            chain.append(base)
+        for node in reversed(chain[:-1]):
+            self.values.find_view(node)
+        axis = 1 if self.layers[str(layer.args[1])].kernel else -1
+        return views.has_even_rows(self.values.views[x], axis) and views.rows_view(self.values.views[x], axis) == y
+
+    def group_norm(self, node: Node) -> None:
+        """A group norm, the SiLU behind it, and the codes of what reads it."""
+        result = fusion.first_result(node)
+        act = fusion.only_user(result, aten.silu.default)
+        last = result if act is None else act
+        self.values.done.update(n for n in (result, act) if n is not None)
+        x = views.rows_view(self.values.dense(node.args[0], 1), 1)
+        outs, writes = self._coded(node, last, 1)
+        reads = {"x": x, **self._affine(node.args[1], node.args[2])}
+        self.values.emit(
+            "group_norm_silu_quantize",
+            reads,
+            writes,
+            groups=int(node.args[6]),
+            eps=float(node.args[7]),
+            silu=act is not None,
+            outs=outs,
+        )
+
+    def _affine(self, gamma: Node | None, beta: Node | None) -> dict[str, View]:
+        return {name: self.values.view(n) for name, n in (("gamma", gamma), ("beta", beta)) if n is not None}
+
+    def layer_norm(self, node: Node) -> None:
+        """A layer norm and the codes of what reads it."""
+        result = fusion.first_result(node)
+        self.values.done.add(result)
+        if len(node.args[1]) != 1:
+            raise ModelError(f"layer norm spans {len(node.args[1])} axes, expected the last one")
+        x = views.rows_view(self.values.dense(node.args[0], -1), -1)
+        outs, writes = self._coded(node, result, -1)
+        reads = {"x": x, **self._affine(node.args[2], node.args[3])}
+        self.values.emit("layer_norm_quantize", reads, writes, eps=float(node.args[4]), outs=outs)
+
+    def gelu(self, node: Node) -> None:
+        """A GELU; with its product and the codes of that where it is the gate of a GEGLU."""
+        tanh = node.kwargs.get("approximate", "none") == "tanh"
+        product = None if tanh else fusion.geglu_product(node)
+        if product is None:
+            y = self.values.fresh(node)
+            reads = {"a": self.values.view(node.args[0])}
+            self.values.emit("elementwise", reads, {"y": y}, function="gelu_tanh" if tanh else "gelu", scalar=0.0)
+            self.values.views[node] = y
+            return
+        self.values.done.add(product)
+        value, gate = fusion.other_factor(product, node), node.args[0]
+        x = views.joined_halves(self.values.view(value), self.values.view(gate))
+        outs, writes = self._coded(node, product, -1)
+        self.values.emit("geglu_quantize", {"x": views.rows_view(x, -1)}, writes, outs=outs)
