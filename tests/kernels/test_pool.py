@@ -192,3 +192,22 @@ def test_control_c_ends_python_at_once():
     _, errors = child.communicate(timeout=20)
     assert time.monotonic() - start < 5
     assert "KeyboardInterrupt" in errors
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_denormals_are_kept_whatever_the_caller_set(threads):
+    torch = pytest.importorskip("torch")
+    tiny = np.full(VALUES, 1e-39, np.float32)  # below the least normal number
+    y = np.zeros_like(tiny)
+    args = ElementwiseArgs(a=tiny.ctypes.data, y=y.ctypes.data, scalar=1.0)
+    args.kind = ELEMENTWISE_KINDS.index("mul_scalar")
+    args.size[:] = (1, 1, 1, 1, 1, VALUES)
+    args.a_stride[:] = args.y_stride[:] = (0, 0, 0, 0, 0, 1)
+    assert torch.set_flush_denormal(True)
+    try:
+        with Context(threads) as context:
+            context.run(call_list([("elementwise", args)]))
+        assert not (tiny * np.float32(1.0)).any()  # the caller's own mode is back
+    finally:
+        torch.set_flush_denormal(False)
+    assert y.tobytes() == np.full(VALUES, 1e-39, np.float32).tobytes()

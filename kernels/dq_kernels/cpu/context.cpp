@@ -8,6 +8,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <cfenv>
 #include <chrono>
 #include <climits>
 #include <cstdlib>
@@ -20,6 +21,25 @@
 
 namespace dq {
 namespace {
+
+// Rounding to nearest even, denormals kept, for as long as it lives: the caller may have set another mode, and bits
+// would differ.
+class FloatMode {
+  public:
+#if defined(__x86_64__)
+    FloatMode() : before_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+    ~FloatMode() { _mm_setcsr(before_); }
+
+  private:
+    unsigned before_;
+#else
+    FloatMode() { std::fegetenv(&before_), std::fesetenv(FE_DFL_ENV); }
+    ~FloatMode() { std::fesetenv(&before_); }
+
+  private:
+    std::fenv_t before_;
+#endif
+};
 
 // How long a thread looks for the next job before it sleeps: longer than the gap between two calls of one run.
 constexpr std::chrono::microseconds kLook{50};
@@ -154,6 +174,7 @@ void Pool::run(int64_t count, Task task, const void* job) {
 }
 
 void Pool::work(int32_t thread) {
+    const FloatMode plain;
     uint32_t seen = 0;
     for (;;) {
         const auto until = std::chrono::steady_clock::now() + kLook;
@@ -273,6 +294,7 @@ int64_t dq_run_timed(dq_context* context, const dq_call* calls, int64_t count, i
         context->pool.adopt();
     }
     const std::lock_guard<std::mutex> alone(context->running);
+    const dq::FloatMode plain;
     for (int64_t i = 0; i < count; i++) {
         if (nanoseconds == nullptr) {
             if (!dq::call_one(context->pool, calls[i])) return i + 1;
