@@ -41,12 +41,14 @@ def tune(
         )
     if not 0 <= device < torch.cuda.device_count():
         raise OptionError(f"--device is {device}, expected 0 to {torch.cuda.device_count() - 1}")
-    from dq_kernels.cpu.library import KernelInputError
+    from dq_kernels.cpu.library import KernelInputError, KernelsMissingError
 
     try:
         rows = measure(model, out, dtype, device, op)
     except KernelInputError as error:
         raise DqError(str(error)) from error
+    except KernelsMissingError as error:
+        raise MissingDependencyError(str(error)) from error
     _print(rows, out)
 
 

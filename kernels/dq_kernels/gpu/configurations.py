@@ -18,6 +18,8 @@ What they are reasoned from, for int8 products with a tile of BM x BN x BK bytes
   17 % of the columns; 128 x 64 tiles are 320, waste nothing, and two programs of 4 warps fit on an SM.
 - Few tiles (8x8 and 16x16 layers, 128 to 512 rows): the K loop is split over as many programs as fill the GPU
   (`splits` 0: chosen by `splits_for`), each with at least 4 steps; integer sums make the result the same bits.
+- Float ops: 16 values a thread at most (geglu 80 registers, layer norm 72 to 96), 8 in the last kernel of a split group
+  norm, where 16 take 167 registers and 8 take 95: memory waits want many threads there.
 - Weights first (W . A^T): weights are the operand that comes from registers. Unpacked int4 needs that on sm_90; on the
   others it costs 35 % fewer instructions in the loop too, and W8 epilogues have fewer registers with it.
 """

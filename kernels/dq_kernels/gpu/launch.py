@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from dq_kernels.cpu.library import KernelInputError
+from dq_kernels.cpu.library import KernelInputError, KernelsMissingError
 from dq_kernels.gpu.calls import KERNELS, KernelCall
 from dq_kernels.gpu.configurations import BlockConfiguration, ProductConfiguration, architecture_of, choose
 from dq_kernels.gpu.float_calls import (
@@ -36,9 +36,15 @@ INTERPRETED_ARCHITECTURE = 80
 
 
 def interpreted() -> bool:
-    """Whether the kernels of this process run in Triton's interpreter."""
-    import triton
+    """Whether the kernels of this process run in Triton's interpreter.
 
+    Raises:
+        KernelsMissingError: triton is not installed.
+    """
+    try:
+        import triton
+    except ImportError as error:
+        raise KernelsMissingError(f"triton cannot be imported ({error}); install it: pip install triton") from error
     return bool(triton.knobs.runtime.interpret)
 
 
@@ -47,10 +53,12 @@ def architecture_for(tensor: torch.Tensor) -> int:
 
     Raises:
         KernelInputError: not on a GPU, or on one below compute capability 8.0.
+        KernelsMissingError: triton is not installed.
     """
+    in_interpreter = interpreted()
     if tensor.is_cuda:
         return _architecture(tensor.device)
-    if interpreted():
+    if in_interpreter:
         return INTERPRETED_ARCHITECTURE
     raise KernelInputError(f"a tensor is on {tensor.device}, expected a CUDA device; move it there")
 
