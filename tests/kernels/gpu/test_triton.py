@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from dq_kernels.gpu.configurations import configuration_from, load_table
 from dq_kernels.int_conv2d.cases import TEST_CASES as CONVS
 from dq_kernels.int_linear.cases import TEST_CASES as LINEARS
 from dq_kernels.quantize.cases import TEST_CASES as QUANTIZES
@@ -50,6 +51,23 @@ def test_the_fastest_right_configuration_becomes_a_rule(op, tmp_path):
     assert choose(op, 90, problem.facts, table) == configurations()[1]
     assert choose(op, 80, problem.facts, table) == choose(op, 80, problem.facts)
     assert choose(op, 90, {**problem.facts, "m": problem.facts["m"] + 1}, table).stages != 2
+
+
+SMALL = {"int_linear": LINEARS[1], "int_conv2d": next(case for case in CONVS if case.name == "down")}
+RULES = [(rule, bits) for rule in load_table() for bits in ((8, 4) if rule["op"] in SMALL else (0,))]
+
+
+@pytest.mark.parametrize(("rule", "bits"), RULES, ids=lambda value: value["op"] if isinstance(value, dict) else value)
+def test_every_rule_of_the_table_gives_the_bits_of_the_reference(rule, bits):
+    import importlib
+
+    from dq_kernels.gpu.tune import problem_of
+
+    op = rule["op"]
+    case = SMALL.get(op) or importlib.import_module(f"dq_kernels.{op}.cases").TEST_CASES[3]
+    problem = problem_of(op, case, bits, torch.float16, CPU)
+    problem.run(configuration_from(op, rule["use"]))
+    assert problem.right()
 
 
 def test_a_wrong_configuration_is_out_and_a_wrong_default_stops(monkeypatch):
