@@ -13,7 +13,7 @@ import numpy as np
 
 from dq_deploy.bench.clocks import HOST, PLAN_CLOCKS
 from dq_deploy.bench.environment import describe_environment
-from dq_deploy.bench.native_baseline import FLOAT_ENGINE, native_facts, of_native_engine
+from dq_deploy.bench.native_baseline import native_facts, of_native_engine, worker_settings
 from dq_deploy.bench.plan_baseline import check_batches, float_plan
 from dq_deploy.bench.worker import Worker, WorkerSettings, workers
 from dq_deploy.engines import RECORD_SUFFIXES, open_engine
@@ -42,6 +42,7 @@ class BenchOptions:
         finite_check: whether the Runner looks for NaN and infinity, as in use.
         engine: engine to run on, or None for what the manifest says.
         isa: instruction set of the native engine, or None for the best.
+        device: of the native engine, as of `open_engine`.
     """
 
     batches: tuple[int, ...] = (1, 4, 8)
@@ -53,6 +54,7 @@ class BenchOptions:
     finite_check: bool = True
     engine: str | None = None
     isa: str | None = None
+    device: str | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -303,7 +305,9 @@ def benchmark(
     clocks = PLAN_CLOCKS if is_plan(path) else (HOST,)
     environment = describe_environment(threads=options.threads)
     # opened once before anything is built: what is missing is said now
-    with open_engine(path, engine=options.engine, threads=options.threads, isa=options.isa) as runner:
+    with open_engine(
+        path, engine=options.engine, threads=options.threads, isa=options.isa, device=options.device
+    ) as runner:
         manifest, kind = runner.manifest or {}, runner.engine
         if is_plan(path):
             check_batches(manifest, options.batches, path)
@@ -312,7 +316,7 @@ def benchmark(
             environment["native"] = native_facts(runner)
     with _baseline_file(path, manifest, record, baseline) as float_path:
         files = {"engine": path} | ({} if float_path is None else {"baseline": float_path})
-        settings = _settings(files, kind, options)
+        settings = worker_settings(files, kind, options)
         by_batch = _time_batches(settings, options, clocks, on_progress)
         sizes = {name: file_mib(file) for name, file in files.items()}
     return BenchReport(
@@ -327,16 +331,6 @@ def benchmark(
         environment=environment,
         options=asdict(options),
     )
-
-
-def _settings(files: Mapping[str, Path], kind: str, options: BenchOptions) -> dict[str, WorkerSettings]:
-    """Of each worker; the native engine's baseline is a graph, which another engine runs."""
-    common = {"threads": options.threads, "finite_check": options.finite_check}
-    settings = {"engine": WorkerSettings(path=str(files["engine"]), engine=kind, isa=options.isa, **common)}
-    if "baseline" in files:
-        other = FLOAT_ENGINE if kind == "native" else kind
-        settings["baseline"] = WorkerSettings(path=str(files["baseline"]), engine=other, **common)
-    return settings
 
 
 def _timing(series: dict[str, _Series]) -> Timing:

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dq_deploy.bench.worker import WorkerSettings
 from dq_deploy.record import load_record
 
 if TYPE_CHECKING:
+    from dq_deploy.bench.harness import BenchOptions
     from dq_deploy.record import Record
 
 FLOAT_ENGINE = "onnxruntime"
@@ -28,8 +30,31 @@ def of_native_engine(path: Path, manifest: Mapping[str, Any], record: Record | N
 
 
 def native_facts(runner: Any) -> dict[str, Any]:
-    """How an opened native engine runs its record: instruction set, threads, layer parts by kernel and form."""
+    """How an opened native engine runs its record: in words, instruction set, threads, layer parts by kernel."""
     forms = [form for parts in runner.layer_forms().values() for form in parts]
     counts = Counter(f"{form.kernel}: {form.form}" for form in forms)
-    context = runner.executor.context
-    return {"isa": context.isa, "threads": context.threads, "kernels": dict(counts.most_common())}
+    executor = runner.executor
+    context = getattr(executor, "context", None)  # a GPU has none
+    if context is None:
+        words, own = f"{executor.device}, {executor.dtype}", {"isa": None, "threads": None}
+    else:
+        words = f"instruction set {context.isa}, {context.threads} threads"
+        own = {"isa": context.isa, "threads": context.threads}
+    return {"runs_on": words, **own, "kernels": dict(counts.most_common())}
+
+
+def worker_settings(files: Mapping[str, Path], kind: str, options: BenchOptions) -> dict[str, WorkerSettings]:
+    """Of each worker; the native engine's baseline is a graph, which another engine runs."""
+    engines = {"engine": kind, "baseline": FLOAT_ENGINE if kind == "native" else kind}
+    own = {"engine": (options.isa, options.device), "baseline": (None, None)}
+    return {
+        name: WorkerSettings(
+            path=str(file),
+            engine=engines[name],
+            threads=options.threads,
+            finite_check=options.finite_check,
+            isa=own[name][0],
+            device=own[name][1],
+        )
+        for name, file in files.items()
+    }

@@ -54,6 +54,7 @@ class WorkerSettings:
         threads: threads of one run, or None.
         finite_check: whether the Runner looks for NaN and infinity.
         isa: instruction set of the native engine, or None.
+        device: likewise.
     """
 
     path: str
@@ -61,6 +62,7 @@ class WorkerSettings:
     threads: int | None = None
     finite_check: bool = True
     isa: str | None = None
+    device: str | None = None
 
 
 def serve(settings: WorkerSettings, requests: IO[str], answers: IO[str]) -> None:
@@ -95,6 +97,7 @@ def _opened(settings: WorkerSettings, stack: contextlib.ExitStack) -> tuple[Runn
             finite_check=settings.finite_check,
             require_manifest=False,
             isa=settings.isa,
+            device=settings.device,
         )
         return stack.enter_context(runner), None
     from dq_deploy.engines.cuda_backends import open_cuda

@@ -27,6 +27,9 @@ def bench(
     runs: Annotated[int, typer.Option(help="Least number of timed runs of one engine in one round.")] = 10,
     warmup: Annotated[int, typer.Option(help="Runs before them that are not counted.")] = 3,
     threads: Annotated[int | None, typer.Option(help="Threads of one run; default: the engine's choice.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Of the native engine: cpu or cuda; by default a GPU that can run it.")
+    ] = None,
     isa: Annotated[str | None, typer.Option(help="Instruction set of the native engine; default: the best.")] = None,
     finite_check: Annotated[
         bool, typer.Option("--finite-check/--no-finite-check", help="Look for NaN and infinity, as in use.")
@@ -52,12 +55,19 @@ def bench(
     if png is not None:
         require_matplotlib()
     options = BenchOptions(
-        batches=batches, rounds=rounds, runs=runs, warmup=warmup, threads=threads, finite_check=finite_check, isa=isa
+        batches=batches,
+        rounds=rounds,
+        runs=runs,
+        warmup=warmup,
+        threads=threads,
+        finite_check=finite_check,
+        isa=isa,
+        device=device,
     )
     if is_plan(engine):  # a missing driver is said before a record is read and a baseline built
         open_engine(engine).close()
     record = None if ckpt is None else load_record(ckpt)
-    attested = attest(engine)
+    attested = attest(engine, device=device)
     share = None if attested is None else attested.integer_mac_share
     with progress("timing") as advance:
         report = benchmark(
@@ -143,7 +153,7 @@ def _print(report: BenchReport) -> None:
         print(f"speedup {report.speedup:.2f}x at the median; round by round: {ratios}")
     env = report.environment
     if native := env.get("native"):
-        print(f"instruction set {native['isa']}, {native['threads']} threads; layer parts by kernel:")
+        print(f"{native['runs_on']}; layer parts by kernel:")
         for kernel, count in native["kernels"].items():
             print(f"  {count:4d}  {kernel}")
     if gpu := env.get("gpu"):

@@ -22,7 +22,7 @@ def summary_of_native(path: Path) -> dict[str, Any]:
     from dq_deploy.engines import open_engine
     from dq_deploy.engines.native.runner import NativeRunner
 
-    with open_engine(path, engine="native") as runner:
+    with open_engine(path, engine="native", device="cpu") as runner:
         assert isinstance(runner, NativeRunner)
         constants = runner.executor.constants.values()
         packed = sum(own.packed.nbytes for own in constants if own.packed is not None)
@@ -42,7 +42,7 @@ def show_native(summary: dict[str, Any]) -> None:
     table = Table(title="in the native engine, on this machine", show_header=False, title_justify="left")
     table.add_column()
     table.add_column(overflow="fold")
-    table.add_row("instruction set", f"{summary['isa']}, {summary['threads']} threads")
+    table.add_row("runs on", summary["runs_on"])
     table.add_row("packed weights", f"{summary['packed_weights_mib']:.3f} MiB")
     table.add_row("values at batch 1", f"{summary['batch_1_memory_mib']:.3f} MiB")
     for kernel, count in summary["kernels"].items():

@@ -55,6 +55,9 @@ def sample(
     model: Annotated[
         Path | None, typer.Option(help="Float model for --compare; default: where it was quantized from.")
     ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Of the native engine: cpu or cuda; by default a GPU that can run it.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads; default: the engine's choice.")] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the numbers as JSON.")] = None,
 ) -> None:
@@ -71,7 +74,7 @@ def sample(
 
         torch.set_num_threads(threads)
     with ExitStack() as stack:
-        subject = _open_subject(ckpt, engine, threads, stack)
+        subject = _open_subject(ckpt, engine, threads, device, stack)
         options = SampleOptions(
             steps=steps or len(subject.timesteps), scheduler=scheduler, eta=eta, seed=seed, batch=batch
         )
@@ -123,7 +126,9 @@ def _conditions(subject: _Subject, path: Path | None, number: int, seed: int) ->
     return found, source.files["conditions"]
 
 
-def _open_subject(ckpt: Path | None, engine: Path | None, threads: int | None, stack: ExitStack) -> _Subject:
+def _open_subject(
+    ckpt: Path | None, engine: Path | None, threads: int | None, device: str | None, stack: ExitStack
+) -> _Subject:
     from dq_deploy.engines import RECORD_SUFFIXES, open_engine
     from dq_deploy.errors import FileProblemError, OptionError
     from dq_deploy.record import content_sha256, load_record
@@ -143,7 +148,7 @@ def _open_subject(ckpt: Path | None, engine: Path | None, threads: int | None, s
         )
     if record is None and engine.suffix in RECORD_SUFFIXES:
         record = load_record(engine)
-    runner = stack.enter_context(open_engine(engine, threads=threads))
+    runner = stack.enter_context(open_engine(engine, threads=threads, device=device))
     manifest = runner.manifest
     assert manifest is not None  # open_engine requires it by default
     if record is not None and content_sha256(record) != manifest.get("record_sha256"):

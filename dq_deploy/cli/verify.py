@@ -44,6 +44,9 @@ def verify(
         str | None, typer.Option(help="onnxruntime, openvino or native; by default the engine's own.")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of one run; by default the engine's choice.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Of the native engine: cpu or cuda; by default a GPU that can run it.")
+    ] = None,
     isa: Annotated[
         str | None,
         typer.Option(help="Instruction set of the native engine, or all for each this CPU has; by default the best."),
@@ -64,7 +67,9 @@ def verify(
     if engine.suffix in RECORD_SUFFIXES:
         ckpt = ckpt or engine
     elif is_plan(engine):
-        _refuse_for_plans({"--model": model, "--runtime": runtime, "--threads": threads, "--isa": isa})
+        _refuse_for_plans(
+            {"--model": model, "--runtime": runtime, "--threads": threads, "--isa": isa, "--device": device}
+        )
         _verify_plan(engine, ckpt, exact=exact, require_integer=require_integer, json=json, html=html)
         return
     if ckpt is None:
@@ -88,6 +93,7 @@ def verify(
         seed=seed,
         threads=threads,
         isa=isa,
+        device=device,
         progress=_progress,
     )
     if json is not None:

@@ -57,6 +57,8 @@ def compare_float_path(
     inputs: Mapping[str, Array],
     outputs: Mapping[str, Array],
     final: Array,
+    *,
+    tolerance: float = FLOAT_PATH_TOLERANCE,
 ) -> FloatPath:
     """Run the float module around the engine's layers and compare what each layer receives.
 
@@ -66,6 +68,7 @@ def compare_float_path(
         inputs: input of each layer in the engine, by module path.
         outputs: output of each layer in the engine; every layer of the record.
         final: the engine's output.
+        tolerance: largest accepted difference, as a share of the largest magnitude.
     """
     import torch
 
@@ -91,7 +94,7 @@ def compare_float_path(
         setattr(owner, leaf, Replay(name, module.get_submodule(name)))
     result = run_module(module, [batch])[0]
     gaps["the output"] = relative_gap(final, result)
-    bad = next((name for name, gap in gaps.items() if gap > FLOAT_PATH_TOLERANCE), None)
+    bad = next((name for name, gap in gaps.items() if gap > tolerance), None)
     problem = ""
     if bad is not None:
         first, last = int(batch.buckets[0]), int(batch.buckets[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from dq_deploy.engines.native import reference_product
 from dq_deploy.engines.native.cpu_executor import CpuExecutor, Plan
+from dq_deploy.engines.native.layer_trace import out_rows
 from dq_deploy.engines.native.program import Op
 from dq_deploy.numerics import F32, quantize_centred, table_at
 from dq_deploy.record import Layer, Part
@@ -58,6 +60,19 @@ def float_values(executor: CpuExecutor, plan: Plan, index: int, op: Op) -> F32:
     args.y, args.y_pitch = made.ctypes.data, made.shape[2]
     executor.context.call(op.kind, args)
     return made
+
+
+def buckets_of(runner: Any, feeds: Mapping[str, Array]) -> Array:
+    """The step bucket an opened engine, on either device, finds for each sample: int [B]."""
+    executor, batch = runner.executor, len(feeds["timestep"])
+    if isinstance(executor, CpuExecutor):
+        plan = executor.plan(batch)
+        executor.fill(plan, feeds)
+        return plan.bound.step.copy()
+    made = executor.prepared(batch)
+    executor.fill(made, feeds)
+    made.functions[0]()  # finds the buckets, on the device
+    return np.asarray(made.step.cpu().numpy())
 
 
 def _copied(struct: Any) -> Any:
@@ -139,8 +154,7 @@ def _accumulators(executor: CpuExecutor, piece: LayerPiece, codes: Array, step: 
     own = executor.constants[op.attributes["layer"], op.attributes["part"]]
     if piece.struct is None:
         return reference_product.accumulators(own, op, codes[:, :, : op.reads["codes"].sizes[2]], step)
-    height, width = op.attributes.get("out_size") or (codes.shape[1], 1)
-    total = np.empty((len(codes), height * width, own.layer.out_channels), np.int32)
+    total = np.empty((len(codes), out_rows(op), own.layer.out_channels), np.int32)
     bare = np.empty(total.shape, np.float32)
     args = _copied(piece.struct)
     epilogue = _copied(args.epilogue)

@@ -23,12 +23,15 @@ from dq_deploy.verify.compare import (
     layer_output,
 )
 from dq_deploy.verify.inputs import Batch, one_sample
-from dq_deploy.verify.native_ops import Array, different_bits, pieces_of, run_piece
+from dq_deploy.verify.native_ops import Array, buckets_of, different_bits, pieces_of, run_piece
 from dq_deploy.verify.parity import CHUNK_BYTES, KEPT_BYTES, Parity, same_bits
 from dq_deploy.verify.probe import PROBE_ELEMENTS, extreme_inputs
 
 if TYPE_CHECKING:
-    from dq_deploy.engines.native.probing import LayerTrace
+    from dq_deploy.engines.native.cuda_runner import NativeCudaRunner
+    from dq_deploy.engines.native.layer_trace import LayerTrace
+
+    AnyNative = NativeRunner | NativeCudaRunner
 
 CENTRED = {"offset": 0}
 """What compare_part is told of each part: codes and accumulators come as the numerics define them."""
@@ -46,7 +49,7 @@ class NativeParity:
     """
 
     def __init__(
-        self, runner: NativeRunner, record: Record, batches: Sequence[Batch], sites: Mapping[str, LayerSite]
+        self, runner: AnyNative, record: Record, batches: Sequence[Batch], sites: Mapping[str, LayerSite]
     ) -> None:
         """Take the engine and what it is held against.
 
@@ -153,6 +156,8 @@ class NativeParity:
 
     def _probe(self, seed: int) -> None:
         """Each part by itself, by the same tables, weights and kernels, with inputs at and beyond the code range."""
+        if not isinstance(self.runner, NativeRunner):
+            return
         executor = self.runner.executor
         for (name, index), piece in pieces_of(executor).items():
             layer = self.record.layers.get(name)
@@ -172,19 +177,17 @@ class NativeParity:
         timesteps = edge_probes(self.record.step_edges)
         if not len(timesteps) or not self.record.layers:
             return
-        executor, one = self.runner.executor, one_sample(self.batches[0].feeds, 0)
+        one = one_sample(self.batches[0].feeds, 0)
         got = []
         for start in range(0, len(timesteps), EDGES_AT_ONCE):
             some = timesteps[start : start + EDGES_AT_ONCE]
-            plan = executor.plan(len(some))
             feeds = {name: np.repeat(value, len(some), axis=0) for name, value in one.items()}
-            executor.fill(plan, {**feeds, TIMESTEP: some})
-            got.append(plan.bound.step.copy())
+            got.append(buckets_of(self.runner, {**feeds, TIMESTEP: some}))
         self.result.edges_checked = len(timesteps) // 2
         self.result.edge_problem = edge_problem(self.record, timesteps, np.concatenate(got)) or ""
 
 
-def batch_difference(runner: NativeRunner, batch: Batch, output: Mapping[str, Array]) -> str:
+def batch_difference(runner: AnyNative, batch: Batch, output: Mapping[str, Array]) -> str:
     """Whether a batch of mixed steps and labels equals its samples run one by one, bit for bit.
 
     Returns:
@@ -200,7 +203,7 @@ def batch_difference(runner: NativeRunner, batch: Batch, output: Mapping[str, Ar
     return ""
 
 
-def _first_batch_dependent(runner: NativeRunner, batch: Batch, index: int) -> str:
+def _first_batch_dependent(runner: AnyNative, batch: Batch, index: int) -> str:
     """The first layer in execution order whose input for a sample depends on the rest of its batch."""
     together = runner.probe(batch.feeds)[1]
     alone = runner.probe(one_sample(batch.feeds, index))[1]

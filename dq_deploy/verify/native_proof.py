@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dq_deploy.engines import open_engine
+from dq_deploy.engines.base import Runner
 from dq_deploy.engines.native.runner import LayerForm, NativeRunner
 from dq_deploy.errors import DqError, InputError, MissingDependencyError
 from dq_deploy.models import Macs, build_denoiser, macs_of, quantizable_layers
 from dq_deploy.record import Layer, Record, content_sha256
 from dq_deploy.verify.attestation import MISSING, PAIR_LIMIT, Kernel
 from dq_deploy.verify.findings import Findings, assembled_report, layer_report
-from dq_deploy.verify.float_path import FloatPath, compare_float_path
+from dq_deploy.verify.float_path import FLOAT_PATH_TOLERANCE, FloatPath, compare_float_path
 from dq_deploy.verify.inputs import Batch, plan_batches
 from dq_deploy.verify.native_ops import Array, different_bits
 from dq_deploy.verify.native_parity import NativeParity, batch_difference
@@ -32,6 +33,14 @@ if TYPE_CHECKING:
     from dq_deploy.models import Denoiser
 
 Progress = Callable[[str], None]
+
+FLOAT_PATH_TOLERANCES = {"float32": FLOAT_PATH_TOLERANCE, "float16": 1e-2, "bfloat16": 8e-2}
+"""By the engine's float type: a chain of residuals rounds some ten times, to 2^-11 or 2^-8 of the largest value."""
+
+ON_GPU = (
+    "on a GPU layers met the denoiser's inputs alone, no extreme ones, and the output was compared with the training "
+    "simulation, not with one inside the engine's own float operations"
+)
 
 EVERY_ISA = "all"
 """Stands for each instruction set this CPU has."""
@@ -55,6 +64,7 @@ def verify_native(
     engine: str | None,
     threads: int | None,
     isa: str | None,
+    device: str | None,
     options: ProofOptions,
 ) -> Report:
     """Open a record as the native engine and prove that it computes another reading of that record.
@@ -66,6 +76,7 @@ def verify_native(
         engine: `native` or None.
         threads: of one run.
         isa: instruction set; None for the best, `all` for each this CPU has.
+        device: as of `open_engine`.
         options: how much is looked at.
 
     Returns:
@@ -81,10 +92,9 @@ def verify_native(
     reports = []
     for name in known:
         start = time.perf_counter()
-        with open_engine(path, engine=engine, threads=threads, isa=name, finite_check=False) as runner:
-            assert isinstance(runner, NativeRunner)
+        with open_engine(path, engine=engine, threads=threads, isa=name, device=device, finite_check=False) as runner:
             check_same_record(record, runner, path, model)
-            options.progress(f"running the native engine, instruction set {runner.executor.context.isa}")
+            options.progress(f"running the engine {runtime_text(runner)}")
             reports.append(prove_runner(record, runner, path, model=model, options=options, start=start))
     return reports[-1] if len(reports) == 1 else _together(reports, [str(name) for name in known])
 
@@ -113,7 +123,7 @@ def _together(reports: Sequence[Report], names: Sequence[str]) -> Report:
     return replace(reports[-1], failures=tuple(failures), notes=tuple(notes), seconds=sum(r.seconds for r in reports))
 
 
-def check_same_record(record: Record, runner: NativeRunner, path: Path, model: Denoiser | None) -> None:
+def check_same_record(record: Record, runner: Runner, path: Path, model: Denoiser | None) -> None:
     """Refuse an engine that runs another record, and a float model that neither was made from.
 
     Raises:
@@ -135,7 +145,7 @@ def check_same_record(record: Record, runner: NativeRunner, path: Path, model: D
 
 def prove_runner(
     record: Record,
-    runner: NativeRunner,
+    runner: Any,
     path: Path,
     *,
     model: Denoiser | None = None,
@@ -146,7 +156,7 @@ def prove_runner(
 
     Args:
         record: what it is held against.
-        runner: the engine, opened without a finite check.
+        runner: the engine, a `NativeRunner` or a `NativeCudaRunner`, opened without a finite check.
         path: for the report.
         model: the float model, or None.
         options: how much is looked at.
@@ -164,7 +174,9 @@ def prove_runner(
     parity = NativeParity(runner, record, batches, sites).run(outputs, seed=options.seed, progress=options.progress)
     options.progress("comparing outputs with the simulation")
     compared = _outputs(runner, record, batches, outputs, model, parity)
-    float_path, path_notes = _float_path(record, batches[0], parity, outputs[0][runner.outputs[0].name])
+    tolerance = FLOAT_PATH_TOLERANCES[getattr(runner.executor, "dtype", "float32")]
+    final = outputs[0][runner.outputs[0].name]
+    float_path, path_notes = _float_path(record, batches[0], parity, final, tolerance)
     forms = runner.layer_forms()
     layers = tuple(native_layer_report(record, name, parity, forms.get(name, ()), macs) for name in record.layers)
     findings = Findings(
@@ -187,21 +199,25 @@ def prove_runner(
         runtime="native",
         start=start,
     )
-    failures = (*report.failures, *compared.failures, *([batch_note] if batch_note else []))
+    # on a GPU torch's own products may depend on the batch; report.notes says so
+    batch_failure = [batch_note] if batch_note and isinstance(runner, NativeRunner) else []
+    failures = (*report.failures, *compared.failures, *batch_failure)
     return replace(report, runtime=runtime_text(runner), failures=failures)
 
 
-def runtime_text(runner: NativeRunner) -> str:
-    """Engine, version, instruction set and threads, in words."""
-    context = runner.executor.context
+def runtime_text(runner: Any) -> str:
+    """Engine, version, and instruction set and threads or device and float type, in words."""
     try:
         version = metadata.version("dq-deploy")
     except metadata.PackageNotFoundError:
         version = "of unknown version"
-    return f"native {version}, {context.isa}, {context.threads} threads"
+    executor = runner.executor
+    if isinstance(runner, NativeRunner):
+        return f"native {version}, {executor.context.isa}, {executor.context.threads} threads"
+    return f"native {version}, {executor.device}, {executor.dtype}"
 
 
-def _manifest(runner: NativeRunner, macs: Macs) -> dict[str, Any]:
+def _manifest(runner: Runner, macs: Macs) -> dict[str, Any]:
     """What `assembled_report` asks of an engine's manifest; the shares are those measured here."""
     said = {"of_all": macs.of_all, "of_quantizable": macs.of_quantizable, "attention": macs.attention}
     return {**(runner.manifest or {}), "macs": {**said, "layers": dict(macs.layers)}}
@@ -265,7 +281,7 @@ class _Outputs:
 
 
 def _outputs(
-    runner: NativeRunner,
+    runner: Any,
     record: Record,
     batches: Sequence[Batch],
     outputs: Sequence[Mapping[str, Array]],
@@ -279,23 +295,11 @@ def _outputs(
     """
     name = runner.outputs[0].name
     mine = [output[name] for output in outputs]
-    twin = Twin(runner.executor, record)
     simulated, problem = None, ""
-    try:
-        simulated = [twin.run(batch.feeds)[name] for batch in batches]
-    except DqError as error:
-        problem = f"the simulation inside the engine's float operations cannot be run: {error}"
-    for layer, difference in twin.differences.items():
-        if parity.layers[layer].first is None:
-            parity.layers[layer].first = difference
-    notes = ["the simulation is the engine's own program with every integer layer computed by the numerics"]
-    if simulated is not None and not any(tally.first for tally in parity.layers.values()):
-        wrong = [i for i, (a, b) in enumerate(zip(mine, simulated, strict=True)) if different_bits(a, b).any()]
-        if wrong:
-            problem = (
-                f"output of batch {wrong[0]} is not that of the same program with the numerics' integer layers, "
-                "although every layer is equal; runs of the engine differ among themselves"
-            )
+    notes = [ON_GPU]
+    if isinstance(runner, NativeRunner):
+        notes = ["the simulation is the engine's own program with every integer layer computed by the numerics"]
+        simulated, problem = _twin(runner, record, batches, mine, parity)
     failures = (problem,) if problem else ()
     try:
         trained = run_module(simulation(record, requantized=False), batches)
@@ -310,7 +314,30 @@ def _outputs(
     return _Outputs(steps=steps, notes=tuple(notes), failures=failures)
 
 
-def _float_path(record: Record, batch: Batch, parity: Parity, final: Array) -> tuple[FloatPath | None, list[str]]:
+def _twin(
+    runner: NativeRunner, record: Record, batches: Sequence[Batch], mine: Sequence[Array], parity: Parity
+) -> tuple[list[Array] | None, str]:
+    """Outputs of the twin, and what is wrong, in words; layers that differ in it are noted with the others."""
+    name, twin = runner.outputs[0].name, Twin(runner.executor, record)
+    try:
+        simulated = [twin.run(batch.feeds)[name] for batch in batches]
+    except DqError as error:
+        return None, f"the simulation inside the engine's float operations cannot be run: {error}"
+    for layer, difference in twin.differences.items():
+        if parity.layers[layer].first is None:
+            parity.layers[layer].first = difference
+    wrong = [i for i, (a, b) in enumerate(zip(mine, simulated, strict=True)) if different_bits(a, b).any()]
+    if not wrong or any(tally.first for tally in parity.layers.values()):
+        return simulated, ""
+    return simulated, (
+        f"output of batch {wrong[0]} is not that of the same program with the numerics' integer layers, although every "
+        "layer is equal; runs of the engine differ among themselves"
+    )
+
+
+def _float_path(
+    record: Record, batch: Batch, parity: Parity, final: Array, tolerance: float
+) -> tuple[FloatPath | None, list[str]]:
     lacking = [name for name in record.layers if name not in parity.kept]
     if lacking:
         return None, [
@@ -319,4 +346,4 @@ def _float_path(record: Record, batch: Batch, parity: Parity, final: Array) -> t
         ]
     inputs = {name: x for name, (x, _) in parity.kept.items()}
     outputs = {name: y for name, (_, y) in parity.kept.items()}
-    return compare_float_path(record, batch, inputs, outputs, final), []
+    return compare_float_path(record, batch, inputs, outputs, final, tolerance=tolerance), []

@@ -116,7 +116,8 @@ def _stored(layer: Layer, op: Op, reads: Mapping[str, Array], like: tuple[int, .
         y = (y + reads["row"][:, :, None, None]).astype(np.float32)
     if "residual" in reads:
         y = (reads["residual"] + y).astype(np.float32)
-    return y
+    stored: Array = y
+    return stored
 
 
 def _accumulated(layer: Layer, op: Op, centred: Array, q: Array) -> Array:
@@ -125,7 +126,7 @@ def _accumulated(layer: Layer, op: Op, centred: Array, q: Array) -> Array:
         return accumulate_linear(centred, q)
     image = centred.reshape(*op.attributes["in_size"], -1).transpose(2, 0, 1)[None]
     top, left, bottom, right = (a + b for a, b in zip(layer.padding, op.attributes["padded"], strict=True))
-    return accumulate_conv2d(
+    total: Array = accumulate_conv2d(
         image,
         q,
         stride=layer.stride,
@@ -133,3 +134,4 @@ def _accumulated(layer: Layer, op: Op, centred: Array, q: Array) -> Array:
         dilation=layer.dilation,
         groups=layer.groups,
     )[0]
+    return total

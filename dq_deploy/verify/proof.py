@@ -57,6 +57,7 @@ def verify(
     seed: int = 0,
     threads: int | None = None,
     isa: str | None = None,
+    device: str | None = None,
     progress: Progress = _silent,
 ) -> Report:
     """Prove that an engine computes what a record says, and in integers.
@@ -71,6 +72,7 @@ def verify(
         seed: of the inputs.
         threads: threads of one run.
         isa: instruction set of the native engine; None for the best, `all` for each this CPU has.
+        device: of the native engine: cpu, cuda, or None for a GPU where there is one that can run it.
         progress: called with a line at each stage.
 
     Returns:
@@ -90,9 +92,13 @@ def verify(
         from dq_deploy.verify.native_proof import ProofOptions, verify_native
 
         options = ProofOptions(steps=steps, inputs=inputs, seed=seed, progress=progress)
-        return verify_native(record, path, model=model, engine=engine, threads=threads, isa=isa, options=options)
-    if isa is not None:
-        raise OptionError(f"isa is {isa!r} for {path}, expected none: only the native engine can be told its own")
+        return verify_native(
+            record, path, model=model, engine=engine, threads=threads, isa=isa, device=device, options=options
+        )
+    if isa is not None or device is not None:
+        raise OptionError(
+            f"isa {isa} and device {device} for {path}, expected none: only the native engine has a choice"
+        )
     manifest = read_manifest(path)
     _check_belongs(record, manifest, path, model)
     with tempfile.TemporaryDirectory(prefix="dq-verify-") as folder:

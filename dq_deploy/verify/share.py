@@ -29,11 +29,12 @@ class Attestation:
     float_layers: tuple[str, ...]
 
 
-def attest(engine_path: str | Path) -> Attestation:
+def attest(engine_path: str | Path, *, device: str | None = None) -> Attestation:
     """Read which kernels an engine really runs; a plan is read and not opened, which needs no GPU.
 
     Args:
         engine_path: exported ONNX file, or a plan, with its manifest; or a record, by its layers in the native engine.
+        device: of the native engine, as of `open_engine`.
 
     Returns:
         The shares.
@@ -43,7 +44,7 @@ def attest(engine_path: str | Path) -> Attestation:
     """
     path = Path(engine_path)
     if path.suffix in RECORD_SUFFIXES:
-        return _of_record(path)
+        return _of_record(path, device)
     if is_plan(path):
         plan = attest_plan(path, read_plan_manifest(path, check_hash=False))
         return Attestation(
@@ -70,16 +71,14 @@ def attest(engine_path: str | Path) -> Attestation:
     )
 
 
-def _of_record(path: Path) -> Attestation:
+def _of_record(path: Path, device: str | None) -> Attestation:
     """Of the native engine: every integer layer it runs is integer, in a kernel or in numpy."""
-    from dq_deploy.engines.native.runner import NativeRunner
     from dq_deploy.models import macs_of
     from dq_deploy.record import load_record
 
-    record = load_record(path)
-    macs = macs_of(None, dict(record.model_config))  # loads torch, so that the engine is traced in this process
-    with NativeRunner(record, threads=1) as runner:
-        forms = runner.layer_forms()
+    macs = macs_of(None, dict(load_record(path).model_config))  # loads torch, so that tracing needs no other process
+    with open_engine(path, device=device) as runner:
+        forms = runner.layer_forms()  # type: ignore[attr-defined]
     work = sum(count for name, count in macs.layers.items() if name in forms)
     return Attestation(
         integer_mac_share=work / macs.of_all,
