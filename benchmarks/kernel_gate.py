@@ -29,7 +29,13 @@ def exact_accumulators(inputs: dict[str, Any]) -> Any:
     height, width = inputs["out_size"]
     (top, left), (down, across), (by_h, by_w) = inputs["padding"], inputs["stride"], inputs["dilation"]
     kernel_h, kernel_w = weights.shape[1:3]
-    more = [(0, 0), (top, kernel_h * by_h), (left, kernel_w * by_w), (0, 0)]
+    reach_h = (height - 1) * down + (kernel_h - 1) * by_h + 1
+    reach_w = (width - 1) * across + (kernel_w - 1) * by_w + 1
+    below, right = (
+        max(0, reach - size - first)
+        for reach, size, first in zip((reach_h, reach_w), codes.shape[1:3], (top, left), strict=True)
+    )
+    more = [(0, 0), (top, below), (left, right), (0, 0)]
     padded = np.pad(centred.astype(kind), more)
     found = np.empty((len(codes), height, width, len(weights)), np.int32)
     at_once = max(1, CHUNK_BYTES // (width * matrix.shape[0] * matrix.itemsize))
