@@ -135,7 +135,7 @@ def torch_baseline(op: str, inputs: Inputs, threads: int) -> Baseline:
             call = lambda: F.conv2d(a, b, bias, **window)  # noqa: E731
             shape = lambda y: y.permute(0, 2, 3, 1).numpy()  # noqa: E731
     else:
-        call, shape = _torch_codes(op, inputs), lambda y: None
+        call, shape = torch_codes(op, inputs), lambda y: None
 
     def run() -> None:
         with torch.inference_mode():
@@ -144,15 +144,18 @@ def torch_baseline(op: str, inputs: Inputs, threads: int) -> Baseline:
     return Baseline(run, lambda: shape(kept["y"]))
 
 
-def _torch_codes(op: str, inputs: Inputs) -> Callable[[], Any]:
+def torch_codes(op: str, inputs: Inputs, **place: Any) -> Callable[[], Any]:
+    """Function that runs an op that writes codes in torch, its arrays moved by `place` (device, dtype) first."""
     import torch
     from torch.nn import functional as F
 
-    quantizer, x = quantizer_of(inputs), torch.from_numpy(inputs["x"])
+    quantizer, x = quantizer_of(inputs), torch.from_numpy(inputs["x"]).to(**place)
     row = quantizer.row(int(inputs["step"][0]))
-    m = torch.from_numpy(quantizer.pre * quantizer.inverse_scale[row])
+    m = torch.from_numpy(quantizer.pre * quantizer.inverse_scale[row]).to(**place)
     zero, span = float(quantizer.zero_point[row]) - quantizer.q_min, float(quantizer.q_max - quantizer.q_min)
-    gamma, beta = (None if inputs.get(name) is None else torch.from_numpy(inputs[name]) for name in ("gamma", "beta"))
+    gamma, beta = (
+        None if inputs.get(name) is None else torch.from_numpy(inputs[name]).to(**place) for name in ("gamma", "beta")
+    )
 
     def codes(y: Any) -> Any:
         return (y * m).round_().add_(zero).clamp_(0.0, span).to(torch.uint8)
