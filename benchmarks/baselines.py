@@ -47,8 +47,9 @@ def baselines(op: str, inputs: Inputs, threads: int, wanted: tuple[str, ...] = N
 
     Args:
         op: one of `shapes.OPS`.
-        inputs: arguments of the op's reference, and of a product `y_peak`, the largest result, which makes the output
-            scale of an engine with integer outputs. A library has one step's tables, those of the first sample.
+        inputs: arguments of the op's reference, and of a product `y_peak`, the first sample's largest result, which
+            makes the output scale of an engine with integer outputs. A library has one step's tables, those of the
+            first sample.
         threads: of each.
         wanted: names out of `NAMES`.
     """

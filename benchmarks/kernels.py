@@ -94,7 +94,7 @@ def measure(shape: Shape, context: Any, arguments: argparse.Namespace) -> dict[s
         return {"red": prepared.red}
     names = tuple(name for name in baselines.NAMES if not arguments.baseline or name in arguments.baseline)
     if shape.op in PRODUCTS:
-        inputs["y_peak"] = float(np.abs(wanted["y"]).max())
+        inputs["y_peak"] = float(np.abs(wanted["y"][0]).max())
     others = baselines.baselines(shape.op, inputs, context.threads, names)
     ready = {name: other for name, other in others.items() if isinstance(other, baselines.Baseline)}
     kernel_gate.clear(prepared, shape)
