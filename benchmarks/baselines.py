@@ -200,6 +200,11 @@ def onnx_model(op: str, inputs: Inputs, *, library: str, integer: bool) -> bytes
         [helper.make_tensor_value_info("y", out, None)],
         [onnx.numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in arrays.items()],
     )
+    if library == "openvino" and integer:  # it looks for integer layers only where some value is quantized in the graph
+        graph.node.append(helper.make_node("QuantizeLinear", ["spark", "x_s", "x_z"], ["spark_q"]))
+        graph.node.append(helper.make_node("DequantizeLinear", ["spark_q", "x_s", "x_z"], ["spark_y"]))
+        graph.input.append(helper.make_tensor_value_info("spark", onnx.TensorProto.FLOAT, [1]))
+        graph.output.append(helper.make_tensor_value_info("spark_y", onnx.TensorProto.FLOAT, [1]))
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
 
@@ -300,6 +305,22 @@ def ort_baseline(model: bytes, feed: Any, threads: int, shape: Callable[[Any], A
     return Baseline(lambda: session.run_with_iobinding(binding), lambda: shape(taken.numpy()) if keep else None)
 
 
+def check_integer_kernel(compiled: Any) -> None:
+    """Refuse a compiled graph whose product does not run in int8.
+
+    Raises:
+        RuntimeError: naming the kernel that does.
+    """
+    facts = [op.get_rt_info() for op in compiled.get_runtime_model().get_ordered_ops()]
+    kernels = [
+        str(info["primitiveType"].astype(str))
+        for info in facts
+        if str(info["layerType"].astype(str)) in ("Convolution", "FullyConnected", "MatMul")
+    ]
+    if not kernels or not all(kernel.endswith("I8") for kernel in kernels):
+        raise RuntimeError(f"runs on {', '.join(kernels) or 'no kernel'}, not in int8")
+
+
 def openvino_baseline(model: bytes, feed: Any, threads: int, shape: Callable[[Any], Any]) -> Baseline:
     """An inference request with a shared input."""
     import openvino
@@ -313,10 +334,13 @@ def openvino_baseline(model: bytes, feed: Any, threads: int, shape: Callable[[An
     }
     compiled = openvino.Core().compile_model(openvino.Core().read_model(model), "CPU", settings)
     request = compiled.create_infer_request()
-    request.set_input_tensor(openvino.Tensor(feed, shared_memory=True))
+    request.set_input_tensor(0, openvino.Tensor(feed, shared_memory=True))
+    if len(compiled.inputs) > 1:
+        check_integer_kernel(compiled)
+        request.set_input_tensor(1, openvino.Tensor(np.zeros(1, np.float32)))
 
     def result(shared: Any = feed) -> Any:  # the tensor does not keep the array it shares
-        y = request.get_output_tensor().data
+        y = request.get_output_tensor(0).data
         return shape(np.array(y)) if shared is not None else None
 
     return Baseline(request.infer, result)
