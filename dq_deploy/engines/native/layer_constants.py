@@ -37,12 +37,12 @@ class LayerConstants:
         """
         self.layer, self.index = layer, part
         own = layer.parts[part]
-        self.pre = np.ascontiguousarray(own.pre, np.float32)
-        self.scale = np.ascontiguousarray(own.scale, np.float32)
+        self.pre = np.array(own.pre, np.float32)
+        self.scale = np.array(own.scale, np.float32)
         self.inverse = np.ascontiguousarray(reciprocal(own.scale), np.float32)
-        self.zero_point = np.ascontiguousarray(own.zero_point, np.int32)
-        self.weight_scale = np.ascontiguousarray(own.weight_scale[0], np.float32)
-        self.bias = None if layer.bias is None else np.ascontiguousarray(layer.bias, np.float32)
+        self.zero_point = np.array(own.zero_point, np.int32)
+        self.weight_scale = np.array(own.weight_scale[0], np.float32)
+        self.bias = None if layer.bias is None else np.array(layer.bias, np.float32)
         self.packed: NDArray[np.uint8] | None = None
         self.reason = refusal(layer, part, padded=padded)
         self.form = f"numpy reference: {self.reason}"
