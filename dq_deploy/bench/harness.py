@@ -14,6 +14,7 @@ import numpy as np
 from dq_deploy.bench.clocks import HOST, PLAN_CLOCKS
 from dq_deploy.bench.environment import describe_environment
 from dq_deploy.bench.native_baseline import native_facts, of_native_engine, worker_settings
+from dq_deploy.bench.options import BenchOptions
 from dq_deploy.bench.plan_baseline import check_batches, float_plan
 from dq_deploy.bench.worker import Worker, WorkerSettings, workers
 from dq_deploy.engines import RECORD_SUFFIXES, open_engine
@@ -26,49 +27,6 @@ if TYPE_CHECKING:
 MIN_BASELINE_ROUNDS = 7
 FORMAT = "dq_deploy.bench"
 VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchOptions:
-    """How an engine is timed.
-
-    Attributes:
-        batches: batch sizes; the first is the one that latency, speedup and memory are given for.
-        rounds: rounds of the first batch; with a baseline at least 7, the two engines taking turns.
-        runs: least number of timed runs of one engine in one round.
-        seconds: a round goes on for about as long; a fast engine makes more runs.
-        warmup: runs before them that are not counted.
-        threads: threads of one run, or None for the engine's choice.
-        finite_check: whether the Runner looks for NaN and infinity, as in use.
-        engine: engine to run on, or None for what the manifest says.
-        isa: instruction set of the native engine, or None for the best.
-        device: of the native engine, as of `open_engine`.
-    """
-
-    batches: tuple[int, ...] = (1, 4, 8)
-    rounds: int = 7
-    runs: int = 10
-    seconds: float = 0.3
-    warmup: int = 3
-    threads: int | None = None
-    finite_check: bool = True
-    engine: str | None = None
-    isa: str | None = None
-    device: str | None = None
-
-    def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            OptionError: one is out of range.
-        """
-        for name in ("rounds", "runs", "warmup"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if not self.batches or min(self.batches) < 1:
-            raise OptionError(f"batch sizes are {self.batches}, expected at least one, none below 1")
-        if self.threads is not None and self.threads < 1:
-            raise OptionError(f"threads is {self.threads}, expected at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

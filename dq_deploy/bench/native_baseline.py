@@ -11,7 +11,7 @@ from dq_deploy.bench.worker import WorkerSettings
 from dq_deploy.record import load_record
 
 if TYPE_CHECKING:
-    from dq_deploy.bench.harness import BenchOptions
+    from dq_deploy.bench.options import BenchOptions
     from dq_deploy.record import Record
 
 FLOAT_ENGINE = "onnxruntime"
