@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -28,7 +29,10 @@ from typing import Any
 
 import numpy as np
 import quiet
+from avx2_machine import MachineError, prepare
 from cifar_unet import cifar_denoiser, commit
+
+from dq_deploy.errors import DqError
 
 ROOT = Path(__file__).parent
 RED = 3
@@ -162,7 +166,6 @@ def environment_of(changes: Mapping[str, str]) -> Iterator[None]:
 @contextlib.contextmanager
 def processes(files: Mapping[str, Path], isa: str, arguments: argparse.Namespace, model: str, threads: int) -> Any:
     """A process of each engine, by name, the libraries' on a machine with no more than the instruction set."""
-    from avx2_machine import prepare
     from torch_worker import TorchWorker
 
     from dq_deploy.bench.worker import Worker, WorkerSettings
@@ -337,11 +340,14 @@ def main(words: list[str] | None = None) -> int:
     arguments = parsed(words)
     arguments.work.mkdir(parents=True, exist_ok=True)
     code = 0
-    for model in arguments.model:
-        for bits in arguments.weights:
-            for isa in arguments.isa:
-                for threads in arguments.threads:
-                    code = max(code, measure(model, bits, isa, threads, arguments))
+    for model, bits, isa, threads in itertools.product(
+        arguments.model, arguments.weights, arguments.isa, arguments.threads
+    ):
+        try:
+            code = max(code, measure(model, bits, isa, threads, arguments))
+        except (DqError, MachineError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return getattr(error, "exit_code", 2)
     return code
 
 
