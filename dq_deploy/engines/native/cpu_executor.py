@@ -37,7 +37,7 @@ class ArenaMemory:
     def base(self, view: View) -> NDArray[Any]:
         """The flat array a view looks into."""
         if isinstance(view.buffer, str):
-            return self.constants.base(view, whole=0 not in view.strides)
+            return self.constants.base(view)
         buffer = self.program.buffers[view.buffer]
         start = self.arena.offsets[view.buffer]
         return self.block[start : start + buffer.elements * np.dtype(buffer.dtype).itemsize].view(buffer.dtype)

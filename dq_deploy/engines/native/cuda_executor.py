@@ -44,7 +44,7 @@ class CudaMemory:
     def __init__(self, program: Program, arena: Arena, constants: FloatConstants, device: torch.device) -> None:
         self.program, self.arena, self._constants, self._device = program, arena, constants, device
         self.block = torch.zeros(arena.nbytes + SLACK_BYTES, dtype=torch.uint8, device=device)
-        self._parameters: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
+        self._parameters: dict[str, torch.Tensor] = {}
 
     def tensor(self, view: View) -> torch.Tensor:
         """A view as a strided tensor over the block, or over a parameter in float32."""
@@ -68,12 +68,10 @@ class CudaMemory:
         return self.tensor(wide)
 
     def _parameter(self, view: View) -> torch.Tensor:
-        whole = 0 not in view.strides
-        key = (str(view.buffer), view.strides if whole else ())
-        if key not in self._parameters:
-            base = self._constants.base(view, whole=whole)
-            self._parameters[key] = torch.from_numpy(base).to(self._device)
-        return self._parameters[key]
+        name = str(view.buffer)
+        if name not in self._parameters:
+            self._parameters[name] = torch.from_numpy(self._constants.base(view)).to(self._device)
+        return self._parameters[name]
 
 
 class Prepared:

@@ -8,13 +8,15 @@ import torch
 
 from dq_deploy.engines.native import fusion
 from dq_deploy.engines.native.program import View
-from dq_deploy.engines.native.values import Values
-from dq_deploy.engines.native.views import broadcast
+from dq_deploy.engines.native.values import MAX_AXES, Values
+from dq_deploy.engines.native.views import broadcast, channels_last_strides
 from dq_deploy.errors import ModelError
 
 aten = torch.ops.aten
 Node = torch.fx.Node
 
+_SHAPING = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking")
+"""Arguments of torch that say how the result is held, which the program says too."""
 LARGEST_HEAD = 16384
 """Features of an attention head that fit the scratch of a thread."""
 UNARY = {
@@ -41,8 +43,8 @@ def elementwise(values: Values, node: Node) -> None:
     numbers = [a for a in node.args if not isinstance(a, Node)]
     tensors = [a for a in node.args if isinstance(a, Node)]
     floats = all(fusion.value_of(values.graph, t).dtype == torch.float32 for t in tensors)
-    plain = node.kwargs.get("alpha", 1) == 1 and isinstance(node.args[0], Node)
-    if value.dtype != torch.float32 or not floats or not plain or value.ndim > 6:
+    plain = not node.kwargs and len(node.args) <= 2 and isinstance(node.args[0], Node)
+    if value.dtype != torch.float32 or not floats or not plain or value.ndim > MAX_AXES:
         host(values, node)
         return
     if numbers and kind in ("mul", "div") and float(numbers[0]) == 1.0:
@@ -67,7 +69,8 @@ def copy(values: Values, node: Node) -> None:
 def cat(values: Values, node: Node) -> None:
     """A concatenation: each piece is copied into its place, or written there at once, see `joins`."""
     value = node.meta["val"]
-    if value.dtype != torch.float32:
+    pieces = [fusion.value_of(values.graph, piece) for piece in node.args[0]]
+    if any(p.dtype != torch.float32 or p.ndim != value.ndim for p in pieces) or value.ndim > MAX_AXES:
         host(values, node)
         return
     axis = (node.args[1] if len(node.args) > 1 else 0) % value.ndim
@@ -83,6 +86,8 @@ def cat(values: Values, node: Node) -> None:
 
 def upsample(values: Values, node: Node) -> None:
     """Nearest upsampling by whole factors: a copy that reads each pixel several times."""
+    if node.meta["val"].dtype != torch.float32:
+        raise ModelError(f"nearest upsampling of {node.meta['val'].dtype}, expected float32")
     x, y = values.view(node.args[0]), values.fresh(node)
     b, c, h, w = x.sizes
     high, wide = y.sizes[2] // h, y.sizes[3] // w
@@ -102,12 +107,16 @@ def attention(values: Values, node: Node) -> None:
     given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     if given.get("is_causal") or given.get("attn_mask") is not None:
         raise ModelError("attention has a mask, expected none; this model cannot run in the native engine")
+    if given.get("dropout_p"):
+        raise ModelError(f"attention has dropout {given['dropout_p']}, expected 0; this model is none for inference")
     result = fusion.first_result(node)
     values.done.add(result)
+    if result.meta["val"].dtype != torch.float32:
+        raise ModelError(f"attention of {result.meta['val'].dtype}, expected float32; keep the model in float32")
     parts = {"q": values.view(given["query"]), "k": values.view(given["key"]), "v": values.view(given["value"])}
     for role, at in parts.items():
         if at.strides[-1] != 1:
-            raise ModelError(f"{role} of an attention has strides {at.strides}, expected adjacent features")
+            parts[role] = values.copied(at, channels_last_strides(at.sizes, -1))
     b, heads, rows, dim = result.meta["val"].shape
     if dim > LARGEST_HEAD:
         raise ModelError(f"an attention head has {dim} features, expected at most {LARGEST_HEAD}")
@@ -122,9 +131,9 @@ def float_conv2d(values: Values, node: Node) -> None:
     x, weight, bias, stride, padding, dilation, transposed, _, groups = node.args
     if transposed or node.meta["val"].ndim != 4:
         raise ModelError("a transposed or one-dimensional convolution, expected 2-D; keep to diffusers' UNets")
-    reads = {"x": values.dense(x, 1), "weights": values.view(weight)}
+    reads = {"x": values.dense(x, 1), "weights": values.solid(weight)}
     if bias is not None:
-        reads["bias"] = values.view(bias)
+        reads["bias"] = values.solid(bias)
     y = values.fresh(node)
     values.emit(
         "float_conv2d",
@@ -142,12 +151,13 @@ def float_linear(values: Values, node: Node) -> None:
     """A linear layer that was not quantized; a product of two computed tensors is the host's."""
     bias, x, transposed = node.args if node.target is aten.addmm.default else (None, *node.args)
     weight = fusion.viewed(transposed) if isinstance(transposed, Node) else None
-    if weight is None or weight.op != "get_attr" or transposed.target is not aten.t.default:
+    scaled = any(node.kwargs.get(key, 1) != 1 for key in ("alpha", "beta"))
+    if scaled or weight is None or weight.op != "get_attr" or transposed.target is not aten.t.default:
         host(values, node)
         return
-    reads = {"x": values.dense(x, -1), "weights": values.view(weight)}
+    reads = {"x": values.dense(x, -1), "weights": values.solid(weight)}
     if bias is not None:
-        reads["bias"] = values.view(bias)
+        reads["bias"] = values.solid(bias)
     y = values.fresh(node)
     values.emit("float_linear", reads, {"y": y})
     values.views[node] = y
@@ -159,6 +169,13 @@ def host(values: Values, node: Node) -> None:
     name = str(node.target).removeprefix("aten.").split(".")[0]
     if not isinstance(value, torch.Tensor) or name not in fusion.HOST_OPS:
         raise ModelError(f"operation {node.target} is not known to the native engine; export the record instead")
+    lost = [key for key in node.kwargs if key not in (*_SHAPING, *fusion.HOST_KWARGS.get(name, ()))]
+    shrunk = name == "constant_pad_nd" and min(node.args[1]) < 0
+    if lost or shrunk:
+        given = f"{lost[0]}={node.kwargs[lost[0]]}" if lost else f"padding {node.args[1]}"
+        raise ModelError(
+            f"operation {node.target} with {given} is not known to the native engine; export the record instead"
+        )
     reads: dict[str, View] = {}
 
     def plain(argument: Any) -> Any:
@@ -173,7 +190,7 @@ def host(values: Values, node: Node) -> None:
         return argument if isinstance(argument, (int, float, bool, str, type(None))) else str(argument)
 
     arguments = plain(node.args)
-    named = {k: plain(v) for k, v in node.kwargs.items() if k in ("alpha", "dim")}
+    named = {k: plain(v) for k, v in node.kwargs.items() if k in fusion.HOST_KWARGS.get(name, ())}
     y = values.fresh(node)
     values.emit("host", reads, {"y": y}, function=name, args=arguments, kwargs=named)
     values.views[node] = y

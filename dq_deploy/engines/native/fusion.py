@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from dq_deploy.engines.native import views
 from dq_deploy.engines.native.geometry import Geometry
 from dq_deploy.engines.native.program import View
 from dq_deploy.errors import ModelError
@@ -24,6 +25,10 @@ HOST_OPS = (
     *("embedding", "_to_copy", "clone", "silu", "addmm", "mm", "constant_pad_nd"),
 )
 """Operations on small tensors that `host` knows."""
+
+
+HOST_KWARGS = {"add": ("alpha",), "sub": ("alpha",), "cat": ("dim",)}
+"""Named arguments that change what a host operation computes; any other is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,11 +164,6 @@ def _is_row(value: torch.Tensor, out: torch.Tensor) -> bool:
     return out.ndim == 4 and tuple(value.shape) == (*out.shape[:2], 1, 1) and out.shape[2] * out.shape[3] > 1
 
 
-def _lie_alike(a: Sequence[int], b: Sequence[int], sizes: Sequence[int]) -> bool:
-    """Same strides wherever there is more than one element."""
-    return all(s == t or size == 1 for s, t, size in zip(a, b, sizes, strict=True))
-
-
 def plan_product(node: Node, taken: set[Node], strides_of: Callable[[Node], tuple[int, ...]]) -> ProductPlan:
     """The operations behind an integer layer that its product can do itself.
 
@@ -201,10 +201,12 @@ def plan_product(node: Node, taken: set[Node], strides_of: Callable[[Node], tupl
             added, seen = _meta(other), current.meta["val"]
             if viewed_from(other, node):
                 break
+            if added.dtype != torch.float32 or isinstance(other.target, str):
+                break
             if row is None and last is node and not between and _is_row(added, seen):
                 row = other
-            elif added.shape == seen.shape and added.dtype == torch.float32 and not isinstance(other.target, str):
-                if not _lie_alike(strides_of(other), lies, seen.shape):
+            elif added.shape == seen.shape:
+                if not views.lie_alike(strides_of(other), lies, seen.shape):
                     break
                 residual = other
             else:

@@ -70,5 +70,6 @@ def call(function: str, arguments: Any, named: Mapping[str, Any], reads: Mapping
             return reads[value["read"]]
         return [filled(entry) for entry in value] if isinstance(value, list) else value
 
-    result: Array = np.asarray(FUNCTIONS[function](*filled(arguments), **named))
+    with np.errstate(all="ignore"):  # torch says nothing of an overflow either
+        result: Array = np.asarray(FUNCTIONS[function](*filled(arguments), **named))
     return result

@@ -16,7 +16,8 @@ def without_join_copies(program: Program) -> Program:
     """
     fixed = {v.buffer for v in (*program.inputs.values(), *program.outputs.values())}
     ops = list(program.ops)
-    for index, op in enumerate(ops):
+    for index in range(len(ops)):
+        op = ops[index]  # as earlier joins left it
         moved = _moved(op, program, fixed, ops)
         if moved is None:
             continue

@@ -12,6 +12,7 @@ from dq_kernels.cpu.structs import Quantizer
 from numpy.typing import NDArray
 
 from dq_deploy.engines.native.program import View
+from dq_deploy.engines.native.views import stored_strides
 from dq_deploy.errors import DqError
 from dq_deploy.numerics import reciprocal
 from dq_deploy.record import Layer, Record
@@ -82,34 +83,26 @@ def refusal(layer: Layer, part: int, *, padded: bool) -> str:
 
 
 class FloatConstants:
-    """Float parameters and folded values by name, in the memory order a view tells."""
+    """Float parameters and folded values by name."""
 
     def __init__(self, record: Record, folded: Mapping[str, Mapping[str, Any]]) -> None:
         self._record = record
         self._arrays: dict[str, NDArray[Any]] = {}
         for name, value in folded.items():
             self._arrays[name] = np.array(value["values"], value["dtype"]).reshape(value["shape"])
-        self._bases: dict[tuple[str, tuple[int, ...]], NDArray[Any]] = {}
+        self._bases: dict[str, NDArray[Any]] = {}
 
-    def base(self, view: View, *, whole: bool) -> NDArray[Any]:
-        """The parameter's memory, one axis, in the order of the view's strides.
-
-        Args:
-            view: names the parameter in `buffer`.
-            whole: whether the view is the parameter itself; a repeated or cut view reads it as it is stored.
-        """
+    def base(self, view: View) -> NDArray[Any]:
+        """Memory of the parameter that a view names, one axis, in the order of `views.stored_strides`."""
         name = str(view.buffer)
-        values = self._values(name)
-        order = view.strides if whole and values.shape == view.sizes else _dense(values.shape)
-        key = (name, order)
-        if key not in self._bases:
-            flat = aligned_empty((values.size,), values.dtype)
-            laid = np.lib.stride_tricks.as_strided(
-                flat, values.shape, tuple(s * values.itemsize for s in order), writeable=True
-            )
-            laid[...] = values
-            self._bases[key] = flat
-        return self._bases[key]
+        if name not in self._bases:
+            values = self._values(name)
+            wide = np.float32 if values.dtype.kind == "f" else values.dtype  # records may hold float16
+            flat = aligned_empty((values.size,), wide)
+            strides = tuple(s * flat.itemsize for s in stored_strides(values.shape))
+            np.lib.stride_tricks.as_strided(flat, values.shape, strides, writeable=True)[...] = values
+            self._bases[name] = flat
+        return self._bases[name]
 
     def _values(self, name: str) -> NDArray[Any]:
         if name in self._arrays:
@@ -124,14 +117,6 @@ class FloatConstants:
             if value is not None:
                 return value
         raise DqError(f"the program reads parameter {name}, which the record does not hold; quantize the model again")
-
-
-def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= size
-    return tuple(reversed(strides))
 
 
 def address(array: NDArray[Any] | None, offset: int = 0) -> int | None:

@@ -52,12 +52,12 @@ class LayerRules:
     def _codes_of(self, node: Node) -> list[View]:
         """Codes of each part of a layer's input, quantized where nobody did it yet."""
         (x, _), name = fusion.unpadded(node), str(node.args[1])
+        axis = self._checked_axis(x, name)
+        source = views.rows_view(self.values.dense(x, axis), axis)
         first, found = 0, []
         for part, channels in enumerate(self.layers[name].parts):
-            key = self._codes_key(x, name, part, first)
+            key = self._codes_key(source, name, part, first)
             if key not in self._codes:
-                axis = 1 if self.layers[name].kernel else -1
-                source = views.rows_view(self.values.dense(x, axis), axis)
                 self._codes[key] = self.new_codes(source, channels)
                 out = {"layer": name, "part": part, "first": first, "channels": channels}
                 self.values.emit("quantize", {"x": source}, {"codes0": self._codes[key]}, outs=[out])
@@ -65,9 +65,22 @@ class LayerRules:
             first += channels
         return found
 
-    def _codes_key(self, x: Node, name: str, part: int, first: int) -> tuple[Any, ...]:
+    def _checked_axis(self, x: Node, name: str) -> int:
+        """Axis of a layer's input channels."""
+        axis, shape, channels = self._axis(name), tuple(x.meta["val"].shape), sum(self.layers[name].parts)
+        if shape[axis] != channels or shape[0] != self.values.batch:
+            raise ModelError(
+                f"layer {name} reads {list(shape)} where the batch is {self.values.batch}, expected the batch first "
+                f"and {channels} channels on axis {axis}; this model cannot run in the native engine"
+            )
+        return axis
+
+    def _axis(self, name: str) -> int:
+        return 1 if self.layers[name].kernel else -1
+
+    def _codes_key(self, rows: View, name: str, part: int, first: int) -> tuple[Any, ...]:
         layer = self.layers[name]
-        return (fusion.origin(x), first, layer.parts[part], layer.quantizers[part], tuple(layer.kernel) == ())
+        return (rows, first, layer.parts[part], layer.quantizers[part])
 
     def new_codes(self, rows: View, channels: int) -> View:
         """A buffer of codes for [batch, rows, channels]."""
@@ -80,7 +93,8 @@ class LayerRules:
         """Emit a product, a part at a time."""
         node, name = plan.node, str(plan.node.args[1])
         layer = self.layers[name]
-        out = self.values.fresh(node)
+        image, shape = bool(layer.kernel), tuple(node.meta["val"].shape)
+        out = self.values.new_view(shape, views.channels_last_strides(shape, 1 if image else -1))
         kind = "int_conv2d" if layer.kernel else "int_linear"
         _, extra = fusion.unpadded(node)
         geometry = fusion.product_sizes(node, layer)
@@ -91,13 +105,24 @@ class LayerRules:
             if previous is not None:
                 reads["previous"] = previous
             if last and plan.row is not None:
-                reads["row"] = views.row_view(self.values.view(plan.row))
+                reads["row"] = self._row(plan.row)
             if last and plan.residual is not None:
-                reads["residual"] = views.same_memory(out, self.values.view(plan.residual))
+                reads["residual"] = views.same_memory(out, self._residual(plan))
             self.values.emit(kind, reads, {"y": out}, layer=name, part=part, final=last, padded=list(extra), **geometry)
             previous = out
         sizes = tuple(plan.last.meta["val"].shape)
         self.values.set(plan.last, View(buffer=out.buffer, offset=0, sizes=sizes, strides=plan.strides))
+
+    def _row(self, node: Node) -> View:
+        """[B, N] with adjacent features, of a value [B, N, 1, 1]."""
+        row = views.row_view(self.values.view(node))
+        return row if row.strides[1] == 1 else self.values.copied(row, views.channels_last_strides(row.sizes, -1))
+
+    def _residual(self, plan: fusion.ProductPlan) -> View:
+        """The residual as the product's value lies; it may have been lowered after that was planned."""
+        assert plan.residual is not None
+        at = self.values.view(plan.residual)
+        return at if views.lie_alike(at.strides, plan.strides, at.sizes) else self.values.copied(at, plan.strides)
 
     def _coded(self, node: Node, result: Node, axis: int) -> tuple[list[dict[str, Any]], dict[str, View]]:
         """What a fused op writes for the readers of `result`, whose channels are on `axis`: outs, and views by role."""
@@ -107,9 +132,8 @@ class LayerRules:
         wanted: dict[tuple[Any, ...], dict[str, Any]] = {}
         for reader in layers:
             first, name = 0, str(reader.args[1])
-            x, _ = fusion.unpadded(reader)
             for part, channels in enumerate(self.layers[name].parts):
-                key = self._codes_key(x, name, part, first)
+                key = self._codes_key(y, name, part, first)
                 wanted.setdefault(key, {"layer": name, "part": part, "first": first, "channels": channels})
                 first += channels
         if not layers or len(wanted) > fusion.MAX_OUTS[node.target] or not all(self._in_order(r, y) for r in layers):
@@ -123,16 +147,8 @@ class LayerRules:
     def _in_order(self, layer: Node, y: View) -> bool:
         """Whether a layer reads the rows `y` as they are."""
         x, _ = fusion.unpadded(layer)
-        chain = [x]
-        while chain[-1] not in self.values.views:
-            base = fusion.viewed(chain[-1])
-            if base is None:
-                return False
-            chain.append(base)
-        for node in reversed(chain[:-1]):
-            self.values.find_view(node)
-        axis = 1 if self.layers[str(layer.args[1])].kernel else -1
-        return views.has_even_rows(self.values.views[x], axis) and views.rows_view(self.values.views[x], axis) == y
+        at, axis = self.values.chained(x), self._axis(str(layer.args[1]))
+        return at is not None and views.has_even_rows(at, axis) and views.rows_view(at, axis) == y
 
     def group_norm(self, node: Node) -> None:
         """A group norm, the SiLU behind it, and the codes of what reads it."""
@@ -154,7 +170,7 @@ class LayerRules:
         )
 
     def _affine(self, gamma: Node | None, beta: Node | None) -> dict[str, View]:
-        return {name: self.values.view(n) for name, n in (("gamma", gamma), ("beta", beta)) if n is not None}
+        return {name: self.values.solid(n) for name, n in (("gamma", gamma), ("beta", beta)) if n is not None}
 
     def layer_norm(self, node: Node) -> None:
         """A layer norm and the codes of what reads it."""
@@ -171,14 +187,18 @@ class LayerRules:
         """A GELU; with its product and the codes of that where it is the gate of a GEGLU."""
         tanh = node.kwargs.get("approximate", "none") == "tanh"
         product = None if tanh else fusion.geglu_product(node)
-        if product is None:
+        x = None if product is None else self._halves(product, node)
+        if product is None or x is None:
             y = self.values.fresh(node)
             reads = {"a": self.values.view(node.args[0])}
             self.values.emit("elementwise", reads, {"y": y}, function="gelu_tanh" if tanh else "gelu", scalar=0.0)
             self.values.views[node] = y
             return
         self.values.done.add(product)
-        value, gate = fusion.other_factor(product, node), node.args[0]
-        x = views.joined_halves(self.values.view(value), self.values.view(gate))
         outs, writes = self._coded(node, product, -1)
         self.values.emit("geglu_quantize", {"x": views.rows_view(x, -1)}, writes, outs=outs)
+
+    def _halves(self, product: Node, gelu: Node) -> View | None:
+        """Value and gate of a GEGLU as one view, or None where they do not lie as its kernel reads them."""
+        value = self.values.chained(fusion.other_factor(product, gelu))
+        return None if value is None else views.joined_halves(value, self.values.view(gelu.args[0]))

@@ -22,6 +22,7 @@ from dq_deploy.engines.native.geometry import Geometry
 from dq_deploy.engines.native.layer_rules import LayerRules
 from dq_deploy.engines.native.program import Program, without_unused_buffers
 from dq_deploy.engines.native.values import Values
+from dq_deploy.errors import ModelError
 
 aten = torch.ops.aten
 Node = torch.fx.Node
@@ -71,6 +72,8 @@ class Lowering:
         values = self._values
         nodes = list(values.graph.graph.nodes)
         inputs = [node for node in nodes if node.op == "placeholder"]
+        values.batch = int(inputs[0].meta["val"].shape[0])
+        _refuse_writes_in_place(nodes)
         for node in inputs:
             values.views[node] = values.fresh(node)
         for node in nodes:
@@ -106,6 +109,14 @@ class Lowering:
             return False
         self._values.views[node] = self._values.views[first]
         return True
+
+
+def _refuse_writes_in_place(nodes: Sequence[Node]) -> None:
+    """Values never change here; torch says which operations change what they are given."""
+    for node in nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and schema.is_mutable:
+            raise ModelError(f"operation {node.target} writes in place, expected none; export the record instead")
 
 
 def _is_nothing(node: Node) -> bool:

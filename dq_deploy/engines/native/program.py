@@ -128,7 +128,7 @@ def from_json(value: Mapping[str, Any]) -> Program:
 def join_batches(first: Any, second: Any, where: str = "program") -> Any:
     """One JSON value for every batch from those of the two `TRACED_BATCHES`.
 
-    Integers that differ become `{"B": a, "plus": b}`.
+    Integers that differ become `{"B": a, "plus": 0}`: two batches tell a proportion from nothing else.
 
     Raises:
         DqError: the two differ in more than sizes: the model does other operations for another batch.
@@ -142,7 +142,8 @@ def join_batches(first: Any, second: Any, where: str = "program") -> Any:
     if type(first) is int and type(second) is int:
         low, high = TRACED_BATCHES
         slope = (second - first) // (high - low)
-        return {"B": slope, "plus": first - slope * low}
+        if first == slope * low:
+            return {"B": slope, "plus": 0}
     raise DqError(
         f"{where} is {str(first)[:60]} for one batch and {str(second)[:60]} for another, expected sizes alone to "
         "differ; this model cannot run in the native engine"

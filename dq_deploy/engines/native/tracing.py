@@ -7,7 +7,7 @@ images are channels last, and torch's own rules say how each view lies in memory
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -75,15 +75,39 @@ def trace(
     """
     specs = input_specs(config)
     module = build_denoiser(family, config, device="meta")
+    inputs = [(tuple(batch if d == "B" else int(d) for d in spec.shape), spec.dtype) for spec in specs]
+
+    def step(fake: torch.nn.Module, *values: torch.Tensor) -> torch.Tensor:
+        return call_denoiser(fake, {spec.name: v for spec, v in zip(specs, values, strict=True)})
+
+    return trace_module(module, step, inputs, layers)
+
+
+def trace_module(
+    module: torch.nn.Module,
+    step: Callable[..., torch.Tensor],
+    inputs: Sequence[tuple[tuple[int, ...], str]],
+    layers: Mapping[str, Geometry],
+) -> tuple[torch.fx.GraphModule, dict[str, str]]:
+    """The graph of one call of any module.
+
+    Args:
+        module: its values are not read.
+        step: called with a copy of the module without values, and the inputs.
+        inputs: shape and dtype of each.
+        layers: quantized layers by module path.
+
+    Returns:
+        As `trace`.
+
+    Raises:
+        ModelError: torch cannot trace it.
+    """
     try:
         with FakeTensorMode(), torch.no_grad():
             fake = _shapes_of(module, layers)
-            tensors = [_input(spec, batch) for spec in specs]
-
-            def step(*values: torch.Tensor) -> torch.Tensor:
-                return call_denoiser(fake, {spec.name: v for spec, v in zip(specs, values, strict=True)})
-
-            graph = make_fx(step)(*tensors)
+            tensors = [_input(shape, dtype) for shape, dtype in inputs]
+            graph = make_fx(lambda *values: step(fake, *values))(*tensors)
     except Exception as error:  # torch raises many unrelated types here
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"torch could not trace the denoiser for the native engine: {reason}") from error
@@ -96,20 +120,21 @@ def trace(
     return graph, keys
 
 
-def _input(spec: Any, batch: int) -> torch.Tensor:
-    shape = tuple(batch if d == "B" else int(d) for d in spec.shape)
-    value = torch.empty(shape, dtype=_DTYPES[spec.dtype])
+def _input(shape: tuple[int, ...], dtype: str) -> torch.Tensor:
+    value = torch.empty(shape, dtype=_DTYPES[dtype])
     return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+
+
+def _as_stored(value: torch.Tensor) -> torch.Tensor:
+    """An empty tensor that lies as `views.stored_strides` says."""
+    empty = torch.empty(value.shape, dtype=value.dtype)
+    return empty.contiguous(memory_format=torch.channels_last) if empty.ndim == 4 else empty
 
 
 def _shapes_of(module: torch.nn.Module, layers: Mapping[str, Geometry]) -> torch.nn.Module:
     """A copy without values whose quantized layers are `TracedLayer`s; called under a fake tensor mode."""
-    memo: dict[int, Any] = {id(b): torch.empty(b.shape, dtype=b.dtype) for b in module.buffers()}
-    for p in module.parameters():
-        empty = torch.empty(p.shape, dtype=p.dtype)
-        if empty.ndim == 4:
-            empty = empty.contiguous(memory_format=torch.channels_last)
-        memo[id(p)] = torch.nn.Parameter(empty, requires_grad=False)
+    memo: dict[int, Any] = {id(b): _as_stored(b) for b in module.buffers()}
+    memo |= {id(p): torch.nn.Parameter(_as_stored(p), requires_grad=False) for p in module.parameters()}
     fake = copy.deepcopy(module, memo).eval()
     for name, geometry in layers.items():
         parent, _, last = name.rpartition(".")

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dq_deploy.engines.native.program import View
-from dq_deploy.errors import ModelError
 
 
 def has_even_rows(at: View, axis: int) -> bool:
@@ -18,7 +17,7 @@ def has_even_rows(at: View, axis: int) -> bool:
     for size, stride in reversed(axes[:-1]):
         if size == 1:
             continue
-        if expected is not None and stride != expected:
+        if stride != expected if expected is not None else stride < at.sizes[axis]:
             return False
         expected = stride * size
     size, stride = axes[-1]
@@ -82,6 +81,16 @@ def channels_last_strides(shape: Sequence[int], axis: int) -> tuple[int, ...]:
     return tuple(strides)
 
 
+def stored_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """How parameters and folded values lie in memory: images and kernels channels last, everything else as it is."""
+    return channels_last_strides(shape, 1 if len(shape) == 4 else -1)
+
+
+def lie_alike(a: Sequence[int], b: Sequence[int], sizes: Sequence[int]) -> bool:
+    """Same strides wherever there is more than one element."""
+    return all(s == t or size == 1 for s, t, size in zip(a, b, sizes, strict=True))
+
+
 def row_view(at: View) -> View:
     """[B, N] of a value [B, N, 1, 1]."""
     return View(buffer=at.buffer, offset=at.offset, sizes=at.sizes[:2], strides=at.strides[:2])
@@ -100,16 +109,18 @@ def broadcast(at: View, shape: tuple[int, ...]) -> View:
     return View(buffer=at.buffer, offset=at.offset, sizes=shape, strides=spread)
 
 
-def joined_halves(value: View, gate: View) -> View:
-    """The view over both halves."""
-    if gate.offset - value.offset != value.sizes[-1] or gate.buffer != value.buffer:
-        raise ModelError("value and gate of a GEGLU lie apart, expected the halves of one tensor")
-    return View(
+def joined_halves(value: View, gate: View) -> View | None:
+    """The view over both halves, or None where they are not the halves of evenly spaced rows."""
+    apart = gate.offset - value.offset != value.sizes[-1] or gate.buffer != value.buffer
+    if apart or gate.sizes != value.sizes or gate.strides != value.strides:
+        return None
+    both = View(
         buffer=value.buffer,
         offset=value.offset,
         sizes=(*value.sizes[:-1], 2 * value.sizes[-1]),
         strides=value.strides,
     )
+    return both if has_even_rows(both, -1) else None
 
 
 def widened(at: View, *, channels: int, pitch: int, first: int, buffer: int) -> View | None:
