@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from dq_deploy.engines.native.program import Program
 
 ALIGNMENT = 64
@@ -40,7 +38,7 @@ def lifetimes(program: Program) -> list[tuple[int, int]]:
 def plan_arena(program: Program) -> Arena:
     """Place the buffers, the largest first, each at the lowest offset where it meets no other that lives with it."""
     spans = lifetimes(program)
-    sizes = [-(-b.elements * np.dtype(b.dtype).itemsize // ALIGNMENT) * ALIGNMENT for b in program.buffers]
+    sizes = [-(-b.elements * b.itemsize // ALIGNMENT) * ALIGNMENT for b in program.buffers]
     offsets = [0] * len(sizes)
     placed: list[int] = []
     for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], spans[i][0])):

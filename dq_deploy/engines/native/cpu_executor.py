@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes as c
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,9 @@ from dq_deploy.engines.native import host_ops, reference_product
 from dq_deploy.engines.native.arena import Arena, plan_arena
 from dq_deploy.engines.native.arguments import Bound, struct_of
 from dq_deploy.engines.native.joins import without_join_copies
-from dq_deploy.engines.native.layer_constants import FloatConstants, LayerConstants
-from dq_deploy.engines.native.program import Op, Program, View, at_batch, from_json
-from dq_deploy.errors import NonFiniteError
+from dq_deploy.engines.native.layer_constants import FloatConstants, LayerConstants, padded_parts
+from dq_deploy.engines.native.program import Op, Program, View, at_batch, check_bounds, from_json
+from dq_deploy.errors import InputError, NonFiniteError
 from dq_deploy.numerics import step_bucket
 from dq_deploy.record import Record
 
@@ -40,7 +41,7 @@ class ArenaMemory:
             return self.constants.base(view)
         buffer = self.program.buffers[view.buffer]
         start = self.arena.offsets[view.buffer]
-        return self.block[start : start + buffer.elements * np.dtype(buffer.dtype).itemsize].view(buffer.dtype)
+        return self.block[start : start + buffer.elements * buffer.itemsize].view(buffer.dtype)
 
     def address(self, view: View) -> int:
         """Address of a view's first element."""
@@ -80,6 +81,7 @@ class CpuExecutor:
         context: threads and instruction set.
         record: the quantized denoiser.
         constants: packed weights and tables of each layer part.
+        lock: held by whoever runs, because the memory of a batch size is one for all threads.
     """
 
     def __init__(self, joined: Mapping[str, Any], record: Record, context: Context) -> None:
@@ -94,25 +96,36 @@ class CpuExecutor:
         self._edges = np.asarray(record.step_edges, np.float32)
         self._floats = FloatConstants(record, joined["constants"])
         self.constants: dict[tuple[str, int], LayerConstants] = {}
-        for op in from_json(at_batch(joined, 1)).ops:
-            if op.kind in ("int_linear", "int_conv2d"):
-                name, part = op.attributes["layer"], op.attributes["part"]
-                layer = record.layers[name]
-                padded = any(layer.padding) or any(op.attributes["padded"])
-                self.constants[name, part] = LayerConstants(layer, part, context, padded=padded)
+        for (name, part), padded in padded_parts(from_json(at_batch(joined, 1)), record).items():
+            self.constants[name, part] = LayerConstants(record.layers[name], part, context, padded=padded)
         self._plans: dict[int, Plan] = {}
+        self._closed = False
+        self.lock = threading.RLock()
 
     def plan(self, batch: int) -> Plan:
-        """Memory and calls of one batch size; made once, a few are kept."""
-        if batch not in self._plans:
-            while len(self._plans) >= KEPT_PLANS:
-                self._plans.pop(next(iter(self._plans)))
-            self._plans[batch] = self._planned(batch)
+        """Memory and calls of one batch size; made once, those used last are kept.
+
+        Raises:
+            InputError: the executor is closed, or there is no memory for such a batch.
+        """
+        if self._closed:
+            raise InputError("the engine is closed, expected an open one; open the record again")
+        plan = self._plans.pop(batch, None)
+        while plan is None and len(self._plans) >= KEPT_PLANS:
+            self._plans.pop(next(iter(self._plans)))
+        self._plans[batch] = plan or self._planned(batch)
         return self._plans[batch]
 
     def _planned(self, batch: int) -> Plan:
         program = without_join_copies(from_json(at_batch(self._joined, batch)))
-        memory = ArenaMemory(program, plan_arena(program), self._floats)
+        named = {v for op in program.ops for v in op.views() if isinstance(v.buffer, str)}
+        check_bounds(program, batch, {str(v.buffer): self._floats.base(v).size for v in named})
+        arena = plan_arena(program)
+        try:
+            memory = ArenaMemory(program, arena, self._floats)
+        except MemoryError as error:
+            needed = f"{arena.nbytes / 2**30:.1f} GiB"
+            raise InputError(f"a batch of {batch} takes {needed}, expected less; run it in parts") from error
         bound = Bound(
             memory=memory,
             constants=self.constants,
@@ -176,16 +189,16 @@ class CpuExecutor:
         Raises:
             NonFiniteError: a NaN reached a quantizer; the message names the layer.
         """
-        plan = self.plan(len(feeds[TIMESTEP]))
-        self.fill(plan, feeds)
-        for piece in plan.pieces:
-            if callable(piece):
-                piece()
-            else:
-                self.context.run(piece)
-        self.check_nan(plan)
-        outputs = plan.program.outputs.items()
-        return {name: np.ascontiguousarray(plan.memory.array(view)).copy() for name, view in outputs}
+        with self.lock:
+            plan = self.plan(len(feeds[TIMESTEP]))
+            self.fill(plan, feeds)
+            for piece in plan.pieces:
+                if callable(piece):
+                    piece()
+                else:
+                    self.context.run(piece)
+            self.check_nan(plan)
+            return outputs_of(plan)
 
     def check_nan(self, plan: Plan) -> None:
         """Name the first layer whose input held a NaN."""
@@ -199,17 +212,26 @@ class CpuExecutor:
 
     def timed(self, feeds: Mapping[str, NDArray[Any]]) -> Iterator[tuple[Op, float]]:
         """Run one step op by op; each op with its microseconds, those of the host left out."""
-        plan = self.plan(len(feeds[TIMESTEP]))
-        self.fill(plan, feeds)
-        kernels = iter(op for index, op in enumerate(plan.program.ops) if index in plan.structs)
-        for piece in plan.pieces:
-            if callable(piece):
-                piece()
-                continue
-            for spent in self.context.run_timed(piece):
-                yield next(kernels), float(spent) / 1e3
+        found: list[tuple[Op, float]] = []
+        with self.lock:
+            plan = self.plan(len(feeds[TIMESTEP]))
+            self.fill(plan, feeds)
+            kernels = iter(op for index, op in enumerate(plan.program.ops) if index in plan.structs)
+            for piece in plan.pieces:
+                if callable(piece):
+                    piece()
+                    continue
+                found += [(next(kernels), float(spent) / 1e3) for spent in self.context.run_timed(piece)]
+        yield from found
 
     def close(self) -> None:
         """End the threads and free the memory."""
-        self._plans.clear()
-        self.context.close()
+        with self.lock:
+            self._closed = True
+            self._plans.clear()
+            self.context.close()
+
+
+def outputs_of(plan: Plan) -> dict[str, NDArray[Any]]:
+    """Copies of a plan's outputs by name, contiguous."""
+    return {name: np.array(plan.memory.array(view), order="C") for name, view in plan.program.outputs.items()}

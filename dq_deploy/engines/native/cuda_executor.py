@@ -24,7 +24,7 @@ from dq_deploy.engines.native import torch_ops
 from dq_deploy.engines.native.arena import Arena, plan_arena
 from dq_deploy.engines.native.cuda_types import with_float_type
 from dq_deploy.engines.native.joins import without_join_copies
-from dq_deploy.engines.native.layer_constants import FloatConstants, refusal
+from dq_deploy.engines.native.layer_constants import FloatConstants, padded_parts, refusal
 from dq_deploy.engines.native.program import Op, Program, View, at_batch, from_json
 from dq_deploy.engines.native.views import rows_view
 from dq_deploy.errors import InputError, NonFiniteError
@@ -128,15 +128,12 @@ class CudaExecutor:
         self._weights: dict[tuple[str, int], Any] = {}
         self._quantizers: dict[tuple[Any, ...], Any] = {}
         self._scales: dict[tuple[Any, ...], Any] = {}
-        for op in from_json(at_batch(joined, 1)).ops:
-            if op.kind in ("int_linear", "int_conv2d"):
-                self._load(op)
+        for (name, part), padded in padded_parts(from_json(at_batch(joined, 1)), record).items():
+            self._load(name, part, padded=padded)
         self._steps: dict[int, Prepared] = {}
 
-    def _load(self, op: Op) -> None:
-        name, part = op.attributes["layer"], op.attributes["part"]
+    def _load(self, name: str, part: int, *, padded: bool) -> None:
         layer = self.record.layers[name]
-        padded = any(layer.padding) or any(op.attributes["padded"])
         reason = refusal(layer, part, padded=padded)
         if reason:
             raise InputError(f"layer {name}: {reason}; the GPU has no other way, export the record instead")
@@ -146,6 +143,10 @@ class CudaExecutor:
         bits = 4 if own.q_weight_span[0] >= -8 and own.q_weight_span[1] <= 7 else 8
         weights = make_weights(np.ascontiguousarray(q), np.ascontiguousarray(own.weight_scale[0]), bits=bits)
         self._weights[name, part] = launch.to_device(weights, self.device)
+
+    def parts(self) -> list[tuple[str, int]]:
+        """Layer and part of each product of the program."""
+        return sorted(self._weights)
 
     def weight_bits(self, name: str, part: int) -> int:
         """How a part's weights are kept: 4 or 8 bits."""

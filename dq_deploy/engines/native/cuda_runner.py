@@ -71,17 +71,12 @@ class NativeCudaRunner(RecordRunner):
 
     def layer_forms(self) -> dict[str, tuple[LayerForm, ...]]:
         """How each integer layer runs, part by part, by module path."""
-        return {
-            name: tuple(
-                LayerForm(
-                    kernel=f"int_{'conv2d' if layer.kind == 'conv2d' else 'linear'} triton",
-                    form=f"int8 tensor cores, int{self.executor.weight_bits(name, part)} in memory",
-                    reason="",
-                )
-                for part in range(len(layer.parts))
-            )
-            for name, layer in self.record.layers.items()
-        }
+        forms: dict[str, list[LayerForm]] = {}
+        for name, part in self.executor.parts():
+            kind = "int_conv2d" if self.record.layers[name].kind == "conv2d" else "int_linear"
+            form = f"int8 tensor cores, int{self.executor.weight_bits(name, part)} in memory"
+            forms.setdefault(name, []).append(LayerForm(kernel=f"{kind} triton", form=form, reason=""))
+        return {name: tuple(parts) for name, parts in forms.items()}
 
     def close(self) -> None:
         """Free the device's memory."""

@@ -48,7 +48,7 @@ def elementwise(values: Values, node: Node) -> None:
         host(values, node)
         return
     if numbers and kind in ("mul", "div") and float(numbers[0]) == 1.0:
-        values.views[node] = values.view(tensors[0])
+        values.set(node, values.view(tensors[0]))
         return
     if numbers and kind == "sub":
         kind, numbers = "add", [-float(numbers[0])]

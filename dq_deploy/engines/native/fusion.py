@@ -203,7 +203,8 @@ def plan_product(node: Node, taken: set[Node], strides_of: Callable[[Node], tupl
                 break
             if added.dtype != torch.float32 or isinstance(other.target, str):
                 break
-            if row is None and last is node and not between and _is_row(added, seen):
+            image = bool(node.args[3])  # the features of a linear layer are not on axis 1
+            if row is None and image and last is node and not between and _is_row(added, seen):
                 row = other
             elif added.shape == seen.shape:
                 if not views.lie_alike(strides_of(other), lies, seen.shape):

@@ -11,7 +11,7 @@ from dq_kernels.cpu.library import Context, aligned_empty, packed_form
 from dq_kernels.cpu.structs import Quantizer
 from numpy.typing import NDArray
 
-from dq_deploy.engines.native.program import View
+from dq_deploy.engines.native.program import Program, View
 from dq_deploy.engines.native.views import stored_strides
 from dq_deploy.errors import DqError
 from dq_deploy.numerics import reciprocal
@@ -80,6 +80,17 @@ def refusal(layer: Layer, part: int, *, padded: bool) -> str:
     if padded and (zero.min() < 0 or zero.max() > layer.reach):
         return f"zero points reach {zero.min()}..{zero.max()} above q_min, padding needs 0..{layer.reach}"
     return ""
+
+
+def padded_parts(program: Program, record: Record) -> dict[tuple[str, int], bool]:
+    """Layer parts of a program in order, and whether any product of theirs reads pixels outside the image."""
+    found: dict[tuple[str, int], bool] = {}
+    for op in program.ops:
+        if op.kind in ("int_linear", "int_conv2d"):
+            key = (op.attributes["layer"], op.attributes["part"])
+            around = any(record.layers[key[0]].padding) or any(op.attributes["padded"])
+            found[key] = found.get(key, False) or around
+    return found
 
 
 class FloatConstants:

@@ -12,7 +12,7 @@ Everything else is an op of its own; what no kernel does is a `host` op.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -70,10 +70,11 @@ class Lowering:
             ModelError: an operation that the native engine does not know.
         """
         values = self._values
+        _refuse_writes_in_place(values.graph.graph.nodes)
+        values.graph.graph.eliminate_dead_code()  # a layer nobody reads has no product, so nobody writes its codes
         nodes = list(values.graph.graph.nodes)
         inputs = [node for node in nodes if node.op == "placeholder"]
         values.batch = int(inputs[0].meta["val"].shape[0])
-        _refuse_writes_in_place(nodes)
         for node in inputs:
             values.views[node] = values.fresh(node)
         for node in nodes:
@@ -107,11 +108,11 @@ class Lowering:
         first = self._same.setdefault((node.target, str(node.args), str(node.kwargs)), node)
         if first is node or first not in self._values.views:
             return False
-        self._values.views[node] = self._values.views[first]
+        self._values.set(node, self._values.views[first])
         return True
 
 
-def _refuse_writes_in_place(nodes: Sequence[Node]) -> None:
+def _refuse_writes_in_place(nodes: Iterable[Node]) -> None:
     """Values never change here; torch says which operations change what they are given."""
     for node in nodes:
         schema = getattr(node.target, "_schema", None)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.engines.native import reference_product
-from dq_deploy.engines.native.cpu_executor import CpuExecutor, Plan
+from dq_deploy.engines.native.cpu_executor import CpuExecutor, Plan, outputs_of
 from dq_deploy.engines.native.layer_trace import (
     LayerTrace,
     ObservedProduct,
@@ -38,25 +38,25 @@ def probe(
     Returns:
         Outputs by name, and the layers by module path. The outputs are those of `CpuExecutor.run`, bit for bit.
     """
-    plan = executor.plan(len(feeds["timestep"]))
-    executor.fill(plan, feeds)
-    wanted = wanted_codes(plan.program, layers)
-    sources: dict[tuple[Any, ...], Array] = {}
-    products: dict[tuple[str, int], ObservedProduct] = {}
-    hosts = iter(piece for piece in plan.pieces if callable(piece))
-    for index, op in enumerate(plan.program.ops):
-        if is_wanted(op, layers):
-            key = (op.attributes["layer"], op.attributes["part"])
-            products[key] = _observed(executor, plan, index, op, sources[codes_key(op.reads["codes"])])
-        if index not in plan.structs:
-            next(hosts)()
-        elif any(codes_key(view) in wanted for view in op.writes.values()):
-            _note_codes(executor, plan, index, op, sources)
-        else:
-            executor.context.call(op.kind, plan.structs[index])
-    executor.check_nan(plan)
-    outputs = {n: np.ascontiguousarray(plan.memory.array(v)).copy() for n, v in plan.program.outputs.items()}
-    return outputs, traces(executor.record, products, plan.bound.step)
+    with executor.lock:
+        plan = executor.plan(len(feeds["timestep"]))
+        executor.fill(plan, feeds)
+        wanted = wanted_codes(plan.program, layers)
+        sources: dict[tuple[Any, ...], Array] = {}
+        products: dict[tuple[str, int], ObservedProduct] = {}
+        hosts = iter(piece for piece in plan.pieces if callable(piece))
+        for index, op in enumerate(plan.program.ops):
+            if is_wanted(op, layers):
+                key = (op.attributes["layer"], op.attributes["part"])
+                products[key] = _observed(executor, plan, index, op, sources[codes_key(op.reads["codes"])])
+            if index not in plan.structs:
+                next(hosts)()
+            elif any(codes_key(view) in wanted for view in op.writes.values()):
+                _note_codes(executor, plan, index, op, sources)
+            else:
+                executor.context.call(op.kind, plan.structs[index])
+        executor.check_nan(plan)
+        return outputs_of(plan), traces(executor.record, products, plan.bound.step)
 
 
 def _copied(struct: Any) -> Any:

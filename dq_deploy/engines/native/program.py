@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from dq_deploy.errors import DqError
 
 VERSION = 1
@@ -41,6 +43,11 @@ class Buffer:
 
     elements: int
     dtype: str
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element; numpy has no bfloat16."""
+        return 2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +183,29 @@ def loads(text: str) -> dict[str, Any]:
     if value.get("version") != VERSION:
         raise DqError(f"program has version {value.get('version')!r}, expected {VERSION}")
     return value
+
+
+def check_bounds(program: Program, batch: int, sizes_of: Mapping[str, int]) -> None:
+    """Every view ends inside its buffer.
+
+    Args:
+        program: of one batch size.
+        batch: of the program.
+        sizes_of: elements of each parameter the program reads.
+
+    Raises:
+        DqError: one does not; the model does something else for a batch of this size.
+    """
+    for op in program.ops:
+        for role, view in (*op.reads.items(), *op.writes.items()):
+            own = sizes_of[view.buffer] if isinstance(view.buffer, str) else program.buffers[view.buffer].elements
+            low = view.offset + sum(min((n - 1) * s, 0) for n, s in zip(view.sizes, view.strides, strict=True))
+            high = view.offset + sum(max((n - 1) * s, 0) for n, s in zip(view.sizes, view.strides, strict=True))
+            if low < 0 or high >= own or min(view.sizes, default=1) < 1:
+                raise DqError(
+                    f"{role} of {op.kind} ends at element {high} of {view.buffer}, which has {own}, at a batch of "
+                    f"{batch}; the model is another one for this batch, or the record's parameters have other shapes"
+                )
 
 
 def without_unused_buffers(program: Program) -> Program:

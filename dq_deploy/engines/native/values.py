@@ -62,7 +62,8 @@ class Values:
         if dtype not in DTYPES:
             raise ModelError(f"a value is {dtype}, expected one of {', '.join(DTYPES)}; keep the model in float32")
         extent = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
-        self.buffers.append(Buffer(elements=extent, dtype=dtype))
+        whole = sizes[0] * strides[0] if sizes else 1  # in proportion to the batch where rows have gaps too
+        self.buffers.append(Buffer(elements=max(extent, whole), dtype=dtype))
         return View(buffer=len(self.buffers) - 1, offset=0, sizes=tuple(sizes), strides=tuple(strides))
 
     def view(self, node: Node) -> View:
