@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from dq_deploy.engines.native.program import Op, Program, View, without_unused_buffers
-from dq_deploy.engines.native.views import widened
+from dq_deploy.engines.native.views import has_even_rows, widened
+
+_ANY_STRIDES = ("elementwise", "attention", "host", "nothing")
+_ROWS = ("x", "y", "previous", "residual")
 
 
 def without_join_copies(program: Program) -> Program:
@@ -47,14 +50,21 @@ def _moved(op: Op, program: Program, fixed: set[int | str], ops: list[Op]) -> di
         return None
     moved: dict[View, View] = {}
     for other in ops:
-        for view in other.views():
+        for role, view in (*other.reads.items(), *other.writes.items()):
             if view.buffer == piece.buffer:
                 new = widened(view, channels=channels, pitch=pitch, first=target.offset, buffer=target.buffer)
-                if new is None:
+                if new is None or not _is_taken(other.kind, role, new):
                     return None
                 moved[view] = new
     wanted = [s for n, s in zip(piece.sizes, target.strides, strict=True) if n > 1]
     return moved if [s for n, s in zip(piece.sizes, moved[piece].strides, strict=True) if n > 1] == wanted else None
+
+
+def _is_taken(kind: str, role: str, at: View) -> bool:
+    """Whether an op takes a view in a role; most kernels know one pitch, the same from sample to sample."""
+    if kind in _ANY_STRIDES or role == "row":
+        return True
+    return role in _ROWS and has_even_rows(at, 1 if kind.endswith("conv2d") else -1)
 
 
 def _rewritten(op: Op, piece: int | str, moved: Mapping[View, View]) -> Op:

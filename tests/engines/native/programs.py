@@ -145,3 +145,20 @@ def wanted(
         setattr(twin.get_submodule(parent), last, IntegerLayer(layer, context))
     with torch.no_grad():
         return step(twin, *(torch.from_numpy(value) for value in feeds.values())).numpy()
+
+
+class Function(torch.nn.Module):
+    """A function of itself and the inputs as a module, with children, parameters and buffers."""
+
+    def __init__(self, function: Callable[..., torch.Tensor], **own: Any) -> None:
+        super().__init__()
+        self._function = function
+        for name, value in own.items():
+            if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value)
+
+    def forward(self, *values: torch.Tensor) -> torch.Tensor:
+        """The function's value."""
+        return self._function(self, *values)
