@@ -17,6 +17,7 @@ from dq_deploy.engines.native.arena import Arena, plan_arena
 from dq_deploy.engines.native.arguments import Bound, struct_of
 from dq_deploy.engines.native.joins import without_join_copies
 from dq_deploy.engines.native.layer_constants import FloatConstants, LayerConstants, padded_parts
+from dq_deploy.engines.native.layer_trace import readers_of
 from dq_deploy.engines.native.program import Op, Program, View, at_batch, check_bounds, from_json
 from dq_deploy.errors import InputError, NonFiniteError
 from dq_deploy.numerics import step_bucket
@@ -205,7 +206,7 @@ class CpuExecutor:
         if plan.bound.nan_seen.any():
             index = int(np.flatnonzero(plan.bound.nan_seen)[0])
             op = plan.program.ops[index]
-            names = ", ".join(out["layer"] for out in op.attributes["outs"]) or "a norm"
+            names = readers_of(op)
             raise NonFiniteError(
                 f"a NaN reached the input of {names}, from finite inputs; look at the layers before it with dq-verify"
             )

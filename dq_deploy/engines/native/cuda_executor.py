@@ -25,6 +25,7 @@ from dq_deploy.engines.native.arena import Arena, plan_arena
 from dq_deploy.engines.native.cuda_types import with_float_type
 from dq_deploy.engines.native.joins import without_join_copies
 from dq_deploy.engines.native.layer_constants import FloatConstants, padded_parts, refusal
+from dq_deploy.engines.native.layer_trace import readers_of
 from dq_deploy.engines.native.program import Op, Program, View, at_batch, from_json
 from dq_deploy.engines.native.views import rows_view
 from dq_deploy.errors import InputError, NonFiniteError
@@ -319,7 +320,7 @@ class CudaExecutor:
         """Name the first layer whose input held a NaN."""
         if bool(made.nan_seen.any()):
             op = made.memory.program.ops[int(made.nan_seen.nonzero()[0])]
-            names = ", ".join(out["layer"] for out in op.attributes["outs"]) or "a norm"
+            names = readers_of(op)
             raise NonFiniteError(
                 f"a NaN reached the input of {names}, from finite inputs; its values may have left the range of "
                 f"{self.dtype}: run it in bfloat16 or float32"

@@ -58,6 +58,13 @@ def codes_key(view: View) -> tuple[Any, ...]:
     return (view.buffer, view.offset, view.sizes)
 
 
+def readers_of(op: Op) -> str:
+    """Names for a message: the layers whose codes an op writes, else the norm it is."""
+    layers = ", ".join(out["layer"] for out in op.attributes["outs"])
+    gamma = op.reads["gamma"].buffer if "gamma" in op.reads else None
+    return layers or (gamma.removesuffix(".weight") if isinstance(gamma, str) else f"an op {op.kind}")
+
+
 def wanted_codes(program: Program, layers: Collection[str] | None) -> set[tuple[Any, ...]]:
     """Codes that the products of some layers read; layers whose codes are equal share them."""
     return {codes_key(op.reads["codes"]) for op in program.ops if is_wanted(op, layers)}
