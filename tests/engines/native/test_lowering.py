@@ -10,6 +10,7 @@ from torch.nn import functional as f
 from dq_deploy.errors import DqError, ModelError
 from dq_deploy.record import Layer
 from tests.engines.native.programs import Case, Function, layer_of
+from tests.engines.native.random_modules import Writer
 
 IMAGE = {"x": (("B", 6, 4, 4), "float32")}
 TOKENS = {"x": (("B", 5, 6), "float32")}
@@ -295,3 +296,14 @@ def test_a_copy_that_two_layers_need_is_made_once():
     case = Case(module, SQUARE, [linear("a", 6, 6), linear("b", 6, 6)])
     assert case.kinds().count("elementwise") == 1
     assert case.difference() < TOLERANCE
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_modules_are_torchs(seed):
+    try:
+        case = Writer(seed).case()
+    except ModelError as error:
+        if "aten.bmm" not in str(error):  # what torch makes of a linear layer on some views
+            raise
+        return
+    assert case.difference() < 0.05  # codes at ties may flip
