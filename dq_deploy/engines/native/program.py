@@ -1,4 +1,4 @@
-"""The program of one step: what runs on a batch, as values; sizes grow with the batch by a * B + b.
+"""The program of one step: what runs on a batch, as values; sizes grow in proportion to the batch.
 
 A program knows buffers, views into them and ops in order. It holds no weights: a read of a parameter names it, an
 integer product names its layer. It is JSON, so that a process that needs no torch can run what another one traced.
@@ -17,7 +17,7 @@ from dq_deploy.errors import DqError
 
 VERSION = 1
 TRACED_BATCHES = (2, 3)
-"""Batches that are traced; every size of the program is the line through its two values."""
+"""Batches that are traced; every size of the program stays or is in proportion to them."""
 
 
 @dataclass(frozen=True, kw_only=True)
