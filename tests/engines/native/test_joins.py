@@ -45,7 +45,7 @@ def programs(draw: st.DrawFn) -> Program:
 
 
 @given(programs())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_buffers_that_live_at_once_share_no_bytes(program):
     arena, spans = plan_arena(program), lifetimes(program)
     ends = [at + b.elements * b.itemsize for at, b in zip(arena.offsets, program.buffers, strict=True)]

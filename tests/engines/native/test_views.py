@@ -68,7 +68,7 @@ def dense(sizes: list[int], order: list[int]) -> tuple[int, ...]:
 
 
 @given(st.data(), SIZES)
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_view_found_again_in_another_order_shows_the_same_values(data, sizes):
     axes = range(len(sizes))
     told, laid = (dense(sizes, data.draw(st.permutations(axes))) for _ in range(2))
@@ -89,7 +89,7 @@ def test_a_value_in_its_own_order_is_always_found_again():
 
 
 @given(st.data(), st.integers(1, 3), st.integers(1, 3), st.integers(1, 6), st.integers(0, 3), st.integers(0, 3))
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_view_moved_into_wider_rows_shows_the_same_values(data, batch, rows, channels, first, behind):
     values = torch.arange(batch * rows * channels)
     pitch = first + channels + behind
@@ -102,7 +102,7 @@ def test_a_view_moved_into_wider_rows_shows_the_same_values(data, batch, rows, c
 
 
 @given(st.data(), st.lists(st.integers(1, 3), min_size=2, max_size=4))
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_even_rows_are_batch_rows_and_adjacent_channels(data, sizes):
     base = torch.arange(int(np.prod(sizes))).reshape(sizes)
     view = data.draw(views(base))
