@@ -123,7 +123,8 @@ def _print(report: BenchReport) -> None:
     def row(name: str, own: float, other: float | None, unit: str, *, higher_is_better: bool = False) -> None:
         cells = [name, f"{own:.2f} {unit}"]
         if base is not None and other is not None:
-            cells += [f"{other:.2f} {unit}", f"{own / other if higher_is_better else other / own:.2f}x"]
+            above, below = (own, other) if higher_is_better else (other, own)
+            cells += [f"{other:.2f} {unit}", f"{above / below:.2f}x" if below else "unknown"]
         table.add_row(*cells)
 
     for name in ("p50", "p90", "p99"):
