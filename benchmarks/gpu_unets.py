@@ -4,8 +4,8 @@
 
 The record's own denoiser, with its weights dequantized, is the float16 baseline: channels last, torch.compile with
 `max-autotune` (or `reduce-overhead` where that does not finish in time: named in the row), both in a CUDA graph. Times
-are CUDA events around whole steps, inputs on the device. The gate first: codes, accumulators and outputs of every integer
-layer against the numerics; a red engine prints RED and no speed, and the exit code is 3. A row is appended to
+are CUDA events around whole steps, inputs on the device. The gate first: codes, accumulators and outputs of all integer
+layers against the numerics; a red engine prints RED and no speed, and the exit code is 3. A row is appended to
 benchmarks/results/gpu_unets.jsonl. Memory is the highest that torch's allocator held for each of the two.
 
 Never run on a GPU.
