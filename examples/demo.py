@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for the results")
     parser.add_argument("--model", default=None, help="float model; default: the demo model beside this file")
-    parser.add_argument("--preset", default="default", help="of dq-quantize: fast, default, best, or a YAML file")
+    parser.add_argument("--preset", default="balanced", help="of dq-quantize: fast, balanced, best, or a YAML file")
     parser.add_argument("--threads", type=int, default=2, help="threads of the timed engines")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ LEVELS = (
     ("methods", "targets"),
     ("engines",),
     ("verify", "quality", "bench", "sampling"),
+    ("comparison",),
     ("serve",),
     ("cli",),
 )

@@ -23,8 +23,10 @@ def quantize(
     model: Annotated[Path, typer.Option(help="Denoiser or pipeline folder of diffusers.")],
     out: Annotated[Path | None, typer.Option(help="Record to write, .pt or .safetensors.")] = None,
     method: Annotated[
-        str | None, typer.Option(help="dilatequant (trained, the default) or minmax (ranges only).")
+        str | None,
+        typer.Option(help="dilatequant (the default), quest, dmq, eda-dm, or minmax (ranges only)."),
     ] = None,
+    init: Annotated[Path | None, typer.Option(help="Record that method quest finetunes instead of its own.")] = None,
     weights: Annotated[int | None, typer.Option(help="Weight bits, 2 to 8; 4 by default.")] = None,
     activations: Annotated[
         int | None,
@@ -37,13 +39,26 @@ def quantize(
     steps: Annotated[
         int | None, typer.Option(help="Sampling steps with own activation quantizers; 20 by default.")
     ] = None,
-    static: Annotated[bool, typer.Option("--static", help="One activation quantizer for all steps.")] = False,
+    step_groups: Annotated[
+        int | None, typer.Option(help="Groups of steps that share activation quantizers; a group a step by default.")
+    ] = None,
+    static: Annotated[
+        bool | None,
+        typer.Option("--static/--per-step", help="One activation quantizer for all steps; eda-dm's default."),
+    ] = None,
     symmetric_activations: Annotated[
         bool, typer.Option("--symmetric-activations", help="Zero points 0 and signed codes.")
     ] = False,
+    asymmetric_weights: Annotated[
+        bool | None,
+        typer.Option("--asymmetric-weights/--symmetric-weights", help="Weight zero points; dmq's default."),
+    ] = None,
     split_skips: Annotated[
-        bool, typer.Option("--split-skips", help="Two quantizers where a skip is concatenated.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--split-skips/--whole-skips", help="Two quantizers where a skip is concatenated; default of dmq, eda-dm."
+        ),
+    ] = None,
     keep: Annotated[
         str | None,
         typer.Option(help="Comma list of layer patterns that stay float; default time_embedding.*,add_embedding.*"),
@@ -52,7 +67,13 @@ def quantize(
         list[str] | None,
         typer.Option(help="PATTERN=BITS or PATTERN=WEIGHTS/ACTIVATIONS; may be repeated, the last match counts."),
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="fast, default, best, or a YAML file of options.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Average weight bits, as 4.5: bits are chosen a layer by its sensitivity.")
+    ] = None,
+    without: Annotated[
+        str | None, typer.Option(help="Comma list of the method's parts to leave out, for ablations.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="fast, balanced, best, or a YAML file of options.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of noise, labels and training batches.")] = None,
     samples: Annotated[int | None, typer.Option(help="Calibration trajectories.")] = None,
     labels: Annotated[str | None, typer.Option(help="Classes to calibrate with, as 0-9; all by default.")] = None,
@@ -65,6 +86,10 @@ def quantize(
     ] = None,
     latents: Annotated[
         Path | None, typer.Option(help="Safetensors file of recorded inputs: sample, timestep and embeddings.")
+    ] = None,
+    calibration_choice: Annotated[
+        str | None,
+        typer.Option(help="Steps calibration inputs come from: uniform, tdac (eda-dm's default) or normal-biased."),
     ] = None,
     iterations: Annotated[int | None, typer.Option(help="Training iterations a block.")] = None,
     memory_gib: Annotated[float | None, typer.Option(help="Most memory for calibration data.")] = None,
@@ -83,17 +108,22 @@ def quantize(
 
     bits = _layer_bits(layer_bits)
     options = options_from_preset(
-        preset or "default",
+        preset or "balanced",
         method=method,
         weight_bits=weights,
         activation_bits=activations,
         block_size=block_size,
         steps=steps,
-        static=static or None,
+        step_groups=step_groups,
+        static=static,
         symmetric_activations=symmetric_activations or None,
-        split_skips=split_skips or None,
-        keep=None if keep is None else tuple(p.strip() for p in keep.split(",") if p.strip()),
+        asymmetric_weights=asymmetric_weights,
+        split_skips=split_skips,
+        keep=None if keep is None else tuple(_words(keep)),
         layer_bits=bits or None,
+        budget=budget,
+        without=None if without is None else tuple(_words(without)),
+        calibration_choice=calibration_choice,
         seed=seed,
         samples=samples,
         labels=None if labels is None else numbers_from_text(labels, "--labels", low=0),
@@ -114,7 +144,15 @@ def quantize(
     _check_contradictions(options, iterations=iterations, resume=resume, resume_dir=resume_dir)
     files = {"kind": calibration, "conditions": conditions, "latents": latents}
     state = _state_dir(options, out, resume, resume_dir)
-    _quantize(model, variant, options, out, json, state, resume=resume, calibration=files)
+    _refuse(
+        init is not None and options.method != "quest",
+        f"--init was given with --method {options.method}, expected --method quest",
+    )
+    _quantize(model, variant, options, out, json, state, resume=resume, calibration=files, init=init)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _refuse(wrong: bool, message: str) -> None:
@@ -143,7 +181,7 @@ def _layer_bits(entries: list[str] | None) -> dict[str, Any]:
 def _check_contradictions(
     options: QuantizeOptions, *, iterations: int | None, resume: bool, resume_dir: Path | None
 ) -> None:
-    trains = options.method == "dilatequant"
+    trains = options.method != "minmax"
     _refuse(
         not trains and iterations is not None,
         f"--iterations {iterations} was given with --method minmax, which does not train; leave one out",
@@ -156,7 +194,8 @@ def _check_contradictions(
 
 
 def _state_dir(options: QuantizeOptions, out: Path, resume: bool, resume_dir: Path | None) -> Path | None:
-    if options.method != "dilatequant" or not options.distillation:
+    trained = {"dilatequant": "distillation", "dmq": "reconstruction", "eda-dm": "reconstruction"}
+    if options.method == "minmax" or not options.uses(trained.get(options.method, "reconstruction")):
         return None
     return resume_dir or out.with_name(f"{out.name}.resume")
 
@@ -171,20 +210,22 @@ def _quantize(
     *,
     resume: bool,
     calibration: dict[str, Any],
+    init: Path | None,
 ) -> None:
     from dq_deploy.record.files import check_record_path
 
     check_record_path(out)
-    check_outputs(out, json, inputs=(model, calibration["conditions"], calibration["latents"]))
+    check_outputs(out, json, inputs=(model, calibration["conditions"], calibration["latents"], init))
 
     from dq_deploy.calibration import read_source
     from dq_deploy.cli.quantize_progress import ProgressView
     from dq_deploy.methods import quantize as quantize_model
     from dq_deploy.methods.resume import discard_state
     from dq_deploy.models import input_specs, load_model
-    from dq_deploy.record import save_record
+    from dq_deploy.record import load_record, save_record
 
     denoiser = load_model(model, variant=variant)
+    start = None if init is None else load_record(init)
     source = read_source(input_specs(denoiser.config), **calibration)
     started = time.perf_counter()
     if state is not None and state.exists():
@@ -194,7 +235,7 @@ def _quantize(
             print(f"going on with the state in {state}", flush=True)
     try:
         with ProgressView() as view:
-            record = quantize_model(denoiser, options, calibration=source, progress=view, resume_dir=state)
+            record = quantize_model(denoiser, options, calibration=source, progress=view, resume_dir=state, init=start)
     except BaseException as stop:
         if state is not None and not any(state.glob("block-*")):
             discard_state(state)
@@ -285,7 +326,7 @@ def _list_layers(model: Path, variant: str | None, options: QuantizeOptions, jso
 
 def layer_rows(denoiser: Denoiser, options: QuantizeOptions) -> list[dict[str, Any]]:
     """One JSON table a layer, in execution order: shapes at batch 1, MACs, bits and why, fold."""
-    from dq_deploy.methods.options import plan_sites
+    from dq_deploy.methods.plan import plan_sites
     from dq_deploy.methods.preparation import fold_decisions
     from dq_deploy.models import quantizable_layers
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.errors import OptionError
-from dq_deploy.methods.options import METHODS, LayerPlan, QuantizeOptions, plan_layers
+from dq_deploy.methods.options import METHODS, PARTS, QuantizeOptions
+from dq_deploy.methods.plan import LayerPlan, plan_layers
 from dq_deploy.methods.presets import PRESETS, options_from_preset
 from dq_deploy.methods.progress import Progress
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METHODS",
+    "PARTS",
     "PRESETS",
     "LayerPlan",
     "Progress",
@@ -35,6 +37,7 @@ def quantize(
     calibration: CalibrationSource | None = None,
     progress: Callable[[Progress], None] | None = None,
     resume_dir: str | Path | None = None,
+    init: Record | None = None,
     **kwargs: Any,
 ) -> Record:
     """Quantize a float denoiser.
@@ -49,6 +52,7 @@ def quantize(
         progress: called with a `Progress` now and then.
         resume_dir: folder where a method that trains keeps its state after each block, and continues from
             when it is called again with the same model and options.
+        init: record of the same model that method quest finetunes, instead of one of its own.
         **kwargs: fields of `QuantizeOptions`, instead of `options`.
 
     Returns:
@@ -71,11 +75,43 @@ def quantize(
     from dq_deploy.calibration import CalibrationSource
 
     source = calibration or CalibrationSource()
+    report = progress or silent
+    folder = None if resume_dir is None else Path(resume_dir)
+    if init is not None and options.method != "quest":
+        raise OptionError(f"an initial record was given with method {options.method}, expected method quest")
+    if options.budget is not None:
+        from dq_deploy.methods.bit_budget import options_within_budget
+
+        options, chosen = options_within_budget(denoiser, options, source, report)
+        record = _by_method(denoiser, options, source, report, folder, init)
+        return chosen.noted_in(record)
+    return _by_method(denoiser, options, source, report, folder, init)
+
+
+def _by_method(
+    denoiser: Denoiser,
+    options: QuantizeOptions,
+    source: CalibrationSource,
+    progress: Callable[[Progress], None],
+    folder: Path | None,
+    init: Record | None,
+) -> Record:
     if options.method == "minmax":
         from dq_deploy.methods.minmax import quantize_minmax
 
-        return quantize_minmax(denoiser, options, source, progress or silent)
-    from dq_deploy.methods.dilatequant import quantize_dilatequant
+        return quantize_minmax(denoiser, options, source, progress)
+    if options.method == "dilatequant":
+        from dq_deploy.methods.dilatequant import quantize_dilatequant
 
-    folder = None if resume_dir is None else Path(resume_dir)
-    return quantize_dilatequant(denoiser, options, source, progress or silent, folder)
+        return quantize_dilatequant(denoiser, options, source, progress, folder)
+    if options.method == "dmq":
+        from dq_deploy.methods.dmq import quantize_dmq
+
+        return quantize_dmq(denoiser, options, source, progress, folder)
+    if options.method == "eda-dm":
+        from dq_deploy.methods.eda_dm import quantize_eda_dm
+
+        return quantize_eda_dm(denoiser, options, source, progress, folder)
+    from dq_deploy.methods.quest import quantize_quest
+
+    return quantize_quest(denoiser, options, source, progress, folder, init)

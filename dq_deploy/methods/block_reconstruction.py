@@ -21,7 +21,7 @@ from dq_deploy.methods.options import QuantizeOptions
 from dq_deploy.methods.prefix import CHUNK, BlockInputs, Flow, Prefix, trace_flow
 from dq_deploy.methods.preparation import Prepared
 from dq_deploy.methods.progress import Progress, ProgressCallback
-from dq_deploy.methods.ranges import LayerRanges, StepRange, batches
+from dq_deploy.methods.ranges import LayerRanges, StepRange, batches, of_steps
 from dq_deploy.methods.resume import ResumeFolder
 from dq_deploy.methods.scales import activation_table
 from dq_deploy.methods.trainable import TrainableLayer
@@ -227,9 +227,9 @@ class Distiller:
         known = np.isfinite(seen.low) & np.isfinite(seen.high)
         low = np.where(known, seen.low, seen.low[known].min()).astype(np.float32)
         high = np.where(known, seen.high, seen.high[known].max()).astype(np.float32)
-        if self.options.is_static:
-            low, high = low.min(keepdims=True), high.max(keepdims=True)
-        scale, zero = activation_table(low, high, bits=8)
+        groups = self.options.groups_of_steps(self.steps)
+        ends = StepRange(low=low, high=high, draws=[]).ends(groups)
+        scale, zero = of_steps(activation_table(*ends, bits=8), groups)
         return replace(layer, out_scale=scale, out_zero_point=zero)
 
 

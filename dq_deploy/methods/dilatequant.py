@@ -31,7 +31,7 @@ def quantize_dilatequant(
 
     Folds come first, then ranges, then training: what is calibrated is the model that will run.
     """
-    prepared = prepare(denoiser, options, dilate=options.weight_dilation)
+    prepared = prepare(denoiser, options, dilate=options.uses("weight-dilation"))
     state = None
     if resume_dir is not None:
         identity: dict[str, Any] = {
@@ -60,7 +60,7 @@ def quantize_dilatequant(
         )
     layers = initial_layers(prepared, ranges, options, search=True, progress=progress)
     history: list[dict[str, Any]] = [{"stage": "ranges", "inputs": len(inputs["step"])}]
-    if options.distillation:
+    if options.uses("distillation"):
         distilled = Distiller(prepared, layers, ranges, inputs, options, progress).run(state)
         layers = distilled.layers
         history += distilled.history

@@ -11,7 +11,7 @@ from dq_deploy.methods.float_ranges import watch_outputs
 from dq_deploy.methods.options import QuantizeOptions
 from dq_deploy.methods.preparation import Prepared, prepare
 from dq_deploy.methods.progress import Progress, ProgressCallback, silent
-from dq_deploy.methods.ranges import LayerRanges, collect_ranges
+from dq_deploy.methods.ranges import LayerRanges, collect_ranges, steps_of
 from dq_deploy.methods.scales import search_weight_scale, weight_codes
 from dq_deploy.methods.weight_only import timesteps_alone, weight_only_history, weight_only_layers
 from dq_deploy.models import Denoiser
@@ -37,6 +37,7 @@ def initial_layers(
     """
     layers = {}
     total = sum(layer.weight.size for layer in prepared.layers.values())
+    groups = options.groups_of_steps(steps_of(ranges))
     done = 0
     for name, layer in prepared.layers.items():
         weights = []
@@ -46,11 +47,11 @@ def initial_layers(
         layers[name] = build_layer(
             layer,
             tables=ranges[name].input_tables(
-                layer, static=options.is_static, symmetric=options.symmetric_activations, search=search
+                layer, groups=groups, symmetric=options.symmetric_activations, search=search
             ),
             weights=weights,
             bias=layer.bias,
-            output=ranges[name].output_table(static=options.is_static) if options.outputs else None,
+            output=ranges[name].output_table(groups) if options.outputs else None,
             symmetric=options.symmetric_activations,
         )
         done += layer.weight.size

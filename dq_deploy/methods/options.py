@@ -1,23 +1,36 @@
-"""What a method is asked to do, and which bits each layer gets."""
+"""What a method is asked to do."""
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dq_deploy.errors import OptionError
-from dq_deploy.models.layers import LayerSite
 
-METHODS = ("minmax", "dilatequant")
+PARTS: dict[str, tuple[str, ...]] = {
+    "minmax": (),
+    "dilatequant": ("weight-dilation", "temporal-quantizer", "distillation"),
+    "dmq": ("learned-scaling", "timestep-weighting", "reconstruction", "power-of-two", "split-skips"),
+    "eda-dm": ("tdac", "fine-grained-loss", "reconstruction", "activation-drop", "split-skips"),
+    "quest": ("reconstruction", "time-embedding", "attention", "global-loss", "local-loss"),
+}
+"""What each method is made of; `without` leaves parts out, which is how its ablation is run."""
+
+METHODS = tuple(PARTS)
+
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "dmq": {"split_skips": True, "asymmetric_weights": True},
+    "eda-dm": {"static": True, "split_skips": True, "calibration_choice": "tdac"},
+}
+"""Where a method has another default than `False` and `uniform` for an option that is None."""
+
 DILATION_BOUNDS = ("asymmetric", "symmetric")
-
-DEFAULT_KEEP = ("time_embedding.*", "add_embedding.*")
-"""Layers that stay float unless told otherwise: they run once a step and their codes feed every block."""
-
-DEFAULT_EIGHT_BITS = ("conv_in", "conv_out", "*.time_emb_proj")
-"""Layers at 8-bit weights and activations unless told otherwise."""
+CALIBRATION_CHOICES = ("uniform", "tdac", "normal-biased")
+POWER_OF_TWO_VOTES = ("one-vote", "per-group")
 
 FLOAT_ACTIVATIONS = 16
 """Activation bits that mean: activations stay float, only the weights are quantized."""
@@ -25,9 +38,6 @@ FLOAT_ACTIVATIONS = 16
 WEIGHT_ONLY_BITS = 4
 WEIGHT_ONLY = (WEIGHT_ONLY_BITS, FLOAT_ACTIVATIONS)
 BLOCK_SIZES = (64, 128)
-
-KEPT_FLOAT = "float: "
-"""Start of the reason of a layer that was asked to be weight-only and cannot be."""
 
 LayerBits = Mapping[str, int | tuple[int, int] | Sequence[int]]
 
@@ -45,7 +55,19 @@ _RANGES: dict[str, tuple[float, float]] = {
     "lr_weight_scale": (0, 10),
     "lr_scale": (0, 10),
     "lr_zero_point": (0, 10),
+    "lr_rounding": (0, 10),
+    "lr_equivalent": (0, 10),
+    "rounding_penalty": (0, 100),
+    "layer_loss": (0, 100),
+    "activation_drop": (0, 1),
+    "scaling_iterations": (0, 1_000_000),
+    "timestep_exponent": (0, 1000),
+    "agreement": (0, 1),
+    "finetune_iterations": (0, 1_000_000),
+    "tdac_radius": (0, 1e9),
+    "tdac_diversity": (0, 1e9),
 }
+_OPTIONAL_RANGES: dict[str, tuple[float, float]] = {"step_groups": (1, 1000), "budget": (2, 8)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,27 +81,43 @@ class QuantizeOptions:
             block, all others stay float. Method `minmax` alone has them.
         block_size: input channels that share a scale in weight-only layers, one of `BLOCK_SIZES`.
         steps: sampling steps that get their own activation quantizers.
-        static: one activation quantizer for all steps.
+        step_groups: groups of neighbouring steps that share an activation quantizer; None gives each step its own.
+        static: one activation quantizer for all steps, the same as one group; None is the method's own choice.
         symmetric_activations: zero points 0, codes -2^(b-1)..2^(b-1)-1.
-        keep: patterns of layers that stay float; None is `DEFAULT_KEEP`.
+        asymmetric_weights: weights have a zero point an output channel; None is the method's own choice.
+        keep: patterns of layers that stay float; None is `plan.DEFAULT_KEEP`.
         layer_bits: pattern to bits, or to (weight bits, activation bits); the last match counts.
-        split_skips: layers behind a skip concatenation get a quantizer for each half.
+        budget: average bits a weight over all quantized layers; chosen a layer by measured sensitivity.
+        budget_widths: weight bits a layer may get under `budget`.
+        split_skips: layers behind a skip concatenation get a quantizer for each half; None is the method's own choice.
         seed: of noise, labels and training batches.
-        samples: calibration trajectories; each gives one input a step.
+        samples: calibration trajectories; each gives one input a step, or as many in all by `calibration_choice`.
         labels: classes to calibrate with, () for all.
+        calibration_choice: which steps calibration inputs come from, one of `CALIBRATION_CHOICES`; None is the
+            method's own choice.
+        tdac_radius: mean square within which two steps' features count as near (EDA-DM, r).
+        tdac_diversity: weight of a step's diversity beside its density (EDA-DM, lambda).
         memory_gib: most memory for calibration data and block inputs.
         outputs: calibrate the 8-bit output tables that mode fast needs.
-        iterations: training iterations a block (DilateQuant).
+        without: parts of the method left out, of `PARTS`; for ablations.
+        iterations: training iterations a block.
         batch: training inputs an iteration, steps mixed.
         lr_weight: Adam step of weights, in weight codes.
         lr_bias: of biases, relative to the output's spread.
         lr_weight_scale: of weight scales, relative.
         lr_scale: of activation scales, relative.
         lr_zero_point: of zero points, as a share of the code range.
+        lr_rounding: of AdaRound's rounding variables.
+        rounding_penalty: weight of AdaRound's pull towards whole codes; 0 leaves it out.
+        layer_loss: weight of the errors of the layers inside a block (EDA-DM, gamma).
+        activation_drop: share of activation values left float while a block is trained (EDA-DM).
+        scaling_iterations: iterations a layer of learned equivalent scaling (DMQ).
+        lr_equivalent: Adam step of the logarithm of equivalent scales (DMQ).
+        timestep_exponent: how sharply losses of hard steps are weighted down (DMQ, alpha).
+        power_of_two: `one-vote` over all steps, or `per-group` with a weight set a distinct outcome (DMQ).
+        agreement: share of samples that must agree on a power of two (DMQ).
+        finetune_iterations: iterations a stage of selective finetuning (QuEST).
         dilation_bound: `asymmetric` bounds a weight by its channel's own range end, `symmetric` by max|w|.
-        weight_dilation: False leaves dilation out (ablation).
-        temporal_quantizer: False trains one activation quantizer for all steps (ablation).
-        distillation: False leaves training out (ablation).
     """
 
     method: str = "dilatequant"
@@ -87,16 +125,24 @@ class QuantizeOptions:
     activation_bits: int = 8
     block_size: int = 64
     steps: int = 20
-    static: bool = False
+    step_groups: int | None = None
+    static: bool | None = None
     symmetric_activations: bool = False
+    asymmetric_weights: bool | None = None
     keep: tuple[str, ...] | None = None
     layer_bits: LayerBits = field(default_factory=dict)
-    split_skips: bool = False
+    budget: float | None = None
+    budget_widths: tuple[int, ...] = (4, 8)
+    split_skips: bool | None = None
     seed: int = 0
     samples: int = 64
     labels: tuple[int, ...] = ()
+    calibration_choice: str | None = None
+    tdac_radius: float = 0.3
+    tdac_diversity: float = 1.0
     memory_gib: float = 2.0
     outputs: bool = True
+    without: tuple[str, ...] = ()
     iterations: int = 200
     batch: int = 32
     lr_weight: float = 2e-2
@@ -104,10 +150,17 @@ class QuantizeOptions:
     lr_weight_scale: float = 1e-3
     lr_scale: float = 5e-3
     lr_zero_point: float = 5e-3
+    lr_rounding: float = 1e-2
+    rounding_penalty: float = 0.01
+    layer_loss: float = 0.8
+    activation_drop: float = 0.5
+    scaling_iterations: int = 200
+    lr_equivalent: float = 1e-2
+    timestep_exponent: float = 20.0
+    power_of_two: str = "one-vote"
+    agreement: float = 0.85
+    finetune_iterations: int = 200
     dilation_bound: str = "asymmetric"
-    weight_dilation: bool = True
-    temporal_quantizer: bool = True
-    distillation: bool = True
 
     def __post_init__(self) -> None:
         """Check every range.
@@ -115,27 +168,26 @@ class QuantizeOptions:
         Raises:
             OptionError: names the option, what was got and what is allowed.
         """
-        for name, allowed in (("method", METHODS), ("dilation_bound", DILATION_BOUNDS)):
+        for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise OptionError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(allowed)}")
+                raise OptionError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(map(str, allowed))}")
+        self._take_method_defaults()
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if name == "activation_bits" and value == FLOAT_ACTIVATIONS and isinstance(value, int):
                 continue
-            whole = isinstance(_DEFAULTS[name], int)
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int if whole else (int, float))
-                or not low <= value <= high
-            ):
-                kind = "whole number" if whole else "number"
-                more = f", or {FLOAT_ACTIVATIONS} for weight-only layers" if name == "activation_bits" else ""
-                raise OptionError(f"{name} is {value!r}, expected a {kind} from {low:g} to {high:g}{more}")
+            more = f", or {FLOAT_ACTIVATIONS} for weight-only layers" if name == "activation_bits" else ""
+            _check_number(name, value, low, high, whole=isinstance(_DEFAULTS[name], int), more=more)
+        for name, (low, high) in _OPTIONAL_RANGES.items():
+            if getattr(self, name) is not None:
+                _check_number(name, getattr(self, name), low, high, whole=name == "step_groups")
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name} is {getattr(self, name)!r}, expected true or false")
         object.__setattr__(self, "keep", None if self.keep is None else tuple(self.keep))
         object.__setattr__(self, "labels", tuple(self.labels))
+        object.__setattr__(self, "without", _parts_without(self.method, self.without))
+        object.__setattr__(self, "budget_widths", _checked_widths(self.budget_widths))
         pairs = {pattern: bits_pair(pattern, bits) for pattern, bits in self.layer_bits.items()}
         object.__setattr__(self, "layer_bits", pairs)
         if self.activation_bits == FLOAT_ACTIVATIONS and self.weight_bits != WEIGHT_ONLY_BITS:
@@ -157,10 +209,33 @@ class QuantizeOptions:
         pairs = [bits_pair(pattern, bits) for pattern, bits in self.layer_bits.items()]
         return FLOAT_ACTIVATIONS in (self.activation_bits, *(activations for _, activations in pairs))
 
+    def _take_method_defaults(self) -> None:
+        own = METHOD_DEFAULTS.get(self.method, {})
+        if self.static and self.step_groups not in (None, 1):
+            raise OptionError(f"static and step_groups {self.step_groups} were given, expected one of them")
+        if self.static is None and self.step_groups is not None:
+            object.__setattr__(self, "static", self.step_groups == 1)
+        for name in ("static", "split_skips", "asymmetric_weights"):
+            if getattr(self, name) is None:
+                part = name.replace("_", "-")
+                object.__setattr__(self, name, own.get(name, False) and part not in self.without)
+        if self.calibration_choice is None:
+            choice = own.get("calibration_choice", "uniform")
+            object.__setattr__(self, "calibration_choice", "uniform" if choice in self.without else choice)
+
+    def uses(self, part: str) -> bool:
+        """Whether a part of the method is in: one of `PARTS[method]` that `without` does not name."""
+        return part in PARTS[self.method] and part not in self.without
+
+    def groups_of_steps(self, steps: int) -> NDArray[np.int64]:
+        """Group of each step bucket, [T] from 0: equal shares of neighbouring steps."""
+        count = 1 if self.is_static else min(self.step_groups or steps, steps)
+        return np.arange(steps, dtype=np.int64) * count // steps
+
     @property
     def is_static(self) -> bool:
         """Whether one activation quantizer serves all steps."""
-        return self.static or not self.temporal_quantizer
+        return bool(self.static) or self.step_groups == 1 or "temporal-quantizer" in self.without
 
     def as_json(self) -> dict[str, Any]:
         """JSON values by option name, as a record's provenance holds them."""
@@ -173,7 +248,41 @@ class QuantizeOptions:
 
 
 _DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(QuantizeOptions)}
-_FLAGS = tuple(name for name, value in _DEFAULTS.items() if isinstance(value, bool))
+_FLAGS = (
+    *tuple(name for name, value in _DEFAULTS.items() if isinstance(value, bool)),
+    "static",
+    "split_skips",
+    "asymmetric_weights",
+)
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "method": METHODS,
+    "dilation_bound": DILATION_BOUNDS,
+    "power_of_two": POWER_OF_TWO_VOTES,
+    "calibration_choice": (None, *CALIBRATION_CHOICES),
+}
+
+
+def _check_number(name: str, value: Any, low: float, high: float, *, whole: bool, more: str = "") -> None:
+    right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not right or not low <= value <= high:
+        kind = "whole number" if whole else "number"
+        raise OptionError(f"{name} is {value!r}, expected a {kind} from {low:g} to {high:g}{more}")
+
+
+def _parts_without(method: str, without: Sequence[str]) -> tuple[str, ...]:
+    names = (without,) if isinstance(without, str) else tuple(without)
+    for name in names:
+        if name not in PARTS[method]:
+            known = ", ".join(PARTS[method]) or "none: the method has no parts"
+            raise OptionError(f"without names {name!r}, expected parts of {method}: {known}")
+    return names
+
+
+def _checked_widths(widths: Sequence[int]) -> tuple[int, ...]:
+    found = tuple(widths)
+    if not found or not all(isinstance(w, int) and not isinstance(w, bool) and 2 <= w <= 8 for w in found):
+        raise OptionError(f"budget_widths is {widths!r}, expected weight bits from 2 to 8, such as 4, 8")
+    return tuple(sorted(set(found)))
 
 
 def bits_pair(pattern: str, bits: int | Sequence[int]) -> tuple[int, int]:
@@ -190,113 +299,3 @@ def bits_pair(pattern: str, bits: int | Sequence[int]) -> tuple[int, int]:
             f"activations, or {WEIGHT_ONLY[0]} and {WEIGHT_ONLY[1]} for weight-only layers"
         )
     return int(pair[0]), int(pair[1])
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerPlan:
-    """What one layer becomes.
-
-    Attributes:
-        name: module path.
-        weight_bits: None where the layer stays float.
-        activation_bits: likewise.
-        reason: why it has these bits, in words.
-    """
-
-    name: str
-    weight_bits: int | None
-    activation_bits: int | None
-    reason: str
-
-    @property
-    def is_float(self) -> bool:
-        """Whether the layer stays float."""
-        return self.weight_bits is None
-
-    @property
-    def is_weight_only(self) -> bool:
-        """Whether the layer keeps float activations behind few-bit weights."""
-        return self.activation_bits == FLOAT_ACTIVATIONS
-
-    @property
-    def is_integer(self) -> bool:
-        """Whether the layer becomes an integer layer."""
-        return not self.is_float and not self.is_weight_only
-
-
-def _last_match(name: str, patterns: Iterable[str]) -> str | None:
-    found = None
-    for pattern in patterns:
-        if fnmatch.fnmatchcase(name, pattern):
-            found = pattern
-    return found
-
-
-def _check_patterns(names: Sequence[str], option: str, patterns: Iterable[str]) -> None:
-    for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            raise OptionError(f"{option} {pattern!r} matches no layer; see the names with --list-layers")
-
-
-def plan_layers(names: Sequence[str], options: QuantizeOptions) -> dict[str, LayerPlan]:
-    """Bits of every quantizable layer, in the order given.
-
-    Patterns the user gave come before the defaults; a layer under both `keep` and `layer_bits` is refused.
-
-    Raises:
-        OptionError: a pattern matches nothing, two options contradict each other, or no layer is left.
-    """
-    keep = () if options.keep is None else options.keep
-    _check_patterns(names, "keep", keep)
-    _check_patterns(names, "layer_bits", options.layer_bits)
-    plans: dict[str, LayerPlan] = {}
-    for name in names:
-        kept = _last_match(name, keep)
-        chosen = _last_match(name, options.layer_bits)
-        if kept is not None and chosen is not None:
-            raise OptionError(
-                f"layer {name} is under keep {kept!r} and layer_bits {chosen!r}, expected one; narrow a pattern"
-            )
-        bits: tuple[int | None, int | None] = (options.weight_bits, options.activation_bits)
-        reason = "general"
-        if chosen is not None:
-            bits, reason = bits_pair(chosen, options.layer_bits[chosen]), f"layer_bits {chosen!r}"
-        elif kept is not None:
-            bits, reason = (None, None), f"keep {kept!r}"
-        elif options.keep is None and _last_match(name, DEFAULT_KEEP):
-            bits, reason = (None, None), "time or added embedding, float by default"
-        elif options.activation_bits != FLOAT_ACTIVATIONS and _last_match(name, DEFAULT_EIGHT_BITS):
-            bits, reason = (8, 8), "first, last and time projection layers, 8 bits by default"
-        plans[name] = LayerPlan(name=name, weight_bits=bits[0], activation_bits=bits[1], reason=reason)
-    if all(plan.is_float for plan in plans.values()):
-        raise OptionError("every layer stays float, expected at least one to quantize; narrow keep")
-    return plans
-
-
-def plan_sites(sites: Iterable[LayerSite], options: QuantizeOptions) -> dict[str, LayerPlan]:
-    """`plan_layers` for real layers: those asked to be weight-only that cannot be stay float, and the reason says why.
-
-    Raises:
-        OptionError: as `plan_layers`, or no layer can be what was asked.
-    """
-    known = {site.name: site for site in sites}
-    plans = plan_layers(list(known), options)
-    for name, plan in plans.items():
-        why = _weight_only_refusal(known[name], options.block_size) if plan.is_weight_only else ""
-        if why:
-            plans[name] = replace(plan, weight_bits=None, activation_bits=None, reason=f"{KEPT_FLOAT}{why}")
-    if all(plan.is_float for plan in plans.values()):
-        raise OptionError(
-            f"no layer can be weight-only in blocks of {options.block_size}, expected a linear one whose input "
-            "channels are a multiple; choose another --block-size or integer activations"
-        )
-    return plans
-
-
-def _weight_only_refusal(site: LayerSite, block_size: int) -> str:
-    """Why a layer cannot be weight-only, or an empty string."""
-    if site.kind != "linear":
-        return "weight-only layers are linear, this is a convolution"
-    if site.in_channels % block_size:
-        return f"{site.in_channels} input channels are no multiple of the block size {block_size}"
-    return ""

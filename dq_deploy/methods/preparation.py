@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from dq_deploy.errors import OptionError
 from dq_deploy.methods.dilation import common_dilation, dilation_of, scale_input_channels
-from dq_deploy.methods.options import LayerPlan, QuantizeOptions, plan_sites
+from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.plan import LayerPlan, plan_sites
 from dq_deploy.models import (
     Denoiser,
     FoldSite,

@@ -54,19 +54,26 @@ class StepRange:
             for i, t in enumerate(step):
                 self.draws[t].append(drawn[i].copy())
 
-    def ends(self, *, static: bool) -> tuple[F32, F32]:
-        """(low, high), each [T], or [1] over all steps."""
-        if static:
-            return self.low.min(keepdims=True), self.high.max(keepdims=True)
-        return self.low, self.high
+    def ends(self, groups: NDArray[np.int64]) -> tuple[F32, F32]:
+        """(low, high) of each group of steps, each [G].
 
-    def values(self, *, static: bool) -> F32:
-        """[T, V] or [1, V] drawn values."""
-        per_step = [np.concatenate(draw) for draw in self.draws]
-        if static:
-            return np.concatenate(per_step)[None]
-        width = min(len(draw) for draw in per_step)
-        return np.stack([draw[:width] for draw in per_step])
+        Args:
+            groups: [T] group of each step, 0..G-1.
+        """
+        count = int(groups.max()) + 1
+        low, high = np.full(count, np.inf, np.float32), np.full(count, -np.inf, np.float32)
+        np.minimum.at(low, groups, self.low)
+        np.maximum.at(high, groups, self.high)
+        return low, high
+
+    def values(self, groups: NDArray[np.int64]) -> F32:
+        """[G, V] drawn values of each group of steps."""
+        per_group = [
+            np.concatenate([piece for t in np.flatnonzero(groups == g) for piece in self.draws[t]])
+            for g in range(int(groups.max()) + 1)
+        ]
+        width = min(len(values) for values in per_group)
+        return np.stack([values[:width] for values in per_group])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,24 +84,36 @@ class LayerRanges:
     output: StepRange
 
     def input_tables(
-        self, layer: PreparedLayer, *, static: bool, symmetric: bool, search: bool
+        self, layer: PreparedLayer, *, groups: NDArray[np.int64], symmetric: bool, search: bool
     ) -> list[tuple[F32, I32]]:
-        """Activation scale and zero point of each part."""
+        """Activation scale and zero point of each part, [T], or [1] where all steps are one group."""
         tables = []
         for part in self.parts:
-            low, high = part.ends(static=static)
+            low, high = part.ends(groups)
             if search:
-                values = part.values(static=static)
+                values = part.values(groups)
                 table = search_activation_table(low, high, values, bits=layer.activation_bits, symmetric=symmetric)
             else:
                 table = activation_table(low, high, bits=layer.activation_bits, symmetric=symmetric)
-            tables.append(table)
+            tables.append(of_steps(table, groups))
         return tables
 
-    def output_table(self, *, static: bool) -> tuple[F32, I32]:
-        """8-bit scale and zero point of the output."""
-        low, high = self.output.ends(static=static)
-        return activation_table(low, high, bits=8)
+    def output_table(self, groups: NDArray[np.int64]) -> tuple[F32, I32]:
+        """8-bit scale and zero point of the output, [T], or [1] where all steps are one group."""
+        low, high = self.output.ends(groups)
+        return of_steps(activation_table(low, high, bits=8), groups)
+
+
+def of_steps(table: tuple[F32, I32], groups: NDArray[np.int64]) -> tuple[F32, I32]:
+    """A table of groups [G] as one of steps [T]; one group stays [1]."""
+    if len(table[0]) == 1:
+        return table
+    return table[0][groups], table[1][groups]
+
+
+def steps_of(ranges: Mapping[str, LayerRanges]) -> int:
+    """Number of step buckets that ranges were collected for; 1 where there are none."""
+    return max((len(found.output.low) for found in ranges.values()), default=1)
 
 
 class _Collector:

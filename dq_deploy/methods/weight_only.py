@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.calibration import CalibrationInputs, sampling_timesteps
-from dq_deploy.methods.options import KEPT_FLOAT, QuantizeOptions
+from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.plan import KEPT_FLOAT
 from dq_deploy.methods.preparation import Prepared
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.methods.scales import search_weight_scale, weight_codes

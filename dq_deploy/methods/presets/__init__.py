@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dq_deploy.errors import FileProblemError, OptionError
-from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.options import METHODS, QuantizeOptions
 
-PRESETS = ("fast", "default", "best")
+PRESETS = ("fast", "balanced", "best")
 """Files beside this module, `<name>.yaml`."""
 
 
@@ -29,8 +29,14 @@ def preset_path(preset: str) -> Path:
     return path
 
 
-def read_preset(preset: str) -> dict[str, Any]:
+def read_preset(preset: str, method: str | None = None) -> dict[str, Any]:
     """Options of a preset by name, unchecked values of known names.
+
+    A table under a method's name holds what that method takes instead; other methods' tables are passed over.
+
+    Args:
+        preset: as `preset_path` takes it.
+        method: whose table counts; None is the preset's own `method`, or the default one.
 
     Raises:
         FileProblemError: not YAML, or not a table.
@@ -49,6 +55,17 @@ def read_preset(preset: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise FileProblemError(f"preset {path} holds a {type(values).__name__}, expected `option: value` lines")
     known = QuantizeOptions.__dataclass_fields__
+    sections = {name: values.pop(name) or {} for name in METHODS if name in values}
+    for name, section in sections.items():
+        if not isinstance(section, dict):
+            raise OptionError(f"preset {path} has {name!r}: {section!r}, expected `option: value` lines under it")
+    for section in sections.values():
+        for name in section:
+            if name not in known or name == "method":
+                raise OptionError(f"preset {path} has option {name!r}, expected one of {', '.join(known)}")
+    chosen = method or values.get("method") or known["method"].default
+    if isinstance(chosen, str):
+        values.update(sections.get(chosen, {}))
     for name in values:
         if name not in known:
             raise OptionError(f"preset {path} has option {name!r}, expected one of {', '.join(known)}")
@@ -67,7 +84,7 @@ def options_from_preset(preset: str, **overrides: Any) -> QuantizeOptions:
         OptionError: a value is out of range or of the wrong type.
         FileProblemError: the preset cannot be read.
     """
-    values = read_preset(preset)
+    values = read_preset(preset, overrides.get("method"))
     values.update({name: value for name, value in overrides.items() if value is not None})
     try:
         return QuantizeOptions(**values)

@@ -1,0 +1,130 @@
+"""Which bits each layer gets, and which stay float."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from dq_deploy.errors import OptionError
+from dq_deploy.methods.options import FLOAT_ACTIVATIONS, QuantizeOptions, bits_pair
+from dq_deploy.models.layers import LayerSite
+
+DEFAULT_KEEP = ("time_embedding.*", "add_embedding.*")
+"""Layers that stay float unless told otherwise: they run once a step and their codes feed every block."""
+
+DEFAULT_EIGHT_BITS = ("conv_in", "conv_out", "*.time_emb_proj")
+"""Layers at 8-bit weights and activations unless told otherwise."""
+
+KEPT_FLOAT = "float: "
+"""Start of the reason of a layer that was asked to be weight-only and cannot be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPlan:
+    """What one layer becomes.
+
+    Attributes:
+        name: module path.
+        weight_bits: None where the layer stays float.
+        activation_bits: likewise.
+        reason: why it has these bits, in words.
+    """
+
+    name: str
+    weight_bits: int | None
+    activation_bits: int | None
+    reason: str
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the layer stays float."""
+        return self.weight_bits is None
+
+    @property
+    def is_weight_only(self) -> bool:
+        """Whether the layer keeps float activations behind few-bit weights."""
+        return self.activation_bits == FLOAT_ACTIVATIONS
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the layer becomes an integer layer."""
+        return not self.is_float and not self.is_weight_only
+
+
+def _last_match(name: str, patterns: Iterable[str]) -> str | None:
+    found = None
+    for pattern in patterns:
+        if fnmatch.fnmatchcase(name, pattern):
+            found = pattern
+    return found
+
+
+def _check_patterns(names: Sequence[str], option: str, patterns: Iterable[str]) -> None:
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise OptionError(f"{option} {pattern!r} matches no layer; see the names with --list-layers")
+
+
+def plan_layers(names: Sequence[str], options: QuantizeOptions) -> dict[str, LayerPlan]:
+    """Bits of every quantizable layer, in the order given.
+
+    Patterns the user gave come before the defaults; a layer under both `keep` and `layer_bits` is refused.
+
+    Raises:
+        OptionError: a pattern matches nothing, two options contradict each other, or no layer is left.
+    """
+    keep = () if options.keep is None else options.keep
+    _check_patterns(names, "keep", keep)
+    _check_patterns(names, "layer_bits", options.layer_bits)
+    plans: dict[str, LayerPlan] = {}
+    for name in names:
+        kept = _last_match(name, keep)
+        chosen = _last_match(name, options.layer_bits)
+        if kept is not None and chosen is not None:
+            raise OptionError(
+                f"layer {name} is under keep {kept!r} and layer_bits {chosen!r}, expected one; narrow a pattern"
+            )
+        bits: tuple[int | None, int | None] = (options.weight_bits, options.activation_bits)
+        reason = "general"
+        if chosen is not None:
+            bits, reason = bits_pair(chosen, options.layer_bits[chosen]), f"layer_bits {chosen!r}"
+        elif kept is not None:
+            bits, reason = (None, None), f"keep {kept!r}"
+        elif options.keep is None and _last_match(name, DEFAULT_KEEP):
+            bits, reason = (None, None), "time or added embedding, float by default"
+        elif options.activation_bits != FLOAT_ACTIVATIONS and _last_match(name, DEFAULT_EIGHT_BITS):
+            bits, reason = (8, 8), "first, last and time projection layers, 8 bits by default"
+        plans[name] = LayerPlan(name=name, weight_bits=bits[0], activation_bits=bits[1], reason=reason)
+    if all(plan.is_float for plan in plans.values()):
+        raise OptionError("every layer stays float, expected at least one to quantize; narrow keep")
+    return plans
+
+
+def plan_sites(sites: Iterable[LayerSite], options: QuantizeOptions) -> dict[str, LayerPlan]:
+    """`plan_layers` for real layers: those asked to be weight-only that cannot be stay float, and the reason says why.
+
+    Raises:
+        OptionError: as `plan_layers`, or no layer can be what was asked.
+    """
+    known = {site.name: site for site in sites}
+    plans = plan_layers(list(known), options)
+    for name, plan in plans.items():
+        why = _weight_only_refusal(known[name], options.block_size) if plan.is_weight_only else ""
+        if why:
+            plans[name] = replace(plan, weight_bits=None, activation_bits=None, reason=f"{KEPT_FLOAT}{why}")
+    if all(plan.is_float for plan in plans.values()):
+        raise OptionError(
+            f"no layer can be weight-only in blocks of {options.block_size}, expected a linear one whose input "
+            "channels are a multiple; choose another --block-size or integer activations"
+        )
+    return plans
+
+
+def _weight_only_refusal(site: LayerSite, block_size: int) -> str:
+    """Why a layer cannot be weight-only, or an empty string."""
+    if site.kind != "linear":
+        return "weight-only layers are linear, this is a convolution"
+    if site.in_channels % block_size:
+        return f"{site.in_channels} input channels are no multiple of the block size {block_size}"
+    return ""
