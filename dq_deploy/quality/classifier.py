@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.errors import FileProblemError, InputError
+from dq_deploy.quality.features import F32, FeatureExtractor, Outputs
 
 if TYPE_CHECKING:
     from torch import nn
@@ -76,3 +77,36 @@ def recognised_labels(network: nn.Module, images: NDArray[np.floating], *, batch
     with torch.inference_mode():
         found = [network(torch.from_numpy(x[i : i + batch])).argmax(1).numpy() for i in range(0, len(x), batch)]
     return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
+def load_digit_extractor(path: Path) -> FeatureExtractor:
+    """The digit classifier as an extractor: the 1024 values its last layer sees, and the maps of its three stages.
+
+    Raises:
+        FileProblemError: the file is missing, broken, or holds another network.
+    """
+    network = load_digit_classifier(path)
+
+    def run(images: F32) -> Outputs:
+        import torch
+        from torch import nn
+
+        if images.shape[1:] != IMAGE_SHAPE:
+            raise InputError(f"images are {images.shape}, expected [N, {', '.join(map(str, IMAGE_SHAPE))}]")
+        x, maps = torch.from_numpy(images), []
+        with torch.inference_mode():
+            for layer in list(network)[:-1]:
+                x = layer(x)
+                if isinstance(layer, nn.MaxPool2d):
+                    maps.append(x.numpy())
+        return x.numpy(), tuple(maps)
+
+    return FeatureExtractor(
+        name="digit-classifier",
+        frechet_name="FD-digit-classifier",
+        kernel_name="KD-digit-classifier",
+        dimension=64 * 4 * 4,
+        has_maps=True,
+        network=run,
+        batch=250,
+    )
