@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from dq_deploy.calibration import CalibrationInputs
+from dq_deploy.errors import OptionError
 from dq_deploy.methods.options import QuantizeOptions
 from dq_deploy.methods.preparation import Prepared, PreparedLayer
 from dq_deploy.methods.scales import code_range
@@ -18,12 +19,15 @@ from dq_deploy.models import Denoiser
 from dq_deploy.numerics import F32, I32
 from dq_deploy.record import Layer, Part, Record, WeightOnlyLayer, edges_from_timesteps
 
+WeightSet = tuple[NDArray[np.int8], F32, I32 | None]
+"""Weight codes [C_out, C_in, ...], scale [C_out] and zero point [C_out], where None is zeros."""
+
 
 def build_layer(
     prepared: PreparedLayer,
     *,
-    tables: list[tuple[F32, I32]],
-    weights: list[tuple[NDArray[np.int8], F32]],
+    tables: Sequence[tuple[F32, I32]],
+    weights: Sequence[WeightSet],
     bias: F32 | None,
     output: tuple[F32, I32] | None,
     symmetric: bool,
@@ -33,24 +37,44 @@ def build_layer(
     Args:
         prepared: geometry, bits, `pre` and fold decision.
         tables: per part, activation (scale, zero point).
-        weights: per part, (codes [C_out, C_in, ...], scale [C_out]).
+        weights: per part, codes, scale and zero point; `codes - zero_point` must fit int8.
         bias: [C_out] or None.
         output: (out_scale, out_zero_point) or None.
         symmetric: whether activation codes are signed.
+
+    Raises:
+        OptionError: weights less their zero point do not fit int8; names the layer.
     """
+    parts = []
+    for pre, (scale, zero), (code, weight_scale, weight_zero) in zip(
+        prepared.pre_parts(), tables, weights, strict=True
+    ):
+        w_zero_point = np.zeros(len(code), np.int32) if weight_zero is None else weight_zero
+        _check_fits_int8(prepared, code, w_zero_point)
+        parts.append(
+            Part(
+                pre=np.ascontiguousarray(pre),
+                scale=scale,
+                zero_point=zero,
+                w_code=np.ascontiguousarray(code[None]),
+                w_zero_point=np.ascontiguousarray(w_zero_point[None]),
+                weight_scale=np.ascontiguousarray(weight_scale[None]),
+            )
+        )
+    return layer_of_parts(prepared, parts, bias=bias, output=output, symmetric=symmetric)
+
+
+def layer_of_parts(
+    prepared: PreparedLayer,
+    parts: Sequence[Part],
+    *,
+    bias: F32 | None,
+    output: tuple[F32, I32] | None,
+    symmetric: bool,
+) -> Layer:
+    """An integer layer of finished parts, with the geometry, bits and fold decision of `prepared`."""
     site = prepared.site
     q_min, q_max = code_range(prepared.activation_bits, symmetric=symmetric)
-    parts = tuple(
-        Part(
-            pre=np.ascontiguousarray(pre),
-            scale=scale,
-            zero_point=zero,
-            w_code=np.ascontiguousarray(code[None]),
-            w_zero_point=np.zeros((1, len(code)), np.int32),
-            weight_scale=np.ascontiguousarray(weight_scale[None]),
-        )
-        for pre, (scale, zero), (code, weight_scale) in zip(prepared.pre_parts(), tables, weights, strict=True)
-    )
     return Layer(
         name=site.name,
         kind=site.kind,
@@ -62,12 +86,21 @@ def build_layer(
         activation_bits=prepared.activation_bits,
         q_min=q_min,
         q_max=q_max,
-        parts=parts,
+        parts=tuple(parts),
         bias=bias,
         out_scale=None if output is None else output[0],
         out_zero_point=None if output is None else output[1],
         fold=prepared.fold,
     )
+
+
+def _check_fits_int8(prepared: PreparedLayer, code: NDArray[np.int8], zero_point: I32) -> None:
+    rows = code.reshape(len(code), -1).astype(np.int64) - zero_point[:, None]
+    if rows.min() < -128 or rows.max() > 127:
+        raise OptionError(
+            f"layer {prepared.site.name}: weight codes less their zero point span [{rows.min()}, {rows.max()}], "
+            "expected int8; give the layer at most 7 weight bits, or leave asymmetric_weights out"
+        )
 
 
 def versions() -> dict[str, str]:

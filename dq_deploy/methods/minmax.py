@@ -43,7 +43,7 @@ def initial_layers(
         weights = []
         for weight in layer.weight_parts():
             scale = search_weight_scale(weight, layer.weight_bits)
-            weights.append((weight_codes(weight, scale, layer.weight_bits), scale))
+            weights.append((weight_codes(weight, scale, layer.weight_bits), scale, None))
         layers[name] = build_layer(
             layer,
             tables=ranges[name].input_tables(

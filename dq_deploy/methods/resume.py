@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from numpy.typing import NDArray
 from dq_deploy.artifacts import atomic_path, write_text_atomic
 from dq_deploy.calibration import CalibrationInputs
 from dq_deploy.errors import FileProblemError, OptionError
-from dq_deploy.methods.assembly import build_layer
+from dq_deploy.methods.assembly import layer_of_parts
 from dq_deploy.methods.preparation import PreparedLayer
-from dq_deploy.record import Layer
+from dq_deploy.record import Layer, Part
 
 FORMAT = "dq_deploy.resume"
-VERSION = 1
+VERSION = 2
+
+PART_ARRAYS = tuple(field.name for field in fields(Part))
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -117,28 +120,22 @@ class ResumeFolder:
 def _arrays_from_layer(layer: Layer) -> Arrays:
     arrays: Arrays = {}
     for i, part in enumerate(layer.parts):
-        for field in ("scale", "zero_point", "w_code", "weight_scale"):
-            arrays[f"{layer.name}/{i}/{field}"] = getattr(part, field)
-    for field in ("bias", "out_scale", "out_zero_point"):
-        value = getattr(layer, field)
+        arrays.update({f"{layer.name}/{i}/{name}": getattr(part, name) for name in PART_ARRAYS})
+    for name in ("bias", "out_scale", "out_zero_point"):
+        value = getattr(layer, name)
         if value is not None:
-            arrays[f"{layer.name}/{field}"] = value
+            arrays[f"{layer.name}/{name}"] = value
     return arrays
 
 
 def _layer_from_arrays(prepared: PreparedLayer, arrays: Arrays, symmetric: bool) -> Layer:
     name = prepared.site.name
-    tables, weights = [], []
-    for i in range(len(prepared.widths)):
-        tables.append((arrays[f"{name}/{i}/scale"], arrays[f"{name}/{i}/zero_point"]))
-        weights.append((arrays[f"{name}/{i}/w_code"][0], arrays[f"{name}/{i}/weight_scale"][0]))
     output = None
     if f"{name}/out_scale" in arrays:
         output = (arrays[f"{name}/out_scale"], arrays[f"{name}/out_zero_point"])
-    return build_layer(
+    return layer_of_parts(
         prepared,
-        tables=tables,
-        weights=weights,
+        [Part(**{key: arrays[f"{name}/{i}/{key}"] for key in PART_ARRAYS}) for i in range(len(prepared.widths))],
         bias=arrays.get(f"{name}/bias"),
         output=output,
         symmetric=symmetric,

@@ -195,7 +195,7 @@ class TrainableLayer(torch.nn.Module):
             assert isinstance(part, TrainablePart)
             tables.append((part.scale().numpy().copy(), part.zero_point().numpy().astype(np.int32)))
             code = part.q_weight(self.prepared.weight_bits).numpy().astype(np.int8)
-            weights.append((code, part.weight_scale().numpy().copy()))
+            weights.append((code, part.weight_scale().numpy().copy(), None))
         bias = self.bias()
         return build_layer(
             self.prepared,
