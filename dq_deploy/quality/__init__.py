@@ -6,7 +6,7 @@ from dq_deploy.quality.bootstrap import Interval, interval_of_mean, interval_of_
 from dq_deploy.quality.distribution import (
     KernelDistance,
     Spread,
-    frechet_difference_interval,
+    frechet_beside_reference,
     frechet_distance,
     frechet_interval,
     kernel_distance,
@@ -37,7 +37,7 @@ __all__ = [
     "QualityBaseline",
     "QualityRow",
     "Spread",
-    "frechet_difference_interval",
+    "frechet_beside_reference",
     "frechet_distance",
     "frechet_interval",
     "interval_of_mean",

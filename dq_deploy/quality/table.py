@@ -15,9 +15,8 @@ from dq_deploy.quality.deep_distance import feature_distance
 from dq_deploy.quality.distribution import (
     KernelDistance,
     Spread,
-    frechet_difference_interval,
+    frechet_beside_reference,
     frechet_distance,
-    frechet_interval,
     kernel_distance,
     real_against_real,
 )
@@ -84,7 +83,7 @@ class QualityRow:
     feature_distance: Interval | None
     frechet_to_reference: float | None
     frechet: Interval | None
-    frechet_of_reference: float | None
+    frechet_of_reference: Interval | None
     frechet_difference: Interval | None
     real_against_real: Spread | None
     frechet_images: int | None
@@ -254,10 +253,11 @@ def _feature_columns(baseline: QualityBaseline, images: NDArray[np.floating]) ->
     if baseline.real_features is not None:
         options: dict[str, Any] = {"confidence": baseline.confidence, "seed": baseline.seed}
         a, r, real = features[baseline.compared], baseline.reference_features[baseline.compared], baseline.real_features
+        own, of_reference, difference = frechet_beside_reference(a, r, real, **options)
         found |= {
-            "frechet": frechet_interval(a, real, **options),
-            "frechet_of_reference": frechet_distance(r, real),
-            "frechet_difference": frechet_difference_interval(a, r, real, **options),
+            "frechet": own,
+            "frechet_of_reference": of_reference,
+            "frechet_difference": difference,
             "real_against_real": baseline.real_against_real,
             "frechet_images": len(real),
             "kernel": kernel_distance(a, real, **options),
