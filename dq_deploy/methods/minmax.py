@@ -12,7 +12,7 @@ from dq_deploy.methods.options import QuantizeOptions
 from dq_deploy.methods.preparation import Prepared, prepare
 from dq_deploy.methods.progress import Progress, ProgressCallback, silent
 from dq_deploy.methods.ranges import LayerRanges, collect_ranges, steps_of
-from dq_deploy.methods.scales import search_weight_scale, weight_codes
+from dq_deploy.methods.scales import quantized_weight
 from dq_deploy.methods.weight_only import timesteps_alone, weight_only_history, weight_only_layers
 from dq_deploy.models import Denoiser
 from dq_deploy.record import Layer, Record
@@ -31,25 +31,22 @@ def initial_layers(
     Args:
         prepared: the folded float model.
         ranges: of its layers.
-        options: static or per step, symmetric or not, output tables or not.
+        options: groups of steps, symmetric activations or not, zero points of weights or not, output tables or not.
         search: shrink activation ranges by L2.4 search.
         progress: called after each layer.
     """
     layers = {}
     total = sum(layer.weight.size for layer in prepared.layers.values())
     groups = options.groups_of_steps(steps_of(ranges))
+    asymmetric = bool(options.asymmetric_weights)
     done = 0
     for name, layer in prepared.layers.items():
-        weights = []
-        for weight in layer.weight_parts():
-            scale = search_weight_scale(weight, layer.weight_bits)
-            weights.append((weight_codes(weight, scale, layer.weight_bits), scale, None))
         layers[name] = build_layer(
             layer,
             tables=ranges[name].input_tables(
                 layer, groups=groups, symmetric=options.symmetric_activations, search=search
             ),
-            weights=weights,
+            weights=[quantized_weight(w, layer.weight_bits, asymmetric=asymmetric) for w in layer.weight_parts()],
             bias=layer.bias,
             output=ranges[name].output_table(groups) if options.outputs else None,
             symmetric=options.symmetric_activations,

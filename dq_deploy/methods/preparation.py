@@ -232,11 +232,7 @@ def _layer(
     fold = reason if dilate else "nothing to fold: no equivalent scale"
     if dilate and not reason.startswith(("folded", "not folded")):
         fold = f"multiplied at run time: {reason}"
-    pre = (1.0 / factor).astype(np.float32)
-    weight = _weight(module, site.name)
-    if not (pre == 1).all():
-        # the weight takes the reciprocal of the float32 value that x is multiplied with
-        weight = scale_input_channels(weight, 1.0 / pre.astype(np.float64), site.groups)
+    pre, weight = _divided_input(_weight(module, site.name), factor, site.groups)
     return PreparedLayer(
         site=replace(site),
         plan=plan,
@@ -246,6 +242,34 @@ def _layer(
         bias=None if bias is None else np.array(bias.detach().numpy(), np.float32),  # type: ignore[operator]
         fold=fold,
     )
+
+
+def _divided_input(weight: F32, factor: F64, groups: int) -> tuple[F32, F32]:
+    """`pre` and weight of a layer whose input is divided by `factor`, [C_in]; the float function stays."""
+    pre = (1.0 / factor).astype(np.float32)
+    if (pre == 1).all():
+        return pre, weight
+    # the weight takes the reciprocal of the float32 value that x is multiplied with
+    return pre, scale_input_channels(weight, 1.0 / pre.astype(np.float64), groups)
+
+
+def with_equivalent_scales(prepared: Prepared, scales: Mapping[str, F64]) -> Prepared:
+    """The same float model with some layers' inputs divided, and their weights multiplied, by one factor a channel.
+
+    Nothing is folded into producers: each layer has factors of its own, also where several read one tensor.
+
+    Args:
+        prepared: with `pre` one in every layer named.
+        scales: [C_in] positive factors by layer name.
+    """
+    layers = dict(prepared.layers)
+    for name, factor in scales.items():
+        layer = layers[name]
+        assert (layer.pre == 1).all(), f"{name} has an equivalent scale already"
+        pre, weight = _divided_input(layer.weight, factor, layer.site.groups)
+        fold = "multiplied at run time: a learned scale belongs to one layer, its producer may feed others"
+        layers[name] = replace(layer, pre=pre, weight=weight, fold=layer.fold if (pre == 1).all() else fold)
+    return replace(prepared, layers=layers)
 
 
 def fold_decisions(denoiser: Denoiser) -> dict[str, str]:

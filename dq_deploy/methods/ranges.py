@@ -25,34 +25,49 @@ VALUES_A_STEP = 2048
 class StepRange:
     """Lowest and highest value of a tensor at each step, and a random draw of its values.
 
+    With a momentum, an end is an exponential mean of each batch's end instead: ``low = m low + (1 - m) new``, from the
+    first batch that holds the step.
+
     Attributes:
         low: [T] float32.
         high: [T] float32.
         draws: per step, 1-D float32 arrays of values.
+        momentum: 0 to 1, or None for the lowest and highest value of all.
     """
 
     low: F32
     high: F32
     draws: list[list[F32]]
+    momentum: float | None = None
 
     @staticmethod
-    def empty(steps: int) -> StepRange:
+    def empty(steps: int, momentum: float | None = None) -> StepRange:
         """A range that holds nothing yet."""
         return StepRange(
             low=np.full(steps, np.inf, np.float32),
             high=np.full(steps, -np.inf, np.float32),
             draws=[[] for _ in range(steps)],
+            momentum=momentum,
         )
 
     def add(self, rows: torch.Tensor, step: NDArray[np.int64], positions: torch.Tensor | None) -> None:
         """Take in [B, V] values, sample i at step[i]; keep those at `positions`."""
-        low, high = torch.aminmax(rows, dim=1)
-        np.minimum.at(self.low, step, low.numpy())
-        np.maximum.at(self.high, step, high.numpy())
+        low, high = (end.numpy() for end in torch.aminmax(rows, dim=1))
+        if self.momentum is None:
+            np.minimum.at(self.low, step, low)
+            np.maximum.at(self.high, step, high)
+        else:
+            self._follow(low, high, step, self.momentum)
         if positions is not None:
             drawn = rows[:, positions].numpy()
             for i, t in enumerate(step):
                 self.draws[t].append(drawn[i].copy())
+
+    def _follow(self, low: F32, high: F32, step: NDArray[np.int64], momentum: float) -> None:
+        for t in np.unique(step):
+            mine = step == t
+            for end, empty, new in ((self.low, np.inf, low[mine].min()), (self.high, -np.inf, high[mine].max())):
+                end[t] = new if end[t] == empty else momentum * end[t] + (1 - momentum) * new
 
     def ends(self, groups: NDArray[np.int64]) -> tuple[F32, F32]:
         """(low, high) of each group of steps, each [G].
@@ -119,13 +134,13 @@ def steps_of(ranges: Mapping[str, LayerRanges]) -> int:
 class _Collector:
     """Forward hook of one layer."""
 
-    def __init__(self, layer: PreparedLayer, steps: int, draws: int, seed: int) -> None:
+    def __init__(self, layer: PreparedLayer, steps: int, draws: int, seed: int, momentum: float | None) -> None:
         self.layer = layer
         self.draws = draws
         self.generator = torch.Generator().manual_seed(seed)
         self.pre = None if (layer.pre == 1).all() else torch.from_numpy(layer.pre)
         self.result = LayerRanges(
-            parts=tuple(StepRange.empty(steps) for _ in layer.widths), output=StepRange.empty(steps)
+            parts=tuple(StepRange.empty(steps, momentum) for _ in layer.widths), output=StepRange.empty(steps)
         )
         self.step: NDArray[np.int64] = np.zeros(0, np.int64)
 
@@ -164,6 +179,7 @@ def collect_ranges(
     draw_values: bool = False,
     seed: int = 0,
     batch: int = 64,
+    momentum: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, LayerRanges]:
     """Run the float model over the calibration inputs and note every layer's ranges.
@@ -175,6 +191,7 @@ def collect_ranges(
         draw_values: keep about `VALUES_A_STEP` values a step for the range search.
         seed: of that draw.
         batch: inputs at a time.
+        momentum: of the inputs' ranges over batches; None takes the lowest and highest value of all.
         progress: called with (inputs done, inputs).
 
     Raises:
@@ -184,7 +201,8 @@ def collect_ranges(
     count = len(step)
     draws = -(-VALUES_A_STEP * steps // count) if draw_values else 0
     collectors = {
-        name: _Collector(layer, steps, draws, seed + i) for i, (name, layer) in enumerate(prepared.layers.items())
+        name: _Collector(layer, steps, draws, seed + i, momentum)
+        for i, (name, layer) in enumerate(prepared.layers.items())
     }
     with ExitStack() as stack, torch.inference_mode():
         for name, collector in collectors.items():
