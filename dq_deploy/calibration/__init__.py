@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dq_deploy.calibration.alignment import FEATURE_TRAJECTORIES, StepAlignment, align_steps, features_of_run
+from dq_deploy.calibration.choice import StepChoice, choose_steps, counts_of_steps, normal_biased_weights
 from dq_deploy.calibration.recorded import (
     CALIBRATIONS,
     CalibrationInputs,
@@ -21,11 +23,19 @@ from dq_deploy.calibration.trajectory import (
 
 __all__ = [
     "CALIBRATIONS",
+    "FEATURE_TRAJECTORIES",
     "CalibrationInputs",
     "CalibrationSource",
+    "StepAlignment",
+    "StepChoice",
     "Trajectory",
+    "align_steps",
     "build_ddim",
+    "choose_steps",
     "collect_trajectory",
+    "counts_of_steps",
+    "features_of_run",
+    "normal_biased_weights",
     "random_trajectory",
     "read_inputs",
     "read_source",

@@ -52,14 +52,18 @@ class Trajectory:
         """
         steps, count = self.samples.shape[:2]
         step = np.tile(np.arange(steps, dtype=np.int64), count)
+        return self.at(step, np.repeat(np.arange(count, dtype=np.int64), steps))
+
+    def at(self, step: NDArray[np.int64], trajectory: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Inputs by name, as `flat` gives them: entry i is trajectory[i] at step[i]."""
         inputs: dict[str, NDArray[Any]] = {
-            "sample": self.samples.swapaxes(0, 1).reshape(-1, *self.samples.shape[2:]),
+            "sample": self.samples[step, trajectory],
             "timestep": self.timesteps[step],
             "step": step,
         }
         if self.labels is not None:
-            inputs["class_labels"] = np.repeat(self.labels, steps)
-        inputs.update({name: np.repeat(value, steps, axis=0) for name, value in self.conditions.items()})
+            inputs["class_labels"] = self.labels[trajectory]
+        inputs.update({name: value[trajectory] for name, value in self.conditions.items()})
         return inputs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,17 +10,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.calibration import (
+    FEATURE_TRAJECTORIES,
     CalibrationInputs,
     CalibrationSource,
+    StepChoice,
     Trajectory,
+    align_steps,
+    choose_steps,
     collect_trajectory,
+    features_of_run,
+    normal_biased_weights,
     random_trajectory,
     recorded_inputs,
     rows_in_turn,
+    sampling_timesteps,
 )
+from dq_deploy.errors import OptionError
 from dq_deploy.methods.options import QuantizeOptions
 from dq_deploy.methods.progress import Progress, ProgressCallback
-from dq_deploy.models import Denoiser, call_denoiser, input_specs, quantizable_layers, random_conditions
+from dq_deploy.models import (
+    Denoiser,
+    call_denoiser,
+    input_specs,
+    middle_of,
+    quantizable_layers,
+    random_conditions,
+)
 
 BATCH_VALUES = 1 << 26
 """Values of the largest tensor in one batch of a float pass, which bounds the memory of all of them."""
@@ -35,60 +51,146 @@ def batch_of(denoiser: Denoiser, most: int) -> int:
 def collect_inputs(
     denoiser: Denoiser, options: QuantizeOptions, source: CalibrationSource, progress: ProgressCallback
 ) -> CalibrationInputs:
-    """Calibration inputs by name, and where they came from."""
+    """Calibration inputs by name, and where they came from.
+
+    Raises:
+        OptionError: they do not fit in memory, are too few, or steps cannot be chosen for such a source.
+    """
+    _check_choice(options, source)
     if source.kind == "latents":
         return _from_latents(options, source)
-    conditions, words = _conditions(denoiser, options, source)
-    shared: dict[str, Any] = {
-        "steps": options.steps,
-        "samples": options.samples,
-        "seed": options.seed,
-        "labels": options.labels,
-        "conditions": conditions,
-        "memory_gib": options.memory_gib / 4,
-    }
-    if source.kind == "random":
-        drawn = random_trajectory(denoiser.scheduler_config, denoiser.config, **shared)
-        sampler = "none, unit normal noise at every timestep"
-    else:
-        drawn = collect_trajectory(
-            denoiser.module,
-            denoiser.scheduler_config,
-            denoiser.config,
-            batch=batch_of(denoiser, 32),
-            denoise=partial(call_denoiser, denoiser.module),
-            progress=lambda done, total: progress(Progress(stage="trajectory", done=done, total=total)),
-            **shared,
-        )
-        sampler = "ddim, eta 0"
-    _say_if_fewer(drawn, progress)
-    inputs = drawn.flat()
-    provenance = {"inputs": len(inputs["step"]), "sampler": sampler, **words}
-    return CalibrationInputs(inputs=inputs, timesteps=drawn.timesteps, provenance=provenance)
-
-
-def _conditions(
-    denoiser: Denoiser, options: QuantizeOptions, source: CalibrationSource
-) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Rows for each trajectory, and the provenance's words about them."""
-    specs = input_specs(denoiser.config)
-    names = [spec.name for spec in specs if spec.name not in ("sample", "timestep", "class_labels")]
-    if not names:
-        return {}, {}
-    if source.conditions:
-        rows = len(next(iter(source.conditions.values())))
-        words = f"{min(rows, options.samples)} recorded rows of {source.files.get('conditions', 'the caller')}"
-        return rows_in_turn(source.conditions, options.samples), {"conditions": words}
-    drawn = random_conditions(denoiser.config, options.samples, np.random.default_rng(options.seed))
-    words = f"random normal embeddings, seed {options.seed}; no text was encoded"
-    return {name: drawn[name] for name in names}, {"conditions": words}
-
-
-def _say_if_fewer(drawn: Trajectory, progress: ProgressCallback) -> None:
+    choice = _choice_of_steps(denoiser, options, source)
+    drawn, sampler = _drawn(denoiser, options, source, choice.trajectories if choice else options.samples, progress)
+    words = _words_of_conditions(denoiser, options, source)
     count = drawn.samples.shape[1]
     if count < drawn.asked:
         note = f"{count} of {drawn.asked} calibration trajectories fit in a quarter of memory_gib"
         progress(Progress(stage="trajectory", done=count, total=count, note=note))
+    if choice is None:
+        inputs = drawn.flat()
+    else:
+        choice = choice.within(count)
+        inputs = drawn.at(*choice.order(options.seed))
+        words |= choice.as_provenance()
+    provenance = {"inputs": len(inputs["step"]), "sampler": sampler, **words}
+    return CalibrationInputs(inputs=inputs, timesteps=drawn.timesteps, provenance=provenance)
+
+
+def _check_choice(options: QuantizeOptions, source: CalibrationSource) -> None:
+    choice = options.calibration_choice
+    if source.kind == "latents" and choice != "uniform":
+        raise OptionError(
+            f"calibration_choice is {choice} with recorded latents, expected uniform: a file brings its own steps; "
+            "add --calibration-choice uniform"
+        )
+    if source.kind == "random" and choice == "tdac":
+        raise OptionError(
+            "calibration_choice is tdac with --calibration random, expected trajectory: it compares the steps of a "
+            "sampling run; add --calibration-choice uniform or leave --calibration out"
+        )
+
+
+def _drawn(
+    denoiser: Denoiser, options: QuantizeOptions, source: CalibrationSource, samples: int, progress: ProgressCallback
+) -> tuple[Trajectory, str]:
+    """So many trajectories, or fewer where memory does not hold them, and the sampler in words."""
+    shared: dict[str, Any] = {
+        "steps": options.steps,
+        "samples": samples,
+        "seed": options.seed,
+        "labels": options.labels,
+        "conditions": _conditions(denoiser, options, source, samples),
+        "memory_gib": options.memory_gib / 4,
+    }
+    if source.kind == "random":
+        drawn = random_trajectory(denoiser.scheduler_config, denoiser.config, **shared)
+        return drawn, "none, unit normal noise at every timestep"
+    drawn = collect_trajectory(
+        denoiser.module,
+        denoiser.scheduler_config,
+        denoiser.config,
+        batch=batch_of(denoiser, 32),
+        denoise=partial(call_denoiser, denoiser.module),
+        progress=lambda done, total: progress(Progress(stage="trajectory", done=done, total=total)),
+        **shared,
+    )
+    return drawn, "ddim, eta 0"
+
+
+def _choice_of_steps(denoiser: Denoiser, options: QuantizeOptions, source: CalibrationSource) -> StepChoice | None:
+    """How many inputs each step gives; None where every trajectory gives one a step."""
+    name = str(options.calibration_choice)
+    if name == "uniform":
+        return None
+    steps = len(sampling_timesteps(denoiser.scheduler_config, options.steps))
+    if name == "normal-biased":
+        return choose_steps(name, normal_biased_weights(steps), samples=options.samples)
+    choose_steps(name, np.ones(steps), samples=options.samples)  # too few samples are refused before anything runs
+    middle = denoiser.module.get_submodule(middle_of(denoiser.module))
+    batch = min(FEATURE_TRAJECTORIES, options.samples, _features_that_fit(denoiser, options, steps))
+
+    def run() -> None:
+        few = replace(options, samples=batch)
+        collect_trajectory(
+            denoiser.module,
+            denoiser.scheduler_config,
+            denoiser.config,
+            steps=options.steps,
+            samples=batch,
+            batch=batch,
+            seed=options.seed,
+            labels=options.labels,
+            conditions=_conditions(denoiser, few, source, batch),
+            denoise=partial(call_denoiser, denoiser.module),
+        )
+
+    aligned = align_steps(features_of_run(middle, run), radius=options.tdac_radius)
+    details = {
+        "radius": options.tdac_radius,
+        "diversity_weight": options.tdac_diversity,
+        "mean_distance": aligned.mean_distance,
+        "density": [int(d) for d in aligned.density],
+        "diversity": [round(float(v), 3) for v in aligned.diversity],
+    }
+    weights = aligned.weights(options.tdac_diversity)
+    return choose_steps(name, weights, samples=options.samples, details=details)
+
+
+def _features_that_fit(denoiser: Denoiser, options: QuantizeOptions, steps: int) -> int:
+    """Trajectories whose middle features, and as much again to compare them, fit in half of `memory_gib`."""
+    prefix = middle_of(denoiser.module)
+    sites = [s for s in quantizable_layers(denoiser.module, denoiser.config) if s.name.startswith(f"{prefix}.")]
+    values = max(int(np.prod(site.input_shape)) for site in sites)
+    return max(1, int(options.memory_gib * (1 << 30) / 2) // (4 * 4 * steps * values))
+
+
+def _conditions(
+    denoiser: Denoiser, options: QuantizeOptions, source: CalibrationSource, samples: int
+) -> dict[str, NDArray[Any]]:
+    """A row of each condition for each trajectory."""
+    names = _condition_names(denoiser)
+    if not names:
+        return {}
+    if source.conditions:
+        return rows_in_turn(source.conditions, samples)
+    drawn = random_conditions(denoiser.config, samples, np.random.default_rng(options.seed))
+    return {name: drawn[name] for name in names}
+
+
+def _condition_names(denoiser: Denoiser) -> list[str]:
+    names = (spec.name for spec in input_specs(denoiser.config))
+    return [name for name in names if name not in ("sample", "timestep", "class_labels")]
+
+
+def _words_of_conditions(denoiser: Denoiser, options: QuantizeOptions, source: CalibrationSource) -> dict[str, Any]:
+    """What the provenance says of the conditions."""
+    if not _condition_names(denoiser):
+        return {}
+    if source.conditions:
+        rows = len(next(iter(source.conditions.values())))
+        used = f"{min(rows, options.samples)} recorded rows of {source.files.get('conditions', 'the caller')}"
+        return {"conditions": used}
+    return {"conditions": f"random normal embeddings, seed {options.seed}; no text was encoded"}
 
 
 def _from_latents(options: QuantizeOptions, source: CalibrationSource) -> CalibrationInputs:

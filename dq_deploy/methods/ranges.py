@@ -50,8 +50,14 @@ class StepRange:
             momentum=momentum,
         )
 
-    def add(self, rows: torch.Tensor, step: NDArray[np.int64], positions: torch.Tensor | None) -> None:
-        """Take in [B, V] values, sample i at step[i]; keep those at `positions`."""
+    def add(
+        self,
+        rows: torch.Tensor,
+        step: NDArray[np.int64],
+        positions: torch.Tensor | None,
+        counts: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Take in [B, V] values, sample i at step[i]; keep those at the first counts[step[i]] of `positions`."""
         low, high = (end.numpy() for end in torch.aminmax(rows, dim=1))
         if self.momentum is None:
             np.minimum.at(self.low, step, low)
@@ -61,7 +67,7 @@ class StepRange:
         if positions is not None:
             drawn = rows[:, positions].numpy()
             for i, t in enumerate(step):
-                self.draws[t].append(drawn[i].copy())
+                self.draws[t].append(drawn[i, : None if counts is None else int(counts[t])].copy())
 
     def _follow(self, low: F32, high: F32, step: NDArray[np.int64], momentum: float) -> None:
         for t in np.unique(step):
@@ -134,7 +140,9 @@ def steps_of(ranges: Mapping[str, LayerRanges]) -> int:
 class _Collector:
     """Forward hook of one layer."""
 
-    def __init__(self, layer: PreparedLayer, steps: int, draws: int, seed: int, momentum: float | None) -> None:
+    def __init__(
+        self, layer: PreparedLayer, steps: int, draws: NDArray[np.int64] | None, seed: int, momentum: float | None
+    ) -> None:
         self.layer = layer
         self.draws = draws
         self.generator = torch.Generator().manual_seed(seed)
@@ -155,9 +163,10 @@ class _Collector:
         for piece, into in zip(pieces, self.result.parts, strict=True):
             rows = piece.reshape(len(piece), -1)
             positions = None
-            if self.draws:
-                positions = torch.randint(0, rows.shape[1], (self.draws,), generator=self.generator)
-            into.add(rows, self.step, positions)
+            if self.draws is not None:
+                most = int(self.draws.max())
+                positions = torch.randint(0, rows.shape[1], (most,), generator=self.generator)
+            into.add(rows, self.step, positions, self.draws)
         self.result.output.add(output.reshape(len(output), -1), self.step, None)
 
 
@@ -199,7 +208,9 @@ def collect_ranges(
     """
     step = inputs["step"]
     count = len(step)
-    draws = -(-VALUES_A_STEP * steps // count) if draw_values else 0
+    # a step with fewer inputs gives more values of each
+    inputs_of_step = np.maximum(np.bincount(step, minlength=steps), 1)
+    draws = -(-VALUES_A_STEP // inputs_of_step) if draw_values else None
     collectors = {
         name: _Collector(layer, steps, draws, seed + i, momentum)
         for i, (name, layer) in enumerate(prepared.layers.items())

@@ -52,6 +52,7 @@ __all__ = [
     "lazy_weights",
     "load_model",
     "macs_of",
+    "middle_of",
     "output_specs",
     "quantizable_layers",
     "random_conditions",
@@ -178,6 +179,11 @@ def random_conditions(
 def skip_splits(module: torch.nn.Module) -> dict[str, int]:
     """Layers whose input is a concatenation with a skip, and the channels of its first half."""
     return _of_module(module).skip_splits(module)
+
+
+def middle_of(module: torch.nn.Module) -> str:
+    """Path of the middle attention, or of what stands in the middle where there is none: its input is the feature."""
+    return _of_module(module).middle_of(module)
 
 
 def fold_sites(module: torch.nn.Module) -> list[FoldSite]:

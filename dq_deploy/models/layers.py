@@ -156,6 +156,9 @@ class Family(Protocol):
     def skip_splits(self, module: torch.nn.Module) -> dict[str, int]:
         """Channels of the first half of concatenated inputs."""
 
+    def middle_of(self, module: torch.nn.Module) -> str:
+        """Path of the middle attention."""
+
     def fold_sites(self, module: torch.nn.Module) -> list[FoldSite]:
         """Legal folds."""
 

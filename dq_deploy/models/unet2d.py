@@ -166,6 +166,14 @@ def skip_splits(module: Any) -> dict[str, int]:
     return splits
 
 
+def middle_of(module: Any) -> str:
+    """Module path of the middle attention; of the middle block where it has none, else of the first up block."""
+    if module.mid_block is None:
+        return "up_blocks.0"
+    found = [i for i, child in enumerate(getattr(module.mid_block, "attentions", ())) if child is not None]
+    return f"mid_block.attentions.{found[0]}" if found else "mid_block"
+
+
 def fold_sites(module: torch.nn.Module) -> list[FoldSite]:
     """In each attention the norm feeds q, k and v; v's rows pass linearly through PV to the output layer."""
     from diffusers.models.attention_processor import Attention

@@ -190,6 +190,11 @@ def skip_splits(module: torch.nn.Module) -> dict[str, int]:
     return unet2d.skip_splits(module)
 
 
+def middle_of(module: torch.nn.Module) -> str:
+    """Module path of the middle transformer, of the middle block or the first up block where there is none."""
+    return unet2d.middle_of(module)
+
+
 def fold_sites(module: torch.nn.Module) -> list[FoldSite]:
     """The folds of the spatial transformers; see `dq_deploy.models.transformer_folds`."""
     return transformer_fold_sites(module)
