@@ -66,6 +66,12 @@ class Emojis:
     emoji: NDArray[np.int64]
     plain: NDArray[np.bool_]
 
+    def where(self, kept: NDArray[np.bool_]) -> Emojis:
+        """Those images that are kept, a mask [N]."""
+        return Emojis(
+            images=self.images[kept], labels=self.labels[kept], emoji=self.emoji[kept], plain=self.plain[kept]
+        )
+
 
 def label_of(entry: dict[str, Any]) -> int | None:
     """Class index of an entry of emoji.json, None for one that has no class (the bare skin tones)."""
@@ -139,21 +145,23 @@ def load_emojis(source: Path) -> Emojis:
     return Emojis(images=np.stack(images), labels=np.array(labels), emoji=np.array(emoji), plain=np.array(plain))
 
 
-def draw_batch(emojis: Emojis, rng: np.random.Generator, batch: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def draw_batch(
+    emojis: Emojis, rng: np.random.Generator, batch: int, *, reach: int = 1
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Random images [B, 3, 32, 32] float32 in [-1, 1] and labels [B] int64.
 
     Every class is drawn equally often and every emoji of a class too; then one of its skin tones. Half are
-    mirrored, but not symbols and flags, and all move by up to one pixel.
+    mirrored, but not symbols and flags, and all move by up to `reach` pixels.
     """
-    labels = rng.integers(0, len(CLASSES), batch)
+    labels = rng.choice(np.unique(emojis.labels), batch)
     images = np.empty((batch, SIZE, SIZE, 3), np.uint8)
     for i, label in enumerate(labels):
         emoji = rng.choice(emojis.emoji[(emojis.labels == label) & emojis.plain])
         image = emojis.images[rng.choice(np.flatnonzero(emojis.emoji == emoji))]
         if CLASSES[label] not in UNFLIPPED and rng.random() < 0.5:
             image = image[:, ::-1]
-        down, right = rng.integers(0, 3, 2)
-        padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), constant_values=255)
+        down, right = rng.integers(0, 2 * reach + 1, 2)
+        padded = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), constant_values=255)
         images[i] = padded[down : down + SIZE, right : right + SIZE]
     return np.moveaxis(images, -1, 1).astype(np.float32) / 127.5 - 1, labels
 
