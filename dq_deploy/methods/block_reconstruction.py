@@ -1,6 +1,7 @@
-"""Block-wise knowledge distillation (DilateQuant, arXiv 2409.14307; the blocks are those of BRECQ).
+"""Block reconstruction: one block after another is trained behind the quantized blocks before it (BRECQ, 2102.05426).
 
-Each block learns to give behind the quantized prefix what the float block gives behind the float prefix.
+Each learns to give behind the quantized prefix what the float block gives behind the float prefix. What is trained
+on which loss are settings: see `reconstruction`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from dq_deploy.errors import NonFiniteError, OptionError
+from dq_deploy.methods.block_training import DivergedError, TrainedBlock, call_block, train_block
 from dq_deploy.methods.fake_quant import IntegerLayer, StepContext, replace_layer
 from dq_deploy.methods.options import QuantizeOptions
 from dq_deploy.methods.prefix import CHUNK, BlockInputs, Flow, Prefix, trace_flow
 from dq_deploy.methods.preparation import Prepared
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.methods.ranges import LayerRanges, StepRange, batches, of_steps
+from dq_deploy.methods.reconstruction import Reconstruction
 from dq_deploy.methods.resume import ResumeFolder
 from dq_deploy.methods.scales import activation_table
 from dq_deploy.methods.trainable import TrainableLayer
@@ -29,21 +32,56 @@ from dq_deploy.models import Block, blocks_of
 from dq_deploy.record import Layer
 
 GIB = 1 << 30
-REPORT_EVERY = 10
-EPSILON = 1e-12
-"""Adam's, far below any gradient of a relative loss."""
+
+COMPARED_INPUTS = 256
+"""Inputs on which a trained block is compared with the untrained one."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Distilled:
+class Reconstructed:
     """Layers after training and what happened, block by block (JSON values)."""
 
     layers: dict[str, Layer]
     history: list[dict[str, Any]]
 
 
-class Distiller:
-    """Trains the blocks of one model in order."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Reached:
+    """A block whose turn it is.
+
+    Attributes:
+        index: position among all blocks.
+        done: iterations of all blocks before it.
+        layers: names of its quantized layers.
+        given: arguments behind the quantized prefix, of all inputs.
+        float_given: behind the float prefix, where they are needed.
+        target: float output.
+    """
+
+    block: Block
+    index: int
+    done: int
+    layers: list[str]
+    given: BlockInputs
+    float_given: BlockInputs | None
+    target: torch.Tensor
+
+
+class BlockReconstruction:
+    """Trains the blocks of one model in order.
+
+    Args:
+        prepared: the folded float model.
+        start: its untrained integer layers.
+        ranges: of its layers.
+        inputs: calibration inputs by name, with `step`.
+        options: groups of steps, memory, seed, output tables.
+        settings: what is trained.
+        progress: called every few iterations.
+
+    Raises:
+        OptionError: memory is too little for one input.
+    """
 
     def __init__(
         self,
@@ -52,24 +90,28 @@ class Distiller:
         ranges: Mapping[str, LayerRanges],
         inputs: Mapping[str, NDArray[Any]],
         options: QuantizeOptions,
+        settings: Reconstruction,
         progress: ProgressCallback,
     ) -> None:
         self.prepared = prepared
         self.start = start
         self.ranges = ranges
         self.options = options
+        self.settings = settings
         self.progress = progress
         blocks = {block.name: block for block in blocks_of(prepared.module)}
         self.steps = int(inputs["step"].max()) + 1
-        self.flow = trace_flow(prepared.module, list(blocks.values()), inputs)
-        self.blocks = [blocks[name] for name in self.flow.order]
-        self.count = self._count(self.flow, len(inputs["step"]))
+        self.groups = options.groups_of_steps(self.steps)
+        flow = trace_flow(prepared.module, list(blocks.values()), inputs, both_inputs=settings.needs_float_inputs)
+        self.blocks = [blocks[name] for name in flow.order]
+        self.count = self._count(flow, len(inputs["step"]))
         chosen = {name: value[: self.count] for name, value in inputs.items()}
         self.step = torch.from_numpy(chosen["step"])
         self.context = StepContext()
-        self.reference = Prefix(prepared.module, self.flow, chosen, self.count)
-        self.quantized = Prefix(copy.deepcopy(prepared.module), self.flow, chosen, self.count)
+        self.reference = Prefix(prepared.module, flow, chosen, self.count)
+        self.quantized = Prefix(copy.deepcopy(prepared.module), flow, chosen, self.count)
         self.trained = [i for i, b in enumerate(self.blocks) if self._layers_of(b)]
+        self.total = len(self.trained) * settings.iterations
 
     def _layers_of(self, block: Block) -> list[str]:
         return [name for name in block.layers if name in self.start]
@@ -88,39 +130,53 @@ class Distiller:
             self.progress(Progress(stage="distill", done=0, total=1, note=note))
         return min(fit, available)
 
-    def run(self, state: ResumeFolder | None) -> Distilled:
-        """Train every block, or take it from the state of an earlier run."""
+    def run(self, state: ResumeFolder | None) -> Reconstructed:
+        """Train every block, or take it from the state of an earlier run.
+
+        Raises:
+            NonFiniteError: a block's training gives NaN or infinity; names it, the last good one, and what is kept.
+        """
         layers: dict[str, Layer] = {}
         history: list[dict[str, Any]] = []
-        total = len(self.trained) * self.options.iterations
         for index, block in enumerate(self.blocks):
-            target = self._reference_output(block)
-            given = self.quantized.next_inputs()
-            names = self._layers_of(block)
-            done = self.trained.index(index) * self.options.iterations if names else 0
-            loaded = state.load_block(index, block.name, self.prepared.layers) if state and names else None
+            reached = self._reach(index, block)
+            loaded = state.load_block(index, block.name, self.prepared.layers) if state and reached.layers else None
             if loaded is not None:
                 finished, note = loaded
                 self._place(finished)
-                output = self._output(block, given)
-                self.progress(Progress(stage="distill", done=done + self.options.iterations, total=total))
+                output = self._output(block, reached.given)
+                done = reached.done + self.settings.iterations
+                self.progress(Progress(stage="distill", done=done, total=self.total))
             else:
-                note = self._train(block, names, given, target, done, total)
-                finished, output, note = self._finish(block, names, given, target, note)
-                if state is not None and names:
+                try:
+                    finished, output, note = self._reconstruct(reached)
+                except DivergedError as error:
+                    raise NonFiniteError(_stopped(block.name, str(error), history, state)) from error
+                if state is not None and reached.layers:
                     state.save_block(index, block.name, finished, note)
-            self.reference.finish(target)
+            self.reference.finish(reached.target)
             self.quantized.finish(output)
             layers.update(finished)
-            if names:
+            if reached.layers:
                 history.append(note)
-        return Distilled(layers=layers, history=history)
+        return Reconstructed(layers=layers, history=history)
 
-    def _reference_output(self, block: Block) -> torch.Tensor:
-        given = self.reference.next_inputs()
+    def _reach(self, index: int, block: Block) -> _Reached:
+        float_given = self.reference.next_inputs()
         module = self.prepared.module.get_submodule(block.name)
         with torch.no_grad():
-            return torch.cat([_call(module, given, chunk) for chunk in batches(self.count, CHUNK)])
+            pieces = [call_block(module, float_given.take(chunk)) for chunk in batches(self.count, CHUNK)]
+        names = self._layers_of(block)
+        needed = self.settings.needs_float_inputs and bool(names)
+        return _Reached(
+            block=block,
+            index=index,
+            done=self.trained.index(index) * self.settings.iterations if names else 0,
+            layers=names,
+            given=self.quantized.next_inputs(),
+            float_given=float_given if needed else None,
+            target=torch.cat(pieces),
+        )
 
     def _place(self, layers: Mapping[str, Layer]) -> None:
         for name, layer in layers.items():
@@ -132,88 +188,105 @@ class Distiller:
         with torch.no_grad():
             for chunk in batches(self.count, CHUNK):
                 self.context.step = self.step[chunk]
-                pieces.append(_call(module, given, chunk))
+                pieces.append(call_block(module, given.take(chunk)))
         return torch.cat(pieces)
 
-    def _train(
-        self,
-        block: Block,
-        names: list[str],
-        given: BlockInputs,
-        target: torch.Tensor,
-        done: int,
-        total: int,
-    ) -> dict[str, Any]:
-        """Put trainable layers in place and train them; returns the block's note."""
-        layers = []
-        for name in names:
-            spread = _spread(self.ranges[name].output)
-            layer = TrainableLayer(self.prepared.layers[name], self.start[name], spread, self.context)
-            replace_layer(self.quantized.module, name, layer)
-            layers.append(layer)
-        note: dict[str, Any] = {"block": block.name, "layers": names}
-        if not names or not self.options.iterations:
-            return note
-        module = self.quantized.module.get_submodule(block.name)
-        groups = [group for layer in layers for group in layer.parameter_groups(self.options)]
-        optimizer = torch.optim.Adam(groups, eps=EPSILON, fused=True)
-        rates = [group["lr"] for group in optimizer.param_groups]
-        generator = torch.Generator().manual_seed(self.options.seed * 100_003 + done)
-        norm = float(target.square().mean()) or 1.0
-        recent: list[float] = []
-        for i in range(self.options.iterations):
-            fade = 0.5 * (1 + math.cos(math.pi * i / self.options.iterations))
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * fade
-            index = torch.randint(0, self.count, (self.options.batch,), generator=generator)
-            self.context.step = self.step[index]
-            loss = torch.nn.functional.mse_loss(_call(module, given, index), target[index]) / norm
-            value = loss.item()
-            if not math.isfinite(value):
-                raise NonFiniteError(
-                    f"block {block.name}: the loss is {value} at iteration {i + 1}, expected a finite number; "
-                    "lower lr_weight and lr_scale in a preset"
+    def _reconstruct(self, reached: _Reached) -> tuple[dict[str, Layer], torch.Tensor, dict[str, Any]]:
+        """Layers of a block, its quantized output for all inputs, and the block's note."""
+        untrained = {name: self.start[name] for name in reached.layers}
+        if not reached.layers:
+            return {}, self._output(reached.block, reached.given), {}
+        note: dict[str, Any] = {"block": reached.block.name, "layers": reached.layers}
+        if not self.settings.iterations:
+            return self._finish(reached, untrained, note)
+        before = self._compared_error(reached, untrained)
+        trained = self._train(reached)
+        after = self._compared_error(reached, trained)
+        if not after <= before * self.settings.worse_allowed:
+            words = f"left untrained: its relative error was {before:.3g}, and {after:.3g} after training"
+            self.progress(
+                Progress(
+                    stage="distill",
+                    done=reached.done + self.settings.iterations,
+                    total=self.total,
+                    block=reached.block.name,
+                    note=f"block {reached.block.name} is {words}",
                 )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            recent.append(value)
-            if (i + 1) % REPORT_EVERY == 0 or i + 1 == self.options.iterations:
-                mean = sum(recent[-REPORT_EVERY:]) / len(recent[-REPORT_EVERY:])
-                self.progress(Progress(stage="distill", done=done + i + 1, total=total, block=block.name, loss=mean))
-        return note
+            )
+            return self._finish(reached, untrained, {**note, "note": words})
+        return self._finish(reached, trained, note)
+
+    def _compared_error(self, reached: _Reached, layers: Mapping[str, Layer]) -> float:
+        """Relative error of the block's output with these layers, on inputs spread over all."""
+        self._place(layers)
+        index = torch.arange(0, self.count, max(1, -(-self.count // COMPARED_INPUTS)))
+        module = self.quantized.module.get_submodule(reached.block.name)
+        total = 0.0
+        with torch.no_grad():
+            for chunk in index.split(CHUNK):
+                self.context.step = self.step[chunk]
+                output = call_block(module, reached.given.take(chunk))
+                total += float((output - reached.target[chunk]).double().square().sum())
+        norm = float(reached.target[index].double().square().sum()) or 1.0
+        return total / norm
+
+    def _train(self, reached: _Reached) -> dict[str, Layer]:
+        """Train a block and round it."""
+        settings, name = self.settings, reached.block.name
+        seed = self.options.seed * 100_003 + reached.done
+        generator = torch.Generator().manual_seed(seed + 1)
+        layers = {}
+        for layer_name in reached.layers:
+            layers[layer_name] = TrainableLayer(
+                self.prepared.layers[layer_name],
+                self.start[layer_name],
+                _spread(self.ranges[layer_name].output),
+                self.context,
+                weights=settings.weights,
+                groups=self.groups,
+                drop=settings.activation_drop,
+                generator=generator,
+            )
+            replace_layer(self.quantized.module, layer_name, layers[layer_name])
+
+        def report(done: int, loss: float) -> None:
+            self.progress(Progress(stage="distill", done=reached.done + done, total=self.total, block=name, loss=loss))
+
+        block = TrainedBlock(
+            module=self.quantized.module.get_submodule(name),
+            float_module=self.prepared.module.get_submodule(name),
+            layers={layer_name[len(name) + 1 :]: layer for layer_name, layer in layers.items()},
+            given=reached.given,
+            float_given=reached.float_given,
+            target=reached.target,
+            step=self.step,
+            context=self.context,
+        )
+        train_block(block, settings, seed=seed, generator=generator, report=report)
+        return {layer_name: layer.harvest() for layer_name, layer in layers.items()}
 
     def _finish(
-        self,
-        block: Block,
-        names: list[str],
-        given: BlockInputs,
-        target: torch.Tensor,
-        note: dict[str, Any],
+        self, reached: _Reached, layers: Mapping[str, Layer], note: Mapping[str, Any]
     ) -> tuple[dict[str, Layer], torch.Tensor, dict[str, Any]]:
-        """Replace trained layers by integer ones, compute the block's output, calibrate output tables."""
-        layers: dict[str, Layer] = {}
-        for name in names:
-            trained = self.quantized.module.get_submodule(name)
-            assert isinstance(trained, TrainableLayer)
-            layers[name] = trained.harvest()
-        self._place(layers)
-        seen = {name: StepRange.empty(self.steps) for name in names}
+        """Put integer layers in place, compute the block's output, calibrate output tables."""
+        finished = {name: replace(layer, out_scale=None, out_zero_point=None) for name, layer in layers.items()}
+        self._place(finished)
+        seen = {name: StepRange.empty(self.steps) for name in finished}
         handles = [
             self.quantized.module.get_submodule(name).register_forward_hook(self._range_hook(seen[name]))
-            for name in names
+            for name in finished
         ]
-        output = self._output(block, given)
+        output = self._output(reached.block, reached.given)
         for handle in handles:
             handle.remove()
-        if self.options.outputs:
-            layers = {name: self._with_output(layer, seen[name]) for name, layer in layers.items()}
-            self._place(layers)
         if not bool(torch.isfinite(output).all()):
-            raise NonFiniteError(f"block {block.name}: the quantized output is not finite; lower lr_scale")
-        error = float((output - target).double().square().mean())
-        norm = float(target.double().square().mean()) or 1.0
-        return layers, output, {**note, "relative_error": error / norm}
+            raise DivergedError("its quantized output is not finite")
+        if self.options.outputs:
+            finished = {name: self._with_output(layer, seen[name]) for name, layer in finished.items()}
+            self._place(finished)
+        error = float((output - reached.target).double().square().mean())
+        norm = float(reached.target.double().square().mean()) or 1.0
+        return finished, output, {**note, "relative_error": error / norm}
 
     def _range_hook(self, into: StepRange) -> Any:
         def hook(module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -222,24 +295,24 @@ class Distiller:
         return hook
 
     def _with_output(self, layer: Layer, seen: StepRange) -> Layer:
-        from dataclasses import replace
-
         known = np.isfinite(seen.low) & np.isfinite(seen.high)
         low = np.where(known, seen.low, seen.low[known].min()).astype(np.float32)
         high = np.where(known, seen.high, seen.high[known].max()).astype(np.float32)
-        groups = self.options.groups_of_steps(self.steps)
-        ends = StepRange(low=low, high=high, draws=[]).ends(groups)
-        scale, zero = of_steps(activation_table(*ends, bits=8), groups)
+        ends = StepRange(low=low, high=high, draws=[]).ends(self.groups)
+        scale, zero = of_steps(activation_table(*ends, bits=8), self.groups)
         return replace(layer, out_scale=scale, out_zero_point=zero)
 
 
-def _call(module: torch.nn.Module, given: BlockInputs, index: torch.Tensor | slice) -> torch.Tensor:
-    args, kwargs = given.take(index)
-    output: torch.Tensor = module(*args, **kwargs)
-    return output
+def _stopped(block: str, reason: str, history: list[dict[str, Any]], state: ResumeFolder | None) -> str:
+    last = f"the last good block is {history[-1]['block']}" if history else "no block before it was trained"
+    kept = f", kept in {state.folder} with those before it" if history and state else ""
+    return (
+        f"block {block}: {reason}, expected finite numbers; {last}{kept}; "
+        "lower the learning rates (lr_weight, lr_scale, lr_rounding) in a preset"
+    )
 
 
 def _spread(output: StepRange) -> float:
     """About the standard deviation of a layer's output: an eighth of its range."""
     spread = float(np.mean(output.high - output.low)) / 8
-    return spread if spread > 0 else 1.0
+    return spread if math.isfinite(spread) and spread > 0 else 1.0

@@ -7,7 +7,7 @@ from typing import Any
 
 from dq_deploy.calibration import CalibrationSource
 from dq_deploy.methods.assembly import build_record, versions
-from dq_deploy.methods.block_reconstruction import Distiller
+from dq_deploy.methods.block_reconstruction import BlockReconstruction
 from dq_deploy.methods.calibration_inputs import batch_of, collect_inputs
 from dq_deploy.methods.float_ranges import watch_outputs
 from dq_deploy.methods.minmax import initial_layers
@@ -15,6 +15,7 @@ from dq_deploy.methods.options import QuantizeOptions
 from dq_deploy.methods.preparation import prepare
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.methods.ranges import collect_ranges
+from dq_deploy.methods.reconstruction import bkd_settings
 from dq_deploy.methods.resume import ResumeFolder
 from dq_deploy.models import Denoiser
 from dq_deploy.record import Record
@@ -61,7 +62,9 @@ def quantize_dilatequant(
     layers = initial_layers(prepared, ranges, options, search=True, progress=progress)
     history: list[dict[str, Any]] = [{"stage": "ranges", "inputs": len(inputs["step"])}]
     if options.uses("distillation"):
-        distilled = Distiller(prepared, layers, ranges, inputs, options, progress).run(state)
+        distilled = BlockReconstruction(prepared, layers, ranges, inputs, options, bkd_settings(options), progress).run(
+            state
+        )
         layers = distilled.layers
         history += distilled.history
     return build_record(denoiser, prepared, layers, calibration, options, history, float_ranges=float_ranges)

@@ -68,8 +68,20 @@ def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Ten
     return [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
 
 
-def trace_flow(module: torch.nn.Module, blocks: Sequence[Block], inputs: Mapping[str, NDArray[Any]]) -> Flow:
+def trace_flow(
+    module: torch.nn.Module,
+    blocks: Sequence[Block],
+    inputs: Mapping[str, NDArray[Any]],
+    *,
+    both_inputs: bool = False,
+) -> Flow:
     """Run one input and see, by gradients, which block's output reaches which block's input.
+
+    Args:
+        module: the denoiser.
+        blocks: its blocks.
+        inputs: calibration inputs by name; the first is run.
+        both_inputs: a block's inputs behind the float prefix are kept beside those behind the quantized one.
 
     Raises:
         ModelError: a block is not called exactly once.
@@ -114,7 +126,7 @@ def trace_flow(module: torch.nn.Module, blocks: Sequence[Block], inputs: Mapping
     peak = 0
     for k, name in enumerate(order):
         alive = sum(sizes[other] for other in order[:k] if last[other] >= k)
-        peak = max(peak, 2 * alive + argument_bytes[k] + 2 * sizes[name])
+        peak = max(peak, 2 * alive + (1 + both_inputs) * argument_bytes[k] + 2 * sizes[name])
     return Flow(
         order=tuple(order),
         last_reader=last,
