@@ -16,14 +16,14 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean and the interval its bootstrap copies fall into.
+    """A mean, or a distance between sets, and its bootstrap interval.
 
     Attributes:
-        mean: of the values.
+        mean: of the values, or the distance itself.
         low: lower end.
         high: upper end; low <= mean <= high but for rounding.
-        confidence: share of the bootstrap means inside, as 0.95.
-        count: number of values.
+        confidence: share of the bootstrap copies inside, as 0.95.
+        count: number of values, or of images in the first set.
     """
 
     mean: float

@@ -153,7 +153,8 @@ def frechet_interval(
     Both sets are resampled. A copy holds fewer distinct images, so the copies lie above the value by about the
     value's own bias; hence not their percentiles, only their spread is used (Efron and Tibshirani, 1993, chapter
     13.3). The interval says how far the value would move with other images of the same number; it does not take
-    out the bias.
+    out the bias. It errs on the wide side where the distributions are close: two to three times too wide for equal
+    ones (Gaussians with the covariance of EfficientNet features, 500 images).
 
     Args:
         x: [N, D] features.
@@ -185,7 +186,8 @@ def frechet_beside_reference(
     """Frechet distances to y of x, of x_reference, and the first less the second, each as in `frechet_interval`.
 
     Image i of x and of x_reference are from the same noise and are resampled together, so the difference has a
-    narrower interval than either; both biases are about the same and cancel in it.
+    narrower interval than either; both biases are about the same and cancel in it. That interval was 1.3 to 1.6
+    times too wide on the Gaussians of `frechet_interval`.
 
     Args:
         x: [N, D] features.
@@ -256,6 +258,15 @@ def _discrepancy(weights: tuple[F64, F64], kernels: tuple[F64, F64, F64]) -> F64
     return np.asarray(within(w, k_xx) + within(v, k_yy) - 2 * across, np.float64)
 
 
+def _cubic(x: F64, y: F64) -> F64:
+    return np.asarray((x @ y.T / x.shape[1] + 1) ** 3, np.float64)
+
+
+def _members(count: int, size: int, subsets: int, rng: np.random.Generator) -> F64:
+    """Ones at the members of each random subset: [subsets, count]."""
+    return rng.permuted(np.tile((np.arange(count) < size) * 1.0, (subsets, 1)), axis=1)
+
+
 def kernel_distance(
     x: NDArray[np.floating],
     y: NDArray[np.floating],
@@ -295,12 +306,12 @@ def kernel_distance(
             f"got sets of {len(a)} and {len(b)} images and {subsets} subsets of {size}; expected at least 2 subsets of "
             "at least 2 images, and sets no smaller than a subset (four images without a subset size)"
         )
-    kernels = tuple((p @ q.T / a.shape[1] + 1) ** 3 for p, q in ((a, a), (b, b), (a, b)))
+    kernels = _cubic(a, a), _cubic(b, b), _cubic(a, b)
     value = float(_discrepancy((np.ones((1, len(a))), np.ones((1, len(b)))), kernels)[0])
-    draws = tuple(_resampling(len(s), resamples, confidence, rng).astype(np.float64) for s in (a, b))
+    draws = _resampling(len(a), resamples, confidence, rng), _resampling(len(b), resamples, confidence, rng)
     tail = 50 * (1 - confidence)
-    low, high = np.percentile(_discrepancy(draws, kernels), [tail, 100 - tail])
-    members = tuple(rng.permuted(np.tile(np.arange(len(s)) < size, (subsets, 1)), axis=1) * 1.0 for s in (a, b))
+    low, high = np.percentile(_discrepancy((draws[0] * 1.0, draws[1] * 1.0), kernels), [tail, 100 - tail])
+    members = _members(len(a), size, subsets, rng), _members(len(b), size, subsets, rng)
     return KernelDistance(
         interval=Interval(mean=value, low=float(low), high=float(high), confidence=confidence, count=len(a)),
         subset_sd=float(np.std(_discrepancy(members, kernels), ddof=1)),

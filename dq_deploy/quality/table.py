@@ -28,6 +28,9 @@ PSNR_CAP_DB = 100.0
 """An equal image has an infinite PSNR. A mean of dB needs a number for it: one byte off by one in a picture of
 256 x 256 in colour is 101 dB, so beyond this a difference cannot be seen in any picture file of usual size."""
 
+REAL_PER_IMAGE = 10
+"""Most real images looked at for each image compared; more would not make the numbers better."""
+
 Recognise = Callable[[NDArray[np.floating]], NDArray[np.integer]]
 """Images [N, C, H, W] in [-1, 1] to labels [N]."""
 
@@ -196,11 +199,17 @@ def quality_baseline(
     if network is not None:
         reference_features = network.features(reference)
     if network is not None and real is not None:
-        every = network.features(np.asarray(real))
-        count = min(len(reference), len(every) // 2)
-        if count < 4:
-            raise InputError(f"got {len(every)} real images, expected at least 8, better twice {len(reference)}")
         rng = np.random.default_rng(seed)
+        chosen = np.asarray(real)
+        if len(chosen) < 8 or len(reference) < 4:
+            raise InputError(
+                f"got {len(chosen)} real images and {len(reference)} to compare with them, expected at least 8 and 4, "
+                "better twice as many real ones"
+            )
+        if len(chosen) > REAL_PER_IMAGE * len(reference):
+            chosen = chosen[np.sort(rng.choice(len(chosen), REAL_PER_IMAGE * len(reference), replace=False))]
+        every = network.features(chosen)
+        count = min(len(reference), len(every) // 2)
         compared = np.sort(rng.choice(len(reference), count, replace=False))
         real_features = every[np.sort(rng.choice(len(every), count, replace=False))]
         spread = real_against_real(every, count=count, seed=seed)
@@ -303,7 +312,8 @@ def row_of(baseline: QualityBaseline, images: NDArray[np.floating]) -> QualityRo
             recognised=() if right is None else tuple(right.tolist()),
         ),
     }
-    return QualityRow(**{field.name: columns.get(field.name) for field in fields(QualityRow)})
+    unmeasured: dict[str, Any] = {field.name: None for field in fields(QualityRow)}
+    return QualityRow(**(unmeasured | columns))
 
 
 def quality_row(
