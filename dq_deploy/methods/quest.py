@@ -1,0 +1,229 @@
+"""QuEST (arXiv 2402.03666): a quantized model is finetuned where it matters, without data.
+
+1. A quantized model: the record given, or one of its own with searched ranges, an activation quantizer a step, and
+   weights rounded by block reconstruction (Q-Diffusion, arXiv 2302.04304, with AdaRound).
+2. Stage `time-embedding`: the time projections of the residual blocks, with every layer's activation quantizers.
+3. Stage `attention`: queries, keys, values, outputs and feed-forward layers, with every layer's activation quantizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dq_deploy.calibration import CalibrationInputs, CalibrationSource, sampling_timesteps
+from dq_deploy.errors import NonFiniteError
+from dq_deploy.methods.assembly import build_record, versions
+from dq_deploy.methods.block_reconstruction import BlockReconstruction
+from dq_deploy.methods.calibration_inputs import batch_of, collect_inputs
+from dq_deploy.methods.fake_quant import IntegerLayer, simulate
+from dq_deploy.methods.finetuning import Finetuner, stages_of
+from dq_deploy.methods.float_ranges import watch_outputs
+from dq_deploy.methods.initial_record import (
+    check_timesteps,
+    groups_of_record,
+    options_of_initial,
+    starting_point,
+)
+from dq_deploy.methods.minmax import initial_layers
+from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.preparation import prepare
+from dq_deploy.methods.progress import Progress, ProgressCallback
+from dq_deploy.methods.ranges import StepRange, batches, collect_ranges, model_inputs, of_steps
+from dq_deploy.methods.reconstruction import adaround_settings
+from dq_deploy.methods.resume import ResumeFolder
+from dq_deploy.methods.scales import activation_table
+from dq_deploy.models import Denoiser, call_denoiser
+from dq_deploy.record import Layer, Record, content_sha256, load_record, save_record
+
+
+def quantize_quest(
+    denoiser: Denoiser,
+    options: QuantizeOptions,
+    source: CalibrationSource,
+    progress: ProgressCallback,
+    resume_dir: Path | None,
+    init: Record | None,
+) -> Record:
+    """Finetune a record, or one made here, in two stages; see `dq_deploy.methods.quantize`."""
+    if init is not None:
+        options = options_of_initial(init, denoiser, options)
+        if source.kind != "latents":
+            check_timesteps(init, sampling_timesteps(denoiser.scheduler_config, options.steps))
+    stages_of((), options)  # parts left out that leave nothing to train on are refused before anything runs
+    state = None if resume_dir is None else ResumeFolder(resume_dir, _identity(denoiser, options, source, init))
+    calibration = state.load_inputs() if state else None
+    if calibration is None:
+        calibration = collect_inputs(denoiser, options, source, progress)
+        if state:
+            state.save_inputs(calibration)
+    if init is not None:
+        check_timesteps(init, calibration.timesteps)
+        record = replace(init, provenance=_provenance(denoiser, options, calibration, init))
+    else:
+        record = _kept(state, "start") or _base(denoiser, options, calibration, progress, state)
+        _keep(state, "start", record)
+    return _finetuned(denoiser, options, calibration, progress, state, record)
+
+
+def _finetuned(
+    denoiser: Denoiser,
+    options: QuantizeOptions,
+    calibration: CalibrationInputs,
+    progress: ProgressCallback,
+    state: ResumeFolder | None,
+    record: Record,
+) -> Record:
+    """Every stage in turn, then output tables; a finished stage is kept as a record of its own."""
+    stages = stages_of(starting_point(record, denoiser).layers, options)
+    finetuner: Finetuner | None = None
+    start, last = record, "start"
+    for number, stage in enumerate(stages):
+        done = _kept(state, stage.name)
+        if done is None:
+            finetuner = finetuner or Finetuner(denoiser, calibration.inputs, options, progress, stages=len(stages))
+            try:
+                done, note = finetuner.run(stage, number, record)
+            except NonFiniteError as error:
+                kept = _path(state, last)
+                if kept is None or not kept.exists():
+                    raise
+                raise NonFiniteError(f"{error}; the state before it is a record, {kept}") from error
+            done = _with_note(done, note)
+            _keep(state, stage.name, done)
+        record, last = done, stage.name
+    if all(record.layers[name] is layer for name, layer in start.layers.items()):
+        return record
+    return _with_output_tables(record, calibration, options, batch_of(denoiser, 64))
+
+
+def _base(
+    denoiser: Denoiser,
+    options: QuantizeOptions,
+    calibration: CalibrationInputs,
+    progress: ProgressCallback,
+    state: ResumeFolder | None,
+) -> Record:
+    """A record by range search and reconstruction of the blocks."""
+    prepared = prepare(denoiser, options)
+    inputs = calibration.inputs
+    with watch_outputs(prepared.module) as float_ranges:
+        ranges = collect_ranges(
+            prepared,
+            inputs,
+            steps=len(calibration.timesteps),
+            draw_values=True,
+            seed=options.seed,
+            batch=batch_of(denoiser, 64),
+            progress=lambda done, total: progress(Progress(stage="ranges", done=done, total=total)),
+        )
+    layers = initial_layers(prepared, ranges, options, search=True, progress=progress)
+    history: list[dict[str, Any]] = [{"stage": "ranges", "inputs": len(inputs["step"])}]
+    if options.uses("reconstruction"):
+        settings = adaround_settings(options)
+        built = BlockReconstruction(prepared, layers, ranges, inputs, options, settings, progress).run(state)
+        layers = built.layers
+        history += built.history
+    return build_record(denoiser, prepared, layers, calibration, options, history, float_ranges=float_ranges)
+
+
+def _identity(
+    denoiser: Denoiser, options: QuantizeOptions, source: CalibrationSource, init: Record | None
+) -> dict[str, Any]:
+    identity: dict[str, Any] = {
+        "source_sha256": denoiser.source_sha256,
+        "options": options.as_json(),
+        "versions": versions(),
+    }
+    if source.kind != "trajectory" or source.files:
+        identity["calibration"] = {"kind": source.kind, **source.files}
+    if init is not None:
+        identity["initial record"] = content_sha256(init)
+    return identity
+
+
+def _provenance(
+    denoiser: Denoiser, options: QuantizeOptions, calibration: CalibrationInputs, init: Record
+) -> dict[str, Any]:
+    told = init.provenance
+    begun = {
+        "stage": "initial record",
+        "method": told.get("method", "unknown"),
+        "content_sha256": content_sha256(init),
+        "options": told.get("options", {}),
+    }
+    return {
+        "source": denoiser.source,
+        "source_sha256": denoiser.source_sha256,
+        "method": options.method,
+        "options": options.as_json(),
+        "calibration": dict(calibration.provenance),
+        "versions": versions(),
+        "history": [begun],
+    }
+
+
+def _with_note(record: Record, note: Mapping[str, Any]) -> Record:
+    history = [*record.provenance["history"], dict(note)]
+    return replace(record, provenance={**record.provenance, "history": history})
+
+
+def _path(state: ResumeFolder | None, name: str) -> Path | None:
+    """Where a stage's record is kept, among the files that belong to the state."""
+    return None if state is None else state.folder / f"block-{name}.record.safetensors"
+
+
+def _kept(state: ResumeFolder | None, name: str) -> Record | None:
+    path = _path(state, name)
+    return None if path is None or not path.exists() else load_record(path)
+
+
+def _keep(state: ResumeFolder | None, name: str, record: Record) -> None:
+    path = _path(state, name)
+    if path is not None and not path.exists():
+        save_record(record, path)
+
+
+@torch.no_grad()
+def _with_output_tables(record: Record, calibration: CalibrationInputs, options: QuantizeOptions, batch: int) -> Record:
+    """The record with 8-bit output tables of what its integer layers now give, or with none."""
+    if not options.outputs:
+        return replace(record, layers={n: _with_table(layer, None) for n, layer in record.layers.items()})
+    simulation = simulate(record)
+    context = simulation.context
+    seen = {name: StepRange.empty(record.steps) for name in record.layers}
+
+    def hook(into: StepRange) -> Any:
+        def note(_module: torch.nn.Module, _args: Any, output: torch.Tensor) -> None:
+            into.add(output.reshape(len(output), -1), context.step.numpy(), None)
+
+        return note
+
+    for name in record.layers:
+        layer = simulation.denoiser.get_submodule(name)
+        assert isinstance(layer, IntegerLayer)
+        layer.register_forward_hook(hook(seen[name]))
+    step = torch.from_numpy(calibration.inputs["step"])
+    for chosen in batches(len(step), batch):
+        context.step = step[chosen]
+        call_denoiser(simulation.denoiser, model_inputs(calibration.inputs, chosen))
+    groups = groups_of_record(record)
+    layers = {name: _with_table(layer, seen[name], groups) for name, layer in record.layers.items()}
+    return replace(record, layers=layers)
+
+
+def _with_table(layer: Layer, seen: StepRange | None, groups: NDArray[np.int64] | None = None) -> Layer:
+    if seen is None or groups is None:
+        return replace(layer, out_scale=None, out_zero_point=None)
+    known = np.isfinite(seen.low) & np.isfinite(seen.high)
+    low = np.where(known, seen.low, seen.low[known].min()).astype(np.float32)
+    high = np.where(known, seen.high, seen.high[known].max()).astype(np.float32)
+    ends = StepRange(low=low, high=high, draws=[]).ends(groups)
+    scale, zero = of_steps(activation_table(*ends, bits=8), groups)
+    return replace(layer, out_scale=scale, out_zero_point=zero)
