@@ -23,7 +23,7 @@ from dq_deploy.methods.options import QuantizeOptions
 from dq_deploy.methods.prefix import CHUNK, BlockInputs, Flow, Prefix, trace_flow
 from dq_deploy.methods.preparation import Prepared
 from dq_deploy.methods.progress import Progress, ProgressCallback
-from dq_deploy.methods.ranges import LayerRanges, StepRange, batches, of_steps
+from dq_deploy.methods.ranges import LayerRanges, StepRange, batches, of_steps, steps_of
 from dq_deploy.methods.reconstruction import Reconstruction
 from dq_deploy.methods.resume import ResumeFolder
 from dq_deploy.methods.scales import activation_table
@@ -100,7 +100,7 @@ class BlockReconstruction:
         self.settings = settings
         self.progress = progress
         blocks = {block.name: block for block in blocks_of(prepared.module)}
-        self.steps = int(inputs["step"].max()) + 1
+        self.steps = steps_of(ranges)
         self.groups = options.groups_of_steps(self.steps)
         flow = trace_flow(prepared.module, list(blocks.values()), inputs, both_inputs=settings.needs_float_inputs)
         self.blocks = [blocks[name] for name in flow.order]

@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.artifacts import atomic_path, write_text_atomic
-from dq_deploy.calibration import CalibrationInputs
+from dq_deploy.calibration import CalibrationInputs, CalibrationSource
 from dq_deploy.errors import FileProblemError, OptionError
-from dq_deploy.methods.assembly import layer_of_parts
+from dq_deploy.methods.assembly import layer_of_parts, versions
+from dq_deploy.methods.options import QuantizeOptions
 from dq_deploy.methods.preparation import PreparedLayer
+from dq_deploy.models import Denoiser
 from dq_deploy.record import Layer, Part
 
 FORMAT = "dq_deploy.resume"
@@ -115,6 +117,27 @@ class ResumeFolder:
         for layer in layers.values():
             arrays.update(_arrays_from_layer(layer))
         _save(self._path(index), arrays, {"block": name, "layers": list(layers), "history": dict(history)})
+
+
+def state_of_run(
+    folder: Path | None, denoiser: Denoiser, options: QuantizeOptions, source: CalibrationSource
+) -> ResumeFolder | None:
+    """The state of the run that these arguments ask for, or None where none is kept.
+
+    Raises:
+        OptionError: the folder holds the state of another run.
+        FileProblemError: it cannot be read or written.
+    """
+    if folder is None:
+        return None
+    identity: dict[str, Any] = {
+        "source_sha256": denoiser.source_sha256,
+        "options": options.as_json(),
+        "versions": versions(),
+    }
+    if source.kind != "trajectory" or source.files:
+        identity["calibration"] = {"kind": source.kind, **source.files}
+    return ResumeFolder(folder, identity)
 
 
 def _arrays_from_layer(layer: Layer) -> Arrays:
