@@ -246,13 +246,17 @@ def real_against_real(real: NDArray[np.floating], *, count: int, splits: int = 5
 
 
 def _discrepancy(weights: tuple[F64, F64], kernels: tuple[F64, F64, F64]) -> F64:
-    """Unbiased squared MMD for rows of weights [R, N] and [R, M]; an image is never paired with itself."""
+    """Unbiased squared MMD for rows of weights [R, N] and [R, M]; an image is never paired with itself.
+
+    NaN for a row whose weight is all on one image.
+    """
     (w, v), (k_xx, k_yy, k_xy) = weights, kernels
 
     def within(weight: F64, kernel: F64) -> F64:
         square = weight * weight
         pairs = ((weight @ kernel) * weight).sum(1) - square @ np.diag(kernel)
-        return np.asarray(pairs / (weight.sum(1) ** 2 - square.sum(1)), np.float64)
+        with np.errstate(invalid="ignore"):  # a copy of one image alone has no pairs
+            return np.asarray(pairs / (weight.sum(1) ** 2 - square.sum(1)), np.float64)
 
     across = ((w @ k_xy) * v).sum(1) / (w.sum(1) * v.sum(1))
     return np.asarray(within(w, k_xx) + within(v, k_yy) - 2 * across, np.float64)
@@ -310,7 +314,7 @@ def kernel_distance(
     value = float(_discrepancy((np.ones((1, len(a))), np.ones((1, len(b)))), kernels)[0])
     draws = _resampling(len(a), resamples, confidence, rng), _resampling(len(b), resamples, confidence, rng)
     tail = 50 * (1 - confidence)
-    low, high = np.percentile(_discrepancy((draws[0] * 1.0, draws[1] * 1.0), kernels), [tail, 100 - tail])
+    low, high = np.nanpercentile(_discrepancy((draws[0] * 1.0, draws[1] * 1.0), kernels), [tail, 100 - tail])
     members = _members(len(a), size, subsets, rng), _members(len(b), size, subsets, rng)
     return KernelDistance(
         interval=Interval(mean=value, low=float(low), high=float(high), confidence=confidence, count=len(a)),

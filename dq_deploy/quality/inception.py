@@ -2,7 +2,8 @@
 
 Only the distance in features of `pt_inception-2015-12-05-6726825d.pth`, the published conversion of the network the
 FID is defined with, may be called FID; its hash is checked. Those weights were not at hand where this was written:
-the network was compared with the published one on random weights only, and no FID was ever computed with it.
+no FID was ever computed with it. On random weights its features were those of the package pytorch-fid 0.3.0, to
+1e-5 with a mean of 3.8.
 
 The network is Inception-v3 (Szegedy et al., 2015, arXiv 1512.00567, 1008 classes, no auxiliary head) with three
 changes of the FID's graph: mean pools inside the blocks leave the padding out, and the last block takes a maximum
