@@ -38,8 +38,21 @@ def verify(
     inputs: Annotated[int, typer.Option(help="Inputs at each of them.")] = 2,
     seed: Annotated[int, typer.Option(help="Seed of the inputs.")] = 0,
     model: Annotated[
-        Path | None, typer.Option(help="Float model folder it was quantized from: adds simulation against float.")
+        Path | None,
+        typer.Option(
+            "--model",
+            "--float-model",
+            help="Float model folder it was quantized from: adds simulation against float, and serves for the "
+            "quantization error in place of the folder that the record names.",
+        ),
     ] = None,
+    quantization_error: Annotated[
+        bool,
+        typer.Option(
+            "--quantization-error/--no-quantization-error",
+            help="Measure what quantization costs by layer and step, which decides nothing.",
+        ),
+    ] = True,
     runtime: Annotated[
         str | None, typer.Option(help="onnxruntime, openvino or native; by default the engine's own.")
     ] = None,
@@ -94,6 +107,7 @@ def verify(
         threads=threads,
         isa=isa,
         device=device,
+        quantization_error=quantization_error,
         progress=_progress,
     )
     if json is not None:

@@ -17,6 +17,7 @@ from dq_deploy.verify.attestation import MISSING, Kernel
 from dq_deploy.verify.compare import OUTPUT_TOLERANCE, LayerTally, Tally
 from dq_deploy.verify.float_path import FloatPath
 from dq_deploy.verify.inputs import Batch, spread_buckets
+from dq_deploy.verify.mixed_bits import mixed_bits_of
 from dq_deploy.verify.output import REQUIRED_MARGIN_DB, StepOutput
 from dq_deploy.verify.parity import Parity
 from dq_deploy.verify.report import LayerReport, Report, StepCell
@@ -259,6 +260,7 @@ def assembled_report(
         notes=tuple(all_notes),
         seed=seed,
         seconds=time.perf_counter() - start,
+        mixed_bits=mixed_bits_of(record),
     )
 
 

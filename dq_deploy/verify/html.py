@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
+from dq_deploy.verify.heat_map import error_section, short_name
 from dq_deploy.verify.output import DECIBEL_LIMIT, REQUIRED_MARGIN_DB
 from dq_deploy.verify.report import LayerReport, Report, StepCell, short_kernel, summary_rows
 
@@ -23,7 +24,7 @@ main{max-width:1180px;margin:0 auto;padding:32px 20px 64px}
 h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:0 0 4px}p{margin:4px 0 14px;color:var(--soft);max-width:78ch}
 .badge{display:inline-block;padding:3px 12px;border-radius:999px;color:#fff;font-weight:600;font-size:14px}
 .good{background:var(--ok)}.fail{background:var(--bad)}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(165px,1fr));gap:12px;margin:22px 0}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(148px,1fr));gap:12px;margin:22px 0}
 .card,section{background:var(--card);border:1px solid var(--line);border-radius:12px}
 .card{padding:14px 16px}.card b{display:block;font-size:23px;line-height:1.2;font-variant-numeric:tabular-nums}
 .card span{color:var(--soft);font-size:13px}section{padding:20px;margin:16px 0;overflow-x:auto}
@@ -61,6 +62,7 @@ def html_of_report(report: Report) -> str:
         f"run by {escape(report.runtime)} on {escape(report.processor)}.</p>",
         _cards(report),
         _findings(report),
+        error_section(report),
         _picture(report),
         _kernels(report),
         _outputs(report),
@@ -99,6 +101,8 @@ def _cards(report: Report) -> str:
     if report.output_psnr_db is not None:
         text = "equal" if report.output_psnr_db >= DECIBEL_LIMIT else f"{report.output_psnr_db:.1f} dB"
         cards.append((text, "output against the simulation, worst step"))
+    for found in report.quantization.worst(1) if report.quantization is not None else []:
+        cards.append((f"{found['sqnr_db']:.1f} dB", f"quantization: worst layer against float, {found['bits']}"))
     return (
         '<div class="cards">'
         + "".join(f'<div class="card"><b>{a}</b><span>{b}</span></div>' for a, b in cards)
@@ -156,7 +160,7 @@ def _picture(report: Report) -> str:
     for i, layer in enumerate(report.layers):
         y = TOP + i * row
         cells = {cell.bucket: cell for cell in layer.steps}
-        marks.append(f'<text x="{LABEL - 10}" y="{y + 14}" text-anchor="end">{escape(_short(layer.name))}</text>')
+        marks.append(f'<text x="{LABEL - 10}" y="{y + 14}" text-anchor="end">{escape(short_name(layer.name))}</text>')
         for bucket in range(steps):
             cell = cells.get(bucket)
             marks.append(
@@ -178,13 +182,6 @@ def _picture(report: Report) -> str:
         "numerics applied to the very input the layer received. Point at a cell for its counts; the share of all MACs "
         f'stands on the right.</p><div class="key">{key}</div>{"".join(marks)}</section>'
     )
-
-
-def _short(name: str) -> str:
-    for long, brief in (("down_blocks.", "down."), ("up_blocks.", "up."), ("mid_block.", "mid."), ("resnets.", "res."),
-                        ("attentions.", "attn."), ("downsamplers.", "downsample."), ("upsamplers.", "upsample.")):  # fmt: skip
-        name = name.replace(long, brief)
-    return name
 
 
 def _kernels(report: Report) -> str:

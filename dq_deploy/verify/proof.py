@@ -18,6 +18,7 @@ from dq_deploy.record import Layer, Record, content_sha256
 from dq_deploy.verify.attestation import MISSING, Kernel
 from dq_deploy.verify.findings import Findings, assembled_report, layer_report
 from dq_deploy.verify.float_path import FloatPath, compare_float_path
+from dq_deploy.verify.float_source import recorded_float_model
 from dq_deploy.verify.float_twin import float32_twin, is_narrow, narrow_note
 from dq_deploy.verify.inputs import Batch, plan_batches
 from dq_deploy.verify.instrument import ShippedGraph, run_all
@@ -33,6 +34,8 @@ from dq_deploy.verify.output import (
 )
 from dq_deploy.verify.parity import Parity, ParityCheck
 from dq_deploy.verify.probe import probe_layer
+from dq_deploy.verify.quantization_error import quantization_error as measured
+from dq_deploy.verify.quantization_inputs import quantization_inputs
 from dq_deploy.verify.report import Report
 from dq_deploy.verify.twin_products import graph_note, twin_products
 
@@ -58,6 +61,7 @@ def verify(
     threads: int | None = None,
     isa: str | None = None,
     device: str | None = None,
+    quantization_error: bool = False,
     progress: Progress = _silent,
 ) -> Report:
     """Prove that an engine computes what a record says, and in integers.
@@ -73,6 +77,8 @@ def verify(
         threads: threads of one run.
         isa: instruction set of the native engine; None for the best, `all` for each this CPU has.
         device: of the native engine: cpu, cuda, or None for a GPU where there is one that can run it.
+        quantization_error: measure also what quantization costs against the float model, which is found by the
+            record where none is given; a note says so where it is not there. No part of the verdict.
         progress: called with a line at each stage.
 
     Returns:
@@ -92,9 +98,10 @@ def verify(
         from dq_deploy.verify.native_proof import ProofOptions, verify_native
 
         options = ProofOptions(steps=steps, inputs=inputs, seed=seed, progress=progress)
-        return verify_native(
+        report = verify_native(
             record, path, model=model, engine=engine, threads=threads, isa=isa, device=device, options=options
         )
+        return _with_quantization_error(report, record, model, progress) if quantization_error else report
     if isa is not None or device is not None:
         raise OptionError(
             f"isa {isa} and device {device} for {path}, expected none: only the native engine has a choice"
@@ -119,9 +126,9 @@ def verify(
             threads=threads,
             progress=progress,
         )
-    if not narrow:
-        return report
-    return replace(report, engine=path.name, notes=(narrow_note(manifest), *report.notes))
+    if narrow:
+        report = replace(report, engine=path.name, notes=(narrow_note(manifest), *report.notes))
+    return _with_quantization_error(report, record, model, progress) if quantization_error else report
 
 
 def _proof(
@@ -191,6 +198,26 @@ def _proof(
     return assembled_report(
         path, record, findings, batches, notes=output_notes, steps=steps, seed=seed, runtime=runtime, start=start
     )
+
+
+def _with_quantization_error(report: Report, record: Record, model: Denoiser | None, progress: Progress) -> Report:
+    """The report with what quantization costs, or a note that says why it was not measured."""
+    start = time.perf_counter()
+    why = ""
+    if model is None:
+        model, why = recorded_float_model(record)
+    if model is None:
+        return replace(report, notes=(*report.notes, f"quantization error was not measured: {why}"))
+    progress("measuring the quantization error against the float model")
+    try:
+        inputs, words = quantization_inputs(record, model.module, seed=report.seed)
+        found = measured(
+            record, model.module, inputs, requantized=report.mode == "fast", words=words, source=model.source
+        )
+    except DqError as error:
+        return replace(report, notes=(*report.notes, f"quantization error was not measured: {error}"))
+    seconds = time.perf_counter() - start
+    return replace(report, quantization=replace(found, seconds=seconds), seconds=report.seconds + seconds)
 
 
 def _check_belongs(record: Record, manifest: Mapping[str, Any], path: Path, model: Denoiser | None) -> None:

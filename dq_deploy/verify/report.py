@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from dq_deploy.verify.compare import Difference
     from dq_deploy.verify.output import StepOutput
+    from dq_deploy.verify.quantization_error import QuantizationError
 
 STATUSES = ("exact", "differs", "unsafe", "unproven", "float")
 """Of a layer: proven equal; compared and different; exact here but not on every CPU; not compared; not integer."""
@@ -143,6 +144,9 @@ class Report:
         notes: what else is worth knowing.
         seed: of the inputs.
         seconds: time taken.
+        quantization: what quantization costs against the float model, by layer and step; no part of the verdict. None
+            where it was not measured.
+        mixed_bits: bits chosen by layer, see `mixed_bits_of`; None where they were not.
     """
 
     engine: str
@@ -178,6 +182,8 @@ class Report:
     notes: tuple[str, ...]
     seed: int
     seconds: float
+    quantization: QuantizationError | None = None
+    mixed_bits: dict[str, Any] | None = None
 
     @property
     def exact(self) -> bool:
@@ -186,7 +192,9 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, with `exact` and the margin of each step added."""
-        value = {"exact": self.exact, **asdict(self)}
+        value = {"exact": self.exact, **asdict(replace(self, quantization=None))}
+        if self.quantization is not None:
+            value["quantization"] = self.quantization.to_json()
         for step, row in zip(self.output_steps, value["output_steps"], strict=True):
             row["margin_db"] = step.margin_db
         return value
@@ -285,5 +293,7 @@ def summary_rows(report: Report) -> list[tuple[str, str]]:
         rows.append(
             ("float operations", f"between the layers within {report.float_path_difference:.1g} of the float module's")
         )
+    if report.quantization is not None:
+        rows += report.quantization.rows()
     rows.append(("engine", f"{report.runtime} on {report.processor}; {report.seconds:.1f} s"))
     return rows
