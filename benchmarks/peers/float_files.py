@@ -1,0 +1,43 @@
+"""The float model as a peer takes it: an ONNX file, and the sampler's numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_float_files(model_dir: Path, folder: Path, *, steps: int) -> None:
+    """Write `float.onnx` (dynamic batch, with a float timestep) and `schedule.json` into a folder."""
+    import onnx_ir as ir
+
+    from dq_deploy import load_model
+    from dq_deploy.graph.trace import trace
+    from dq_deploy.models import call_denoiser, example_inputs
+
+    denoiser = load_model(model_dir)
+    example = example_inputs(denoiser.config, 2, 0)
+    ir.save(trace(denoiser.module, example, call=call_denoiser), str(folder / "float.onnx"))
+    schedule = schedule_of(denoiser.scheduler_config, steps)
+    (folder / "schedule.json").write_text(json.dumps(schedule), encoding="utf-8")
+
+
+def schedule_of(scheduler_config: Mapping[str, Any] | None, steps: int) -> dict[str, Any]:
+    """What a DDIM loop needs: `steps` rows of (timestep, alpha there, alpha behind it), the prediction, the clip."""
+    from dq_deploy.calibration import build_ddim
+
+    scheduler = build_ddim(scheduler_config, steps)
+    known = [float(value) for value in scheduler.alphas_cumprod]
+    stride = scheduler.config.num_train_timesteps // steps
+    rows = []
+    for t in scheduler.timesteps.tolist():
+        before = t - stride
+        rows.append([t, known[t], known[before] if before >= 0 else float(scheduler.final_alpha_cumprod)])
+    if scheduler.config.thresholding:
+        raise ValueError("the peers' sampling loop has no dynamic thresholding, expected a scheduler without it")
+    return {
+        "steps": rows,
+        "prediction_type": scheduler.config.prediction_type,
+        "clip": float(scheduler.config.clip_sample_range) if scheduler.config.clip_sample else None,
+    }
