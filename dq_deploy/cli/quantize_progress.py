@@ -12,6 +12,7 @@ from dq_deploy.methods.progress import Progress
 STAGES = {
     "trajectory": "drawing calibration samples",
     "ranges": "calibrating ranges",
+    "scales": "learning equivalent scales",
     "weights": "searching weight scales",
     "distill": "training blocks",
 }

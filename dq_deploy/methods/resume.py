@@ -1,7 +1,7 @@
 """State of a training run after each block, so that a killed run goes on where it was.
 
-A folder with `state.json` (what the run is), `trajectory.safetensors` and one `block-NNN.safetensors` a
-finished block. Every file is written under a temporary name and renamed.
+A folder with `state.json` (what the run is), `trajectory.safetensors`, what a method stores of its earlier stages,
+and one `block-NNN.safetensors` a finished block. Every file is written under a temporary name and renamed.
 """
 
 from __future__ import annotations
@@ -92,6 +92,14 @@ class ResumeFolder:
         """Store the calibration inputs."""
         arrays: Arrays = {**calibration.inputs, "timesteps": calibration.timesteps}
         _save(self.folder / "trajectory.safetensors", arrays, calibration.provenance)
+
+    def load_stage(self, name: str) -> tuple[Arrays, dict[str, Any]] | None:
+        """Arrays that a stage before the blocks ended in and the note stored with them, or None."""
+        return _load(self.folder / f"stage-{name}.safetensors")
+
+    def save_stage(self, name: str, arrays: Arrays, note: Mapping[str, Any]) -> None:
+        """Store what a stage before the blocks ended in."""
+        _save(self.folder / f"stage-{name}.safetensors", arrays, note)
 
     def load_block(
         self, index: int, name: str, prepared: Mapping[str, PreparedLayer]
@@ -188,7 +196,7 @@ def _load(path: Path) -> tuple[Arrays, dict[str, Any]] | None:
 
 def discard_state(folder: Path) -> None:
     """Remove a run's state: its own files, and the folder where nothing else is in it."""
-    for pattern in ("state.json", "trajectory.safetensors", "block-*.safetensors", ".*.part"):
+    for pattern in ("state.json", "trajectory.safetensors", "stage-*.safetensors", "block-*.safetensors", ".*.part"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
