@@ -1,0 +1,94 @@
+"""DMQ (ICCV 2025): learned equivalent scaling with timestep weighting, AdaRound, power-of-two scaled skips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dq_deploy.calibration import CalibrationInputs, CalibrationSource
+from dq_deploy.methods.assembly import build_record
+from dq_deploy.methods.block_reconstruction import BlockReconstruction
+from dq_deploy.methods.calibration_inputs import batch_of
+from dq_deploy.methods.equivalent_scaling import LearnedScales, learn_equivalent_scales
+from dq_deploy.methods.float_ranges import watch_outputs
+from dq_deploy.methods.minmax import initial_layers
+from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.power_of_two import scale_skips
+from dq_deploy.methods.preparation import Prepared, prepare, with_equivalent_scales
+from dq_deploy.methods.progress import Progress, ProgressCallback
+from dq_deploy.methods.ranges import collect_ranges
+from dq_deploy.methods.reconstruction import adaround_settings
+from dq_deploy.methods.resume import ResumeFolder, state_of_run
+from dq_deploy.methods.starting_point import inputs_of
+from dq_deploy.models import Denoiser
+from dq_deploy.record import Record
+
+RANGE_MOMENTUM = 0.95
+SCALES = "equivalent-scales"
+
+
+def quantize_dmq(
+    denoiser: Denoiser,
+    options: QuantizeOptions,
+    source: CalibrationSource,
+    progress: ProgressCallback,
+    resume_dir: Path | None,
+) -> Record:
+    """Scale, calibrate, round, then scale the skips; see `dq_deploy.methods.quantize`.
+
+    1. Learned equivalent scaling: a factor an input channel, layer by layer, on the layer's own output error, each
+       step weighted by how small its share of the loss is. Skip concatenations are split.
+    2. Activation ranges a group of steps by an exponential mean over batches; asymmetric weights by range search.
+    3. AdaRound, block by block, on the block's output error and the rounding penalty.
+    4. Power-of-two factors of the 1x1 skip convolutions, by the votes of the calibration inputs.
+    """
+    prepared = prepare(denoiser, options)
+    state = state_of_run(resume_dir, denoiser, options, source)
+    calibration = inputs_of(denoiser, options, source, progress, state)
+    inputs, steps, batch = calibration.inputs, len(calibration.timesteps), batch_of(denoiser, 64)
+    history: list[dict[str, Any]] = []
+    if options.uses("learned-scaling"):
+        learned = _learned_scales(prepared, calibration, options, batch, progress, state)
+        prepared = with_equivalent_scales(prepared, learned.factors)
+        history.append(learned.history)
+    with watch_outputs(prepared.module) as float_ranges:
+        ranges = collect_ranges(
+            prepared,
+            inputs,
+            steps=steps,
+            batch=batch,
+            momentum=RANGE_MOMENTUM,
+            progress=lambda done, total: progress(Progress(stage="ranges", done=done, total=total)),
+        )
+    history.append({"stage": "ranges", "inputs": calibration.count})
+    layers = initial_layers(prepared, ranges, options, search=False, progress=progress)
+    if options.uses("reconstruction"):
+        settings = adaround_settings(options)
+        trained = BlockReconstruction(prepared, layers, ranges, inputs, options, settings, progress).run(state)
+        layers, history = trained.layers, history + trained.history
+    if options.uses("power-of-two"):
+        scaled = scale_skips(prepared, layers, inputs, options, steps=steps, batch=batch)
+        layers = scaled.layers
+        history.append(scaled.history)
+    return build_record(denoiser, prepared, layers, calibration, options, history, float_ranges=float_ranges)
+
+
+def _learned_scales(
+    prepared: Prepared,
+    calibration: CalibrationInputs,
+    options: QuantizeOptions,
+    batch: int,
+    progress: ProgressCallback,
+    state: ResumeFolder | None,
+) -> LearnedScales:
+    """The equivalent scales, from the state of an earlier run where it has them."""
+    found = state.load_stage(SCALES) if state else None
+    if found is not None:
+        return LearnedScales(factors=found[0], history=found[1])
+    steps = len(calibration.timesteps)
+    learned = learn_equivalent_scales(
+        prepared, calibration.inputs, options, steps=steps, batch=batch, progress=progress
+    )
+    if state:
+        state.save_stage(SCALES, learned.factors, learned.history)
+    return learned
