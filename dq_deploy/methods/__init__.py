@@ -79,6 +79,8 @@ def quantize(
     folder = None if resume_dir is None else Path(resume_dir)
     if init is not None and options.method != "quest":
         raise OptionError(f"an initial record was given with method {options.method}, expected method quest")
+    if options.budget is not None and init is not None:
+        raise OptionError("got a budget and an initial record, expected one: the record's layers have their bits")
     if options.budget is not None:
         from dq_deploy.methods.bit_budget import options_within_budget
 

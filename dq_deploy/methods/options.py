@@ -95,7 +95,7 @@ class QuantizeOptions:
         labels: classes to calibrate with, () for all.
         calibration_choice: which steps calibration inputs come from, one of `CALIBRATION_CHOICES`; None is the
             method's own choice.
-        tdac_radius: mean square within which two steps' features count as near (EDA-DM, r).
+        tdac_radius: mean square within which two steps' features count as near, in means over all pairs (EDA-DM, r).
         tdac_diversity: weight of a step's diversity beside its density (EDA-DM, lambda).
         memory_gib: most memory for calibration data and block inputs.
         outputs: calibrate the 8-bit output tables that mode fast needs.

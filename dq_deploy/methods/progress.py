@@ -11,7 +11,7 @@ class Progress:
     """One report of a running method.
 
     Attributes:
-        stage: `trajectory`, `ranges`, `scales`, `weights`, `distill` or `outputs`.
+        stage: `trajectory`, `ranges`, `sensitivity`, `scales`, `weights`, `distill` or `outputs`.
         done: units done, of `total`; over all blocks for `distill`.
         total: units in this stage.
         block: name of the block in training, or "".
