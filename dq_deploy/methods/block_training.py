@@ -12,6 +12,7 @@ import torch
 
 from dq_deploy.methods.fake_quant import StepContext
 from dq_deploy.methods.prefix import BlockInputs
+from dq_deploy.methods.random_mask import random_mask
 from dq_deploy.methods.reconstruction import Reconstruction
 from dq_deploy.methods.trainable import TrainableLayer
 from dq_deploy.methods.weight_rounding import penalty_beta, rounding_penalty
@@ -162,9 +163,7 @@ class _BlockLoss:
     def _mix(self, mine: Any, other: Any) -> Any:
         if not isinstance(mine, torch.Tensor) or not mine.is_floating_point():
             return mine
-        is_float = torch.empty(mine.shape, dtype=torch.bool).bernoulli_(
-            self.settings.input_mix, generator=self.generator
-        )
+        is_float = random_mask(tuple(mine.shape), self.settings.input_mix, self.generator)
         return torch.where(is_float, other, mine)
 
 

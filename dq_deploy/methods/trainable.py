@@ -28,6 +28,7 @@ from dq_deploy.errors import OptionError
 from dq_deploy.methods.assembly import build_layer
 from dq_deploy.methods.fake_quant import StepContext, along, per_sample
 from dq_deploy.methods.preparation import PreparedLayer
+from dq_deploy.methods.random_mask import random_mask
 from dq_deploy.methods.scales import weight_range
 from dq_deploy.methods.weight_rounding import rounding_of_rest, soft_rounding
 from dq_deploy.numerics import F32, I32, channel_axis_of
@@ -56,16 +57,27 @@ class RoundThrough(torch.autograd.Function):
 class CentredCodes(torch.autograd.Function):
     """clamp(rne(x * m), q_min - z, q_max - z); gradients pass where the code was not clamped.
 
-    A clamped code moves with its bound, against z.
+    A clamped code moves with its bound, against z. Values where `is_float` pass as x * m.
     """
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, x: torch.Tensor, m: torch.Tensor, z: torch.Tensor, q_min: int, q_max: int
+        ctx: Any,
+        x: torch.Tensor,
+        m: torch.Tensor,
+        z: torch.Tensor,
+        q_min: int,
+        q_max: int,
+        is_float: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        rounded = (x * m).round_()
+        scaled = x * m
+        rounded = scaled.round_() if is_float is None else scaled.round()
         codes = torch.minimum(torch.maximum(rounded, q_min - z), q_max - z)
-        ctx.save_for_backward(x, m, rounded == codes)
+        inside = rounded == codes
+        if is_float is not None:
+            inside |= is_float
+            codes = torch.where(is_float, scaled, codes)
+        ctx.save_for_backward(x, m, inside)
         return codes
 
     @staticmethod
@@ -82,7 +94,7 @@ class CentredCodes(torch.autograd.Function):
                 grad_m = grad_m.sum(channels, keepdim=True)
         if ctx.needs_input_grad[2]:
             grad_z = (kept.sum(rest) - grad.sum(rest)).reshape((-1,) + (1,) * (grad.ndim - 1))
-        return grad_x, grad_m, grad_z, None, None
+        return grad_x, grad_m, grad_z, None, None, None
 
 
 class TrainablePart(torch.nn.Module):
@@ -272,11 +284,8 @@ class TrainableLayer(torch.nn.Module):
         return y if bias is None else y + along(bias, y.ndim, channel_axis_of(site.kind, y.ndim))
 
     def _codes(self, x: torch.Tensor, m: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        codes: torch.Tensor = CentredCodes.apply(x, m, z, *self.codes)  # type: ignore[no-untyped-call]
-        if not self.drop:
-            return codes
-        is_float = torch.empty(x.shape, dtype=torch.bool).bernoulli_(self.drop, generator=self.generator)
-        return torch.where(is_float, x * m, codes)
+        is_float = random_mask(tuple(x.shape), self.drop, self.generator) if self.drop else None
+        return CentredCodes.apply(x, m, z, *self.codes, is_float)  # type: ignore[no-untyped-call, no-any-return]
 
     def _product(self, codes: torch.Tensor, q_weight: torch.Tensor) -> torch.Tensor:
         from dq_deploy.methods.exact_arithmetic import convolve
