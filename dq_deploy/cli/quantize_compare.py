@@ -1,0 +1,194 @@
+"""`dq-quantize --compare`: several methods on one model, and the table of what each gives and costs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dq_deploy.cli.frame import check_outputs, console, warn, write_json
+from dq_deploy.cli.quantize_one import refuse, say_engine_limits
+from dq_deploy.errors import DqError
+
+if TYPE_CHECKING:
+    from dq_deploy.calibration import CalibrationSource
+    from dq_deploy.comparison import Cell, Comparison, Settings, Subject
+    from dq_deploy.methods import Progress, QuantizeOptions
+
+NO_EXTRACTOR = "none"
+
+
+class MethodsFailedError(DqError):
+    """Some methods of a comparison failed; the others are in the table."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def compare_command(
+    model: Path,
+    methods: Sequence[str],
+    out: Path | None,
+    overrides: dict[str, Any],
+    files: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+) -> None:
+    """Check everything, run the methods, print the table.
+
+    Args:
+        model: folder of the float model.
+        methods: names.
+        out: folder to write, or None where it was not given.
+        overrides: of `options_by_method`, the preset included.
+        files: calibration, as of `read_source`.
+        wanted: `images`, `reference_images`, `classifier`, `extractor`, `engine`, `for_engine`, `json`, `resume` and
+            `variant` of the command line.
+
+    Raises:
+        MethodsFailedError: behind the table, where a method failed.
+    """
+    refuse(out is None, "--out is missing, expected a folder for the records of the comparison")
+    assert out is not None
+    from dq_deploy.comparison import FILE_NAME, Settings, compare_methods, open_folder, options_by_method
+
+    options, remark = options_by_method(methods, **overrides)
+    given = {name: wanted[name] for name in ("images", "engine") if wanted[name] is not None}
+    settings = Settings(steps=options[0].steps, **given)
+    for own in options:
+        say_engine_limits(own, settings.engine)
+        say_engine_limits(own, wanted["for_engine"])
+    if remark:
+        warn(remark)
+    made = not out.exists()
+    open_folder(out)
+    try:
+        records = [out / FILE_NAME, *(out / f"{name}.pt" for name in _names(options))]
+        read = (model, wanted["reference_images"], files["conditions"], files["latents"])
+        check_outputs(wanted["json"], *records, inputs=read)
+        subject = _subject(model, settings, options, out, files, wanted)
+    except BaseException:
+        if made and not any(out.iterdir()):
+            out.rmdir()
+        raise
+    for line in subject.remarks:
+        warn(line)
+    calibration = {name: None if value is None else str(value) for name, value in files.items()}
+    with _Watch(len(options)) as watch:
+        comparison = compare_methods(
+            subject,
+            options,
+            out,
+            calibration=calibration,
+            resume=wanted["resume"],
+            on_progress=watch.progress,
+            on_cell=watch.cell,
+        )
+    _finish(comparison, out, wanted["json"])
+
+
+def _names(options: Sequence[QuantizeOptions]) -> list[str]:
+    from dq_deploy.comparison import cell_name
+
+    return [cell_name(own) for own in options]
+
+
+def _subject(
+    model: Path,
+    settings: Settings,
+    options: Sequence[QuantizeOptions],
+    out: Path,
+    files: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+) -> Subject:
+    """The float model with its images; every file that is given is read here."""
+    from dq_deploy.cli.frame import progress
+    from dq_deploy.comparison import Measures, check_layers, prepare_subject, read_real_images
+    from dq_deploy.models import load_model
+
+    denoiser = load_model(model, variant=wanted["variant"])
+    check_layers(denoiser, options)
+    source = _source(denoiser.config, files)
+    path = wanted["reference_images"]
+    real = None if path is None else read_real_images(path, int(denoiser.config["in_channels"]))
+    named = {} if wanted["extractor"] is None else {"extractor": wanted["extractor"]}
+    if wanted["extractor"] == NO_EXTRACTOR:
+        refuse(real is not None, "--reference-images and --extractor none were given, expected one of them")
+        named = {"extractor": None}
+    measures = Measures(classifier=wanted["classifier"], real=real, real_name=str(path or ""), **named)
+    with progress("sampling, float model") as advance:
+        return prepare_subject(
+            denoiser,
+            settings,
+            measures,
+            model=model,
+            cache=out,
+            variant=wanted["variant"],
+            conditions=source.conditions,
+            on_step=advance,
+        )
+
+
+def _source(config: Mapping[str, Any], files: Mapping[str, Any]) -> CalibrationSource:
+    from dq_deploy.calibration import read_source
+    from dq_deploy.models import input_specs
+
+    return read_source(input_specs(config), **files)
+
+
+class _Watch:
+    """Shows which method runs and how far it is; a context manager."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._done, self._name = count, 0, ""
+        self._stack = ExitStack()
+        self._view: Any = None
+
+    def __enter__(self) -> _Watch:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def progress(self, name: str, report: Progress) -> None:
+        """A report of a running method."""
+        from dq_deploy.cli.quantize_progress import ProgressView
+
+        if name != self._name:
+            self._stack.close()
+            print(f"{name}, {self._done + 1} of {self._count}", file=sys.stderr, flush=True)
+            self._name, self._view = name, self._stack.enter_context(ProgressView())
+        self._view(report)
+
+    def cell(self, cell: Cell, kept: bool) -> None:
+        """A finished cell."""
+        self._stack.close()
+        self._done += 1
+        if kept:
+            print(f"{cell.name}: taken from the earlier run, nothing it depends on has changed", file=sys.stderr)
+        if cell.error is not None:
+            warn(f"{cell.name} failed: {cell.error}")
+
+
+def _finish(comparison: Comparison, out: Path, json: Path | None) -> None:
+    from dq_deploy.comparison import FILE_NAME, rich_table
+
+    if json is not None:
+        write_json(json, comparison.as_json())
+    facts, cells = comparison.facts, comparison.cells
+    images = facts["settings"]["images"]
+    title = f"{len(cells)} methods on {facts['model']}, {images} images beside the float model's from the same noise"
+    console().print(rich_table(comparison.rows(), title))
+    print("[a, b] is a 95 % interval; a difference whose interval holds 0 is none")
+    for cell in cells:
+        for note in cell.notes:
+            print(f"{cell.name}: {note}")
+    print(f"records and {FILE_NAME} are in {out}")
+    failed = [cell for cell in cells if cell.error is not None]
+    if failed:
+        raise MethodsFailedError(
+            f"{len(failed)} of {len(cells)} methods failed, first {failed[0].name}: {failed[0].error}",
+            failed[0].exit_code,
+        )

@@ -1,0 +1,61 @@
+"""How long one step of a record takes, beside the float graph on ONNX Runtime, the two taking turns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dq_deploy.bench.worker import WorkerSettings, workers
+from dq_deploy.comparison.settings import Settings
+
+WARM_UP = 2
+FLOAT_ENGINE = "onnxruntime"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTime:
+    """Milliseconds of one step at batch 1, medians over all runs.
+
+    Attributes:
+        ms: of the record.
+        float_ms: of the float graph on ONNX Runtime.
+        ratio: median over the turns of float over record: above 1 the record is faster.
+        engine: that ran the record.
+        turns: how many.
+    """
+
+    ms: float
+    float_ms: float
+    ratio: float
+    engine: str
+    turns: int
+
+
+def step_time(path: Path, float_graph: Path, settings: Settings) -> StepTime:
+    """Time a record or its exported graph.
+
+    Raises:
+        DqError: an engine cannot be opened.
+    """
+    files = {
+        "own": WorkerSettings(path=str(path), engine=settings.engine, threads=settings.threads),
+        "float": WorkerSettings(path=str(float_graph), engine=FLOAT_ENGINE, threads=settings.threads),
+    }
+    turns: dict[str, list[list[float]]] = {name: [] for name in files}
+    with workers(files) as running:
+        for turn in range(settings.rounds):
+            names = list(files) if turn % 2 == 0 else list(reversed(files))
+            for name in names:
+                answer = running[name].time(batch=1, warmup=WARM_UP, runs=settings.runs, seconds=settings.seconds)
+                turns[name].append(answer["latency_ms"])
+    ratios = [float(np.median(b) / np.median(a)) for a, b in zip(turns["own"], turns["float"], strict=True)]
+    medians = {name: float(np.median(np.concatenate(series))) for name, series in turns.items()}
+    return StepTime(
+        ms=medians["own"],
+        float_ms=medians["float"],
+        ratio=float(np.median(ratios)),
+        engine=settings.engine,
+        turns=settings.rounds,
+    )

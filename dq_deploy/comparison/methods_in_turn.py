@@ -1,0 +1,167 @@
+"""Several methods on one model, one after the other: what `dq-quantize --compare` does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dq_deploy.artifacts import check_writable, write_text_atomic
+from dq_deploy.bench.environment import describe_environment
+from dq_deploy.comparison.cell import Cell, cell_name, run_cell
+from dq_deploy.comparison.subject import Subject
+from dq_deploy.comparison.table import Row, row_of_cell
+from dq_deploy.errors import FileProblemError
+from dq_deploy.methods import Progress, QuantizeOptions
+from dq_deploy.methods.plan import plan_sites
+from dq_deploy.models import Denoiser, quantizable_layers
+
+FORMAT = "dq_deploy.comparison"
+VERSION = 1
+FILE_NAME = "comparison.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The cells of one run, in the order of the methods.
+
+    Attributes:
+        cells: one a method.
+        facts: of the model, the settings and the machine, JSON values.
+    """
+
+    cells: tuple[Cell, ...]
+    facts: dict[str, Any]
+
+    def rows(self) -> list[Row]:
+        """One row a cell; differences are to the first that was measured."""
+        first = next((cell for cell in self.cells if cell.psnr_db), None)
+        return [row_of_cell(cell, first) for cell in self.cells]
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values: what `comparison.json` holds."""
+        cells = [cell.as_json() for cell in self.cells]
+        return {"format": FORMAT, "version": VERSION, **self.facts, "rows": self.rows(), "cells": cells}
+
+
+def open_folder(folder: Path) -> None:
+    """Make the folder records are written to.
+
+    Raises:
+        FileProblemError: it is a file, its parent is missing, or it is not writable.
+    """
+    if folder.is_file():
+        raise FileProblemError(f"--out {folder} is a file, expected a folder for the records of a comparison")
+    if not folder.parent.is_dir():
+        raise FileProblemError(f"folder {folder.parent} does not exist; create it or choose another --out")
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise FileProblemError(f"cannot make {folder}: {error.strerror}; choose another --out") from error
+    check_writable(folder / FILE_NAME)
+
+
+def check_layers(denoiser: Denoiser, options: Sequence[QuantizeOptions]) -> None:
+    """Refuse patterns of `keep` and `layer_bits` that match nothing, before anything is trained.
+
+    Raises:
+        OptionError: of the first method whose options do not fit the model.
+    """
+    sites = quantizable_layers(denoiser.module, denoiser.config)
+    for own in options:
+        plan_sites(sites, own)
+
+
+def read_cells(folder: Path) -> dict[str, Cell]:
+    """Cells an earlier run left in the folder, by name; none where there is no file or another program's.
+
+    Raises:
+        FileProblemError: the file is there and cannot be read.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value["format"] != FORMAT:
+            raise KeyError(value["format"])
+        if value["version"] != VERSION:
+            return {}
+        cells = [Cell.from_json(entry) for entry in value["cells"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FileProblemError(
+            f"cannot go on with {path}: {type(error).__name__}: {error}; remove it, or choose another --out"
+        ) from error
+    return {cell.name: cell for cell in cells}
+
+
+def compare_methods(
+    subject: Subject,
+    options: Sequence[QuantizeOptions],
+    folder: Path,
+    *,
+    calibration: Mapping[str, str | None] | None = None,
+    resume: bool = True,
+    on_progress: Callable[[str, Progress], None] = lambda name, report: None,
+    on_cell: Callable[[Cell, bool], None] = lambda cell, kept: None,
+) -> Comparison:
+    """Quantize and measure with each method in turn; `comparison.json` is written anew behind each.
+
+    Args:
+        subject: the float model, its images, and what rows are measured with.
+        options: of each method.
+        folder: where records and `comparison.json` go.
+        calibration: files, see `dq_deploy.comparison.worker.TrainingRequest`.
+        resume: take finished cells of `comparison.json` whose model, options and measurement are the same.
+        on_progress: called with the cell's name and a report.
+        on_cell: called with each finished cell, and whether it was taken from an earlier run.
+
+    Raises:
+        FileProblemError: the folder cannot be written.
+    """
+    open_folder(folder)
+    known = read_cells(folder) if resume else {}
+    names = [cell_name(own) for own in options]
+    facts = _facts(subject)
+    done: dict[str, Cell] = {name: known[name] for name in names if name in known}
+    kept_others = {name: cell for name, cell in known.items() if name not in names}
+
+    def write(cell: Cell) -> None:
+        done[cell.name] = cell
+        shown = Comparison(cells=tuple(done[name] for name in names if name in done), facts=facts)
+        value = shown.as_json()
+        value["cells"] += [cell.as_json() for cell in kept_others.values()]  # for a later run that asks for them
+        write_text_atomic(folder / FILE_NAME, json.dumps(value, indent=1) + "\n")
+
+    finished: list[Cell] = []
+    for own, name in zip(options, names, strict=True):
+        before = known.get(name)
+        cell = run_cell(
+            subject,
+            own,
+            folder,
+            calibration=calibration,
+            before=before,
+            on_progress=lambda report, name=name: on_progress(name, report),
+            on_trained=write,
+        )
+        write(cell)
+        on_cell(cell, cell is before)
+        finished.append(cell)
+    return Comparison(cells=tuple(finished), facts=facts)
+
+
+def _facts(subject: Subject) -> dict[str, Any]:
+    baseline = subject.baseline
+    spread = baseline.real_against_real
+    return {
+        "model": str(subject.model),
+        "model_sha256": subject.denoiser.source_sha256,
+        "settings": asdict(subject.settings),
+        "remarks": list(subject.remarks),
+        "real_against_real": None if spread is None else asdict(spread),
+        "recognised_of_float": None if baseline.recognised is None else float(baseline.recognised.mean()),
+        "environment": describe_environment(threads=subject.settings.threads),
+    }

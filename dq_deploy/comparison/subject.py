@@ -1,0 +1,251 @@
+"""The float model's side of a comparison: its images, what they are measured against, its graph for timing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dq_deploy.artifacts import atomic_path, sha256_of_file
+from dq_deploy.comparison.real_images import digest_of
+from dq_deploy.comparison.settings import Settings
+from dq_deploy.errors import InputError, MissingDependencyError, ModelError
+from dq_deploy.models import Denoiser
+from dq_deploy.numerics import F32
+from dq_deploy.quality import QualityBaseline, load_classifier, load_extractor, quality_baseline
+from dq_deploy.sampling import (
+    SampleOptions,
+    conditions_for,
+    denoiser_of_module,
+    draws_latents,
+    labels_for,
+    sample_images,
+    sampler_timesteps,
+)
+
+if TYPE_CHECKING:
+    from dq_deploy.sampling.denoise import Denoise
+
+OnStep = Callable[[int, int], None]
+IMAGES_RANGE = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """What images are measured with.
+
+    Attributes:
+        extractor: specification of `dq_deploy.quality.load_extractor`, or None for no feature columns.
+        classifier: specification of `dq_deploy.quality.load_classifier`, or None.
+        real: [M, C, H, W] real images in [-1, 1], or None.
+        real_name: what they are, in words.
+    """
+
+    extractor: str | None = "efficientnet-lite0"
+    classifier: str | None = None
+    real: NDArray[np.floating] | None = None
+    real_name: str = ""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the numbers: JSON values, files by their hash."""
+        return {
+            "extractor": _with_hash(self.extractor),
+            "classifier": _with_hash(self.classifier),
+            "real": None if self.real is None else digest_of(self.real),
+        }
+
+
+def _with_hash(spec: str | None) -> str | None:
+    kind, _, path = (spec or "").partition(":")
+    return f"{kind}:{sha256_of_file(Path(path))}" if path and Path(path).is_file() else spec
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Subject:
+    """A float model with its images, ready for rows.
+
+    Attributes:
+        model: its folder.
+        variant: file variant, or None.
+        denoiser: the model.
+        settings: how images are drawn.
+        labels: [N] int64 or None.
+        conditions: [N, ...] by input name.
+        images: [N, C, H, W] float32, of the float model.
+        baseline: what rows are measured against.
+        identity: what decides a row's measurement, JSON values.
+        remarks: what is not measured, and why.
+        cache: folder for the float graph.
+    """
+
+    model: Path
+    variant: str | None
+    denoiser: Denoiser
+    settings: Settings
+    labels: NDArray[np.int64] | None
+    conditions: Mapping[str, NDArray[Any]]
+    images: F32
+    baseline: QualityBaseline
+    identity: dict[str, Any]
+    remarks: tuple[str, ...] = ()
+    cache: Path = field(default_factory=Path)
+
+    def draw(self, denoise: Denoise, on_step: OnStep | None = None) -> F32:
+        """Images by another denoiser, from the same noise, labels and conditions."""
+        return _draw(self.denoiser, self.settings, self.labels, self.conditions, denoise, on_step)
+
+    def float_graph(self) -> Path:
+        """The model's float graph as an ONNX file, made when it is first asked for."""
+        from dq_deploy.targets import float_graph
+
+        path = self.cache / f"float-{self.denoiser.source_sha256[:12]}.onnx"
+        if not path.is_file():
+            named = {"family": self.denoiser.family, "model_config": self.denoiser.config, "target": "onnxruntime"}
+            float_graph(named, path)  # random weights: they cost the same time
+        return path
+
+
+def _draw(
+    denoiser: Denoiser,
+    settings: Settings,
+    labels: NDArray[np.int64] | None,
+    conditions: Mapping[str, NDArray[Any]],
+    denoise: Denoise,
+    on_step: OnStep | None,
+) -> F32:
+    return sample_images(
+        denoise,
+        model_config=denoiser.config,
+        scheduler_config=denoiser.scheduler_config,
+        count=settings.images,
+        labels=labels,
+        options=_sample_options(settings),
+        conditions=conditions,
+        on_step=on_step,
+    )
+
+
+def _sample_options(settings: Settings) -> SampleOptions:
+    return SampleOptions(steps=settings.steps, seed=settings.seed, batch=settings.batch)
+
+
+def labels_in_turn(config: Mapping[str, Any], count: int) -> NDArray[np.int64] | None:
+    """Every class in turn, [count] int64; None for a model without classes."""
+    classes = config.get("num_class_embeds")
+    return labels_for(config, None if classes is None else [i % int(classes) for i in range(count)])
+
+
+def prepare_subject(
+    denoiser: Denoiser,
+    settings: Settings,
+    measures: Measures,
+    *,
+    model: Path,
+    cache: Path,
+    variant: str | None = None,
+    conditions: Mapping[str, NDArray[Any]] | None = None,
+    on_step: OnStep | None = None,
+) -> Subject:
+    """Load what rows are measured with, then draw the float model's images, or take them from the cache.
+
+    Args:
+        denoiser: the float model.
+        settings: how images are drawn.
+        measures: what they are measured with.
+        model: the model's folder.
+        cache: folder for the float model's images and graph; files of other models and settings are kept apart.
+        variant: file variant of the model.
+        conditions: rows by input name of a conditioned model, taken in turn; random without them.
+        on_step: called with (steps done, steps in all).
+
+    Raises:
+        DqError: what cannot be measured, in one line.
+    """
+    if denoiser.scheduler_config is None:
+        raise ModelError(f"{model} has no scheduler configuration, expected one: without it no image can be drawn")
+    sampler_timesteps(denoiser.scheduler_config, _sample_options(settings))
+    measures, remarks = _usable(measures, denoiser)
+    recognise = None if measures.classifier is None else load_classifier(measures.classifier)
+    extractor = None if measures.extractor is None else load_extractor(measures.extractor)
+    labels = labels_in_turn(denoiser.config, settings.images)
+    if recognise is not None and labels is None:
+        raise InputError("a classifier was given, but the model has no classes to recognise; leave it out")
+    rows = conditions_for(denoiser.config, conditions or {}, count=settings.images, seed=settings.seed)
+    drawn = {
+        "model": denoiser.source_sha256,
+        **settings.of_images(),
+        "conditions": {name: digest_of(value) for name, value in rows.items()},
+    }
+
+    def draw() -> F32:
+        return _draw(denoiser, settings, labels, rows, denoiser_of_module(denoiser.module), on_step)
+
+    images = _kept(cache / f"float-{_short_hash(drawn)}.npz", draw)
+    latents = draws_latents(denoiser.config)
+    baseline = quality_baseline(
+        images,
+        real=measures.real,
+        labels=None if recognise is None else labels,
+        recognise=recognise,
+        extractor=extractor,
+        data_range=float(np.ptp(images)) if latents else IMAGES_RANGE,
+    )
+    return Subject(
+        model=model,
+        variant=variant,
+        denoiser=denoiser,
+        settings=settings,
+        labels=labels,
+        conditions=rows,
+        images=images,
+        baseline=baseline,
+        identity={**drawn, **measures.identity()},
+        remarks=remarks,
+        cache=cache,
+    )
+
+
+def _usable(measures: Measures, denoiser: Denoiser) -> tuple[Measures, tuple[str, ...]]:
+    """Without features where the model draws latents, or where the default extractor is not installed."""
+    named = [name for name in ("classifier", "real") if getattr(measures, name) is not None]
+    bare = Measures(extractor=None, classifier=measures.classifier, real=None)
+    if draws_latents(denoiser.config):
+        if named:
+            raise InputError(
+                f"the model draws latents of {denoiser.config['in_channels']} channels, to which no classifier and no "
+                "real images apply; leave them out"
+            )
+        return bare, ("the model draws latents: features are not measured, PSNR is of latents",)
+    if measures.extractor != Measures.extractor:
+        return measures, ()
+    try:
+        load_extractor(measures.extractor)
+    except MissingDependencyError as error:
+        if measures.real is not None:
+            raise
+        return bare, (f"features are not measured: {error}",)
+    return measures, ()
+
+
+def _short_hash(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _kept(path: Path, draw: Callable[[], F32]) -> F32:
+    """The images of a file, or drawn and written there; the file's name is the hash of what they depend on."""
+    if path.is_file():
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return np.asarray(arrays["images"], np.float32)
+        except (OSError, ValueError, KeyError):
+            path.unlink()  # damaged: drawn again
+    images = draw()
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, images=images)
+    return images
