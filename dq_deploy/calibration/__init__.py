@@ -17,6 +17,7 @@ from dq_deploy.calibration.trajectory import (
     Trajectory,
     build_ddim,
     collect_trajectory,
+    output_influence,
     random_trajectory,
     sampling_timesteps,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "counts_of_steps",
     "features_of_run",
     "normal_biased_weights",
+    "output_influence",
     "random_trajectory",
     "read_inputs",
     "read_source",

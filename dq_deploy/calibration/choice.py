@@ -58,7 +58,7 @@ class StepChoice:
         if trajectories >= self.trajectories:
             return self
         total = max(len(self.counts), int(self.counts.sum()) * trajectories // self.trajectories)
-        least = min(int(self.counts.min()), max(1, total // len(self.counts)))
+        least = max(1, int(self.counts.min()) * trajectories // self.trajectories)
         counts = counts_of_steps(self.weights, total, least=least, most=trajectories)
         return StepChoice(name=self.name, weights=self.weights, counts=counts, details=self.details)
 

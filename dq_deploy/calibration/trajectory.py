@@ -98,6 +98,21 @@ def sampling_timesteps(scheduler_config: Mapping[str, Any] | None, steps: int) -
     return np.unique(values)
 
 
+def output_influence(scheduler_config: Mapping[str, Any] | None, steps: int) -> NDArray[np.float64]:
+    """How far a DDIM step moves the next sample for an error of one in the model's output: [T], index 0 the last step.
+
+    The coefficient of the output in the next sample, ``sqrt(1 - a') - sqrt(a' (1 - a) / a)`` where noise is predicted,
+    a and a' the cumulative alphas before and after the step (DDIM, arXiv 2010.02502, eq. 12, eta 0); without clipping.
+    """
+    import torch
+
+    plain = {**(scheduler_config or {}), "clip_sample": False, "thresholding": False}
+    scheduler = build_ddim(plain, steps)
+    one, zero = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
+    by_time = {float(t): abs(float(scheduler.step(one, t, zero, eta=0.0).prev_sample)) for t in scheduler.timesteps}
+    return np.array([by_time[t] for t in sorted(by_time)])
+
+
 def _labels(config: Mapping[str, Any], labels: Sequence[int] | None, count: int, seed: int) -> Any:
     classes = config.get("num_class_embeds")
     if classes is None:

@@ -81,6 +81,7 @@ class ChosenBits:
             "stored_bits": self.stored_bits,
             "layers": {name: list(pair) for name, pair in self.layers.items()},
             "steps": [int(t) for t in self.sensitivity.steps],
+            "influence": [float(f"{x:.4g}") for x in self.sensitivity.influence],
             "sensitivity": errors,
         }
 
@@ -94,7 +95,10 @@ class ChosenBits:
 def words_of_bits(average: float, widths: Sequence[int]) -> str:
     """Average and layers by weight bits in one line."""
     first, *others = sorted(Counter(widths).items())
-    counts = [f"{first[1]} layers at {first[0]}", *(f"{count} at {bits}" for bits, count in others)]
+    counts = [
+        f"{first[1]} layer{'s' * (first[1] != 1)} at {first[0]}",
+        *(f"{count} at {bits}" for bits, count in others),
+    ]
     return f"{average:.2f} bits on average: {', '.join(counts)}"
 
 

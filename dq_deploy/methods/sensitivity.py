@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dq_deploy.calibration import CalibrationSource
+from dq_deploy.calibration import CalibrationSource, output_influence
 from dq_deploy.methods.calibration_inputs import batch_of, collect_inputs
 from dq_deploy.methods.fake_quant import IntegerLayer, StepContext, replace_layer
 from dq_deploy.methods.minmax import initial_layers
@@ -40,15 +40,17 @@ class Sensitivity:
 
     Attributes:
         steps: [S] step buckets they were measured at, increasing.
+        influence: [S] how far the next sample moves for an error of one in the output at each step.
         errors: by layer and weight bits, [S] relative squared error of the denoiser's output at each step.
     """
 
     steps: I64
+    influence: F64
     errors: Mapping[str, Mapping[int, F64]]
 
     def total(self, name: str, width: int) -> float:
-        """Error of a layer summed over the steps."""
-        return float(self.errors[name][width].sum())
+        """Squared error that a layer brings into the samples, ``sum_t influence[t]^2 error[t]``."""
+        return float(self.influence**2 @ self.errors[name][width])
 
 
 def measure_sensitivity(
@@ -85,7 +87,12 @@ def measure_sensitivity(
     }
     chosen = _inputs_to_measure(inputs["step"], len(calibration.timesteps))
     measured = {name: value[chosen] for name, value in inputs.items()}
-    return _Measurement(prepared, layers, measured, options.memory_gib, progress).run()
+    steps, errors = _Measurement(prepared, layers, measured, options.memory_gib, progress).run()
+    # a file of latents names no sampler: its steps count alike
+    influence = np.ones(len(calibration.timesteps))
+    if source.kind != "latents":
+        influence = output_influence(denoiser.scheduler_config, options.steps)
+    return Sensitivity(steps=steps, influence=influence[steps], errors=errors)
 
 
 def _at_width(prepared: Prepared, width: int) -> Prepared:
@@ -126,8 +133,8 @@ class _Measurement:
         self.context = StepContext()
         self.kept: dict[str, torch.Tensor] = {}
 
-    def run(self) -> Sensitivity:
-        """Errors of every layer at every width."""
+    def run(self) -> tuple[I64, dict[str, dict[int, F64]]]:
+        """Step buckets, [S], and the errors of every layer at every width."""
         steps, slot = np.unique(self.inputs["step"], return_inverse=True)
         names = list(next(iter(self.layers.values())))
         squares = {name: {width: np.zeros(len(steps)) for width in self.layers} for name in names}
@@ -149,7 +156,7 @@ class _Measurement:
         self.kept.clear()
         norm = np.where(norm > 0, norm, 1.0)
         errors = {name: {width: s / norm for width, s in by_width.items()} for name, by_width in squares.items()}
-        return Sensitivity(steps=steps, errors=errors)
+        return steps, errors
 
     def _float_pass(self, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Output of the float model; every block's output is kept."""
