@@ -12,6 +12,9 @@ def random_mask(shape: tuple[int, ...], share: float, generator: torch.Generator
 
     Eight values come from one draw of 64 bits: `bernoulli_` takes as long as the convolution beside it.
     """
+    below = round(share * 256)
+    if below >= 256:
+        return torch.ones(shape, dtype=torch.bool)
     count = prod(shape)
     words = torch.empty(-(-count // 8), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    return (words.view(torch.uint8)[:count] < round(share * 256)).reshape(shape)
+    return (words.view(torch.uint8)[:count] < below).reshape(shape)
