@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from dq_deploy.sampling import (
 )
 
 if TYPE_CHECKING:
+    from dq_deploy.quality.table import Recognise
     from dq_deploy.sampling.denoise import Denoise
 
 OnStep = Callable[[int, int], None]
@@ -43,12 +44,14 @@ class Measures:
     Attributes:
         extractor: specification of `dq_deploy.quality.load_extractor`, or None for no feature columns.
         classifier: specification of `dq_deploy.quality.load_classifier`, or None.
+        recognise: images to labels, in place of a classifier that has no specification.
         real: [M, C, H, W] real images in [-1, 1], or None.
         real_name: what they are, in words.
     """
 
     extractor: str | None = "efficientnet-lite0"
     classifier: str | None = None
+    recognise: Recognise | None = None
     real: NDArray[np.floating] | None = None
     real_name: str = ""
 
@@ -56,7 +59,7 @@ class Measures:
         """What decides the numbers: JSON values, files by their hash."""
         return {
             "extractor": _with_hash(self.extractor),
-            "classifier": _with_hash(self.classifier),
+            "classifier": "the caller's" if self.recognise is not None else _with_hash(self.classifier),
             "real": None if self.real is None else digest_of(self.real),
         }
 
@@ -171,7 +174,9 @@ def prepare_subject(
         raise ModelError(f"{model} has no scheduler configuration, expected one: without it no image can be drawn")
     sampler_timesteps(denoiser.scheduler_config, _sample_options(settings))
     measures, remarks = _usable(measures, denoiser)
-    recognise = None if measures.classifier is None else load_classifier(measures.classifier)
+    recognise = measures.recognise
+    if recognise is None and measures.classifier is not None:
+        recognise = load_classifier(measures.classifier)
     extractor = None if measures.extractor is None else load_extractor(measures.extractor)
     labels = labels_in_turn(denoiser.config, settings.images)
     if recognise is not None and labels is None:
@@ -213,8 +218,8 @@ def prepare_subject(
 
 def _usable(measures: Measures, denoiser: Denoiser) -> tuple[Measures, tuple[str, ...]]:
     """Without features where the model draws latents, or where the default extractor is not installed."""
-    named = [name for name in ("classifier", "real") if getattr(measures, name) is not None]
-    bare = Measures(extractor=None, classifier=measures.classifier, real=None)
+    named = [name for name in ("classifier", "recognise", "real") if getattr(measures, name) is not None]
+    bare = replace(measures, extractor=None, real=None)
     if draws_latents(denoiser.config):
         if named:
             raise InputError(
