@@ -151,6 +151,8 @@ class BlockReconstruction:
                 try:
                     finished, output, note = self._reconstruct(reached)
                 except DivergedError as error:
+                    if state is not None:
+                        state.note_divergence(block.name)
                     raise NonFiniteError(_stopped(block.name, str(error), history, state)) from error
                 if state is not None and reached.layers:
                     state.save_block(index, block.name, finished, note)
@@ -308,7 +310,7 @@ def _stopped(block: str, reason: str, history: list[dict[str, Any]], state: Resu
     kept = f", kept in {state.folder} with those before it" if history and state else ""
     return (
         f"block {block}: {reason}, expected finite numbers; {last}{kept}; "
-        "lower the learning rates (lr_weight, lr_scale, lr_rounding) in a preset"
+        "lower the learning rates (lr_weight, lr_scale, lr_rounding) in a preset and run again"
     )
 
 

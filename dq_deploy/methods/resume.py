@@ -28,6 +28,9 @@ from dq_deploy.record import Layer, Part
 FORMAT = "dq_deploy.resume"
 VERSION = 2
 
+RATES = "lr_"
+"""How the names of learning rates begin: what may change when a diverged run is continued."""
+
 PART_ARRAYS = tuple(field.name for field in fields(Part))
 
 Arrays = dict[str, NDArray[Any]]
@@ -43,7 +46,8 @@ class ResumeFolder:
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.folder = folder
-        self.symmetric = bool(identity["options"]["symmetric_activations"])
+        self.options = json.loads(json.dumps(identity["options"]))
+        self.symmetric = bool(self.options["symmetric_activations"])
         identity = json.loads(json.dumps({"format": FORMAT, "version": VERSION, **identity}))
         state = folder / "state.json"
         if state.exists():
@@ -64,17 +68,31 @@ class ResumeFolder:
                 raise ValueError("not a table")
         except (OSError, ValueError) as error:
             raise FileProblemError(f"cannot read {state}: {error}; remove the folder to start again") from error
+        stopped = found.pop("diverged", None) is not None
         for key in sorted({*found, *identity}):
             mine, theirs = identity.get(key), found.get(key)
             if key == "options" and isinstance(mine, dict) and isinstance(theirs, dict):
                 names = [n for n in sorted({*mine, *theirs}) if mine.get(n) != theirs.get(n)]
-                if names:
-                    key, mine, theirs = f"option {names[0]}", mine.get(names[0]), theirs.get(names[0])
+                names = [n for n in names if not (stopped and n.startswith(RATES))]
+                if not names:
+                    continue
+                key, mine, theirs = f"option {names[0]}", mine.get(names[0]), theirs.get(names[0])
             if mine != theirs:
                 raise OptionError(
                     f"{self.folder} holds another run: its {key} is {theirs!r}, asked for is {mine!r}; "
                     "give the same options to continue it, or remove the folder to start again"
                 )
+        if stopped:
+            write_text_atomic(state, json.dumps(identity, indent=1, sort_keys=True))
+
+    def note_divergence(self, block: str) -> None:
+        """A block diverged: the run may be continued with other learning rates."""
+        state = self.folder / "state.json"
+        found = json.loads(state.read_text(encoding="utf-8"))
+        write_text_atomic(state, json.dumps({**found, "diverged": block}, indent=1, sort_keys=True))
+
+    def _rates(self) -> dict[str, Any]:
+        return {name: value for name, value in self.options.items() if name.startswith(RATES)}
 
     def _path(self, index: int) -> Path:
         return self.folder / f"block-{index:03d}.safetensors"
@@ -104,7 +122,7 @@ class ResumeFolder:
     def load_block(
         self, index: int, name: str, prepared: Mapping[str, PreparedLayer]
     ) -> tuple[dict[str, Layer], dict[str, Any]] | None:
-        """Layers of a finished block and the note stored with them, or None."""
+        """Layers of a finished block and its note, or None; the note holds learning rates that are not this run's."""
         loaded = _load(self._path(index))
         if loaded is None:
             return None
@@ -117,14 +135,16 @@ class ResumeFolder:
             raise FileProblemError(
                 f"{self._path(index)} does not hold {error} of block {name}; remove {self.folder} to start again"
             ) from error
-        return layers, note["history"]
+        history = note["history"]
+        return layers, history if note["rates"] == self._rates() else {**history, "rates": note["rates"]}
 
     def save_block(self, index: int, name: str, layers: Mapping[str, Layer], history: Mapping[str, Any]) -> None:
         """Store a finished block."""
         arrays: Arrays = {}
         for layer in layers.values():
             arrays.update(_arrays_from_layer(layer))
-        _save(self._path(index), arrays, {"block": name, "layers": list(layers), "history": dict(history)})
+        note = {"block": name, "layers": list(layers), "history": dict(history), "rates": self._rates()}
+        _save(self._path(index), arrays, note)
 
 
 def state_of_run(

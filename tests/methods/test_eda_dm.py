@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dq_deploy.errors import NonFiniteError
+from dq_deploy.errors import NonFiniteError, OptionError
 from dq_deploy.methods import Progress, quantize
 from dq_deploy.record import Record, content_sha256
 from tests.tiny import tiny_denoiser
@@ -56,7 +56,9 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(trained: Record, tmp_path: Path
     assert content_sha256(quantize(tiny_denoiser(), **QUICK, resume_dir=tmp_path)) == content_sha256(trained)
 
 
-def test_a_diverged_run_says_where_its_finished_blocks_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_diverged_run_keeps_its_finished_blocks_and_goes_on_at_other_rates_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from dq_deploy.methods import block_reconstruction
     from dq_deploy.methods.block_training import DivergedError
 
@@ -72,3 +74,12 @@ def test_a_diverged_run_says_where_its_finished_blocks_are(tmp_path: Path, monke
     with pytest.raises(NonFiniteError, match=expected):
         quantize(tiny_denoiser(), **QUICK, resume_dir=tmp_path)
     assert len(list(tmp_path.glob("block-*"))) == 1
+    monkeypatch.undo()
+    with pytest.raises(OptionError, match="its option seed is 0, asked for is 1"):
+        quantize(tiny_denoiser(), **QUICK, lr_scale=1e-4, seed=1, resume_dir=tmp_path)
+    record = quantize(tiny_denoiser(), **QUICK, lr_scale=1e-4, resume_dir=tmp_path)
+    blocks = [entry for entry in record.provenance["history"] if "block" in entry]
+    assert [entry["block"] for entry in blocks if "rates" in entry] == ["conv_in"]
+    assert blocks[0]["rates"]["lr_scale"] == 5e-3
+    with pytest.raises(OptionError, match=r"its option lr_scale is 0\.0001, asked for is 0.005"):
+        quantize(tiny_denoiser(), **QUICK, resume_dir=tmp_path)
