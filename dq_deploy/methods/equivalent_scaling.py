@@ -34,7 +34,7 @@ from dq_deploy.record.checks import SCALE_MAX, SCALE_MIN
 GIB = 1 << 30
 SAMPLES = 256
 """Calibration inputs a layer is learned from, steps in equal shares."""
-ROWS = 16
+ROWS = 8
 """Tokens or patches of each of them."""
 TINY = 1e-12
 

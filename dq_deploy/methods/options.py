@@ -114,7 +114,7 @@ class QuantizeOptions:
         scaling_iterations: iterations a layer of learned equivalent scaling (DMQ).
         lr_equivalent: Adam step of the logarithm of equivalent scales (DMQ).
         timestep_exponent: how sharply losses of hard steps are weighted down (DMQ, alpha).
-        power_of_two: `one-vote` over all steps, or `per-group` with a weight set a distinct outcome (DMQ).
+        power_of_two: `one-vote` over all steps, or `per-group`, where all groups of steps must elect the same (DMQ).
         agreement: share of samples that must agree on a power of two (DMQ).
         finetune_iterations: iterations a stage of selective finetuning (QuEST).
         dilation_bound: `asymmetric` bounds a weight by its channel's own range end, `symmetric` by max|w|.

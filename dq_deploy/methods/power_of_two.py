@@ -33,7 +33,7 @@ from dq_deploy.record import Layer, Part
 
 MOST_SHIFT = 3
 """m_k is 1, 1/2, 1/4 or 1/8."""
-INPUTS = 640
+INPUTS = 320
 """Most calibration inputs that vote."""
 
 I64 = NDArray[np.int64]
