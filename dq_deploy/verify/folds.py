@@ -56,7 +56,7 @@ def folds_of(record: Record, module: torch.nn.Module) -> Folds:
             continue
         if site.kind.endswith("_rows"):
             factor = _linear_factor(record, module, site, inputs.get(site.producer))
-            rows = module.get_submodule(site.producer).weight.shape[0]  # type: ignore[union-attr, index]
+            rows = module.get_submodule(site.producer).weight.shape[0]
             outputs[site.producer] = np.concatenate([factor, np.ones(rows - len(factor))])
         else:
             factor = _norm_factor(record, module, site.producer)

@@ -199,7 +199,8 @@ def _squares(x: torch.Tensor) -> F64:
     """[B] sum of squares of each sample."""
     import torch
 
-    return x.flatten(1).square().sum(1, dtype=torch.float64).numpy()
+    sums: F64 = x.flatten(1).square().sum(1, dtype=torch.float64).numpy()
+    return sums
 
 
 @contextmanager
