@@ -26,7 +26,7 @@ LEVELS = (
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
 # modules of one level that may build on each other, in this order
-WITHIN = {("errors", "numerics"), ("errors", "artifacts")}
+WITHIN = {("errors", "numerics"), ("errors", "artifacts"), ("models", "readers")}
 
 HEAVY = {"torch", "diffusers", "onnxruntime", "openvino", "matplotlib", "skimage", "triton"}
 HEAVY |= {"tensorrt", "tensorrt_rtx", "polygraphy", "cuda", "pycuda", "pynvml"}

@@ -1,0 +1,118 @@
+"""Where each module of a source's network lies in diffusers, and what is said about the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dq_deploy.errors import OptionError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Target:
+    """A diffusers module that takes a source module's parameters, or these of its output rows."""
+
+    name: str
+    rows: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Architecture:
+    """A source's network as diffusers has it.
+
+    Attributes:
+        family: denoiser family, as `unet2d`.
+        config: the diffusers configuration.
+        targets: diffusers modules of each source module with parameters.
+        first: the source's first convolution.
+        last: its last.
+        time_layers: the layers that see only the timestep.
+    """
+
+    family: str
+    config: dict[str, Any]
+    targets: Mapping[str, tuple[Target, ...]]
+    first: str
+    last: str
+    time_layers: tuple[str, ...]
+
+
+class Arguments:
+    """Constructor arguments as the settings give them; each that is not understood is refused."""
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self._values = dict(values)
+        self._where = where
+
+    def whole(self, name: str, default: int | None = None, *, least: int = 1) -> int:
+        """A whole number."""
+        value = self._values.pop(name, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            self.refuse(name, value, f"a whole number from {least}")
+        return int(value)
+
+    def wholes(self, name: str, *, empty: bool = False) -> list[int]:
+        """A list of whole numbers."""
+        value = self._values.pop(name, None)
+        good = isinstance(value, (list, tuple)) and all(type(one) is int and one > 0 for one in value)
+        if not good or not (value or empty):
+            self.refuse(name, value, "a list of whole numbers")
+        return list(value)  # type: ignore[arg-type]
+
+    def only(self, name: str, *allowed: Any, why: str = "this is not supported") -> Any:
+        """A value that must be one of these; missing, it is the first."""
+        value = self._values.pop(name, allowed[0])
+        if value not in allowed:
+            self.refuse(name, value, f"{' or '.join(repr(one) for one in allowed)}; {why}")
+        return value
+
+    def ignore(self, *names: str) -> None:
+        """Values that change nothing here."""
+        for name in names:
+            self._values.pop(name, None)
+
+    def finish(self) -> None:
+        """Refuse what is left."""
+        if self._values:
+            name = sorted(str(key) for key in self._values)[0]
+            raise OptionError(f"settings: {self._where} has {name}, which is not understood; leave it out or remove it")
+
+    def refuse(self, name: str, value: Any, expected: str) -> None:
+        """Raise with what was got and expected."""
+        raise OptionError(f"settings: {self._where} has {name} {value!r}, expected {expected}")
+
+
+def one(name: str) -> tuple[Target, ...]:
+    """A source module that becomes one diffusers module."""
+    return (Target(name=name),)
+
+
+def fused_rows(channels: int, heads: int, *, by_head: bool) -> Sequence[NDArray[np.int64]]:
+    """Rows of queries, keys and values in a fused projection of 3 * channels outputs.
+
+    Args:
+        channels: of each.
+        heads: of the attention.
+        by_head: whether each head's three lie together, else all queries come first.
+    """
+    index = np.arange(3 * channels, dtype=np.int64)
+    if by_head:
+        return index.reshape(heads, 3, channels // heads).transpose(1, 0, 2).reshape(3, channels)
+    return index.reshape(3, channels)
+
+
+def check_first_level(width: int, first: int, where: str) -> None:
+    """Refuse a first level that is not as wide as the first convolution.
+
+    Raises:
+        OptionError: in diffusers the two are one number.
+    """
+    if width != first:
+        raise OptionError(
+            f"settings: {where} makes the first level {width} times as wide as the first convolution, expected 1; "
+            "diffusers' denoisers have one width for both, so this network cannot be imported"
+        )
