@@ -204,7 +204,9 @@ class BlockReconstruction:
         before = self._compared_error(reached, untrained)
         trained = self._train(reached)
         after = self._compared_error(reached, trained)
-        if not after <= before * self.settings.worse_allowed:
+        if not math.isfinite(after):
+            raise DivergedError("its quantized output is not finite after training")
+        if after > before * self.settings.worse_allowed:
             words = f"left untrained: its relative error was {before:.3g}, and {after:.3g} after training"
             self.progress(
                 Progress(
