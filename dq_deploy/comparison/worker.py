@@ -23,6 +23,7 @@ from dq_deploy.engines.process_memory import peak_mib
 from dq_deploy.errors import DqError
 from dq_deploy.methods import Progress
 
+COMMAND = (sys.executable, "-m", "dq_deploy.comparison.worker")
 GRACE_S = 5.0
 """How long a stopped process may take to end by itself."""
 
@@ -84,7 +85,7 @@ def train(request: TrainingRequest, on_progress: Callable[[Progress], None]) -> 
     # a file, not a pipe: nobody reads it while the process runs
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "dq_deploy.comparison.worker", json.dumps(asdict(request))],
+            [*COMMAND, json.dumps(asdict(request))],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,

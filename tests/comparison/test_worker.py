@@ -1,0 +1,99 @@
+"""A method in its own process tells how far it is, what it took, and why it failed; nothing outlives its caller."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dq_deploy import load_model, load_record, quantize
+from dq_deploy.comparison import worker
+from dq_deploy.comparison.worker import TrainingError, TrainingRequest, perform, train
+from dq_deploy.errors import OptionError
+from dq_deploy.methods import Progress, QuantizeOptions
+from dq_deploy.record import content_sha256
+
+OPTIONS = QuantizeOptions(method="minmax", steps=2, samples=2)
+
+
+def request(model_dir: Path, out: Path, options: QuantizeOptions = OPTIONS) -> TrainingRequest:
+    return TrainingRequest(model=str(model_dir), options=options.as_json(), out=str(out))
+
+
+def test_the_process_writes_the_record_that_quantize_gives(model_dir: Path, tmp_path: Path) -> None:
+    reports: list[Progress] = []
+    found = train(request(model_dir, tmp_path / "a.pt"), reports.append)
+    own = quantize(load_model(model_dir), OPTIONS)
+    assert content_sha256(load_record(tmp_path / "a.pt")) == content_sha256(own)
+    assert 0 < found.loaded_mib <= found.peak_mib
+    assert found.seconds > 0
+    assert not found.continued
+    assert {"trajectory", "ranges"} <= {report.stage for report in reports}
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Lets `train` run some Python in the worker's place."""
+
+    def use(text: str) -> None:
+        monkeypatch.setattr(worker, "COMMAND", (sys.executable, "-c", text))
+
+    return use
+
+
+def test_an_interrupt_ends_the_process(script: Callable[[str], None], model_dir: Path, tmp_path: Path) -> None:
+    report = '{"progress": {"stage": "ranges", "done": 1, "total": 2}}'
+    script(f"import time; print({report!r}, flush=True); time.sleep(60)")
+    children: list[psutil.Process] = []
+
+    def stop(report: Progress) -> None:
+        children.extend(psutil.Process().children())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(request(model_dir, tmp_path / "a.pt"), stop)
+    assert children
+    assert not any(child.is_running() for child in children)
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "code"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "ended by SIGKILL; is there enough memory", 1),
+        ("raise MemoryError('no room')", "code 1: MemoryError: no room", 1),
+        ("""print('{"error": "loss is NaN", "exit_code": 3}')""", "^loss is NaN$", 3),
+    ],
+)
+def test_a_failure_is_the_processs_last_word(
+    text: str, message: str, code: int, script: Callable[[str], None], model_dir: Path, tmp_path: Path
+) -> None:
+    script(text)
+    with pytest.raises(TrainingError, match=message) as caught:
+        train(request(model_dir, tmp_path / "a.pt"), lambda report: None)
+    assert caught.value.exit_code == code
+
+
+def test_a_stopped_run_is_continued_and_says_so(model_dir: Path, tmp_path: Path) -> None:
+    options = QuantizeOptions(steps=2, samples=2, iterations=1)
+    state = tmp_path / "state"
+    wanted = TrainingRequest(
+        model=str(model_dir), options=options.as_json(), out=str(tmp_path / "a.pt"), state=str(state)
+    )
+
+    def stop(message: dict) -> None:
+        if message["progress"]["stage"] == "distill" and message["progress"]["done"] > 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        perform(wanted, stop)
+    assert perform(wanted, lambda message: None).continued
+    assert not state.exists()
+
+
+def test_the_methods_own_message_is_the_failure(model_dir: Path, tmp_path: Path) -> None:
+    options = QuantizeOptions(method="minmax", steps=2, samples=2, keep=("nothing.*",))
+    with pytest.raises(OptionError, match="matches no layer"):
+        perform(request(model_dir, tmp_path / "a.pt", options), lambda message: None)
