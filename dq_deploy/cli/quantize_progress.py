@@ -13,6 +13,7 @@ STAGES = {
     "trajectory": "drawing calibration samples",
     "ranges": "calibrating ranges",
     "scales": "learning equivalent scales",
+    "sensitivity": "measuring the sensitivity of layers",
     "weights": "searching weight scales",
     "distill": "training blocks",
 }

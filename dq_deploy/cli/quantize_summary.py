@@ -26,6 +26,7 @@ def summary_of(record: Record, out: Path, *, seconds: float) -> dict[str, Any]:
         "layers": len(record.layers),
         "weight_only_layers": len(record.weight_only),
         "bits": dict(sorted(bits.items())),
+        "bits_in_words": _words_of_budget(record),
         "kept_float": {
             why: names for h in record.provenance["history"] for why, names in h.get("kept_float", {}).items()
         },
@@ -37,6 +38,16 @@ def summary_of(record: Record, out: Path, *, seconds: float) -> dict[str, Any]:
         "options": record.provenance["options"],
         "blocks": [{"name": h["block"], "relative_error": h["relative_error"]} for h in blocks],
     }
+
+
+def _words_of_budget(record: Record) -> str:
+    """Average weight bits and layers by bits, where a budget chose them; else nothing."""
+    from dq_deploy.methods.bit_budget import words_of_bits
+
+    for entry in record.provenance["history"]:
+        if entry.get("stage") == "bits":
+            return words_of_bits(entry["average_bits"], [weights for weights, _ in entry["layers"].values()])
+    return ""
 
 
 def show_summary(summary: dict[str, Any]) -> None:
@@ -51,11 +62,14 @@ def show_summary(summary: dict[str, Any]) -> None:
     if summary["weight_only_layers"]:
         table.add_row("weight-only layers", str(summary["weight_only_layers"]))
     table.add_row("bits", bits)
+    if summary["bits_in_words"]:
+        table.add_row("weights under the budget", summary["bits_in_words"])
     for reason, names in summary["kept_float"].items():
         table.add_row("left in float", f"{len(names)}: {reason}")
     table.add_row("step buckets", str(summary["steps"]))
     told = summary["calibration"]
-    table.add_row("calibrated by", f"{told['inputs']} inputs, {told['sampler']}")
+    chosen = f", steps by {told['choice']}" if "choice" in told else ""
+    table.add_row("calibrated by", f"{told['inputs']} inputs, {told['sampler']}{chosen}")
     if "conditions" in told:
         table.add_row("conditions", told["conditions"])
     if summary["blocks"]:
