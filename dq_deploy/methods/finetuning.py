@@ -2,7 +2,11 @@
 
 A stage trains the weights of its layers and the activation quantizers of every layer at once:
 
-    loss = e(y) + layer_loss * mean over its layers of e(y_l)        e(y) = |y - y_float|^2 / |y_float|^2
+    loss = mean of |y - y_float|^2 / start[t]  +  layer_loss * mean over its layers of e(y_l)
+    e(y_l) = |y_l - y_l,float|^2 / |y_l,float|^2
+
+start[t] is the mean error of step t before the stage: without it the last steps, where the noise left in a sample can
+hardly be told, outweigh all others.
 
 y is the output of the quantized denoiser and y_l that of a layer inside it, both at inputs of the float model's own
 trajectory; no data is needed. Stages are `time-embedding` (the projections into the residual blocks) and `attention`
@@ -23,13 +27,13 @@ import torch
 from numpy.typing import NDArray
 
 from dq_deploy.errors import NonFiniteError, OptionError
-from dq_deploy.methods.fake_quant import IntegerLayer, StepContext, along, per_sample, replace_layer
-from dq_deploy.methods.initial_record import StartingPoint, groups_of_record, starting_point
+from dq_deploy.methods.fake_quant import StepContext
+from dq_deploy.methods.initial_record import InitialState, initial_state, working_module
 from dq_deploy.methods.options import QuantizeOptions
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.methods.ranges import model_inputs
-from dq_deploy.methods.trainable import CentredCodes, TrainableLayer
-from dq_deploy.models import Denoiser, call_denoiser, denoiser_from_record, quantizable_layers
+from dq_deploy.methods.trainable import TrainableLayer
+from dq_deploy.models import Denoiser, call_denoiser, quantizable_layers
 from dq_deploy.record import Record
 
 GIB = 1 << 30
@@ -43,12 +47,16 @@ HELD_OUT_SHARE = 8
 """One in so many trajectories is never trained on and decides what is kept."""
 HELD_OUT_MOST = 160
 """Inputs held out at most, but at least one trajectory."""
-CHECKS = 2
+CHECKS = 4
 """Times a stage looks at the held-out error, its end included; more often where that is over CHECK_EVERY iterations."""
-CHECK_EVERY = 50
+CHECK_EVERY = 100
+BACK_OFF = 0.25
+"""Share of its rates with which training goes on from the best state, where the error has not fallen at a look."""
 REPORT_EVERY = 5
 FLOATS_A_VALUE = 5
 """Floats that autograd keeps for each value that enters or leaves a layer, roughly."""
+SMALLEST = 1e-12
+"""Least error a step is compared with; one of no error at all has nothing to learn."""
 EPSILON = 1e-12
 """Adam's, far below any gradient of a relative loss."""
 
@@ -83,18 +91,6 @@ def stages_of(names: Iterable[str], options: QuantizeOptions) -> list[Stage]:
     return found
 
 
-class PassingLayer(IntegerLayer):
-    """An integer layer that stays as it is and lets gradients through where its codes were not clamped."""
-
-    def _codes(self, i: int, x: torch.Tensor, axis: int) -> torch.Tensor:
-        batch = x.shape[0]
-        z = per_sample(self.context.rows(getattr(self, f"zero_point_{i}"), batch), x.ndim)
-        inverse = self.context.rows(getattr(self, f"inverse_{i}"), batch)
-        m = along(inverse[:, None] * getattr(self, f"pre_{i}")[None, :], x.ndim, axis)
-        codes: torch.Tensor = CentredCodes.apply(x, m, z, self.layer.q_min, self.layer.q_max)  # type: ignore[no-untyped-call]
-        return codes
-
-
 @contextmanager
 def _outputs_of(module: torch.nn.Module, names: Iterable[str]) -> Iterator[dict[str, torch.Tensor]]:
     """Inside, the table holds what each named layer gave in the latest pass."""
@@ -117,7 +113,7 @@ def _outputs_of(module: torch.nn.Module, names: Iterable[str]) -> Iterator[dict[
 class _FloatOutputs:
     """What the float model gives at a stage's layers: stored where `memory_gib` allows, else computed each time."""
 
-    def __init__(self, owner: Finetuner, point: StartingPoint, names: tuple[str, ...]) -> None:
+    def __init__(self, owner: Finetuner, point: InitialState, names: tuple[str, ...]) -> None:
         self.owner = owner
         self.names = names if owner.options.uses("local-loss") else ()
         self.factors = {name: torch.from_numpy(value) for name, value in point.output_factors.items()}
@@ -206,21 +202,24 @@ class Finetuner:
         Raises:
             NonFiniteError: the loss is NaN or infinite; names stage and iteration.
         """
-        point = starting_point(record, self.denoiser)
+        point = initial_state(record, self.denoiser)
         floats = _FloatOutputs(self, point, stage.layers)
-        module, layers = self._working_module(point, stage, floats.spread)
+        module, layers = working_module(point, stage.layers, floats.spread, self.context)
         groups = [
             g for name, layer in layers.items() for g in layer.parameter_groups(self._rates(name in stage.layers))
         ]
-        before = self._held_out_error(module)
-        best, error, kept = None, before, "start"
+        before = self._held_out_errors(module).clamp_min(SMALLEST)
         optimizer = torch.optim.Adam(groups, eps=EPSILON) if groups else None
         iterations = self.options.finetune_iterations if optimizer else 0
-        for i in self._iterations(stage, number, module, floats, optimizer, iterations):
-            found = self._held_out_error(module)
-            if found < error:
-                error, kept = found, f"iteration {i}"
-                best = [[p.detach().clone() for p in group["params"]] for group in groups]
+        best, share, kept, backed_off = _values(groups), 1.0, "start", 0
+        for i in self._iterations(stage, number, module, floats, before.float(), optimizer, iterations):
+            found = float((self._held_out_errors(module) / before).mean())
+            if found < share:
+                best, share, kept = _values(groups), found, f"iteration {i}"
+                continue
+            assert optimizer is not None
+            _go_back(optimizer, best)
+            backed_off += 1
         total = sum(part.w_code[0].size for layer in record.layers.values() for part in layer.parts)
         trained = sum(point.layers[name].weight.size for name in stage.layers)
         note = {
@@ -231,18 +230,17 @@ class Finetuner:
             "weights_trained": trained,
             "share_of_weights": trained / total,
             "held_out_inputs": len(self.held),
-            "held_out_error_before": before,
-            "held_out_error": error,
+            "error_of_start": float(before.mean()),
+            "share_of_error_left": share,
             "kept": kept,
+            "times_backed_off": backed_off,
+            "learning_rates": self._rates(True),
         }
         if point.frozen:
             note["frozen_layers"] = dict(point.frozen)
-        if best is None:
+        if kept == "start":
             return record, note
-        with torch.no_grad():
-            for group, values in zip(groups, best, strict=True):
-                for parameter, value in zip(group["params"], values, strict=True):
-                    parameter.copy_(value)
+        _put(groups, best)
         return _with_layers(record, layers), note
 
     def _rates(self, selected: bool) -> dict[str, float]:
@@ -252,32 +250,13 @@ class Finetuner:
             rates |= {"weight": options.lr_weight, "weight_scale": options.lr_weight_scale, "bias": options.lr_bias}
         return rates
 
-    def _working_module(
-        self, point: StartingPoint, stage: Stage, spread: Mapping[str, float]
-    ) -> tuple[torch.nn.Module, dict[str, TrainableLayer]]:
-        record = point.record
-        module = denoiser_from_record(record, dequantize=False).eval().requires_grad_(False)
-        groups = groups_of_record(record)
-        layers = {}
-        for name, layer in record.layers.items():
-            if name in point.frozen:
-                replace_layer(module, name, PassingLayer(layer, self.context))
-                continue
-            kind = "straight-through" if name in stage.layers else "fixed"
-            unit = spread.get(name, 1.0)
-            layers[name] = TrainableLayer(point.layers[name], layer, unit, self.context, weights=kind, groups=groups)
-            replace_layer(module, name, layers[name])
-        for name, light in record.weight_only.items():
-            weight = torch.nn.Parameter(torch.from_numpy(light.weight()), requires_grad=False)
-            module.get_submodule(name).weight = weight
-        return module, layers
-
     def _iterations(
         self,
         stage: Stage,
         number: int,
         module: torch.nn.Module,
         floats: _FloatOutputs,
+        unit: torch.Tensor,
         optimizer: torch.optim.Optimizer | None,
         iterations: int,
     ) -> Iterator[int]:
@@ -285,16 +264,17 @@ class Finetuner:
         if optimizer is None or not iterations:
             return
         every = min(math.ceil(iterations / CHECKS), CHECK_EVERY)
-        rates = [group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["whole_lr"] = group["lr"]
         generator = torch.Generator().manual_seed(self.options.seed * 100_003 + 7_919 * (number + 1))
         recent: list[float] = []
         for i in range(1, iterations + 1):
             fade = 0.5 * (1 + math.cos(math.pi * (i - 1) / iterations))
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * fade
+            for group in optimizer.param_groups:
+                group["lr"] = group["whole_lr"] * fade
             chosen = torch.randint(0, len(self.train), (self.options.batch,), generator=generator)
             optimizer.zero_grad(set_to_none=True)
-            value = self._backward(stage, module, floats, chosen)
+            value = self._backward(module, floats, unit, chosen)
             if not math.isfinite(value):
                 raise NonFiniteError(
                     f"finetuning stage {stage.name}: the loss is {value} at iteration {i}, expected a finite number; "
@@ -309,7 +289,9 @@ class Finetuner:
             if i % every == 0 or i == iterations:
                 yield i
 
-    def _backward(self, stage: Stage, module: torch.nn.Module, floats: _FloatOutputs, chosen: torch.Tensor) -> float:
+    def _backward(
+        self, module: torch.nn.Module, floats: _FloatOutputs, unit: torch.Tensor, chosen: torch.Tensor
+    ) -> float:
         """Loss of a batch; its gradients are summed over pieces that fit in memory."""
         value = 0.0
         with _outputs_of(module, floats.names) as seen:
@@ -318,26 +300,51 @@ class Finetuner:
                 output = call_denoiser(module, self.model_inputs(index))
                 terms = []
                 if self.options.uses("global-loss"):
-                    terms.append(_relative_error(output, self.target[index]))
+                    errors = (output - self.target[index]).square().flatten(1).mean(1)
+                    terms.append((errors / unit[self.step[index]]).mean())
                 if floats.names:
                     wanted = floats.at(index)
-                    errors = [_relative_error(seen[name], wanted[name]) for name in floats.names]
-                    terms.append(self.options.layer_loss * torch.stack(errors).mean())
+                    inner = [_relative_error(seen[name], wanted[name]) for name in floats.names]
+                    terms.append(self.options.layer_loss * torch.stack(inner).mean())
                 loss = torch.stack(terms).sum() * (len(index) / len(chosen))
                 loss.backward()  # type: ignore[no-untyped-call]
                 value += loss.item()
         return value
 
     @torch.no_grad()
-    def _held_out_error(self, module: torch.nn.Module) -> float:
-        """Squared error of the denoiser's output over the squared float output, on inputs never trained on."""
-        error = norm = 0.0
+    def _held_out_errors(self, module: torch.nn.Module) -> torch.Tensor:
+        """Mean square error of the denoiser's output at each step, [T], on inputs never trained on.
+
+        A step that no such input is at gets the mean of the others.
+        """
+        steps = int(self.step.max()) + 1
+        total, count = torch.zeros(steps, dtype=torch.float64), torch.zeros(steps, dtype=torch.float64)
         for index in self.held.split(self.piece):
             self.context.step = self.step[index]
             output = call_denoiser(module, self.model_inputs(index))
-            error += float((output - self.target[index]).double().square().sum())
-            norm += float(self.target[index].double().square().sum())
-        return error / (norm or 1.0)
+            errors = (output - self.target[index]).double().square().flatten(1).mean(1)
+            total.index_add_(0, self.step[index], errors)
+            count.index_add_(0, self.step[index], torch.ones_like(errors))
+        known = count > 0
+        return torch.where(known, total / count.clamp_min(1), total[known].sum() / count[known].sum())
+
+
+def _values(groups: list[dict[str, Any]]) -> list[list[torch.Tensor]]:
+    return [[p.detach().clone() for p in group["params"]] for group in groups]
+
+
+@torch.no_grad()
+def _put(groups: list[dict[str, Any]], values: list[list[torch.Tensor]]) -> None:
+    for group, saved in zip(groups, values, strict=True):
+        for parameter, value in zip(group["params"], saved, strict=True):
+            parameter.copy_(value)
+
+
+def _go_back(optimizer: torch.optim.Optimizer, values: list[list[torch.Tensor]]) -> None:
+    _put(optimizer.param_groups, values)
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        group["whole_lr"] *= BACK_OFF
 
 
 def _relative_error(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

@@ -12,19 +12,29 @@ dividing what was by what is, of a linear producer by least squares over each ro
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dq_deploy.errors import OptionError
 from dq_deploy.methods.dilation import scale_input_channels
+from dq_deploy.methods.fake_quant import IntegerLayer, StepContext, along, per_sample, replace_layer
 from dq_deploy.methods.options import QuantizeOptions
 from dq_deploy.methods.plan import LayerPlan
 from dq_deploy.methods.preparation import PreparedLayer
-from dq_deploy.models import Denoiser, FoldSite, LayerSite, fold_sites, quantizable_layers
+from dq_deploy.methods.trainable import CentredCodes, TrainableLayer
+from dq_deploy.models import (
+    Denoiser,
+    FoldSite,
+    LayerSite,
+    denoiser_from_record,
+    fold_sites,
+    quantizable_layers,
+)
 from dq_deploy.models.rebuild import dequantized_weight
 from dq_deploy.numerics import F32
 from dq_deploy.record import Layer, Record
@@ -39,7 +49,7 @@ FOLDED = "folded into"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class StartingPoint:
+class InitialState:
     """A record about to be trained.
 
     Attributes:
@@ -158,7 +168,7 @@ def check_timesteps(record: Record, timesteps: F32) -> None:
     )
 
 
-def starting_point(record: Record, denoiser: Denoiser) -> StartingPoint:
+def initial_state(record: Record, denoiser: Denoiser) -> InitialState:
     """A record's layers as training takes them; both belong together, see `options_of_initial`."""
     sites = {site.name: site for site in quantizable_layers(denoiser.module, denoiser.config)}
     inputs, outputs = _fold_factors(record, denoiser)
@@ -170,7 +180,7 @@ def starting_point(record: Record, denoiser: Denoiser) -> StartingPoint:
             continue
         weight = _scaled_weight(denoiser, name, layer, inputs, outputs)
         layers[name] = _prepared(sites[name], layer, weight)
-    return StartingPoint(record=record, layers=layers, frozen=frozen, output_factors=outputs)
+    return InitialState(record=record, layers=layers, frozen=frozen, output_factors=outputs)
 
 
 def _frozen_because(layer: Layer) -> str:
@@ -272,3 +282,44 @@ def _prepared(site: LayerSite, layer: Layer, weight: F32) -> PreparedLayer:
         bias=layer.bias,
         fold=layer.fold,
     )
+
+
+class PassingLayer(IntegerLayer):
+    """An integer layer that stays as it is and lets gradients through where its codes were not clamped."""
+
+    def _codes(self, i: int, x: torch.Tensor, axis: int) -> torch.Tensor:
+        batch = x.shape[0]
+        z = per_sample(self.context.rows(getattr(self, f"zero_point_{i}"), batch), x.ndim)
+        inverse = self.context.rows(getattr(self, f"inverse_{i}"), batch)
+        m = along(inverse[:, None] * getattr(self, f"pre_{i}")[None, :], x.ndim, axis)
+        codes: torch.Tensor = CentredCodes.apply(x, m, z, self.layer.q_min, self.layer.q_max)  # type: ignore[no-untyped-call]
+        return codes
+
+
+def working_module(
+    point: InitialState, selected: Collection[str], spread: Mapping[str, float], context: StepContext
+) -> tuple[torch.nn.Module, dict[str, TrainableLayer]]:
+    """The record's denoiser with trainable layers in place, and those by name; it gives what the record gives.
+
+    Args:
+        point: the record and its layers.
+        selected: layers whose weights move; the others' are fixed, their activation quantizers are not.
+        spread: about the standard deviation of a layer's output, for those whose bias is trained.
+        context: step of each sample in flight.
+    """
+    record = point.record
+    module = denoiser_from_record(record, dequantize=False).eval().requires_grad_(False)
+    groups = groups_of_record(record)
+    layers = {}
+    for name, layer in record.layers.items():
+        if name in point.frozen:
+            replace_layer(module, name, PassingLayer(layer, context))
+            continue
+        kind = "straight-through" if name in selected else "fixed"
+        unit = spread.get(name, 1.0)
+        layers[name] = TrainableLayer(point.layers[name], layer, unit, context, weights=kind, groups=groups)
+        replace_layer(module, name, layers[name])
+    for name, light in record.weight_only.items():
+        weight = torch.nn.Parameter(torch.from_numpy(light.weight()), requires_grad=False)
+        module.get_submodule(name).weight = weight
+    return module, layers

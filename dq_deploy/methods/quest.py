@@ -21,24 +21,23 @@ from dq_deploy.calibration import CalibrationInputs, CalibrationSource, sampling
 from dq_deploy.errors import NonFiniteError
 from dq_deploy.methods.assembly import build_record, versions
 from dq_deploy.methods.block_reconstruction import BlockReconstruction
-from dq_deploy.methods.calibration_inputs import batch_of, collect_inputs
+from dq_deploy.methods.calibration_inputs import batch_of
 from dq_deploy.methods.fake_quant import IntegerLayer, simulate
 from dq_deploy.methods.finetuning import Finetuner, stages_of
-from dq_deploy.methods.float_ranges import watch_outputs
 from dq_deploy.methods.initial_record import (
     check_timesteps,
     groups_of_record,
+    initial_state,
     options_of_initial,
-    starting_point,
 )
-from dq_deploy.methods.minmax import initial_layers
 from dq_deploy.methods.options import QuantizeOptions
 from dq_deploy.methods.preparation import prepare
-from dq_deploy.methods.progress import Progress, ProgressCallback
-from dq_deploy.methods.ranges import StepRange, batches, collect_ranges, model_inputs, of_steps
+from dq_deploy.methods.progress import ProgressCallback
+from dq_deploy.methods.ranges import StepRange, batches, model_inputs, of_steps
 from dq_deploy.methods.reconstruction import adaround_settings
-from dq_deploy.methods.resume import ResumeFolder
+from dq_deploy.methods.resume import ResumeFolder, state_of_run
 from dq_deploy.methods.scales import activation_table
+from dq_deploy.methods.starting_point import inputs_of, starting_point
 from dq_deploy.models import Denoiser, call_denoiser
 from dq_deploy.record import Layer, Record, content_sha256, load_record, save_record
 
@@ -57,19 +56,20 @@ def quantize_quest(
         if source.kind != "latents":
             check_timesteps(init, sampling_timesteps(denoiser.scheduler_config, options.steps))
     stages_of((), options)  # parts left out that leave nothing to train on are refused before anything runs
-    state = None if resume_dir is None else ResumeFolder(resume_dir, _identity(denoiser, options, source, init))
-    calibration = state.load_inputs() if state else None
-    if calibration is None:
-        calibration = collect_inputs(denoiser, options, source, progress)
-        if state:
-            state.save_inputs(calibration)
+    known = {} if init is None else {"initial record": content_sha256(init)}
+    state = state_of_run(resume_dir, denoiser, options, source, **known)
+    record = _kept(state, "start") if init is None else init
+    if record is None:
+        record, calibration = _base(denoiser, options, source, progress, state)
+        _keep(state, "start", record)
+    else:
+        calibration = inputs_of(denoiser, options, source, progress, state)
     if init is not None:
         check_timesteps(init, calibration.timesteps)
         record = replace(init, provenance=_provenance(denoiser, options, calibration, init))
-    else:
-        record = _kept(state, "start") or _base(denoiser, options, calibration, progress, state)
-        _keep(state, "start", record)
-    return _finetuned(denoiser, options, calibration, progress, state, record)
+    record = _finetuned(denoiser, options, calibration, progress, state, record)
+    # a run that goes on with lower rates begins with a record of the former ones
+    return replace(record, provenance={**record.provenance, "options": options.as_json()})
 
 
 def _finetuned(
@@ -81,7 +81,7 @@ def _finetuned(
     record: Record,
 ) -> Record:
     """Every stage in turn, then output tables; a finished stage is kept as a record of its own."""
-    stages = stages_of(starting_point(record, denoiser).layers, options)
+    stages = stages_of(initial_state(record, denoiser).layers, options)
     finetuner: Finetuner | None = None
     start, last = record, "start"
     for number, stage in enumerate(stages):
@@ -91,10 +91,7 @@ def _finetuned(
             try:
                 done, note = finetuner.run(stage, number, record)
             except NonFiniteError as error:
-                kept = _path(state, last)
-                if kept is None or not kept.exists():
-                    raise
-                raise NonFiniteError(f"{error}; the state before it is a record, {kept}") from error
+                raise _named(error, state, stage.name, last) from error
             done = _with_note(done, note)
             _keep(state, stage.name, done)
         record, last = done, stage.name
@@ -103,49 +100,36 @@ def _finetuned(
     return _with_output_tables(record, calibration, options, batch_of(denoiser, 64))
 
 
+def _named(error: NonFiniteError, state: ResumeFolder | None, stage: str, last: str) -> NonFiniteError:
+    """The error of a diverged stage, with where the state before it is."""
+    kept = _path(state, last)
+    if state is None or kept is None:
+        return error
+    state.note_divergence(stage)
+    if not kept.exists():
+        return error
+    return NonFiniteError(
+        f"{error}; the state before it is a record, {kept}: run again with lower rates to go on from there"
+    )
+
+
 def _base(
     denoiser: Denoiser,
     options: QuantizeOptions,
-    calibration: CalibrationInputs,
+    source: CalibrationSource,
     progress: ProgressCallback,
     state: ResumeFolder | None,
-) -> Record:
-    """A record by range search and reconstruction of the blocks."""
+) -> tuple[Record, CalibrationInputs]:
+    """A record by range search and AdaRound reconstruction of the blocks, and what it was calibrated with."""
     prepared = prepare(denoiser, options)
-    inputs = calibration.inputs
-    with watch_outputs(prepared.module) as float_ranges:
-        ranges = collect_ranges(
-            prepared,
-            inputs,
-            steps=len(calibration.timesteps),
-            draw_values=True,
-            seed=options.seed,
-            batch=batch_of(denoiser, 64),
-            progress=lambda done, total: progress(Progress(stage="ranges", done=done, total=total)),
-        )
-    layers = initial_layers(prepared, ranges, options, search=True, progress=progress)
-    history: list[dict[str, Any]] = [{"stage": "ranges", "inputs": len(inputs["step"])}]
+    start = starting_point(denoiser, prepared, options, source, progress, state)
+    layers, history, calibration = start.layers, start.history, start.calibration
     if options.uses("reconstruction"):
-        settings = adaround_settings(options)
-        built = BlockReconstruction(prepared, layers, ranges, inputs, options, settings, progress).run(state)
-        layers = built.layers
-        history += built.history
-    return build_record(denoiser, prepared, layers, calibration, options, history, float_ranges=float_ranges)
-
-
-def _identity(
-    denoiser: Denoiser, options: QuantizeOptions, source: CalibrationSource, init: Record | None
-) -> dict[str, Any]:
-    identity: dict[str, Any] = {
-        "source_sha256": denoiser.source_sha256,
-        "options": options.as_json(),
-        "versions": versions(),
-    }
-    if source.kind != "trajectory" or source.files:
-        identity["calibration"] = {"kind": source.kind, **source.files}
-    if init is not None:
-        identity["initial record"] = content_sha256(init)
-    return identity
+        inputs, settings = calibration.inputs, adaround_settings(options)
+        built = BlockReconstruction(prepared, layers, start.ranges, inputs, options, settings, progress).run(state)
+        layers, history = built.layers, history + built.history
+    record = build_record(denoiser, prepared, layers, calibration, options, history, float_ranges=start.float_ranges)
+    return record, calibration
 
 
 def _provenance(

@@ -148,9 +148,9 @@ class ResumeFolder:
 
 
 def state_of_run(
-    folder: Path | None, denoiser: Denoiser, options: QuantizeOptions, source: CalibrationSource
+    folder: Path | None, denoiser: Denoiser, options: QuantizeOptions, source: CalibrationSource, **more: Any
 ) -> ResumeFolder | None:
-    """The state of the run that these arguments ask for, or None where none is kept.
+    """The state of the run that these arguments ask for, or None where none is kept; `more` belongs to its identity.
 
     Raises:
         OptionError: the folder holds the state of another run.
@@ -165,7 +165,7 @@ def state_of_run(
     }
     if source.kind != "trajectory" or source.files:
         identity["calibration"] = {"kind": source.kind, **source.files}
-    return ResumeFolder(folder, identity)
+    return ResumeFolder(folder, {**identity, **more})
 
 
 def _arrays_from_layer(layer: Layer) -> Arrays:
