@@ -225,25 +225,36 @@ class _RowHook:
 
 
 class _Codes(torch.autograd.Function):
-    """clamp(rne(x * m), low, high); gradients pass to m alone, where the code was not clamped."""
+    """clamp(rne(x * m), low, high), [B, R, C, k]; gradients pass to m alone.
+
+    The range holds all of x, so that a code is clamped by less than one where the zero point was rounded: no mask.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, m: torch.Tensor, low: torch.Tensor, high: torch.Tensor
-    ) -> torch.Tensor:
-        rounded = (x * m).round_()
-        codes = torch.minimum(torch.maximum(rounded, low), high)
-        ctx.save_for_backward(x, rounded == codes)
-        return codes
+    def forward(ctx: Any, x: torch.Tensor, m: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return (x * m).round_().clamp_(low, high)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, inside = ctx.saved_tensors
-        return None, (grad * inside).mul_(x).sum((1, 3), keepdim=True), None, None
+        (x,) = ctx.saved_tensors
+        return None, (grad * x).sum((1, 3), keepdim=True), None, None
 
 
-def _round_through(x: torch.Tensor) -> torch.Tensor:
-    return x + (x.round() - x).detach()
+class _RoundedWeights(torch.autograd.Function):
+    """s clamp(rne(w / s), low, high), with one s an output channel; gradients pass through the rounding to w and s."""
+
+    @staticmethod
+    def forward(ctx: Any, w: torch.Tensor, s: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        ratio = w / s
+        codes = ratio.round().clamp_(low, high)
+        ctx.save_for_backward(codes - ratio)
+        return codes.mul_(s)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (moved,) = ctx.saved_tensors
+        return grad, (grad * moved).sum((2, 3), keepdim=True), None, None
 
 
 class ScaledLayer:
@@ -281,9 +292,11 @@ class ScaledLayer:
 
     def _product(self, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """[B, R, C_out] for rows [B, R, C, k] and a weight [groups, C_out / groups, C / groups, k]."""
-        flat = rows.reshape(rows.shape[0] * rows.shape[1], len(weight), -1).transpose(0, 1)
-        product = flat @ weight.flatten(2).mT
-        return product.transpose(0, 1).reshape(rows.shape[0], rows.shape[1], -1)
+        flat = rows.reshape(rows.shape[0] * rows.shape[1], len(weight), -1)
+        if len(weight) == 1:
+            return torch.nn.functional.linear(flat[:, 0], weight[0].flatten(1)).reshape(*rows.shape[:2], -1)
+        product = flat.transpose(0, 1) @ weight.flatten(2).mT
+        return product.transpose(0, 1).reshape(*rows.shape[:2], -1)
 
     def _activation(self, g: torch.Tensor, part: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Scale and ends of the centred codes, each [G], for the range of x / g."""
@@ -310,8 +323,8 @@ class ScaledLayer:
         else:
             scale = torch.maximum(high / q_high, low / q_low).clamp(min=TINY)
             zero = torch.zeros_like(scale)
-        codes = (scaled / scale).clamp(q_low - zero, q_high - zero)
-        return _round_through(codes) * scale
+        rounded: torch.Tensor = _RoundedWeights.apply(scaled, scale, q_low - zero, q_high - zero)  # type: ignore[no-untyped-call]
+        return rounded
 
 
 def learn_layer(
