@@ -9,7 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from dq_deploy.cli.frame import check_outputs, numbers_from_text, run
-from dq_deploy.cli.quantize_one import check_contradictions, quantize_one, refuse, say_engine_limits, state_dir
+from dq_deploy.cli.quantize_one import (
+    check_contradictions,
+    check_options,
+    quantize_one,
+    refuse,
+    say_engine_limits,
+    state_dir,
+)
 
 
 def quantize(
@@ -161,10 +168,7 @@ def quantize(
     from dq_deploy.methods import options_from_preset
 
     options = options_from_preset(preset or "balanced", method=method, **chosen)
-    refuse(
-        block_size is not None and not options.has_weight_only,
-        f"--block-size {block_size} was given, but no layer has 16-bit activations; leave it out",
-    )
+    check_options(options, block_size=block_size, init=init)
     say_engine_limits(options, for_engine)
     if list_layers:
         refuse(out is not None, "--list-layers and --out were given, expected one of them")
@@ -177,10 +181,6 @@ def quantize(
     assert out is not None
     check_contradictions(options, iterations=iterations, resume=resume, resume_dir=resume_dir)
     state = state_dir(options, out, resume, resume_dir)
-    refuse(
-        init is not None and options.method != "quest",
-        f"--init was given with --method {options.method}, expected --method quest",
-    )
     quantize_one(model, variant, options, out, json, state, resume=resume, calibration=files, init=init)
 
 

@@ -20,6 +20,22 @@ def refuse(wrong: bool, message: str) -> None:
         raise OptionError(message)
 
 
+def check_options(options: QuantizeOptions, *, block_size: int | None, init: Path | None) -> None:
+    """Refuse options that the others leave without a use.
+
+    Raises:
+        OptionError: naming them.
+    """
+    refuse(
+        block_size is not None and not options.has_weight_only,
+        f"--block-size {block_size} was given, but no layer has 16-bit activations; leave it out",
+    )
+    refuse(
+        init is not None and options.method != "quest",
+        f"--init was given with --method {options.method}, expected --method quest",
+    )
+
+
 def check_contradictions(
     options: QuantizeOptions, *, iterations: int | None, resume: bool, resume_dir: Path | None
 ) -> None:

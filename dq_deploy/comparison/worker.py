@@ -154,7 +154,7 @@ def perform(request: TrainingRequest, tell: Callable[[dict[str, Any]], None]) ->
         input_specs(denoiser.config), kind=kind, conditions=files.get("conditions"), latents=files.get("latents")
     )
     state = None if request.state is None else Path(request.state)
-    continued = state is not None and any(state.glob("block-*"))
+    continued = state is not None and any(f for kind in ("block-*", "stage-*") for f in state.glob(kind))
     loaded = peak_mib() or 0.0
     start = time.perf_counter()
     record = quantize(
