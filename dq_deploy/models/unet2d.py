@@ -20,6 +20,7 @@ from dq_deploy.models.layers import (
     macs_of_walk,
     walk,
 )
+from dq_deploy.models.stem import unet2d_with_stem
 
 if TYPE_CHECKING:
     import torch
@@ -73,14 +74,15 @@ def build(config: Mapping[str, Any], *, device: str = "cpu") -> torch.nn.Module:
         ModelError: diffusers cannot build it, or it has layers or blocks that are not supported.
     """
     import torch
-    from diffusers import UNet2DModel
     from diffusers.models.embeddings import GaussianFourierProjection
 
     _check_config(config)
     plain = {key: value for key, value in config.items() if not key.startswith("_")}
     try:
         with torch.device(device):
-            module = UNet2DModel(**plain)
+            module = unet2d_with_stem(plain)
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(
             f"config.json does not describe a UNet2DModel that can be built: {first_line(error)}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dq_deploy.errors import OptionError
-from dq_deploy.readers.module_paths import Architecture, Arguments, Target, check_first_level, one
+from dq_deploy.readers.module_paths import Architecture, Arguments, Target, one
 
 _RESNET = {
     "norm1": "norm1",
@@ -40,10 +40,11 @@ def ddim_architecture(config: Mapping[str, Any]) -> Architecture:
     inputs, outputs = given.whole("in_channels"), given.whole("out_ch")
     given.finish()
     size = Arguments(data, "architecture config data").whole("image_size")
-    check_first_level(mult[0], 1, "ch_mult")
     if size % 2 ** (len(mult) - 1):
         raise OptionError(f"settings: image_size is {size}, expected a multiple of {2 ** (len(mult) - 1)}")
     attention = [size // 2**level in resolutions for level in range(len(mult))]
+    # diffusers has one width for the first convolution and the first level; see dq_deploy.models.stem
+    stem = {} if mult[0] == 1 else {"stem_channels": ch, "time_embedding_dim": 4 * ch}
     return Architecture(
         family="unet2d",
         config={
@@ -61,22 +62,23 @@ def ddim_architecture(config: Mapping[str, Any]) -> Architecture:
             "attention_head_dim": None,
             "norm_num_groups": 32,
             "norm_eps": 1e-6,
+            **stem,
         },
-        targets=_targets([ch * m for m in mult], blocks, attention),
+        targets=_targets(ch, [ch * m for m in mult], blocks, attention),
         first="conv_in",
         last="conv_out",
         time_layers=("temb.dense.0", "temb.dense.1"),
     )
 
 
-def _targets(widths: list[int], blocks: int, attention: list[bool]) -> dict[str, tuple[Target, ...]]:
+def _targets(stem: int, widths: list[int], blocks: int, attention: list[bool]) -> dict[str, tuple[Target, ...]]:
     found = {
         "temb.dense.0": one("time_embedding.linear_1"),
         "temb.dense.1": one("time_embedding.linear_2"),
         "conv_in": one("conv_in"),
     }
     levels = len(widths)
-    stream, skips = widths[0], [widths[0]]
+    stream, skips = stem, [stem]
     for level, width in enumerate(widths):
         for block in range(blocks):
             place = f"down_blocks.{level}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dq_deploy.errors import OptionError
-from dq_deploy.readers.module_paths import Architecture, Arguments, Target, check_first_level, fused_rows, one
+from dq_deploy.readers.module_paths import Architecture, Arguments, Target, fused_rows, one
 
 _RESNET = {
     "in_layers.0": "norm1",
@@ -88,7 +88,8 @@ def _network(config: Mapping[str, Any]) -> _Network:
     by_head = not given.only("use_new_attention_order", False, True)
     blocks = given.whole("num_res_blocks")
     given.finish()
-    check_first_level(mult[0], 1, "channel_mult")
+    if mult[0] != 1:
+        raise OptionError(f"settings: channel_mult begins with {mult[0]}, expected 1 as in every network of this kind")
     widths = tuple(width * m for m in mult)
     if heads < 1 and size_of_head < 1:
         raise OptionError("settings: architecture config needs num_heads or num_head_channels")

@@ -103,16 +103,3 @@ def fused_rows(channels: int, heads: int, *, by_head: bool) -> Sequence[NDArray[
     if by_head:
         return index.reshape(heads, 3, channels // heads).transpose(1, 0, 2).reshape(3, channels)
     return index.reshape(3, channels)
-
-
-def check_first_level(width: int, first: int, where: str) -> None:
-    """Refuse a first level that is not as wide as the first convolution.
-
-    Raises:
-        OptionError: in diffusers the two are one number.
-    """
-    if width != first:
-        raise OptionError(
-            f"settings: {where} makes the first level {width} times as wide as the first convolution, expected 1; "
-            "diffusers' denoisers have one width for both, so this network cannot be imported"
-        )
