@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,10 @@ from typing import Any
 import pytest
 
 from dq_deploy import export, quantize, save_record, verify
-from dq_deploy.engines.native import runner as runner_module
 from dq_deploy.record import Record
 from tests.tiny import tiny_denoiser
 
-PLAIN = {"down_block_types": ["DownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "UpBlock2D"]}
+SMALL = {"block_out_channels": [8], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
 QUICK: dict[str, Any] = {
     "weight_bits": 4,
     "activation_bits": 4,
@@ -38,27 +36,9 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def traced_once():
-    """The native engine traces each denoiser once for all tests here."""
-    programs = {}
-    trace = runner_module.traced_program
-
-    def cached(record):
-        parts = {name: [len(part.pre) for part in layer.parts] for name, layer in record.layers.items()}
-        key = json.dumps([dict(record.model_config), parts])
-        if key not in programs:
-            programs[key] = trace(record)
-        return programs[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner_module, "traced_program", cached)
-        yield
-
-
 @cache
 def record_of(case: str) -> Record:
-    return quantize(tiny_denoiser(**PLAIN), **{**QUICK, **CASES[case]})
+    return quantize(tiny_denoiser(**SMALL), **{**QUICK, **CASES[case]})
 
 
 def record_of_all() -> Record:
