@@ -23,7 +23,10 @@ def import_record(
     ckpt: Annotated[Path, typer.Option(help="The fake-quant checkpoint; it is read as tensors, nothing in it is run.")],
     float_model: Annotated[
         Path,
-        typer.Option("--float", help="Weights of the float model it was made from, .safetensors, .ckpt, .pth or .pt."),
+        typer.Option(
+            "--float",
+            help="Float model it was made from: weights as .safetensors, .ckpt, .pth or .pt, or a diffusers folder.",
+        ),
     ],
     settings: Annotated[
         Path, typer.Option(help="YAML with what the checkpoint does not say; docs/foreign-checkpoints.md lists it.")

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,15 +14,19 @@ from dq_deploy import models
 from dq_deploy.artifacts import sha256_of_file
 from dq_deploy.errors import FileProblemError, ModelError, OptionError
 from dq_deploy.models import LayerSite
-from dq_deploy.readers.architecture import architecture_of, float_state, moved, without_prefix
+from dq_deploy.readers.architecture import architecture_of, moved
 from dq_deploy.readers.channel_factors import CHOICES
+from dq_deploy.readers.float_model import FloatModel, load_float_model
 from dq_deploy.readers.foreign import ForeignModel
 from dq_deploy.readers.integer_layers import convert
 from dq_deploy.readers.module_paths import Architecture
 from dq_deploy.readers.quantizer_tensors import Source
 from dq_deploy.readers.settings import Settings
-from dq_deploy.readers.tensors import Array, few, load_checkpoint, load_float_file
+from dq_deploy.readers.tensors import Array, few, load_checkpoint
 from dq_deploy.record import Layer, Record
+
+if TYPE_CHECKING:
+    import torch
 
 READERS = ("q-diffusion", "dmq", "quest", "cachequant", "eda-dm")
 """Sources whose checkpoints can be read; each is a module of this package."""
@@ -33,6 +37,7 @@ class _Network:
     """The diffusers network: geometry of its layers, shapes of its parameters, order of its modules."""
 
     architecture: Architecture
+    module: torch.nn.Module
     sites: dict[str, LayerSite]
     shapes: dict[str, tuple[int, ...]]
     order: list[str]
@@ -54,7 +59,7 @@ def import_checkpoint(
     Args:
         reader: one of `READERS`.
         checkpoint: the file as the source writes it; loaded as tensors only.
-        float_model: a file of the source's own float weights.
+        float_model: a file of the source's own float weights, or a diffusers folder of the same network.
         settings: what the file does not say.
         masks: `float` or `vote`, for DMQ's channel factors that differ by step.
 
@@ -69,10 +74,12 @@ def import_checkpoint(
     checkpoint, float_model = Path(checkpoint), Path(float_model)
     network = _network(settings)
     _check_names(settings, network)
+    held = load_checkpoint(checkpoint)
+    floats = load_float_model(float_model, network.architecture, network.module)
     source = Source(
-        checkpoint=load_checkpoint(checkpoint),
+        checkpoint=held,
         name=checkpoint.name,
-        float_state=_float_state(float_model, network),
+        float_state=floats.state,
         architecture=network.architecture,
         layers=network.layers(),
         shapes=network.shapes,
@@ -87,7 +94,7 @@ def import_checkpoint(
     if not assembled.layers:
         reasons = "; ".join(f"{reason} ({len(names)} layers)" for reason, names in assembled.kept_float.items())
         raise FileProblemError(f"{checkpoint.name}: no layer has an exact integer form: {reasons}")
-    return _record(model, network, settings, assembled, reader, checkpoint, float_model)
+    return _record(model, network, settings, assembled, reader, checkpoint, float_model, floats)
 
 
 def _network(settings: Settings) -> _Network:
@@ -101,6 +108,7 @@ def _network(settings: Settings) -> _Network:
     splits = {p: known[t[0].name] for p, t in architecture.targets.items() if t[0].name in known}
     return _Network(
         architecture=architecture,
+        module=module,
         sites=sites,
         shapes={key: tuple(value.shape) for key, value in module.state_dict().items()},
         order=[name for name, _ in module.named_modules()],
@@ -118,16 +126,6 @@ def _check_names(settings: Settings, network: _Network) -> None:
                 f"settings: {what} names {few(unknown)}, which the network does not have; layers are named as in the "
                 f"source, such as {network.architecture.first}"
             )
-
-
-def _float_state(path: Path, network: _Network) -> dict[str, Array]:
-    tensors = without_prefix(load_float_file(path), path.name, network.architecture)
-    state = float_state(tensors, network.architecture, network.shapes)
-    if tensors.unasked():
-        raise FileProblemError(
-            f"{path.name} has {few(tensors.unasked())}, which the architecture in the settings has no place for"
-        )
-    return state
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -173,6 +171,7 @@ def _record(
     reader: str,
     checkpoint: Path,
     float_model: Path,
+    floats: FloatModel,
 ) -> Record:
     history: list[Mapping[str, Any]] = [
         {"stage": "import", "checkpoint": checkpoint.name, "checkpoint_sha256": sha256_of_file(checkpoint)},
@@ -194,10 +193,10 @@ def _record(
         step_edges=model.step_edges,
         float_parameters={key: np.array(value) for key, value in assembled.parameters.items()},
         model_config=architecture.config,
-        scheduler_config=None if settings.scheduler is None else dict(settings.scheduler),
+        scheduler_config=floats.scheduler_config if settings.scheduler is None else dict(settings.scheduler),
         provenance={
             "source": str(float_model),
-            "source_sha256": sha256_of_file(float_model),
+            "source_sha256": floats.sha256,
             "method": f"imported from {reader}",
             "options": {
                 "weight_bits": settings.weight_bits,

@@ -99,6 +99,8 @@ def _layer(path: str, weights: Tensors, sets: list[Tensors], source: Source) -> 
         )
     second = f"{path}.wqtizer1.delta" in weights
     first = weights.take(f"{path}.wqtizer.alpha")
+    if weight.ndim == 2 and first.ndim > 2:  # from a diffusers folder, which has linear layers there
+        weight = weight.reshape(*weight.shape, *(1,) * (first.ndim - 2))
     widths = halves(path, weight.shape[1], first.shape[1] if first.ndim > 1 else None, second, source)
     bits, activation_bits = source.settings.bits_of(path)
     parts = []
