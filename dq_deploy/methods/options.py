@@ -150,7 +150,7 @@ class QuantizeOptions:
     lr_weight_scale: float = 1e-3
     lr_scale: float = 5e-3
     lr_zero_point: float = 5e-3
-    lr_rounding: float = 1e-2
+    lr_rounding: float = 0.1
     rounding_penalty: float = 0.01
     layer_loss: float = 0.8
     activation_drop: float = 0.5
