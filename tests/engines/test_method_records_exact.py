@@ -30,7 +30,7 @@ CASES: dict[str, dict[str, Any]] = {
     "minmax under a budget": {"method": "minmax", "budget": 5.5, "activation_bits": 8},
     "dilatequant": {"method": "dilatequant"},
     "dmq": {"method": "dmq"},
-    "dmq with a weight set a group": {"method": "dmq", "power_of_two": "per-group", "agreement": 0.0},
+    "dmq with a vote a group": {"method": "dmq", "power_of_two": "per-group", "agreement": 0.0},
     "eda-dm": {"method": "eda-dm"},
     "quest": {"method": "quest"},
 }
