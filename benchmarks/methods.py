@@ -60,10 +60,12 @@ class Model:
 
     Attributes:
         folder: of diffusers.
+        classes: that are drawn, from 0; the model may have one more, for no class.
         measures: made when the model is first used.
     """
 
     folder: Path
+    classes: int
     measures: Callable[[], Measures]
 
 
@@ -87,8 +89,8 @@ def _emoji() -> Measures:
 
 
 MODELS = {
-    "digits": Model(ROOT / "examples" / "mnist-ddpm-32", _digits),
-    "emoji": Model(ROOT / "examples" / "emoji-ddpm-32", _emoji),
+    "digits": Model(ROOT / "examples" / "mnist-ddpm-32", 10, _digits),
+    "emoji": Model(ROOT / "examples" / "emoji-ddpm-32", 9, _emoji),
 }
 
 

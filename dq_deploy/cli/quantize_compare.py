@@ -76,7 +76,7 @@ def compare_command(
     for line in subject.remarks:
         warn(line)
     calibration = {name: None if value is None else str(value) for name, value in files.items()}
-    with _Watch(len(options)) as watch:
+    with _Watch(len(options), out) as watch:
         comparison = compare_methods(
             subject,
             options,
@@ -126,6 +126,7 @@ def _subject(
             model=model,
             cache=out,
             variant=wanted["variant"],
+            classes=options[0].labels,
             conditions=source.conditions,
             on_step=advance,
         )
@@ -141,16 +142,18 @@ def _source(config: Mapping[str, Any], files: Mapping[str, Any]) -> CalibrationS
 class _Watch:
     """Shows which method runs and how far it is; a context manager."""
 
-    def __init__(self, count: int) -> None:
-        self._count, self._done, self._name = count, 0, ""
+    def __init__(self, count: int, out: Path) -> None:
+        self._count, self._out, self._done, self._name = count, out, 0, ""
         self._stack = ExitStack()
         self._view: Any = None
 
     def __enter__(self) -> _Watch:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self._stack.close()
+        if kind is not None and not issubclass(kind, Exception):
+            print(f"what is finished is in {self._out}; run the same command to go on", file=sys.stderr)
 
     def progress(self, name: str, report: Progress) -> None:
         """A report of a running method."""

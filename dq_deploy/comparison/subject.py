@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,10 +138,19 @@ def _sample_options(settings: Settings) -> SampleOptions:
     return SampleOptions(steps=settings.steps, seed=settings.seed, batch=settings.batch)
 
 
-def labels_in_turn(config: Mapping[str, Any], count: int) -> NDArray[np.int64] | None:
-    """Every class in turn, [count] int64; None for a model without classes."""
-    classes = config.get("num_class_embeds")
-    return labels_for(config, None if classes is None else [i % int(classes) for i in range(count)])
+def labels_in_turn(config: Mapping[str, Any], count: int, classes: Sequence[int] = ()) -> NDArray[np.int64] | None:
+    """Classes in turn, [count] int64, by default all the model has; None for a model without classes.
+
+    A model may have one more than there are things to draw, for no class at all: give the others.
+
+    Raises:
+        OptionError: a class the model does not have.
+    """
+    known = config.get("num_class_embeds")
+    if known is None and not classes:
+        return labels_for(config, None)
+    chosen = list(classes) or list(range(int(known or 0)))
+    return labels_for(config, [chosen[i % len(chosen)] for i in range(count)])
 
 
 def prepare_subject(
@@ -152,6 +161,7 @@ def prepare_subject(
     model: Path,
     cache: Path,
     variant: str | None = None,
+    classes: Sequence[int] = (),
     conditions: Mapping[str, NDArray[Any]] | None = None,
     on_step: OnStep | None = None,
 ) -> Subject:
@@ -164,6 +174,7 @@ def prepare_subject(
         model: the model's folder.
         cache: folder for the float model's images and graph; files of other models and settings are kept apart.
         variant: file variant of the model.
+        classes: to draw in turn, by default all the model has.
         conditions: rows by input name of a conditioned model, taken in turn; random without them.
         on_step: called with (steps done, steps in all).
 
@@ -178,13 +189,14 @@ def prepare_subject(
     if recognise is None and measures.classifier is not None:
         recognise = load_classifier(measures.classifier)
     extractor = None if measures.extractor is None else load_extractor(measures.extractor)
-    labels = labels_in_turn(denoiser.config, settings.images)
+    labels = labels_in_turn(denoiser.config, settings.images, classes)
     if recognise is not None and labels is None:
         raise InputError("a classifier was given, but the model has no classes to recognise; leave it out")
     rows = conditions_for(denoiser.config, conditions or {}, count=settings.images, seed=settings.seed)
     drawn = {
         "model": denoiser.source_sha256,
         **settings.of_images(),
+        "labels": None if labels is None else digest_of(labels),
         "conditions": {name: digest_of(value) for name, value in rows.items()},
     }
 

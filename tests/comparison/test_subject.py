@@ -10,6 +10,7 @@ import pytest
 
 from dq_deploy import load_model
 from dq_deploy.comparison import Measures, Settings, Subject, prepare_subject
+from dq_deploy.comparison.subject import labels_in_turn
 from dq_deploy.errors import InputError, ModelError, OptionError
 from dq_deploy.sampling import denoiser_of_module
 from tests.tiny import tiny_conditional_denoiser
@@ -36,6 +37,16 @@ def test_other_settings_have_other_images(subject: Subject, model_dir: Path) -> 
     other = prepare_subject(subject.denoiser, settings, BARE, model=model_dir, cache=subject.cache)
     assert not np.array_equal(other.images, subject.images)
     assert other.identity != subject.identity
+
+
+def test_only_the_named_classes_are_drawn() -> None:
+    config = {"num_class_embeds": 11}
+    found = labels_in_turn(config, 5, (0, 7))
+    assert found is not None
+    assert found.tolist() == [0, 7, 0, 7, 0]
+    assert labels_in_turn({"num_class_embeds": None}, 5) is None
+    with pytest.raises(OptionError, match="out of range"):
+        labels_in_turn(config, 5, (11,))
 
 
 def test_latents_are_compared_without_features(tmp_path: Path) -> None:
