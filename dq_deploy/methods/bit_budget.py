@@ -27,6 +27,8 @@ FREE = "general"
 """Reason of a plan whose bits nobody named; only those are chosen."""
 
 NIBBLE_BITS = 4
+MOST_CUTS = 64
+"""Choices over the capacity by the solver's tolerance that are excluded one by one."""
 OBJECTIVE = 1e4
 """Sum of the objective's coefficients, far above the solver's absolute gap of 1e-6."""
 
@@ -167,7 +169,7 @@ def choose_widths(errors: F64, sizes: Sequence[int], widths: Sequence[int], capa
 
     Raises:
         OptionError: not even the least widths fit.
-        GuaranteeError: the solver gives no answer that fits.
+        GuaranteeError: the solver gives no answer.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
@@ -176,27 +178,43 @@ def choose_widths(errors: F64, sizes: Sequence[int], widths: Sequence[int], capa
     least = int(cost.min(axis=1).sum())
     if least > capacity:
         raise OptionError(f"the least widths take {least} bits, expected at most {capacity}; raise the budget")
-    scale = OBJECTIVE / (errors.sum() or 1.0)
-    one_each = np.kron(np.eye(layers), np.ones((1, count)))
-    room = capacity
-    while room >= least:
-        # in units of the mean layer, where the solver's tolerance of 1e-6 is small
-        unit = float(cost.mean())
+    objective = errors / (errors.max() or 1.0)
+    objective *= OBJECTIVE / (objective.sum() or 1.0)
+    unit = float(cost.mean())
+    rows = [
+        LinearConstraint(np.kron(np.eye(layers), np.ones((1, count))), 1, 1),
+        LinearConstraint(cost.reshape(1, -1) / unit, -np.inf, capacity / unit),
+    ]
+    for _ in range(MOST_CUTS):
         found = milp(
-            (errors * scale).ravel(),
-            constraints=[
-                LinearConstraint(one_each, 1, 1),
-                LinearConstraint(cost.reshape(1, -1) / unit, -np.inf, room / unit),
-            ],
+            objective.ravel(),
+            constraints=rows,
             integrality=np.ones(layers * count),
             bounds=Bounds(0, 1),
             options={"mip_rel_gap": 0.0},
         )
         if found.x is None:
-            break
+            raise GuaranteeError(f"the solver found no widths within {capacity} bits ({found.message})")
         picked = np.asarray(found.x).reshape(layers, count).argmax(axis=1)
-        excess = int(cost[np.arange(layers), picked].sum()) - capacity
-        if excess <= 0:
-            return [int(widths[i]) for i in picked]
-        room -= excess  # by the solver's tolerance
-    raise GuaranteeError(f"the solver found no widths within {capacity} bits ({found.message}); choose another budget")
+        if cost[np.arange(layers), picked].sum() <= capacity:
+            break
+        # over by the solver's tolerance, which a layer of millions of weights fills with small ones: not this choice
+        cut = np.zeros((layers, count))
+        cut[np.arange(layers), picked] = 1
+        rows.append(LinearConstraint(cut.reshape(1, -1), -np.inf, layers - 1))
+    else:
+        picked = _narrowed(picked, errors, cost, capacity)
+    return [int(widths[i]) for i in picked]
+
+
+def _narrowed(picked: I64, errors: F64, cost: I64, capacity: int) -> I64:
+    """A choice that is a little over the capacity, made to fit: layers that lose least go to their least width."""
+    every = np.arange(len(picked))
+    narrow = cost.argmin(axis=1)
+    loss = errors[every, narrow] - errors[every, picked]
+    result = picked.copy()
+    for layer in np.argsort(loss, kind="stable"):
+        if cost[every, result].sum() <= capacity:
+            break
+        result[layer] = narrow[layer]
+    return result

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dq_deploy.errors import OptionError
 from dq_deploy.methods import quantize
-from dq_deploy.methods.bit_budget import choose_widths, words_of_bits
+from dq_deploy.methods.bit_budget import _narrowed, choose_widths, words_of_bits
 from dq_deploy.record import Record, load_record, save_record
 from tests.tiny import random_record, tiny_denoiser
 
@@ -49,6 +49,18 @@ def test_the_choice_is_the_best_of_all_that_fit(data: st.DataObject) -> None:
         if sum(size * width for size, width in zip(sizes, choice, strict=True)) <= capacity
     )
     assert error_of(tuple(picked)) <= best + 1e-7 * errors.sum()
+
+
+def test_a_huge_layer_does_not_hide_what_small_ones_take() -> None:
+    errors = np.array([[1.0, 0], [0, 0], [0, 0]])
+    assert choose_widths(errors, [1, 2, 2840539], (4, 8), 11362168) == [4, 4, 4]
+    assert choose_widths(errors, [1, 2, 2840539], (4, 8), 11362168 + 4) == [8, 4, 4]
+
+
+def test_a_choice_that_does_not_fit_gives_up_what_costs_least() -> None:
+    errors = np.array([[5.0, 0], [1, 0], [3, 0]])
+    cost = np.array([[4, 8], [4, 8], [4, 8]])
+    assert _narrowed(np.array([1, 1, 1]), errors, cost, 17).tolist() == [1, 0, 0]
 
 
 def test_a_capacity_below_the_least_widths_is_refused() -> None:
