@@ -18,7 +18,7 @@ from dq_deploy.readers.architecture import architecture_of, moved
 from dq_deploy.readers.channel_factors import CHOICES
 from dq_deploy.readers.float_model import FloatModel, load_float_model
 from dq_deploy.readers.foreign import ForeignModel
-from dq_deploy.readers.integer_layers import convert
+from dq_deploy.readers.integer_layers import check_activations, convert
 from dq_deploy.readers.module_paths import Architecture
 from dq_deploy.readers.quantizer_tensors import Source
 from dq_deploy.readers.settings import Settings
@@ -89,6 +89,7 @@ def import_checkpoint(
     module = importlib.import_module(f"dq_deploy.readers.{reader.replace('-', '_')}")
     read: Callable[[Source], ForeignModel] = module.read
     model = read(source)
+    check_activations(model.layers)
     assembled = _Assembled()
     _assemble(model, network, settings, assembled, masks)
     if not assembled.layers:

@@ -28,7 +28,7 @@ def _check_complete(source: Source) -> None:
     tensors = wrapped_tensors(source)
     rounded = [name.removesuffix(".alpha") for name in tensors if name.endswith(".weight_quantizer.alpha")]
     missing = {what: [name for name in rounded if f"{name}.{what}" not in tensors] for what in ("delta", "zero_point")}
-    scaled = [name for name in tensors if ".act_quantizer" in name and name.endswith(".delta")]
+    scaled = [name for name in tensors if name.endswith((".act_quantizer.delta", ".act_quantizer_0.delta"))]
     unplaced = [name for name in scaled if f"{name.removesuffix('delta')}zero_point" not in tensors]
     lacks = [
         f"the {words} of {len(names)} {whose} ({few(sorted(names))})"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dq_deploy.errors import FileProblemError, RecordError
+from dq_deploy.errors import FileProblemError, OptionError, RecordError
 from dq_deploy.models import LayerSite
 from dq_deploy.numerics import F32
 from dq_deploy.readers.channel_factors import differ_by_step, elected, shifted
@@ -16,6 +16,8 @@ from dq_deploy.readers.foreign import ForeignLayer, ForeignPart
 from dq_deploy.readers.module_paths import Target
 from dq_deploy.record import Layer, Part
 
+FEW_LAYERS = 6
+"""Fewer say nothing about the ranges of a network's activations."""
 WIDEST, NARROWEST = 2.5, 1 / 3
 """Weights whose typical span is beyond these shares of the code range were not made with these bits."""
 
@@ -123,6 +125,32 @@ def _check_bits(layer: ForeignLayer, codes: list[_Codes]) -> None:
             f"layer {layer.path}: weights span {typical:g} steps of their scale, expected about {levels} at "
             f"{layer.weight_bits} bits; correct weight_bits or layer_bits in the settings"
         )
+
+
+def check_activations(layers: Mapping[str, ForeignLayer]) -> None:
+    """Zero points agree with the settings' bits and symmetry; some layers of every network see values of both signs.
+
+    Raises:
+        OptionError: all zero points are 0 though codes are unsigned, or they belong to a range of other bits.
+    """
+    groups: dict[int, list[int]] = {}
+    for layer in layers.values():
+        if not layer.signed and not layer.float_reason:
+            groups.setdefault(layer.activation_bits, []).extend(
+                int(np.median(part.act_zero_point)) for part in layer.parts
+            )
+    for bits, zeros in groups.items():
+        levels, largest = 2**bits - 1, max(zeros)
+        if len(zeros) >= FEW_LAYERS and largest == 0:
+            raise OptionError(
+                f"settings: every activation zero point of {len(zeros)} is 0, so codes are signed around zero; "
+                "set symmetric_activations: true"
+            )
+        if len(zeros) >= FEW_LAYERS and not levels / 4 <= largest <= 1.25 * levels:
+            raise OptionError(
+                f"settings: activation zero points reach {largest}, expected up to about {levels} at {bits} bits; "
+                "correct activation_bits or layer_bits"
+            )
 
 
 def _no_int8(codes: _Codes) -> str:

@@ -31,6 +31,13 @@ DDIM = {
         "data": {"image_size": 4},
     },
 }
+DDIM_SMALL = {
+    "family": "ddim",
+    "config": {
+        "model": {**DDIM["config"]["model"], "ch_mult": [1], "attn_resolutions": []},
+        "data": {"image_size": 2},
+    },
+}
 LDM = {
     "family": "ldm",
     "config": {
