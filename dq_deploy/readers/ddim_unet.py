@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dq_deploy.errors import OptionError
-from dq_deploy.readers.module_paths import Architecture, Arguments, Target, one
+from dq_deploy.readers.module_paths import MOST_BLOCKS, Architecture, Arguments, Target, one
 
 _RESNET = {
     "norm1": "norm1",
@@ -35,7 +35,7 @@ def ddim_architecture(config: Mapping[str, Any]) -> Architecture:
     given.only("resamp_with_conv", True, why="pooling instead of convolutions is not supported")
     ch = given.whole("ch")
     mult = given.wholes("ch_mult")
-    blocks = given.whole("num_res_blocks")
+    blocks = given.whole("num_res_blocks", most=MOST_BLOCKS)
     resolutions = given.wholes("attn_resolutions", empty=True)
     inputs, outputs = given.whole("in_channels"), given.whole("out_ch")
     given.finish()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dq_deploy.errors import OptionError
-from dq_deploy.readers.module_paths import Architecture, Arguments, Target, fused_rows, one
+from dq_deploy.readers.module_paths import MOST_BLOCKS, Architecture, Arguments, Target, fused_rows, one
 
 _RESNET = {
     "in_layers.0": "norm1",
@@ -83,10 +83,10 @@ def _network(config: Mapping[str, Any]) -> _Network:
     inputs, outputs, size = given.whole("in_channels"), given.whole("out_channels"), given.whole("image_size")
     context = given.whole("context_dim") if transformer else given.only("context_dim", None)
     classes = given.only("num_classes", None) if transformer else _optional(given, "num_classes")
-    depth = given.whole("transformer_depth", 1)
+    depth = given.whole("transformer_depth", 1, most=MOST_BLOCKS)
     linear = given.only("use_linear_in_transformer", False, True)
     by_head = not given.only("use_new_attention_order", False, True)
-    blocks = given.whole("num_res_blocks")
+    blocks = given.whole("num_res_blocks", most=MOST_BLOCKS)
     given.finish()
     if mult[0] != 1:
         raise OptionError(f"settings: channel_mult begins with {mult[0]}, expected 1 as in every network of this kind")

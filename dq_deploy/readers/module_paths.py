@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.errors import OptionError
+
+LARGEST, MOST_LEVELS, MOST_BLOCKS = 2**16, 16, 64
+"""Beyond these a network is a typing error."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,19 +52,19 @@ class Arguments:
         self._values = dict(values)
         self._where = where
 
-    def whole(self, name: str, default: int | None = None, *, least: int = 1) -> int:
+    def whole(self, name: str, default: int | None = None, *, least: int = 1, most: int = LARGEST) -> int:
         """A whole number."""
         value = self._values.pop(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            self.refuse(name, value, f"a whole number from {least}")
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            self.refuse(name, value, f"a whole number from {least} to {most}")
         return int(value)
 
     def wholes(self, name: str, *, empty: bool = False) -> list[int]:
         """A list of whole numbers."""
         value = self._values.pop(name, None)
-        good = isinstance(value, (list, tuple)) and all(type(one) is int and one > 0 for one in value)
-        if not good or not (value or empty):
-            self.refuse(name, value, "a list of whole numbers")
+        good = isinstance(value, (list, tuple)) and all(type(one) is int and 0 < one <= LARGEST for one in value)
+        if not good or not (value or empty) or len(value) > MOST_LEVELS:  # type: ignore[arg-type]
+            self.refuse(name, value, f"a list of at most {MOST_LEVELS} whole numbers")
         return list(value)  # type: ignore[arg-type]
 
     def only(self, name: str, *allowed: Any, why: str = "this is not supported") -> Any:
@@ -83,7 +87,7 @@ class Arguments:
 
     def refuse(self, name: str, value: Any, expected: str) -> None:
         """Raise with what was got and expected."""
-        raise OptionError(f"settings: {self._where} has {name} {value!r}, expected {expected}")
+        raise OptionError(f"settings: {self._where} has {name} {short(value)}, expected {expected}")
 
 
 def one(name: str) -> tuple[Target, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 from dq_deploy.errors import FileProblemError, OptionError
@@ -48,7 +49,9 @@ class Settings:
             _check_bits(name, getattr(self, name))
         for layer, bits in self.layer_bits.items():
             if not isinstance(bits, Mapping) or not bits or set(bits) - {"weight", "activation"}:
-                raise OptionError(f"settings: layer_bits of {layer} is {bits!r}, expected weight and activation bits")
+                raise OptionError(
+                    f"settings: layer_bits of {layer} is {short(bits)}, expected weight and activation bits"
+                )
             for what, value in bits.items():
                 _check_bits(f"layer_bits of {layer}, {what}", value)
         if len(set(self.timesteps)) != len(self.timesteps):
@@ -71,7 +74,7 @@ class Settings:
 
 def _check_bits(name: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 2 <= value <= 8:
-        raise OptionError(f"settings: {name} is {value!r}, expected a whole number from 2 to 8")
+        raise OptionError(f"settings: {name} is {short(value)}, expected a whole number from 2 to 8")
 
 
 _PLAIN = ("weight_bits", "activation_bits", "symmetric_activations")
@@ -127,7 +130,7 @@ def settings_from(value: Any) -> Settings:
     given: dict[str, Any] = {key: value[key] for key in _PLAIN if key in value}
     if not isinstance(given.get("symmetric_activations", False), bool):
         raise OptionError(
-            f"settings: symmetric_activations is {value['symmetric_activations']!r}, expected true, false"
+            f"settings: symmetric_activations is {short(value['symmetric_activations'])}, expected true, false"
         )
     given |= {key: _mapping(key, value[key]) for key in _MAPS if value.get(key) is not None}
     given |= {key: _list(key, value[key]) for key in _LISTS if value.get(key) is not None}
@@ -136,9 +139,9 @@ def settings_from(value: Any) -> Settings:
 
 def _mapping(key: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise OptionError(f"settings: {key} is {value!r}, expected a mapping by name")
+        raise OptionError(f"settings: {key} is {short(value)}, expected a mapping by name")
     if key == "splits" and not all(type(n) is int and n > 0 for n in value.values()):
-        raise OptionError(f"settings: splits is {value!r}, expected the channels of each first half")
+        raise OptionError(f"settings: splits is {short(value)}, expected the channels of each first half")
     return value
 
 
@@ -147,6 +150,6 @@ def _list(key: str, value: Any) -> tuple[Any, ...]:
     good = isinstance(value, list) and all(isinstance(one, kinds) and not isinstance(one, bool) for one in value)
     if not good or (kinds != (str,) and not all(abs(one) < 2**24 for one in value)):
         raise OptionError(
-            f"settings: {key} is {str(value)[:60]}, expected a list of {'names' if kinds == (str,) else 'numbers'}"
+            f"settings: {key} is {short(value)}, expected a list of {'names' if kinds == (str,) else 'numbers'}"
         )
     return tuple(value) if kinds == (str,) else tuple(float(one) for one in value)

@@ -86,7 +86,8 @@ def _arrays_of(value: Any, key: str, path: Path) -> Any:
     if isinstance(value, torch.Tensor):
         return _array(value, key, path)
     if isinstance(value, dict):
-        return {inner: _array(one, f"{key}.{inner}", path) for inner, one in value.items() if _is_tensor(one)}
+        named = {inner: one for inner, one in value.items() if isinstance(inner, str) and _is_tensor(one)}
+        return {inner: _array(one, f"{key}.{inner}", path) for inner, one in named.items()}
     return None
 
 

@@ -148,7 +148,8 @@ def _layer(
     bits, activation_bits = source.settings.bits_of(path)
     second = f"{path}.weight_quantizer_0.delta" in tensors
     first = tensors.maybe(f"{path}.weight_quantizer.alpha")
-    widths = halves(path, weight.shape[1], None if first is None else first.shape[1], second, source)
+    columns = None if first is None or first.ndim != weight.ndim else first.shape[1]
+    widths = halves(path, weight.shape[1], columns, second, source)
     parts = []
     for suffix, width in zip(("", "_0"), widths, strict=False):
         name = f"{path}.weight_quantizer{suffix}"

@@ -185,6 +185,8 @@ def test_the_network_with_text_is_the_converted_one():
         (LDM, {"use_scale_shift_norm": True}, "use_scale_shift_norm True, expected False"),
         (LDM, {"resblock_updown": True}, "resblock_updown True"),
         (LDM, {"channel_mult": [1, 2], "attention_resolutions": [1, 2]}, "heads of 16, 32 channels, expected one size"),
+        (LDM, {"num_res_blocks": 10**9}, "expected a whole number from 1 to 64"),
+        (LDM, {"channel_mult": [1] * 99}, "expected a list of at most 16 whole numbers"),
         (LDM, {"num_heads": -1}, "needs num_heads or num_head_channels"),
         (LDM, {"num_heads": 5}, "do not part into the heads"),
         (LDM, {"model_channel": 32}, "has model_channel, which is not understood"),

@@ -243,6 +243,7 @@ def test_weights_beyond_int8_stay_float_and_are_named(tmp_path):
 
 BAD = [
     ("conv_in.weight_quantizer.alpha", None, "lacks alpha, the learned rounding, of conv_in"),
+    ("conv_in.weight_quantizer.alpha", np.zeros((), np.float32), r"alpha has shape \(\), expected"),
     (
         "conv_in.weight_quantizer.alpha",
         np.zeros((32, 1, 1, 3), np.float32),

@@ -32,7 +32,7 @@ def test_a_file_of_settings_is_read(tmp_path):
         ({"symmetric_activations": "yes"}, "symmetric_activations is 'yes'"),
         ({"timesteps": [1, 1]}, "holds a number twice"),
         ({"timesteps": [1, 5, 3]}, "rises and falls"),
-        ({"timesteps": "1,2"}, "timesteps is 1,2, expected a list of numbers"),
+        ({"timesteps": "1,2"}, "timesteps is '1,2', expected a list of numbers"),
         ({"timesteps": [1, float("nan")]}, "expected a list of numbers"),
         ({"timesteps": [1, 5], "step_edges": [2, 3]}, "step_edges has 2 numbers, expected 1"),
         ({"float_layers": [3]}, "expected a list of names"),
