@@ -47,7 +47,7 @@ HELD_OUT_SHARE = 8
 """One in so many trajectories is never trained on and decides what is kept."""
 HELD_OUT_MOST = 160
 """Inputs held out at most, but at least one trajectory."""
-CHECKS = 4
+CHECKS = 2
 """Times a stage looks at the held-out error, its end included; more often where that is over CHECK_EVERY iterations."""
 CHECK_EVERY = 100
 BACK_OFF = 0.25
@@ -206,7 +206,9 @@ class Finetuner:
         floats = _FloatOutputs(self, point, stage.layers)
         module, layers = working_module(point, stage.layers, floats.spread, self.context)
         groups = [
-            g for name, layer in layers.items() for g in layer.parameter_groups(self._rates(name in stage.layers))
+            group
+            for name, layer in layers.items()
+            for group in layer.parameter_groups(self._rates(name in stage.layers, layer.prepared.weight_bits))
         ]
         before = self._held_out_errors(module).clamp_min(SMALLEST)
         optimizer = torch.optim.Adam(groups, eps=EPSILON) if groups else None
@@ -243,11 +245,13 @@ class Finetuner:
         _put(groups, best)
         return _with_layers(record, layers), note
 
-    def _rates(self, selected: bool) -> dict[str, float]:
+    def _rates(self, selected: bool, weight_bits: int = 4) -> dict[str, float]:
+        """Learning rates by kind; `lr_weight` is in codes of 4 bits, so that a weight moves alike at any width."""
         options = self.options
         rates = {"scale": options.lr_scale, "zero_point": options.lr_zero_point}
         if selected:
-            rates |= {"weight": options.lr_weight, "weight_scale": options.lr_weight_scale, "bias": options.lr_bias}
+            codes = options.lr_weight * 2.0 ** (weight_bits - 4)
+            rates |= {"weight": codes, "weight_scale": options.lr_weight_scale, "bias": options.lr_bias}
         return rates
 
     def _iterations(
