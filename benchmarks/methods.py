@@ -118,7 +118,9 @@ class Run:
                 denoiser, measures = load_model(model.folder), model.measures()
             except (DqError, ImportError) as error:
                 raise Missing(f"{name} cannot be read: {error}") from error
-            self._subjects[name] = prepare_subject(denoiser, self.settings, measures, model=model.folder, cache=folder)
+            self._subjects[name] = prepare_subject(
+                denoiser, self.settings, measures, model=model.folder, cache=folder, classes=range(model.classes)
+            )
         return self._subjects[name]
 
     def options(self, spec: Spec) -> Any:

@@ -59,12 +59,14 @@ class Terms:
         seed: of calibration and training.
         count: images.
         steps: of sampling and of calibration.
+        labels: of the images.
     """
 
     preset: str = "fast"
     seed: int = 0
     count: int = 500
     steps: int = 20
+    labels: str = "every class in turn"
 
 
 def all_specs() -> list[Spec]:
@@ -114,7 +116,8 @@ class Line:
     def of_json(cls, text: str) -> Line:
         """The line from its text."""
         value = json.loads(text)
-        spec, terms, cell = Spec(**value.pop("spec")), Terms(**value.pop("terms")), Cell.from_json(value.pop("cell"))
+        terms = Terms(**{"labels": "unknown", **value.pop("terms")})  # other labels give other images: no pairs
+        spec, cell = Spec(**value.pop("spec")), Cell.from_json(value.pop("cell"))
         return cls(spec=spec, terms=terms, cell=cell, facts=value)
 
 

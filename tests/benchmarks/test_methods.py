@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,6 +88,24 @@ def test_a_line_comes_back_as_it_was_and_the_last_good_one_counts(tmp_path: Path
     assert read[0] == first
     assert latest(read, TERMS)[spec.name] == first
     assert latest(read[1:], TERMS)[spec.name].cell.error == "broke"
+
+
+def test_a_line_that_does_not_tell_its_labels_is_not_taken(tmp_path: Path) -> None:
+    value = json.loads(line(digits("dmq", "W4A4"), 20).to_json())
+    del value["terms"]["labels"]
+    (tmp_path / "r.jsonl").write_text(json.dumps(value) + "\n")
+    assert latest(read_lines(tmp_path / "r.jsonl"), TERMS) == {}
+
+
+def test_the_models_are_drawn_without_the_label_for_no_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo_model_dir: Path
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(methods, "MODELS", {"digits": methods.Model(demo_model_dir, 10, lambda: None)})
+    monkeypatch.setattr(methods, "prepare_subject", lambda *_, **given: asked.update(given))
+    monkeypatch.setattr("dq_deploy.load_model", lambda folder: None)
+    methods.Run(TERMS, tmp_path, 1).subject("digits")
+    assert list(asked["classes"]) == list(range(10))
 
 
 class Stub:
