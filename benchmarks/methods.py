@@ -263,6 +263,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _hold_threads(threads: int, *, again: bool) -> None:
+    """Threads of this process and of the methods': numpy's are fixed when it is loaded, so the script begins anew."""
+    wanted = {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    held = all(os.environ.get(name) == value for name, value in wanted.items())
+    os.environ.update(wanted)
+    if again and not held:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the cells, write and print the table; 1 where a cell failed."""
     args = _arguments(argv)
@@ -279,8 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     failures = 0
     if not args.table:
-        os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of the methods' processes; set before torch is loaded
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        _hold_threads(args.threads, again=argv is None)
         sys.path.append(str(ROOT / "examples"))
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:

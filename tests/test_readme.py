@@ -37,12 +37,12 @@ def commands_in(text: str) -> list[list[str]]:
 def test_every_command_and_option_in_the_readme_exists(readme):
     found = commands_in(readme)
     assert {words[0] for words in found} == {
-        f"dq-{n}" for n in ("quantize", "export", "build", "verify", "bench", "sample", "info")
+        f"dq-{n}" for n in ("quantize", "import", "export", "build", "verify", "bench", "sample", "info")
     }
     for program, *words in found:
-        module = importlib.import_module(f"dq_deploy.cli.{program.removeprefix('dq-')}")
+        name = {"import": "import_record"}.get(program.removeprefix("dq-"), program.removeprefix("dq-"))
         app = typer.Typer()
-        app.command()(getattr(module, program.removeprefix("dq-")))
+        app.command()(getattr(importlib.import_module(f"dq_deploy.cli.{name}"), name))
         known = {option for parameter in typer.main.get_command(app).params for option in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= known, program
 
