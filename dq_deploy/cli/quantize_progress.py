@@ -16,6 +16,7 @@ STAGES = {
     "sensitivity": "measuring the sensitivity of layers",
     "weights": "searching weight scales",
     "distill": "training blocks",
+    "finetune": "finetuning",
 }
 LINE_EVERY_S = 10.0
 

@@ -180,7 +180,7 @@ class Finetuner:
 
     def model_inputs(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
         """Inputs of the denoiser by name."""
-        return model_inputs(self.inputs, index.numpy())  # type: ignore[arg-type]
+        return model_inputs(self.inputs, index.numpy())
 
     @torch.no_grad()
     def _float_outputs(self) -> torch.Tensor:
@@ -311,7 +311,7 @@ class Finetuner:
                     inner = [_relative_error(seen[name], wanted[name]) for name in floats.names]
                     terms.append(self.options.layer_loss * torch.stack(inner).mean())
                 loss = torch.stack(terms).sum() * (len(index) / len(chosen))
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 value += loss.item()
         return value
 

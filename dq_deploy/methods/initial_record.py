@@ -193,7 +193,7 @@ def _frozen_because(layer: Layer) -> str:
 
 
 def _float_weight(denoiser: Denoiser, name: str) -> F32:
-    weight: F32 = denoiser.module.get_submodule(name).weight.detach().numpy()  # type: ignore[union-attr, operator]
+    weight: F32 = denoiser.module.get_submodule(name).weight.detach().numpy()
     return weight
 
 
@@ -292,7 +292,7 @@ class PassingLayer(IntegerLayer):
         z = per_sample(self.context.rows(getattr(self, f"zero_point_{i}"), batch), x.ndim)
         inverse = self.context.rows(getattr(self, f"inverse_{i}"), batch)
         m = along(inverse[:, None] * getattr(self, f"pre_{i}")[None, :], x.ndim, axis)
-        codes: torch.Tensor = CentredCodes.apply(x, m, z, self.layer.q_min, self.layer.q_max)  # type: ignore[no-untyped-call]
+        codes: torch.Tensor = CentredCodes.apply(x, m, z, self.layer.q_min, self.layer.q_max)
         return codes
 
 

@@ -11,8 +11,8 @@ class Progress:
     """One report of a running method.
 
     Attributes:
-        stage: `trajectory`, `ranges`, `sensitivity`, `scales`, `weights`, `distill` or `outputs`.
-        done: units done, of `total`; over all blocks for `distill`.
+        stage: `trajectory`, `ranges`, `sensitivity`, `scales`, `weights`, `distill`, `finetune` or `outputs`.
+        done: units done, of `total`; over all blocks for `distill`, all stages for `finetune`.
         total: units in this stage.
         block: name of the block in training, or "".
         loss: mean loss of the last iterations relative to the block output's mean square, or None.

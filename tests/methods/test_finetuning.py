@@ -49,7 +49,7 @@ def start() -> Record:
 
 
 def tuner(**changes: Any) -> Finetuner:
-    options = QuantizeOptions(method="quest", **{**SHARED, **RATES, "finetune_iterations": 8, "batch": 16, **changes})
+    options = QuantizeOptions(method="quest", **{**SHARED, **RATES, "finetune_iterations": 4, "batch": 8, **changes})
     return Finetuner(denoiser(), inputs(0), options, lambda report: None, stages=1)
 
 
@@ -59,7 +59,7 @@ def attention() -> Stage:
 
 @functools.cache
 def tuned() -> tuple[Record, dict[str, Any]]:
-    return tuner(finetune_iterations=24).run(attention(), 0, start())
+    return tuner(finetune_iterations=12).run(attention(), 0, start())
 
 
 def output_error(record: Record) -> float:

@@ -17,6 +17,7 @@ from dq_deploy.record import Record, content_sha256, load_record
 from tests.tiny import tiny_conditional_denoiser, tiny_denoiser
 
 QUICK: dict[str, Any] = {"steps": 2, "samples": 4, "iterations": 1, "batch": 4, "finetune_iterations": 2}
+QUICK |= {"lr_scale": 2e-3, "lr_zero_point": 0.0, "lr_bias": 5e-3}
 W4A4 = {"weight_bits": 4, "activation_bits": 4}
 
 
@@ -29,20 +30,33 @@ def on_dilated(**changes: Any) -> Record:
     return quantize(tiny_denoiser(), method="quest", init=dilated(), **{**QUICK, **changes})
 
 
+@functools.cache
+def tuned() -> Record:
+    return on_dilated()
+
+
 def stages(record: Record) -> list[dict[str, Any]]:
     return [entry for entry in record.provenance["history"] if entry.get("stage") == "finetune"]
 
 
 def test_its_own_base_is_reconstructed_and_then_finetuned() -> None:
-    record = quantize(tiny_conditional_denoiser(), method="quest", **QUICK, **W4A4)
+    record = quantize(tiny_denoiser(), method="quest", **{**QUICK, "finetune_iterations": 1}, **W4A4)
     history = record.provenance["history"]
     assert any("block" in entry for entry in history)
     assert [entry["part"] for entry in stages(record)] == ["time-embedding", "attention"]
     assert all(layer.out_scale is not None and len(layer.out_scale) == 2 for layer in record.layers.values())
 
 
+def test_a_conditional_denoiser_is_finetuned_with_its_conditions() -> None:
+    denoiser = tiny_conditional_denoiser()
+    start = quantize(denoiser, method="minmax", steps=2, samples=4)
+    options = {**QUICK, "finetune_iterations": 1, "without": ("time-embedding",)}
+    (stage,) = stages(quantize(denoiser, method="quest", init=start, **options))
+    assert (stage["part"], stage["layers"]) == ("attention", 40)
+
+
 def test_a_given_record_keeps_its_bits_folds_and_float_parameters_and_is_named() -> None:
-    record = on_dilated(finetune_iterations=8)
+    record = tuned()
     first = record.provenance["history"][0]
     assert (first["stage"], first["method"]) == ("initial record", "dilatequant")
     assert first["content_sha256"] == content_sha256(dilated())
@@ -94,7 +108,7 @@ def test_a_diverged_stage_leaves_the_one_before_as_a_record_and_the_run_goes_on(
     assert str(folder) in str(caught.value)
     assert [entry["part"] for entry in stages(kept)] == ["time-embedding"]
     lower = on_dilated(resume_dir=folder, lr_scale=1e-3)
-    assert [entry["learning_rates"]["scale"] for entry in stages(lower)] == [5e-3, 1e-3]
+    assert [entry["learning_rates"]["scale"] for entry in stages(lower)] == [2e-3, 1e-3]
     discard_state(folder)
     assert not folder.exists()
 
@@ -106,4 +120,4 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
 
     with pytest.raises(StopHereError):
         on_dilated(resume_dir=tmp_path, progress=watch)
-    assert content_sha256(on_dilated(resume_dir=tmp_path)) == content_sha256(on_dilated())
+    assert content_sha256(on_dilated(resume_dir=tmp_path)) == content_sha256(tuned())
