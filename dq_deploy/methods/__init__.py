@@ -81,8 +81,6 @@ def quantize(
         raise OptionError(f"an initial record was given with method {options.method}, expected method quest")
     if options.budget is not None and init is not None:
         raise OptionError("got a budget and an initial record, expected one: the record's layers have their bits")
-    if init is not None and options.budget is not None:
-        raise OptionError("budget was given with an initial record, which decides the bits of every layer; leave it out")
     if options.budget is not None:
         from dq_deploy.methods.bit_budget import options_within_budget
 
