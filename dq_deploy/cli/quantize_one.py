@@ -59,7 +59,8 @@ def check_contradictions(
 def state_dir(options: QuantizeOptions, out: Path, resume: bool, resume_dir: Path | None) -> Path | None:
     """Where a stopped run's blocks are kept; None for what does not train."""
     trained = {"dilatequant": "distillation", "dmq": "reconstruction", "eda-dm": "reconstruction"}
-    if options.method == "minmax" or not options.uses(trained.get(options.method, "reconstruction")):
+    part = trained.get(options.method)  # quest always trains: it finetunes
+    if options.method == "minmax" or (part is not None and not options.uses(part)):
         return None
     return resume_dir or out.with_name(f"{out.name}.resume")
 

@@ -37,6 +37,7 @@ def summary_of(record: Record, out: Path, *, seconds: float) -> dict[str, Any]:
         "calibration": record.provenance["calibration"],
         "options": record.provenance["options"],
         "blocks": [{"name": h["block"], "relative_error": h["relative_error"]} for h in blocks],
+        "finetuned": [h for h in record.provenance["history"] if h.get("stage") == "finetune"],
     }
 
 
@@ -77,6 +78,10 @@ def show_summary(summary: dict[str, Any]) -> None:
         table.add_row("trained", f"{len(summary['blocks'])} blocks, {iterations} iterations each")
         worst = max(summary["blocks"], key=lambda block: block["relative_error"])
         table.add_row("largest block error", f"{100 * worst['relative_error']:.2f} % of {worst['name']}")
+    for stage in summary["finetuned"]:
+        share, left = 100 * stage["share_of_weights"], 100 * stage["share_of_error_left"]
+        words = "as it was" if stage["kept"] == "start" else f"{left:.1f} % of the held-out error left"
+        table.add_row(f"finetuned: {stage['part']}", f"{stage['layers']} layers, {share:.1f} % of the weights, {words}")
     table.add_row("file", f"{summary['file_mib']:.2f} MiB")
     table.add_row("time", f"{summary['seconds']:.1f} s")
     console().print(table)
