@@ -79,7 +79,9 @@ def conditions(lines: Mapping[str, Line], terms: Terms) -> str:
 
 def _machine(line: Line) -> str:
     environment = line.facts["environment"]
-    return f"{environment['cpu']}, {environment['threads']} threads, {environment['date'][:10]}"
+    threads, cores = environment["threads"], environment.get("usable_cores")
+    held = f" held to {cores} of {environment['logical_cores']} cores" if cores else ""
+    return f"{environment['cpu']}, {threads} thread{'s' * (threads != 1)}{held}, {environment['date'][:10]}"
 
 
 def table(lines: Mapping[str, Line], terms: Terms) -> str:

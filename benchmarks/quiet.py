@@ -1,7 +1,8 @@
-"""How busy other work keeps this machine, so that a number from a busy machine says so itself."""
+"""How busy other work keeps the cores in use, so that a number from a busy machine says so itself."""
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -17,11 +18,16 @@ def busy_share(before: list[int], after: list[int]) -> float:
 
 
 def ticks() -> list[int]:
-    """Counters of all cores: user, nice, system, idle, waiting and so on; zeros where the system has none."""
+    """Counters of the cores this process may use: user, nice, system, idle and so on; zeros where the system has none.
+
+    A process held to some cores (`taskset`) is not slowed by what runs on the others.
+    """
+    mine = {f"cpu{core}" for core in os.sched_getaffinity(0)}
     try:
-        return [int(word) for word in Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]]
+        lines = [line.split() for line in Path("/proc/stat").read_text(encoding="ascii").splitlines()]
     except OSError:
         return [0] * 10
+    return [sum(column) for column in zip(*(map(int, words[1:]) for words in lines if words[0] in mine), strict=True)]
 
 
 def others_busy(seconds: float = 0.2) -> float:
