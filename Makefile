@@ -37,7 +37,7 @@ $(KERNELS): $(KERNEL_SOURCES) | $(READY)
 	@$(BIN)/python -m dq_kernels.cpu.build || echo "warning: the native kernels are not up to date" >&2
 
 test: $(READY) $(KERNELS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q
 
 demo: $(READY) $(KERNELS)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python examples/demo.py --out $(DEMO_OUT) $(DEMO_FLAGS)

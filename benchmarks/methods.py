@@ -170,7 +170,7 @@ class Run:
             record_mib=found["size_mib"],
             latency=_peer_latency(found, spec.method),
             notes=tuple(note for note in (found.get("note"),) if note),
-            options={"versions": found["versions"]},
+            options={"versions": found["versions"], "layers": found["layers"]},
         )
 
     def _peer_files(self, name: str, subject: Subject) -> tuple[Path, Path]:
@@ -189,9 +189,9 @@ class Run:
         return calibration, noise
 
 
-def _peer_latency(found: dict[str, Any], engine: str) -> dict[str, Any]:
-    own, other = found["latency_ms"], found.get("float_latency_ms")
-    return {"ms": own, "float_ms": other, "ratio": None if not other else other / own, "engine": engine}
+def _peer_latency(found: dict[str, Any], engine: str) -> dict[str, Any] | None:
+    own, other = found["latency_ms"], found["float_latency_ms"]
+    return None if own is None else {"ms": own, "float_ms": other, "ratio": other / own, "engine": engine}
 
 
 def facts(threads: int, busy: float) -> dict[str, Any]:

@@ -136,10 +136,5 @@ def append_line(path: Path, line: Line) -> None:
 
 
 def latest(lines: Iterable[Line], terms: Terms) -> dict[str, Line]:
-    """The last line of each cell under these terms, by the cell's name; a failure only where nothing was measured."""
-    found: dict[str, Line] = {}
-    for line in lines:
-        name = line.spec.name
-        if line.terms == terms and (line.cell.error is None or name not in found or found[name].cell.error is not None):
-            found[name] = line
-    return found
+    """The last line of each cell under these terms, by the cell's name; a later failure hides an earlier success."""
+    return {line.spec.name: line for line in lines if line.terms == terms}

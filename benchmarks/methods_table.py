@@ -20,6 +20,8 @@ def row(spec: Spec, line: Line | None, whole: Line | None = None) -> Row:
     name = spec.method + (f" without {spec.without}" if spec.without else "")
     if line is None:
         return {"method": name, "bits": spec.bits, "error": NOT_RUN}
+    if spec.method in PEERS and "layers" in line.cell.options:
+        name += f" ({line.cell.options['layers']} layers)"
     found = {**row_of_cell(line.cell), "method": name}
     if "error" in found:
         return found
@@ -66,7 +68,10 @@ def conditions(lines: Mapping[str, Line], terms: Terms) -> str:
         "engine. PSNR is to the float model's image, the mean over images with its 95 % bootstrap interval; "
         "differences are paired. *real against real* is the least that a distance to real images can be expected to "
         "be. Memory is the highest of the method's process, interpreter and libraries included; a step is timed at "
-        "batch 1, in turns with the float graph on ONNX Runtime.\n"
+        "batch 1, in turns with the float graph on ONNX Runtime. Other packages are given the samples that our "
+        "times include the drawing of, keep the layers float that ours keep float by default (time embedding, "
+        "attention's products), and take turns with the float model on their own engine, so only their milliseconds "
+        "stand beside ours, not their ratios.\n"
     )
     found = sorted({_machine(line) for line in lines.values()})
     busy = [spec for spec, line in lines.items() if float(line.facts.get("others_busy") or 0) > TOO_BUSY]

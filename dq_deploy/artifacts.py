@@ -6,10 +6,15 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from zipfile import BadZipFile
 
 from dq_deploy.errors import FileProblemError
+
+NPZ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError, BadZipFile, zlib.error)
+"""What `numpy.load` raises for a file that is missing, damaged, truncated, or no archive of arrays."""
 
 
 def sha256_of_bytes(data: bytes) -> str:

@@ -48,9 +48,11 @@ def environment(name: str, folder: Path) -> Path:
 
 
 def _call(command: list[str], what: str, extra: dict[str, str] | None = None) -> None:
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env={**os.environ, **(extra or {})}
-    )
+    given = {**os.environ, **(extra or {})}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=given)
+    except subprocess.TimeoutExpired as error:
+        raise PeerFailure(f"{what} took longer than {TIMEOUT_S} s") from error
     if done.returncode:
         lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         raise PeerFailure(f"{what} ended with exit code {done.returncode}: {lines[-1][:300] if lines else 'no output'}")
@@ -80,8 +82,9 @@ def run(
         environments: where the environments are kept; `work_dir/environments` by default.
 
     Returns:
-        `images_npz` (path; array `images` in [-1, 1]), `calibration_s`, `peak_mib`, `size_mib`, `latency_ms` (batch
-        1, median), `float_latency_ms` (the same engine's float model in the same process), `versions`, `note`.
+        `images_npz` (path; array `images` in [-1, 1]), `calibration_s`, `peak_mib` (of quantizing), `size_mib`,
+        `latency_ms` (batch 1, median) and `float_latency_ms` (the same engine's float model, taking turns) or None,
+        `layers` (convolutions and linear layers quantized), `versions`, `note`.
 
     Raises:
         PeerFailure: the peer could not be installed or failed.
@@ -90,7 +93,7 @@ def run(
 
     work = work_dir / name
     work.mkdir(parents=True, exist_ok=True)
-    write_float_files(model_dir, work, steps=steps)
+    float_nodes = write_float_files(model_dir, work, steps=steps)
     job = {
         "model_dir": str(model_dir.resolve()),
         "float_onnx": str(work / "float.onnx"),
@@ -99,6 +102,7 @@ def run(
         "noise": str(noise_npz.resolve()),
         "work": str(work),
         "threads": threads,
+        "float_nodes": float_nodes,
     }
     (work / "job.json").write_text(json.dumps(job), encoding="utf-8")
     python = environment(name, environments or work_dir / "environments")

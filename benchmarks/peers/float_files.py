@@ -5,11 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
-def write_float_files(model_dir: Path, folder: Path, *, steps: int) -> None:
-    """Write `float.onnx` (dynamic batch, with a float timestep) and `schedule.json` into a folder."""
+def write_float_files(model_dir: Path, folder: Path, *, steps: int) -> list[str]:
+    """Write `float.onnx` (dynamic batch, with a float timestep) and `schedule.json` into a folder.
+
+    Returns:
+        Names of the graph's products that stay float in our records, see `float_products`.
+    """
     import onnx_ir as ir
 
     from dq_deploy import load_model
@@ -18,9 +25,22 @@ def write_float_files(model_dir: Path, folder: Path, *, steps: int) -> None:
 
     denoiser = load_model(model_dir)
     example = example_inputs(denoiser.config, 2, 0)
-    ir.save(trace(denoiser.module, example, call=call_denoiser), str(folder / "float.onnx"))
+    graph = trace(denoiser.module, example, call=call_denoiser)
+    ir.save(graph, str(folder / "float.onnx"))
     schedule = schedule_of(denoiser.scheduler_config, steps)
     (folder / "schedule.json").write_text(json.dumps(schedule), encoding="utf-8")
+    return float_products(graph)
+
+
+def float_products(model: ir.Model) -> list[str]:
+    """Products that no record of ours has in integers by default: time embedding, and attention's two activations."""
+    found = []
+    for node in model.graph:
+        if node.op_type in {"Gemm", "MatMul"}:
+            weights = [value for value in node.inputs[:2] if value is not None and value.is_initializer()]
+            if not weights or any("time_embedding" in str(value.name) for value in weights):
+                found.append(str(node.name))
+    return found
 
 
 def schedule_of(scheduler_config: Mapping[str, Any] | None, steps: int) -> dict[str, Any]:

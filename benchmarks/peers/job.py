@@ -6,7 +6,6 @@ DDIM with eta 0 (Song et al., arXiv 2010.02502, equation 12), from the noise and
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +17,10 @@ import numpy as np
 
 BATCH = 50
 CALIBRATION_BATCH = 32
-WARM_UP, TIMED = 5, 40
+WARM_UP, TURNS, RUNS = 5, 7, 8
+
+OWN = ("step", "trajectory")
+"""What calibration inputs hold besides the model's."""
 
 Inputs = dict[str, Any]
 Denoise = Callable[[Inputs], Any]
@@ -32,7 +34,7 @@ class Job:
         self.work = Path(self.settings["work"])
         self.threads = int(self.settings["threads"])
         self.started = time.perf_counter()
-        self.calibration_s = 0.0
+        self.calibration_s, self.peak_mib = 0.0, 0.0
 
     def __getitem__(self, name: str) -> str:
         return str(self.settings[name])
@@ -42,26 +44,54 @@ class Job:
         arrays = dict(np.load(self["calibration"]))
         count = len(arrays["sample"])
         for start in range(0, count, CALIBRATION_BATCH):
-            yield {name: value[start : start + CALIBRATION_BATCH] for name, value in arrays.items() if name != "step"}
+            yield {name: value[start : start + CALIBRATION_BATCH] for name, value in arrays.items() if name not in OWN}
+
+    @property
+    def float_nodes(self) -> list[str]:
+        """Products of `float_onnx` that stay float, as in our records: time embedding, attention."""
+        return list(self.settings["float_nodes"])
+
+    def begin(self) -> None:
+        """Start the clock of calibration anew, once the float model is loaded."""
+        self.started = time.perf_counter()
 
     def calibrated(self) -> None:
-        """Stop the clock of calibration."""
-        self.calibration_s = time.perf_counter() - self.started
+        """Stop the clock of calibration and read the memory."""
+        self.calibration_s, self.peak_mib = time.perf_counter() - self.started, peak_mib()
 
-    def finish(self, denoise: Denoise, *, packages: tuple[str, ...], size_bytes: int, note: str, **more: Any) -> None:
-        """Time the model, draw the images, write both."""
-        latency = latency_ms(denoise, self.example()) if more.get("latency_ms") is None else more.pop("latency_ms")
+    def finish(
+        self,
+        denoise: Denoise,
+        *,
+        timed: tuple[Denoise, Denoise] | None,
+        layers: int,
+        packages: tuple[str, ...],
+        size_bytes: int,
+        note: str,
+    ) -> None:
+        """Time the model beside its float one, draw the images, write both.
+
+        Args:
+            denoise: draws the images.
+            timed: the float model and the quantized one on the same engine, or None where that is not to be had.
+            layers: convolutions and linear layers that are quantized.
+            packages: whose versions are told.
+            size_bytes: of what would be shipped.
+            note: how it was made.
+        """
+        times = (None, None) if timed is None else latencies_ms(timed, self.example())
         given = dict(np.load(self["noise"]))
         schedule = json.loads(Path(self["schedule"]).read_text(encoding="utf-8"))
         np.savez(self.work / "images.npz", images=images_of(denoise, given["noise"], given.get("labels"), schedule))
         result = {
             "calibration_s": self.calibration_s,
-            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_mib": self.peak_mib,
             "size_mib": size_bytes / 2**20,
-            "latency_ms": latency,
+            "float_latency_ms": times[0],
+            "latency_ms": times[1],
+            "layers": layers,
             "versions": {name: version(name) for name in packages},
             "note": note,
-            **more,
         }
         (self.work / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
@@ -71,15 +101,25 @@ class Job:
         return {name: value[:1] for name, value in first.items()}
 
 
-def latency_ms(denoise: Denoise, example: Inputs) -> float:
-    """Median milliseconds of a call."""
-    times = []
-    for i in range(WARM_UP + TIMED):
-        start = time.perf_counter()
-        denoise(example)
-        if i >= WARM_UP:
-            times.append(time.perf_counter() - start)
-    return float(np.median(times)) * 1000
+def peak_mib() -> float:
+    """Highest resident memory of this program; `ru_maxrss` would be that of the one which started it, too."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise OSError("/proc/self/status names no VmHWM, expected Linux")
+
+
+def latencies_ms(models: tuple[Denoise, ...], example: Inputs) -> tuple[float, ...]:
+    """Median milliseconds of a call of each, the models taking turns."""
+    times: list[list[float]] = [[] for _ in models]
+    for turn in range(TURNS):
+        for index in range(len(models)) if turn % 2 == 0 else reversed(range(len(models))):
+            for run in range(RUNS + (WARM_UP if turn == 0 else 1)):
+                start = time.perf_counter()
+                models[index](example)
+                if run >= (WARM_UP if turn == 0 else 1):
+                    times[index].append(time.perf_counter() - start)
+    return tuple(float(np.median(series)) * 1000 for series in times)
 
 
 def images_of(denoise: Denoise, noise: Any, labels: Any, schedule: Mapping[str, Any]) -> Any:

@@ -47,8 +47,8 @@ class Trajectory:
         """All T * N inputs by name, steps mixed: entry i is trajectory i // T at step i % T.
 
         Returns:
-            `sample` [T*N, C, H, W], `timestep` [T*N] float32, `step` [T*N] int64, with classes `class_labels`
-            [T*N] int64, and the conditions.
+            `sample` [T*N, C, H, W], `timestep` [T*N] float32, `step` [T*N] int64, `trajectory` [T*N] int64, with
+            classes `class_labels` [T*N] int64, and the conditions.
         """
         steps, count = self.samples.shape[:2]
         step = np.tile(np.arange(steps, dtype=np.int64), count)
@@ -60,6 +60,7 @@ class Trajectory:
             "sample": self.samples[step, trajectory],
             "timestep": self.timesteps[step],
             "step": step,
+            "trajectory": trajectory,
         }
         if self.labels is not None:
             inputs["class_labels"] = self.labels[trajectory]

@@ -33,6 +33,9 @@ EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
 EXIT_TERMINATED = 143
 
+LONGEST_LIST = 1_000_000
+"""Numbers that a range such as 0-9 may stand for."""
+
 
 class _Stopped(BaseException):
     """A signal ended the command; passes through `except Exception` so that clean-up code runs."""
@@ -149,7 +152,7 @@ def run(command: Callable[..., None], argv: Sequence[str] | None = None) -> NoRe
 def _exit_code_of(error: Exception) -> int:
     if isinstance(error, DqError):
         return error.exit_code
-    if hasattr(error, "format_message"):  # an error in the command line, found by typer
+    if hasattr(error, "format_message") or isinstance(error, MemoryError):  # the former: found by typer
         return EXIT_USAGE
     return EXIT_INTERNAL
 
@@ -159,6 +162,8 @@ def _message_of(error: Exception, prog: str) -> str:
         return str(error)
     if hasattr(error, "format_message"):
         return f"{str(error.format_message()).rstrip('.')}; see `{prog} --help`"
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory ({error}); give a smaller model, batch or --memory-gib, or more memory"
     return f"internal error: {type(error).__name__}: {error}; rerun with --debug for the traceback"
 
 
@@ -273,10 +278,13 @@ def numbers_from_text(text: str, option: str, *, low: int, high: int | None = No
         first, dash, last = piece.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise OptionError(f"{option} got {text!r}, expected {wanted} such as 0,1,2 or 0-2")
-        values += range(int(first), int(last if dash else first) + 1)
-    for value in values:
-        if value < low or (high is not None and value > high):
-            raise OptionError(f"{option} got {value}, expected {wanted}")
+        ends = int(first), int(last if dash else first)
+        for value in ends:
+            if value < low or (high is not None and value > high):
+                raise OptionError(f"{option} got {value}, expected {wanted}")
+        if ends[1] - ends[0] >= LONGEST_LIST:
+            raise OptionError(f"{option} got {piece.strip()}, expected at most {LONGEST_LIST} numbers")
+        values += range(ends[0], ends[1] + 1)
     if not values:
         raise OptionError(f"{option} got {text!r}, expected {wanted}, in rising ranges")
     return tuple(values)

@@ -75,6 +75,8 @@ def compare_command(
         raise
     for line in subject.remarks:
         warn(line)
+    if files["conditions"] is not None:
+        warn("images are drawn with the rows of --conditions that calibrate: how a method does on others is not shown")
     calibration = {name: None if value is None else str(value) for name, value in files.items()}
     with _Watch(len(options), out) as watch:
         comparison = compare_methods(

@@ -58,9 +58,13 @@ def check_contradictions(
 
 def state_dir(options: QuantizeOptions, out: Path, resume: bool, resume_dir: Path | None) -> Path | None:
     """Where a stopped run's blocks are kept; None for what does not train."""
-    trained = {"dilatequant": "distillation", "dmq": "reconstruction", "eda-dm": "reconstruction"}
-    part = trained.get(options.method)  # quest always trains: it finetunes
-    if options.method == "minmax" or (part is not None and not options.uses(part)):
+    parts = {  # quest always trains: it finetunes
+        "minmax": (),
+        "dilatequant": ("distillation",),
+        "dmq": ("learned-scaling", "reconstruction"),
+        "eda-dm": ("reconstruction",),
+    }
+    if not any(options.uses(part) for part in parts.get(options.method, ())) and options.method in parts:
         return None
     return resume_dir or out.with_name(f"{out.name}.resume")
 
@@ -87,7 +91,7 @@ def quantize_one(
     from dq_deploy.cli.quantize_progress import ProgressView
     from dq_deploy.cli.quantize_summary import show_summary, summary_of
     from dq_deploy.methods import quantize as quantize_model
-    from dq_deploy.methods.resume import discard_state
+    from dq_deploy.methods.resume import discard_state, holds_training
     from dq_deploy.models import input_specs, load_model
     from dq_deploy.record import load_record, save_record
 
@@ -95,19 +99,19 @@ def quantize_one(
     start = None if init is None else load_record(init)
     source = read_source(input_specs(denoiser.config), **calibration)
     started = time.perf_counter()
-    if state is not None and state.exists():
-        if not resume:
-            discard_state(state)
-        else:
-            print(f"going on with the state in {state}", flush=True)
+    if state is not None and not resume:
+        discard_state(state)
+    found = state is not None and state.exists()  # may be another run's: then it is refused, and stays
+    if found:
+        print(f"going on with the state in {state}", flush=True)
     try:
         with ProgressView() as view:
             record = quantize_model(denoiser, options, calibration=source, progress=view, resume_dir=state, init=start)
     except BaseException as stop:
-        if state is not None and not any(state.glob("block-*")):
+        if state is not None and not found and not holds_training(state):
             discard_state(state)
         elif state is not None and not isinstance(stop, Exception):
-            print(f"finished blocks are kept in {state}; run the same command to go on", file=sys.stderr)
+            print(f"what is finished is kept in {state}; run the same command to go on", file=sys.stderr)
         raise
     save_record(record, out)
     if state is not None:

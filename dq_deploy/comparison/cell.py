@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-import dq_deploy
 from dq_deploy.artifacts import sha256_of_file
 from dq_deploy.comparison.latency import step_time
 from dq_deploy.comparison.subject import Subject
@@ -41,7 +40,7 @@ class Cell:
         error: why the method or its measurement failed, one line, or None.
         exit_code: of that failure, 0 without.
         notes: sentences about the numbers.
-        made_from: hash of what decides the record: model, options, calibration files, version.
+        made_from: hash of what decides the record: model, scheduler, options, calibration files, versions.
         measured_by: hash of what decides the measurement, with `made_from`.
         record: file name of the record.
         record_sha256: of that file.
@@ -113,12 +112,15 @@ def digest(*values: Any) -> str:
 
 def empty_cell(subject: Subject, options: QuantizeOptions, calibration: Mapping[str, Any]) -> Cell:
     """The cell before anything is measured, with the hashes of what it will depend on."""
+    from dq_deploy.methods.assembly import versions
+
     files = {
         name: sha256_of_file(Path(value)) if name != "kind" and value is not None else value
         for name, value in calibration.items()
     }
     values = dict(json.loads(json.dumps(options.as_json())))
-    made_from = digest(dq_deploy.__version__, subject.denoiser.source_sha256, values, files)
+    denoiser = subject.denoiser
+    made_from = digest(versions(), denoiser.source_sha256, denoiser.scheduler_sha256, values, files)
     name = cell_name(options)
     return Cell(
         name=name,
@@ -140,6 +142,7 @@ def run_cell(
     *,
     calibration: Mapping[str, str | None] | None = None,
     before: Cell | None = None,
+    resume: bool = True,
     on_progress: OnProgress = lambda report: None,
     on_trained: Callable[[Cell], None] = lambda cell: None,
 ) -> Cell:
@@ -152,6 +155,7 @@ def run_cell(
         calibration: see `TrainingRequest`.
         before: the cell as an earlier run left it: its record is taken where it is unchanged and made from the same,
             and the whole cell where its measurement is the same too.
+        resume: go on with the blocks that a stopped training of the same left in the folder; else they are removed.
         on_progress: called with reports of the method, then of sampling.
         on_trained: called with the cell once its record is there.
     """
@@ -162,7 +166,9 @@ def run_cell(
         return kept
     try:
         trained = (
-            _with_training(cell, kept) if kept is not None else _trained(subject, cell, folder, given, on_progress)
+            _with_training(cell, kept)
+            if kept is not None
+            else _trained(subject, cell, folder, given, on_progress, resume=resume)
         )
         on_trained(trained)
     except Exception as error:
@@ -197,12 +203,20 @@ def _with_training(cell: Cell, kept: Cell) -> Cell:
 
 
 def _trained(
-    subject: Subject, cell: Cell, folder: Path, calibration: dict[str, str | None], on_progress: OnProgress
+    subject: Subject,
+    cell: Cell,
+    folder: Path,
+    calibration: dict[str, str | None],
+    on_progress: OnProgress,
+    *,
+    resume: bool,
 ) -> Cell:
     from dq_deploy.methods.resume import discard_state
 
     path = folder / str(cell.record)
     state = path.with_name(f"{cell.name}.{cell.made_from[:8]}.resume")
+    if not resume:
+        discard_state(state)
     request = TrainingRequest(
         model=str(subject.model),
         variant=subject.variant,
@@ -214,7 +228,7 @@ def _trained(
     found = train(request, on_progress)
     for stale in folder.glob(f"{cell.name}.????????.resume"):  # of other options
         discard_state(stale)
-    notes = ("a stopped run was continued: the time is of its last part",) if found.continued else ()
+    notes = ("a stopped run was continued: the time is the sum of its parts",) if found.continued else ()
     return replace(
         cell,
         record_sha256=sha256_of_file(path),

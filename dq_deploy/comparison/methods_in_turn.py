@@ -114,7 +114,8 @@ def compare_methods(
         options: of each method.
         folder: where records and `comparison.json` go.
         calibration: files, see `dq_deploy.comparison.worker.TrainingRequest`.
-        resume: take finished cells of `comparison.json` whose model, options and measurement are the same.
+        resume: take finished cells of `comparison.json` whose model, options and measurement are the same, and go on
+            with a training that was stopped; else everything is made anew.
         on_progress: called with the cell's name and a report.
         on_cell: called with each finished cell, and whether it was taken from an earlier run.
 
@@ -125,14 +126,14 @@ def compare_methods(
     known = read_cells(folder) if resume else {}
     names = [cell_name(own) for own in options]
     facts = _facts(subject)
-    done: dict[str, Cell] = {name: known[name] for name in names if name in known}
-    kept_others = {name: cell for name, cell in known.items() if name not in names}
+    done: dict[str, Cell] = {}
 
     def write(cell: Cell) -> None:
         done[cell.name] = cell
         shown = Comparison(cells=tuple(done[name] for name in names if name in done), facts=facts)
         value = shown.as_json()
-        value["cells"] += [cell.as_json() for cell in kept_others.values()]  # for a later run that asks for them
+        # earlier ones may be of other settings: no row, but here for a later run, or for this one's next methods
+        value["cells"] += [cell.as_json() for name, cell in known.items() if name not in done]
         write_text_atomic(folder / FILE_NAME, json.dumps(value, indent=1) + "\n")
 
     finished: list[Cell] = []
@@ -144,6 +145,7 @@ def compare_methods(
             folder,
             calibration=calibration,
             before=before,
+            resume=resume,
             on_progress=lambda report, name=name: on_progress(name, report),
             on_trained=write,
         )

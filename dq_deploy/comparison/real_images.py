@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dq_deploy.artifacts import NPZ_ERRORS
 from dq_deploy.errors import FileProblemError, InputError
 from dq_deploy.numerics import F32
 
@@ -55,7 +56,7 @@ def _of_file(path: Path) -> F32:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images = arrays[KEY]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except NPZ_ERRORS as error:
         what = "does not exist" if not path.exists() else f"cannot be read ({type(error).__name__}: {error})"
         raise FileProblemError(
             f"real images {path} {what}, expected an NPZ file with {KEY!r} or a folder of pictures"
@@ -78,7 +79,7 @@ def _of_folder(path: Path, channels: int) -> F32:
         try:
             with Image.open(file) as opened:
                 picture = np.asarray(opened.convert("L" if channels == 1 else "RGB"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise FileProblemError(f"cannot read picture {file}: {error}; remove it or save it again") from error
         if kept and picture.shape != kept[0].shape:
             raise InputError(f"{file} is {picture.shape}, expected {kept[0].shape} as {files[0].name}: one size")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dq_deploy.artifacts import atomic_path, sha256_of_file
+from dq_deploy.artifacts import NPZ_ERRORS, atomic_path, sha256_of_file
 from dq_deploy.comparison.real_images import digest_of
 from dq_deploy.comparison.settings import Settings
 from dq_deploy.errors import InputError, MissingDependencyError, ModelError
@@ -195,6 +195,7 @@ def prepare_subject(
     rows = conditions_for(denoiser.config, conditions or {}, count=settings.images, seed=settings.seed)
     drawn = {
         "model": denoiser.source_sha256,
+        "scheduler": denoiser.scheduler_sha256,
         **settings.of_images(),
         "labels": None if labels is None else digest_of(labels),
         "conditions": {name: digest_of(value) for name, value in rows.items()},
@@ -260,7 +261,7 @@ def _kept(path: Path, draw: Callable[[], F32]) -> F32:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return np.asarray(arrays["images"], np.float32)
-        except (OSError, ValueError, KeyError):
+        except NPZ_ERRORS:
             path.unlink()  # damaged: drawn again
     images = draw()
     with atomic_path(path) as temporary, temporary.open("wb") as stream:

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -57,7 +56,7 @@ class Trained:
         seconds: of `dq_deploy.quantize`, imports and loading the model not counted.
         peak_mib: highest resident memory of the process.
         loaded_mib: the same before the method began: interpreter, libraries, the float model.
-        continued: whether a stopped run was continued, whose time is not counted.
+        continued: whether a stopped run was continued; the numbers are then of all its parts.
     """
 
     seconds: float
@@ -142,7 +141,7 @@ def perform(request: TrainingRequest, tell: Callable[[dict[str, Any]], None]) ->
     """Quantize and save in this process; `tell` gets the progress reports as JSON values."""
     from dq_deploy.calibration import read_source
     from dq_deploy.methods import QuantizeOptions, quantize
-    from dq_deploy.methods.resume import discard_state
+    from dq_deploy.methods.resume import Spent, discard_state
     from dq_deploy.models import input_specs, load_model
     from dq_deploy.record import save_record
 
@@ -154,21 +153,28 @@ def perform(request: TrainingRequest, tell: Callable[[dict[str, Any]], None]) ->
         input_specs(denoiser.config), kind=kind, conditions=files.get("conditions"), latents=files.get("latents")
     )
     state = None if request.state is None else Path(request.state)
-    continued = state is not None and any(f for kind in ("block-*", "stage-*") for f in state.glob(kind))
     loaded = peak_mib() or 0.0
-    start = time.perf_counter()
-    record = quantize(
-        denoiser,
-        options,
-        calibration=source,
-        progress=lambda report: tell({"progress": asdict(report)}),
-        resume_dir=state,
+    spent = Spent(state)
+
+    def report(progress: Progress) -> None:
+        tell({"progress": asdict(progress)})
+        spent.note(peak_mib() or 0.0)
+
+    try:
+        record = quantize(denoiser, options, calibration=source, progress=report, resume_dir=state)
+    except BaseException:
+        spent.note(peak_mib() or 0.0, last=True)
+        raise
+    found = Trained(
+        seconds=spent.seconds,
+        peak_mib=max(peak_mib() or 0.0, spent.before_mib),
+        loaded_mib=loaded,
+        continued=spent.before_s > 0,
     )
-    seconds = time.perf_counter() - start
     save_record(record, request.out)
     if state is not None and state.exists():
         discard_state(state)
-    return Trained(seconds=seconds, peak_mib=peak_mib() or 0.0, loaded_mib=loaded, continued=continued)
+    return found
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dq_deploy.errors import OptionError
 from dq_deploy.methods.options import METHODS, PARTS, QuantizeOptions
 from dq_deploy.methods.plan import LayerPlan, plan_layers
-from dq_deploy.methods.presets import PRESETS, options_from_preset
+from dq_deploy.methods.presets import DEFAULT_PRESET, PRESETS, options_from_preset
 from dq_deploy.methods.progress import Progress
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def quantize(
         resume_dir: folder where a method that trains keeps its state after each block, and continues from
             when it is called again with the same model and options.
         init: record of the same model that method quest finetunes, instead of one of its own.
-        **kwargs: fields of `QuantizeOptions`, instead of `options`.
+        **kwargs: fields of `QuantizeOptions`, instead of `options`; the others are those of `preset`, by default
+            `balanced`, which has rates of its own for some methods.
 
     Returns:
         The record, ready to be saved, exported or simulated.
@@ -67,11 +68,12 @@ def quantize(
     if options is not None and kwargs:
         raise OptionError(f"got options and {', '.join(kwargs)}, expected one of the two")
     if options is None:
+        preset = kwargs.pop("preset", DEFAULT_PRESET)
         unknown = set(kwargs) - set(QuantizeOptions.__dataclass_fields__)
         if unknown:
             known = ", ".join(QuantizeOptions.__dataclass_fields__)
             raise OptionError(f"unknown option {', '.join(sorted(unknown))}, expected {known}")
-        options = QuantizeOptions(**kwargs)
+        options = options_from_preset(str(preset), **kwargs)
     from dq_deploy.calibration import CalibrationSource
 
     source = calibration or CalibrationSource()

@@ -20,13 +20,12 @@ from dq_deploy.errors import NonFiniteError, OptionError
 from dq_deploy.methods.block_training import DivergedError, TrainedBlock, call_block, train_block
 from dq_deploy.methods.fake_quant import IntegerLayer, StepContext, replace_layer
 from dq_deploy.methods.options import QuantizeOptions
-from dq_deploy.methods.prefix import CHUNK, BlockInputs, Flow, Prefix, trace_flow
+from dq_deploy.methods.prefix import CHUNK, BlockInputs, Flow, Prefix, joined, trace_flow
 from dq_deploy.methods.preparation import Prepared
 from dq_deploy.methods.progress import Progress, ProgressCallback
-from dq_deploy.methods.ranges import LayerRanges, StepRange, batches, of_steps, steps_of
+from dq_deploy.methods.ranges import LayerRanges, StepRange, batches, first_of_every_step, output_table, steps_of
 from dq_deploy.methods.reconstruction import Reconstruction
 from dq_deploy.methods.resume import ResumeFolder
-from dq_deploy.methods.scales import activation_table
 from dq_deploy.methods.trainable import TrainableLayer
 from dq_deploy.models import Block, blocks_of
 from dq_deploy.record import Layer
@@ -104,7 +103,7 @@ class BlockReconstruction:
         self.groups = options.groups_of_steps(self.steps)
         flow = trace_flow(prepared.module, list(blocks.values()), inputs, both_inputs=settings.needs_float_inputs)
         self.blocks = [blocks[name] for name in flow.order]
-        self.count = self._count(flow, len(inputs["step"]))
+        self.count = self._count(flow, inputs)
         chosen = {name: value[: self.count] for name, value in inputs.items()}
         self.step = torch.from_numpy(chosen["step"])
         self.context = StepContext()
@@ -116,9 +115,11 @@ class BlockReconstruction:
     def _layers_of(self, block: Block) -> list[str]:
         return [name for name in block.layers if name in self.start]
 
-    def _count(self, flow: Flow, available: int) -> int:
-        """Calibration inputs whose block inputs and outputs fit into memory, whole trajectories."""
-        fit = int(self.options.memory_gib * GIB) // flow.peak_bytes
+    def _count(self, flow: Flow, inputs: Mapping[str, NDArray[Any]]) -> int:
+        """Calibration inputs whose block inputs and outputs fit into memory beside themselves, whole trajectories."""
+        available = len(inputs["step"])
+        memory = int(self.options.memory_gib * GIB) - sum(value.nbytes for value in inputs.values())
+        fit = memory // flow.peak_bytes
         if fit < 1:
             raise OptionError(
                 f"memory_gib is {self.options.memory_gib}, expected at least {flow.peak_bytes / GIB:.2g}: "
@@ -164,20 +165,23 @@ class BlockReconstruction:
         return Reconstructed(layers=layers, history=history)
 
     def _reach(self, index: int, block: Block) -> _Reached:
-        float_given = self.reference.next_inputs()
+        float_given: BlockInputs | None = self.reference.next_inputs()
+        assert float_given is not None
         module = self.prepared.module.get_submodule(block.name)
         with torch.no_grad():
-            pieces = [call_block(module, float_given.take(chunk)) for chunk in batches(self.count, CHUNK)]
+            taken = ((chunk, call_block(module, float_given.take(chunk))) for chunk in batches(self.count, CHUNK))
+            target = joined(taken, self.count)
         names = self._layers_of(block)
-        needed = self.settings.needs_float_inputs and bool(names)
+        if not (self.settings.needs_float_inputs and names):
+            float_given = None  # before the quantized ones are made: both at once are counted only where both are kept
         return _Reached(
             block=block,
             index=index,
             done=self.trained.index(index) * self.settings.iterations if names else 0,
             layers=names,
             given=self.quantized.next_inputs(),
-            float_given=float_given if needed else None,
-            target=torch.cat(pieces),
+            float_given=float_given,
+            target=target,
         )
 
     def _place(self, layers: Mapping[str, Layer]) -> None:
@@ -186,12 +190,13 @@ class BlockReconstruction:
 
     def _output(self, block: Block, given: BlockInputs) -> torch.Tensor:
         module = self.quantized.module.get_submodule(block.name)
-        pieces = []
+
+        def run(chunk: slice) -> torch.Tensor:
+            self.context.step = self.step[chunk]
+            return call_block(module, given.take(chunk))
+
         with torch.no_grad():
-            for chunk in batches(self.count, CHUNK):
-                self.context.step = self.step[chunk]
-                pieces.append(call_block(module, given.take(chunk)))
-        return torch.cat(pieces)
+            return joined(((chunk, run(chunk)) for chunk in batches(self.count, CHUNK)), self.count)
 
     def _reconstruct(self, reached: _Reached) -> tuple[dict[str, Layer], torch.Tensor, dict[str, Any]]:
         """Layers of a block, its quantized output for all inputs, and the block's note."""
@@ -221,9 +226,9 @@ class BlockReconstruction:
         return self._finish(reached, trained, note)
 
     def _compared_error(self, reached: _Reached, layers: Mapping[str, Layer]) -> float:
-        """Relative error of the block's output with these layers, on inputs spread over all."""
+        """Relative error of the block's output with these layers, on inputs of every step."""
         self._place(layers)
-        index = torch.arange(0, self.count, max(1, -(-self.count // COMPARED_INPUTS)))
+        index = torch.from_numpy(first_of_every_step(self.step.numpy(), self.steps, COMPARED_INPUTS))
         module = self.quantized.module.get_submodule(reached.block.name)
         total = 0.0
         with torch.no_grad():
@@ -299,11 +304,7 @@ class BlockReconstruction:
         return hook
 
     def _with_output(self, layer: Layer, seen: StepRange) -> Layer:
-        known = np.isfinite(seen.low) & np.isfinite(seen.high)
-        low = np.where(known, seen.low, seen.low[known].min()).astype(np.float32)
-        high = np.where(known, seen.high, seen.high[known].max()).astype(np.float32)
-        ends = StepRange(low=low, high=high, draws=[]).ends(self.groups)
-        scale, zero = of_steps(activation_table(*ends, bits=8), self.groups)
+        scale, zero = output_table(seen, self.groups)
         return replace(layer, out_scale=scale, out_zero_point=zero)
 
 

@@ -142,6 +142,7 @@ def _choice_of_steps(denoiser: Denoiser, options: QuantizeOptions, source: Calib
             labels=options.labels,
             conditions=_conditions(denoiser, few, source, batch),
             denoise=partial(call_denoiser, denoiser.module),
+            memory_gib=options.memory_gib / 4,
         )
 
     aligned = align_steps(features_of_run(middle, run), radius=options.tdac_radius)
@@ -157,7 +158,10 @@ def _choice_of_steps(denoiser: Denoiser, options: QuantizeOptions, source: Calib
 
 
 def _features_that_fit(denoiser: Denoiser, options: QuantizeOptions, steps: int) -> int:
-    """Trajectories whose middle features, and as much again to compare them, fit in half of `memory_gib`."""
+    """Trajectories whose middle features, and as much again to compare them, fit in half of `memory_gib`.
+
+    Their samples have a quarter of it, in which the calibration's own come later.
+    """
     prefix = middle_of(denoiser.module)
     sites = [s for s in quantizable_layers(denoiser.module, denoiser.config) if s.name.startswith(f"{prefix}.")]
     values = max(int(np.prod(site.input_shape)) for site in sites)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dq_deploy.calibration import CalibrationInputs, CalibrationSource
+from dq_deploy.errors import NonFiniteError
 from dq_deploy.methods.assembly import build_record
 from dq_deploy.methods.block_reconstruction import BlockReconstruction
 from dq_deploy.methods.calibration_inputs import batch_of
@@ -81,14 +82,28 @@ def _learned_scales(
     progress: ProgressCallback,
     state: ResumeFolder | None,
 ) -> LearnedScales:
-    """The equivalent scales, from the state of an earlier run where it has them."""
+    """The equivalent scales; layers that an earlier run of this state has learned are taken from it."""
     found = state.load_stage(SCALES) if state else None
-    if found is not None:
-        return LearnedScales(factors=found[0], history=found[1])
+    known = None if found is None else LearnedScales(factors=found[0], history=found[1])
+
+    def keep(learned: LearnedScales) -> None:
+        if state:
+            state.save_stage(SCALES, learned.factors, learned.history)
+
     steps = len(calibration.timesteps)
-    learned = learn_equivalent_scales(
-        prepared, calibration.inputs, options, steps=steps, batch=batch, progress=progress
-    )
-    if state:
-        state.save_stage(SCALES, learned.factors, learned.history)
-    return learned
+    try:
+        return learn_equivalent_scales(
+            prepared,
+            calibration.inputs,
+            options,
+            steps=steps,
+            batch=batch,
+            progress=progress,
+            known=known,
+            keep=keep,
+        )
+    except NonFiniteError as error:
+        if state is None:
+            raise
+        state.note_divergence(SCALES)
+        raise NonFiniteError(f"{error}; the layers before it are kept in {state.folder}") from error

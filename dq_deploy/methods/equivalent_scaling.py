@@ -12,7 +12,7 @@ A layer is learned from some rows only: tokens of a linear layer, patches of a c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ from dq_deploy.errors import NonFiniteError
 from dq_deploy.methods.options import QuantizeOptions
 from dq_deploy.methods.preparation import Prepared, PreparedLayer
 from dq_deploy.methods.progress import Progress, ProgressCallback
-from dq_deploy.methods.ranges import batches, model_inputs
+from dq_deploy.methods.ranges import batches, first_of_every_step, model_inputs
 from dq_deploy.methods.scales import code_range, weight_range
 from dq_deploy.methods.timestep_weighting import TimestepWeighting
 from dq_deploy.models import call_denoiser
@@ -76,6 +76,8 @@ def learn_equivalent_scales(
     steps: int,
     batch: int,
     progress: ProgressCallback,
+    known: LearnedScales | None = None,
+    keep: Callable[[LearnedScales], None] = lambda learned: None,
 ) -> LearnedScales:
     """Learn every integer layer's factors; a layer that gains nothing keeps ones.
 
@@ -86,32 +88,37 @@ def learn_equivalent_scales(
         steps: number of step buckets.
         batch: inputs at a time in a float pass.
         progress: called after each layer.
+        known: what an earlier run ended with; its layers are not learned again.
+        keep: called after each layer with all that is learned.
 
     Raises:
         NonFiniteError: a loss or a factor is not finite; names the layer.
     """
-    chosen = chosen_inputs(inputs["step"], steps)
+    chosen = first_of_every_step(inputs["step"], steps, SAMPLES)
     # the only channel of a layer has nothing to share a range with
     names = [name for name, layer in prepared.layers.items() if layer.site.in_channels > 1]
-    factors: dict[str, F64] = {}
-    errors: dict[str, Any] = {}
-    for some in _within_memory(prepared, names, len(chosen), options):
-        collected = collect_rows(prepared, some, inputs, chosen, options, steps=steps, batch=batch)
+    factors: dict[str, F64] = {} if known is None else dict(known.factors)
+    errors: dict[str, Any] = {} if known is None else dict(known.history["relative_error"])
+    note = {
+        "stage": "learned-scaling",
+        "inputs": len(chosen),
+        "learning_rate": options.lr_equivalent,
+        "relative_error": errors,
+    }
+    learned = LearnedScales(factors=factors, history=note)
+    missing = [name for name in names if name not in factors]
+    for some in _within_memory(prepared, missing, len(chosen), options):
+        seeds = {name: options.seed + names.index(name) for name in some}
+        collected = collect_rows(prepared, seeds, inputs, chosen, options, steps=steps, batch=batch)
         for name in some:
             layer, data = prepared.layers[name], collected.pop(name)
-            seed = options.seed * 100_003 + len(factors)
+            seed = options.seed * 100_003 + names.index(name)
             factor, before, after = learn_layer(layer, data, options, steps=steps, seed=seed)
             factors[name] = factor
             errors[name] = {"before": before, "after": after, "span": [float(factor.min()), float(factor.max())]}
+            keep(learned)
             progress(Progress(stage="scales", done=len(factors), total=len(names), block=name, loss=after))
-    note = {"stage": "learned-scaling", "inputs": len(chosen), "relative_error": errors}
-    return LearnedScales(factors=factors, history=note)
-
-
-def chosen_inputs(step: NDArray[np.int64], steps: int) -> NDArray[np.int64]:
-    """Indices of about `SAMPLES` inputs, the first of every step, in the order they have."""
-    share = max(1, SAMPLES // steps)
-    return np.sort(np.concatenate([np.flatnonzero(step == t)[:share] for t in range(steps)]))
+    return learned
 
 
 def _bytes_of(layer: PreparedLayer, inputs: int) -> int:
@@ -140,7 +147,7 @@ def _within_memory(
 
 def collect_rows(
     prepared: Prepared,
-    names: Sequence[str],
+    seeds: Mapping[str, int],
     inputs: Mapping[str, NDArray[Any]],
     chosen: NDArray[np.int64],
     options: QuantizeOptions,
@@ -148,7 +155,7 @@ def collect_rows(
     steps: int,
     batch: int,
 ) -> dict[str, LayerRows]:
-    """Run the float model over the chosen inputs and keep random rows of some layers' inputs."""
+    """Run the float model over the chosen inputs and keep random rows of what some layers receive, by their seeds."""
     groups = options.groups_of_steps(steps)
     taken = {name: value[chosen] for name, value in inputs.items()}
     hooks = {
@@ -156,9 +163,9 @@ def collect_rows(
             prepared.layers[name],
             int(groups.max()) + 1,
             _rows_that_fit(prepared.layers[name], options, len(chosen)),
-            options.seed + i,
+            seed,
         )
-        for i, name in enumerate(names)
+        for name, seed in seeds.items()
     }
     with ExitStack() as stack, torch.inference_mode():
         for name, hook in hooks.items():
@@ -169,7 +176,7 @@ def collect_rows(
             call_denoiser(prepared.module, model_inputs(taken, piece))
     step = torch.from_numpy(taken["step"])
     group = torch.from_numpy(groups[taken["step"]])
-    return {name: hook.result(step, group) for name, hook in hooks.items()}
+    return {name: hooks.pop(name).result(step, group) for name in seeds}  # a hook's pieces go with it
 
 
 def _rows_that_fit(layer: PreparedLayer, options: QuantizeOptions, inputs: int) -> int:

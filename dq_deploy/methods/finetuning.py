@@ -127,8 +127,10 @@ class _FloatOutputs:
             return
         each = sum(value[0].numel() * 4 for value in first.values())
         if each * len(owner.train) <= owner.options.memory_gib * GIB / 4:
-            pieces = [self._compute(index, names) for index in owner.train.split(owner.piece)]
-            self.stored = {name: torch.cat([piece[name] for piece in pieces]) for name in names}
+            self.stored = {name: first[name].new_empty((len(owner.train), *first[name].shape[1:])) for name in names}
+            for index in owner.train.split(owner.piece):
+                for name, value in self._compute(index, names).items():
+                    self.stored[name][index] = value
 
     @torch.no_grad()
     def _compute(self, index: torch.Tensor, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
@@ -165,15 +167,15 @@ class Finetuner:
         stages: int,
     ) -> None:
         self.denoiser = denoiser
-        self.inputs = inputs
+        order, held = train_and_held_out(inputs)
+        self.inputs = {name: value[order] for name, value in inputs.items()}
         self.options = options
         self.progress = progress
         self.total = stages * options.finetune_iterations
-        self.step = torch.from_numpy(inputs["step"])
+        self.step = torch.from_numpy(self.inputs["step"])
         self.context = StepContext()
         self.piece = _inputs_at_once(denoiser, options)
         count = len(self.step)
-        held = _held_out(count, int(self.step.max()) + 1)
         self.train = torch.arange(max(count - held, 1))
         self.held = torch.arange(count - held, count)
         self.target = self._float_outputs()
@@ -355,11 +357,27 @@ def _relative_error(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.mse_loss(given, wanted) / wanted.square().mean().clamp_min(1e-20)
 
 
-def _held_out(count: int, steps: int) -> int:
-    """Inputs that are not trained on: whole trajectories, or a quarter where there are fewer than two."""
+def train_and_held_out(inputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[np.int64], int]:
+    """An order of the inputs in which those that are not trained on are the last, and how many they are.
+
+    Held out are whole trajectories, the last ones; or a quarter of the inputs where there are fewer than two
+    trajectories, or it is not known which one an input is from.
+
+    Args:
+        inputs: by name, with `step`, and `trajectory` where they are from some.
+    """
+    step = inputs["step"]
+    count, steps = len(step), int(step.max()) + 1
+    order = np.arange(count, dtype=np.int64)
     most = max(HELD_OUT_MOST // steps, 1)
-    held = steps * min(max(count // (HELD_OUT_SHARE * steps), 1), most)
-    return held if 2 * held <= count else max(count // 4, 1)
+    wanted = steps * min(max(count // (HELD_OUT_SHARE * steps), 1), most)
+    trajectory = inputs.get("trajectory")
+    if trajectory is None or 2 * wanted > count or trajectory.min() == trajectory.max():
+        return order, wanted if trajectory is None and 2 * wanted <= count else max(count // 4, 1)
+    names, sizes = np.unique(trajectory, return_counts=True)
+    last = min(int(np.searchsorted(np.cumsum(sizes[::-1]), wanted)) + 1, len(names) - 1)
+    held = np.isin(trajectory, names[-last:])
+    return np.concatenate([order[~held], order[held]]), int(held.sum())
 
 
 def _inputs_at_once(denoiser: Denoiser, options: QuantizeOptions) -> int:

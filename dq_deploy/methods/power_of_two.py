@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from dq_deploy.methods.options import QuantizeOptions
 from dq_deploy.methods.preparation import Prepared
-from dq_deploy.methods.ranges import batches, model_inputs
+from dq_deploy.methods.ranges import batches, first_of_every_step, model_inputs
 from dq_deploy.models import call_denoiser
 from dq_deploy.numerics import reciprocal, table_at
 from dq_deploy.record import Layer, Part
@@ -34,7 +34,7 @@ from dq_deploy.record import Layer, Part
 MOST_SHIFT = 3
 """m_k is 1, 1/2, 1/4 or 1/8."""
 INPUTS = 320
-"""Most calibration inputs that vote."""
+"""Calibration inputs that vote, steps in equal shares."""
 
 I64 = NDArray[np.int64]
 
@@ -71,18 +71,19 @@ def scale_skips(
         steps: number of step buckets.
         batch: inputs at a time in a float pass.
     """
-    count = min(len(inputs["step"]), INPUTS)
+    chosen = first_of_every_step(inputs["step"], steps, INPUTS)
+    taken = {name: value[chosen] for name, value in inputs.items()}
     hooks = {name: _VoteHook(layer) for name, layer in layers.items() if is_skip_convolution(layer)}
     with ExitStack() as stack, torch.inference_mode():
         for name, hook in hooks.items():
             stack.callback(prepared.module.get_submodule(name).register_forward_hook(hook).remove)
-        for piece in batches(count, batch) if hooks else ():
+        for piece in batches(len(chosen), batch) if hooks else ():
             for hook in hooks.values():
-                hook.step = inputs["step"][piece]
-            call_denoiser(prepared.module, model_inputs(inputs, piece))
-    groups = np.zeros(count, np.int64)
+                hook.step = taken["step"][piece]
+            call_denoiser(prepared.module, model_inputs(taken, piece))
+    groups = np.zeros(len(chosen), np.int64)
     if options.power_of_two == "per-group":
-        groups = options.groups_of_steps(steps)[inputs["step"][:count]]
+        groups = options.groups_of_steps(steps)[taken["step"]]
     result, notes = dict(layers), {}
     for name, hook in hooks.items():
         votes = [np.concatenate(of_part) for of_part in zip(*hook.votes, strict=True)]
@@ -91,7 +92,7 @@ def scale_skips(
         notes[name] = _note(layers[name], result[name], elected, hook.limits)
     return ScaledSkips(
         layers=result,
-        history={"stage": "power-of-two", "votes": options.power_of_two, "inputs": count, "layers": notes},
+        history={"stage": "power-of-two", "votes": options.power_of_two, "inputs": len(chosen), "layers": notes},
     )
 
 

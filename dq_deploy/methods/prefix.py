@@ -7,7 +7,7 @@ reads it has been reached.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,6 +135,22 @@ def trace_flow(
     )
 
 
+def _whole(value: Any, count: int) -> Any:
+    """Room for `count` rows like a tensor's; anything else as it is."""
+    return value.new_empty((count, *value.shape[1:])) if isinstance(value, torch.Tensor) else value
+
+
+def joined(pieces: Iterable[tuple[slice, torch.Tensor]], count: int) -> torch.Tensor:
+    """All rows of `count` inputs from chunks of them, of which only one is held beside the result."""
+    whole: torch.Tensor | None = None
+    for chunk, piece in pieces:
+        if whole is None:
+            whole = _whole(piece, count)
+        whole[chunk] = piece
+    assert whole is not None
+    return whole
+
+
 class Prefix:
     """A module whose blocks are finished one after another, and the outputs still needed of them."""
 
@@ -182,14 +198,17 @@ class Prefix:
     @torch.no_grad()
     def next_inputs(self) -> BlockInputs:
         """Arguments of the next block for all calibration inputs."""
-        pieces = [self._arguments(chunk) for chunk in batches(self.count, CHUNK)]
-
-        def join(values: list[Any]) -> Any:
-            return torch.cat(values) if isinstance(values[0], torch.Tensor) else values[0]
-
-        args = tuple(join([piece[0][i] for piece in pieces]) for i in range(len(pieces[0][0])))
-        kwargs = {key: join([piece[1][key] for piece in pieces]) for key in pieces[0][1]}
-        return BlockInputs(args=args, kwargs=kwargs)
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        for chunk in batches(self.count, CHUNK):
+            given, named = self._arguments(chunk)
+            if chunk.start == 0:
+                args = [_whole(value, self.count) for value in given]
+                kwargs = {key: _whole(value, self.count) for key, value in named.items()}
+            for into, value in (*zip(args, given, strict=True), *((kwargs[key], named[key]) for key in kwargs)):
+                if isinstance(value, torch.Tensor):
+                    into[chunk] = value
+        return BlockInputs(args=tuple(args), kwargs=kwargs)
 
     def finish(self, output: torch.Tensor) -> None:
         """Store the next block's output for all inputs and go on to the block behind it."""

@@ -33,10 +33,9 @@ from dq_deploy.methods.initial_record import (
 from dq_deploy.methods.options import QuantizeOptions
 from dq_deploy.methods.preparation import prepare
 from dq_deploy.methods.progress import ProgressCallback
-from dq_deploy.methods.ranges import StepRange, batches, model_inputs, of_steps
+from dq_deploy.methods.ranges import StepRange, batches, model_inputs, output_table
 from dq_deploy.methods.reconstruction import adaround_settings
 from dq_deploy.methods.resume import ResumeFolder, state_of_run
-from dq_deploy.methods.scales import activation_table
 from dq_deploy.methods.starting_point import inputs_of, starting_point
 from dq_deploy.models import Denoiser, call_denoiser
 from dq_deploy.record import Layer, Record, content_sha256, load_record, save_record
@@ -83,7 +82,7 @@ def _finetuned(
     """Every stage in turn, then output tables; a finished stage is kept as a record of its own."""
     stages = stages_of(initial_state(record, denoiser).layers, options)
     finetuner: Finetuner | None = None
-    start, last = record, "start"
+    last, kept_start = "start", True
     for number, stage in enumerate(stages):
         done = _kept(state, stage.name)
         if done is None:
@@ -94,9 +93,11 @@ def _finetuned(
                 raise _named(error, state, stage.name, last) from error
             done = _with_note(done, note)
             _keep(state, stage.name, done)
+        kept_start = kept_start and done.provenance["history"][-1]["kept"] == "start"
         record, last = done, stage.name
-    if all(record.layers[name] is layer for name, layer in start.layers.items()):
-        return record
+    has_tables = all(layer.out_scale is not None for layer in record.layers.values())
+    if kept_start and has_tables == options.outputs:
+        return record  # bit for bit what it began with
     return _with_output_tables(record, calibration, options, batch_of(denoiser, 64))
 
 
@@ -205,9 +206,5 @@ def _with_output_tables(record: Record, calibration: CalibrationInputs, options:
 def _with_table(layer: Layer, seen: StepRange | None, groups: NDArray[np.int64] | None = None) -> Layer:
     if seen is None or groups is None:
         return replace(layer, out_scale=None, out_zero_point=None)
-    known = np.isfinite(seen.low) & np.isfinite(seen.high)
-    low = np.where(known, seen.low, seen.low[known].min()).astype(np.float32)
-    high = np.where(known, seen.high, seen.high[known].max()).astype(np.float32)
-    ends = StepRange(low=low, high=high, draws=[]).ends(groups)
-    scale, zero = of_steps(activation_table(*ends, bits=8), groups)
+    scale, zero = output_table(seen, groups)
     return replace(layer, out_scale=scale, out_zero_point=zero)

@@ -88,13 +88,14 @@ class StepRange:
         return low, high
 
     def values(self, groups: NDArray[np.int64]) -> F32:
-        """[G, V] drawn values of each group of steps."""
+        """[G, V] drawn values of each group of steps; a group of more steps gives fewer values of each."""
         per_group = [
             np.concatenate([piece for t in np.flatnonzero(groups == g) for piece in self.draws[t]])
             for g in range(int(groups.max()) + 1)
         ]
         width = min(len(values) for values in per_group)
-        return np.stack([values[:width] for values in per_group])
+        spread = [np.arange(width) * len(values) // width for values in per_group]
+        return np.stack([values[index] for values, index in zip(per_group, spread, strict=True)])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -168,6 +169,32 @@ class _Collector:
                 positions = torch.randint(0, rows.shape[1], (most,), generator=self.generator)
             into.add(rows, self.step, positions, self.draws)
         self.result.output.add(output.reshape(len(output), -1), self.step, None)
+
+
+def first_of_every_step(step: NDArray[np.int64], steps: int, most: int) -> NDArray[np.int64]:
+    """Indices of about `most` inputs, the first of every step in equal shares and at least one, in the order they have.
+
+    Args:
+        step: [M] step bucket of each input.
+        steps: number of step buckets.
+        most: inputs, or as many as there are steps.
+    """
+    share = max(1, most // steps)
+    return np.sort(np.concatenate([np.flatnonzero(step == t)[:share] for t in range(steps)]))
+
+
+def output_table(seen: StepRange, groups: NDArray[np.int64]) -> tuple[F32, I32]:
+    """8-bit scale and zero point of an output, [T] or [1]; a step that was not seen has the widest range of all.
+
+    Args:
+        seen: range at each step; infinite where there was no input.
+        groups: [T] group of each step.
+    """
+    known = np.isfinite(seen.low) & np.isfinite(seen.high)
+    low = np.where(known, seen.low, seen.low[known].min()).astype(np.float32)
+    high = np.where(known, seen.high, seen.high[known].max()).astype(np.float32)
+    ends = StepRange(low=low, high=high, draws=[]).ends(groups)
+    return of_steps(activation_table(*ends, bits=8), groups)
 
 
 def batches(count: int, batch: int) -> list[slice]:

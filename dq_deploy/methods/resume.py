@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -27,6 +28,7 @@ from dq_deploy.record import Layer, Part
 
 FORMAT = "dq_deploy.resume"
 VERSION = 2
+SPENT = "spent.json"
 
 RATES = "lr_"
 """How the names of learning rates begin: what may change when a diverged run is continued."""
@@ -160,6 +162,7 @@ def state_of_run(
         return None
     identity: dict[str, Any] = {
         "source_sha256": denoiser.source_sha256,
+        "scheduler_sha256": denoiser.scheduler_sha256,
         "options": options.as_json(),
         "versions": versions(),
     }
@@ -194,11 +197,15 @@ def _layer_from_arrays(prepared: PreparedLayer, arrays: Arrays, symmetric: bool)
 
 
 def _save(path: Path, arrays: Arrays, note: Mapping[str, Any]) -> None:
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    whole = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
     with atomic_path(path) as temporary:
-        whole = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
-        save_file(whole, temporary, metadata={"note": json.dumps(note)})
+        try:
+            save_file(whole, temporary, metadata={"note": json.dumps(note)})
+        except SafetensorError as error:  # as of a full disk
+            raise OSError(f"safetensors cannot write it: {error}") from error
 
 
 def _load(path: Path) -> tuple[Arrays, dict[str, Any]] | None:
@@ -214,9 +221,51 @@ def _load(path: Path) -> tuple[Arrays, dict[str, Any]] | None:
         raise FileProblemError(f"cannot read {path}: {error}; remove {path.parent} to start again") from error
 
 
+def holds_training(folder: Path) -> bool:
+    """Whether a stage or a block of a run is finished there; samples alone are drawn again in no time."""
+    return any(path for kind in ("stage-*", "block-*") for path in folder.glob(f"{kind}.safetensors"))
+
+
+class Spent:
+    """Seconds and memory of all the parts of a run that was stopped and continued, kept beside its state.
+
+    Attributes:
+        before_s: seconds of earlier parts.
+        before_mib: highest memory of them.
+    """
+
+    INTERVAL_S = 1.0
+
+    def __init__(self, folder: Path | None) -> None:
+        self._path = None if folder is None else folder / SPENT
+        self.before_s, self.before_mib = 0.0, 0.0
+        self._start = self._written = time.perf_counter()
+        if self._path is not None and self._path.is_file():
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # damaged: only the time is lost
+                found = json.loads(self._path.read_text(encoding="utf-8"))
+                self.before_s, self.before_mib = float(found["seconds"]), float(found["peak_mib"])
+
+    @property
+    def seconds(self) -> float:
+        """Of all parts."""
+        return self.before_s + time.perf_counter() - self._start
+
+    def note(self, peak_mib: float, *, last: bool = False) -> None:
+        """Write what was spent so far, at most once a second but for the last time, once the run has a state."""
+        now = time.perf_counter()
+        early = not last and now - self._written < self.INTERVAL_S
+        if self._path is None or early or not self._path.parent.is_dir():
+            return
+        self._written = now
+        value = {"seconds": self.seconds, "peak_mib": max(peak_mib, self.before_mib)}
+        with contextlib.suppress(FileProblemError):  # what is full or gone is said by what must be written
+            write_text_atomic(self._path, json.dumps(value))
+
+
 def discard_state(folder: Path) -> None:
     """Remove a run's state: its own files, and the folder where nothing else is in it."""
-    for pattern in ("state.json", "trajectory.safetensors", "stage-*.safetensors", "block-*.safetensors", ".*.part"):
+    patterns = ("state.json", SPENT, "trajectory.safetensors", "stage-*.safetensors", "block-*.safetensors", ".*.part")
+    for pattern in patterns:
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):

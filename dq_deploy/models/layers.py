@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -41,6 +43,13 @@ class Denoiser:
     scheduler_config: dict[str, Any] | None
     source: str
     source_sha256: str
+
+    @property
+    def scheduler_sha256(self) -> str | None:
+        """Hash over the scheduler's configuration, which decides the trajectories; None where there is none."""
+        if self.scheduler_config is None:
+            return None
+        return hashlib.sha256(json.dumps(self.scheduler_config, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,6 +128,8 @@ def frechet_distance(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
 
 
 def _around(value: float, copies: F64, count: int, confidence: float, lowest: float) -> Interval:
+    if not 0 < confidence < 1:
+        raise InputError(f"got confidence {confidence}, expected a number between 0 and 1")
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * float(copies.std(ddof=1))
     return Interval(mean=value, low=max(lowest, value - half), high=value + half, confidence=confidence, count=count)
 
@@ -166,12 +168,30 @@ def frechet_interval(
     Raises:
         InputError: as `frechet_distance`.
     """
+    value, copies = frechet_copies(x, y, resamples=resamples, seed=seed)
+    return _around(value, copies, len(x), confidence, 0.0)
+
+
+def frechet_copies(
+    x: NDArray[np.floating], y: NDArray[np.floating], *, resamples: int = FRECHET_RESAMPLES, seed: int = 0
+) -> tuple[float, F64]:
+    """The Frechet distance and its bootstrap copies [resamples]; sets of the same lengths are resampled alike.
+
+    Args:
+        x: [N, D] features.
+        y: [M, D] features.
+        resamples: bootstrap copies.
+        seed: of the resampling.
+
+    Raises:
+        InputError: as `frechet_distance`, or fewer than two resamples.
+    """
     a, b = _checked(x, y)
     rng = np.random.default_rng(seed)
-    draws_a = _resampling(len(a), resamples, confidence, rng)
-    draws_b = _resampling(len(b), resamples, confidence, rng)
+    draws_a = _resampling(len(a), resamples, 0.5, rng)
+    draws_b = _resampling(len(b), resamples, 0.5, rng)
     copies = [_frechet(_gaussian(a, i), _gaussian(b, j)) for i, j in zip(draws_a, draws_b, strict=True)]
-    return _around(frechet_distance(a, b), np.array(copies), len(a), confidence, 0.0)
+    return frechet_distance(a, b), np.array(copies)
 
 
 def frechet_beside_reference(
@@ -182,6 +202,7 @@ def frechet_beside_reference(
     confidence: float = 0.95,
     resamples: int = FRECHET_RESAMPLES,
     seed: int = 0,
+    of_reference: tuple[float, F64] | None = None,
 ) -> tuple[Interval, Interval, Interval]:
     """Frechet distances to y of x, of x_reference, and the first less the second, each as in `frechet_interval`.
 
@@ -196,26 +217,20 @@ def frechet_beside_reference(
         confidence: in (0, 1).
         resamples: bootstrap copies.
         seed: of the resampling.
+        of_reference: `frechet_copies` of x_reference and y with these resamples and seed, where they are known.
 
     Raises:
         InputError: as `frechet_distance`, or x and x_reference have different lengths.
     """
-    a, r, b = _checked(x, x_reference, y)
-    if len(a) != len(r):
-        raise InputError(f"got features of {len(a)} images and of {len(r)} references, expected pairs")
-    rng = np.random.default_rng(seed)
-    draws_a = _resampling(len(a), resamples, confidence, rng)
-    draws_b = _resampling(len(b), resamples, confidence, rng)
-    copies = np.empty((resamples, 3))
-    for row, i, j in zip(copies, draws_a, draws_b, strict=True):
-        real = _gaussian(b, j)
-        row[:2] = _frechet(_gaussian(a, i), real), _frechet(_gaussian(r, i), real)
-    copies[:, 2] = copies[:, 0] - copies[:, 1]
-    own, reference = frechet_distance(a, b), frechet_distance(r, b)
+    if len(x) != len(x_reference):
+        raise InputError(f"got features of {len(x)} images and of {len(x_reference)} references, expected pairs")
+    drawn: dict[str, int] = {"resamples": resamples, "seed": seed}
+    own, copies = frechet_copies(x, y, **drawn)
+    reference, reference_copies = of_reference or frechet_copies(x_reference, y, **drawn)
     return (
-        _around(own, copies[:, 0], len(a), confidence, 0.0),
-        _around(reference, copies[:, 1], len(a), confidence, 0.0),
-        _around(own - reference, copies[:, 2], len(a), confidence, -math.inf),
+        _around(own, copies, len(x), confidence, 0.0),
+        _around(reference, reference_copies, len(x), confidence, 0.0),
+        _around(own - reference, copies - reference_copies, len(x), confidence, -math.inf),
     )
 
 

@@ -16,6 +16,7 @@ from dq_deploy.quality.distribution import (
     KernelDistance,
     Spread,
     frechet_beside_reference,
+    frechet_copies,
     frechet_distance,
     kernel_distance,
     real_against_real,
@@ -148,6 +149,7 @@ class QualityBaseline:
     reference_features: F64 | None
     real_features: F64 | None
     compared: NDArray[np.integer]
+    reference_frechet: tuple[float, F64] | None
     real_against_real: Spread | None
     recognised: NDArray[np.bool_] | None
     data_range: float
@@ -195,7 +197,7 @@ def quality_baseline(
     asked = _checked_labels(labels, recognise, len(reference))
     network = load_extractor(extractor) if isinstance(extractor, str) else extractor
     compared = np.arange(len(reference))
-    reference_features = real_features = spread = None
+    reference_features = real_features = spread = reference_frechet = None
     if network is not None:
         reference_features = network.features(reference)
     if network is not None and real is not None:
@@ -213,6 +215,7 @@ def quality_baseline(
         compared = np.sort(rng.choice(len(reference), count, replace=False))
         real_features = every[np.sort(rng.choice(len(every), count, replace=False))]
         spread = real_against_real(every, count=count, seed=seed)
+        reference_frechet = frechet_copies(reference_features[compared], real_features, seed=seed)
     return QualityBaseline(
         reference=reference,
         labels=asked,
@@ -221,6 +224,7 @@ def quality_baseline(
         reference_features=reference_features,
         real_features=real_features,
         compared=compared,
+        reference_frechet=reference_frechet,
         real_against_real=spread,
         recognised=_recognised(reference, asked, recognise),
         data_range=data_range,
@@ -262,7 +266,9 @@ def _feature_columns(baseline: QualityBaseline, images: NDArray[np.floating]) ->
     if baseline.real_features is not None:
         options: dict[str, Any] = {"confidence": baseline.confidence, "seed": baseline.seed}
         a, r, real = features[baseline.compared], baseline.reference_features[baseline.compared], baseline.real_features
-        own, of_reference, difference = frechet_beside_reference(a, r, real, **options)
+        own, of_reference, difference = frechet_beside_reference(
+            a, r, real, **options, of_reference=baseline.reference_frechet
+        )
         found |= {
             "frechet": own,
             "frechet_of_reference": of_reference,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dq_deploy.errors import OptionError
-from dq_deploy.readers.module_paths import MOST_BLOCKS, Architecture, Arguments, Target, one
+from dq_deploy.readers.module_paths import MOST_BLOCKS, Architecture, Arguments, Target, check_widths, one
 
 _RESNET = {
     "norm1": "norm1",
@@ -39,6 +39,7 @@ def ddim_architecture(config: Mapping[str, Any]) -> Architecture:
     resolutions = given.wholes("attn_resolutions", empty=True)
     inputs, outputs = given.whole("in_channels"), given.whole("out_ch")
     given.finish()
+    check_widths([ch * m for m in mult])
     size = Arguments(data, "architecture config data").whole("image_size")
     if size % 2 ** (len(mult) - 1):
         raise OptionError(f"settings: image_size is {size}, expected a multiple of {2 ** (len(mult) - 1)}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dq_deploy.errors import OptionError
-from dq_deploy.readers.module_paths import MOST_BLOCKS, Architecture, Arguments, Target, fused_rows, one
+from dq_deploy.readers.module_paths import MOST_BLOCKS, Architecture, Arguments, Target, check_widths, fused_rows, one
 
 _RESNET = {
     "in_layers.0": "norm1",
@@ -91,6 +91,7 @@ def _network(config: Mapping[str, Any]) -> _Network:
     if mult[0] != 1:
         raise OptionError(f"settings: channel_mult begins with {mult[0]}, expected 1 as in every network of this kind")
     widths = tuple(width * m for m in mult)
+    check_widths(widths)
     if heads < 1 and size_of_head < 1:
         raise OptionError("settings: architecture config needs num_heads or num_head_channels")
     if upsample not in (-1, heads):

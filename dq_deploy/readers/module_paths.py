@@ -90,6 +90,16 @@ class Arguments:
         raise OptionError(f"settings: {self._where} has {name} {short(value)}, expected {expected}")
 
 
+def check_widths(widths: Sequence[int]) -> None:
+    """Refuse channels that no network has, before anything of their size is made.
+
+    Raises:
+        OptionError: a level has more than `LARGEST` channels.
+    """
+    if max(widths) > LARGEST:
+        raise OptionError(f"settings: a level has {max(widths)} channels, expected at most {LARGEST}")
+
+
 def one(name: str) -> tuple[Target, ...]:
     """A source module that becomes one diffusers module."""
     return (Target(name=name),)

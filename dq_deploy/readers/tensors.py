@@ -20,6 +20,9 @@ Array = NDArray[Any]
 PICKLE_LIMIT = 64 * 2**20
 """Bytes of pickle that a checkpoint may hold; tensors lie beside it."""
 
+SHARED_LIMIT = 2
+"""How often a checkpoint's bytes may be declared: tied weights are stored once."""
+
 
 class Tensors:
     """The tensors of a state dict by name, and which of them were asked for.
@@ -77,13 +80,27 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     content = _load(path)
     if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
         raise FileProblemError(f"{path} holds a {type(content).__name__}, expected a dict of named tensors")
+    _check_declared(content, path)
     return {key: _arrays_of(value, key, path) for key, value in content.items()}
 
 
-def _arrays_of(value: Any, key: str, path: Path) -> Any:
-    import torch
+def _check_declared(content: Mapping[str, Any], path: Path) -> None:
+    """Tensors may share what is stored, but each becomes an array of its own: not many times what the file holds."""
+    declared = 0
+    for key, value in content.items():
+        for one in value.values() if isinstance(value, dict) else (value,):
+            if _is_tensor(one):
+                _check_stored(one, key, path)
+                declared += one.numel() * one.element_size()
+    stored = path.stat().st_size
+    if declared > SHARED_LIMIT * stored:
+        raise FileProblemError(
+            f"{path} declares tensors of {declared} bytes and stores {stored}; the file is not a checkpoint"
+        )
 
-    if isinstance(value, torch.Tensor):
+
+def _arrays_of(value: Any, key: str, path: Path) -> Any:
+    if _is_tensor(value):
         return _array(value, key, path)
     if isinstance(value, dict):
         named = {inner: one for inner, one in value.items() if isinstance(inner, str) and _is_tensor(one)}
@@ -98,7 +115,14 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _array(value: torch.Tensor, key: str, path: Path) -> Array:
-    """float32 or integer array; a tensor may not be larger than what is stored for it."""
+    """float32 or integer array."""
+    _check_stored(value, key, path)
+    array: Array = (value.float() if value.is_floating_point() else value).detach().contiguous().numpy()
+    return array
+
+
+def _check_stored(value: torch.Tensor, key: str, path: Path) -> None:
+    """Refuse what is no plain tensor, or larger than what is stored for it."""
     import torch
 
     if value.layout != torch.strided or value.is_quantized or value.is_complex():
@@ -107,8 +131,6 @@ def _array(value: torch.Tensor, key: str, path: Path) -> Array:
         raise FileProblemError(
             f"{path}: {key} declares {value.numel()} elements and stores fewer; the file is not a checkpoint"
         )
-    array: Array = (value.float() if value.is_floating_point() else value).detach().contiguous().numpy()
-    return array
 
 
 def _load(path: Path) -> Any:

@@ -86,8 +86,8 @@ def test_a_line_comes_back_as_it_was_and_the_last_good_one_counts(tmp_path: Path
         append_line(path, entry)
     read = read_lines(path)
     assert read[0] == first
-    assert latest(read, TERMS)[spec.name] == first
-    assert latest(read[1:], TERMS)[spec.name].cell.error == "broke"
+    assert latest(read[:1], TERMS)[spec.name] == first
+    assert latest(read, TERMS)[spec.name].cell.error == "broke"
 
 
 def test_a_line_that_does_not_tell_its_labels_is_not_taken(tmp_path: Path) -> None:
@@ -204,7 +204,13 @@ def test_peers_get_the_methods_samples_and_are_measured_as_they_are(
         asked.append((name, more["steps"]))
         np.savez(tmp_path / "images.npz", images=np.zeros((2, 1, 8, 8), np.float32))
         found = {"calibration_s": 1.0, "peak_mib": 2.0, "size_mib": 3.0, "latency_ms": 4.0, "float_latency_ms": 8.0}
-        return {**found, "versions": {"x": "1"}, "note": "a note", "images_npz": str(tmp_path / "images.npz")}
+        return {
+            **found,
+            "layers": 62,
+            "versions": {"x": "1"},
+            "note": "a note",
+            "images_npz": str(tmp_path / "images.npz"),
+        }
 
     monkeypatch.setattr(methods.importlib, "import_module", lambda name: SimpleNamespace(run=run))
     monkeypatch.setattr(methods, "with_quality", lambda subject, cell, images: replace(cell, psnr_db=(1.0, 2.0)))

@@ -7,10 +7,13 @@ import peers
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from peers.float_files import schedule_of
-from peers.job import images_of
+from peers.float_files import float_products, schedule_of
+from peers.job import images_of, latencies_ms, peak_mib
 
 from dq_deploy.calibration import build_ddim
+from dq_deploy.graph.trace import trace
+from dq_deploy.models import call_denoiser, example_inputs
+from tests.tiny import tiny_denoiser
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
@@ -47,3 +50,24 @@ def test_the_schedule_holds_the_samplers_numbers() -> None:
 def test_every_peer_pins_its_packages_and_has_a_worker(name: str) -> None:
     assert all("==" in line or line in {"sympy", "onnxscript"} for line in peers.requirements(name))
     assert (peers.HERE / f"{name.replace('-', '_')}.py").is_file()
+
+
+def test_peers_leave_the_time_embedding_and_products_of_activations_float() -> None:
+    denoiser = tiny_denoiser()
+    graph = trace(denoiser.module, example_inputs(denoiser.config, 2, 0), call=call_denoiser)
+    left = float_products(graph)
+    products = [node for node in graph.graph if node.op_type in {"Gemm", "MatMul", "Conv"}]
+    attentions = sum(name.endswith(".to_q") for name, _ in denoiser.module.named_modules())
+    assert len(left) == 2 + 2 * attentions
+    layers = [m for m in denoiser.module.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+    assert len(products) - len(left) == len(layers) - 2
+
+
+def test_models_are_timed_in_turns_and_memory_is_the_programs_own() -> None:
+    seen: list[str] = []
+    times = latencies_ms((lambda inputs: seen.append("a"), lambda inputs: seen.append("b")), {})
+    assert len(times) == 2
+    changes = [x for i, x in enumerate(seen) if i == 0 or seen[i - 1] != x]
+    assert changes[:4] == ["a", "b", "a", "b"]
+    assert seen.count("a") == seen.count("b")
+    assert 20 < peak_mib() < 1e6

@@ -52,6 +52,11 @@ def raiser(error):
         (OptionError("got a,\n  expected b"), 2, "error: got a, expected b"),
         (GuaranteeError("layer x differs"), 3, "error: layer x differs"),
         (ValueError("odd"), 1, "error: internal error: ValueError: odd; rerun with --debug for the traceback"),
+        (
+            MemoryError("no 9 GiB"),
+            2,
+            "error: there is not enough memory (no 9 GiB); give a smaller model, batch or --memory-gib, or more memory",
+        ),
         (KeyboardInterrupt(), 130, "error: interrupted"),
     ],
 )
@@ -125,7 +130,7 @@ def test_lists_of_numbers(text, numbers):
     assert numbers_from_text(text, "--labels", low=0) == numbers
 
 
-@pytest.mark.parametrize("text", ["", "a", "1,,2", "-1", "1.5", "3-1", "0,99"])
+@pytest.mark.parametrize("text", ["", "a", "1,,2", "-1", "1.5", "3-1", "0,99", "0-4000000000"])
 def test_what_is_no_list_of_numbers_is_refused(text):
     with pytest.raises(OptionError, match="--labels got"):
         numbers_from_text(text, "--labels", low=0, high=10)

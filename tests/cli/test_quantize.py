@@ -132,7 +132,7 @@ def test_an_interrupt_keeps_finished_blocks_and_says_how_to_go_on(
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130
-    assert f"finished blocks are kept in {state}; run the same command to go on" in err
+    assert f"what is finished is kept in {state}; run the same command to go on" in err
     assert "error: interrupted" in err
     assert not out.exists()
     resumed = command("quantize", *arguments)
@@ -142,3 +142,14 @@ def test_an_interrupt_keeps_finished_blocks_and_says_how_to_go_on(
     assert fresh.code == 0, fresh.err
     assert content_sha256(load_record(out)) == content_sha256(load_record(tmp_path / "b.pt"))
     assert not state.exists()
+
+
+def test_the_state_of_another_run_is_refused_and_stays(model_dir: Path, tmp_path: Path) -> None:
+    state = tmp_path / "m.pt.resume"
+    state.mkdir()
+    (state / "state.json").write_text(json.dumps({"format": "dq_deploy.resume", "options": {}}))
+    (state / "trajectory.safetensors").write_bytes(b"much work")
+    done = command("quantize", "--model", model_dir, *QUICK, "--out", tmp_path / "m.pt")
+    assert done.code == 2
+    assert "holds another run" in done.err
+    assert (state / "trajectory.safetensors").read_bytes() == b"much work"

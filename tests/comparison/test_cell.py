@@ -56,9 +56,30 @@ def test_a_changed_record_or_option_is_made_again(
     assert run_cell(subject, OPTIONS, tmp_path, before=cell) is cell
     changed = run_cell(subject, replace(OPTIONS, seed=1), tmp_path, before=cell)
     assert changed.made_from != cell.made_from
+    noisier = replace(subject.denoiser, scheduler_config={"num_train_timesteps": 1000, "beta_end": 0.5})
+    other = module.empty_cell(replace(subject, denoiser=noisier), OPTIONS, {})
+    assert other.made_from != cell.made_from
     (tmp_path / "minmax-w4a4.pt").write_bytes(b"damaged")
     run_cell(subject, OPTIONS, tmp_path, before=cell)
     assert len(trainings) == 3
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_the_state_of_a_stopped_training_is_used_or_removed(
+    subject: Subject, tmp_path: Path, resume: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, seen = replace(OPTIONS, method="dilatequant"), []
+
+    def train(request: TrainingRequest, on_progress: object) -> Trained:
+        seen.append(Path(str(request.state)).exists())
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(module, "train", train)
+    state = tmp_path / f"dilatequant-w4a4.{module.empty_cell(subject, options, {}).made_from[:8]}.resume"
+    state.mkdir()
+    (state / "state.json").touch()
+    run_cell(subject, options, tmp_path, resume=resume)
+    assert seen == [resume]
 
 
 def test_a_failure_says_what_was_done_before_it(

@@ -96,6 +96,21 @@ def test_cells_of_other_bits_stay_in_the_file(run: Any, tmp_path: Path) -> None:
     assert names == [*(f"{method}-w4a4" for method in METHODS), "minmax-w8a8"]
 
 
+def test_cells_of_other_settings_are_replaced_one_by_one(run: Any, tmp_path: Path) -> None:
+    """Pairs of other images cannot be told apart from these: until its turn has come a method has no row."""
+    run(Trainer())
+    path = tmp_path / "out" / FILE_NAME
+    value = json.loads(path.read_text())
+    value["cells"] = [{**cell, "measured_by": "other", "psnr_db": [30.0] * 9} for cell in value["cells"]]
+    path.write_text(json.dumps(value))
+    with pytest.raises(KeyboardInterrupt):
+        run(Trainer(), on_cell=lambda cell, kept: (_ for _ in ()).throw(KeyboardInterrupt))
+    value = json.loads(path.read_text())
+    assert [row["method"] for row in value["rows"]] == METHODS[:1]
+    assert [len(cell["psnr_db"]) for cell in value["cells"]] == [len(FIRST.psnr_db), 9, 9]
+    assert [row["method"] for row in run(Trainer()).rows()] == METHODS
+
+
 def test_a_file_that_is_no_comparison_is_named(run: Any, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / FILE_NAME).write_text("{}")

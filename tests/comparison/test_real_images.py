@@ -57,5 +57,11 @@ def test_what_is_no_picture_or_of_another_size_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no picture")
     with pytest.raises(DqError, match="cannot read picture"):
         read_real_images(tmp_path, 3)
+    np.savez_compressed(tmp_path / "whole.npz", images=BYTES)
+    whole = (tmp_path / "whole.npz").read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], whole[:60] + bytes(20) + whole[80:]):
+        (tmp_path / "damaged.npz").write_bytes(damaged)
+        with pytest.raises(DqError, match="cannot be read"):
+            read_real_images(tmp_path / "damaged.npz", 3)
     with pytest.raises(DqError, match="does not exist"):
         read_real_images(tmp_path / "none.npz", 3)

@@ -39,6 +39,24 @@ def test_other_settings_have_other_images(subject: Subject, model_dir: Path) -> 
     assert other.identity != subject.identity
 
 
+def test_another_noise_schedule_has_other_images(subject: Subject, model_dir: Path) -> None:
+    scheduler = {**subject.denoiser.scheduler_config, "prediction_type": "sample"}  # type: ignore[dict-item]
+    changed = replace(subject.denoiser, scheduler_config=scheduler)
+    other = prepare_subject(changed, SETTINGS, BARE, model=model_dir, cache=subject.cache)
+    assert not np.array_equal(other.images, subject.images)
+    assert other.identity != subject.identity
+
+
+def test_damaged_images_in_the_cache_are_drawn_again(subject: Subject, model_dir: Path, tmp_path: Path) -> None:
+    prepare_subject(subject.denoiser, SETTINGS, BARE, model=model_dir, cache=tmp_path)
+    (cached,) = tmp_path.glob("float-*.npz")
+    whole = cached.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], whole[:-200] + bytes(200)):
+        cached.write_bytes(damaged)
+        again = prepare_subject(subject.denoiser, SETTINGS, BARE, model=model_dir, cache=tmp_path)
+        np.testing.assert_array_equal(again.images, subject.images)
+
+
 def test_only_the_named_classes_are_drawn() -> None:
     config = {"num_class_embeds": 11}
     found = labels_in_turn(config, 5, (0, 7))

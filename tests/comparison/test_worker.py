@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -89,7 +90,15 @@ def test_a_stopped_run_is_continued_and_says_so(model_dir: Path, tmp_path: Path)
 
     with pytest.raises(KeyboardInterrupt):
         perform(wanted, stop)
-    assert perform(wanted, lambda message: None).continued
+    spent = state / "spent.json"
+    before = json.loads(spent.read_text())
+    assert before["seconds"] > 0
+    assert before["peak_mib"] > 10
+    spent.write_text(json.dumps({"seconds": 1000.0, "peak_mib": 1e6}))
+    found = perform(wanted, lambda message: None)
+    assert found.continued
+    assert 1000 < found.seconds < 1100
+    assert found.peak_mib == 1e6
     assert not state.exists()
 
 

@@ -34,6 +34,7 @@ def test_uniform_inputs_are_the_flat_trajectory_byte_for_byte() -> None:
         "sample": drawn.samples.swapaxes(0, 1).reshape(-1, 1, 8, 8),
         "timestep": drawn.timesteps[step],
         "step": step,
+        "trajectory": np.repeat(np.arange(8), 6),
         "class_labels": np.repeat(drawn.labels, 6),  # type: ignore[arg-type]
     }
     assert found.inputs.keys() == expected.keys()

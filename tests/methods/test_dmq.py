@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dq_deploy import numerics
-from dq_deploy.methods import Progress, quantize
+from dq_deploy.errors import NonFiniteError
+from dq_deploy.methods import Progress, equivalent_scaling, quantize
 from dq_deploy.methods.fake_quant import simulate
 from dq_deploy.models import call_denoiser, example_inputs
 from dq_deploy.record import Record, content_sha256
@@ -120,3 +121,25 @@ def test_a_stopped_run_takes_its_learned_scales_again(tmp_path: Path) -> None:
     resumed = quantize(tiny_denoiser(), **QUICK, resume_dir=tmp_path, progress=lambda report: stages.add(report.stage))
     assert "scales" not in stages
     assert content_sha256(resumed) == content_sha256(quantize(tiny_denoiser(), **QUICK))
+
+
+def test_diverged_scales_are_learned_on_at_a_lower_rate_behind_the_good_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = equivalent_scaling.learn_layer
+
+    def broken(layer: Any, *rest: Any, **more: Any) -> Any:
+        if layer.site.name == "mid_block.resnets.0.conv1":
+            raise NonFiniteError(f"layer {layer.site.name}: the loss is nan")
+        return whole(layer, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(equivalent_scaling, "learn_layer", broken)
+        with pytest.raises(NonFiniteError, match=r"conv1: the loss is nan; the layers before it are kept in"):
+            quantize(tiny_denoiser(), **QUICK, resume_dir=tmp_path)
+    learned: list[str] = []
+    watch = lambda report: learned.append(report.block) if report.stage == "scales" else None  # noqa: E731
+    record = quantize(tiny_denoiser(), **QUICK, lr_equivalent=1e-3, resume_dir=tmp_path, progress=watch)
+    assert learned[0] == "mid_block.resnets.0.conv1"
+    assert "down_blocks.0.resnets.0.conv1" not in learned
+    assert stage(record, "learned-scaling")["learning_rate"] == 1e-3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +14,9 @@ from dq_deploy.errors import NonFiniteError
 from dq_deploy.methods import QuantizeOptions
 from dq_deploy.methods.equivalent_scaling import (
     LayerRows,
+    LearnedScales,
     ScaledLayer,
     checked_scale,
-    chosen_inputs,
     collect_rows,
     learn_equivalent_scales,
     learn_layer,
@@ -119,7 +120,7 @@ def test_rows_through_the_weight_are_outputs_of_the_float_layer(make: Any) -> No
     prepared = prepare(denoiser, chosen)
     inputs = calibration(denoiser, 8)
     names = list(prepared.layers)
-    found = collect_rows(prepared, names, inputs, np.arange(8), chosen, steps=STEPS, batch=8)
+    found = collect_rows(prepared, dict.fromkeys(names, 0), inputs, np.arange(8), chosen, steps=STEPS, batch=8)
     outputs: dict[str, Any] = {}
     for name in names:
         module = prepared.module.get_submodule(name)
@@ -173,11 +174,30 @@ def test_little_memory_means_fewer_layers_at_a_time_and_the_same_names() -> None
     assert [report.done for report in reports] == list(range(1, len(some)))
 
 
-def test_inputs_are_taken_in_equal_shares_of_the_steps() -> None:
-    step = np.array([0] * 500 + [1] * 500 + [2, 2])
-    chosen = chosen_inputs(step, 3)
-    assert np.bincount(step[chosen]).tolist() == [85, 85, 2]
-    assert (np.diff(chosen) > 0).all()
+def test_a_run_goes_on_behind_the_layers_that_are_learned() -> None:
+    denoiser, chosen = tiny_denoiser(), options(scaling_iterations=2)
+    prepared = prepare(denoiser, chosen)
+    some = Prepared(module=prepared.module, layers=dict(list(prepared.layers.items())[:5]), plans=prepared.plans)
+    kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
+
+    def learn(known: LearnedScales | None = None) -> LearnedScales:
+        return learn_equivalent_scales(
+            some,
+            calibration(denoiser, 8),
+            chosen,
+            steps=STEPS,
+            batch=8,
+            progress=lambda report: None,
+            known=known,
+            keep=lambda learned: kept.append((dict(learned.factors), copy.deepcopy(learned.history))),
+        )
+
+    whole = learn()
+    assert [len(factors) for factors, _ in kept] == [1, 2, 3, 4]
+    factors, history = kept[1]
+    again = learn(LearnedScales(factors=factors, history=history))
+    assert again.history == whole.history
+    assert all(np.array_equal(again.factors[name], value) for name, value in whole.factors.items())
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, np.inf, np.nan, 2.0**-70])

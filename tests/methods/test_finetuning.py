@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from dq_deploy.calibration import collect_trajectory
+from dq_deploy.calibration import CalibrationSource, collect_trajectory
 from dq_deploy.errors import NonFiniteError, OptionError
 from dq_deploy.methods import QuantizeOptions, finetuning, quantize
+from dq_deploy.methods.calibration_inputs import collect_inputs
 from dq_deploy.methods.fake_quant import simulate
-from dq_deploy.methods.finetuning import STAGES, Finetuner, Stage, stages_of
+from dq_deploy.methods.finetuning import STAGES, Finetuner, Stage, stages_of, train_and_held_out
 from dq_deploy.models import Denoiser, quantizable_layers
 from dq_deploy.record import Record
 from tests.tiny import tiny_conditional_denoiser, tiny_denoiser
@@ -145,3 +146,21 @@ def test_a_loss_that_is_not_finite_names_stage_and_iteration(monkeypatch: pytest
     monkeypatch.setattr(Finetuner, "_backward", lambda *_: next(losses))
     with pytest.raises(NonFiniteError, match="stage attention: the loss is nan at iteration 2, expected a finite"):
         tuner().run(attention(), 0, start())
+
+
+@pytest.mark.parametrize("choice", ["uniform", "normal-biased", "tdac"])
+def test_no_trajectory_is_both_trained_on_and_held_out(choice: str) -> None:
+    options = QuantizeOptions(method="quest", **{**SHARED, "steps": 4, "samples": 24}, calibration_choice=choice)
+    drawn = collect_inputs(denoiser(), options, CalibrationSource(), lambda report: None).inputs
+    order, held = train_and_held_out(drawn)
+    assert sorted(order) == list(range(len(drawn["step"])))
+    trained, last = drawn["trajectory"][order[:-held]], drawn["trajectory"][order[-held:]]
+    assert not set(trained) & set(last)
+    assert 8 <= held <= len(order) / 4
+
+
+def test_inputs_of_no_known_trajectory_are_held_out_from_the_end() -> None:
+    order, held = train_and_held_out({"step": np.arange(80) % 4})
+    assert order.tolist() == list(range(80))
+    assert held == 8
+    assert train_and_held_out({"step": np.arange(4)})[1] == 1

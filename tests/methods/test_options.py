@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dq_deploy.errors import FileProblemError, OptionError
-from dq_deploy.methods import PRESETS, QuantizeOptions, options_from_preset, plan_layers, quantize
+from dq_deploy.methods import METHODS, PRESETS, QuantizeOptions, options_from_preset, plan_layers, quantize
 from tests.tiny import tiny_denoiser
 
 NAMES = [
@@ -96,6 +97,19 @@ def test_unknown_keyword_arguments_are_refused() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_packaged_preset_loads(preset: str) -> None:
     assert options_from_preset(preset, weight_bits=6, steps=None).weight_bits == 6
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_has_the_same_rates_from_python_the_command_line_and_a_users_file(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.yaml").write_text("weight_bits: 6")
+    found: list[QuantizeOptions] = []
+    monkeypatch.setattr("dq_deploy.methods._by_method", lambda denoiser, options, *rest: found.append(options))
+    quantize(tiny_denoiser(), method=method)
+    quantize(tiny_denoiser(), method=method, preset="fast")
+    assert found == [options_from_preset("balanced", method=method), options_from_preset("fast", method=method)]
+    assert options_from_preset(str(tmp_path / "mine.yaml"), method=method) == replace(found[0], weight_bits=6)
 
 
 def test_a_users_preset_is_read_and_overridden(tmp_path: Path) -> None:

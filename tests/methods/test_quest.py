@@ -121,3 +121,23 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     with pytest.raises(StopHereError):
         on_dilated(resume_dir=tmp_path, progress=watch)
     assert content_sha256(on_dilated(resume_dir=tmp_path)) == content_sha256(tuned())
+
+
+@pytest.mark.parametrize("outputs", [True, False])
+def test_where_nothing_gets_better_a_resumed_run_gives_the_record_too(tmp_path: Path, outputs: bool) -> None:
+    """Rates this high make every stage keep what it began with."""
+    wrong = {"lr_scale": 1.0, "lr_bias": 5.0, "outputs": outputs}
+
+    def watch(report: Any) -> None:
+        if report.stage == "finetune" and report.block == "attention":
+            raise StopHereError
+
+    with pytest.raises(StopHereError):
+        on_dilated(resume_dir=tmp_path, progress=watch, **wrong)
+    resumed = on_dilated(resume_dir=tmp_path, **wrong)
+    assert {entry["kept"] for entry in stages(resumed)} == {"start"}
+    assert content_sha256(resumed) == content_sha256(on_dilated(**wrong))
+    assert all((layer.out_scale is not None) == outputs for layer in resumed.layers.values())
+    for name, layer in dilated().layers.items():
+        for part, same in zip(layer.parts, resumed.layers[name].parts, strict=True):
+            np.testing.assert_array_equal(part.w_code, same.w_code)

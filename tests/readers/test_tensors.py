@@ -61,6 +61,15 @@ def test_a_tensor_that_declares_more_than_it_stores_is_refused(tmp_path):
         load_checkpoint(path)
 
 
+def test_many_tensors_of_one_storage_are_refused_before_they_are_copied(tmp_path):
+    shared = torch.ones(10_000, dtype=torch.float16)
+    path = saved(tmp_path / "a.pth", {f"layer{i}": shared for i in range(50)})
+    with pytest.raises(FileProblemError, match=r"declares tensors of 1000000 bytes and stores \d+; the file is not a"):
+        load_checkpoint(path)
+    tied = load_checkpoint(saved(tmp_path / "b.pth", {"a": shared, "b": shared}))
+    assert (tied["a"] == tied["b"]).all()
+
+
 def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/data.pkl", b"\0" * 10**7)

@@ -11,6 +11,8 @@ from dq_deploy.methods.options import METHODS, QuantizeOptions
 PRESETS = ("fast", "balanced", "best")
 """Files beside this module, `<name>.yaml`."""
 
+DEFAULT_PRESET = "balanced"
+
 
 def preset_path(preset: str) -> Path:
     """File of a preset: a packaged name, or a path that ends in .yaml or .yml.
@@ -80,11 +82,16 @@ def read_preset(preset: str, method: str | None = None) -> dict[str, Any]:
 def options_from_preset(preset: str, **overrides: Any) -> QuantizeOptions:
     """Options of a preset with some of them replaced; a given None replaces nothing.
 
+    What a user's file leaves out is as in `DEFAULT_PRESET`, its table of the method included.
+
     Raises:
         OptionError: a value is out of range or of the wrong type.
         FileProblemError: the preset cannot be read.
     """
     values = read_preset(preset, overrides.get("method"))
+    if preset not in PRESETS:  # a user's file may leave out what a method needs other than its neighbours
+        method = overrides.get("method") or values.get("method")
+        values = {**read_preset(DEFAULT_PRESET, method), **values}
     values.update({name: value for name, value in overrides.items() if value is not None})
     try:
         return QuantizeOptions(**values)

@@ -12,17 +12,21 @@ ROOT = Path(__file__).resolve().parents[3]
 FILES = sorted((ROOT / "tests/kernels").glob("*/test_triton.py"))
 
 
-def test_kernels_equal_the_references_bit_for_bit_in_the_interpreter():
+def test_every_op_has_a_file_of_its_kernel():
+    assert len(FILES) == 7
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.parent.name)
+def test_kernels_equal_the_references_bit_for_bit_in_the_interpreter(path):
     pytest.importorskip("triton", reason="triton is not installed: pip install triton==3.7.1")
     options = ["-q", "-x", "-W", "ignore", "-p", "no:cacheprovider", "-p", "no:randomly"]
-    command = [sys.executable, "-m", "pytest", *options, *map(str, FILES)]
+    command = [sys.executable, "-m", "pytest", *options, str(path)]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""}
     # a worker of pytest-xdist hands its own settings down
     environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_XDIST")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)
-    assert len(FILES) == 7
     assert passed is not None
-    assert int(passed[1]) > 120
+    assert int(passed[1]) >= 4
     assert "skipped" not in done.stdout
