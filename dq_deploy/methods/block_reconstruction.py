@@ -206,11 +206,10 @@ class BlockReconstruction:
         note: dict[str, Any] = {"block": reached.block.name, "layers": reached.layers}
         if not self.settings.iterations:
             return self._finish(reached, untrained, note)
-        before = self._compared_error(reached, untrained)
-        trained = self._train(reached)
-        after = self._compared_error(reached, trained)
-        if not math.isfinite(after):
-            raise DivergedError("its quantized output is not finite after training")
+        compared = torch.from_numpy(first_of_every_step(self.step.numpy(), self.steps, COMPARED_INPUTS))
+        before = _relative_error(self._untrained_output(reached, untrained, compared), reached.target[compared])
+        finished, output, finished_note = self._finish(reached, self._train(reached), note)
+        after = _relative_error(output[compared], reached.target[compared])
         if after > before * self.settings.worse_allowed:
             words = f"left untrained: its relative error was {before:.3g}, and {after:.3g} after training"
             self.progress(
@@ -223,21 +222,18 @@ class BlockReconstruction:
                 )
             )
             return self._finish(reached, untrained, {**note, "note": words})
-        return self._finish(reached, trained, note)
+        return finished, output, finished_note
 
-    def _compared_error(self, reached: _Reached, layers: Mapping[str, Layer]) -> float:
-        """Relative error of the block's output with these layers, on inputs of every step."""
+    @torch.no_grad()
+    def _untrained_output(self, reached: _Reached, layers: Mapping[str, Layer], index: torch.Tensor) -> torch.Tensor:
+        """The block's output with these layers for some inputs."""
         self._place(layers)
-        index = torch.from_numpy(first_of_every_step(self.step.numpy(), self.steps, COMPARED_INPUTS))
         module = self.quantized.module.get_submodule(reached.block.name)
-        total = 0.0
-        with torch.no_grad():
-            for chunk in index.split(CHUNK):
-                self.context.step = self.step[chunk]
-                output = call_block(module, reached.given.take(chunk))
-                total += float((output - reached.target[chunk]).double().square().sum())
-        norm = float(reached.target[index].double().square().sum()) or 1.0
-        return total / norm
+        pieces = []
+        for chunk in index.split(CHUNK):
+            self.context.step = self.step[chunk]
+            pieces.append(call_block(module, reached.given.take(chunk)))
+        return torch.cat(pieces)
 
     def _train(self, reached: _Reached) -> dict[str, Layer]:
         """Train a block and round it."""
@@ -293,9 +289,7 @@ class BlockReconstruction:
         if self.options.outputs:
             finished = {name: self._with_output(layer, seen[name]) for name, layer in finished.items()}
             self._place(finished)
-        error = float((output - reached.target).double().square().mean())
-        norm = float(reached.target.double().square().mean()) or 1.0
-        return finished, output, {**note, "relative_error": error / norm}
+        return finished, output, {**note, "relative_error": _relative_error(output, reached.target)}
 
     def _range_hook(self, into: StepRange) -> Any:
         def hook(module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -315,6 +309,11 @@ def _stopped(block: str, reason: str, history: list[dict[str, Any]], state: Resu
         f"block {block}: {reason}, expected finite numbers; {last}{kept}; "
         "lower the learning rates (lr_weight, lr_scale, lr_rounding) in a preset and run again"
     )
+
+
+def _relative_error(output: torch.Tensor, target: torch.Tensor) -> float:
+    """Mean square error relative to the target's mean square."""
+    return float((output - target).double().square().mean()) / (float(target.double().square().mean()) or 1.0)
 
 
 def _spread(output: StepRange) -> float:
