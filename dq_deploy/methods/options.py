@@ -108,7 +108,7 @@ class QuantizeOptions:
         lr_scale: of activation scales, relative.
         lr_zero_point: of zero points, as a share of the code range.
         lr_rounding: of AdaRound's rounding variables.
-        rounding_penalty: weight of AdaRound's pull towards whole codes; 0 leaves it out.
+        rounding_penalty: weight of AdaRound's pull towards whole codes, a mean over weights; 0 leaves it out.
         layer_loss: weight of the errors of the layers inside a block (EDA-DM, gamma).
         activation_drop: share of activation values left float while a block is trained (EDA-DM).
         scaling_iterations: iterations a layer of learned equivalent scaling (DMQ).
@@ -151,7 +151,7 @@ class QuantizeOptions:
     lr_scale: float = 5e-3
     lr_zero_point: float = 5e-3
     lr_rounding: float = 0.1
-    rounding_penalty: float = 0.01
+    rounding_penalty: float = 10.0
     layer_loss: float = 0.8
     activation_drop: float = 0.5
     scaling_iterations: int = 200
