@@ -39,6 +39,15 @@ def tiny_config(classes: int | None = None, **changes: Any) -> dict[str, Any]:
     }
 
 
+ONE_LEVEL: dict[str, Any] = {
+    "block_out_channels": [8],
+    "down_block_types": ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"],
+    "add_attention": False,
+}
+"""Changes of `tiny_config` for a third of the layers and of the time to trace them."""
+
+
 def tiny_denoiser(seed: int = 0, classes: int | None = None, **changes: Any) -> Denoiser:
     """A tiny float denoiser with seeded random weights."""
     import torch

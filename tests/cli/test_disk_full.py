@@ -8,6 +8,9 @@ import sys
 
 import pytest
 
+from dq_deploy import save_record
+from tests.tiny import ONE_LEVEL, random_record, tiny_denoiser
+
 LIMIT = 4096  # bytes a file may have; the write behind them fails as on a full disk
 
 
@@ -22,11 +25,18 @@ def run_limited(name: str, *arguments) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.fixture(scope="module")
+def small_record_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("small") / "small.pt"
+    save_record(random_record(tiny_denoiser(**ONE_LEVEL)), path)
+    return path
+
+
 @pytest.mark.parametrize("name", ["export", "sample"])
-def test_a_full_disk_is_one_line_and_leaves_nothing(name, tiny_record_path, tmp_path):
+def test_a_full_disk_is_one_line_and_leaves_nothing(name, small_record_path, tmp_path):
     out = tmp_path / ("unet.onnx" if name == "export" else "samples.png")
-    more = [] if name == "export" else ["--labels", ",".join(["0"] * 40), "--steps", "1"]
-    done = run_limited(name, "--ckpt", tiny_record_path, "--out", out, *more)
+    more = [] if name == "export" else ["--count", "40", "--steps", "1"]
+    done = run_limited(name, "--ckpt", small_record_path, "--out", out, *more)
     assert done.returncode == 2, done.stderr
     error = done.stderr.splitlines()[-1]
     assert error.startswith("error: cannot write")
@@ -34,21 +44,21 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(name, tiny_record_path, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_under_the_same_name_survives_a_failed_export(tiny_record_path, tmp_path):
+def test_a_file_under_the_same_name_survives_a_failed_export(small_record_path, tmp_path):
     out = tmp_path / "unet.onnx"
     out.write_bytes(b"the last good one")
-    done = run_limited("export", "--ckpt", tiny_record_path, "--out", out)
+    done = run_limited("export", "--ckpt", small_record_path, "--out", out)
     assert done.returncode == 2
     assert out.read_bytes() == b"the last good one"
 
 
 @pytest.mark.parametrize("delay_s", [0.2, 1.0])  # loading torch alone takes longer
-def test_an_interrupted_export_leaves_nothing(delay_s, tiny_record_path, tmp_path):
+def test_an_interrupted_export_leaves_nothing(delay_s, small_record_path, tmp_path):
     code = (
         "import os, signal, sys, threading; from dq_deploy.cli.export import main; sys.argv[0] = 'dq-export';"
         f"threading.Timer({delay_s}, os.kill, (os.getpid(), signal.SIGINT)).start(); main()"
     )
-    arguments = ["--ckpt", tiny_record_path, "--out", tmp_path / "unet.onnx"]
+    arguments = ["--ckpt", small_record_path, "--out", tmp_path / "unet.onnx"]
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
     )

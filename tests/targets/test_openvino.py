@@ -8,15 +8,17 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from dq_deploy import export, verify
-from tests.tiny import random_record, tiny_denoiser
+from tests.tiny import ONE_LEVEL, random_record, tiny_denoiser
 
 pytest.importorskip("openvino", reason="openvino is not installed: pip install 'dq-deploy[openvino]'")
 
-CONV = "down_blocks.1.resnets.0.conv2"
+CONV = "down_blocks.0.resnets.0.conv2"
 
 
 def record_of(weight_bits=4, activation_bits=8):
-    return random_record(tiny_denoiser(), weight_bits=weight_bits, activation_bits=activation_bits)
+    """Of a denoiser with attention and two levels at W4A8, of a smaller one at other bits."""
+    denoiser = tiny_denoiser(**({} if (weight_bits, activation_bits) == (4, 8) else ONE_LEVEL))
+    return random_record(denoiser, weight_bits=weight_bits, activation_bits=activation_bits)
 
 
 @pytest.fixture(scope="module")

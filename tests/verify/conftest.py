@@ -17,9 +17,10 @@ def toy_engine(made_once) -> Callable[[int, int], tuple[Path, Path]]:
 
         def make(path: Path) -> None:
             from dq_deploy import export, save_record
-            from tests.tiny import random_record, tiny_denoiser
+            from tests.tiny import ONE_LEVEL, random_record, tiny_denoiser
 
-            record = random_record(tiny_denoiser(), weight_bits=weight_bits, activation_bits=activation_bits)
+            small = tiny_denoiser(**ONE_LEVEL)
+            record = random_record(small, weight_bits=weight_bits, activation_bits=activation_bits)
             save_record(record, path.with_suffix(".pt"))
             export(record, path)
 

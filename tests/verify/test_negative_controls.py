@@ -9,8 +9,8 @@ import pytest
 from tests.cli.running import command
 from tests.verify import sabotage
 
-LAYER = "down_blocks.1.resnets.0.conv2"
-OTHER = "up_blocks.1.resnets.0.conv2"
+LAYER = "down_blocks.0.resnets.0.conv2"
+OTHER = "up_blocks.0.resnets.0.conv2"
 
 
 @pytest.fixture

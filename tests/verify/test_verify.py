@@ -13,7 +13,7 @@ from dq_deploy.models import input_specs
 from dq_deploy.verify.html import html_of_report
 from dq_deploy.verify.inputs import batch_at, noise_levels, plan_batches, spread_buckets
 from tests.cli.running import command
-from tests.tiny import random_record, tiny_denoiser
+from tests.tiny import ONE_LEVEL, random_record, tiny_denoiser
 
 TOP_LEVEL = (
     "integer_mac_share", "integer_mac_share_of_quantizable", "max_code_difference", "max_accumulator_difference",
@@ -56,7 +56,7 @@ def test_the_command_writes_json_and_a_page_that_needs_nothing_else(tiny_record_
 
 
 def test_the_demo_model_is_exact_at_w4a8(demo_record, demo_engine):
-    report = verify(demo_record, demo_engine, threads=2)
+    report = verify(demo_record, demo_engine, steps=2, inputs=1, threads=2)
     assert report.failures == ()
     assert report.max_code_difference == report.max_accumulator_difference == 0
     assert report.layers_compared == report.layers_total
@@ -144,7 +144,7 @@ def test_mistakes_are_one_line_and_exit_2(tiny_record_path, tiny_engine, argumen
 def test_the_margin_is_measured_against_the_float_model(toy_engine):
     ckpt, engine = toy_engine(4, 8)
     record = load_record(ckpt)
-    report = verify(record, engine, model=tiny_denoiser(), threads=1)
+    report = verify(record, engine, model=tiny_denoiser(**ONE_LEVEL), threads=1)
     assert len(report.output_steps) == record.steps
     assert report.output_margin_db == min(step.margin_db for step in report.output_steps)
     assert report.output_margin_db >= 20
