@@ -16,12 +16,12 @@ from dq_deploy.verify.float_twin import first_difference
 from tests.engines.rtx_plans import build_plans, needs_builder
 from tests.graph.single_layer import random_layer
 from tests.graph.tensorrt_layer import tensorrt_model
-from tests.tiny import random_record, tiny_denoiser
+from tests.tiny import ONE_LEVEL, random_record, tiny_denoiser
 
 
 @pytest.fixture(scope="module")
 def record():
-    return random_record(tiny_denoiser(classes=3))
+    return random_record(tiny_denoiser(classes=3, **ONE_LEVEL))
 
 
 @pytest.fixture(scope="module")

@@ -63,12 +63,11 @@ def test_the_demo_model_is_exact_at_w4a8(demo_record, demo_engine):
     assert report.integer_mac_share >= 0.95
 
 
-def test_mode_fast_is_never_called_exact(tmp_path, tiny_record, tiny_record_path):
-    export(tiny_record, tmp_path / "fast.onnx", mode="fast")
-    written = tmp_path / "verify.json"
-    done = command(
-        "verify", "--ckpt", tiny_record_path, "--engine", tmp_path / "fast.onnx", "--exact", "--json", written
-    )
+def test_mode_fast_is_never_called_exact(tmp_path):
+    record, ckpt, written = random_record(tiny_denoiser(**ONE_LEVEL)), tmp_path / "small.pt", tmp_path / "verify.json"
+    save_record(record, ckpt)
+    export(record, tmp_path / "fast.onnx", mode="fast")
+    done = command("verify", "--ckpt", ckpt, "--engine", tmp_path / "fast.onnx", "--exact", "--json", written)
     assert done.code == 3
     assert "conv_in" in done.err
     values = json.loads(written.read_text())
@@ -83,7 +82,7 @@ def test_mode_fast_is_never_called_exact(tmp_path, tiny_record, tiny_record_path
 def test_split_layers_are_compared_part_by_part(tmp_path):
     import dataclasses
 
-    record = random_record(tiny_denoiser())
+    record = random_record(tiny_denoiser(**ONE_LEVEL))
     name = "up_blocks.0.resnets.0.conv1"
     layer = record.layers[name]
     whole = layer.parts[0]
