@@ -58,13 +58,13 @@ def check_contradictions(
 
 def state_dir(options: QuantizeOptions, out: Path, resume: bool, resume_dir: Path | None) -> Path | None:
     """Where a stopped run's blocks are kept; None for what does not train."""
-    parts = {  # quest always trains: it finetunes
-        "minmax": (),
+    trained = {
         "dilatequant": ("distillation",),
         "dmq": ("learned-scaling", "reconstruction"),
         "eda-dm": ("reconstruction",),
     }
-    if not any(options.uses(part) for part in parts.get(options.method, ())) and options.method in parts:
+    trains = any(options.uses(part) for part in trained.get(options.method, ()))
+    if not trains and options.method != "quest":  # which always finetunes
         return None
     return resume_dir or out.with_name(f"{out.name}.resume")
 

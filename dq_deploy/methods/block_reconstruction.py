@@ -165,15 +165,14 @@ class BlockReconstruction:
         return Reconstructed(layers=layers, history=history)
 
     def _reach(self, index: int, block: Block) -> _Reached:
-        float_given: BlockInputs | None = self.reference.next_inputs()
-        assert float_given is not None
+        behind_float = self.reference.next_inputs()
         module = self.prepared.module.get_submodule(block.name)
         with torch.no_grad():
-            taken = ((chunk, call_block(module, float_given.take(chunk))) for chunk in batches(self.count, CHUNK))
+            taken = ((chunk, call_block(module, behind_float.take(chunk))) for chunk in batches(self.count, CHUNK))
             target = joined(taken, self.count)
         names = self._layers_of(block)
-        if not (self.settings.needs_float_inputs and names):
-            float_given = None  # before the quantized ones are made: both at once are counted only where both are kept
+        float_given = behind_float if self.settings.needs_float_inputs and names else None
+        del behind_float  # before the quantized ones are made: both at once are counted only where both are kept
         return _Reached(
             block=block,
             index=index,

@@ -372,9 +372,11 @@ def train_and_held_out(inputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[np.i
     most = max(HELD_OUT_MOST // steps, 1)
     wanted = steps * min(max(count // (HELD_OUT_SHARE * steps), 1), most)
     trajectory = inputs.get("trajectory")
-    if trajectory is None or 2 * wanted > count or trajectory.min() == trajectory.max():
-        return order, wanted if trajectory is None and 2 * wanted <= count else max(count // 4, 1)
-    names, sizes = np.unique(trajectory, return_counts=True)
+    if trajectory is None and 2 * wanted <= count:
+        return order, wanted
+    names, sizes = np.unique(order if trajectory is None else trajectory, return_counts=True)
+    if 2 * wanted > count or len(names) < 2:
+        return order, max(count // 4, 1)
     last = min(int(np.searchsorted(np.cumsum(sizes[::-1]), wanted)) + 1, len(names) - 1)
     held = np.isin(trajectory, names[-last:])
     return np.concatenate([order[~held], order[held]]), int(held.sum())

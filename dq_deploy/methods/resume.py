@@ -197,15 +197,11 @@ def _layer_from_arrays(prepared: PreparedLayer, arrays: Arrays, symmetric: bool)
 
 
 def _save(path: Path, arrays: Arrays, note: Mapping[str, Any]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
+    from dq_deploy.record.safetensors_file import write_arrays
 
     whole = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
     with atomic_path(path) as temporary:
-        try:
-            save_file(whole, temporary, metadata={"note": json.dumps(note)})
-        except SafetensorError as error:  # as of a full disk
-            raise OSError(f"safetensors cannot write it: {error}") from error
+        write_arrays(temporary, json.dumps(note), whole, key="note")
 
 
 def _load(path: Path) -> tuple[Arrays, dict[str, Any]] | None:

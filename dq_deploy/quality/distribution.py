@@ -128,17 +128,19 @@ def frechet_distance(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
 
 
 def _around(value: float, copies: F64, count: int, confidence: float, lowest: float) -> Interval:
-    if not 0 < confidence < 1:
-        raise InputError(f"got confidence {confidence}, expected a number between 0 and 1")
+    _check_confidence(confidence)
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * float(copies.std(ddof=1))
     return Interval(mean=value, low=max(lowest, value - half), high=value + half, confidence=confidence, count=count)
 
 
-def _resampling(count: int, resamples: int, confidence: float, rng: np.random.Generator) -> NDArray[np.int64]:
-    if resamples < 2 or not 0 < confidence < 1:
-        raise InputError(
-            f"got {resamples} resamples and confidence {confidence}, expected at least 2 and a number between 0 and 1"
-        )
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise InputError(f"got confidence {confidence}, expected a number between 0 and 1")
+
+
+def _resampling(count: int, resamples: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    if resamples < 2:
+        raise InputError(f"got {resamples} resamples, expected at least 2")
     return rng.multinomial(count, np.full(count, 1 / count), size=resamples)
 
 
@@ -188,8 +190,8 @@ def frechet_copies(
     """
     a, b = _checked(x, y)
     rng = np.random.default_rng(seed)
-    draws_a = _resampling(len(a), resamples, 0.5, rng)
-    draws_b = _resampling(len(b), resamples, 0.5, rng)
+    draws_a = _resampling(len(a), resamples, rng)
+    draws_b = _resampling(len(b), resamples, rng)
     copies = [_frechet(_gaussian(a, i), _gaussian(b, j)) for i, j in zip(draws_a, draws_b, strict=True)]
     return frechet_distance(a, b), np.array(copies)
 
@@ -327,7 +329,8 @@ def kernel_distance(
         )
     kernels = _cubic(a, a), _cubic(b, b), _cubic(a, b)
     value = float(_discrepancy((np.ones((1, len(a))), np.ones((1, len(b)))), kernels)[0])
-    draws = _resampling(len(a), resamples, confidence, rng), _resampling(len(b), resamples, confidence, rng)
+    _check_confidence(confidence)
+    draws = _resampling(len(a), resamples, rng), _resampling(len(b), resamples, rng)
     tail = 50 * (1 - confidence)
     low, high = np.nanpercentile(_discrepancy((draws[0] * 1.0, draws[1] * 1.0), kernels), [tail, 100 - tail])
     members = _members(len(a), size, subsets, rng), _members(len(b), size, subsets, rng)

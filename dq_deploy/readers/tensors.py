@@ -88,9 +88,10 @@ def _check_declared(content: Mapping[str, Any], path: Path) -> None:
     """Tensors may share what is stored, but each becomes an array of its own: not many times what the file holds."""
     declared = 0
     for key, value in content.items():
-        for one in value.values() if isinstance(value, dict) else (value,):
+        inside = value.items() if isinstance(value, dict) else ()
+        for name, one in ((key, value), *((f"{key}.{inner}", one) for inner, one in inside)):
             if _is_tensor(one):
-                _check_stored(one, key, path)
+                _check_stored(one, name, path)
                 declared += one.numel() * one.element_size()
     stored = path.stat().st_size
     if declared > SHARED_LIMIT * stored:

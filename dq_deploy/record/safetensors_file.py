@@ -12,8 +12,14 @@ from dq_deploy.errors import FileProblemError
 from dq_deploy.record.arrays import FORMAT, Arrays
 
 
-def write_arrays(path: Path, header: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+def write_arrays(path: Path, header: str, arrays: Mapping[str, NDArray[Any]], *, key: str = FORMAT) -> None:
     """Write the file; safetensors orders tensors itself, so the same content gives the same bytes.
+
+    Args:
+        path: to write.
+        header: text beside the arrays.
+        arrays: by name.
+        key: what the header is stored under.
 
     Raises:
         OSError: the file cannot be written.
@@ -22,7 +28,7 @@ def write_arrays(path: Path, header: str, arrays: Mapping[str, NDArray[Any]]) ->
     from safetensors.numpy import save_file
 
     try:
-        save_file(dict(arrays), path, metadata={FORMAT: header})
+        save_file(dict(arrays), path, metadata={key: header})
     except SafetensorError as error:
         raise OSError(f"safetensors cannot write it: {error}") from error
 

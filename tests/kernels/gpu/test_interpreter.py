@@ -10,10 +10,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = sorted((ROOT / "tests/kernels").glob("*/test_triton.py"))
+LEAST = {
+    "geglu_quantize": 12,
+    "gpu": 18,
+    "group_norm_silu_quantize": 36,
+    "int_conv2d": 16,
+    "int_linear": 25,
+    "layer_norm_quantize": 16,
+    "quantize": 12,
+}
+"""Tests that must have run in each folder."""
 
 
 def test_every_op_has_a_file_of_its_kernel():
-    assert len(FILES) == 7
+    assert {path.parent.name for path in FILES} == set(LEAST)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.parent.name)
@@ -28,5 +38,5 @@ def test_kernels_equal_the_references_bit_for_bit_in_the_interpreter(path):
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
-    assert int(passed[1]) >= 4
+    assert int(passed[1]) >= LEAST[path.parent.name]
     assert "skipped" not in done.stdout
