@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -64,13 +65,19 @@ def row_of(report: Report) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Verify, print and append; 1 where a row is not exact."""
+    """Verify, print and append; 1 where a row is not exact, 2 where a record cannot be read."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", nargs="+", type=Path)
     parser.add_argument("--engine", action="append", choices=tuple(EXPORTS), help="repeatable; all by default")
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "2")))
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    try:
+        for path in arguments.records:
+            dq_deploy.load_record(path)
+    except DqError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     failures = 0
     for path in arguments.records:
         for engine in arguments.engine or EXPORTS:
