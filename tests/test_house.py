@@ -31,8 +31,8 @@ WITHIN = {("errors", "numerics"), ("errors", "artifacts"), ("models", "readers")
 HEAVY = {"torch", "diffusers", "onnxruntime", "openvino", "matplotlib", "skimage", "triton"}
 HEAVY |= {"tensorrt", "tensorrt_rtx", "polygraphy", "cuda", "pycuda", "pynvml"}
 
-# about 400 lines a file; about 60 a function, its signature and docstring not counted
-MAX_FILE_LINES = 400
+# 500 lines a file; about 60 a function, its signature and docstring not counted
+MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
 VAGUE = {"utils", "helpers", "common", "manager", "info"}
 
