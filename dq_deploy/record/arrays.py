@@ -15,12 +15,21 @@ from numpy.typing import NDArray
 
 from dq_deploy.errors import RecordError
 from dq_deploy.numerics import pack_nibbles, unpack_nibbles
+from dq_deploy.record import extension_arrays as extensions
+from dq_deploy.record.header_checks import check_keys, check_type, check_unique, is_int, name_of, typed_array
 from dq_deploy.record.values import SCHEMA_VERSION, Layer, Part, Record
 from dq_deploy.record.weight_only import WeightOnlyLayer
 
 Arrays = dict[str, NDArray[np.generic]]
 
 FORMAT = "dq_deploy.record"
+HASHED_VERSION = 3
+"""First schema version whose files hold the hash of their content; the bytes of older ones are as they always were."""
+
+HASH_KEY = "content_sha256"
+"""Header entry of that hash; it is added to the finished header and no part of what is hashed."""
+
+_KNOWN_HASH = "_content_sha256"
 PACKED_BITS = 4
 """Codes of this many bits and fewer are stored two a byte."""
 
@@ -36,7 +45,7 @@ _TOP_KEYS = (
     "layers",
 )
 _SECOND_TOP_KEYS = ("weight_only", "float_ranges")
-"""Keys of schema version 2, which is written only where one of them holds something."""
+"""Keys of schema version 2 and later."""
 
 _WEIGHT_ONLY_KEYS = ("name", "weight_bits", "block_size", "shape", "has_bias")
 _LAYER_INTS = ("groups", "weight_bits", "activation_bits", "q_min", "q_max")
@@ -70,27 +79,37 @@ def _part_key(layer: str, index: int, name: str) -> str:
     return f"layer/{layer}/part{index}/{name}"
 
 
+def version_of(record: Record) -> int:
+    """The lowest schema version that can hold a record: one record has one form and one hash."""
+    if extensions.extended_by(record):
+        return 3
+    return 2 if record.weight_only or record.float_ranges else 1
+
+
 def arrays_from_record(record: Record) -> tuple[str, Arrays]:
     """The JSON header and the arrays of a record, in canonical order, C-contiguous and little-endian.
 
     Raises:
         RecordError: a configuration is not JSON, or a float parameter has a type that is not stored.
     """
-    second = bool(record.weight_only) or bool(record.float_ranges)
+    version = version_of(record)
     header = {
         "format": FORMAT,
-        "version": 2 if second else 1,
+        "version": version,
         "family": record.family,
         "model_config": dict(record.model_config),
         "scheduler_config": None if record.scheduler_config is None else dict(record.scheduler_config),
         "provenance": dict(record.provenance),
         "float_parameters": sorted(record.float_parameters),
-        "layers": [_layer_header(layer) for layer in record.layers.values()],
+        "layers": [_layer_header(layer, version) for layer in record.layers.values()],
     }
-    if second:
+    if version >= 2:
         header["weight_only"] = [_weight_only_header(layer) for layer in record.weight_only.values()]
         header["float_ranges"] = {name: float(value) for name, value in record.float_ranges.items()}
+    if version >= 3:
+        header |= extensions.top_header(record)
     arrays: dict[str, NDArray[Any]] = {"timesteps": record.timesteps, "step_edges": record.step_edges}
+    arrays.update(extensions.extension_arrays(record))
     for key, value in record.float_parameters.items():
         if value.dtype.name not in FLOAT_PARAMETER_DTYPES:
             raise RecordError(
@@ -105,8 +124,9 @@ def arrays_from_record(record: Record) -> tuple[str, Arrays]:
     return header_text(header), {k: a.astype(a.dtype.newbyteorder("<"), copy=False) for k, a in little.items()}
 
 
-def _layer_header(layer: Layer) -> dict[str, Any]:
+def _layer_header(layer: Layer, version: int) -> dict[str, Any]:
     return {
+        **(extensions.layer_header(layer) if version >= 3 else {}),
         "name": layer.name,
         "kind": layer.kind,
         "fold": layer.fold,
@@ -155,8 +175,41 @@ def _weight_only_arrays(name: str, layer: WeightOnlyLayer) -> dict[str, NDArray[
 
 
 def content_sha256(record: Record) -> str:
-    """Hex SHA-256 of a record's content; the same for both file forms and every place it was written to."""
-    return sha256_of_content(*arrays_from_record(record))
+    """Hex SHA-256 of a record's content; the same for both file forms and every place it was written to.
+
+    Of a record as it was loaded it is known, since its file was checked by it.
+    """
+    known = record.__dict__.get(_KNOWN_HASH)
+    return str(known) if known is not None else sha256_of_content(*arrays_from_record(record))
+
+
+def with_known_sha256(record: Record, digest: str) -> Record:
+    """The same record, whose `content_sha256` has just been computed; a copy made by `replace` forgets it."""
+    record.__dict__[_KNOWN_HASH] = digest
+    return record
+
+
+def hashed_header(text: str, arrays: Mapping[str, NDArray[Any]]) -> str:
+    """The header as a file holds it: with the hash of header and arrays, from schema version 3 on."""
+    header = parse_header(text)
+    if header["version"] < HASHED_VERSION:
+        return text
+    return header_text({**header, HASH_KEY: sha256_of_content(text, arrays)})
+
+
+def bare_header(text: str) -> tuple[str, str | None]:
+    """The inverse of `hashed_header`: the header that was hashed, and the hash; None where the version has none.
+
+    Raises:
+        RecordError: not a record's header, or a version that has a hash and none stored.
+    """
+    header = parse_header(text)
+    if header["version"] < HASHED_VERSION:
+        return text, None
+    stored = header.pop(HASH_KEY, None)
+    if not isinstance(stored, str):
+        raise RecordError(f"header lacks {HASH_KEY}; the file is incomplete")
+    return header_text(header), stored
 
 
 def sha256_of_content(text: str, arrays: Mapping[str, NDArray[Any]]) -> str:
@@ -197,111 +250,91 @@ def record_from_arrays(text: str, arrays: Mapping[str, NDArray[Any]]) -> Record:
         RecordError: names the key, and the layer, of what is wrong.
     """
     header = parse_header(text)
-    second = header["version"] >= 2
-    _check_keys("header", header, (*_TOP_KEYS, *_SECOND_TOP_KEYS) if second else _TOP_KEYS)
-    _check_type("family", header["family"], str)
+    version = header["version"]
+    second, third = version >= 2, version >= 3
+    keys = (*_TOP_KEYS, *(_SECOND_TOP_KEYS if second else ()), *(extensions.TOP_KEYS if third else ()))
+    check_keys("header", header, keys)
+    check_type("family", header["family"], str)
     for key in ("model_config", "provenance"):
-        _check_type(key, header[key], dict)
+        check_type(key, header[key], dict)
     if header["scheduler_config"] is not None:
-        _check_type("scheduler_config", header["scheduler_config"], dict)
-    _check_type("float_parameters", header["float_parameters"], list)
-    _check_type("layers", header["layers"], list)
+        check_type("scheduler_config", header["scheduler_config"], dict)
+    check_type("float_parameters", header["float_parameters"], list)
+    check_type("layers", header["layers"], list)
     for key in header["float_parameters"]:
-        _check_type("float_parameters entry", key, str)
-    names = [_layer_name(entry) for entry in header["layers"]]
+        check_type("float_parameters entry", key, str)
+    names = [name_of("layers", entry) for entry in header["layers"]]
     for name, entry in zip(names, header["layers"], strict=True):
-        _check_layer_header(name, entry)
-    _check_unique("float_parameters", header["float_parameters"])
-    _check_unique("layers", names)
+        _check_layer_header(name, entry, version)
+    check_unique("float_parameters", header["float_parameters"])
+    check_unique("layers", names)
     light = _checked_weight_only(header) if second else []
+    if third:
+        extensions.check_top(header)
     _check_arrays(header, light, arrays)
-    return Record(
+    record = Record(
         family=header["family"],
         layers={name: _layer_of(e, arrays) for name, e in zip(names, header["layers"], strict=True)},
-        timesteps=_array(arrays, "timesteps", "float32"),
-        step_edges=_array(arrays, "step_edges", "float32"),
+        timesteps=typed_array(arrays, "timesteps", "float32"),
+        step_edges=typed_array(arrays, "step_edges", "float32"),
         float_parameters={key: _float_parameter(arrays, key) for key in header["float_parameters"]},
         model_config=header["model_config"],
         scheduler_config=header["scheduler_config"],
         provenance=header["provenance"],
         weight_only={entry["name"]: _weight_only_of(entry, arrays) for entry in light},
         float_ranges=header["float_ranges"] if second else {},
+        **(extensions.record_extensions(header, arrays) if third else {}),
     )
+    if version_of(record) != version:
+        beyond = extensions.extended_by(record) or "nothing beyond it"
+        raise RecordError(f"{beyond}; expected schema version {version_of(record)} for that, the header says {version}")
+    return record
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_type(what: str, value: Any, kind: type) -> None:
-    if not isinstance(value, kind):
-        raise RecordError(f"{what} is {type(value).__name__}, expected {kind.__name__}")
-
-
-def _check_keys(what: str, value: Mapping[str, Any], expected: Iterable[str]) -> None:
-    wanted = set(expected)
-    if missing := sorted(wanted - set(value)):
-        raise RecordError(f"{what} lacks {', '.join(missing)}; the file is incomplete")
-    if unknown := sorted(set(value) - wanted):
-        raise RecordError(f"{what} has the unknown {', '.join(unknown[:3])}; expected only known keys")
-
-
-def _check_unique(what: str, names: list[str]) -> None:
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise RecordError(f"{what} lists {twice} twice, expected once")
-
-
-def _layer_name(entry: Any) -> str:
-    _check_type("layers entry", entry, dict)
-    name = entry.get("name")
-    if not isinstance(name, str):
-        raise RecordError(f"layers entry has the name {name!r}, expected text")
-    return name
-
-
-def _check_layer_header(name: str, entry: Mapping[str, Any]) -> None:
+def _check_layer_header(name: str, entry: Mapping[str, Any], version: int) -> None:
     what = f"layer {name}:"
-    _check_keys(f"layer {name}", entry, _LAYER_KEYS)
+    check_keys(f"layer {name}", entry, (*_LAYER_KEYS, *(extensions.LAYER_KEYS if version >= 3 else ())))
+    if version >= 3:
+        extensions.check_layer_entry(name, entry)
     for key in ("kind", "fold"):
-        _check_type(f"{what} {key}", entry[key], str)
+        check_type(f"{what} {key}", entry[key], str)
     for key in ("has_bias", "has_output"):
-        _check_type(f"{what} {key}", entry[key], bool)
+        check_type(f"{what} {key}", entry[key], bool)
     for key in _LAYER_INTS:
-        if not _is_int(entry[key]):
+        if not is_int(entry[key]):
             raise RecordError(f"{what} {key} is {entry[key]!r}, expected a whole number")
     for key, length in _LAYER_TUPLES.items():
         value = entry[key]
-        if not (isinstance(value, list) and len(value) == length and all(map(_is_int, value))):
+        if not (isinstance(value, list) and len(value) == length and all(map(is_int, value))):
             raise RecordError(f"{what} {key} is {value!r}, expected {length} whole numbers")
     shapes = entry["w_shapes"]
-    if not isinstance(shapes, list) or not 1 <= len(shapes) <= 2:
+    if not isinstance(shapes, list) or not shapes or (len(shapes) > 2 and version < 3):
         raise RecordError(f"{what} w_shapes is {shapes!r}, expected one shape for each of 1 or 2 parts")
     for shape in shapes:
-        if not (isinstance(shape, list) and all(_is_int(n) and 1 <= n < 2**31 for n in shape)):
+        if not (isinstance(shape, list) and all(is_int(n) and 1 <= n < 2**31 for n in shape)):
             raise RecordError(f"{what} w_shapes holds {shape!r}, expected positive whole numbers")
 
 
 def _checked_weight_only(header: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The entries of `weight_only`, their keys and types checked, and those of `float_ranges`."""
     entries, ranges = header["weight_only"], header["float_ranges"]
-    _check_type("weight_only", entries, list)
-    _check_type("float_ranges", ranges, dict)
-    if not entries and not ranges:
+    check_type("weight_only", entries, list)
+    check_type("float_ranges", ranges, dict)
+    if header["version"] == 2 and not entries and not ranges:
         raise RecordError("weight_only and float_ranges are empty, expected schema version 1 for such a record")
     for name, value in ranges.items():
-        _check_type(f"float_ranges of {name!r}", value, float)
-    names = [_layer_name(entry) for entry in entries]
+        check_type(f"float_ranges of {name!r}", value, float)
+    names = [name_of("weight_only", entry) for entry in entries]
     for name, entry in zip(names, entries, strict=True):
-        _check_keys(f"layer {name}", entry, _WEIGHT_ONLY_KEYS)
+        check_keys(f"layer {name}", entry, _WEIGHT_ONLY_KEYS)
         for key in ("weight_bits", "block_size"):
-            if not _is_int(entry[key]):
+            if not is_int(entry[key]):
                 raise RecordError(f"layer {name}: {key} is {entry[key]!r}, expected a whole number")
-        _check_type(f"layer {name}: has_bias", entry["has_bias"], bool)
+        check_type(f"layer {name}: has_bias", entry["has_bias"], bool)
         shape = entry["shape"]
-        if not (isinstance(shape, list) and len(shape) == 2 and all(_is_int(n) and 1 <= n < 2**31 for n in shape)):
+        if not (isinstance(shape, list) and len(shape) == 2 and all(is_int(n) and 1 <= n < 2**31 for n in shape)):
             raise RecordError(f"layer {name}: shape is {shape!r}, expected two positive whole numbers")
-    _check_unique("weight_only", names)
+    check_unique("weight_only", names)
     return list(entries)
 
 
@@ -317,6 +350,8 @@ def _check_arrays(
             wanted.add(f"layer/{name}/bias")
         if entry["has_output"]:
             wanted |= {f"layer/{name}/out_scale", f"layer/{name}/out_zero_point"}
+    if header["version"] >= 3:
+        wanted |= extensions.wanted_arrays(header)
     for entry in light:
         keys = ("w_code", "scale", "bias") if entry["has_bias"] else ("w_code", "scale")
         wanted |= {f"weight_only/{entry['name']}/{key}" for key in keys}
@@ -324,13 +359,6 @@ def _check_arrays(
         raise RecordError(f"tensor {missing[0]} is missing ({len(missing)} in all); the file is incomplete")
     if unknown := sorted(set(arrays) - wanted):
         raise RecordError(f"tensor {unknown[0]} is unknown ({len(unknown)} in all); expected only listed tensors")
-
-
-def _array(arrays: Mapping[str, NDArray[Any]], key: str, dtype: str) -> NDArray[Any]:
-    array = arrays[key]
-    if array.dtype.name != dtype:
-        raise RecordError(f"tensor {key} is {array.dtype}, expected {dtype}")
-    return array
 
 
 def _float_parameter(arrays: Mapping[str, NDArray[Any]], key: str) -> NDArray[Any]:
@@ -346,10 +374,10 @@ def _layer_of(entry: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> L
     packed = entry["weight_bits"] <= PACKED_BITS
     parts = []
     for i, shape in enumerate(entry["w_shapes"]):
-        stored = _array(arrays, _part_key(name, i, "w_code"), "uint8" if packed else "int8")
+        stored = typed_array(arrays, _part_key(name, i, "w_code"), "uint8" if packed else "int8")
         if not packed and list(stored.shape) != shape:
             raise RecordError(f"layer {name}: w_code has shape {list(stored.shape)}, w_shapes says {shape}")
-        values = {key: _array(arrays, _part_key(name, i, key), dtype) for key, dtype in _PART_ARRAYS.items()}
+        values = {key: typed_array(arrays, _part_key(name, i, key), dtype) for key, dtype in _PART_ARRAYS.items()}
         try:
             w_code = unpack_nibbles(stored, tuple(shape)) if packed else stored
             parts.append(Part(w_code=w_code, **values))
@@ -359,10 +387,11 @@ def _layer_of(entry: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> L
         name=name,
         kind=entry["kind"],
         fold=entry["fold"],
+        **(extensions.layer_extensions(entry, arrays) if "branch" in entry else {}),
         parts=tuple(parts),
-        bias=_array(arrays, f"layer/{name}/bias", "float32") if entry["has_bias"] else None,
-        out_scale=_array(arrays, f"layer/{name}/out_scale", "float32") if entry["has_output"] else None,
-        out_zero_point=_array(arrays, f"layer/{name}/out_zero_point", "int32") if entry["has_output"] else None,
+        bias=typed_array(arrays, f"layer/{name}/bias", "float32") if entry["has_bias"] else None,
+        out_scale=typed_array(arrays, f"layer/{name}/out_scale", "float32") if entry["has_output"] else None,
+        out_zero_point=typed_array(arrays, f"layer/{name}/out_zero_point", "int32") if entry["has_output"] else None,
         **_numbers_of(entry),
     )
 
@@ -374,7 +403,7 @@ def _numbers_of(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _weight_only_of(entry: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> WeightOnlyLayer:
     name, shape = entry["name"], tuple(entry["shape"])
     packed = entry["weight_bits"] <= PACKED_BITS
-    code = _array(arrays, f"weight_only/{name}/w_code", "uint8" if packed else "int8")
+    code = typed_array(arrays, f"weight_only/{name}/w_code", "uint8" if packed else "int8")
     if not packed and code.shape != shape:
         raise RecordError(f"layer {name}: w_code has shape {list(code.shape)}, shape says {list(shape)}")
     try:
@@ -386,6 +415,6 @@ def _weight_only_of(entry: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
         weight_bits=entry["weight_bits"],
         block_size=entry["block_size"],
         w_code=w_code,
-        scale=_array(arrays, f"weight_only/{name}/scale", "float32"),
-        bias=_array(arrays, f"weight_only/{name}/bias", "float32") if entry["has_bias"] else None,
+        scale=typed_array(arrays, f"weight_only/{name}/scale", "float32"),
+        bias=typed_array(arrays, f"weight_only/{name}/bias", "float32") if entry["has_bias"] else None,
     )

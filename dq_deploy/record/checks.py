@@ -39,9 +39,12 @@ def check_module_path(name: str) -> None:
 
 
 def check_bias(bias: F32 | None, n_out: int) -> None:
-    """A bias is finite float32 [C_out], or not there."""
+    """A bias is finite float32 [C_out], or [T, C_out] by step, or not there."""
     if bias is not None:
         require(
-            bias.shape == (n_out,) and bias.dtype == np.float32 and bool(np.isfinite(bias).all()),
+            bias.ndim in (1, 2)
+            and bias.shape[-1] == n_out
+            and bias.dtype == np.float32
+            and bool(np.isfinite(bias).all()),
             f"bias is {bias.dtype}{bias.shape}, expected finite float32({n_out},)",
         )

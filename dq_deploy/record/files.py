@@ -8,7 +8,14 @@ from types import ModuleType
 from dq_deploy.artifacts import atomic_path
 from dq_deploy.errors import FileProblemError, RecordError
 from dq_deploy.record import safetensors_file, torch_file
-from dq_deploy.record.arrays import arrays_from_record, record_from_arrays
+from dq_deploy.record.arrays import (
+    arrays_from_record,
+    bare_header,
+    hashed_header,
+    record_from_arrays,
+    sha256_of_content,
+    with_known_sha256,
+)
 from dq_deploy.record.values import Record
 
 FORMS: dict[str, ModuleType] = {".pt": torch_file, ".safetensors": safetensors_file}
@@ -43,20 +50,34 @@ def save_record(record: Record, path: str | Path) -> None:
     path = Path(path)
     form = _form_of(path)
     header, arrays = arrays_from_record(record)
+    header = hashed_header(header, arrays)
     with atomic_path(path) as temporary:
         form.write_arrays(temporary, header, arrays)
 
 
-def load_record(path: str | Path) -> Record:
+def load_record(path: str | Path, *, hash_check: bool = True) -> Record:
     """Read a record and check everything that can be checked without building the model.
+
+    Args:
+        path: `.pt` or `.safetensors` file.
+        hash_check: compare the content with the hash that was stored with it; records of schema versions 1 and 2 have
+            none. False trusts the file and saves the time.
 
     Raises:
         FileProblemError: missing, truncated, damaged, or not a record; code in it is never executed.
         RecordError: an invariant is broken, or a newer version wrote it; the message names file and layer.
     """
     path = Path(path)
-    header, arrays = _form_of(path).arrays_from_file(path)
+    text, arrays = _form_of(path).arrays_from_file(path)
     try:
-        return record_from_arrays(header, arrays)
+        header, stored = bare_header(text)
+        digest = sha256_of_content(header, dict(sorted(arrays.items()))) if hash_check else None
+        if digest is not None and stored not in (None, digest):
+            raise FileProblemError(
+                f"{path} is not what was written: its content has the hash {digest[:12]}, the file says "
+                f"{stored[:12]}; copy the file again"
+            )
+        record = record_from_arrays(header, arrays)
+        return record if digest is None else with_known_sha256(record, digest)
     except RecordError as error:
         raise RecordError(f"{path}: {error}") from error

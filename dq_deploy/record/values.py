@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from dq_deploy.errors import RecordError
 from dq_deploy.numerics import ACCUMULATOR_LIMIT, F32, FLOAT32_EXACT, I32
 from dq_deploy.record.checks import check_bias, check_module_path, check_scales, require
+from dq_deploy.record.extensions import AttentionQuantizers, Branch, Call, Fold
 from dq_deploy.record.weight_only import WeightOnlyLayer
 
-SCHEMA_VERSION = 2
-"""Newest schema version; a record without `weight_only` and `float_ranges` is written as version 1."""
+SCHEMA_VERSION = 3
+"""Newest schema version; a record is written as the lowest that can hold it."""
 
 KINDS = ("linear", "conv2d")
 
@@ -26,13 +27,15 @@ KINDS = ("linear", "conv2d")
 class Part:
     """One slice of a layer's input channels with its own quantizers; a split skip connection has two.
 
+    What is multiplied is w_q = w_code - w_zero_point. It need not fit int8: the zero point may be any that keeps the
+    layer's sums in int32.
+
     Invariants::
 
         len(scale) == len(zero_point)            1 (static) or T
         w_code.shape == (G, C_out, C_in / groups, ...)
         w_zero_point.shape == weight_scale.shape == (G, C_out)
         len(group_of_step) in (1, T), values in 0..G-1
-        w_q = w_code - w_zero_point fits int8 and is what is multiplied
 
     Attributes:
         pre: [C_in] float32, one over the equivalent scale; ones where there is none or it was folded.
@@ -78,11 +81,6 @@ class Part:
             groups.ndim == 1 and groups.dtype == np.int32 and bool(((groups >= 0) & (groups < sets[0])).all()),
             f"group_of_step names weight sets outside 0..{sets[0] - 1}",
         )
-        low, high = self.q_weight_span
-        require(
-            low >= -128 and high <= 127,
-            f"w_code - w_zero_point spans [{min(low, 0)}, {max(high, 0)}], expected int8",
-        )
 
     @cached_property
     def code_span(self) -> tuple[int, int]:
@@ -99,15 +97,23 @@ class Part:
         return int((rows.min(axis=2) - zero).min()), int((rows.max(axis=2) - zero).max())
 
     @property
+    def fits_int8(self) -> bool:
+        """Whether every w_q lies in [-128, 127]."""
+        low, high = self.q_weight_span
+        return low >= -128 and high <= 127
+
+    @property
     def steps(self) -> int:
         """Number of step buckets with own activation quantizers; 1 is static."""
         return int(self.scale.shape[0])
 
-    def q_weight(self, group: int) -> NDArray[np.int16]:
-        """w_q = w_code - w_zero_point of one weight set: int16 [C_out, C_in / groups, ...]."""
-        code = self.w_code[group].astype(np.int16)
-        zero = self.w_zero_point[group].astype(np.int16)
-        centred: NDArray[np.int16] = code - zero.reshape((-1,) + (1,) * (code.ndim - 1))
+    def q_weight(self, group: int) -> NDArray[np.int16] | NDArray[np.int32]:
+        """w_q = w_code - w_zero_point of one weight set, [C_out, C_in / groups, ...]: int16, or int32 where it must."""
+        low, high = self.q_weight_span
+        kind = np.int16 if low >= -(2**15) and high < 2**15 else np.int32
+        code = self.w_code[group].astype(kind)
+        zero = self.w_zero_point[group].astype(kind)
+        centred: NDArray[np.int16] | NDArray[np.int32] = code - zero.reshape((-1,) + (1,) * (code.ndim - 1))
         return centred
 
 
@@ -117,11 +123,12 @@ class Layer:
 
     Invariants::
 
-        1 <= len(parts) <= 2
+        len(parts) >= 1
         -2^(weight_bits-1) <= w_code <= 2^(weight_bits-1) - 1
         q_max - q_min == 2^activation_bits - 1,  q_min in (0, -2^(activation_bits-1))
         K * max|c| * max|w_q| < 2^31,  max|c| < 2^24
-        groups == 1 for linear and for two parts
+        groups == 1 for linear and for several parts
+        fold.factor, branch.down and branch.up fit C_in and C_out
 
     Attributes:
         name: module path in the diffusers denoiser, as `down_blocks.0.resnets.0.conv1`.
@@ -135,10 +142,12 @@ class Layer:
         q_min: lowest activation code before centring; 0, or -2^(bits-1) for symmetric ranges.
         q_max: highest activation code.
         parts: slices of the input channels, in order.
-        bias: [C_out] float32 or None.
+        bias: [C_out] float32, [T, C_out] where it differs by step, or None.
         out_scale: [T] or [1] float32 of the declared requantization, or None.
         out_zero_point: int32, same shape, codes 0..255.
         fold: what was decided about folding `pre` into the producer, in words.
+        folded: what the producer took over, or None.
+        branch: low-rank float product beside the integer one, or None.
     """
 
     name: str
@@ -156,6 +165,8 @@ class Layer:
     out_scale: F32 | None = None
     out_zero_point: I32 | None = None
     fold: str = ""
+    folded: Fold | None = None
+    branch: Branch | None = None
 
     def __post_init__(self) -> None:
         """Check the invariants above; the message names the layer."""
@@ -167,7 +178,7 @@ class Layer:
     def _check(self) -> None:
         check_module_path(self.name)
         require(self.kind in KINDS, f"kind is {self.kind!r}, expected one of {KINDS}")
-        require(1 <= len(self.parts) <= 2, f"has {len(self.parts)} parts, expected 1 or 2")
+        require(len(self.parts) >= 1, "has no parts, expected at least 1")
         for name, bits in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):
             require(2 <= bits <= 8, f"{name} is {bits}, expected 2 to 8")
         require(self.groups >= 1, f"groups is {self.groups}, expected at least 1")
@@ -204,6 +215,7 @@ class Layer:
             self._check_accumulator(part)
         check_bias(self.bias, n_out)
         self._check_output()
+        self._check_extensions()
 
     def _check_accumulator(self, part: Part) -> None:
         z = part.zero_point.astype(np.int64)
@@ -227,6 +239,17 @@ class Layer:
             zero.shape == self.out_scale.shape and zero.dtype == np.int32 and bool(((zero >= 0) & (zero <= 255)).all()),
             f"out_zero_point is {zero.dtype}{zero.shape}, expected int32{self.out_scale.shape} in 0..255",
         )
+
+    def _check_extensions(self) -> None:
+        if self.folded is not None:
+            width = len(self.folded.factor)
+            require(width == self.in_channels, f"fold factor has {width} channels, expected {self.in_channels}")
+        if self.branch is None:
+            return
+        down = (self.branch.down.shape[0], self.in_channels // self.groups, *self.kernel)
+        require(self.branch.down.shape == down, f"branch down has shape {self.branch.down.shape}, expected {down}")
+        rows = len(self.branch.up)
+        require(rows == self.out_channels, f"branch up has {rows} rows, expected {self.out_channels}")
 
     @property
     def in_channels(self) -> int:
@@ -260,6 +283,7 @@ class Record:
         layers and weight_only share no name, and one of them is not empty
         no float parameter belongs to a layer of either
         float_ranges are finite and not negative
+        every table of `attention` has 1 or T entries
 
     Attributes:
         family: denoiser family, as `unet2d`.
@@ -272,6 +296,8 @@ class Record:
         provenance: JSON values: source hash, method, options, versions, history.
         weight_only: layers with few-bit weights and float products, by module path, in the order of the module tree.
         float_ranges: largest |output| of each module seen in calibration, by module path.
+        attention: quantizers of attention's two products, by module path; kept, not run: the products stay float.
+        call: how the denoiser is called, or None where an older version did not say.
     """
 
     family: str
@@ -284,6 +310,8 @@ class Record:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     weight_only: Mapping[str, WeightOnlyLayer] = field(default_factory=dict)
     float_ranges: Mapping[str, float] = field(default_factory=dict)
+    attention: Mapping[str, AttentionQuantizers] = field(default_factory=dict)
+    call: Call | None = None
 
     def __post_init__(self) -> None:
         """Check the invariants above."""
@@ -327,21 +355,35 @@ class Record:
                     f"{key} is stored as float and in layer {name}, expected once",
                 )
 
+        for name, quantizers in self.attention.items():
+            require(name == quantizers.name, f"attention {quantizers.name!r} is stored as {name!r}, expected the same")
+            for role, table in quantizers.tables.items():
+                _check_table(f"attention {name}: {role} scale", table.scale, count)
+
     def _check_tables(self, layer: Layer, count: int) -> None:
         tables: list[tuple[str, NDArray[Any] | None]] = [("out_scale", layer.out_scale)]
         for i, part in enumerate(layer.parts):
             tables += [(f"parts[{i}].scale", part.scale), (f"parts[{i}].group_of_step", part.group_of_step)]
         for name, table in tables:
-            if table is not None and len(table) not in (1, count):
-                raise RecordError(
-                    f"layer {layer.name}: {name} has {len(table)} entries, expected 1 or {count}, the number "
-                    "of step buckets that step_edges defines"
-                )
+            if table is not None:
+                _check_table(f"layer {layer.name}: {name}", table, count)
+        if layer.bias is not None and layer.bias.ndim == 2 and len(layer.bias) != count:
+            raise RecordError(
+                f"layer {layer.name}: bias has {len(layer.bias)} rows, expected {count}, one a step bucket"
+            )
 
     @property
     def steps(self) -> int:
         """T, the number of step buckets."""
         return len(self.timesteps)
+
+
+def _check_table(what: str, table: NDArray[Any], count: int) -> None:
+    if len(table) not in (1, count):
+        raise RecordError(
+            f"{what} has {len(table)} entries, expected 1 or {count}, the number "
+            "of step buckets that step_edges defines"
+        )
 
 
 def edges_from_timesteps(timesteps: NDArray[np.floating]) -> F32:

@@ -69,6 +69,7 @@ class WeightOnlyLayer:
         require(self.scale.shape == expected, f"scale has shape {self.scale.shape}, expected {expected}")
         check_scales("scale", self.scale)
         check_bias(self.bias, code.shape[0])
+        require(self.bias is None or self.bias.ndim == 1, "bias differs by step, expected one row")
 
     @property
     def in_channels(self) -> int:
