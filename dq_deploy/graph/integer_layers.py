@@ -14,6 +14,7 @@ from dq_deploy.graph.layer_writer import LayerWriter, write_layers
 from dq_deploy.graph.passes import PassResult
 from dq_deploy.graph.sites import Site
 from dq_deploy.graph.steps import StepTables
+from dq_deploy.graph.wide_weights import unsigned_weight
 from dq_deploy.record import Part, Record
 
 U8, FLOAT, INT32 = ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.INT32
@@ -42,7 +43,8 @@ class IntegerLayers:
 
     - Mul by m = pre * inv_s[t], clamp, QuantizeLinear with scale 1: unsigned codes
     - for convolutions, rows of patches by Gather over [B, H * W, C], padding by a row of the code of 0
-    - MatMulIntegerToFloat with scale 1 (or MatMulInteger where float32 cannot hold the sum)
+    - MatMulIntegerToFloat with scale 1 (or MatMulInteger where float32 cannot hold the sum); weights that do not fit
+      int8 as uint8 with a zero point per column, and what that leaves over times the sum of the codes
     - the zero-point correction where codes hold c + z[t], Mul by s[t] * s_w, Add bias
 
     Layers that the form cannot express stay float; the note and the manifest say why.
@@ -142,6 +144,8 @@ class _ProductWriter(LayerWriter):
 
     def _product(self, rows: ir.Value, q_weight: np.ndarray, held: HeldCodes, part: Part) -> tuple[ir.Value, str, str]:
         b = self.b
+        if not part.fits_int8:
+            return self._wide_product(rows, q_weight, held, part)
         matrix = q_weight.transpose(2, 3, 1, 0).reshape(-1, len(q_weight)) if self.conv else q_weight.T
         safe = pair_safe(q_weight, held.highest)
         weight = self._weight(matrix, safe)
@@ -161,6 +165,29 @@ class _ProductWriter(LayerWriter):
         )
         return total, f"{b.prefix}/product", form
 
+    def _wide_product(
+        self, rows: ir.Value, q_weight: np.ndarray, held: HeldCodes, part: Part
+    ) -> tuple[ir.Value, str, str]:
+        """u8 codes with a zero point per column; what zero points leave uint8 by is multiplied with the codes' sum."""
+        b = self.b
+        codes, zero, rest = unsigned_weight(q_weight)
+        matrix = codes.transpose(2, 3, 1, 0).reshape(-1, len(codes)) if self.conv else codes.T
+        weight = b.tensor(ir.tensor(np.ascontiguousarray(matrix), name=f"{b.prefix}/weight"))
+        zero_a, zero_b = b.constant(np.uint8(held.offset or 0), "code_offset"), b.constant(zero, "weight_offset")
+        form = "u8 x u8, zero point per column"
+        if not rest.any() and (held.offset is not None or float32_holds(q_weight, part)):
+            one = b.constant(np.float32(1), "one")
+            inputs = [rows, weight, one, one, zero_a, zero_b]
+            total = b.op("MatMulIntegerToFloat", inputs, "product", domain=CONTRIB_DOMAIN, dtype=FLOAT)
+            return total, f"{b.prefix}/product", form
+        total = b.op("MatMulInteger", [rows, weight, zero_a, zero_b], "product", dtype=INT32)
+        if not rest.any():
+            return total, f"{b.prefix}/product", form + " int32"
+        ones = b.constant(np.ones((len(matrix), 1), np.uint8), "ones")
+        sums = b.op("MatMulInteger", [rows, ones, zero_a], "code_sums", dtype=INT32)
+        outside = b.op("Mul", [sums, self._channel_row(rest, "weight_rest")], "outside", dtype=INT32)
+        return b.op("Sub", [total, outside], "accumulator", dtype=INT32), f"{b.prefix}/product", form + " and beyond"
+
     def _weight(self, matrix: np.ndarray, signed: bool) -> ir.Value:
         b = self.b
         if not signed:
@@ -169,9 +196,11 @@ class _ProductWriter(LayerWriter):
 
     def _canonical(self, accumulator: ir.Value, q_weight: np.ndarray, part: Part, held: HeldCodes) -> ir.Value:
         """A in float32: the accumulator less z[t] * sum(w) where the codes hold c + z[t]."""
-        if held.offset is not None:
-            return accumulator
         b = self.b
+        if held.offset is not None:
+            if accumulator.dtype == INT32:
+                return b.op("Cast", [accumulator], "canonical", attributes={"to": int(FLOAT)}, dtype=FLOAT)
+            return accumulator
         sums = q_weight.reshape(len(q_weight), -1).sum(axis=1, dtype=np.int64)
         z = self.steps.scalar(part.zero_point, self.rank_out)
         if accumulator.dtype == INT32:

@@ -13,6 +13,7 @@ from dq_deploy.graph.builder import replace_uses
 from dq_deploy.graph.held_codes import PAIR_LIMIT, HeldCodes, held_codes
 from dq_deploy.graph.layer_writer import LayerWriter, write_layers
 from dq_deploy.graph.passes import PassResult
+from dq_deploy.graph.wide_weights import MOST_PIECES, Integers, split_weight
 from dq_deploy.numerics import FLOAT32_EXACT, worst_pair_product
 from dq_deploy.record import Layer, Part, Record
 
@@ -31,32 +32,56 @@ def decline_reason(layer: Layer) -> str:
         if held.offset is None and (layer.q_min, layer.q_max) != (0, 255):
             return f"codes {layer.q_min}..{layer.q_max} with these zero points do not fit 0..255 at any offset"
         if not exact_summands(layer, part, held):
-            return f"weights need more than {MOST_SUMMANDS} summands to be exact on every CPU; use fewer weight bits"
+            most = f"{MOST_SUMMANDS} summands" if part.fits_int8 else f"2 summands of {MOST_PIECES} pieces"
+            return f"weights need more than {most} to be exact on every CPU; use fewer weight bits"
     return ""
 
 
-def split_weight(q_weight: NDArray[np.integer], count: int) -> list[NDArray[np.int16]]:
-    """Integers that add up to q_weight, each about one `count`-th of it: floor((w + i) / count)."""
-    return [((q_weight.astype(np.int16) + i) // count).astype(np.int16) for i in range(count)]
+Summand = list[Integers]
+"""Pieces that add up to a summand and share its product: their rows stand one below the other."""
 
 
-def exact_summands(layer: Layer, part: Part, held: HeldCodes) -> list[NDArray[np.int16]]:
+def exact_summands(layer: Layer, part: Part, held: HeldCodes) -> list[Summand]:
     """The fewest summands of w_q whose products are exact on every CPU; empty where there are too many.
 
     Two conditions hold for each summand: a pair of u8 x s8 products fits int16, for CPUs without VNNI add pairs there;
-    and where anything is still added to the product in float32, it and its terms stay below 2^24.
+    and where anything is still added to the product in float32, it and its terms stay below 2^24. Weights that do not
+    fit int8 are cut into pieces, too: a product over them sums in int32.
     """
     z = part.zero_point.astype(np.int64)
     reach = int(max(np.abs(layer.q_min - z).max(), np.abs(layer.q_max - z).max(), np.abs(z).max()))
+    largest = max(held.highest, reach) if held.offset is None else reach
+    if not part.fits_int8:
+        return _wide_summands(part.q_weight(0), held, largest)
     for count in range(1, MOST_SUMMANDS + 1):
         summands = split_weight(part.q_weight(0), count)
         rows = max(int(np.abs(w.astype(np.int64)).reshape(len(w), -1).sum(axis=1).max(initial=0)) for w in summands)
-        largest = max(held.highest, reach) if held.offset is None else reach
         alone = count == 1 and held.offset is not None
         if all(worst_pair_product(w, held.highest) <= PAIR_LIMIT for w in summands) and (
             alone or largest * rows < FLOAT32_EXACT
         ):
-            return summands
+            return [[w] for w in summands]
+    return []
+
+
+def _wide_summands(q_weight: Integers, held: HeldCodes, largest: int) -> list[Summand]:
+    """One or two summands: their float32 sum is rounded once, as the accumulator itself is."""
+    for count in (1, 2):
+        summands = split_weight(q_weight, count)
+        rows = max(int(np.abs(w.astype(np.int64)).reshape(len(w), -1).sum(axis=1).max(initial=0)) for w in summands)
+        if (count > 1 or held.offset is None) and largest * rows >= FLOAT32_EXACT:
+            continue
+        found = [_safe_pieces(w, held.highest) for w in summands]
+        if all(found):
+            return found
+    return []
+
+
+def _safe_pieces(q_weight: Integers, highest: int) -> Summand:
+    for count in range(1, MOST_PIECES + 1):
+        pieces = split_weight(q_weight, count)
+        if all(worst_pair_product(w, highest) <= PAIR_LIMIT and w.min() >= -128 and w.max() <= 127 for w in pieces):
+            return pieces
     return []
 
 
@@ -103,11 +128,12 @@ class _QdqWriter(LayerWriter):
         codes, values = self._once(x, part, lambda: self._quantize(x, part, held))
         summands = exact_summands(self.layer, part, held)
         products, canonical = [], []
-        for index, q_weight in enumerate(summands):
+        for index, pieces in enumerate(summands):
             role = "product" if len(summands) == 1 else f"product{index}"
-            product = self._product(values, q_weight, role)
+            product = self._product(values, pieces, role)
             products.append(product)
-            canonical.append(product if held.offset is not None else self._corrected(product, q_weight, part, role))
+            corrected = held.offset is None
+            canonical.append(self._corrected(product, sum_of(pieces), part, role) if corrected else product)
         total = canonical[0]
         for index, value in enumerate(canonical[1:]):
             total = self.b.op("Add", [total, value], f"sum{index}", dtype=FLOAT)
@@ -127,6 +153,8 @@ class _QdqWriter(LayerWriter):
         scale = self.steps.scalar(part.scale, self.rank)
         factor = self.b.op("Mul", [scale, self._channels(part.weight_scale[0], "weight_scale")], "factor")
         form = "u8 x s8" if len(summands) == 1 else f"u8 x s8 in {len(summands)} summands"
+        if len(summands[0]) > 1:
+            form += f" of {len(summands[0])} pieces"
         self.forms.append(form)
         return self.b.op("Mul", [total, factor], "scaled", dtype=FLOAT), entry
 
@@ -143,8 +171,13 @@ class _QdqWriter(LayerWriter):
         codes = b.op("QuantizeLinear", [value, one, zero], "codes", dtype=U8)
         return codes, b.op("DequantizeLinear", [codes, one, zero], "code_values", dtype=FLOAT)
 
-    def _product(self, values: ir.Value, q_weight: NDArray[np.int16], role: str) -> ir.Value:
+    def _product(self, values: ir.Value, pieces: Summand, role: str) -> ir.Value:
         b, layer = self.b, self.layer
+        q_weight = np.concatenate(pieces, axis=1)
+        if len(pieces) > 1:
+            axis_in = 1 if self.conv else self.rank - 1
+            repeated = [values] * len(pieces)
+            values = b.op("Concat", repeated, f"{role}_values", attributes={"axis": axis_in}, dtype=FLOAT)
         top, left, bottom, right = layer.padding
         if layer.kernel == (1, 1) and layer.stride != (1, 1) and any(layer.padding):
             # OpenVINO 2026.4 moves the stride of a 1x1 kernel in front of its padding: a column of zeros prevents it
@@ -176,7 +209,7 @@ class _QdqWriter(LayerWriter):
         attributes = {"to": int(ir.DataType.INT8)}
         return b.op("Cast", [packed], f"{role}_weight_s8", attributes=attributes, dtype=ir.DataType.INT8)
 
-    def _corrected(self, product: ir.Value, q_weight: NDArray[np.int16], part: Part, role: str) -> ir.Value:
+    def _corrected(self, product: ir.Value, q_weight: Integers, part: Part, role: str) -> ir.Value:
         """The product less z[t] * sum(w), the sum taken over what lies inside the image: padding holds code 0."""
         b = self.b
         if any(self.layer.padding):
@@ -198,6 +231,14 @@ class _QdqWriter(LayerWriter):
             y = self.b.op("Add", [y, self._channels(self.layer.bias, "bias")], "biased", dtype=FLOAT)
         y.shape = self.site.output.shape
         replace_uses(self.site.output, y)
+
+
+def sum_of(pieces: Summand) -> Integers:
+    """What the pieces of a summand add up to."""
+    total = pieces[0].copy()
+    for piece in pieces[1:]:
+        total += piece
+    return total
 
 
 def sums_inside(

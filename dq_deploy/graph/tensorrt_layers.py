@@ -17,6 +17,7 @@ from dq_deploy.graph.passes import PassResult
 from dq_deploy.graph.signed_codes import SignedCodes, padding_reason, signed_codes
 from dq_deploy.graph.sites import Site
 from dq_deploy.graph.steps import StepTables
+from dq_deploy.graph.wide_weights import MOST_PIECES, int8_pieces
 from dq_deploy.record import Layer, Part, Record
 
 I8, I4, FLOAT = ir.DataType.INT8, ir.DataType.INT4, ir.DataType.FLOAT
@@ -29,6 +30,8 @@ def decline_reason(layer: Layer) -> str:
         return f"convolution has {layer.groups} channel groups; its integer kernels are not proven"
     if any(part.w_code.shape[0] > 1 for part in layer.parts):
         return "weights differ by step; this form has one weight set"
+    if not all(int8_pieces(part.q_weight(0)) for part in layer.parts):
+        return f"weights less their zero point need more than {MOST_PIECES} int8 pieces; this form has no zero points"
     return padding_reason(layer)
 
 
@@ -40,7 +43,8 @@ class TensorRtLayers:
     - Mul by m = pre * inv_s[t], Round, Max and Min at the sample's bounds where saturation does not do it
     - Add z[t] - 128 where the centred codes of all steps do not fit int8
     - QuantizeLinear to int8 with scale 1 and zero point 0, DequantizeLinear with scale 1
-    - MatMul or Conv with int8 or int4 weights whose DequantizeLinear carries s_w
+    - MatMul or Conv with int8 or int4 weights whose DequantizeLinear carries s_w; weights that do not fit int8 as
+      pieces that do, one below the other, times the codes as often
     - Mul by s[t], sum of the parts, Add bias; the correction of shifted codes is in a bias table by step
 
     Convolutions stay Conv (`native`), or become MatMul: 1x1 on pixels, others on int8 patches (`gemm`).
@@ -136,6 +140,10 @@ class _Int8Writer(LayerWriter):
         padding = self.layer.padding if self._pads_float(part) else (0, 0, 0, 0)
         codes = self._once(x, part, lambda: self._quantize(x, part, held), *padding)
         rows = patch_rows(b, codes, len(part.pre), self._window(part)) if self.conv and self.as_rows else codes
+        pieces = _pieces_of(part)
+        if pieces > 1:
+            axis_in = self.rank_out - 1 if self.as_rows else 1
+            rows = b.op("Concat", [rows] * pieces, "repeated", attributes={"axis": axis_in}, dtype=I8)
         weight, kind = self._weight(part)
         one, zero = b.constant(np.float32(1), "one"), b.constant(np.int8(0), "zero")
         values = b.op("DequantizeLinear", [rows, one, zero], "code_values", dtype=FLOAT)
@@ -189,7 +197,9 @@ class _Int8Writer(LayerWriter):
         make = partial(_weight_array, part, as_rows=self.as_rows, conv=self.conv)
         shape = list(part.w_code.shape[1:])
         if self.as_rows:
-            shape = [int(np.prod(shape[1:])), shape[0]]
+            shape = [_pieces_of(part) * int(np.prod(shape[1:])), shape[0]]
+        else:
+            shape[1] *= _pieces_of(part)
         kind = I4 if self.layer.weight_bits <= 4 and self._fits_int4() else I8
         name = f"{self.b.prefix}/weight"
         lazy = ir.LazyTensor(
@@ -208,7 +218,8 @@ class _Int8Writer(LayerWriter):
 
     def _shape(self, part: Part) -> dict[str, Any]:
         """What the engine multiplies for one sample."""
-        n, k = self.layer.out_channels, int(np.prod(part.w_code.shape[2:]))
+        pieces = _pieces_of(part)
+        n, k = self.layer.out_channels, pieces * int(np.prod(part.w_code.shape[2:]))
         if not self.conv:
             shape = self.site.input.shape
             middle = [int(d) for d in list(shape)[1:-1]] if shape is not None else []
@@ -219,7 +230,7 @@ class _Int8Writer(LayerWriter):
         return {
             "kind": "conv",
             "n": n,
-            "c": len(part.pre),
+            "c": pieces * len(part.pre),
             "kernel": list(window.kernel),
             "stride": list(window.stride),
             "padding": list(window.padding),
@@ -261,10 +272,15 @@ class _Int8Writer(LayerWriter):
 
 
 def _weight_array(part: Part, *, as_rows: bool, conv: bool) -> NDArray[np.int8]:
-    q_weight = part.q_weight(0)
+    pieces = int8_pieces(part.q_weight(0))
     if as_rows and conv:
-        return patch_matrix(q_weight)
+        return np.concatenate([patch_matrix(piece) for piece in pieces])
+    q_weight = np.concatenate(pieces, axis=1)
     return np.ascontiguousarray((q_weight.T if as_rows else q_weight).astype(np.int8))
+
+
+def _pieces_of(part: Part) -> int:
+    return 1 if part.fits_int8 else len(int8_pieces(part.q_weight(0)))
 
 
 def correction_table(part: Part, held: SignedCodes) -> NDArray[np.float64] | None:

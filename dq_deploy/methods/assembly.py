@@ -15,7 +15,7 @@ from dq_deploy.errors import OptionError
 from dq_deploy.methods.options import QuantizeOptions
 from dq_deploy.methods.preparation import Prepared, PreparedLayer
 from dq_deploy.methods.scales import code_range
-from dq_deploy.models import Denoiser
+from dq_deploy.models import Denoiser, call_of
 from dq_deploy.numerics import F32, I32
 from dq_deploy.record import Layer, Part, Record, WeightOnlyLayer, edges_from_timesteps
 
@@ -91,6 +91,7 @@ def layer_of_parts(
         out_scale=None if output is None else output[0],
         out_zero_point=None if output is None else output[1],
         fold=prepared.fold,
+        folded=prepared.folded,
     )
 
 
@@ -157,6 +158,7 @@ def build_record(
         scheduler_config=denoiser.scheduler_config,
         weight_only={name: weight_only[name] for name in order if name in weight_only},
         float_ranges=float_ranges,
+        call=call_of(denoiser.config),
         provenance={
             "source": denoiser.source,
             "source_sha256": denoiser.source_sha256,

@@ -281,6 +281,7 @@ def _prepared(site: LayerSite, layer: Layer, weight: F32) -> PreparedLayer:
         weight=weight,
         bias=layer.bias,
         fold=layer.fold,
+        folded=layer.folded,
     )
 
 

@@ -24,6 +24,7 @@ from dq_deploy.models import (
     skip_splits,
 )
 from dq_deploy.numerics import F32
+from dq_deploy.record import Fold
 
 F64 = NDArray[np.float64]
 
@@ -43,6 +44,7 @@ class PreparedLayer:
         weight: [C_out, C_in / groups, ...] float32, with every dilation in it; the module's own where that is one.
         bias: [C_out] float32 or None.
         fold: the fold decision in words.
+        folded: what the producer took over, or None.
     """
 
     site: LayerSite
@@ -52,6 +54,7 @@ class PreparedLayer:
     weight: F32
     bias: F32 | None
     fold: str
+    folded: Fold | None = None
 
     @property
     def weight_bits(self) -> int:
@@ -111,18 +114,21 @@ def prepare(denoiser: Denoiser, options: QuantizeOptions, *, dilate: bool = Fals
     chosen = [name for name in sites if plans[name].is_integer]
     factors = {name: _dilation(module, sites[name], splits, options, dilate) for name in chosen}
     reasons = fold_refusals(module)
-    folded: set[str] = set()
+    folded: dict[str, Fold] = {}
     for site in fold_sites(module):
         # one after another: a value projection is read by one fold and written by the next
         reason = _refusal(module, site, factors) if dilate else "nothing to fold"
         if reason is None:
-            _apply_fold(module, site, common_dilation([factors[name] for name in site.consumers]), sites)
-            folded.update(site.consumers)
+            factor = common_dilation([factors[name] for name in site.consumers])
+            _apply_fold(module, site, factor, sites)
+            took = Fold(producer=site.producer, factor=factor.astype(np.float32))
+            folded.update(dict.fromkeys(site.consumers, took))
         reasons.update(dict.fromkeys(site.consumers, reason or f"folded into {site.producer}"))
     layers = {}
     for name in chosen:
         left = np.ones_like(factors[name]) if name in folded else factors[name]
-        layers[name] = _layer(module, sites[name], plans[name], splits, left, reasons[name], dilate)
+        layer = _layer(module, sites[name], plans[name], splits, left, reasons[name], dilate)
+        layers[name] = replace(layer, folded=folded.get(name))
     return Prepared(module=module, layers=layers, plans=plans)
 
 

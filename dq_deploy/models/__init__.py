@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dq_deploy.models.rebuild import LazyWeight
-    from dq_deploy.record import Record
+    from dq_deploy.record import Call, Record
 
 FAMILIES = ("unet2d", "unet2d_condition")
 """Names of the denoiser families; each is a module of this package."""
@@ -43,6 +43,7 @@ __all__ = [
     "build_denoiser",
     "call_arguments",
     "call_denoiser",
+    "call_of",
     "denoiser_from_record",
     "example_inputs",
     "family_of",
@@ -160,6 +161,13 @@ def input_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
 def output_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
     """Outputs: `output`, with twice the channels where the variance is learned."""
     return _of(config).output_specs(config)
+
+
+def call_of(config: Mapping[str, Any]) -> Call:
+    """How a denoiser of this configuration is called: its inputs by the names its forward has for them."""
+    from dq_deploy.models.recorded_call import call_of_specs
+
+    return call_of_specs(input_specs(config))
 
 
 def example_inputs(config: Mapping[str, Any], batch: int, seed: int) -> dict[str, np.ndarray]:

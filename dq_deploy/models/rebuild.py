@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.errors import ModelError, RecordError
+from dq_deploy.record import check_can_run
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +65,7 @@ def module_from_record(record: Record, *, dequantize: bool = True) -> torch.nn.M
     from dq_deploy.models import build_denoiser
     from dq_deploy.models.folder import fit_state
 
+    check_can_run(record)
     try:
         module = build_denoiser(record.family, record.model_config, device="meta")
     except ModelError as error:

@@ -345,11 +345,20 @@ def rescale(accumulator: I32, *, scale: F32, weight_scale: F32, step: NDArray[np
     return (accumulator.astype(np.float32) * factor.reshape(shape)).astype(np.float32)
 
 
+def _bias_of_samples(bias: F32, ndim: int, axis: int, step: NDArray[np.integer]) -> NDArray[Any]:
+    """A bias [C_out], or of each sample's step [T, C_out], to be added to a tensor of ndim axes."""
+    if bias.ndim == 1:
+        return per_channel(bias, ndim, axis)
+    shape = [len(step)] + [1] * (ndim - 1)
+    shape[axis] = bias.shape[1]
+    return table_at(bias, step).reshape(shape)
+
+
 def integer_layer(layer: LayerLike, x: F32, step: NDArray[np.integer]) -> LayerResult:
     """Run one integer layer: codes, canonical accumulators and the float output.
 
     Args:
-        layer: linear or conv2d with 1 or 2 parts.
+        layer: linear or conv2d.
         x: float32, [B, C_in, H, W] for conv2d, [B, ..., C_in] for linear.
         step: [B] bucket of each sample.
 
@@ -383,5 +392,5 @@ def integer_layer(layer: LayerLike, x: F32, step: NDArray[np.integer]) -> LayerR
         accumulators.append(a)
     assert y is not None
     if layer.bias is not None:
-        y = (y + per_channel(layer.bias, y.ndim, channel_axis_of(layer.kind, y.ndim))).astype(np.float32)
+        y = (y + _bias_of_samples(layer.bias, y.ndim, channel_axis_of(layer.kind, y.ndim), step)).astype(np.float32)
     return LayerResult(codes=tuple(codes), accumulators=tuple(accumulators), output=y)

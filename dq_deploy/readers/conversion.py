@@ -194,6 +194,7 @@ def _record(
         step_edges=model.step_edges,
         float_parameters={key: np.array(value) for key, value in assembled.parameters.items()},
         model_config=architecture.config,
+        call=models.call_of(architecture.config),
         scheduler_config=floats.scheduler_config if settings.scheduler is None else dict(settings.scheduler),
         provenance={
             "source": str(float_model),

@@ -68,7 +68,7 @@ def twin_nodes(part: Mapping[str, Any], product: onnx.NodeProto) -> list[onnx.No
             weight = f"{out}/weight"
         return [*nodes, helper.make_node("MatMulInteger", [part["rows"], weight], [out])]
     nodes = [
-        helper.make_node("Cast", [part["codes"]], [f"{out}/codes"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", [part["rows"]], [f"{out}/codes"], to=TensorProto.FLOAT),
         helper.make_node("Cast", [weight], [f"{out}/weight"], to=TensorProto.FLOAT),
     ]
     shape = part["product"]

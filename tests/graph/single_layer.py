@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +18,45 @@ from dq_deploy.record import Layer, Part, Record, edges_from_timesteps
 FLOAT = ir.TensorType(ir.DataType.FLOAT)
 
 
+WEIGHT_ZEROS = {
+    "uint8 codes, any uint8 zero point": (8, (-128, 127)),
+    "one-sided channels": (8, (-300, 300)),
+    "far from the codes": (8, (700, 800)),
+    "four bits beyond": (4, (-200, -130)),
+}
+"""Weight bits and range of weight zero points with which codes less zero point do not fit int8."""
+
+
+def wide_layers(
+    what: str, kind: str, activations: tuple[int, bool], *, widths: tuple[int, ...] = (33, 4)
+) -> Iterator[tuple[Layer, np.ndarray]]:
+    """Layers of one of `WEIGHT_ZEROS`, with usual and with extreme weights, and inputs of five samples."""
+    bits, zeros = WEIGHT_ZEROS[what]
+    rng = np.random.default_rng(3)
+    more = {"padding": (1, 1, 1, 1)} if kind == "conv2d" else {}
+    for extreme in (False, True):
+        layer = random_layer(
+            rng,
+            kind=kind,
+            weight_bits=bits,
+            weight_zeros=zeros,
+            activation_bits=activations[0],
+            symmetric=activations[1],
+            widths=widths,
+            outputs=9,
+            extreme=extreme,
+            **more,
+        )
+        assert not all(part.fits_int8 for part in layer.parts)
+        shape = (5, layer.in_channels, 6, 5) if kind == "conv2d" else (5, 4, layer.in_channels)
+        yield layer, rng.normal(0, 6, shape).astype(np.float32)
+
+
 def random_layer(rng: np.random.Generator, *, kind: str = "conv2d", **fields) -> Layer:
-    """A layer with random weights and quantizers; `fields` override geometry and bits."""
+    """A layer with random weights and quantizers; `fields` override geometry and bits.
+
+    `weight_zeros` is the least and the greatest weight zero point.
+    """
     weight_bits = fields.pop("weight_bits", 4)
     activation_bits = fields.pop("activation_bits", 8)
     symmetric = fields.pop("symmetric", False)
@@ -27,6 +65,7 @@ def random_layer(rng: np.random.Generator, *, kind: str = "conv2d", **fields) ->
     kernel = fields.pop("kernel", (3, 3)) if kind == "conv2d" else ()
     steps = fields.pop("steps", 3)
     extreme = fields.pop("extreme", False)
+    zeros = fields.pop("weight_zeros", (0, 0))
     low, high = -(2 ** (weight_bits - 1)), 2 ** (weight_bits - 1)
     q_min = -(2 ** (activation_bits - 1)) if symmetric else 0
     q_max = q_min + 2**activation_bits - 1
@@ -41,7 +80,7 @@ def random_layer(rng: np.random.Generator, *, kind: str = "conv2d", **fields) ->
                 scale=rng.uniform(0.01, 0.1, steps).astype(np.float32),
                 zero_point=z,
                 w_code=code.astype(np.int8),
-                w_zero_point=np.zeros((1, outputs), np.int32),
+                w_zero_point=rng.integers(zeros[0], zeros[1] + 1, (1, outputs)).astype(np.int32),
                 weight_scale=rng.uniform(0.01, 0.1, (1, outputs)).astype(np.float32),
             )
         )

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from dq_deploy import numerics
 from dq_deploy.graph.integer_layers import IntegerLayers, patch_index
-from tests.graph.single_layer import assert_codes_and_accumulators_equal, random_layer, run_integer
+from tests.graph.single_layer import (
+    WEIGHT_ZEROS,
+    assert_codes_and_accumulators_equal,
+    random_layer,
+    run_integer,
+    wide_layers,
+)
 
 TIMESTEPS = np.array([0.0, 50.0, 149.99, 150.0, 210.0], np.float32)
 
@@ -55,6 +61,14 @@ def test_linear_equals_numerics(seed, bits, size, widths):
     rng = np.random.default_rng(seed)
     layer = random_layer(rng, kind="linear", weight_bits=bits[0], activation_bits=bits[1], widths=widths)
     check(layer, rng.normal(0, 6, (5, *size, layer.in_channels)).astype(np.float32))
+
+
+@pytest.mark.parametrize("what", WEIGHT_ZEROS)
+@pytest.mark.parametrize("kind", ["conv2d", "linear"])
+@pytest.mark.parametrize("activations", [(8, False), (8, True), (6, False)])
+def test_weights_with_any_zero_point_equal_numerics(what, kind, activations):
+    for layer, x in wide_layers(what, kind, activations):
+        check(layer, x)
 
 
 @pytest.mark.parametrize("activation_bits", [2, 4, 7, 8])

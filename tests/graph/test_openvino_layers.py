@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from dq_deploy import numerics
 from dq_deploy.graph.cleanup import RemoveUnused
 from dq_deploy.graph.held_codes import held_codes
-from dq_deploy.graph.openvino_layers import OpenVinoLayers, exact_summands, split_weight
+from dq_deploy.graph.openvino_layers import OpenVinoLayers, decline_reason, exact_summands
 from dq_deploy.graph.passes import run_passes
-from tests.graph.single_layer import float_model, random_layer, record_of
+from dq_deploy.graph.wide_weights import split_weight
+from tests.graph.single_layer import WEIGHT_ZEROS, float_model, random_layer, record_of, wide_layers
 
 pytest.importorskip("openvino", reason="openvino is not installed: pip install 'dq-deploy[openvino]'")
 
@@ -124,6 +125,19 @@ def test_linear_equals_numerics(seed, bits, size, widths):
     check(layer, rng.normal(0, 6, (5, *size, layer.in_channels)).astype(np.float32))
 
 
+@pytest.mark.parametrize("what", WEIGHT_ZEROS)
+@pytest.mark.parametrize("kind", ["conv2d", "linear"])
+@pytest.mark.parametrize("activations", [(8, False), (8, True), (6, False)])
+def test_weights_with_any_zero_point_equal_numerics(what, kind, activations):
+    for layer, x in wide_layers(what, kind, activations):
+        if what == "far from the codes":
+            assert "weights need more than" in decline_reason(layer)
+            continue
+        entry, kernels = check(layer, x)
+        assert "pieces" in entry["form"]
+        assert all(kernel["operands"][:2] == ["uint8", "int8"] for kernel in kernels)
+
+
 @pytest.mark.parametrize("kind", ["conv2d", "linear"])
 @pytest.mark.parametrize("activation_bits", [2, 4, 7, 8])
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -172,7 +186,7 @@ def test_sums_beyond_float32_are_split_until_they_are_exact():
     layer = random_layer(rng, kind="linear", weight_bits=8, widths=(1024,), extreme=True)
     entry, _ = check(layer, np.full((5, 3, 1024), 1e4, np.float32))
     part = layer.parts[0]
-    for q in exact_summands(layer, part, held_codes(layer, part)):
+    for (q,) in exact_summands(layer, part, held_codes(layer, part)):
         assert 255 * np.abs(q.astype(int)).sum(axis=1).max() < 2**24
     assert len(entry["parts"][0]["products"]) == 2
 

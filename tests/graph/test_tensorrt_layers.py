@@ -13,7 +13,7 @@ from dq_deploy import numerics
 from dq_deploy.graph.passes import run_passes
 from dq_deploy.graph.signed_codes import signed_codes
 from dq_deploy.graph.tensorrt_layers import TensorRtLayers
-from tests.graph.single_layer import float_model, random_layer, record_of
+from tests.graph.single_layer import WEIGHT_ZEROS, float_model, random_layer, record_of, wide_layers
 from tests.graph.tensorrt_layer import check, run_tensorrt, tensorrt_model
 
 TIMESTEPS = np.array([0.0, 50.0, 149.99, 150.0, 210.0], np.float32)
@@ -69,6 +69,14 @@ def test_each_width_of_the_record_is_exact_in_each_form(bits, conv, kind):
     assert {part["weight_type"] for part in run.entry["parts"]} == {weight}
     assert f"int8 x {weight}" in run.entry["form"]
     assert all((part["offset"] == 0) == (bits[1] < 8) for part in run.entry["parts"])
+
+
+@pytest.mark.parametrize("what", WEIGHT_ZEROS)
+@pytest.mark.parametrize(("conv", "kind"), [("gemm", "conv2d"), ("native", "conv2d"), ("gemm", "linear")])
+@pytest.mark.parametrize("activations", [(8, False), (6, False)])
+def test_weights_with_any_zero_point_equal_numerics(what, conv, kind, activations):
+    for layer, x in wide_layers(what, kind, activations):
+        assert check(layer, x, TIMESTEPS, conv=conv).entry["integer"]
 
 
 @pytest.mark.parametrize("activation_bits", [2, 4, 7, 8])

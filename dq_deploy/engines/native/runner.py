@@ -13,7 +13,7 @@ from dq_deploy.engines.base import Array, Runner, TensorSpec
 from dq_deploy.engines.native.traced import traced_program
 from dq_deploy.errors import InputError, MissingDependencyError
 from dq_deploy.models import input_specs, output_specs
-from dq_deploy.record import Record, content_sha256, load_record
+from dq_deploy.record import Record, check_can_run, content_sha256, load_record
 
 if TYPE_CHECKING:
     from dq_deploy.engines.native.layer_trace import LayerTrace
@@ -50,6 +50,7 @@ class RecordRunner(Runner):
             FileProblemError: the file is not a record.
         """
         record = source if isinstance(source, Record) else load_record(source)
+        check_can_run(record)
         manifest = {
             "target": "native",
             "mode": "exact",

@@ -1,0 +1,31 @@
+"""What a record may hold that nothing runs yet: refused by name, never left out."""
+
+from __future__ import annotations
+
+from dq_deploy.errors import RecordError
+from dq_deploy.record.values import Layer, Record
+
+
+def check_can_run(record: Record) -> None:
+    """Refuse a record with a layer that this version can only store.
+
+    Attention quantizers are no reason: without them the products are float, which is said where it matters.
+
+    Raises:
+        RecordError: names the first such layer, what it has, and what to do.
+    """
+    for layer in record.layers.values():
+        reason = _stored_only(layer)
+        if reason:
+            raise RecordError(
+                f"layer {layer.name} has {reason}, which this version of dq_deploy stores but does not run; "
+                "use a version that does, or quantize without it"
+            )
+
+
+def _stored_only(layer: Layer) -> str:
+    if layer.bias is not None and layer.bias.ndim == 2:
+        return "a bias row a step"
+    if layer.branch is not None:
+        return f"a low-rank branch of rank {len(layer.branch.down)}"
+    return ""
