@@ -82,9 +82,9 @@ class Recorder:
         self.context = context
         self.op, self.args = "", None
 
-    def pack(self, weights: Any, code_span: int) -> Any:
+    def pack(self, weights: Any, code_span: int, weight_zero: Any = None) -> Any:
         """As the context's."""
-        return self.context.pack(weights, code_span)
+        return self.context.pack(weights, code_span, weight_zero)
 
     def call(self, op: str, args: Any) -> None:
         """Run and keep."""

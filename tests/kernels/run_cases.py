@@ -17,7 +17,8 @@ def main() -> None:
             with Context(threads, isa) as context:
                 for op in (*OPS, *CPU_OPS):
                     run = importlib.import_module(f"dq_kernels.{op}").run
-                    cases = importlib.import_module(f"dq_kernels.{op}.cases").TEST_CASES
+                    module = importlib.import_module(f"dq_kernels.{op}.cases")
+                    cases = (*module.TEST_CASES, *getattr(module, "ZERO_CASES", ()))
                     for case in cases:
                         run(context, **case.inputs())
                     print(f"{isa} {threads} {op} {len(cases)}", flush=True)

@@ -139,6 +139,12 @@ class CudaExecutor:
         if reason:
             raise InputError(f"layer {name}: {reason}; the GPU has no other way, export the record instead")
         own = layer.parts[part]
+        if not own.fits_int8:
+            low, high = own.q_weight_span
+            raise InputError(
+                f"layer {name}: weights less their zero point span [{low}, {high}], GPU kernels take int8; "
+                "run it on the CPU or export the record"
+            )
         q = own.q_weight(0).astype(np.int8)
         q = q.transpose(0, 2, 3, 1) if q.ndim == 4 else q
         bits = 4 if own.q_weight_span[0] >= -8 and own.q_weight_span[1] <= 7 else 8

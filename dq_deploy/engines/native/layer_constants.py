@@ -48,8 +48,8 @@ class LayerConstants:
         self.reason = refusal(layer, part, padded=padded)
         self.form = f"numpy reference: {self.reason}"
         if not self.reason:
-            weights = np.ascontiguousarray(kernel_weights(layer, part))
-            self.packed = context.pack(weights, layer.reach)
+            weights, zero = kernel_weights(layer, part)
+            self.packed = context.pack(np.ascontiguousarray(weights), layer.reach, zero)
             self.form = packed_form(self.packed)
 
     def quantizer(self) -> Any:
@@ -59,12 +59,14 @@ class LayerConstants:
         return Quantizer(*pointers, steps, self.layer.q_min, self.layer.q_max, 0)
 
 
-def kernel_weights(layer: Layer, part: int) -> NDArray[np.int8]:
-    """w_q of one part as [C_out, kh * kw, C_in]."""
-    q = layer.parts[part].q_weight(0).astype(np.int8)
+def kernel_weights(layer: Layer, part: int) -> tuple[NDArray[np.int8], NDArray[np.int32] | None]:
+    """Weights of one part as int8 [C_out, kh * kw, C_in]: w_q, or its codes and their zero points [C_out]."""
+    own = layer.parts[part]
+    zero = None if own.fits_int8 else np.ascontiguousarray(own.w_zero_point[0])
+    q = own.w_code[0] if zero is not None else own.q_weight(0).astype(np.int8)
     if q.ndim == 2:
-        return q[:, None, :]
-    return q.transpose(0, 2, 3, 1).reshape(q.shape[0], -1, q.shape[1])
+        return q[:, None, :], zero
+    return q.transpose(0, 2, 3, 1).reshape(q.shape[0], -1, q.shape[1]), zero
 
 
 def refusal(layer: Layer, part: int, *, padded: bool) -> str:

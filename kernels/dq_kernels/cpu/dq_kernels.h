@@ -278,11 +278,12 @@ DQ_EXPORT int64_t dq_run_timed(dq_context* context, const dq_call* calls, int64_
 
 // Weights w_q as int8 [out_channels, positions, channels] packed for one instruction set's access order. A buffer
 // holds its own header, aligned to 64 bytes: form, bits kept, sums of each output channel.
+// `weight_zero`, [out_channels] or null, is taken from each weight: w_q = weights - weight_zero need not fit int8.
 // `code_span` is q_max - q_min of the activations: it decides how many pairs may be summed in int16.
 DQ_EXPORT int64_t dq_packed_bytes(int32_t isa, int64_t out_channels, int64_t positions, int64_t channels,
-                                  const int8_t* weights, int32_t code_span);
+                                  const int8_t* weights, const int32_t* weight_zero, int32_t code_span);
 DQ_EXPORT void dq_pack_weights(int32_t isa, int64_t out_channels, int64_t positions, int64_t channels,
-                               const int8_t* weights, int32_t code_span, void* packed);
+                               const int8_t* weights, const int32_t* weight_zero, int32_t code_span, void* packed);
 // The form of packed weights in words ("vpdpbusd, int4 in memory"), NUL-terminated; bytes written, or needed.
 DQ_EXPORT int64_t dq_packed_form(const void* packed, char* text, int64_t bytes);
 

@@ -7,6 +7,10 @@
 #include <algorithm>
 #include <cstring>
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 namespace dq {
 namespace {
 
@@ -50,6 +54,8 @@ struct Scratch {
     const uint8_t* rows[kBlockBytes / kLeastGroupBytes * kMaxRows];
     uint8_t zeros[kMaxRows][kBlockBytes / kLeastGroupBytes * 4];
     int32_t weight_sums[kMaxColumns];
+    int32_t weight_zeros[kMaxColumns];
+    uint32_t code_sums[kChunkRows + kMaxRows];
     float weight_scale[kMaxColumns];
     float bias[kMaxColumns];
 };
@@ -59,6 +65,22 @@ int32_t bucket(const dq_int_conv2d_args& g, int32_t sample) { return g.quantizer
 
 int32_t zero_code(const dq_int_conv2d_args& g, int32_t sample) {
     return g.quantizer.zero_point[bucket(g, sample)] - g.quantizer.q_min;
+}
+
+uint32_t sum_bytes(const uint8_t* bytes, int64_t count) {
+    uint32_t sum = 0;
+    int64_t i = 0;
+#if defined(__SSE2__)
+    __m128i wide = _mm_setzero_si128();
+    for (; i + 16 <= count; i += 16) {
+        const __m128i some = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + i));
+        wide = _mm_add_epi64(wide, _mm_sad_epu8(some, _mm_setzero_si128()));
+    }
+    sum = static_cast<uint32_t>(_mm_cvtsi128_si32(wide)) + static_cast<uint32_t>(_mm_extract_epi16(wide, 4)) +
+          (static_cast<uint32_t>(_mm_extract_epi16(wide, 5)) << 16);
+#endif
+    for (; i < count; i++) sum += bytes[i];
+    return sum;
 }
 
 bool within(int64_t at, int64_t size) { return static_cast<uint64_t>(at) < static_cast<uint64_t>(size); }
@@ -141,12 +163,35 @@ void point(const Job& job, Scratch& s, const Row* rows, int tile_rows, int64_t f
 void load_columns(const Job& job, Scratch& s, int64_t panel, int columns) {
     const Packed& packed = *job.packed;
     const dq_epilogue& e = job.args->epilogue;
-    const int32_t* sums = reinterpret_cast<const int32_t*>(reinterpret_cast<const uint8_t*>(&packed) + packed.sums);
+    const uint8_t* bytes = reinterpret_cast<const uint8_t*>(&packed);
+    const int32_t* sums = reinterpret_cast<const int32_t*>(bytes + packed.sums);
+    const int32_t* zeros = reinterpret_cast<const int32_t*>(bytes + packed.zeros);
     const int64_t first = panel * packed.columns;
     for (int i = 0; i < packed.columns; i++) {
         s.weight_sums[i] = sums[first + i];
+        s.weight_zeros[i] = packed.zeros != 0 ? zeros[first + i] : 0;
         s.weight_scale[i] = i < columns && e.weight_scale != nullptr ? e.weight_scale[first + i] : 0.0f;
         s.bias[i] = i < columns && e.bias != nullptr ? e.bias[first + i] : 0.0f;
+    }
+}
+
+// Adds the codes that a tile's rows point to: `bytes` of each position; padding bytes of a pixel are no codes.
+void add_codes(const Scratch& s, int count, int64_t positions, int64_t bytes, bool first, uint32_t* code_sums) {
+    for (int r = 0; r < count; r++) {
+        uint32_t sum = first ? 0 : code_sums[r];
+        for (int64_t p = 0; p < positions; p++) sum += sum_bytes(s.rows[p * count + r], bytes);
+        code_sums[r] = sum;
+    }
+}
+
+// Takes the weights' zero points out of a tile's sums, modulo 2^32: the result fits int32.
+void take_zeros(const Scratch& s, int count, int columns, const uint32_t* code_sums, int32_t* sums) {
+    for (int r = 0; r < count; r++) {
+        for (int n = 0; n < columns; n++) {
+            int32_t& sum = sums[r * columns + n];
+            sum = static_cast<int32_t>(static_cast<uint32_t>(sum) -
+                                       static_cast<uint32_t>(s.weight_zeros[n]) * code_sums[r]);
+        }
     }
 }
 
@@ -229,6 +274,12 @@ void run_task(const Job& job, int64_t panel, int64_t chunk, Scratch& s) {
                 int32_t* sums = s.sums + (first && last ? 0 : (start - row0) * packed.columns);
                 const Multiply m = {s.rows, weights, sums, positions, groups, packed.pairs, first};
                 multiply[count](m);
+                if (packed.zeros != 0) {
+                    uint32_t* code_sums = s.code_sums + (start - row0);
+                    const int64_t bytes = std::min(groups * 4, packed.channels - group * 4);
+                    add_codes(s, count, positions, bytes, first, code_sums);
+                    if (last) take_zeros(s, count, packed.columns, code_sums, sums);
+                }
                 if (last) finish_tile(job, s, start, rows, count, sums, panel, columns);
             }
         }

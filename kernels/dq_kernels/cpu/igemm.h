@@ -20,7 +20,10 @@ enum Form : int32_t {
     kWide = 2   // int8 in memory, widened to int16 in scratch
 };
 
-// Head of packed weights; sums of each column's weights follow at 64 bytes' distance, then the panels.
+// Head of packed weights; sums of each column's weights follow at 64 bytes' distance, then their zero points where
+// there are any, then the panels. With zero points the stored weights are codes w, and what is multiplied is w - zero:
+//     sum c (w - zero) = sum u w - zero * sum u - zero_code * sum (w - zero)        u = c + zero_code
+// so that weights of any zero point take the kernels of bytes, and a sum of the codes of each row besides.
 struct Packed {
     int32_t isa;
     int32_t columns;  // of a panel
@@ -36,6 +39,7 @@ struct Packed {
     int64_t sums;        // bytes from this head to int32 [panels * columns]
     int64_t weights;     // bytes from this head to the first panel
     int64_t step_bytes;  // of one group of one panel, in memory
+    int64_t zeros;       // bytes from this head to int32 [panels * columns], the zero points of the weights; 0: none
 };
 
 // One tile times a part of one panel: adds to (or, first, sets) sums[rows][columns].

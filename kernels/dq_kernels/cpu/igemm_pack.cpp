@@ -26,7 +26,7 @@ int32_t bits_of(int32_t low, int32_t high) {
 }
 
 Packed head_of(int32_t isa, int64_t out_channels, int64_t positions, int64_t channels, const int8_t* weights,
-               int32_t code_span) {
+               const int32_t* weight_zero, int32_t code_span) {
     Packed head = {};
     int32_t low = 0, high = 0;
     for (int64_t i = 0; i < out_channels * positions * channels; i++) {
@@ -47,7 +47,9 @@ Packed head_of(int32_t isa, int64_t out_channels, int64_t positions, int64_t cha
     head.panels = (out_channels + head.columns - 1) / head.columns;
     head.step_bytes = head.columns * (head.form == kInt4 ? 2 : 4);
     head.sums = round_up(sizeof(Packed), 64);
-    head.weights = head.sums + round_up(head.panels * head.columns * 4, 64);
+    const int64_t table = round_up(head.panels * head.columns * 4, 64);
+    head.zeros = weight_zero == nullptr ? 0 : head.sums + table;
+    head.weights = head.sums + (weight_zero == nullptr ? table : 2 * table);
     return head;
 }
 
@@ -72,18 +74,20 @@ void put_weight(const Packed& head, uint8_t* group, int64_t column, int64_t chan
 extern "C" {
 
 int64_t dq_packed_bytes(int32_t isa, int64_t out_channels, int64_t positions, int64_t channels, const int8_t* weights,
-                        int32_t code_span) {
-    return dq::bytes_of(dq::head_of(isa, out_channels, positions, channels, weights, code_span));
+                        const int32_t* weight_zero, int32_t code_span) {
+    return dq::bytes_of(dq::head_of(isa, out_channels, positions, channels, weights, weight_zero, code_span));
 }
 
 void dq_pack_weights(int32_t isa, int64_t out_channels, int64_t positions, int64_t channels, const int8_t* weights,
-                     int32_t code_span, void* packed) {
-    const dq::Packed head = dq::head_of(isa, out_channels, positions, channels, weights, code_span);
+                     const int32_t* weight_zero, int32_t code_span, void* packed) {
+    const dq::Packed head = dq::head_of(isa, out_channels, positions, channels, weights, weight_zero, code_span);
     uint8_t* bytes = static_cast<uint8_t*>(packed);
     std::memset(bytes, 0, static_cast<size_t>(dq::bytes_of(head)));
     std::memcpy(bytes, &head, sizeof(head));
     int32_t* sums = reinterpret_cast<int32_t*>(bytes + head.sums);
+    if (weight_zero != nullptr) std::memcpy(bytes + head.zeros, weight_zero, static_cast<size_t>(out_channels) * 4);
     for (int64_t n = 0; n < out_channels; n++) {
+        if (weight_zero != nullptr) sums[n] -= static_cast<int32_t>(positions * channels) * weight_zero[n];
         const int64_t panel = n / head.columns, column = n % head.columns;
         uint8_t* of_panel = bytes + head.weights + panel * positions * head.groups * head.step_bytes;
         for (int64_t p = 0; p < positions; p++) {

@@ -55,8 +55,8 @@ def library() -> Any:
         "dq_close": (None, [pointer]),
         "dq_run": (i64, [pointer, pointer, i64]),
         "dq_run_timed": (i64, [pointer, pointer, i64, pointer]),
-        "dq_packed_bytes": (i64, [i32, i64, i64, i64, pointer, i32]),
-        "dq_pack_weights": (None, [i32, i64, i64, i64, pointer, i32, pointer]),
+        "dq_packed_bytes": (i64, [i32, i64, i64, i64, pointer, pointer, i32]),
+        "dq_pack_weights": (None, [i32, i64, i64, i64, pointer, pointer, i32, pointer]),
         "dq_packed_form": (i64, [pointer, pointer, i64]),
     }
     try:
@@ -144,19 +144,28 @@ class Context:
         """Run one op."""
         self.run(call_list([(op, args)]))
 
-    def pack(self, weights: NDArray[np.int8], code_span: int) -> NDArray[np.uint8]:
+    def pack(
+        self, weights: NDArray[np.int8], code_span: int, weight_zero: NDArray[np.int32] | None = None
+    ) -> NDArray[np.uint8]:
         """Weights in this context's access order.
 
         Args:
-            weights: int8 w_q, [out_channels, positions, channels] with positions = kh * kw, or 1.
+            weights: int8 [out_channels, positions, channels] with positions = kh * kw, or 1.
             code_span: q_max - q_min of the activations, 1..255.
+            weight_zero: int32 [out_channels], taken from each weight where w_q does not fit int8; None for zeros.
         """
         if weights.dtype != np.int8 or weights.ndim != 3 or not weights.flags.c_contiguous:
             wanted = "contiguous int8 [out_channels, positions, channels]"
             raise KernelInputError(f"weights are {weights.dtype} {weights.shape}, expected {wanted}")
         if not 1 <= code_span <= 255:
             raise KernelInputError(f"code span is {code_span}, expected 1 to 255")
-        shape = (ISAS.index(self.isa), *weights.shape, weights.ctypes.data, code_span)
+        if weight_zero is not None and (weight_zero.dtype != np.int32 or weight_zero.shape != weights.shape[:1]):
+            raise KernelInputError(
+                f"weight zero points are {weight_zero.dtype} {weight_zero.shape}, expected int32 {weights.shape[:1]}"
+            )
+        zeros = None if weight_zero is None else np.ascontiguousarray(weight_zero)
+        address = None if zeros is None else zeros.ctypes.data
+        shape = (ISAS.index(self.isa), *weights.shape, weights.ctypes.data, address, code_span)
         packed = aligned_empty((library().dq_packed_bytes(*shape),), np.uint8)
         library().dq_pack_weights(*shape, packed.ctypes.data)
         return packed

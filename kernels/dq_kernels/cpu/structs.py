@@ -124,7 +124,7 @@ PackedHead = _struct(
     "packed_head",
     [
         *_fields(_I32, "isa columns form pairs bits code_span"),
-        *_fields(_I64, "out_channels positions channels groups panels sums weights step_bytes"),
+        *_fields(_I64, "out_channels positions channels groups panels sums weights step_bytes zeros"),
     ],
 )
 """What packed weights begin with: `Packed` of igemm.h."""

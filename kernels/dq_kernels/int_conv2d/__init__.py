@@ -15,7 +15,14 @@ Ints = NDArray[np.int32]
 
 
 def supports(
-    weights: NDArray[Any], *, q_min: int, q_max: int, zero_point: Any, padded: bool = True, groups: int = 1
+    weights: NDArray[Any],
+    *,
+    q_min: int,
+    q_max: int,
+    zero_point: Any,
+    padded: bool = True,
+    groups: int = 1,
+    weight_zero: Ints | None = None,
 ) -> str:
     """Why the CPU kernel cannot take a convolution, "" where it can.
 
@@ -26,10 +33,12 @@ def supports(
         zero_point: of each step.
         padded: whether a window may leave the image.
         groups: of the convolution.
+        weight_zero: int32 [out_channels], taken from each weight; None for zeros.
     """
     from dq_kernels.int_linear.arguments import unsupported
 
-    return unsupported(weights, q_min=q_min, q_max=q_max, zero_point=zero_point, padded=padded, groups=groups)
+    ends = {"q_min": q_min, "q_max": q_max, "zero_point": zero_point}
+    return unsupported(weights, **ends, padded=padded, groups=groups, weight_zero=weight_zero)
 
 
 def packing_span(*, q_min: int, q_max: int, zero_point: Any, padded: bool = True) -> int:
@@ -58,6 +67,7 @@ def run(
     padding: tuple[int, int] = (0, 0),
     dilation: tuple[int, int] = (1, 1),
     out_size: tuple[int, int] | None = None,
+    weight_zero: Ints | None = None,
     packed: NDArray[np.uint8] | None = None,
 ) -> tuple[Floats, Ints]:
     """Result y and the canonical accumulators, as `reference.int_conv2d` gives them.
@@ -80,6 +90,7 @@ def run(
         padding: above, to the left.
         dilation: down, across.
         out_size: out_height, out_width; None takes the padding for that of the bottom and the right, too.
+        weight_zero: int32 [out_channels], taken from each weight where w_q does not fit int8; None for zeros.
         packed: the weights packed by this context before, to spare packing them.
 
     Raises:
@@ -103,14 +114,15 @@ def run(
         for o, s, p, d, k in zip((out_h, out_w), stride, padding, dilation, weights.shape[1:3], strict=True)
     ]
     padded = max(padding) > 0 or reach[0] >= height or reach[1] >= width
-    reason = supports(weights, q_min=q_min, q_max=q_max, zero_point=zero_point, padded=padded)
+    ends = {"q_min": q_min, "q_max": q_max, "zero_point": zero_point}
+    reason = supports(weights, **ends, padded=padded, weight_zero=weight_zero)
     if reason:
         raise KernelInputError(f"{reason}: use the reference, or another engine, for this layer")
     arguments.check("step", step, np.int32, (batch,))
     codes = arguments.codes_of_pitch(codes, channels)
     if packed is None:
         span = packing_span(q_min=q_min, q_max=q_max, zero_point=zero_point, padded=padded)
-        packed = context.pack(weights.reshape(out_channels, kernel_h * kernel_w, channels), span)
+        packed = context.pack(weights.reshape(out_channels, kernel_h * kernel_w, channels), span, weight_zero)
     extras = {"bias": bias, "row": row, "residual": residual, "previous": previous}
     epilogue, y, accumulators = arguments.epilogue((batch, out_h, out_w, out_channels), weight_scale, extras)
     args = structs.IntConv2dArgs(

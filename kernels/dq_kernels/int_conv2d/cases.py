@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dq_kernels.int_linear.cases import EXTRAS, code_array, epilogue_inputs, quantizer_inputs, weight_array
+from dq_kernels.int_linear.cases import EXTRAS, code_array, epilogue_inputs, quantizer_inputs, weight_array, zero_inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class Case:
         padding: top, left, bottom, right.
         zero: where the zero points lie: "low" (0 codes below), "high", or "mid" (differing by step).
         extreme: every code and weight is at an end of its range, with the signs that give the largest sums.
+        weight_zero: the range of the weights' zero points, None where they have none.
         extras: which of `EXTRAS` the epilogue adds.
         model: the network the shape is from, "" for those of the tests.
     """
@@ -38,6 +39,7 @@ class Case:
     steps: int = 1
     zero: str = "mid"
     extreme: bool = False
+    weight_zero: tuple[int, int] | None = None
     extras: tuple[str, ...] = ("bias",)
     seed: int = 0
     model: str = ""
@@ -72,7 +74,7 @@ class Case:
             "dilation": self.dilation,
             "out_size": self.out_size,
         }
-        return result | window | epilogue_inputs(self, rng, self.out_size)
+        return result | window | epilogue_inputs(self, rng, self.out_size) | zero_inputs(self, rng)
 
 
 _DOWN = (0, 0, 1, 1)
@@ -105,6 +107,43 @@ TEST_CASES = (
     ),
 )
 """Small and awkward ones."""
+
+ZERO_CASES = (
+    Case(
+        name="zeros",
+        batch=3,
+        height=5,
+        width=7,
+        channels=33,
+        out_channels=40,
+        weight_bits=8,
+        steps=3,
+        weight_zero=(-128, 127),
+    ),
+    Case(
+        name="zeros of 4 bits", height=5, width=4, channels=36, out_channels=20, weight_zero=(-140, 135), extras=EXTRAS
+    ),
+    Case(
+        name="zeros, strange window",
+        **{"batch": 3, "height": 9, "width": 11, "channels": 5, "out_channels": 7, "steps": 3, "weight_bits": 8},
+        **{"kernel": (2, 5), "stride": (3, 1), "padding": (1, 4, 0, 2), "dilation": (2, 3)},
+        weight_zero=(-300, 300),
+        extras=EXTRAS,
+    ),
+    Case(
+        name="zeros over many blocks",
+        **{"height": 17, "width": 19, "channels": 530, "out_channels": 36, "weight_bits": 8},
+        weight_zero=(-128, 127),
+    ),
+    Case(
+        name="extreme zeros",
+        **{"height": 5, "width": 5, "channels": 36, "out_channels": 18, "weight_bits": 8},
+        weight_zero=(127, 127),
+        extreme=True,
+        zero="high",
+    ),
+)
+"""Weights with zero points, which the CPU kernels take and the GPU's do not."""
 
 SHAPE_CASES = tuple(
     Case(

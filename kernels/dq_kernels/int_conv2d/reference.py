@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dq_kernels.int_linear.reference import epilogue, product, scale_of, zero_codes
+from dq_kernels.int_linear.reference import centred_weights, epilogue, product, scale_of, zero_codes
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -31,13 +31,14 @@ def int_conv2d(
     padding: tuple[int, int] = (0, 0),
     dilation: tuple[int, int] = (1, 1),
     out_size: tuple[int, int] | None = None,
+    weight_zero: Ints | None = None,
     zero_code_offset: int = 0,
 ) -> tuple[Floats, Ints]:
     """Result y and the canonical accumulators, both [batch, out_height, out_width, out_channels].
 
     Args:
         codes: stored codes [batch, height, width, channels]: c + zero_code, zero_code = z - q_min + zero_code_offset.
-        weights: int8 w_q [out_channels, kernel_h, kernel_w, channels].
+        weights: int8 [out_channels, kernel_h, kernel_w, channels]; w_q, less weight_zero where that is given.
         scale: float32 [steps]; 1 step is a static quantizer.
         zero_point: int32 [steps].
         q_min: smallest code.
@@ -52,6 +53,7 @@ def int_conv2d(
         padding: rows above, columns to the left; c = 0 there, and wherever else the window leaves the image.
         dilation: down, across.
         out_size: out_height, out_width; None takes the padding for that of the bottom and the right, too.
+        weight_zero: int32 [out_channels].
         zero_code_offset: 0 for uint8 codes (CPU), -128 for int8 codes (GPU).
     """
     batch, height, width, channels = codes.shape
@@ -75,6 +77,7 @@ def int_conv2d(
             rows = slice(top, top + (out_h - 1) * stride[0] + 1, stride[0])
             columns = slice(left, left + (out_w - 1) * stride[1] + 1, stride[1])
             windows.append(padded[:, rows, columns])
-    accumulators = product(np.concatenate(windows, axis=-1), weights.reshape(out_channels, -1))
+    q = centred_weights(weights, weight_zero).reshape(out_channels, -1)
+    accumulators = product(np.concatenate(windows, axis=-1), q)
     y = epilogue(accumulators, scale_of(scale, step), weight_scale, bias, row, residual, previous)
     return y, accumulators

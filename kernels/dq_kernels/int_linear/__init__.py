@@ -14,11 +14,11 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 
 
-def supports(weights: NDArray[Any], *, q_min: int, q_max: int, zero_point: Any) -> str:
+def supports(weights: NDArray[Any], *, q_min: int, q_max: int, zero_point: Any, weight_zero: Ints | None = None) -> str:
     """Why the CPU kernel cannot take a layer of integer weights [out_channels, channels], "" where it can."""
     from dq_kernels.int_linear.arguments import unsupported
 
-    return unsupported(weights, q_min=q_min, q_max=q_max, zero_point=zero_point)
+    return unsupported(weights, q_min=q_min, q_max=q_max, zero_point=zero_point, weight_zero=weight_zero)
 
 
 def run(
@@ -36,6 +36,7 @@ def run(
     row: Floats | None = None,
     residual: Floats | None = None,
     previous: Floats | None = None,
+    weight_zero: Ints | None = None,
     packed: NDArray[np.uint8] | None = None,
 ) -> tuple[Floats, Ints]:
     """Result y and the canonical accumulators, as `reference.int_linear` gives them.
@@ -54,6 +55,7 @@ def run(
         row: float32 [batch, out_channels].
         residual: float32 [batch, rows, out_channels].
         previous: float32 [batch, rows, out_channels].
+        weight_zero: int32 [out_channels], taken from each weight where w_q does not fit int8; None for zeros.
         packed: the weights packed by this context before, to spare packing them.
 
     Raises:
@@ -65,14 +67,14 @@ def run(
 
     if codes.ndim != 3 or weights.ndim != 2:
         raise KernelInputError(f"codes are {codes.shape} and weights {weights.shape}, expected 3 and 2 axes")
-    reason = supports(weights, q_min=q_min, q_max=q_max, zero_point=zero_point)
+    reason = supports(weights, q_min=q_min, q_max=q_max, zero_point=zero_point, weight_zero=weight_zero)
     if reason:
         raise KernelInputError(f"{reason}: use the reference, or another engine, for this layer")
     (batch, rows, _), (out_channels, channels) = codes.shape, weights.shape
     arguments.check("step", step, np.int32, (batch,))
     codes = arguments.codes_of_pitch(codes, channels)
     if packed is None:
-        packed = context.pack(weights[:, None, :], q_max - q_min)
+        packed = context.pack(weights[:, None, :], q_max - q_min, weight_zero)
     extras = {"bias": bias, "row": row, "residual": residual, "previous": previous}
     epilogue, y, accumulators = arguments.epilogue((batch, rows, out_channels), weight_scale, extras)
     args = structs.IntLinearArgs(

@@ -12,17 +12,25 @@ from dq_kernels.cpu.library import KernelInputError
 
 
 def unsupported(
-    weights: NDArray[Any], *, q_min: int, q_max: int, zero_point: Any, padded: bool = False, groups: int = 1
+    weights: NDArray[Any],
+    *,
+    q_min: int,
+    q_max: int,
+    zero_point: Any,
+    padded: bool = False,
+    groups: int = 1,
+    weight_zero: NDArray[np.int32] | None = None,
 ) -> str:
     """Why the kernel cannot take this layer, "" where it can.
 
     Args:
-        weights: integers w_q [out_channels, ..., channels].
+        weights: integers [out_channels, ..., channels]; w_q, less weight_zero where that is given.
         q_min: smallest activation code.
         q_max: largest activation code.
         zero_point: of each step.
         padded: whether a window may leave the image, so that zero codes are stored.
         groups: of the convolution.
+        weight_zero: int32 [out_channels], taken from each weight; None for zeros.
     """
     if groups != 1:
         return f"the convolution has {groups} groups, the kernel takes 1"
@@ -34,6 +42,10 @@ def unsupported(
     zero_code = np.asarray(zero_point, np.int64) - q_min
     if padded and (zero_code.min() < 0 or zero_code.max() > 255):
         return f"zero codes are {zero_code.min()}..{zero_code.max()}, padding takes 0..255"
+    if weight_zero is not None and weights.size:
+        rows = weights.reshape(len(weights), -1)
+        zero = weight_zero.astype(np.int64)
+        low, high = int((rows.min(axis=1) - zero).min()), int((rows.max(axis=1) - zero).max())
     length = weights[0].size if len(weights) else 0
     largest = int(max(np.abs(zero_code).max(), np.abs(q_max - q_min - zero_code).max()))
     if length * largest * max(-low, high) >= 2**31:

@@ -18,6 +18,7 @@ class Case:
         name: unique.
         zero: where the zero points lie: "low" (0 codes below), "high", or "mid" (differing by step).
         extreme: every code and weight is at an end of its range, with the signs that give the largest sums.
+        weight_zero: the range of the weights' zero points, None where they have none.
         extras: which of `EXTRAS` the epilogue adds.
         model: the network the shape is from, "" for those of the tests.
     """
@@ -32,6 +33,7 @@ class Case:
     steps: int = 1
     zero: str = "mid"
     extreme: bool = False
+    weight_zero: tuple[int, int] | None = None
     extras: tuple[str, ...] = ("bias",)
     seed: int = 0
     model: str = ""
@@ -49,7 +51,7 @@ class Case:
             self, rng, (self.batch, self.rows, self.channels), result["q_max"] - result["q_min"]
         )
         result["weights"] = weight_array(self, rng, (self.out_channels, self.channels))
-        return result | epilogue_inputs(self, rng, (self.rows,))
+        return result | epilogue_inputs(self, rng, (self.rows,)) | zero_inputs(self, rng)
 
 
 def quantizer_inputs(case: Any, rng: np.random.Generator) -> dict[str, Any]:
@@ -81,6 +83,14 @@ def weight_array(case: Any, rng: np.random.Generator, shape: tuple[int, ...]) ->
     return np.ascontiguousarray(np.broadcast_to(ends, shape)).astype(np.int8)
 
 
+def zero_inputs(case: Any, rng: np.random.Generator) -> dict[str, Any]:
+    """weight_zero of a case that has it."""
+    if case.weight_zero is None:
+        return {}
+    low, high = case.weight_zero
+    return {"weight_zero": rng.integers(low, high + 1, case.out_channels).astype(np.int32)}
+
+
 def epilogue_inputs(case: Any, rng: np.random.Generator, pixels: tuple[int, ...]) -> dict[str, Any]:
     """weight_scale and the extras of a case, None for those it has not."""
     full = (case.batch, *pixels, case.out_channels)
@@ -109,6 +119,27 @@ TEST_CASES = (
     ),
 )
 """Small and awkward ones."""
+
+ZERO_CASES = (
+    Case(name="zeros", batch=2, rows=19, channels=70, out_channels=33, weight_bits=8, steps=4, weight_zero=(-128, 127)),
+    Case(name="zeros of one", channels=1, out_channels=1, weight_bits=8, weight_zero=(300, 300), extras=EXTRAS),
+    Case(name="zeros of 4 bits", rows=9, channels=33, out_channels=40, weight_zero=(-140, 135), extras=EXTRAS, seed=1),
+    Case(name="far zeros", rows=7, channels=300, out_channels=34, weight_bits=8, weight_zero=(-9000, 9000), seed=2),
+    Case(
+        name="extreme zeros",
+        **{"rows": 7, "channels": 300, "out_channels": 34, "weight_bits": 8},
+        weight_zero=(127, 127),
+        extreme=True,
+        zero="low",
+    ),
+    Case(
+        name="many rows, zeros",
+        **{"batch": 2, "rows": 261, "channels": 1030, "out_channels": 70, "weight_bits": 8, "steps": 2},
+        weight_zero=(-200, 200),
+        seed=3,
+    ),
+)
+"""Weights with zero points, which the CPU kernels take and the GPU's do not."""
 
 SHAPE_CASES = tuple(
     Case(name=f"{model} {rows}x{channels}->{out}", rows=rows, channels=channels, out_channels=out, model=model, seed=11)

@@ -25,13 +25,14 @@ def int_linear(
     row: Floats | None = None,
     residual: Floats | None = None,
     previous: Floats | None = None,
+    weight_zero: Ints | None = None,
     zero_code_offset: int = 0,
 ) -> tuple[Floats, Ints]:
     """Result y and the canonical accumulators A = sum of c * w_q, both [batch, rows, out_channels].
 
     Args:
         codes: stored codes [batch, rows, channels]: c + zero_code, with zero_code = z - q_min + zero_code_offset.
-        weights: int8 w_q [out_channels, channels].
+        weights: int8 [out_channels, channels]; w_q, less weight_zero where that is given.
         scale: float32 [steps]; 1 step is a static quantizer.
         zero_point: int32 [steps].
         q_min: smallest code.
@@ -42,11 +43,12 @@ def int_linear(
         row: float32 [batch, out_channels], added to every row of a sample.
         residual: float32 [batch, rows, out_channels].
         previous: float32 [batch, rows, out_channels], the sum of the parts before this one.
+        weight_zero: int32 [out_channels].
         zero_code_offset: 0 for uint8 codes (CPU), -128 for int8 codes (GPU).
     """
     zero_code = zero_codes(zero_point, q_min, step, zero_code_offset)
     centred = codes.astype(np.int64) - zero_code[:, None, None]
-    accumulators = product(centred, weights)
+    accumulators = product(centred, centred_weights(weights, weight_zero))
     y = epilogue(accumulators, scale_of(scale, step), weight_scale, bias, row, residual, previous)
     return y, accumulators
 
@@ -57,12 +59,20 @@ def zero_codes(zero_point: Ints, q_min: int, step: Ints, zero_code_offset: int) 
     return of_step[np.zeros_like(step) if len(of_step) == 1 else step]
 
 
+def centred_weights(weights: NDArray[np.int8], weight_zero: Ints | None) -> NDArray[Any]:
+    """w_q [out_channels, ...]."""
+    if weight_zero is None:
+        return weights
+    wide: NDArray[Any] = weights.astype(np.int64) - weight_zero.reshape((-1,) + (1,) * (weights.ndim - 1))
+    return wide
+
+
 def scale_of(scale: Floats, step: Ints) -> Floats:
     """Activation scale of each sample, float32 [batch]."""
     return scale[np.zeros_like(step) if len(scale) == 1 else step]
 
 
-def product(centred: NDArray[np.int64], weights: NDArray[np.int8]) -> Ints:
+def product(centred: NDArray[np.int64], weights: NDArray[Any]) -> Ints:
     """Exact integer product over the last axis; float64 holds every sum below 2^53 without rounding."""
     sums = centred.astype(np.float64) @ weights.astype(np.float64).T
     return sums.astype(np.int64).astype(np.int32)

@@ -10,7 +10,7 @@ import torch
 from dq_kernels.cpu.library import KernelInputError, packed_form
 from dq_kernels.cpu.structs import ISAS
 from dq_kernels.int_conv2d import packing_span, run, supports
-from dq_kernels.int_conv2d.cases import SHAPE_CASES, TEST_CASES, Case
+from dq_kernels.int_conv2d.cases import SHAPE_CASES, TEST_CASES, ZERO_CASES, Case
 from dq_kernels.int_conv2d.reference import int_conv2d
 from dq_kernels.int_linear.cases import EXTRAS
 from hypothesis import given, settings
@@ -48,7 +48,7 @@ def test_int8_codes_give_the_same_reference(case):
     np.testing.assert_array_equal(y, int_conv2d(**inputs)[0])
 
 
-@pytest.mark.parametrize("case", TEST_CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [*TEST_CASES, *ZERO_CASES], ids=lambda c: c.name)
 def test_a_case_equals_the_reference(each_context, case):
     assert_equals_reference(each_context, case)
 
@@ -75,6 +75,7 @@ pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
         steps=st.integers(1, 3),
         zero=st.sampled_from(("low", "mid", "high")),
         extreme=st.booleans(),
+        weight_zero=st.sampled_from((None, (-128, 127), (-500, 500))),
         extras=st.sets(st.sampled_from(EXTRAS)).map(tuple),
         seed=st.integers(0, 1000),
     )

@@ -9,7 +9,7 @@ import pytest
 from dq_kernels.cpu.library import KernelInputError, packed_form
 from dq_kernels.cpu.structs import ISAS, Epilogue, IntLinearArgs, Quantizer
 from dq_kernels.int_linear import run, supports
-from dq_kernels.int_linear.cases import EXTRAS, SHAPE_CASES, TEST_CASES, Case
+from dq_kernels.int_linear.cases import EXTRAS, SHAPE_CASES, TEST_CASES, ZERO_CASES, Case
 from dq_kernels.int_linear.reference import int_linear
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,7 +25,7 @@ def assert_equals_reference(context, case, **changed):
     np.testing.assert_array_equal(y.view(np.int32), y_ref.view(np.int32))
 
 
-@pytest.mark.parametrize("case", TEST_CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [*TEST_CASES, *ZERO_CASES], ids=lambda c: c.name)
 def test_a_case_equals_the_reference(each_context, case):
     assert_equals_reference(each_context, case)
 
@@ -44,6 +44,7 @@ def test_a_case_equals_the_reference(each_context, case):
         steps=st.integers(1, 4),
         zero=st.sampled_from(("low", "mid", "high")),
         extreme=st.booleans(),
+        weight_zero=st.sampled_from((None, (-128, 127), (-500, 500))),
         extras=st.sets(st.sampled_from(EXTRAS)).map(tuple),
         seed=st.integers(0, 1000),
     )
