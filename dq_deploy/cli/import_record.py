@@ -70,6 +70,8 @@ def summary_of(record: Record, out: Path, *, seconds: float) -> dict[str, Any]:
         "split_layers": sum(len(layer.parts) > 1 for layer in record.layers.values()),
         "kept_float": {why: names for h in history for why, names in h.get("kept_float", {}).items()},
         "attention_quantizers": [name for h in history for name in h.get("attention_quantizers", ())],
+        "attention_quantizers_kept": sum(len(own.tables) for own in record.attention.values()),
+        "attention_reasons": [why for h in history if h.get("stage") == "left out" for why in h["reasons"]],
         "changed_parameters": [name for h in history for name in h.get("changed", ())],
         "elected_channel_factors": {
             name: counts for h in history for name, counts in h.get("changed_of_entries", {}).items()
@@ -97,8 +99,11 @@ def _print(summary: dict[str, Any]) -> None:
     for reason, names in summary["kept_float"].items():
         print(f"float, {len(names)} layers: {reason}: {_few(names)}")
     products = summary["attention_quantizers"]
+    if kept := summary["attention_quantizers_kept"]:
+        print(f"kept, {kept} quantizers of attention products; no engine runs them yet, the products are float")
     if products:
-        print(f"left out, {len(products)} quantizers of attention products, which run in float: {_few(products)}")
+        why = "; ".join(summary["attention_reasons"][:2])
+        print(f"left out, {len(products)} quantizers of attention products ({why}): {_few(products)}")
     for name, (changed, entries) in summary["elected_channel_factors"].items():
         print(f"elected one power-of-two factor a channel for {name}: {changed} of {entries} entries changed")
 

@@ -180,7 +180,8 @@ def _record(
         {"stage": "layers", "kept_float": assembled.kept_float},
     ]
     if model.dropped:
-        history.append({"stage": "left out", "attention_quantizers": list(model.dropped)})
+        reasons = {why: [n for n, w in model.dropped.items() if w == why] for why in model.dropped.values()}
+        history.append({"stage": "left out", "attention_quantizers": list(model.dropped), "reasons": reasons})
     if assembled.votes:
         history.append({"stage": "elected channel factors", "changed_of_entries": assembled.votes})
     architecture = network.architecture
@@ -194,6 +195,7 @@ def _record(
         step_edges=model.step_edges,
         float_parameters={key: np.array(value) for key, value in assembled.parameters.items()},
         model_config=architecture.config,
+        attention=model.attention,
         call=models.call_of(architecture.config),
         scheduler_config=floats.scheduler_config if settings.scheduler is None else dict(settings.scheduler),
         provenance={

@@ -43,7 +43,7 @@ def read(source: Source) -> ForeignModel:
         state=source.float_state,
         layers=layers,
         floats=floats,
-        dropped=(),
+        dropped={},
         timesteps=starts.astype(np.float32),
         step_edges=starts[1:].astype(np.float32),
         notes=({"stage": "sets of timesteps", "sets": SETS, "timesteps_each": WIDTH},),

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from dq_deploy.numerics import F32, I32
 from dq_deploy.readers.tensors import Array
+from dq_deploy.record import AttentionQuantizers
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,16 +81,18 @@ class ForeignModel:
         state: every float parameter by the source's key.
         layers: layers with a quantized weight, by path.
         floats: layers that the source leaves float, by path, with the reason.
-        dropped: quantizers that have no place in an integer layer, by name.
+        dropped: quantizers of attention that the record does not keep, with the reason, by the source's name.
         timesteps: [T] float32, rising.
         step_edges: [T-1] float32.
         notes: for the history, JSON values.
+        attention: quantizers of attention's products, by diffusers path, tables in the order of rising timesteps.
     """
 
     state: Mapping[str, Array]
     layers: Mapping[str, ForeignLayer]
     floats: Mapping[str, str]
-    dropped: tuple[str, ...]
+    dropped: Mapping[str, str]
     timesteps: F32
     step_edges: F32
     notes: tuple[Mapping[str, Any], ...] = field(default_factory=tuple)
+    attention: Mapping[str, AttentionQuantizers] = field(default_factory=dict)

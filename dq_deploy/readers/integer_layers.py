@@ -101,7 +101,7 @@ def convert(
     codes = [_codes(piece, part, layer.weight_bits) for piece, part in zip(_pieces(layer), layer.parts, strict=True)]
     _check_bits(layer, codes)
     factors = [part.masks for part in layer.parts]
-    reason = layer.float_reason or next((r for c in codes if (r := _no_int8(c))), "")
+    reason = layer.float_reason
     if not reason and masks != "vote" and any(f is not None and differ_by_step(f) for f in factors):
         reason = "its power-of-two channel factors differ by step, which an integer layer cannot express"
     if reason:
@@ -151,13 +151,6 @@ def check_activations(layers: Mapping[str, ForeignLayer]) -> None:
                 f"settings: activation zero points reach {largest}, expected up to about {levels} at {bits} bits; "
                 "correct activation_bits or layer_bits"
             )
-
-
-def _no_int8(codes: _Codes) -> str:
-    low, high = int(codes.q.min()), int(codes.q.max())
-    if low >= -128 and high <= 127:
-        return ""
-    return f"weight codes less their zero point span [{low}, {high}], which int8 does not hold"
 
 
 def _layer(

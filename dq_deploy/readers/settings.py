@@ -23,6 +23,7 @@ class Settings:
         weight_bits: 2 to 8.
         activation_bits: 2 to 8.
         symmetric_activations: whether activation codes are signed around zero.
+        softmax_bits: of the quantizers behind the softmax, 2 to 16; None leaves those out.
         layer_bits: other bits of single layers, `{path: {"weight": b, "activation": b}}`.
         float_layers: layers that run in float whatever the file holds.
         splits: channels of the first half, where the file and the network do not tell.
@@ -36,6 +37,7 @@ class Settings:
     weight_bits: int
     activation_bits: int
     symmetric_activations: bool = False
+    softmax_bits: int | None = None
     layer_bits: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     float_layers: tuple[str, ...] = ()
     splits: Mapping[str, int] = field(default_factory=dict)
@@ -47,6 +49,8 @@ class Settings:
         """Check what can be checked without the file."""
         for name in ("weight_bits", "activation_bits"):
             _check_bits(name, getattr(self, name))
+        if self.softmax_bits is not None:
+            _check_bits("softmax_bits", self.softmax_bits, most=16)
         for layer, bits in self.layer_bits.items():
             if not isinstance(bits, Mapping) or not bits or set(bits) - {"weight", "activation"}:
                 raise OptionError(
@@ -72,12 +76,12 @@ class Settings:
         return own.get("weight", self.weight_bits), own.get("activation", self.activation_bits)
 
 
-def _check_bits(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 2 <= value <= 8:
-        raise OptionError(f"settings: {name} is {short(value)}, expected a whole number from 2 to 8")
+def _check_bits(name: str, value: Any, *, most: int = 8) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 2 <= value <= most:
+        raise OptionError(f"settings: {name} is {short(value)}, expected a whole number from 2 to {most}")
 
 
-_PLAIN = ("weight_bits", "activation_bits", "symmetric_activations")
+_PLAIN = ("weight_bits", "activation_bits", "symmetric_activations", "softmax_bits")
 _LISTS = ("float_layers", "timesteps", "step_edges")
 _MAPS = ("layer_bits", "splits", "scheduler")
 KEYS = ("architecture", *_PLAIN, *_LISTS, *_MAPS)

@@ -56,6 +56,10 @@ class Tensors:
             raise FileProblemError(f"{self.source}: {name} holds NaN or infinity, expected finite numbers")
         return value
 
+    def set_aside(self, prefix: str) -> None:
+        """Count every tensor under a prefix as asked for, whatever it holds."""
+        self._asked |= {name for name in self._values if name.startswith(prefix)}
+
     def maybe(self, name: str) -> Array | None:
         """The tensor of this name, or None where there is none."""
         return self.take(name) if name in self._values else None

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dq_deploy.errors import FileProblemError
 from dq_deploy.numerics import F32, I32
 from dq_deploy.readers.architecture import float_state
+from dq_deploy.readers.attention_quantizers import Names, by_time, read_attention
 from dq_deploy.readers.foreign import ForeignLayer, ForeignModel, ForeignPart
 from dq_deploy.readers.quantizer_tensors import Source, halves, positive, tables_by_time, weight_tables, whole
 from dq_deploy.readers.tensors import Array, Tensors, few
 
 PREFIX = "model."
-_PRODUCTS = re.compile(r".*\.act_quantizer_[qkvw]\.\w+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +71,12 @@ def read_wrapped(
             layer = _layer(tensors, path, state, source, layout, bits_of, float_reasons.get(path, ""))
             counts |= {len(part.act_delta) for part in layer.parts}
             layers[path] = layer
-    times, edges, layers = _by_time(layers, counts, source)
-    dropped = tuple(sorted({n.rpartition(".")[0] for n in tensors.unasked() if _PRODUCTS.fullmatch(n)}))
-    unknown = [
-        n for n in tensors.unasked() if not _PRODUCTS.fullmatch(n) and n.rpartition(".")[2] not in layout.ignored
-    ]
+    steps = _steps_of(counts, source)
+    names = Names(scale=layout.table_names[0], zero_point=layout.table_names[1], signed=layout.signed)
+    attention, dropped = read_attention(tensors, source, names, one_table=layout.one_table, steps=steps)
+    times, edges, order = tables_by_time(source, count=steps)
+    layers = {path: _in_order(layer, order) for path, layer in layers.items()} if steps > 1 else layers
+    unknown = [n for n in tensors.unasked() if n.rpartition(".")[2] not in layout.ignored]
     if unknown:
         raise FileProblemError(
             f"{source.name} has {few(unknown)}, which {source.architecture.family} has no place for; "
@@ -90,6 +90,7 @@ def read_wrapped(
         timesteps=times,
         step_edges=edges,
         notes=(_compared(source, state, layout),),
+        attention=by_time(attention, np.asarray(order) if steps > 1 else None),
     )
 
 
@@ -217,28 +218,21 @@ def step_table(value: Array, what: str) -> Array:
     return value.reshape(-1)
 
 
-def _by_time(
-    layers: dict[str, ForeignLayer], counts: set[int], source: Source
-) -> tuple[F32, F32, dict[str, ForeignLayer]]:
-    """The layers with their tables in the order of rising timesteps."""
-    from dataclasses import replace
-
+def _steps_of(counts: set[int], source: Source) -> int:
+    """Entries of the layers' tables; 1 where all are static."""
     lengths = sorted(counts - {1}) or [1]
     if len(lengths) > 1:
         raise FileProblemError(f"{source.name} has activation tables of {lengths} steps, expected one number of steps")
-    times, edges, order = tables_by_time(source, count=lengths[0])
-    if lengths[0] == 1:
-        return times, edges, layers
-    sorted_layers = {}
-    for path, layer in layers.items():
-        parts = tuple(
-            replace(p, act_delta=p.act_delta[order], act_zero_point=p.act_zero_point[order])
-            if len(p.act_delta) > 1
-            else p
-            for p in layer.parts
-        )
-        sorted_layers[path] = replace(layer, parts=parts)
-    return times, edges, sorted_layers
+    return lengths[0]
+
+
+def _in_order(layer: ForeignLayer, order: Sequence[int]) -> ForeignLayer:
+    """The layer with its tables in the order of rising timesteps."""
+    parts = tuple(
+        replace(p, act_delta=p.act_delta[order], act_zero_point=p.act_zero_point[order]) if len(p.act_delta) > 1 else p
+        for p in layer.parts
+    )
+    return replace(layer, parts=parts)
 
 
 def _compared(source: Source, state: dict[str, Array], layout: Layout) -> dict[str, object]:

@@ -19,6 +19,7 @@ from tests.readers.foreign_files import (
     LDM,
     LDM_TEXT,
     dmq,
+    fake_weight,
     foreign,
     save_checkpoint,
     save_float,
@@ -231,14 +232,74 @@ def test_the_float_model_may_be_a_diffusers_folder(tmp_path):
         )
 
 
-def test_weights_beyond_int8_stay_float_and_are_named(tmp_path):
+def test_weights_beyond_int8_are_integer_layers_with_their_zero_points(tmp_path):
     model, held, _ = small()
     content = {key: value.copy() for key, value in held.items()}
-    content["model.conv_in.weight_quantizer.zero_point"] += 200
-    content["model.conv_in.weight_quantizer.zero_point"][0] = 35  # a one-sided channel: legal
+    zero = content["model.conv_in.weight_quantizer.zero_point"]
+    zero += 200
+    zero[0] = 35  # a one-sided channel: legal
     record = imported(tmp_path, "q-diffusion", model, content)
-    assert list(reasons(record).values()) == [["conv_in"]]
-    assert next(iter(reasons(record))).startswith("weight codes less their zero point span [-")
+    assert reasons(record) == {}
+    part = record.layers["conv_in"].parts[0]
+    assert not part.fits_int8
+    np.testing.assert_array_equal(part.w_zero_point[0], zero.reshape(-1) - 8)
+    weight = fake_weight(model.state["conv_in.weight"], quantizer_of(content, "conv_in"), 4)
+    mine = part.q_weight(0).astype(np.float32) * part.weight_scale[0].reshape(-1, 1, 1, 1)
+    np.testing.assert_array_equal(mine, weight)
+
+
+def test_weights_whose_sums_leave_int32_stay_float_and_are_named(tmp_path):
+    model, held, _ = small()
+    content = {key: value.copy() for key, value in held.items()}
+    content["model.mid.block_1.conv1.weight_quantizer.zero_point"] += 2**20 - 1000
+    record = imported(tmp_path, "q-diffusion", model, content)
+    assert list(reasons(record).values()) == [["mid_block.resnets.0.conv1"]]
+    assert "reaches 2^31" in next(iter(reasons(record)))
+
+
+def quantizer_of(content, path):
+    prefix = f"model.{path}.weight_quantizer."
+    return {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
+
+
+def attention_tables(content, prefix, scale="delta", zero="zero_point", *, steps=None, largest=255):
+    """Quantizers of the products of one attention; with steps, tables along an axis, as QuEST stores them."""
+    rng = np.random.default_rng(0)
+    for name in ("q", "k", "v", "w"):
+        values = rng.uniform(0.01, 0.1, steps or 1).astype(np.float32), rng.integers(0, largest + 1, steps or 1)
+        for what, value in ((scale, values[0]), (zero, values[1].astype(np.float32))):
+            full = value.reshape(()) if steps is None else np.broadcast_to(value[:, None, None], (steps, 1, 4)).copy()
+            content[f"{prefix.format('qkv' if name in 'qk' else 'smv')}.act_quantizer_{name}.{what}"] = full
+    return content
+
+
+def test_attention_quantizers_are_kept_by_their_diffusers_name_and_role(tmp_path):
+    model = ddim(softmax_bits=16)
+    content = attention_tables(dict(wrapped(model)[0]), "model.mid.attn_1")
+    record = imported(tmp_path, "q-diffusion", model, content)
+    own = record.attention["mid_block.attentions.0"]
+    assert set(own.tables) == {"q", "k", "v", "p"}
+    assert (own.tables["p"].bits, own.tables["p"].q_max, own.tables["q"].bits) == (16, 2**16 - 1, 8)
+    for role, name in (("q", "q"), ("p", "w")):
+        key = f"model.mid.attn_1.act_quantizer_{name}"
+        assert own.tables[role].scale == content[f"{key}.delta"]
+        assert own.tables[role].zero_point == content[f"{key}.zero_point"]
+
+
+def test_attention_tables_come_in_rising_timesteps_and_without_softmax_bits_p_is_left_out(tmp_path):
+    model = ldm(timesteps=tuple(STEPS), symmetric_activations=True)
+    content, _ = wrapped(model, steps=3, lists=True, splits=False)
+    prefix = "model.middle_block.1.attention.{}_matmul"
+    attention_tables(content, prefix, "delta_list", "zero_point_list", steps=3, largest=0)
+    record = imported(tmp_path, "quest", model, content)
+    table = record.attention["mid_block.attentions.0"].tables["q"]
+    key = "model.middle_block.1.attention.qkv_matmul.act_quantizer_q.delta_list"
+    np.testing.assert_array_equal(table.scale, content[key][::-1, 0, 0])
+    assert (table.q_min, table.q_max) == (-128, 127)
+    assert set(record.attention["mid_block.attentions.0"].tables) == {"q", "k", "v"}
+    note = next(h for h in record.provenance["history"] if h.get("stage") == "left out")
+    assert note["attention_quantizers"] == ["middle_block.1.attention.smv_matmul.act_quantizer_w"]
+    assert list(note["reasons"]) == ["the settings do not give softmax_bits"]
 
 
 BAD = [
