@@ -130,6 +130,17 @@ class StepTables:
         node = ir.Node("", "Split", [rows], attributes, outputs=outputs, name=f"dq/steps/{name}/split")
         self._graph.insert_before(self._first, node)
 
+    def _comparison(self, b: Builder, column: ir.Value) -> tuple[str, list[ir.Value]]:
+        """Operator and operands that say which edges each timestep has reached, bool [B, T-1].
+
+        One bucket has no edge: OpenVINO 2026.4 reads a constant without elements as one zero, which every timestep
+        reaches. An edge beyond infinity stands for none.
+        """
+        kind, edges = "GreaterOrEqual", self._edges
+        if len(edges) == 0:
+            kind, edges = "Greater", np.array([np.inf], np.float32)
+        return kind, [column, b.tensor(ir.tensor(edges.reshape(1, -1), name="dq/steps/edges"))]
+
     def _bucket(self, b: Builder) -> ir.Value:
         timestep = next((v for v in self._graph.inputs if v.name == TIMESTEP), None)
         if timestep is None:
@@ -138,8 +149,7 @@ class StepTables:
         if self._shared:
             value = b.op("Slice", [value, b.constant(np.array([0]), "zero"), b.constant(np.array([1]), "one")], "first")
         column = b.op("Unsqueeze", [value, b.constant(np.array([1]), "axis")], "column")
-        edges = b.tensor(ir.tensor(self._edges.reshape(1, -1), name="dq/steps/edges"))
-        passed = b.op("GreaterOrEqual", [column, edges], "passed")
+        passed = b.op(*self._comparison(b, column), "passed")
         counted = b.op("Cast", [passed], "passed_count", attributes={"to": int(ir.DataType.INT32)})
         total = b.op("ReduceSum", [counted, b.constant(np.array([1]), "axis")], "total", attributes={"keepdims": 0})
         return b.op("Cast", [total], "bucket", attributes={"to": int(ir.DataType.INT64)}, dtype=ir.DataType.INT64)

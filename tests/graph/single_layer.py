@@ -157,10 +157,10 @@ class EngineRun:
     entry: dict
 
 
-def run_integer(layer: Layer, x: np.ndarray, timestep: np.ndarray, layers_pass_of) -> EngineRun:
+def run_integer(layer: Layer, x: np.ndarray, timestep: np.ndarray, layers_pass_of, steps: int = 3) -> EngineRun:
     """Apply a layer pass to the float graph and run it with the codes and accumulators as extra outputs."""
     size = x.shape[2:] if layer.kind == "conv2d" else x.shape[1:-1]
-    layers = layers_pass_of(record_of(layer))
+    layers = layers_pass_of(record_of(layer, steps))
     model = run_passes(float_model(layer, size), [layers, RemoveUnused()]).model
     entry = layers.entries[0]
     proto = ir.to_proto(model)
@@ -176,9 +176,11 @@ def run_integer(layer: Layer, x: np.ndarray, timestep: np.ndarray, layers_pass_o
     return EngineRun(values=dict(zip(outputs, values, strict=True)), entry=entry)
 
 
-def assert_codes_and_accumulators_equal(layer: Layer, x: np.ndarray, timestep: np.ndarray, run: EngineRun) -> None:
+def assert_codes_and_accumulators_equal(
+    layer: Layer, x: np.ndarray, timestep: np.ndarray, run: EngineRun, steps: int = 3
+) -> None:
     """Bit for bit against numerics; prints the first bad coordinate through numpy's own message."""
-    step = numerics.step_bucket(timestep, record_of(layer).step_edges)
+    step = numerics.step_bucket(timestep, record_of(layer, steps).step_edges)
     expected = numerics.integer_layer(layer, x, step)
     for index, part in enumerate(run.entry["parts"]):
         codes = run.values[part["codes"]].astype(np.int64)

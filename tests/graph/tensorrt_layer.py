@@ -16,18 +16,18 @@ from dq_deploy.verify.twin_products import twin_nodes
 from tests.graph.single_layer import EngineRun, float_model, record_of
 
 
-def tensorrt_model(layer, size, *, conv="gemm", float_type="float32"):
+def tensorrt_model(layer, size, *, conv="gemm", float_type="float32", steps=3):
     """The layer's graph as a proto, and its manifest entry."""
-    layers = TensorRtLayers(record_of(layer), conv=conv, pixels_as_rows=True)
+    layers = TensorRtLayers(record_of(layer, steps), conv=conv, pixels_as_rows=True)
     types = FloatTypes(float_type, {}, layers.entries)
     model = run_passes(float_model(layer, size), [layers, RemoveUnused(), types, RemoveUnused()]).model
     return ir.to_proto(model), layers.entries[0]
 
 
-def run_tensorrt(layer, x, timestep, *, conv="gemm", float_type="float32") -> EngineRun:
+def run_tensorrt(layer, x, timestep, *, conv="gemm", float_type="float32", steps=3) -> EngineRun:
     """Run it with its codes and the twins of its products as extra outputs."""
     size = x.shape[2:] if layer.kind == "conv2d" else x.shape[1:-1]
-    proto, entry = tensorrt_model(layer, size, conv=conv, float_type=float_type)
+    proto, entry = tensorrt_model(layer, size, conv=conv, float_type=float_type, steps=steps)
     nodes = {node.name: node for node in proto.graph.node}
     for part in entry["parts"]:
         proto.graph.node.extend(twin_nodes(part, nodes[part["node"]]))
@@ -50,10 +50,10 @@ def without_border(codes, padding):
     return codes[:, :, top : codes.shape[2] - bottom, left : codes.shape[3] - right], codes[:, :, ~inside]
 
 
-def check(layer, x, timestep, *, conv="gemm", output=True) -> EngineRun:
+def check(layer, x, timestep, *, conv="gemm", output=True, steps=3) -> EngineRun:
     """Codes and accumulators bit for bit; the float output within what a float sum of the product may be off by."""
-    run = run_tensorrt(layer, x, timestep, conv=conv)
-    step = numerics.step_bucket(timestep, record_of(layer).step_edges)
+    run = run_tensorrt(layer, x, timestep, conv=conv, steps=steps)
+    step = numerics.step_bucket(timestep, record_of(layer, steps).step_edges)
     expected = numerics.integer_layer(layer, x, step)
     for index, part in enumerate(run.entry["parts"]):
         held = run.values[part["codes"]]
