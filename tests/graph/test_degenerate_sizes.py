@@ -1,4 +1,4 @@
-"""Sizes of one: a single bucket, channel, pixel, token or group gives what the numerics give, in every target's form."""
+"""Sizes of one: a single bucket, channel, pixel, token or group gives what the numerics give on every target."""
 
 from __future__ import annotations
 
