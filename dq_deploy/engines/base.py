@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from dq_deploy.engines.turns import Turns
 from dq_deploy.errors import InputError, NonFiniteError
 from dq_deploy.numerics import step_bucket
 
@@ -31,9 +32,13 @@ class Runner(ABC):
     """Runs one engine.
 
     Inputs are checked before they reach the engine: names, dtypes, shapes, one batch size, finite numbers, labels in
-    range and, where the engine takes one step a batch, a common step bucket. Outputs are checked for NaN and infinity.
+    range and, where the engine takes one step a batch, a common step bucket. Outputs are checked for NaN and infinity,
+    and belong to the caller. Threads may share a runner; whoever closes it waits for those that still run it.
 
     Attributes:
+        engine: its name.
+        side_by_side: whether the engine runs several threads at once; else they follow one another.
+        forkable: whether a forked child may go on using it.
         manifest: what the exporter said of the engine, or None.
         inputs: specifications in the engine's order.
         outputs: likewise.
@@ -43,6 +48,8 @@ class Runner(ABC):
     """
 
     engine: str
+    side_by_side = False
+    forkable = True
 
     def __init__(self, manifest: Mapping[str, Any] | None, *, finite_check: bool) -> None:
         self.manifest = manifest
@@ -51,14 +58,34 @@ class Runner(ABC):
         self.runs = 0
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
+        self._turns = Turns(self.engine, side_by_side=self.side_by_side)
 
     @abstractmethod
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Run checked inputs."""
+        """Run checked inputs; the arrays it gives are nobody else's."""
 
     @abstractmethod
+    def _free(self) -> None:
+        """Free the engine, which no thread is using."""
+
     def close(self) -> None:
-        """Free the engine."""
+        """Free the engine when no other thread runs it any more; a second call does nothing."""
+        if self._turns.close() and (self.forkable or not self._turns.forked):
+            self._free()
+
+    def using(self) -> Turns:
+        """A context manager around every use of the engine.
+
+        Raises:
+            InputError: this process is a fork of the one that opened the engine, which cannot follow; when entered,
+                that the engine is closed.
+        """
+        if self._turns.forked and not self.forkable:
+            raise InputError(
+                f"the engine {self.engine} was opened before this process was forked, and a GPU cannot follow; open "
+                "it in the process that runs it"
+            )
+        return self._turns
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the engine once.
@@ -70,34 +97,48 @@ class Runner(ABC):
             Output arrays by name.
 
         Raises:
-            InputError: a name, dtype, shape or value is not what the engine takes.
+            InputError: a name, dtype, shape or value is not what the engine takes, or the engine is closed.
             NonFiniteError: an output holds NaN or infinity.
         """
-        self._check(feeds)
-        results = self._run(feeds)
-        self.runs += 1
+        with self.using():
+            results = self._run(self._checked_feeds(feeds))
+        with self._turns.moment:
+            self.runs += 1
         if self.finite_check:
             start = time.perf_counter()
             for name, value in results.items():
                 if is_float(value.dtype) and not np.isfinite(value).all():
-                    bad = np.argwhere(~np.isfinite(value))
-                    raise NonFiniteError(
-                        f"output {name} holds {len(bad)} values that are NaN or infinite, first at "
-                        f"{tuple(int(i) for i in bad[0])}, from finite inputs; verify the engine with dq-verify"
-                    )
-            self.finite_check_ms += (time.perf_counter() - start) * 1e3
+                    raise NonFiniteError(self._non_finite(name, value))
+            self._count_check(start)
         return results
 
-    def _check(self, feeds: Mapping[str, Array]) -> None:
+    def _non_finite(self, name: str, value: Array) -> str:
+        bad = np.argwhere(~np.isfinite(value))
+        return (
+            f"output {name} holds {len(bad)} values that are NaN or infinite, first at "
+            f"{tuple(int(i) for i in bad[0])}, from finite inputs; verify the engine with dq-verify"
+        )
+
+    def _checked_feeds(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The inputs in the engine's order, in this machine's byte order and dense.
+
+        Raises:
+            InputError: a name, dtype, shape or value is not what the engine takes.
+        """
+        if not isinstance(feeds, Mapping):
+            raise InputError(f"inputs are a {type(feeds).__name__}, expected a mapping from names to numpy arrays")
         expected = [spec.name for spec in self.inputs]
         if set(feeds) != set(expected):
-            raise InputError(f"inputs are {', '.join(sorted(feeds))}; expected {', '.join(expected)}")
+            raise InputError(f"inputs are {', '.join(sorted(map(str, feeds)))}; expected {', '.join(expected)}")
+        found = {spec.name: _dense(feeds[spec.name], spec) for spec in self.inputs}
+        self._check(found)
+        return found
+
+    def _check(self, feeds: Mapping[str, Array]) -> None:
+        """Refuse what the engine does not take, beyond names and dtypes."""
         batch: int | None = None
         for spec in self.inputs:
             value = feeds[spec.name]
-            if not isinstance(value, np.ndarray) or value.dtype != spec.dtype:
-                got = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
-                raise InputError(f"input {spec.name} is {got}, expected a numpy array of {spec.dtype}")
             fits = value.ndim == len(spec.shape) and all(
                 isinstance(want, str) or want == have for want, have in zip(spec.shape, value.shape, strict=True)
             )
@@ -118,7 +159,7 @@ class Runner(ABC):
                 if is_float(value.dtype) and not np.isfinite(value).all():
                     where = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
                     raise InputError(f"input {name} holds {value[where]} at {where}, expected finite numbers")
-            self.finite_check_ms += (time.perf_counter() - start) * 1e3
+            self._count_check(start)
         if self.manifest is None:
             return
         labels, classes = feeds.get("class_labels"), self.manifest["model_config"].get("num_class_embeds")
@@ -132,6 +173,10 @@ class Runner(ABC):
                     f"timestep falls into step buckets {buckets.tolist()}; this engine (mode fast) takes one bucket a "
                     "batch: run them apart or export with --mode exact"
                 )
+
+    def _count_check(self, start: float) -> None:
+        with self._turns.moment:
+            self.finite_check_ms += (time.perf_counter() - start) * 1e3
 
     def __enter__(self) -> Self:
         """The runner itself."""
@@ -147,6 +192,18 @@ class Runner(ABC):
 def is_float(dtype: np.dtype[Any]) -> bool:
     """Whether values can be NaN or infinite: also of bfloat16, which numpy holds for an opaque type."""
     return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
+def _dense(value: Array, spec: TensorSpec) -> Array:
+    """An array as engines read it: of the wanted dtype in this machine's byte order, contiguous.
+
+    Raises:
+        InputError: no numpy array, or of another dtype.
+    """
+    if not isinstance(value, np.ndarray) or spec.dtype not in (value.dtype, value.dtype.newbyteorder("=")):
+        got = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+        raise InputError(f"input {spec.name} is {got}, expected a numpy array of {spec.dtype}")
+    return np.ascontiguousarray(value, spec.dtype).reshape(value.shape)  # which alone would give a number an axis
 
 
 def _shape_text(shape: tuple[int | str, ...]) -> str:

@@ -27,6 +27,7 @@ class OnnxRuntimeRunner(Runner):
     """An ONNX file in an ONNX Runtime CPU session, with all graph optimizations or none."""
 
     engine = "onnxruntime"
+    side_by_side = True
 
     def __init__(
         self,
@@ -74,6 +75,7 @@ class OnnxRuntimeRunner(Runner):
             name = "model" if isinstance(model, bytes) else str(model)
             reason = str(error).strip().splitlines()[0]
             raise FileProblemError(f"ONNX Runtime cannot load {name}: {reason}; export it again") from error
+        self._turns.pinned.append(self._session)
         self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
         self._names = [spec.name for spec in self.outputs]
@@ -86,9 +88,9 @@ class OnnxRuntimeRunner(Runner):
             raise InputError(f"ONNX Runtime failed: {reason}; check the inputs' shapes and values") from error
         return dict(zip(self._names, values, strict=True))
 
-    def close(self) -> None:
-        """Free the session."""
+    def _free(self) -> None:
         self._session = None
+        self._turns.pinned.clear()
 
 
 def _spec(value: Any) -> TensorSpec:

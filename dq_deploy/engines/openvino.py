@@ -81,6 +81,7 @@ class OpenVinoRunner(Runner):
         except Exception as error:  # openvino raises plain RuntimeError
             name = "model" if isinstance(model, bytes) else str(model)
             raise FileProblemError(f"OpenVINO cannot load {name}: {_reason(error)}; export it again") from error
+        self._turns.pinned += [core, graph, self._compiled, self._request]
         precision = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if precision != "f32":
             raise DqError(f"OpenVINO computes in {precision}, expected f32 as asked; use another engine")
@@ -117,7 +118,9 @@ class OpenVinoRunner(Runner):
             `operands` and `results`, as numpy calls them where it knows them.
         """
         nodes = []
-        for op in self._compiled.get_runtime_model().get_ordered_ops():
+        with self.using():
+            operations = self._compiled.get_runtime_model().get_ordered_ops()
+        for op in operations:
             info = op.get_rt_info()
             nodes.append(
                 {
@@ -131,9 +134,9 @@ class OpenVinoRunner(Runner):
             )
         return {"format": RUNTIME_GRAPH_FORMAT, "version": 1, "nodes": nodes}
 
-    def close(self) -> None:
-        """Free the compiled model."""
+    def _free(self) -> None:
         self._request = self._compiled = None
+        self._turns.pinned.clear()
 
 
 def _text(info: Mapping[str, Any], key: str) -> str:

@@ -48,13 +48,16 @@ class TensorRtRunner(Runner):
     captured once; the graph reads the timestep, as every input, from device memory, so that a new timestep is a copy of
     a few bytes and not a new capture.
 
-    One runner is for one thread at a time.
+    Threads follow one another. What `run_device` gives in the runner's own buffers is overwritten by the next run, also
+    of another thread: threads that share a runner give `outputs`.
 
     Attributes:
         cuda: the GPU.
         stream: own stream, on which `run` works.
         workspace: activation memory, own or shared with other runners.
     """
+
+    forkable = False
 
     def __init__(
         self,
@@ -85,8 +88,8 @@ class TensorRtRunner(Runner):
             MissingDependencyError: TensorRT, the CUDA library, the driver or a GPU is missing or too old.
             DeviceMemoryError: not enough memory.
         """
-        super().__init__(manifest, finite_check=finite_check)
         self.engine = str(manifest["runtime"])
+        super().__init__(manifest, finite_check=finite_check)
         check_library(plan, manifest)  # before the driver: it is said on any machine
         self.cuda = open_cuda(cuda, device=device) if isinstance(cuda, str) else cuda
         if workspace is not None and workspace.cuda is not self.cuda:
@@ -111,7 +114,8 @@ class TensorRtRunner(Runner):
 
     def memory(self) -> PlanMemory:
         """GPU memory of the plan, as the engine says."""
-        return self._plan.memory()
+        with self.using():
+            return self._plan.memory()
 
     def _check(self, feeds: Mapping[str, Array]) -> None:
         super()._check(feeds)
@@ -138,6 +142,10 @@ class TensorRtRunner(Runner):
         Returns:
             The buffers as arrays; valid until the next call with larger shapes.
         """
+        with self.using():
+            return self._placed(feeds)
+
+    def _placed(self, feeds: Mapping[str, Array]) -> dict[str, DeviceArray]:
         self.cuda.activate()
         placed: dict[str, DeviceArray] = {}
         self._grow({name: value.nbytes for name, value in feeds.items()})
@@ -175,6 +183,16 @@ class TensorRtRunner(Runner):
             InputError: a name, dtype, shape, stride or device is not what the engine takes.
             DqError: the engine fails.
         """
+        with self.using():
+            results = self._run_device(inputs, stream, outputs, self.cuda_graph if cuda_graph is None else cuda_graph)
+        if stream is not self.stream:  # `run` counts its own
+            with self._turns.moment:
+                self.runs += 1
+        return results
+
+    def _run_device(
+        self, inputs: Mapping[str, Any], stream: Any, outputs: Mapping[str, Any] | None, cuda_graph: bool
+    ) -> dict[str, DeviceArray]:
         self.cuda.activate()
         queue = self.stream if stream is None else self.cuda.wrap_stream(stream)
         arrays = self._checked(inputs, self.inputs, queue.handle, "inputs")
@@ -182,11 +200,10 @@ class TensorRtRunner(Runner):
         profile = profile_for(self.profiles, shapes)
         self._wait_for_producers(arrays, queue)
         self.workspace.reserve(self._plan.activation_bytes)
-        if self.cuda_graph if cuda_graph is None else cuda_graph:
+        if cuda_graph:
             results = self._launch(arrays, shapes, profile, outputs, queue)
         else:
             results = self._enqueue(arrays, shapes, profile, outputs, queue)
-        self.runs += 1 if stream is not self.stream else 0  # `run` counts its own
         if stream is None:
             queue.synchronize()
         elif stream is not self.stream:  # so that another library waits for it where it reads this
@@ -331,10 +348,8 @@ class TensorRtRunner(Runner):
             captured.graph.close()
         self._graphs.clear()
 
-    def close(self) -> None:
+    def _free(self) -> None:
         """Free the engine and its buffers; a shared workspace stays."""
-        if not hasattr(self, "_context"):
-            return
         self.cuda.activate()
         self.stream.synchronize()
         self._drop_graphs()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -193,6 +194,39 @@ def test_all_memory_is_given_back(opened, cuda):
     runner.close()
     runner.close()
     assert not cuda.live
+
+
+def test_a_closed_runner_says_so(opened, cuda):
+    with opened() as runner:
+        placed = runner.place(feeds(2))
+    for call in (
+        lambda: runner.run(feeds(2)),
+        lambda: runner.run_device(placed),
+        lambda: runner.place(feeds(2)),
+        runner.memory,
+    ):
+        with pytest.raises(InputError, match="closed"):
+            call()
+    assert runner.manifest["runtime"] == runner.engine
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_each_thread_gets_its_own_answer(opened, wanted, cuda_graph):
+    expected = [wanted(feeds(batch, batch)) for batch in (1, 2, 4)]
+    found = {}
+    with opened(cuda_graph=cuda_graph) as runner:
+
+        def work(index, batch):
+            found[index] = [only(runner.run(feeds(batch, batch))) for _ in range(20)]
+
+        threads = [threading.Thread(target=work, args=pair) for pair in enumerate((1, 2, 4))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for index, want in enumerate(expected):
+        assert len(found[index]) == 20
+        assert all(np.array_equal(answer, want) for answer in found[index])
 
 
 def test_too_little_memory_is_one_line(opened):

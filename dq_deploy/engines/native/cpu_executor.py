@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes as c
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from dq_deploy.engines.native.joins import without_join_copies
 from dq_deploy.engines.native.layer_constants import FloatConstants, LayerConstants, padded_parts
 from dq_deploy.engines.native.layer_trace import readers_of
 from dq_deploy.engines.native.program import Op, Program, View, at_batch, check_bounds, from_json
+from dq_deploy.engines.turns import Turns
 from dq_deploy.errors import InputError, NonFiniteError
 from dq_deploy.numerics import step_bucket
 from dq_deploy.record import Record
@@ -100,8 +100,7 @@ class CpuExecutor:
         for (name, part), padded in padded_parts(from_json(at_batch(joined, 1)), record).items():
             self.constants[name, part] = LayerConstants(record.layers[name], part, context, padded=padded)
         self._plans: dict[int, Plan] = {}
-        self._closed = False
-        self.lock = threading.RLock()
+        self.lock = Turns("native")
 
     def plan(self, batch: int) -> Plan:
         """Memory and calls of one batch size; made once, those used last are kept.
@@ -109,13 +108,12 @@ class CpuExecutor:
         Raises:
             InputError: the executor is closed, or there is no memory for such a batch.
         """
-        if self._closed:
-            raise InputError("the engine is closed, expected an open one; open the record again")
-        plan = self._plans.pop(batch, None)
-        while plan is None and len(self._plans) >= KEPT_PLANS:
-            self._plans.pop(next(iter(self._plans)))
-        self._plans[batch] = plan or self._planned(batch)
-        return self._plans[batch]
+        with self.lock:
+            plan = self._plans.pop(batch, None)
+            while plan is None and len(self._plans) >= KEPT_PLANS:
+                self._plans.pop(next(iter(self._plans)))
+            self._plans[batch] = plan or self._planned(batch)
+            return self._plans[batch]
 
     def _planned(self, batch: int) -> Plan:
         program = without_join_copies(from_json(at_batch(self._joined, batch)))
@@ -227,8 +225,7 @@ class CpuExecutor:
 
     def close(self) -> None:
         """End the threads and free the memory."""
-        with self.lock:
-            self._closed = True
+        if self.lock.close():
             self._plans.clear()
             self.context.close()
 

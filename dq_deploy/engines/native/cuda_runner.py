@@ -25,6 +25,8 @@ class NativeCudaRunner(RecordRunner):
         executor: the program, its memory and its graphs.
     """
 
+    forkable = False
+
     def __init__(
         self,
         source: Path | Record,
@@ -66,18 +68,19 @@ class NativeCudaRunner(RecordRunner):
         """Run once, kernel by kernel, and write down what integer layers saw and computed."""
         from dq_deploy.engines.native.cuda_probing import probe
 
-        self._check(feeds)
-        return probe(self.executor, feeds, layers)
+        with self.using():
+            return probe(self.executor, self._checked_feeds(feeds), layers)
 
     def layer_forms(self) -> dict[str, tuple[LayerForm, ...]]:
         """How each integer layer runs, part by part, by module path."""
         forms: dict[str, list[LayerForm]] = {}
-        for name, part in self.executor.parts():
+        with self.using():
+            bits = {(name, part): self.executor.weight_bits(name, part) for name, part in self.executor.parts()}
+        for name, part in bits:
             kind = "int_conv2d" if self.record.layers[name].kind == "conv2d" else "int_linear"
-            form = f"int8 tensor cores, int{self.executor.weight_bits(name, part)} in memory"
+            form = f"int8 tensor cores, int{bits[name, part]} in memory"
             forms.setdefault(name, []).append(LayerForm(kernel=f"{kind} triton", form=form, reason=""))
         return {name: tuple(parts) for name, parts in forms.items()}
 
-    def close(self) -> None:
-        """Free the device's memory."""
+    def _free(self) -> None:
         self.executor.close()

@@ -132,20 +132,21 @@ class NativeRunner(RecordRunner):
         """
         from dq_deploy.engines.native.probing import probe
 
-        self._check(feeds)
-        return probe(self.executor, feeds, layers)
+        with self.using():
+            return probe(self.executor, self._checked_feeds(feeds), layers)
 
     def layer_forms(self) -> dict[str, tuple[LayerForm, ...]]:
         """How each integer layer runs, part by part, by module path."""
         forms: dict[str, list[LayerForm]] = {}
-        for (name, _), own in sorted(self.executor.constants.items()):
+        with self.using():
+            constants = sorted(self.executor.constants.items())
+        for (name, _), own in constants:
             kind = "int_conv2d" if own.layer.kind == "conv2d" else "int_linear"
             kernel = "reference" if own.reason else f"{kind} {self.executor.context.isa}"
             forms.setdefault(name, []).append(LayerForm(kernel=kernel, form=own.form, reason=own.reason))
         return {name: tuple(parts) for name, parts in forms.items()}
 
-    def close(self) -> None:
-        """End the threads and free the memory."""
+    def _free(self) -> None:
         self.executor.close()
 
 

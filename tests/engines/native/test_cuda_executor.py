@@ -19,6 +19,7 @@ import numpy as np, torch
 torch.set_num_threads(1)
 from dq_deploy.engines.native.cuda_runner import NativeCudaRunner
 from dq_deploy.engines.native.runner import NativeRunner
+from dq_deploy.errors import InputError
 from tests.engines.native.test_runner import compared, feeds_of
 from tests.tiny import random_record, tiny_conditional_denoiser, tiny_denoiser
 
@@ -37,7 +38,16 @@ for make, bits, dtype in ((conditional, 4, "float32"), (unconditional, 8, "float
         want = cpu.run(feeds)["output"]
     runner = NativeCudaRunner(record, dtype=dtype, torch_device="cpu")
     got, layers, wrong = compared(record, runner, feeds)
-    print(json.dumps([layers - len(record.layers), wrong, float(np.abs(got - want).max() / np.abs(want).max())]))
+    runner.close()
+    runner.close()
+    refusals = 0
+    for call in (lambda: runner.run(feeds), lambda: runner.probe(feeds), runner.layer_forms):
+        try:
+            call()
+        except InputError as error:
+            refusals += "closed" in str(error)
+    distance = float(np.abs(got - want).max() / np.abs(want).max())
+    print(json.dumps([layers - len(record.layers), wrong, distance, refusals]))
 """
 
 
@@ -47,7 +57,8 @@ def test_gpu_program_equals_the_cpu_engine_and_the_numerics():
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     wide, narrow = (json.loads(line) for line in done.stdout.splitlines()[-2:])
-    assert wide == [0, 0, 0.0]  # layers missing, values that differ, output against the CPU engine's
+    # layers missing, values that differ, output against the CPU engine's, calls refused once it is closed
+    assert wide == [0, 0, 0.0, 3]
     assert narrow[:2] == [0, 0]
     assert narrow[2] < 0.2  # images in float16 move codes at ties
 
