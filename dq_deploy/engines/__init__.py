@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dq_deploy.engines.plan_manifest import is_plan, read_plan_manifest
 from dq_deploy.engines.tensorrt_library import RUNTIMES
-from dq_deploy.errors import FileProblemError, OptionError
+from dq_deploy.errors import OptionError
 
 if TYPE_CHECKING:
     from dq_deploy.engines.base import Runner
@@ -32,6 +34,7 @@ def open_engine(
     optimize: bool = True,
     isa: str | None = None,
     device: str | None = None,
+    hash_check: bool = True,
 ) -> Runner:
     """Open an exported engine, or a record as an engine; use it as a context manager.
 
@@ -46,12 +49,13 @@ def open_engine(
             of a graph for TensorRT, whose exactness ONNX Runtime's own rewrites would not keep.
         isa: instruction set of the native engine, a name of `dq_kernels.cpu.structs.ISAS`; None takes the best there
             is. Other engines choose for themselves.
-
         device: of the native engine, one of `native.devices.DEVICES`; None is auto: a GPU that can run it, else the
             CPU.
+        hash_check: refuse a file whose content is not what was written, by the hashes of its manifest or record;
+            half a second for 1 GB.
 
     Raises:
-        FileProblemError: missing or foreign file; a plan of another version or for another GPU.
+        FileProblemError: missing, damaged or foreign file; a plan of another version or for another GPU.
         MissingDependencyError: the engine's library is not installed; for a plan, no driver.
         OptionError: an engine that does not exist or does not run this file.
     """
@@ -59,8 +63,10 @@ def open_engine(
     if engine is not None and engine not in ENGINES:
         raise OptionError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
     if path.suffix in RECORD_SUFFIXES:
-        given = (threads, isa, device or "auto")
-        return _open_record(path, engine, given, finite_check, optimized_model_path)
+        given = _RecordOptions(
+            threads=threads, isa=isa, device=device or "auto", finite_check=finite_check, hash_check=hash_check
+        )
+        return _open_record(path, engine, given, optimized_model_path)
     if device is not None:
         raise OptionError(f"device is {device!r} for {path}, expected none: only the native engine can be told its own")
     if isa is not None:
@@ -68,15 +74,12 @@ def open_engine(
     if engine == "native":
         raise OptionError(f"engine native runs records ({' or '.join(RECORD_SUFFIXES)}), not {path}; give the record")
     if is_plan(path):
-        return _open_plan(path, engine=engine, finite_check=finite_check, optimized_model_path=optimized_model_path)
-    from dq_deploy.graph.onnx_file import read_manifest  # onnx takes 50 MiB, which a plan and a record do without
+        manifest = read_plan_manifest(path, check_hash=hash_check)
+        return _open_plan(path, manifest, engine, finite_check, optimized_model_path)
+    # onnx takes 50 MiB, which a plan and a record do without
+    from dq_deploy.graph.onnx_file import read_manifest, read_manifest_if_any
 
-    try:
-        manifest = read_manifest(path)
-    except FileProblemError:
-        if require_manifest or not path.is_file():
-            raise
-        manifest = None
+    manifest = (read_manifest if require_manifest else read_manifest_if_any)(path, hash_check=hash_check)
     name = engine or (manifest["target"] if manifest is not None else "onnxruntime")
     optimized = None if optimized_model_path is None else Path(optimized_model_path)
     if name == "onnxruntime":
@@ -102,36 +105,52 @@ def open_engine(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _RecordOptions:
+    """How a record is opened; see `open_engine`."""
+
+    threads: int | None
+    isa: str | None
+    device: str
+    finite_check: bool
+    hash_check: bool
+
+
 def _open_record(
-    path: Path,
-    engine: str | None,
-    given: tuple[int | None, str | None, str],
-    finite_check: bool,
-    optimized_model_path: str | Path | None,
+    path: Path, engine: str | None, given: _RecordOptions, optimized_model_path: str | Path | None
 ) -> Runner:
     from dq_deploy.engines.native.devices import chosen_device
 
-    threads, isa, device = given
     if engine not in (None, "native"):
         raise OptionError(f"{path} is a record, which the engine native runs; export it first to run it on {engine}")
     if optimized_model_path is not None:
         raise OptionError(f"record {path} has no graph to write; the native engine runs it as it is")
     # threads or an instruction set are asked of a CPU
-    if chosen_device("cpu" if device == "auto" and (isa or threads) else device) == "cuda":
+    device = "cpu" if given.device == "auto" and (given.isa or given.threads) else given.device
+    if chosen_device(device) == "cuda":
         from dq_deploy.engines.native.cuda_runner import NativeCudaRunner
 
-        return NativeCudaRunner(path, finite_check=finite_check)
+        return NativeCudaRunner(path, finite_check=given.finite_check, hash_check=given.hash_check)
     from dq_deploy.engines.native.runner import NativeRunner
 
-    return NativeRunner(path, threads=threads, isa=isa, finite_check=finite_check)
+    return NativeRunner(
+        path,
+        threads=given.threads,
+        isa=given.isa,
+        finite_check=given.finite_check,
+        hash_check=given.hash_check,
+    )
 
 
 def _open_plan(
-    path: Path, *, engine: str | None, finite_check: bool, optimized_model_path: str | Path | None
+    path: Path,
+    manifest: Mapping[str, Any],
+    engine: str | None,
+    finite_check: bool,
+    optimized_model_path: str | Path | None,
 ) -> Runner:
     from dq_deploy.engines.tensorrt import TensorRtRunner
 
-    manifest = read_plan_manifest(path)
     if engine is not None and engine != manifest["runtime"]:
         raise OptionError(f"engine is {engine!r}, expected {manifest['runtime']}, by which plan {path} was built")
     if optimized_model_path is not None:

@@ -12,6 +12,7 @@ import onnx
 from onnx import numpy_helper
 
 from dq_deploy.errors import BuildError, FileProblemError
+from dq_deploy.graph.external_data import check_data_files, data_files
 
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -54,7 +55,7 @@ def check_onnx(path: Path, manifest: Mapping[str, Any]) -> None:
         BuildError: a zero point TensorRT would not honour; it reads unsigned zero points of 0 as signed ones.
     """
     model = load_graph(path)
-    _check_external_data(path, model)
+    check_data_files(path, data_files(path, model))
     zeros = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type not in _QUANTIZERS or len(node.input) < 3 or node.input[2] not in zeros:
@@ -71,35 +72,9 @@ def check_onnx(path: Path, manifest: Mapping[str, Any]) -> None:
             )
 
 
-def _check_external_data(path: Path, model: onnx.ModelProto) -> None:
-    needed: dict[str, int] = {}
-    for tensor in model.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            entries = {entry.key: entry.value for entry in tensor.external_data}
-            location = entries.get("location", "")
-            end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
-            needed[location] = max(needed.get(location, 0), end)
-    for location, size in needed.items():
-        data = path.parent / location
-        if not data.is_file():
-            raise FileProblemError(f"{path} keeps its weights in {location}, which is not beside it; copy it along")
-        if data.stat().st_size < size:
-            raise FileProblemError(
-                f"{data} has {data.stat().st_size} bytes, {path.name} needs {size}; it is truncated: export again"
-            )
-
-
 def external_data_of(path: Path) -> list[Path]:
     """Files beside an ONNX file that hold its weights."""
-    model = load_graph(path)
-    names = {
-        entry.value
-        for tensor in model.graph.initializer
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return [path.parent / name for name in sorted(names)]
+    return [file.path for file in data_files(path, load_graph(path))]
 
 
 def find_node(path: Path, manifest: Mapping[str, Any], *, name: str, index: int) -> NodeFacts | None:

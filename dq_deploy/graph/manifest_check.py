@@ -82,6 +82,8 @@ ENGINE: dict[Any, Expected] = {
     "mode": TEXT,
     "family?": TEXT,
     "record_sha256?": TEXT,
+    "data_sha256?": TEXT_OR_NONE,
+    "content_sha256?": TEXT,
     "macs?": {"of_all": SIZE, "of_quantizable": SIZE, "attention": COUNT, "layers": {...: COUNT}},
     "timesteps": [NUMBER],
     "step_edges": [NUMBER],

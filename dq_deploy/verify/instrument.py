@@ -119,6 +119,7 @@ class ShippedGraph:
             optimized_model_path=optimized,
             require_manifest=False,
             optimize=self.optimize,
+            hash_check=False,
         )
 
     def scratch(self, suffix: str) -> Path:

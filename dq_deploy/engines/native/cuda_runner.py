@@ -34,6 +34,7 @@ class NativeCudaRunner(RecordRunner):
         dtype: str = "float16",
         finite_check: bool = True,
         torch_device: str = "cuda",
+        hash_check: bool = True,
     ) -> None:
         """Trace the record's denoiser and move its weights to the GPU.
 
@@ -42,6 +43,7 @@ class NativeCudaRunner(RecordRunner):
             dtype: float type of images, one of `FLOAT_TYPES`; integer products are the same in all of them.
             finite_check: refuse NaN and infinity.
             torch_device: where; the CPU only under Triton's interpreter.
+            hash_check: refuse a file whose content is not what was written.
 
         Raises:
             OptionError: an unknown float type.
@@ -49,7 +51,7 @@ class NativeCudaRunner(RecordRunner):
         """
         if dtype not in FLOAT_TYPES:
             raise OptionError(f"float type is {dtype!r}, expected one of {', '.join(FLOAT_TYPES)}")
-        super().__init__(source, finite_check=finite_check)
+        super().__init__(source, finite_check=finite_check, hash_check=hash_check)
         from dq_kernels.cpu.library import KernelInputError
 
         from dq_deploy.engines.native.cuda_executor import CudaExecutor

@@ -43,13 +43,13 @@ class RecordRunner(Runner):
 
     engine = "native"
 
-    def __init__(self, source: Path | Record, *, finite_check: bool) -> None:
+    def __init__(self, source: Path | Record, *, finite_check: bool, hash_check: bool = True) -> None:
         """Read the record.
 
         Raises:
-            FileProblemError: the file is not a record.
+            FileProblemError: the file is not a record, or not as it was written.
         """
-        record = source if isinstance(source, Record) else load_record(source)
+        record = source if isinstance(source, Record) else load_record(source, hash_check=hash_check)
         check_can_run(record)
         manifest = {
             "target": "native",
@@ -81,6 +81,7 @@ class NativeRunner(RecordRunner):
         threads: int | None = None,
         isa: str | None = None,
         finite_check: bool = True,
+        hash_check: bool = True,
     ) -> None:
         """Trace the record's denoiser, pack its weights and start the threads.
 
@@ -89,6 +90,7 @@ class NativeRunner(RecordRunner):
             threads: None takes one for each CPU this process may use.
             isa: instruction set, a name of `dq_kernels.cpu.structs.ISAS`; None takes the best this CPU has.
             finite_check: refuse NaN and infinity.
+            hash_check: refuse a file whose content is not what was written.
 
         Raises:
             MissingDependencyError: the CPU kernels were not built.
@@ -96,7 +98,7 @@ class NativeRunner(RecordRunner):
             FileProblemError: the file is not a record.
             ModelError: an operation the native engine does not know.
         """
-        super().__init__(source, finite_check=finite_check)
+        super().__init__(source, finite_check=finite_check, hash_check=hash_check)
         try:
             from dq_kernels.cpu.library import Context, KernelInputError, KernelsMissingError
 
