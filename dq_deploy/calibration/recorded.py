@@ -162,9 +162,16 @@ def _checked(path: Path, spec: Spec, value: NDArray[Any]) -> NDArray[Any]:
     numbers = spec.name in ("timestep", "time_ids")  # steps and sizes, often saved as integers
     if value.dtype.kind not in ("iu" if whole else "fiu" if numbers else "f"):
         raise InputError(f"{path}: {spec.name} is {value.dtype}, expected {spec.dtype}")
-    if value.shape[1:] != tuple(spec.shape[1:]) or value.ndim != len(spec.shape) or not len(value):
+    fits = value.ndim == len(spec.shape) and all(
+        isinstance(size, str) or size == have for size, have in zip(spec.shape, value.shape, strict=True)
+    )
+    if not fits or 0 in value.shape:
         expected = ", ".join(["N", *(str(size) for size in spec.shape[1:])])
-        raise InputError(f"{path}: {spec.name} has shape {list(value.shape)}, expected [{expected}] with N at least 1")
+        free = ["N", *(size for size in spec.shape[1:] if isinstance(size, str))]
+        raise InputError(
+            f"{path}: {spec.name} has shape {list(value.shape)}, expected [{expected}] with {' and '.join(free)} at "
+            "least 1"
+        )
     result = np.ascontiguousarray(value.astype(spec.dtype))
     if result.dtype.kind == "f" and not np.isfinite(result).all():
         raise InputError(f"{path}: {spec.name} holds NaN or infinity, expected finite float32 numbers")

@@ -76,6 +76,9 @@ class OpenVinoRunner(Runner):
         core = openvino.Core()
         try:
             graph = core.read_model(model if isinstance(model, bytes) else str(model))
+            if any(size.is_dynamic for port in graph.inputs for size in list(port.get_partial_shape())[1:]):
+                # OpenVINO 2026.4 keeps kernels over changes of shape: behind a text of 2 tokens one of 16 is wrong
+                settings["CPU_RUNTIME_CACHE_CAPACITY"] = "0"
             self._compiled = core.compile_model(graph, "CPU", settings)
             self._request = self._compiled.create_infer_request()
         except Exception as error:  # openvino raises plain RuntimeError

@@ -222,8 +222,14 @@ class _Int8Writer(LayerWriter):
         n, k = self.layer.out_channels, pieces * int(np.prod(part.w_code.shape[2:]))
         if not self.conv:
             shape = self.site.input.shape
-            middle = [int(d) for d in list(shape)[1:-1]] if shape is not None else []
-            return {"kind": "gemm", "m": int(np.prod(middle)), "n": n, "k": k}
+            middle = list(shape)[1:-1] if shape is not None else []
+            known = all(isinstance(size, int) for size in middle)  # a text's length is not
+            return {
+                "kind": "gemm",
+                "m": int(np.prod([int(size) for size in middle])) if known else None,
+                "n": n,
+                "k": k,
+            }
         window = self._window(part)
         if self.as_rows:
             return {"kind": "gemm", "m": window.size_out[0] * window.size_out[1], "n": n, "k": k}

@@ -51,6 +51,7 @@ def trace(
     output: str = "output",
     call: Callable[[Any, Mapping[str, Any]], Any] = _call_by_name,
     weights: Mapping[str, ir.TensorProtocol] | None = None,
+    varying: Mapping[str, Mapping[int, str]] | None = None,
 ) -> ir.Model:
     """Trace a diffusers denoiser with a dynamic batch.
 
@@ -62,6 +63,7 @@ def trace(
         example: inputs by name in call order, batch of at least 2; timestep is float32 [B].
         output: name of the graph's output.
         call: gives the output of the module for inputs by name.
+        varying: names of the sizes that vary besides the batch, by input and axis.
         weights: values of some parameters by state-dict key; the others are the module's own.
 
     Returns:
@@ -74,7 +76,7 @@ def trace(
 
     try:
         with _quiet(), torch.no_grad():
-            program = _shapes_exported(module, example, output, call)
+            program = _shapes_exported(module, example, output, call, varying or {})
             if program is not None:
                 _fill_own(program.model, module, weights or {})
                 program.optimize()
@@ -88,7 +90,11 @@ def trace(
 
 
 def _shapes_exported(
-    module: Any, example: Mapping[str, NDArray[np.generic]], output: str, call: Callable[[Any, Mapping[str, Any]], Any]
+    module: Any,
+    example: Mapping[str, NDArray[np.generic]],
+    output: str,
+    call: Callable[[Any, Mapping[str, Any]], Any],
+    varying: Mapping[str, Mapping[int, str]],
 ) -> Any:
     """The exporter's program of a copy of the module that has shapes and no values."""
     import torch
@@ -102,7 +108,11 @@ def _shapes_exported(
         def forward(self, *args: Any) -> Any:
             return call(self.denoiser, dict(zip(example, args, strict=True)))
 
-    batch = torch.export.Dim("B", min=1, max=4096)
+    names = dict.fromkeys(["B", *(size for axes in varying.values() for size in axes.values())])
+    dims = {name: torch.export.Dim(name, min=1, max=4096) for name in names}
+    shapes = tuple(
+        {0: dims["B"], **{axis: dims[size] for axis, size in varying.get(name, {}).items()}} for name in example
+    )
     with FakeTensorMode() as mode:
         memo: dict[int, Any] = {id(b): torch.empty(b.shape, dtype=b.dtype) for b in module.buffers()}
         for p in module.parameters():
@@ -114,7 +124,7 @@ def _shapes_exported(
             dynamo=True,
             input_names=list(example),
             output_names=[output],
-            dynamic_shapes=(tuple({0: batch} for _ in tensors),),
+            dynamic_shapes=(shapes,),
             opset_version=OPSET,
             verbose=False,
             optimize=False,

@@ -176,12 +176,20 @@ def example_inputs(config: Mapping[str, Any], batch: int, seed: int) -> dict[str
 
 
 def random_conditions(
-    config: Mapping[str, Any], batch: int, generator: np.random.Generator
+    config: Mapping[str, Any], batch: int, generator: np.random.Generator, *, sizes: Mapping[str, int] | None = None
 ) -> dict[str, NDArray[np.generic]]:
-    """Valid values of the inputs besides `sample` and `timestep`: labels, normal embeddings, the model's own size."""
-    from dq_deploy.models import conditions
+    """Valid values of the inputs besides `sample` and `timestep`: labels, normal embeddings, the model's own size.
 
-    return conditions.random_conditions(input_specs(config), config, batch, generator)
+    Args:
+        config: of the denoiser.
+        batch: number of samples.
+        generator: where the numbers come from.
+        sizes: of the axes that vary, by name; by default as `sizes.EXAMPLE_SIZES` has them.
+    """
+    from dq_deploy.models import conditions
+    from dq_deploy.models.sizes import EXAMPLE_SIZES
+
+    return conditions.random_conditions(input_specs(config), config, batch, generator, sizes or EXAMPLE_SIZES)
 
 
 def skip_splits(module: torch.nn.Module) -> dict[str, int]:

@@ -9,13 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.models.layers import TensorSpec
+from dq_deploy.models.sizes import EXAMPLE_SIZES, sized
 
 PIXELS_A_LATENT = 8
 """Pixels of the picture along each side of a latent pixel, for the sizes in `time_ids`."""
 
 
 def random_conditions(
-    specs: Sequence[TensorSpec], config: Mapping[str, Any], batch: int, generator: np.random.Generator
+    specs: Sequence[TensorSpec],
+    config: Mapping[str, Any],
+    batch: int,
+    generator: np.random.Generator,
+    sizes: Mapping[str, int] = EXAMPLE_SIZES,
 ) -> dict[str, NDArray[Any]]:
     """Valid values of every input besides `sample` and `timestep`.
 
@@ -27,15 +32,15 @@ def random_conditions(
         config: its diffusers configuration.
         batch: number of samples.
         generator: where the numbers come from; drawn in the order of the inputs.
+        sizes: of the axes that vary, by name.
     """
     found: dict[str, NDArray[Any]] = {}
     for spec in specs:
-        shape = (batch, *(int(size) for size in spec.shape[1:]))
         if spec.name == "class_labels":
             found[spec.name] = generator.integers(0, int(config["num_class_embeds"]), batch, dtype=np.int64)
         elif spec.name == "time_ids":
             height, width = (PIXELS_A_LATENT * int(size) for size in specs[0].shape[2:])
             found[spec.name] = np.tile(np.array([height, width, 0, 0, height, width], np.float32), (batch, 1))
         elif spec.name not in ("sample", "timestep"):
-            found[spec.name] = generator.standard_normal(shape, dtype=np.float32)
+            found[spec.name] = generator.standard_normal(sized(spec.shape, batch, sizes), dtype=np.float32)
     return found

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """Name, numpy dtype name and shape of a denoiser's input or output; `"B"` is the batch axis."""
+    """Name, numpy dtype name and shape of a denoiser's input or output.
+
+    A name in the shape is a size that varies: `"B"` the batch, `"tokens"` the length of a text.
+    """
 
     name: str
     dtype: str

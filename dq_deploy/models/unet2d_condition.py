@@ -22,6 +22,7 @@ from dq_deploy.models.layers import (
     macs_of_walk,
     walk,
 )
+from dq_deploy.models.sizes import TOKENS, sized
 from dq_deploy.models.transformer_folds import transformer_fold_refusals, transformer_fold_sites
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 DOWN_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D")
 UP_BLOCKS = ("CrossAttnUpBlock2D", "UpBlock2D")
 MID_BLOCKS = ("UNetMidBlock2DCrossAttn", None)
-TEXT_TOKENS = 77
-"""Length of the text embedding, as CLIP's encoders give it."""
 TIME_IDS = 6
 """SDXL's sizes: original height and width, crop top and left, target height and width."""
 
@@ -138,7 +137,7 @@ def input_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
     specs = [
         TensorSpec(name="sample", dtype="float32", shape=("B", config.get("in_channels", 4), height, width)),
         TensorSpec(name="timestep", dtype="float32", shape=("B",)),
-        TensorSpec(name="encoder_hidden_states", dtype="float32", shape=("B", TEXT_TOKENS, _text_width(config))),
+        TensorSpec(name="encoder_hidden_states", dtype="float32", shape=("B", TOKENS, _text_width(config))),
     ]
     if config.get("addition_embed_type") == "text_time":
         specs.append(TensorSpec(name="text_embeds", dtype="float32", shape=("B", _pooled_width(config))))
@@ -156,9 +155,8 @@ def example_inputs(config: Mapping[str, Any], batch: int, seed: int) -> dict[str
     """Random valid inputs; timesteps are whole."""
     generator = np.random.default_rng(seed)
     specs = input_specs(config)
-    shape = (batch, *(int(size) for size in specs[0].shape[1:]))
     return {
-        "sample": generator.standard_normal(shape, dtype=np.float32),
+        "sample": generator.standard_normal(sized(specs[0].shape, batch), dtype=np.float32),
         "timestep": generator.integers(0, unet2d.TRAIN_TIMESTEPS, batch).astype(np.float32),
         **random_conditions(specs, config, batch, generator),
     }
@@ -168,10 +166,7 @@ def _walk(module: torch.nn.Module, config: Mapping[str, Any], batch: int) -> Wal
     import torch
     from diffusers.models.attention_processor import Attention
 
-    inputs = {
-        spec.name: torch.empty(batch, *(int(size) for size in spec.shape[1:]), device="meta")
-        for spec in input_specs(config)
-    }
+    inputs = {spec.name: torch.empty(sized(spec.shape, batch), device="meta") for spec in input_specs(config)}
     return walk(module, inputs, Attention)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from dq_deploy.graph.attention_keys import KeysInOneTranspose
 from dq_deploy.graph.cleanup import RemoveUnused
 from dq_deploy.graph.norms import GroupNormAsInstanceNorm
 from dq_deploy.graph.pads import PadsAsModules
@@ -14,7 +15,15 @@ from dq_deploy.graph.passes import run_passes
 from dq_deploy.graph.simulated_layers import SimulatedLayers
 from dq_deploy.graph.trace import trace
 from dq_deploy.graph.weight_only_layers import WeightOnlyLayers
-from dq_deploy.models import build_denoiser, call_arguments, denoiser_from_record, example_inputs, lazy_weights
+from dq_deploy.models import (
+    build_denoiser,
+    call_arguments,
+    denoiser_from_record,
+    example_inputs,
+    input_specs,
+    lazy_weights,
+)
+from dq_deploy.models.sizes import varying_axes
 
 if TYPE_CHECKING:
     from dq_deploy.models.rebuild import LazyWeight
@@ -40,9 +49,14 @@ def traced_float_graph(
         module, weights = build_denoiser(family, dict(config)), {}
     else:
         module, weights = denoiser_from_record(record, dequantize=False), _lazy_tensors(record)
-    model = trace(module.eval(), example_inputs(dict(config), 2, 0), call=_call, weights=weights)
+    varying: dict[str, dict[int, str]] = {}
+    for size, (name, axis) in varying_axes(input_specs(config)).items():
+        varying.setdefault(name, {})[axis] = size
+    example = example_inputs(dict(config), 2, 0)
+    model = trace(module.eval(), example, call=_call, weights=weights, varying=varying)
     norms = [GroupNormAsInstanceNorm()] if instance_norms else []
-    return run_passes(model, [*norms, RemoveUnused()]).model
+    keys = [KeysInOneTranspose()] if varying else []
+    return run_passes(model, [*norms, *keys, RemoveUnused()]).model
 
 
 def _call(module: Any, inputs: Mapping[str, Any]) -> Any:

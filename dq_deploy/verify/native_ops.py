@@ -66,7 +66,7 @@ def buckets_of(runner: Any, feeds: Mapping[str, Array]) -> Array:
     """The step bucket an opened engine, on either device, finds for each sample: int [B]."""
     executor, batch = runner.executor, len(feeds["timestep"])
     if isinstance(executor, CpuExecutor):
-        plan = executor.plan(batch)
+        plan = executor.plan_of(feeds)
         executor.fill(plan, feeds)
         return plan.bound.step.copy()
     made = executor.prepared(batch)

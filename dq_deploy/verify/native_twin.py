@@ -40,7 +40,7 @@ class Twin:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name, those of the numerics inside the engine's float operations."""
-        plan = self.executor.plan(len(feeds["timestep"]))
+        plan = self.executor.plan_of(feeds)
         self.executor.fill(plan, feeds)
         hosts = iter(piece for piece in plan.pieces if callable(piece))
         for index, op in enumerate(plan.program.ops):

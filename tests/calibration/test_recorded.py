@@ -52,7 +52,7 @@ def test_conditions_are_read_as_the_model_takes_them(tmp_path: Path) -> None:
         ({"sample": np.zeros((3, 4, 8, 8), np.float32)}, "holds encoder_hidden_states, sample"),
         (
             {"encoder_hidden_states": np.zeros((3, 77, 13), np.float32)},
-            r"has shape \[3, 77, 13\], expected \[N, 77, 12",
+            r"has shape \[3, 77, 13\], expected \[N, tokens, 12",
         ),
         ({"time_ids": np.zeros((2, 6), np.float32)}, "different numbers of rows"),
         ({"text_embeds": np.full((3, 8), np.nan, np.float32)}, "text_embeds holds NaN or infinity"),

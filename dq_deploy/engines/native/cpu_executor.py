@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes as c
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,20 @@ from dq_deploy.engines.native.layer_trace import readers_of
 from dq_deploy.engines.native.program import Op, Program, View, at_batch, check_bounds, from_json
 from dq_deploy.engines.turns import Turns
 from dq_deploy.errors import InputError, NonFiniteError
+from dq_deploy.models.sizes import EXAMPLE_SIZES
 from dq_deploy.numerics import step_bucket
 from dq_deploy.record import Record
 
 KEPT_PLANS = 4
 """Batch sizes whose memory and calls are kept."""
+
+KEPT_PROGRAMS = 4
+"""Sizes besides the batch whose programs are kept."""
+
+Sizes = tuple[tuple[str, int], ...]
+"""Sizes that vary besides the batch, by name, in the order of the denoiser's inputs; empty where none does."""
+
+Retrace = Callable[[Mapping[str, int]], Mapping[str, Any]]
 
 TIMESTEP = "timestep"
 
@@ -85,43 +95,83 @@ class CpuExecutor:
         lock: held by whoever runs, because the memory of a batch size is one for all threads.
     """
 
-    def __init__(self, joined: Mapping[str, Any], record: Record, context: Context) -> None:
+    def __init__(
+        self,
+        joined: Mapping[str, Any],
+        record: Record,
+        context: Context,
+        *,
+        retrace: Retrace | None = None,
+        varying: Mapping[str, tuple[str, int]] = MappingProxyType({}),
+    ) -> None:
         """Pack the weights.
 
         Args:
-            joined: the program for every batch size.
+            joined: the program for every batch size, at the sizes of `models.sizes.EXAMPLE_SIZES`.
             record: its layers and parameters.
             context: threads; closed by `close`.
+            retrace: makes the program at other sizes; without it there is but the first.
+            varying: input and axis where each size that varies besides the batch can be read, by its name.
         """
-        self.context, self._joined, self.record = context, joined, record
+        self.context, self.record, self._retrace = context, record, retrace
         self._edges = np.asarray(record.step_edges, np.float32)
         self._floats = FloatConstants(record, joined["constants"])
+        self._axes = varying
+        self._first: Sizes = tuple((size, EXAMPLE_SIZES[size]) for size in self._axes)
+        self._programs: dict[Sizes, tuple[Mapping[str, Any], FloatConstants]] = {self._first: (joined, self._floats)}
         self.constants: dict[tuple[str, int], LayerConstants] = {}
         for (name, part), padded in padded_parts(from_json(at_batch(joined, 1)), record).items():
             self.constants[name, part] = LayerConstants(record.layers[name], part, context, padded=padded)
-        self._plans: dict[int, Plan] = {}
+        self._plans: dict[tuple[int, Sizes], Plan] = {}
         self.lock = Turns("native")
 
-    def plan(self, batch: int) -> Plan:
+    def plan_of(self, feeds: Mapping[str, NDArray[Any]]) -> Plan:
+        """Memory and calls for the sizes that inputs have; see `plan`."""
+        sizes = tuple((size, feeds[name].shape[axis]) for size, (name, axis) in self._axes.items())
+        return self.plan(len(feeds[TIMESTEP]), sizes)
+
+    def plan(self, batch: int, sizes: Sizes | None = None) -> Plan:
         """Memory and calls of one batch size; made once, those used last are kept.
+
+        Args:
+            batch: samples.
+            sizes: that vary besides it; None for those the engine was opened with.
 
         Raises:
             InputError: the executor is closed, or there is no memory for such a batch.
+            ModelError: the denoiser cannot be traced at these sizes.
         """
+        key = (batch, self._first if sizes is None else sizes)
         with self.lock:
-            plan = self._plans.pop(batch, None)
+            plan = self._plans.pop(key, None)
             while plan is None and len(self._plans) >= KEPT_PLANS:
                 self._plans.pop(next(iter(self._plans)))
-            self._plans[batch] = plan or self._planned(batch)
-            return self._plans[batch]
+            self._plans[key] = plan or self._planned(*key)
+            return self._plans[key]
 
-    def _planned(self, batch: int) -> Plan:
-        program = without_join_copies(from_json(at_batch(self._joined, batch)))
+    def _program(self, sizes: Sizes) -> tuple[Mapping[str, Any], FloatConstants]:
+        """The program at some sizes and its constants; the first is kept, and those used last."""
+        found = self._programs.get(sizes)
+        if found is None:
+            if self._retrace is None:
+                raise InputError(f"sizes are {dict(sizes)}, expected {dict(self._first)}: there is no other program")
+            joined = self._retrace(dict(sizes))
+            found = joined, FloatConstants(self.record, joined["constants"], parameters=self._floats)
+        if sizes != self._first:
+            self._programs.pop(sizes, None)
+            self._programs[sizes] = found
+            while len(self._programs) > KEPT_PROGRAMS:
+                self._programs.pop(next(key for key in self._programs if key != self._first))
+        return found
+
+    def _planned(self, batch: int, sizes: Sizes) -> Plan:
+        joined, floats = self._program(sizes)
+        program = without_join_copies(from_json(at_batch(joined, batch)))
         named = {v for op in program.ops for v in op.views() if isinstance(v.buffer, str)}
-        check_bounds(program, batch, {str(v.buffer): self._floats.base(v).size for v in named})
+        check_bounds(program, batch, {str(v.buffer): floats.base(v).size for v in named})
         arena = plan_arena(program)
         try:
-            memory = ArenaMemory(program, arena, self._floats)
+            memory = ArenaMemory(program, arena, floats)
         except MemoryError as error:
             needed = f"{arena.nbytes / 2**30:.1f} GiB"
             raise InputError(f"a batch of {batch} takes {needed}, expected less; run it in parts") from error
@@ -189,7 +239,7 @@ class CpuExecutor:
             NonFiniteError: a NaN reached a quantizer; the message names the layer.
         """
         with self.lock:
-            plan = self.plan(len(feeds[TIMESTEP]))
+            plan = self.plan_of(feeds)
             self.fill(plan, feeds)
             for piece in plan.pieces:
                 if callable(piece):
@@ -213,7 +263,7 @@ class CpuExecutor:
         """Run one step op by op; each op with its microseconds, those of the host left out."""
         found: list[tuple[Op, float]] = []
         with self.lock:
-            plan = self.plan(len(feeds[TIMESTEP]))
+            plan = self.plan_of(feeds)
             self.fill(plan, feeds)
             kernels = iter(op for index, op in enumerate(plan.program.ops) if index in plan.structs)
             for piece in plan.pieces:
@@ -227,6 +277,7 @@ class CpuExecutor:
         """End the threads and free the memory."""
         if self.lock.close():
             self._plans.clear()
+            self._programs.clear()
             self.context.close()
 
 

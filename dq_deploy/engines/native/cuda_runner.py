@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from dq_deploy.engines.base import Array
 from dq_deploy.engines.native.runner import LayerForm, RecordRunner
 from dq_deploy.engines.native.traced import traced_program
 from dq_deploy.errors import InputError, OptionError
+from dq_deploy.models.sizes import sized
 from dq_deploy.record import Record
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ class NativeCudaRunner(RecordRunner):
         if dtype not in FLOAT_TYPES:
             raise OptionError(f"float type is {dtype!r}, expected one of {', '.join(FLOAT_TYPES)}")
         super().__init__(source, finite_check=finite_check, hash_check=hash_check)
+        # one program, of these sizes: others are refused by the check of the inputs' shapes
+        self.inputs = tuple(replace(spec, shape=("B", *sized(spec.shape, 1)[1:])) for spec in self.inputs)
         from dq_kernels.cpu.library import KernelInputError
 
         from dq_deploy.engines.native.cuda_executor import CudaExecutor

@@ -96,10 +96,22 @@ def padded_parts(program: Program, record: Record) -> dict[tuple[str, int], bool
 
 
 class FloatConstants:
-    """Float parameters and folded values by name."""
+    """Float parameters and folded values by name.
 
-    def __init__(self, record: Record, folded: Mapping[str, Mapping[str, Any]]) -> None:
-        self._record = record
+    Args:
+        record: holds the parameters.
+        folded: values that tracing folded, which belong to one program.
+        parameters: of another program of the record, to share the memory of its parameters.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        folded: Mapping[str, Mapping[str, Any]],
+        *,
+        parameters: FloatConstants | None = None,
+    ) -> None:
+        self._record, self._parameters = record, parameters
         self._arrays: dict[str, NDArray[Any]] = {}
         for name, value in folded.items():
             self._arrays[name] = np.array(value["values"], value["dtype"]).reshape(value["shape"])
@@ -108,6 +120,8 @@ class FloatConstants:
     def base(self, view: View) -> NDArray[Any]:
         """Memory of the parameter that a view names, one axis, in the order of `views.stored_strides`."""
         name = str(view.buffer)
+        if self._parameters is not None and name not in self._arrays:
+            return self._parameters.base(view)
         if name not in self._bases:
             values = self._values(name)
             wide = np.float32 if values.dtype.kind == "f" else values.dtype  # records may hold float16

@@ -39,7 +39,7 @@ def probe(
         Outputs by name, and the layers by module path. The outputs are those of `CpuExecutor.run`, bit for bit.
     """
     with executor.lock:
-        plan = executor.plan(len(feeds["timestep"]))
+        plan = executor.plan_of(feeds)
         executor.fill(plan, feeds)
         wanted = wanted_codes(plan.program, layers)
         sources: dict[tuple[Any, ...], Array] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from dq_deploy.engines.base import Array, Runner, TensorSpec
 from dq_deploy.engines.native.traced import traced_program
 from dq_deploy.errors import InputError, MissingDependencyError
 from dq_deploy.models import input_specs, output_specs
+from dq_deploy.models.sizes import varying_axes
 from dq_deploy.record import Record, check_can_run, content_sha256, load_record
 
 if TYPE_CHECKING:
@@ -112,7 +114,13 @@ class NativeRunner(RecordRunner):
         except KernelInputError as error:
             raise InputError(str(error)) from error
         try:
-            self.executor = CpuExecutor(traced_program(self.record), self.record, context)
+            self.executor = CpuExecutor(
+                traced_program(self.record),
+                self.record,
+                context,
+                retrace=partial(traced_program, self.record),
+                varying=varying_axes(input_specs(self.record.model_config)),
+            )
         except BaseException:
             context.close()
             raise

@@ -14,13 +14,18 @@ from typing import Any
 from dq_deploy.engines.native import program as programs
 from dq_deploy.engines.native.geometry import Geometry, from_json, geometries
 from dq_deploy.errors import DqError, ModelError
+from dq_deploy.models.sizes import EXAMPLE_SIZES
 from dq_deploy.record import Record
 
 TRACE_SECONDS = 600
 
 
-def traced_program(record: Record) -> dict[str, Any]:
+def traced_program(record: Record, sizes: Mapping[str, int] = EXAMPLE_SIZES) -> dict[str, Any]:
     """The joined program of a record's denoiser.
+
+    Args:
+        record: the quantized denoiser.
+        sizes: of the axes that vary besides the batch, by name; a program is for one choice of them.
 
     Raises:
         ModelError: torch cannot trace it, or it holds an operation the native engine does not know.
@@ -28,10 +33,11 @@ def traced_program(record: Record) -> dict[str, Any]:
     """
     layers = geometries(record)
     if "torch" in sys.modules:
-        return joined_program(record.family, record.model_config, layers)
+        return joined_program(record.family, record.model_config, layers, sizes)
     request = {
         "family": record.family,
         "config": dict(record.model_config),
+        "sizes": dict(sizes),
         "layers": {name: layer.to_json() for name, layer in layers.items()},
     }
     try:
@@ -54,7 +60,9 @@ def traced_program(record: Record) -> dict[str, Any]:
     return programs.loads(done.stdout)
 
 
-def joined_program(family: str, config: Mapping[str, Any], layers: Mapping[str, Geometry]) -> dict[str, Any]:
+def joined_program(
+    family: str, config: Mapping[str, Any], layers: Mapping[str, Geometry], sizes: Mapping[str, int] = EXAMPLE_SIZES
+) -> dict[str, Any]:
     """Trace and lower at two batch sizes, and join them; needs torch."""
     from dq_deploy.engines.native.lowering import Lowering
     from dq_deploy.engines.native.tracing import trace
@@ -64,7 +72,7 @@ def joined_program(family: str, config: Mapping[str, Any], layers: Mapping[str, 
     output = output_specs(config)[0].name
     found = []
     for batch in programs.TRACED_BATCHES:
-        graph, keys = trace(family, config, layers, batch)
+        graph, keys = trace(family, config, layers, batch, sizes)
         found.append(programs.to_json(Lowering(graph, keys, layers).program(names, output)))
     joined: dict[str, Any] = programs.join_batches(*found)
     return joined
@@ -75,7 +83,7 @@ def main() -> None:
     request = json.load(sys.stdin)
     layers = {name: from_json(value) for name, value in request["layers"].items()}
     try:
-        print(programs.dumps(joined_program(request["family"], request["config"], layers)))
+        print(programs.dumps(joined_program(request["family"], request["config"], layers, request["sizes"])))
     except DqError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None

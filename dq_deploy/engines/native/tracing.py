@@ -17,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from dq_deploy.engines.native.geometry import Geometry
 from dq_deploy.errors import ModelError
 from dq_deploy.models import build_denoiser, call_denoiser, input_specs
+from dq_deploy.models.sizes import EXAMPLE_SIZES, sized
 
 _DTYPES = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32}
 
@@ -56,7 +57,11 @@ class TracedLayer(torch.nn.Module):
 
 
 def trace(
-    family: str, config: Mapping[str, Any], layers: Mapping[str, Geometry], batch: int
+    family: str,
+    config: Mapping[str, Any],
+    layers: Mapping[str, Geometry],
+    batch: int,
+    sizes: Mapping[str, int] = EXAMPLE_SIZES,
 ) -> tuple[torch.fx.GraphModule, dict[str, str]]:
     """The graph of one step for one batch size.
 
@@ -65,6 +70,7 @@ def trace(
         config: its diffusers configuration.
         layers: quantized layers by module path.
         batch: samples.
+        sizes: of the axes that vary besides it, by name.
 
     Returns:
         The graph, each node with its shape and strides under `meta["val"]`, and the state-dict key of each of its
@@ -75,7 +81,7 @@ def trace(
     """
     specs = input_specs(config)
     module = build_denoiser(family, config, device="meta")
-    inputs = [(tuple(batch if d == "B" else int(d) for d in spec.shape), spec.dtype) for spec in specs]
+    inputs = [(sized(spec.shape, batch, sizes), spec.dtype) for spec in specs]
 
     def step(fake: torch.nn.Module, *values: torch.Tensor) -> torch.Tensor:
         return call_denoiser(fake, {spec.name: v for spec, v in zip(specs, values, strict=True)})
