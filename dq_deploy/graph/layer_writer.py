@@ -75,7 +75,8 @@ class LayerWriter:
             term, entry = self._part(x, part)
             entries.append(entry)
             self.b.prefix = f"dq/{self.layer.name}"
-            total = term if total is None else self.b.op("Add", [total, term], "parts_sum", dtype=FLOAT)
+            role = "parts_sum" if index < 2 else f"parts_sum{index}"
+            total = term if total is None else self.b.op("Add", [total, term], role, dtype=FLOAT)
         assert total is not None
         return total, entries
 

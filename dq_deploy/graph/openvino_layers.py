@@ -80,7 +80,8 @@ def _wide_summands(q_weight: Integers, held: HeldCodes, largest: int) -> list[Su
 def _safe_pieces(q_weight: Integers, highest: int) -> Summand:
     for count in range(1, MOST_PIECES + 1):
         pieces = split_weight(q_weight, count)
-        if all(worst_pair_product(w, highest) <= PAIR_LIMIT and w.min() >= -128 and w.max() <= 127 for w in pieces):
+        fit = all(w.min() >= -128 and w.max() <= 127 for w in pieces)
+        if fit and worst_pair_product(np.concatenate(pieces, axis=1), highest) <= PAIR_LIMIT:  # pieces are neighbours
             return pieces
     return []
 

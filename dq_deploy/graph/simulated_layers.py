@@ -69,7 +69,8 @@ class _SimulationWriter:
             self.b.prefix = f"sim/{self.layer.name}/part{index}"
             term = self._part(self._slice(start, len(part.pre)), part)
             start += len(part.pre)
-            total = term if total is None else self.b.op("Add", [total, term], "parts_sum")
+            role = "parts_sum" if index < 2 else f"parts_sum{index}"
+            total = term if total is None else self.b.op("Add", [total, term], role)
         assert total is not None
         if self.layer.bias is not None and not self.requantize:
             total = self.b.op("Add", [total, self.b.constant(self._channels(self.layer.bias), "bias")], "biased")
