@@ -14,6 +14,7 @@ from dq_deploy.graph.integer_layers import decline_reason
 from dq_deploy.graph.layer_writer import LayerWriter, write_layers
 from dq_deploy.graph.passes import PassResult
 from dq_deploy.graph.sites import Site
+from dq_deploy.graph.wide_weights import unsigned_weight
 from dq_deploy.numerics import bias_codes
 from dq_deploy.record import Part, Record
 
@@ -60,6 +61,12 @@ def fast_reason(site: Site) -> str:
         held = part.zero_point - layer.q_min
         if int(held.min()) < 0 or int(held.max()) > 255:
             return f"the code of 0 spans {held.min()}..{held.max()}; this form holds it in 0..255"
+    wide = [part for part in layer.parts if not part.fits_int8]
+    if wide and layer.kind == "conv2d":
+        low, high = wide[0].q_weight_span
+        return f"weights less their zero point span {low}..{high}; this form has one zero point for all channels"
+    if any(unsigned_weight(part.q_weight(0))[2].any() for part in wide):
+        return "a weight zero point lies outside 0..255 as uint8; mode exact takes it"
     if layer.kind == "conv2d" and layer.out_scale is None:
         return "record has no output table; quantize again without --no-outputs"
     if layer.kind == "conv2d" and len(layer.parts) > 1:
@@ -144,15 +151,21 @@ class _FastWriter(LayerWriter):
     def _linear(self, codes: ir.Value, zero: ir.Value, part: Part) -> tuple[ir.Value, str]:
         b = self.b
         q_weight = part.q_weight(0)
-        safe = pair_safe(q_weight, self.layer.reach)
+        safe = part.fits_int8 and pair_safe(q_weight, self.layer.reach)
         columns = len(q_weight)
+        if part.fits_int8:
+            weight = self._weight(q_weight.T, safe)
+            weight_zero: np.ndarray = np.full(columns, 0, np.int8) if safe else np.full(columns, 128, np.uint8)
+        else:
+            held, weight_zero, _ = unsigned_weight(q_weight)
+            weight = b.tensor(ir.tensor(np.ascontiguousarray(held.T), name=f"{b.prefix}/weight"))
         inputs = [
             codes,
-            self._weight(q_weight.T, safe),
+            weight,
             self.steps.number(part.scale),
             b.constant(part.weight_scale[0], "weight_scale"),
             zero,
-            b.constant(np.full(columns, 0, np.int8) if safe else np.full(columns, 128, np.uint8), "weight_offset"),
+            b.constant(weight_zero, "weight_offset"),
         ]
         out = b.op("MatMulIntegerToFloat", inputs, "product", domain=CONTRIB_DOMAIN, dtype=FLOAT)
         return out, f"{b.prefix}/product"

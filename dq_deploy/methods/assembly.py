@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from dq_deploy.calibration import CalibrationInputs
-from dq_deploy.errors import OptionError
 from dq_deploy.methods.options import QuantizeOptions
 from dq_deploy.methods.preparation import Prepared, PreparedLayer
 from dq_deploy.methods.scales import code_range
@@ -37,20 +36,16 @@ def build_layer(
     Args:
         prepared: geometry, bits, `pre` and fold decision.
         tables: per part, activation (scale, zero point).
-        weights: per part, codes, scale and zero point; `codes - zero_point` must fit int8.
+        weights: per part, codes, scale and zero point.
         bias: [C_out] or None.
         output: (out_scale, out_zero_point) or None.
         symmetric: whether activation codes are signed.
-
-    Raises:
-        OptionError: weights less their zero point do not fit int8; names the layer.
     """
     parts = []
     for pre, (scale, zero), (code, weight_scale, weight_zero) in zip(
         prepared.pre_parts(), tables, weights, strict=True
     ):
         w_zero_point = np.zeros(len(code), np.int32) if weight_zero is None else weight_zero
-        _check_fits_int8(prepared, code, w_zero_point)
         parts.append(
             Part(
                 pre=np.ascontiguousarray(pre),
@@ -93,15 +88,6 @@ def layer_of_parts(
         fold=prepared.fold,
         folded=prepared.folded,
     )
-
-
-def _check_fits_int8(prepared: PreparedLayer, code: NDArray[np.int8], zero_point: I32) -> None:
-    rows = code.reshape(len(code), -1).astype(np.int64) - zero_point[:, None]
-    if rows.min() < -128 or rows.max() > 127:
-        raise OptionError(
-            f"layer {prepared.site.name}: weight codes less their zero point span [{rows.min()}, {rows.max()}], "
-            "expected int8; give the layer at most 7 weight bits, or leave asymmetric_weights out"
-        )
 
 
 def versions() -> dict[str, str]:

@@ -7,7 +7,12 @@ import pytest
 
 from dq_deploy import numerics
 from dq_deploy.graph.requantized_layers import RequantizedLayers
-from tests.graph.single_layer import assert_codes_and_accumulators_equal, random_layer, run_integer
+from tests.graph.single_layer import (
+    assert_codes_and_accumulators_equal,
+    random_layer,
+    run_integer,
+    wide_layers,
+)
 
 
 @pytest.mark.parametrize("bits", [(4, 8), (8, 8), (6, 6), (4, 4)])
@@ -51,3 +56,18 @@ def test_convolution_without_output_table_stays_float_with_a_reason():
     layer = dataclasses.replace(random_layer(rng), out_scale=None, out_zero_point=None)
     run = run_integer(layer, rng.normal(size=(1, 5, 4, 4)).astype(np.float32), np.zeros(1), RequantizedLayers)
     assert "no output table" in run.entry["reason"]
+
+
+def test_weights_with_a_zero_point_per_column_run_in_linear_layers_and_stay_float_in_convolutions():
+    when = np.full(5, 100, np.float32)
+    for layer, x in wide_layers("uint8 codes, any uint8 zero point", "linear", (8, False), widths=(33,)):
+        run = run_integer(layer, x, when, RequantizedLayers)
+        assert_codes_and_accumulators_equal(layer, x, when, run)
+        expected = numerics.integer_layer(layer, x, np.full(5, 1)).output
+        np.testing.assert_allclose(run.values["y"], expected, rtol=0, atol=2**-20 * np.abs(expected).max())
+    for layer, x in wide_layers("uint8 codes, any uint8 zero point", "conv2d", (8, False), widths=(33,)):
+        run = run_integer(layer, x, when, RequantizedLayers)
+        assert "one zero point for all channels" in run.entry["reason"]
+    for layer, x in wide_layers("far from the codes", "linear", (8, False), widths=(33,)):
+        run = run_integer(layer, x, when, RequantizedLayers)
+        assert "outside 0..255" in run.entry["reason"]

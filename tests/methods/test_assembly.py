@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
-from dq_deploy.errors import OptionError
 from dq_deploy.methods import QuantizeOptions
 from dq_deploy.methods.assembly import build_layer
 from dq_deploy.methods.preparation import prepare
@@ -27,6 +25,7 @@ def test_weights_without_a_zero_point_get_zeros() -> None:
     assert (build(5, 3).parts[0].q_weight(0) == 2).all()
 
 
-def test_weights_less_their_zero_point_that_leave_int8_are_refused_with_the_layer() -> None:
-    with pytest.raises(OptionError, match=r"conv_in: .*\[200, 200\], expected int8"):
-        build(100, -100)
+def test_weights_less_their_zero_point_may_leave_int8() -> None:
+    part = build(100, -100).parts[0]
+    assert (part.q_weight(0) == 200).all()
+    assert not part.fits_int8
