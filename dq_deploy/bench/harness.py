@@ -264,7 +264,12 @@ def benchmark(
     environment = describe_environment(threads=options.threads)
     # opened once before anything is built: what is missing is said now
     with open_engine(
-        path, engine=options.engine, threads=options.threads, isa=options.isa, device=options.device
+        path,
+        engine=options.engine,
+        threads=options.threads,
+        isa=options.isa,
+        device=options.device,
+        hash_check=options.hash_check,
     ) as runner:
         manifest, kind = runner.manifest or {}, runner.engine
         if is_plan(path):

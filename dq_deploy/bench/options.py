@@ -22,6 +22,7 @@ class BenchOptions:
         engine: engine to run on, or None for what the manifest says.
         isa: instruction set of the native engine, or None for the best.
         device: of the native engine, as of `open_engine`.
+        hash_check: likewise; the file is checked once, before it is timed.
     """
 
     batches: tuple[int, ...] = (1, 4, 8)
@@ -34,6 +35,7 @@ class BenchOptions:
     engine: str | None = None
     isa: str | None = None
     device: str | None = None
+    hash_check: bool = True
 
     def __post_init__(self) -> None:
         """Check the ranges.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dq_deploy.cli.frame import check_outputs, console, numbers_from_text, progress, run, write_json
+from dq_deploy.cli.hash_check import HashCheck
 
 if TYPE_CHECKING:
     from dq_deploy.bench import BenchReport
@@ -34,6 +35,7 @@ def bench(
     finite_check: Annotated[
         bool, typer.Option("--finite-check/--no-finite-check", help="Look for NaN and infinity, as in use.")
     ] = True,
+    hash_check: HashCheck = True,
     json: Annotated[Path | None, typer.Option(help="Also write the report as JSON.")] = None,
     png: Annotated[Path | None, typer.Option(help="Also draw a chart; needs dq-deploy[report].")] = None,
 ) -> None:
@@ -63,11 +65,12 @@ def bench(
         finite_check=finite_check,
         isa=isa,
         device=device,
+        hash_check=hash_check,
     )
     if is_plan(engine):  # a missing driver is said before a record is read and a baseline built
-        open_engine(engine).close()
-    record = None if ckpt is None else load_record(ckpt)
-    attested = attest(engine, device=device)
+        open_engine(engine, hash_check=hash_check).close()
+    record = None if ckpt is None else load_record(ckpt, hash_check=hash_check)
+    attested = attest(engine, device=device, hash_check=hash_check)
     share = None if attested is None else attested.integer_mac_share
     with progress("timing") as advance:
         report = benchmark(

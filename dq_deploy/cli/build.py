@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dq_deploy.cli.frame import check_outputs, console, run, write_json
+from dq_deploy.cli.hash_check import HashCheck
 
 if TYPE_CHECKING:
     from dq_deploy.engines.build import BuildOptions
@@ -44,6 +45,7 @@ def build(
     conv: Annotated[str | None, typer.Option(help="With --ckpt, as for dq-export.")] = None,
     keep_onnx: Annotated[Path | None, typer.Option(help="With --ckpt, keep the exported ONNX under this name.")] = None,
     log: Annotated[Path | None, typer.Option(help="Keep all the builder says in this file.")] = None,
+    hash_check: HashCheck = True,
     json: Annotated[Path | None, typer.Option(help="Also write the summary as JSON.")] = None,
 ) -> None:
     """Build a TensorRT or TensorRT-RTX plan and say what each layer became."""
@@ -67,6 +69,7 @@ def build(
         workspace_mib=workspace_mib,
         time_limit_s=time_limit,
         log=log,
+        hash_check=hash_check,
     )
     started = time.perf_counter()
     if onnx is not None:
@@ -99,7 +102,7 @@ def _exported(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         path = keep or Path(folder) / f"{out.stem}.onnx"
         started = time.perf_counter()
-        export(load_record(ckpt), path, target=runtime, float_type=float_type, conv=conv)
+        export(load_record(ckpt, hash_check=options.hash_check), path, target=runtime, float_type=float_type, conv=conv)
         gc.collect()  # the model's memory is the builder's now
         print(f"exported in {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
         yield path

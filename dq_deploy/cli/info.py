@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dq_deploy.cli.frame import check_outputs, console, run, write_json
+from dq_deploy.cli.hash_check import HashCheck
 from dq_deploy.errors import FileProblemError, OptionError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ def info(
     native: Annotated[
         bool, typer.Option("--native", help="Of a record also how the native engine would run it on this machine.")
     ] = False,
+    hash_check: HashCheck = True,
     json: Annotated[Path | None, typer.Option(help="Also write what is shown, and more, as JSON.")] = None,
 ) -> None:
     """Show what a quantized model, an exported engine file or a plan holds."""
@@ -32,18 +34,18 @@ def info(
     if path.suffix not in RECORD_SUFFIXES and is_plan(path):
         from dq_deploy.cli.plan_summary import show_plan, summary_of_plan
 
-        summary = summary_of_plan(path)
+        summary = summary_of_plan(path, hash_check=hash_check)
         show = show_plan
     elif path.suffix == ".onnx":
-        summary = summary_of_engine(path)
+        summary = summary_of_engine(path, hash_check=hash_check)
         show = _show_engine
     else:
-        summary = summary_of_record(path)
+        summary = summary_of_record(path, hash_check=hash_check)
         show = _show_record
     if native:
         from dq_deploy.cli.native_summary import show_native, summary_of_native
 
-        summary["native"] = summary_of_native(path)
+        summary["native"] = summary_of_native(path, hash_check=hash_check)
     if json is not None:
         write_json(json, summary)
     show(summary)
@@ -51,24 +53,24 @@ def info(
         show_native(summary["native"])
 
 
-def summary_of_record(path: Path) -> dict[str, Any]:
+def summary_of_record(path: Path, *, hash_check: bool = True) -> dict[str, Any]:
     """Summary of a record file as JSON values; see `dq_deploy.record.summary`."""
     from dq_deploy.record import load_record
     from dq_deploy.record.summary import MIB, summarize_record
 
-    summary = summarize_record(load_record(path))
+    summary = summarize_record(load_record(path, hash_check=hash_check))
     return {"path": str(path), "file_mib": path.stat().st_size / MIB, **summary}
 
 
-def summary_of_engine(path: Path) -> dict[str, Any]:
+def summary_of_engine(path: Path, *, hash_check: bool = True) -> dict[str, Any]:
     """Manifest of an exported ONNX file with the shares its layers declare.
 
     Raises:
-        FileProblemError: not an ONNX file, or one this project did not write.
+        FileProblemError: not an ONNX file, one this project did not write, or not as it was written.
     """
     from dq_deploy.graph.onnx_file import read_manifest
 
-    manifest = read_manifest(path)
+    manifest = read_manifest(path, hash_check=hash_check)
     data = path.with_name(path.name + ".data")
     size = path.stat().st_size + (data.stat().st_size if data.is_file() else 0)
     try:

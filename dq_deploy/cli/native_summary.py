@@ -10,7 +10,7 @@ from dq_deploy.cli.frame import console
 MIB = 2**20
 
 
-def summary_of_native(path: Path) -> dict[str, Any]:
+def summary_of_native(path: Path, *, hash_check: bool = True) -> dict[str, Any]:
     """Instruction set, kernels and memory as JSON values; the record is opened, which traces its denoiser.
 
     Raises:
@@ -22,7 +22,7 @@ def summary_of_native(path: Path) -> dict[str, Any]:
     from dq_deploy.engines import open_engine
     from dq_deploy.engines.native.runner import NativeRunner
 
-    with open_engine(path, engine="native", device="cpu") as runner:
+    with open_engine(path, engine="native", device="cpu", hash_check=hash_check) as runner:
         assert isinstance(runner, NativeRunner)
         constants = runner.executor.constants.values()
         packed = sum(own.packed.nbytes for own in constants if own.packed is not None)

@@ -10,7 +10,7 @@ from dq_deploy.cli.frame import console
 from dq_deploy.errors import FileProblemError
 
 
-def summary_of_plan(path: Path) -> dict[str, Any]:
+def summary_of_plan(path: Path, *, hash_check: bool = True) -> dict[str, Any]:
     """Manifest of a plan with the share its layers had when it was built, as JSON values.
 
     Raises:
@@ -18,7 +18,7 @@ def summary_of_plan(path: Path) -> dict[str, Any]:
     """
     from dq_deploy.engines.plan_manifest import read_plan_manifest
 
-    manifest = read_plan_manifest(path)
+    manifest = read_plan_manifest(path, check_hash=hash_check)
     try:
         layers, built, macs = manifest["layers"], manifest.get("layers_built") or [], manifest["macs"]
         work = sum(int(row["macs"]) for row in built if row["executed"] == "integer")

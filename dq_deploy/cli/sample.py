@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dq_deploy.cli.frame import check_outputs, console, numbers_from_text, progress, run, warn, write_json
+from dq_deploy.cli.hash_check import HashCheck
 
 if TYPE_CHECKING:
     from dq_deploy.engines.base import Runner
@@ -59,6 +60,7 @@ def sample(
         str | None, typer.Option(help="Of the native engine: cpu or cuda; by default a GPU that can run it.")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads; default: the engine's choice.")] = None,
+    hash_check: HashCheck = True,
     json: Annotated[Path | None, typer.Option(help="Also write the numbers as JSON.")] = None,
 ) -> None:
     """Draw images with an engine in the denoiser's place."""
@@ -74,7 +76,7 @@ def sample(
 
         torch.set_num_threads(threads)
     with ExitStack() as stack:
-        subject = _open_subject(ckpt, engine, threads, device, stack)
+        subject = _open_subject(ckpt, engine, stack, threads=threads, device=device, hash_check=hash_check)
         options = SampleOptions(
             steps=steps or len(subject.timesteps), scheduler=scheduler, eta=eta, seed=seed, batch=batch
         )
@@ -127,7 +129,13 @@ def _conditions(subject: _Subject, path: Path | None, number: int, seed: int) ->
 
 
 def _open_subject(
-    ckpt: Path | None, engine: Path | None, threads: int | None, device: str | None, stack: ExitStack
+    ckpt: Path | None,
+    engine: Path | None,
+    stack: ExitStack,
+    *,
+    threads: int | None,
+    device: str | None,
+    hash_check: bool,
 ) -> _Subject:
     from dq_deploy.engines import RECORD_SUFFIXES, open_engine
     from dq_deploy.errors import FileProblemError, OptionError
@@ -135,7 +143,7 @@ def _open_subject(
 
     if ckpt is None and engine is None:
         raise OptionError("got neither --ckpt nor --engine, expected at least one of them")
-    record = None if ckpt is None else load_record(ckpt)
+    record = None if ckpt is None else load_record(ckpt, hash_check=hash_check)
     if engine is None:
         assert record is not None
         return _Subject(
@@ -147,8 +155,8 @@ def _open_subject(
             runner=None,
         )
     if record is None and engine.suffix in RECORD_SUFFIXES:
-        record = load_record(engine)
-    runner = stack.enter_context(open_engine(engine, threads=threads, device=device))
+        record = load_record(engine, hash_check=hash_check)
+    runner = stack.enter_context(open_engine(engine, threads=threads, device=device, hash_check=hash_check))
     manifest = runner.manifest
     assert manifest is not None  # open_engine requires it by default
     if record is not None and content_sha256(record) != manifest.get("record_sha256"):

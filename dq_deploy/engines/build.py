@@ -44,6 +44,7 @@ class BuildOptions:
         workspace_mib: limit of the builder's workspace pool.
         time_limit_s: seconds after which the build is stopped.
         log: file that gets all the builder says.
+        hash_check: refuse an ONNX file whose content, or whose data's, is not what was written.
     """
 
     runtime: str | None = None
@@ -53,6 +54,7 @@ class BuildOptions:
     workspace_mib: int | None = None
     time_limit_s: float | None = None
     log: Path | None = None
+    hash_check: bool = True
 
     def __post_init__(self) -> None:
         if self.runtime is not None:
@@ -158,7 +160,7 @@ def build_plan(
     """
     onnx_path, plan_path, options = Path(onnx_path), Path(plan_path), options or BuildOptions()
     if manifest is None:
-        manifest = read_manifest(onnx_path)
+        manifest = read_manifest(onnx_path, hash_check=options.hash_check)
     runtime = runtime_of(options, str(manifest["target"]))
     check_options(options, runtime)
     profile = profile_from_texts(options.shapes, manifest)

@@ -91,16 +91,16 @@ def check_content(
             found = content_sha256(path.read_bytes(), manifest)
         except ValueError as error:
             raise FileProblemError(f"{path} is not an ONNX file or is truncated; export it again") from error
-        _compare(path, found, manifest[CONTENT_SHA256], "manifest inside")
+        _compare(path, found, manifest[CONTENT_SHA256], "inside it")
     wanted = next((m[DATA_SHA256] for m in (manifest, side) if m is not None and DATA_SHA256 in m), None)
     for file in data if wanted is not None else ():
-        _compare(file.path, sha256_of_file(file.path), wanted, f"{path.name}'s manifest")
+        _compare(file.path, sha256_of_file(file.path), wanted, f"in {path.name}")
 
 
 def _compare(path: Path, found: str, wanted: Any, where: str) -> None:
     if found != wanted:
         raise FileProblemError(
-            f"{path} is not what was written: its content hash is {found[:12]}, its manifest ({where}) says "
+            f"{path} is not what was written: its content hash is {found[:12]}, its manifest {where} says "
             f"{str(wanted)[:12]}; copy it again with what lies beside it, or export it again"
         )
 

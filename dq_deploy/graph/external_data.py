@@ -76,8 +76,8 @@ def check_data_files(path: Path, files: tuple[DataFile, ...]) -> None:
             ) from error
         if found < file.needed_bytes:
             raise FileProblemError(
-                f"{file.path} has {found} bytes, {path.name} needs {file.needed_bytes}; it is truncated: copy it or "
-                "export again"
+                f"{file.path} has {found} bytes, {path.name} needs {file.needed_bytes}; it is truncated: export again, "
+                "or copy it again"
             )
 
 

@@ -29,12 +29,13 @@ class Attestation:
     float_layers: tuple[str, ...]
 
 
-def attest(engine_path: str | Path, *, device: str | None = None) -> Attestation:
+def attest(engine_path: str | Path, *, device: str | None = None, hash_check: bool = True) -> Attestation:
     """Read which kernels an engine really runs; a plan is read and not opened, which needs no GPU.
 
     Args:
         engine_path: exported ONNX file, or a plan, with its manifest; or a record, by its layers in the native engine.
         device: of the native engine, as of `open_engine`.
+        hash_check: likewise.
 
     Returns:
         The shares.
@@ -44,7 +45,7 @@ def attest(engine_path: str | Path, *, device: str | None = None) -> Attestation
     """
     path = Path(engine_path)
     if path.suffix in RECORD_SUFFIXES:
-        return _of_record(path, device)
+        return _of_record(path, device, hash_check)
     if is_plan(path):
         plan = attest_plan(path, read_plan_manifest(path, check_hash=False))
         return Attestation(
@@ -55,7 +56,7 @@ def attest(engine_path: str | Path, *, device: str | None = None) -> Attestation
     manifest = read_manifest(path)
     with tempfile.TemporaryDirectory(prefix="dq-attest-") as folder:
         optimized = Path(folder) / "optimized.onnx"
-        with open_engine(path, optimized_model_path=optimized):
+        with open_engine(path, optimized_model_path=optimized, hash_check=hash_check):
             shipped = ShippedGraph(path, Path(folder), engine=str(manifest["target"]), threads=None)
             graph = read_kernels(shipped, optimized)
     macs, integer, float_layers = manifest["macs"], 0, []
@@ -71,13 +72,14 @@ def attest(engine_path: str | Path, *, device: str | None = None) -> Attestation
     )
 
 
-def _of_record(path: Path, device: str | None) -> Attestation:
+def _of_record(path: Path, device: str | None, hash_check: bool) -> Attestation:
     """Of the native engine: every integer layer it runs is integer, in a kernel or in numpy."""
     from dq_deploy.models import macs_of
     from dq_deploy.record import load_record
 
-    macs = macs_of(None, dict(load_record(path).model_config))  # loads torch, so that tracing needs no other process
-    with open_engine(path, device=device) as runner:
+    config = dict(load_record(path, hash_check=hash_check).model_config)
+    macs = macs_of(None, config)  # loads torch, so that tracing needs no other process
+    with open_engine(path, device=device, hash_check=False) as runner:  # checked above
         forms = runner.layer_forms()  # type: ignore[attr-defined]
     work = sum(count for name, count in macs.layers.items() if name in forms)
     return Attestation(
