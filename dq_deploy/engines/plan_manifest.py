@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dq_deploy.artifacts import sha256_of_file, write_text_atomic
+from dq_deploy.artifacts import sha256_of_bytes, sha256_of_file, write_text_atomic
 from dq_deploy.errors import FileProblemError
 from dq_deploy.graph.manifest_check import PLAN, flaw_of
 
 PLAN_FORMAT = "dq_deploy.plan"
 PLAN_VERSION = 1
+MANIFEST_SHA256 = "manifest_sha256"
+"""Of the manifest itself without this entry, as JSON with sorted keys; manifests of earlier versions have none."""
+_OF_ONNX_FILE = ("format", "version", "data_sha256", "content_sha256")
 _SUFFIXES = (".plan", ".engine", ".trt")
 _MAGIC = b"trt"  # bytes 1 to 3: `ftrt` of TensorRT, `vtrt` of TensorRT-RTX
 _NEEDED = ("plan_sha256", "onnx_sha256", "runtime", "runtime_version", "compute_capabilities", "profiles", "inputs")
@@ -44,7 +47,7 @@ def plan_manifest_of(onnx_manifest: Mapping[str, Any], facts: Mapping[str, Any])
         onnx_manifest: of the file the plan was built from.
         facts: `plan_sha256`, `runtime` and the other keys of a plan.
     """
-    rest = {key: value for key, value in onnx_manifest.items() if key not in ("format", "version")}
+    rest = {key: value for key, value in onnx_manifest.items() if key not in _OF_ONNX_FILE}
     return {"format": PLAN_FORMAT, "version": PLAN_VERSION, **rest, **facts}
 
 
@@ -54,7 +57,8 @@ def write_plan_manifest(plan_path: str | Path, manifest: Mapping[str, Any]) -> N
     Raises:
         FileProblemError: it cannot be written.
     """
-    text = json.dumps(dict(manifest), sort_keys=True, indent=1)
+    written = {**manifest, MANIFEST_SHA256: _sha256_of_manifest(manifest)}
+    text = json.dumps(written, sort_keys=True, indent=1)
     write_text_atomic(plan_manifest_path(Path(plan_path)), text + "\n")
 
 
@@ -63,7 +67,7 @@ def read_plan_manifest(plan_path: str | Path, *, check_hash: bool = True) -> dic
 
     Args:
         plan_path: the plan.
-        check_hash: False trusts the name; reading a plan of 1 GB takes a second or more.
+        check_hash: False trusts the name and what the manifest says; reading a plan of 1 GB takes half a second.
 
     Raises:
         FileProblemError: no plan, no manifest, another format or version, an edited one, or that of another plan.
@@ -90,12 +94,22 @@ def read_plan_manifest(plan_path: str | Path, *, check_hash: bool = True) -> dic
         raise FileProblemError(f"{side} lacks {', '.join(missing)}; build the plan again with dq-build")
     if flaw := flaw_of(manifest, PLAN):
         raise FileProblemError(f"{side} is incomplete or was edited: {flaw}; build the plan again with dq-build")
+    if check_hash and (told := manifest.get(MANIFEST_SHA256)) not in (None, found := _sha256_of_manifest(manifest)):
+        raise FileProblemError(
+            f"{side} is not what was written: its content hash is {found[:12]}, it says {str(told)[:12]}; copy it "
+            "again, or build the plan again with dq-build"
+        )
     if check_hash and (found := sha256_of_file(path)) != manifest["plan_sha256"]:
         raise FileProblemError(
             f"{side.name} belongs to a plan with SHA-256 {str(manifest['plan_sha256'])[:12]}..., {path} has "
             f"{found[:12]}...; the plan was replaced or damaged: build it again with dq-build"
         )
     return manifest
+
+
+def _sha256_of_manifest(manifest: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != MANIFEST_SHA256}
+    return sha256_of_bytes(json.dumps(rest, sort_keys=True).encode("utf-8"))
 
 
 def _json_of(path: Path) -> dict[str, Any] | None:

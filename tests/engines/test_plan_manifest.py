@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 
@@ -68,6 +69,43 @@ def test_a_plan_that_was_replaced_is_refused(plan):
     with pytest.raises(FileProblemError, match="the plan was replaced or damaged: build it again"):
         read_plan_manifest(plan)
     assert read_plan_manifest(plan, check_hash=False)["runtime"] == "tensorrt-rtx"
+
+
+@pytest.mark.parametrize(
+    "values", [{"notes": ["m"]}, {"timesteps": [1.0]}, {"runtime_version": "1.7.1.117"}, {"manifest_sha256": "0" * 64}]
+)
+def test_a_manifest_that_says_something_else_than_was_written_is_refused(plan, values):
+    changed(plan, **values)
+    with pytest.raises(FileProblemError, match=r"unet\.plan\.json is not what was written") as caught:
+        read_plan_manifest(plan)
+    assert "\n" not in str(caught.value)
+    assert read_plan_manifest(plan, check_hash=False)["runtime"] == "tensorrt-rtx"
+
+
+def test_a_flipped_bit_of_a_plan_or_of_its_manifest_is_refused_or_means_nothing(plan):
+    chance, want = random.Random(5), read_plan_manifest(plan)
+    for path in (plan, plan_manifest_path(plan)):
+        whole = path.read_bytes()
+        for _ in range(60):
+            data = bytearray(whole)
+            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+            path.write_bytes(data)
+            try:
+                found = read_plan_manifest(plan)
+            except FileProblemError:
+                continue
+            assert path != plan
+            # what is left: blanks, and the name of the hash itself
+            assert {**found, "manifest_sha256": ""}.items() >= {**want, "manifest_sha256": ""}.items()
+        path.write_bytes(whole)
+
+
+def test_a_manifest_of_an_earlier_version_has_no_hash_of_itself(plan):
+    side = plan_manifest_path(plan)
+    manifest = json.loads(side.read_text())
+    del manifest["manifest_sha256"]
+    side.write_text(json.dumps({**manifest, "notes": ["m"]}))
+    assert read_plan_manifest(plan)["notes"] == ["m"]
 
 
 @pytest.mark.parametrize(

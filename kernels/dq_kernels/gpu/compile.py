@@ -8,6 +8,7 @@ A cubin for sm_80 also runs on sm_86 and sm_89; those for sm_90, 100 and 120 (co
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import json
 import sys
@@ -133,7 +134,7 @@ def store(compiled: Iterable[Compiled], folder: Path) -> Path:
         entries = json.loads(index.read_text(encoding="utf-8"))["cubins"]
     for one in compiled:
         (folder / f"{one.key}.cubin").write_bytes(one.cubin)
-        entries[one.key] = one.entry
+        entries[one.key] = {**one.entry, "sha256": hashlib.sha256(one.cubin).hexdigest()}
     content = {"format": FORMAT, "triton": triton.__version__, "cubins": dict(sorted(entries.items()))}
     partial = index.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

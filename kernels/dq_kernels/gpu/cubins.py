@@ -10,6 +10,7 @@ Never run on a GPU: argument memory, metadata and refusals are tested against a 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -196,7 +197,7 @@ class CubinStore:
         self._functions.clear()
 
     def _load(self, key: str, entry: Mapping[str, Any]) -> int:
-        image = (self.folder / f"{key}.cubin").read_bytes()
+        image = _image(self.folder / f"{key}.cubin", entry)
         module = self._driver.handle_from("cuModuleLoadData", image)
         self._modules.append(module)
         function = self._driver.handle_from("cuModuleGetFunction", module, entry["symbol"].encode())
@@ -204,6 +205,25 @@ class CubinStore:
             self._driver.call("cuFuncSetAttribute", function, MAX_DYNAMIC_SHARED, entry["shared_bytes"])
         self._functions[key] = function
         return function
+
+
+def _image(path: Path, entry: Mapping[str, Any]) -> bytes:
+    """Bytes of a cubin, which must be what was compiled; an index of an earlier version has no hash.
+
+    Raises:
+        KernelInputError: it is not there, or not what was compiled.
+    """
+    try:
+        image = path.read_bytes()
+    except OSError as error:
+        raise KernelInputError(f"{path} cannot be read ({error.strerror}); compile it again") from error
+    found, wanted = hashlib.sha256(image).hexdigest(), entry.get("sha256")
+    if wanted not in (None, found):
+        raise KernelInputError(
+            f"{path} is not what was written: its content hash is {found[:12]}, {INDEX} says {str(wanted)[:12]}; copy "
+            "or compile it again"
+        )
+    return image
 
 
 def read_index(folder: Path) -> dict[str, Any]:

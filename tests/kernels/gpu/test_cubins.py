@@ -1,4 +1,5 @@
 import ctypes
+import hashlib
 import importlib.resources
 import json
 import re
@@ -71,6 +72,7 @@ def folder(tmp_path):
         "warps": 4,
         "shared_bytes": 65536,
         "arguments": [["workspace", "*i64"], ["words", "i32"]],
+        "sha256": hashlib.sha256(b"code").hexdigest(),
     }
     (tmp_path / "cubins.json").write_text(json.dumps({"format": 1, "cubins": {key_of(call, 90): entry}}))
     (tmp_path / f"{key_of(call, 90)}.cubin").write_bytes(b"code")
@@ -91,6 +93,27 @@ def test_a_launch_hands_the_driver_grid_block_memory_and_arguments_with_two_null
         ("launch", 22, [3, 2, 1, 128, 1, 1, 65536], 6, [0x7F0000002000, 40, 0, 0]),
         ("unload", 11),
     ]
+
+
+@pytest.mark.parametrize("code", [b"codf", b"cod", None])
+def test_a_cubin_that_is_not_what_was_compiled_never_reaches_the_driver(folder, code):
+    path = folder / f"{key_of(clear_call(), 90)}.cubin"
+    path.unlink() if code is None else path.write_bytes(code)
+    paper = PaperDriver()
+    reason = "cannot be read" if code is None else "is not what was written"
+    with pytest.raises(KernelInputError, match=reason):
+        CubinStore(folder, 90, Driver(paper)).load([clear_call()])
+    assert paper.asked == []
+
+
+def test_an_index_of_an_earlier_version_has_no_hash_and_loads(folder):
+    index = json.loads((folder / "cubins.json").read_text())
+    for entry in index["cubins"].values():
+        del entry["sha256"]
+    (folder / "cubins.json").write_text(json.dumps(index))
+    paper = PaperDriver()
+    CubinStore(folder, 90, Driver(paper)).load([clear_call()])
+    assert ("load", b"code") in paper.asked
 
 
 def test_a_refusal_of_the_driver_is_named(folder):
