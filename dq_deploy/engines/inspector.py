@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from dq_deploy.artifacts import sha256_of_file, write_text_atomic
+from dq_deploy.artifacts import sha256_of_bytes, sha256_of_file, write_text_atomic
 from dq_deploy.engines.plan_products import Convolution, Kernel, PlanText, Product
 from dq_deploy.engines.plan_symbols import Size, product_of
 from dq_deploy.engines.plan_text import nodes_listed
@@ -23,6 +23,8 @@ from dq_deploy.errors import FileProblemError, MissingDependencyError
 LAYERS_SUFFIX = ".layers.json"
 PLAN_KEY = "plan_sha256"
 """Added to the inspector's object when it is stored, so that it is not taken for another plan's."""
+OWN_KEY = "layers_sha256"
+"""Added too: of the object without this entry, as JSON with sorted keys; files of earlier versions have none."""
 
 MAX_BYTES = 256 << 20
 
@@ -70,8 +72,11 @@ def read_inspector(plan_path: str | Path) -> PlanText:
             return PlanText(version="", problem=f"{side.name} has more than {MAX_BYTES >> 20} MiB")
         text = side.read_text(encoding="utf-8")
         told = inspector_from_text(text)
-        if not told.problem and json.loads(text).get(PLAN_KEY) != sha256_of_file(path):
+        value = {} if told.problem else json.loads(text)
+        if not told.problem and value.get(PLAN_KEY) != sha256_of_file(path):
             return PlanText(version="", problem=f"{side.name} is of another plan: its {PLAN_KEY} is not this plan's")
+        if value.get(OWN_KEY) not in (None, _own_sha256(value)):
+            return PlanText(version="", problem=f"{side.name} is not what was written: its {OWN_KEY} is another")
         return told
     except (OSError, UnicodeDecodeError) as error:
         return PlanText(version="", problem=f"{side.name} cannot be read: {error}")
@@ -87,9 +92,15 @@ def store_layers(plan_path: Path) -> None:
     try:
         value = json.loads(inspector_json_of_engine(plan_path))
         value[PLAN_KEY] = sha256_of_file(plan_path)
+        value[OWN_KEY] = _own_sha256(value)
     except (ValueError, TypeError) as error:
         raise FileProblemError(f"the inspector of {plan_path} gave no JSON object: {error}") from error
     write_text_atomic(layers_path(plan_path), json.dumps(value, indent=1) + "\n")
+
+
+def _own_sha256(value: Mapping[str, Any]) -> str:
+    rest = {key: entry for key, entry in value.items() if key != OWN_KEY}
+    return sha256_of_bytes(json.dumps(rest, sort_keys=True).encode("utf-8"))
 
 
 def inspector_json_of_engine(plan_path: Path) -> str:

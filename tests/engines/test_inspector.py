@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dq_deploy.artifacts import sha256_of_file
+from dq_deploy.engines import inspector
 from dq_deploy.engines.inspector import dialect_of, inspector_from_text, layers_path, read_inspector, type_of
 from dq_deploy.verify.plan_attestation import attest_plan
 
@@ -158,3 +159,15 @@ def test_a_convolution_with_int8_tensors_and_float_weights_is_not_integer():
     told = inspector_from_text(json.dumps(value))
     (product,) = [p for p in told.products if "dq/conv_in/product" in p.nodes]
     assert product.operands == ("unknown", "unknown")
+
+
+def test_what_was_stored_is_read_and_what_was_altered_is_a_problem(tmp_path, monkeypatch):
+    plan = tmp_path / "unet.plan"
+    plan.write_bytes(b"ftrt engine")
+    monkeypatch.setattr(inspector, "inspector_json_of_engine", lambda path: json.dumps(sample(SAMPLES[1])))
+    inspector.store_layers(plan)
+    assert read_inspector(plan).problem == ""
+    text = layers_path(plan).read_text()
+    layers_path(plan).write_text(text.replace("Int8", "Half", 1))
+    assert text != layers_path(plan).read_text()
+    assert "is not what was written" in read_inspector(plan).problem
