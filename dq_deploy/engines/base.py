@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.engines.turns import Turns
-from dq_deploy.errors import InputError, NonFiniteError
+from dq_deploy.errors import DqError, InputError, NonFiniteError
 from dq_deploy.numerics import step_bucket
 
 Array = NDArray[np.generic]
@@ -99,25 +99,52 @@ class Runner(ABC):
         Raises:
             InputError: a name, dtype, shape or value is not what the engine takes, or the engine is closed.
             NonFiniteError: an output holds NaN or infinity.
+            DqError: the engine fails.
         """
         with self.using():
-            results = self._run(self._checked_feeds(feeds))
+            given = self._checked_feeds(feeds)
+            results = self._run_or_say_why(given)
         with self._turns.moment:
             self.runs += 1
         if self.finite_check:
             start = time.perf_counter()
             for name, value in results.items():
                 if is_float(value.dtype) and not np.isfinite(value).all():
-                    raise NonFiniteError(self._non_finite(name, value))
+                    raise NonFiniteError(self._non_finite(name, value, given))
             self._count_check(start)
         return results
 
-    def _non_finite(self, name: str, value: Array) -> str:
+    def _run_or_say_why(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run; whatever a library raises becomes one line."""
+        try:
+            return self._run(feeds)
+        except DqError:
+            raise
+        except MemoryError as error:
+            batch = next((len(value) for value in feeds.values() if value.ndim), 1)
+            raise InputError(
+                f"{self.engine} has not enough memory for a batch of {batch}, expected a smaller one; run it in parts"
+            ) from error
+        except Exception as error:
+            raise DqError(
+                f"{self.engine} failed in a run: {reason_of(error)}; verify the engine with dq-verify"
+            ) from error
+
+    def _non_finite(self, name: str, value: Array, feeds: Mapping[str, Array]) -> str:
         bad = np.argwhere(~np.isfinite(value))
+        try:
+            with self.using():
+                where = self._first_layer(feeds)
+        except Exception:  # the output is the fault; where it comes from is an extra
+            where = ""
         return (
             f"output {name} holds {len(bad)} values that are NaN or infinite, first at "
-            f"{tuple(int(i) for i in bad[0])}, from finite inputs; verify the engine with dq-verify"
+            f"{tuple(int(i) for i in bad[0])}, from finite inputs{where}; verify the engine with dq-verify"
         )
+
+    def _first_layer(self, feeds: Mapping[str, Array]) -> str:
+        """Where values that are not finite begin: text that begins with a semicolon, or nothing where unknown."""
+        return ""
 
     def _checked_feeds(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """The inputs in the engine's order, in this machine's byte order and dense.
@@ -187,6 +214,15 @@ class Runner(ABC):
     ) -> None:
         """Free the engine."""
         self.close()
+
+
+def reason_of(error: BaseException, default: str = "no reason given") -> str:
+    """What an error of a library says, in one line of at most 200 characters, with its type where that tells more."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else default
+    if isinstance(error, (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)):
+        text = f"{type(error).__name__}: {text}"
+    return text if len(text) <= 200 else f"{text[:120]} ... {text[-75:]}"
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dq_deploy.engines.base import Array, Runner, TensorSpec
+from dq_deploy.engines.base import Array, Runner, TensorSpec, reason_of
+from dq_deploy.engines.first_layer import first_layer
 from dq_deploy.errors import DqError, FileProblemError, InputError, MissingDependencyError
+
+EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+"""Setting that says where the data file of a model given as bytes lies."""
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -68,13 +72,13 @@ class OnnxRuntimeRunner(Runner):
             options.intra_op_num_threads = threads
         if optimized_model_path is not None:
             options.optimized_model_filepath = str(optimized_model_path)
+        self._model, self._options, self._library = model, options, onnxruntime
         source = model if isinstance(model, bytes) else str(model)
         try:
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no public base class
             name = "model" if isinstance(model, bytes) else str(model)
-            reason = str(error).strip().splitlines()[0]
-            raise FileProblemError(f"ONNX Runtime cannot load {name}: {reason}; export it again") from error
+            raise FileProblemError(f"ONNX Runtime cannot load {name}: {reason_of(error)}; export it again") from error
         self._turns.pinned.append(self._session)
         self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
@@ -84,9 +88,30 @@ class OnnxRuntimeRunner(Runner):
         try:
             values = self._session.run(self._names, dict(feeds))
         except Exception as error:  # see above
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"ONNX Runtime failed: {reason}; check the inputs' shapes and values") from error
+            raise InputError(f"ONNX Runtime failed: {reason_of(error)}; check the inputs' shapes and values") from error
         return dict(zip(self._names, values, strict=True))
+
+    def _first_layer(self, feeds: Mapping[str, Array]) -> str:
+        if isinstance(self._model, bytes):
+            return ""
+        path = self._model
+
+        def run_with(names: Sequence[str]) -> Mapping[str, Array]:
+            import onnx
+
+            proto = onnx.load(str(path), load_external_data=False)
+            proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+            options = self._library.SessionOptions()
+            options.log_severity_level = 3
+            options.graph_optimization_level = self._options.graph_optimization_level
+            options.intra_op_num_threads = self._options.intra_op_num_threads
+            options.add_session_config_entry(EXTERNAL_FOLDER, str(path.parent))
+            session = self._library.InferenceSession(
+                proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+            return dict(zip(names, session.run(list(names), dict(feeds)), strict=True))
+
+        return first_layer(path, self.manifest, run_with)
 
     def _free(self) -> None:
         self._session = None

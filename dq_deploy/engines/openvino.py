@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dq_deploy.artifacts import write_text_atomic
-from dq_deploy.engines.base import Array, Runner, TensorSpec
+from dq_deploy.engines.base import Array, Runner, TensorSpec, reason_of
+from dq_deploy.engines.first_layer import first_layer
 from dq_deploy.errors import DqError, FileProblemError, InputError, MissingDependencyError
 
 RUNTIME_GRAPH_FORMAT = "dq_deploy.openvino_runtime_graph"
@@ -74,6 +75,7 @@ class OpenVinoRunner(Runner):
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
         core = openvino.Core()
+        self._model, self._core, self._settings = model, core, settings
         try:
             graph = core.read_model(model if isinstance(model, bytes) else str(model))
             if any(size.is_dynamic for port in graph.inputs for size in list(port.get_partial_shape())[1:]):
@@ -104,6 +106,19 @@ class OpenVinoRunner(Runner):
             raise InputError(f"OpenVINO failed: {_reason(error)}; check the inputs' shapes and values") from error
         # the arrays belong to the request, the next run overwrites them
         return {spec.name: np.array(values[i]) for i, spec in enumerate(self.outputs)}
+
+    def _first_layer(self, feeds: Mapping[str, Array]) -> str:
+        if isinstance(self._model, bytes):
+            return ""
+
+        def run_with(names: Sequence[str]) -> Mapping[str, Array]:
+            graph = self._core.read_model(str(self._model))
+            graph.add_outputs(list(names))
+            request = self._core.compile_model(graph, "CPU", self._settings).create_infer_request()
+            values = request.infer({i: feeds[spec.name] for i, spec in enumerate(self.inputs)})
+            return {name: np.array(values[len(self.outputs) + i]) for i, name in enumerate(names)}
+
+        return first_layer(self._model, self.manifest, run_with)
 
     def _settle_kernels(self) -> None:
         """Run once on ones: where a shape is free OpenVINO chooses some kernels at the first run."""
@@ -154,7 +169,8 @@ def _dtype_name(element: Any) -> str:
 def _reason(error: Exception) -> str:
     """The first line of OpenVINO's message that says what is wrong and not where it was noticed."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if not line.startswith(("Exception from", "FrontEnd API"))), "no reason given")
+    told = next((line for line in lines if not line.startswith(("Exception from", "FrontEnd API"))), "no reason given")
+    return reason_of(RuntimeError(told))
 
 
 def _onnx_names(model: Path | bytes) -> tuple[list[str], list[str]]:

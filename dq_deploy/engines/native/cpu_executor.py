@@ -12,15 +12,16 @@ import numpy as np
 from dq_kernels.cpu.library import Context, aligned_empty, call_list
 from numpy.typing import NDArray
 
+from dq_deploy.engines.base import reason_of
 from dq_deploy.engines.native import host_ops, reference_product
 from dq_deploy.engines.native.arena import Arena, plan_arena
 from dq_deploy.engines.native.arguments import Bound, struct_of
 from dq_deploy.engines.native.joins import without_join_copies
 from dq_deploy.engines.native.layer_constants import FloatConstants, LayerConstants, padded_parts
-from dq_deploy.engines.native.layer_trace import readers_of
+from dq_deploy.engines.native.layer_trace import PRODUCTS, readers_of
 from dq_deploy.engines.native.program import Op, Program, View, at_batch, check_bounds, from_json
 from dq_deploy.engines.turns import Turns
-from dq_deploy.errors import InputError, NonFiniteError
+from dq_deploy.errors import DqError, InputError, NonFiniteError
 from dq_deploy.models.sizes import EXAMPLE_SIZES
 from dq_deploy.numerics import step_bucket
 from dq_deploy.record import Record
@@ -149,6 +150,11 @@ class CpuExecutor:
             self._plans[key] = plan or self._planned(*key)
             return self._plans[key]
 
+    def layer_order(self, batch: int) -> list[str]:
+        """Module paths of the integer layers, in the order in which a step runs them."""
+        products = [op for op in self.plan(batch).program.ops if op.kind in PRODUCTS]
+        return list(dict.fromkeys(str(op.attributes["layer"]) for op in products))
+
     def _program(self, sizes: Sizes) -> tuple[Mapping[str, Any], FloatConstants]:
         """The program at some sizes and its constants; the first is kept, and those used last."""
         found = self._programs.get(sizes)
@@ -204,17 +210,28 @@ class CpuExecutor:
             target, given = memory.array(op.writes["y"]), op.attributes
 
             def small() -> None:
-                target[...] = host_ops.call(given["function"], given["args"], given["kwargs"], reads)
+                try:
+                    target[...] = host_ops.call(given["function"], given["args"], given["kwargs"], reads)
+                except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+                    raise InputError(
+                        f"native failed in the operation {given['function']}: {reason_of(error)}; check the inputs' "
+                        "values"
+                    ) from error
 
             return small
-        if op.kind in ("int_linear", "int_conv2d"):
+        if op.kind in PRODUCTS:
             own = self.constants[op.attributes["layer"], op.attributes["part"]]
             if own.reason:
                 reads = {role: memory.array(view) for role, view in op.reads.items()}
                 y = memory.array(op.writes["y"])
 
                 def product() -> None:
-                    y[...] = reference_product.output(own, op, reads, bound.step)
+                    try:
+                        y[...] = reference_product.output(own, op, reads, bound.step)
+                    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+                        raise DqError(
+                            f"native failed in layer {own.layer.name}: {reason_of(error)}; verify it with dq-verify"
+                        ) from error
 
                 return product
         return None

@@ -156,6 +156,16 @@ class NativeRunner(RecordRunner):
             forms.setdefault(name, []).append(LayerForm(kernel=kernel, form=own.form, reason=own.reason))
         return {name: tuple(parts) for name, parts in forms.items()}
 
+    def _first_layer(self, feeds: Mapping[str, Array]) -> str:
+        from dq_deploy.engines.native.probing import probe
+
+        traces = probe(self.executor, feeds)[1]
+        for name in self.executor.layer_order(len(feeds["timestep"])):
+            for what, values in (("input", traces[name].inputs), ("output", (traces[name].output,))):
+                if not all(np.isfinite(value).all() for value in values):
+                    return f"; the first layer whose {what} is not finite is {name}"
+        return "; the output of every quantized layer is finite, so it arises behind them"
+
     def _free(self) -> None:
         self.executor.close()
 
