@@ -87,6 +87,8 @@ class OnnxRuntimeRunner(Runner):
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         try:
             values = self._session.run(self._names, dict(feeds))
+        except MemoryError:
+            raise
         except Exception as error:  # see above
             raise InputError(f"ONNX Runtime failed: {reason_of(error)}; check the inputs' shapes and values") from error
         return dict(zip(self._names, values, strict=True))

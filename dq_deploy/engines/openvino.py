@@ -102,6 +102,8 @@ class OpenVinoRunner(Runner):
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         try:
             values = self._request.infer({i: feeds[spec.name] for i, spec in enumerate(self.inputs)})
+        except MemoryError:
+            raise
         except Exception as error:  # see above
             raise InputError(f"OpenVINO failed: {_reason(error)}; check the inputs' shapes and values") from error
         # the arrays belong to the request, the next run overwrites them

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dq_deploy.engines.base import Array, Runner, TensorSpec
+from dq_deploy.engines.base import Array, Runner, TensorSpec, reason_of
 from dq_deploy.engines.native.traced import traced_program
 from dq_deploy.errors import InputError, MissingDependencyError
 from dq_deploy.models import input_specs, output_specs
@@ -121,8 +121,15 @@ class NativeRunner(RecordRunner):
                 retrace=partial(traced_program, self.record),
                 varying=varying_axes(input_specs(self.record.model_config)),
             )
-        except BaseException:
+        except BaseException as error:
             context.close()
+            if isinstance(error, KernelInputError):
+                raise InputError(f"the native engine cannot hold the record: {reason_of(error)}") from error
+            if isinstance(error, MemoryError):
+                raise InputError(
+                    "the native engine has not enough memory for the record's weights; end other programs, or run it "
+                    "on a larger machine"
+                ) from error
             raise
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:

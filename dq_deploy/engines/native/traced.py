@@ -49,14 +49,19 @@ def traced_program(record: Record, sizes: Mapping[str, int] = EXAMPLE_SIZES) -> 
             timeout=TRACE_SECONDS,
             check=False,
         )
+    except OSError as error:
+        raise DqError(
+            f"the process that traces the record's denoiser cannot start: {error.strerror}; is there enough memory?"
+        ) from error
     except subprocess.TimeoutExpired as error:
         raise DqError(
             f"tracing took more than {TRACE_SECONDS} s, expected seconds; is the machine swapping?"
         ) from error
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]
-        kind = ModelError if last.startswith("error: ") else DqError
-        raise kind(last.removeprefix("error: "))
+        if last.startswith("error: "):
+            raise ModelError(last.removeprefix("error: "))
+        raise DqError(f"the process that traces the record's denoiser failed: {last:.200}; is there enough memory?")
     return programs.loads(done.stdout)
 
 
