@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from dq_deploy.errors import InputError
+
 if TYPE_CHECKING:
     import torch
 
@@ -23,7 +25,13 @@ def call_arguments(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def call_denoiser(module: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
-    """Output of a diffusers denoiser, or of a record's simulation, for inputs by name."""
+    """Output of a diffusers denoiser, or of a record's simulation, for inputs by name.
+
+    Raises:
+        InputError: no sample, which engines and the numerics refuse too.
+    """
+    if any(len(value) == 0 for value in inputs.values() if getattr(value, "ndim", 0)):
+        raise InputError("batch is empty, expected at least one sample")
     output = module(**call_arguments(inputs))
     if isinstance(output, tuple):
         output = output[0]
