@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dq_deploy.calibration.schedulers import DEFAULT_CONFIG, build_scheduler
 from dq_deploy.errors import ModelError, NonFiniteError, OptionError
 from dq_deploy.numerics import F32
+from dq_deploy.record.model_config import channels_of, sample_shape
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 Denoise = Callable[[Mapping[str, Any]], Any]
 """A denoiser as a function of its named inputs."""
 
-DEFAULT_TRAIN_TIMESTEPS = 1000
 GIB = 1 << 30
 
 NOISE_OFFSET = 500_000_009
@@ -74,23 +75,10 @@ def build_ddim(scheduler_config: Mapping[str, Any] | None, steps: int) -> Any:
     Without a configuration it has diffusers' defaults (1,000 linear steps, noise prediction).
 
     Raises:
-        OptionError: `steps` is not in 1..the training steps.
-        ModelError: diffusers refuses the configuration.
+        OptionError: `steps` is not in 1..the training steps, or a timestep would lie outside of them.
+        ModelError: the configuration is of another class than DDIM and DDPM, or diffusers refuses it.
     """
-    from diffusers import DDIMScheduler
-
-    config = dict(scheduler_config or {})
-    trained = int(config.get("num_train_timesteps", DEFAULT_TRAIN_TIMESTEPS))
-    if not 1 <= steps <= trained:
-        raise OptionError(f"steps is {steps}, expected 1 to {trained}, the steps the model was trained with")
-    try:
-        scheduler = DDIMScheduler.from_config(config)
-        scheduler.set_timesteps(steps)
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise ModelError(
-            f"diffusers refuses the scheduler configuration: {error}; check scheduler_config.json"
-        ) from error
-    return scheduler
+    return build_scheduler(DEFAULT_CONFIG if scheduler_config is None else scheduler_config, "ddim", steps)
 
 
 def sampling_timesteps(scheduler_config: Mapping[str, Any] | None, steps: int) -> F32:
@@ -107,7 +95,11 @@ def output_influence(scheduler_config: Mapping[str, Any] | None, steps: int) -> 
     """
     import torch
 
-    plain = {**(scheduler_config or {}), "clip_sample": False, "thresholding": False}
+    plain = {
+        **(DEFAULT_CONFIG if scheduler_config is None else scheduler_config),
+        "clip_sample": False,
+        "thresholding": False,
+    }
     scheduler = build_ddim(plain, steps)
     one, zero = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
     by_time = {float(t): abs(float(scheduler.step(one, t, zero, eta=0.0).prev_sample)) for t in scheduler.timesteps}
@@ -126,13 +118,6 @@ def _labels(config: Mapping[str, Any], labels: Sequence[int] | None, count: int,
     # every class equally often, in random order
     order = np.random.default_rng(seed).permutation(count) % len(allowed)
     return allowed[order].astype(np.int64)
-
-
-def _shape(config: Mapping[str, Any]) -> tuple[int, ...]:
-    """[C, H, W] of a sample."""
-    size = config["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(config.get("in_channels", 3)), int(height), int(width)
 
 
 def _count(
@@ -199,8 +184,8 @@ def collect_trajectory(
     if samples < 1 or batch < 1:
         raise OptionError(f"samples is {samples} and batch {batch}, expected at least 1")
     timesteps = sampling_timesteps(scheduler_config, steps)
-    shape, given = _shape(config), dict(conditions or {})
-    out_channels = int(config.get("out_channels", shape[0]))
+    shape, given = sample_shape(config), dict(conditions or {})
+    out_channels = channels_of(config, "out_channels")
     if out_channels not in (shape[0], 2 * shape[0]):
         raise ModelError(
             f"the model takes {shape[0]} channels and gives {out_channels}, expected as many for a sampling "
@@ -254,7 +239,7 @@ def random_trajectory(
         OptionError: an option is out of range, or not one input a step fits.
     """
     timesteps = sampling_timesteps(scheduler_config, steps)
-    shape, given = _shape(config), dict(conditions or {})
+    shape, given = sample_shape(config), dict(conditions or {})
     count = _count(len(timesteps), shape, given, samples, memory_gib)
     chosen = _labels(config, labels, samples, seed)
     noise = [_noise((len(timesteps), *shape), seed, index).numpy() for index in range(count)]

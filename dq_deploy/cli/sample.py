@@ -101,12 +101,13 @@ def sample(
 
 def _check_picture(out: Path, subject: _Subject) -> None:
     from dq_deploy.errors import OptionError
+    from dq_deploy.record.model_config import channels_of
     from dq_deploy.sampling import draws_latents
 
     if out.suffix != ".safetensors" and draws_latents(subject.model_config):
         raise OptionError(
-            f"the model gives latents of {subject.model_config['in_channels']} channels, which {out.name} cannot show; "
-            "give --out latents.safetensors and decode them with the pipeline's VAE"
+            f"the model gives latents of {channels_of(subject.model_config, 'in_channels')} channels, which "
+            f"{out.name} cannot show; give --out latents.safetensors and decode them with the pipeline's VAE"
         )
 
 

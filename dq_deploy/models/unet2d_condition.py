@@ -23,6 +23,7 @@ from dq_deploy.models.layers import (
     walk,
 )
 from dq_deploy.models.transformer_folds import transformer_fold_refusals, transformer_fold_sites
+from dq_deploy.record.model_config import channels_of, sample_size, value_of
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +72,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
     cross = config.get("only_cross_attention", False)
     if any(cross) if isinstance(cross, (list, tuple)) else cross:
         raise ModelError(f"config.json has only_cross_attention {cross!r}, expected false; this is not supported")
-    unet2d.sample_size(config)
+    sample_size(config)
     _text_width(config)
     if config.get("addition_embed_type") is not None:
         _pooled_width(config)
@@ -79,7 +80,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
 
 def _text_width(config: Mapping[str, Any]) -> int:
     """Features of the text embedding."""
-    width = config.get("cross_attention_dim", 1280)
+    width = value_of(config, "cross_attention_dim")
     widths = set(width) if isinstance(width, (list, tuple)) else {width}
     only = next(iter(widths)) if len(widths) == 1 else None
     if not isinstance(only, int) or isinstance(only, bool) or only < 1:
@@ -134,9 +135,9 @@ def build(config: Mapping[str, Any], *, device: str = "cpu") -> torch.nn.Module:
 
 def input_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
     """Inputs of the denoiser."""
-    height, width = unet2d.sample_size(config)
+    height, width = sample_size(config)
     specs = [
-        TensorSpec(name="sample", dtype="float32", shape=("B", config.get("in_channels", 4), height, width)),
+        TensorSpec(name="sample", dtype="float32", shape=("B", channels_of(config, "in_channels"), height, width)),
         TensorSpec(name="timestep", dtype="float32", shape=("B",)),
         TensorSpec(name="encoder_hidden_states", dtype="float32", shape=("B", TEXT_TOKENS, _text_width(config))),
     ]
@@ -148,8 +149,10 @@ def input_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
 
 def output_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
     """Outputs of the denoiser."""
-    height, width = unet2d.sample_size(config)
-    return (TensorSpec(name="output", dtype="float32", shape=("B", config.get("out_channels", 4), height, width)),)
+    height, width = sample_size(config)
+    return (
+        TensorSpec(name="output", dtype="float32", shape=("B", channels_of(config, "out_channels"), height, width)),
+    )
 
 
 def example_inputs(config: Mapping[str, Any], batch: int, seed: int) -> dict[str, np.ndarray]:
