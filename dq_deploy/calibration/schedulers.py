@@ -34,7 +34,7 @@ def build_scheduler(config: Mapping[str, Any], kind: str, steps: int) -> Any:
     check_scheduler(config)
     trained = int(config.get("num_train_timesteps", TRAIN_TIMESTEPS))
     if not 1 <= steps <= trained:
-        raise OptionError(f"steps is {steps}, expected 1 to {trained}, the steps the model was trained with")
+        raise OptionError(f"steps is {steps}, expected 1 to {trained}: the model was trained with at most {trained}")
     scheduler = _made(KINDS[kind], config)
     try:
         scheduler.set_timesteps(steps)
