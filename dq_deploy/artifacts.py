@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
 
-from dq_deploy.errors import FileProblemError
+from dq_deploy.errors import FileProblemError, ReaderGoneError
 
 NPZ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError, BadZipFile, zlib.error)
 """What `numpy.load` raises for a file that is missing, damaged, truncated, or no archive of arrays."""
@@ -160,7 +160,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Raises:
         FileProblemError: the file cannot be written (no folder, no permission, disk full, a folder or a socket).
-        BrokenPipeError: the name stands for this process's own output, whose reader went away.
+        ReaderGoneError: the name stands for this process's own output, whose reader went away.
     """
     path = Path(path)
     place = place_of_output(path)
@@ -175,7 +175,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 yield temporary
     except OSError as error:
         if isinstance(error, BrokenPipeError) and place.descriptor is not None:
-            raise
+            raise ReaderGoneError(f"the reader of {path} went away") from error
         raise _write_error(path, error) from error
     except Exception as error:
         if type(error).__module__.partition(".")[0] in _HIDES_ERRORS:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dq_deploy.calibration.non_finite import first_non_finite
 from dq_deploy.calibration.schedulers import DEFAULT_CONFIG, build_scheduler
-from dq_deploy.errors import ModelError, NonFiniteError, OptionError
+from dq_deploy.errors import ModelError, NonFiniteError, OptionError, library_errors
 from dq_deploy.numerics import F32
 from dq_deploy.record.model_config import channels_of, sample_shape
 
@@ -200,7 +201,7 @@ def collect_trajectory(
         stop = min(start + batch, count)
         noise = torch.stack([_noise(shape, seed, i) for i in range(start, stop)])
         part = {name: torch.from_numpy(np.array(value[start:stop])) for name, value in every.items()}
-        _walk(call, build_ddim(scheduler_config, steps), noise, part, timesteps, kept[:, start:stop])
+        _walk(module, call, build_ddim(scheduler_config, steps), noise, part, timesteps, kept[:, start:stop])
         if progress is not None:
             progress(stop, count)
     return Trajectory(
@@ -253,6 +254,7 @@ def random_trajectory(
 
 
 def _walk(
+    module: torch.nn.Module,
     denoise: Denoise,
     scheduler: Any,
     noise: torch.Tensor,
@@ -265,14 +267,29 @@ def _walk(
 
     latent = noise * float(scheduler.init_noise_sigma)
     with torch.inference_mode():
-        for t in scheduler.timesteps:
-            given = scheduler.scale_model_input(latent, t)
-            kept[int(np.searchsorted(timesteps, np.float32(float(t))))] = given.numpy()
-            time = torch.full((len(latent),), float(t))
-            output = denoise({"sample": given, "timestep": time, **conditions})[:, : latent.shape[1]]
-            latent = scheduler.step(output, t, latent, eta=0.0).prev_sample
+        for step, t in enumerate(scheduler.timesteps, 1):
+            place = f"sampling with the float model, step {step} of {len(scheduler.timesteps)} (timestep {float(t):g})"
+            with library_errors(place, "check the model's configuration and its scheduler's"):
+                given = scheduler.scale_model_input(latent, t)
+                kept[int(np.searchsorted(timesteps, np.float32(float(t))))] = given.numpy()
+                feeds = {"sample": given, "timestep": torch.full((len(latent),), float(t)), **conditions}
+                output = denoise(feeds)[:, : latent.shape[1]]
+                latent = scheduler.step(output, t, latent, eta=0.0).prev_sample
             if not bool(torch.isfinite(latent).all()):
                 raise NonFiniteError(
-                    f"the float model gives NaN or infinity at timestep {float(t):g}, expected finite values: "
-                    "check its weights and its scheduler"
+                    f"the float model gives NaN or infinity at timestep {float(t):g}, step {step} of "
+                    f"{len(scheduler.timesteps)}: {_first_non_finite(module, denoise, feeds)}"
                 )
+
+
+def _first_non_finite(module: torch.nn.Module, denoise: Denoise, feeds: Mapping[str, torch.Tensor]) -> str:
+    """Where it came from and what to do, in words."""
+    import torch
+
+    for name, value in feeds.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            return f"its input {name} is not finite; check it"
+    layer = first_non_finite(module, lambda: denoise(feeds))
+    if layer is not None:
+        return f"the first layer whose output is not finite is {layer}; check the model's weights there"
+    return "every layer's output is finite, so the step made it; check the scheduler's configuration"

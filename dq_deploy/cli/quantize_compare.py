@@ -67,7 +67,7 @@ def compare_command(
     try:
         records = [out / FILE_NAME, *(out / f"{name}.pt" for name in _names(options))]
         read = (model, wanted["reference_images"], files["conditions"], files["latents"])
-        check_outputs(wanted["json"], *records, inputs=read)
+        check_outputs(wanted["json"], *records, inputs=read, folder=out)
         subject = _subject(model, settings, options, out, files, wanted)
     except BaseException:
         if made and not any(out.iterdir()):

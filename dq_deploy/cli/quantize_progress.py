@@ -7,6 +7,7 @@ import time
 from types import TracebackType
 from typing import Any
 
+from dq_deploy.cli.frame import stderr_console
 from dq_deploy.methods.progress import Progress
 
 STAGES = {
@@ -36,7 +37,6 @@ class ProgressView:
     def __enter__(self) -> ProgressView:
         """Start the bar where stderr is a terminal."""
         if sys.stderr.isatty():
-            from rich.console import Console
             from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
@@ -47,7 +47,7 @@ class ProgressView:
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
-                console=Console(stderr=True),
+                console=stderr_console(),
             )
             self._bar.start()
         return self

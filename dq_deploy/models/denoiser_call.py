@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from dq_deploy.errors import library_errors
 
 if TYPE_CHECKING:
     import torch
@@ -23,9 +26,28 @@ def call_arguments(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def call_denoiser(module: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
-    """Output of a diffusers denoiser, or of a record's simulation, for inputs by name."""
-    output = module(**call_arguments(inputs))
+    """Output of a diffusers denoiser, or of a record's simulation, for inputs by name.
+
+    Raises:
+        LibraryError: torch or diffusers fails in it; names the layer.
+    """
+    with library_errors(
+        lambda error: f"the denoiser fails in {layer_of_error(error, module)}",
+        "check the model's configuration and the shapes of what it is given",
+    ):
+        output = module(**call_arguments(inputs))
     if isinstance(output, tuple):
         output = output[0]
     tensor: torch.Tensor = getattr(output, "sample", output)
     return tensor
+
+
+def layer_of_error(error: BaseException, module: torch.nn.Module) -> str:
+    """The innermost submodule that was running when an exception was raised, in words."""
+    names = {id(child): name for name, child in module.named_modules() if name}
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame in reversed(frames):
+        name = names.get(id(frame.f_locals.get("self")))
+        if name is not None:
+            return f"layer {name.removeprefix('denoiser.')}"  # a simulation wraps its denoiser
+    return "its first statements"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.calibration import build_scheduler as scheduler_of_config
-from dq_deploy.errors import ModelError, NonFiniteError, OptionError
+from dq_deploy.errors import ModelError, NonFiniteError, OptionError, library_errors
 from dq_deploy.models import input_specs, random_conditions
 from dq_deploy.numerics import F32, step_bucket
 from dq_deploy.record.model_config import channels_of, sample_shape
@@ -224,13 +224,15 @@ def _denoise_batch(
         place = f"step {step + 1} of {len(timesteps)} (timestep {value:g})"
         state = {"step": step, "sample": given, "timestep": timestep, "conditions": conditions}
         try:
-            output = denoise(given, timestep, conditions)
+            with library_errors(place, "check the shapes of what it is given"):
+                output = denoise(given, timestep, conditions)
         except NonFiniteError as error:
             raise SamplingStopped(f"{place}: {error}", **state) from error
         if not np.isfinite(output).all():
             raise SamplingStopped(f"{place}: the denoiser's output is not finite", **state)
         used = _without_learned_variance(scheduler, torch.from_numpy(output), latent.shape[1])
-        latent = scheduler.step(used, t, latent, generator=generators, **extra).prev_sample
+        with library_errors(place, "check the scheduler's configuration"):
+            latent = scheduler.step(used, t, latent, generator=generators, **extra).prev_sample
         if not bool(torch.isfinite(latent).all()):
             raise SamplingStopped(f"{place}: the latent behind the step is not finite", **state)
         report(step + 1, len(timesteps))
