@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import stat
 import sys
 import tempfile
@@ -59,6 +60,34 @@ def sha256_of_file(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def with_files_beside(path: Path) -> Path:
+    """A file that is read with others beside it: a link is followed where its manifest lies beside the target only."""
+    if path.is_symlink() and not path.with_name(f"{path.name}.json").exists():
+        return Path(os.path.realpath(path))
+    return path
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether a name is UTF-8: compiled libraries take no other."""
+    try:
+        os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def utf8_name(path: Path) -> Iterator[Path]:
+    """Yield a name of the file that every library can take: a link elsewhere where its own is no UTF-8."""
+    if is_utf8(path):
+        yield path
+    else:
+        with tempfile.TemporaryDirectory(prefix="dq-") as folder:
+            alias = Path(folder) / f"file{os.fsencode(path.suffix).decode('ascii', 'ignore')}"
+            alias.symlink_to(path.absolute())
+            yield alias
 
 
 def place_of_output(path: Path) -> OutputPlace:
@@ -187,7 +216,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def _replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{_shortened(path.name)}.{os.getpid()}-{secrets.token_hex(3)}.part")
     try:
-        yield temporary
+        if is_utf8(path):
+            yield temporary
+        else:
+            with tempfile.TemporaryDirectory(prefix="dq-") as folder:
+                yield Path(folder) / "output"
+                shutil.copyfile(Path(folder) / "output", temporary)
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, path)

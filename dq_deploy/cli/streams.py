@@ -23,6 +23,7 @@ class _Stream:
     def __init__(self, stream: Any, *, is_needed: bool) -> None:
         self._stream = stream
         self._is_needed = is_needed
+        self._lost: DqError | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -42,6 +43,8 @@ class _Stream:
 
     def flush(self) -> None:
         """Flush the stream beneath."""
+        if self._lost is not None:  # a library may have swallowed it
+            raise self._lost
         try:
             self._stream.flush()
         except OSError as error:
@@ -56,10 +59,11 @@ class _Stream:
         if not self._is_needed:
             return
         if isinstance(error, BrokenPipeError):
-            raise ReaderGoneError("the reader of standard output went away") from error
-        raise OutputLostError(
-            f"cannot write to standard output: {error.strerror or error}; free space or send it elsewhere"
-        ) from error
+            self._lost = ReaderGoneError("the reader of standard output went away")
+        else:
+            reason = error.strerror or error
+            self._lost = OutputLostError(f"cannot write to standard output: {reason}; free space or send it elsewhere")
+        raise self._lost from error
 
 
 @contextlib.contextmanager

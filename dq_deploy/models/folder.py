@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dq_deploy.artifacts import utf8_name
 from dq_deploy.errors import DqError, ModelError
 from dq_deploy.models.layers import Denoiser, first_line
 from dq_deploy.models.scheduler_file import INDEX, find_scheduler, read_scheduler
@@ -88,7 +89,8 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return dict(load_file(path))
+            with utf8_name(path) as name:
+                return dict(load_file(name))
         _check_declared_sizes(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dq_deploy.artifacts import utf8_name
 from dq_deploy.errors import FileProblemError
 
 if TYPE_CHECKING:
@@ -204,7 +205,8 @@ def _load_safetensors(path: Path) -> dict[str, Array]:
     from safetensors.torch import load_file
 
     try:
-        return {key: _array(value, key, path) for key, value in load_file(path).items()}
+        with utf8_name(path) as name:
+            return {key: _array(value, key, path) for key, value in load_file(name).items()}
     except FileNotFoundError as error:
         raise FileProblemError(f"{path} does not exist; expected the weights of the float model") from error
     except SafetensorError as error:
