@@ -94,8 +94,12 @@ def import_checkpoint(
     assembled = _Assembled()
     _assemble(model, network, settings, assembled, masks)
     if not assembled.layers:
-        reasons = "; ".join(f"{reason} ({len(names)} layers)" for reason, names in assembled.kept_float.items())
-        raise FileProblemError(f"{checkpoint.name}: no layer has an exact integer form: {reasons}")
+        reason, names = max(assembled.kept_float.items(), key=lambda item: len(item[1]), default=("it has none", []))
+        others = len(assembled.kept_float) - 1
+        more = f"; {others} other reasons for the rest" if others else ""
+        raise FileProblemError(
+            f"{checkpoint.name}: no layer has an exact integer form: {reason} ({len(names)} layers){more}"
+        )
     return _record(model, network, settings, assembled, reader, checkpoint, float_model, floats)
 
 
