@@ -114,7 +114,7 @@ def library_of(error: BaseException) -> str | None:
     for index, part in enumerate(parts[:-1]):
         if part in _SITE:
             return parts[index + 1].removesuffix(".py")
-    return "a compiled library" if type(error) is RuntimeError and _OURS[0] in parts else None
+    return "a compiled library" if type(error) is RuntimeError else None
 
 
 def explained(error: Exception) -> tuple[str, int]:
