@@ -68,7 +68,7 @@ def test_quantizing_refuses_it_and_leaves_nothing(model, tmp_path, scheduler, wo
     assert_refused(command(*QUANTIZE, "--model", folder, "--out", tmp_path / "m.pt"), word)
     random = ("--calibration", "random")
     assert_refused(command(*QUANTIZE, *random, "--model", folder, "--out", tmp_path / "m.pt"), word)
-    compare = ("quantize", "--compare", "minmax", "--compare-images", 1, "--steps", 2, "--samples", 2)
+    compare = ("quantize", "--compare", "minmax", "--compare-images", 2, "--steps", 2, "--samples", 2)
     assert_refused(command(*compare, "--model", folder, "--out", tmp_path / "compared"), word)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
