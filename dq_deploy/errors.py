@@ -88,7 +88,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception of any library says that memory ran out."""
     if isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+    return not isinstance(error, DqError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
+def raise_if_out_of_memory(error: Exception) -> None:
+    """Raise what says that memory ran out as a MemoryError: no other advice fits it.
+
+    Raises:
+        MemoryError: where the exception says so.
+    """
+    if isinstance(error, MemoryError):
+        raise error
+    if is_out_of_memory(error):
+        raise MemoryError(words_of(error)) from error
 
 
 def is_of_this_package(error: BaseException) -> bool:

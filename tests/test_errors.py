@@ -16,6 +16,7 @@ from dq_deploy.errors import (
     explained,
     is_out_of_memory,
     library_errors,
+    raise_if_out_of_memory,
     words_of,
 )
 
@@ -120,3 +121,26 @@ def test_words_of_an_exception_are_one_short_line():
     assert len(words) < 200
     assert "\n" not in words
     assert words_of(ValueError()) == "ValueError"
+
+
+def test_memory_that_ran_out_is_told_from_damage():
+    for error in (MemoryError("9 GiB"), RuntimeError("Failed to allocate memory for requested buffer of size 9")):
+        with pytest.raises(MemoryError):
+            raise_if_out_of_memory(error)
+    raise_if_out_of_memory(RuntimeError("PytorchStreamReader failed reading zip archive"))
+
+
+def test_weights_that_do_not_fit_in_memory_are_not_called_damaged(monkeypatch, tmp_path):
+    import safetensors.torch
+
+    from dq_deploy import load_model
+    from tests.tiny import ONE_LEVEL, tiny_denoiser
+
+    tiny_denoiser(**ONE_LEVEL).module.save_pretrained(tmp_path)
+
+    def refuse(path):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(safetensors.torch, "load_file", refuse)
+    with pytest.raises(MemoryError, match="can't allocate memory"):
+        load_model(tmp_path)

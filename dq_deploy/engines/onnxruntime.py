@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dq_deploy.engines.base import Array, Runner, TensorSpec
-from dq_deploy.errors import DqError, FileProblemError, InputError, MissingDependencyError
+from dq_deploy.errors import DqError, FileProblemError, InputError, MissingDependencyError, raise_if_out_of_memory
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -72,6 +72,7 @@ class OnnxRuntimeRunner(Runner):
         try:
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no public base class
+            raise_if_out_of_memory(error)
             name = "model" if isinstance(model, bytes) else str(model)
             reason = str(error).strip().splitlines()[0]
             raise FileProblemError(f"ONNX Runtime cannot load {name}: {reason}; export it again") from error
@@ -84,6 +85,7 @@ class OnnxRuntimeRunner(Runner):
         try:
             values = self._session.run(self._names, dict(feeds))
         except Exception as error:  # see above
+            raise_if_out_of_memory(error)
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"ONNX Runtime failed: {reason}; check the inputs' shapes and values") from error
         return dict(zip(self._names, values, strict=True))

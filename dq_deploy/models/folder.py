@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.artifacts import utf8_name
-from dq_deploy.errors import DqError, ModelError
+from dq_deploy.errors import DqError, ModelError, raise_if_out_of_memory
 from dq_deploy.models.layers import Denoiser, first_line
 from dq_deploy.models.scheduler_file import INDEX, find_scheduler, read_scheduler
 from dq_deploy.models.weight_files import WeightFiles, find_weights
@@ -98,6 +98,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     except ModelError:
         raise
     except Exception as error:
+        raise_if_out_of_memory(error)
         if path.suffix == ".bin" and "weights_only" in str(error).lower():
             raise ModelError(
                 f"weights {path} hold Python objects besides tensors, or are damaged; nothing was executed, "

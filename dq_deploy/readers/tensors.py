@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.artifacts import utf8_name
-from dq_deploy.errors import FileProblemError
+from dq_deploy.errors import FileProblemError, raise_if_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -148,6 +148,7 @@ def _load(path: Path) -> Any:
     except OSError as error:
         raise FileProblemError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:
+        raise_if_out_of_memory(error)
         text = str(error)
         if "weights_only" in text.lower() or "unsupported global" in text.lower():
             raise FileProblemError(
