@@ -126,7 +126,8 @@ def library_of(error: BaseException) -> str | None:
     for index, part in enumerate(parts[:-1]):
         if part in _SITE:
             return parts[index + 1].removesuffix(".py")
-    return "a compiled library" if type(error) is RuntimeError else None
+    ours = bool(frames) and _PACKAGES[0] in Path(frames[-1][0].f_code.co_filename).parents
+    return "a compiled library" if type(error) is RuntimeError and ours else None
 
 
 def explained(error: Exception) -> tuple[str, int]:

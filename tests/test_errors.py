@@ -19,12 +19,18 @@ from dq_deploy.errors import (
     raise_if_out_of_memory,
     words_of,
 )
+from dq_deploy.methods.prefix import joined
 
 
 def raised(function):
     with pytest.raises(BaseException) as caught:
         function()
     return caught.value
+
+
+def _through_the_package():
+    """A statement of the package in which torch's compiled part raises."""
+    return joined([(slice(0, 2), torch.ones(2, 3)), (slice(2, 4), torch.ones(2, 5))], 4)
 
 
 FOREIGN = [
@@ -87,11 +93,8 @@ def test_a_fault_of_this_program_stays_one():
 @pytest.mark.parametrize(
     ("function", "words", "code"),
     [
-        (
-            lambda: torch.nn.functional.conv2d(torch.ones(1, 2, 3, 3), torch.ones(1, 5, 1, 1)),
-            "a compiled library failed: RuntimeError",
-            2,
-        ),
+        (lambda: torch.nn.Conv2d(2, 2, 1)(torch.ones(1, 5, 3, 3)), "torch failed: RuntimeError", 2),
+        (_through_the_package, "a compiled library failed: RuntimeError", 2),
         (lambda: Path("/none/there").read_bytes(), "the system says No such file or directory: /none/there", 2),
         (lambda: "\udcff".encode(), "is no UTF-8", 2),
         (lambda: (_ for _ in ()).throw(RecursionError()), "nested too deeply", 2),

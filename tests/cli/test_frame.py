@@ -182,7 +182,7 @@ def test_a_failure_inside_a_library_is_no_internal_error(capsys):
     import torch
 
     def demo() -> None:
-        torch.ones(2) @ torch.ones(3)
+        torch.nn.Linear(2, 3)(torch.ones(1, 5))
 
     found, printed = outcome(demo, [], capsys)
     assert found == 2
