@@ -40,6 +40,7 @@ _BOUNDED_OPS = frozenset(
         "QuantizeLinear",
     )
 )
+_CARRIERS = frozenset(("Gather", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Identity"))
 _FLOAT32_INPUTS = {"Resize": (1, 2)}
 """Inputs that are float32 by the operator's definition."""
 
@@ -256,6 +257,8 @@ def _added_constant(node: ir.Node) -> float:
     largest = 0.0
     for index in added:
         value = node.inputs[index] if index < len(node.inputs) else None
+        while value is not None and (maker := value.producer()) is not None and maker.op_type in _CARRIERS:
+            value = maker.inputs[0]  # a bias by step is a row of a table
         if value is not None and value.const_value is not None and is_float(value):
             array: NDArray[np.generic] = value.const_value.numpy()
             largest = max(largest, float(max(array.max(initial=0), -array.min(initial=0))))
