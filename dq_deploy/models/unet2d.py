@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dq_deploy.errors import ModelError
+from dq_deploy.errors import ModelError, raise_if_out_of_memory
 from dq_deploy.models.layers import (
     Block,
     FoldSite,
@@ -15,6 +15,7 @@ from dq_deploy.models.layers import (
     Macs,
     TensorSpec,
     Walk,
+    check_block_types,
     check_layers_supported,
     first_line,
     macs_of_walk,
@@ -39,9 +40,7 @@ _NO_PRODUCER = "input is the sample itself, there is no producer"
 
 def _check_config(config: Mapping[str, Any]) -> None:
     for key, allowed in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
-        for name in config.get(key) or ():
-            if name not in allowed:
-                raise ModelError(f"config.json has {key} with {name!r}, expected only {', '.join(allowed)}")
+        check_block_types(config, key, allowed)
     if config.get("mid_block_type", "UNetMidBlock2D") not in MID_BLOCKS:
         raise ModelError(f"config.json has mid_block_type {config['mid_block_type']!r}, expected 'UNetMidBlock2D'")
     time = config.get("time_embedding_type", "positional")
@@ -78,7 +77,10 @@ def build(config: Mapping[str, Any], *, device: str = "cpu") -> torch.nn.Module:
     check_layers_supported(module, (GaussianFourierProjection,))
     try:
         _walk(module, config, 1)
-    except (RuntimeError, ValueError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # diffusers checks little of its configuration: torch meets what is wrong
+        raise_if_out_of_memory(error)
         raise ModelError(
             f"config.json describes a model that cannot run at its sample_size: {first_line(error)}"
         ) from error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dq_deploy.errors import ModelError
+from dq_deploy.errors import ModelError, raise_if_out_of_memory
 from dq_deploy.models import unet2d
 from dq_deploy.models.conditions import random_conditions
 from dq_deploy.models.layers import (
@@ -17,6 +17,7 @@ from dq_deploy.models.layers import (
     Macs,
     TensorSpec,
     Walk,
+    check_block_types,
     check_layers_supported,
     first_line,
     macs_of_walk,
@@ -60,9 +61,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 
 def _check_config(config: Mapping[str, Any]) -> None:
     for key, allowed in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
-        for name in config.get(key) or ():
-            if name not in allowed:
-                raise ModelError(f"config.json has {key} with {name!r}, expected only {', '.join(allowed)}")
+        check_block_types(config, key, allowed)
     if config.get("mid_block_type", MID_BLOCKS[0]) not in MID_BLOCKS:
         raise ModelError(f"config.json has mid_block_type {config['mid_block_type']!r}, expected {MID_BLOCKS[0]!r}")
     for key, values in _ONLY.items():
@@ -81,8 +80,8 @@ def _check_config(config: Mapping[str, Any]) -> None:
 def _text_width(config: Mapping[str, Any]) -> int:
     """Features of the text embedding."""
     width = value_of(config, "cross_attention_dim")
-    widths = set(width) if isinstance(width, (list, tuple)) else {width}
-    only = next(iter(widths)) if len(widths) == 1 else None
+    widths = list(width) if isinstance(width, (list, tuple)) else [width]
+    only = widths[0] if widths and all(one == widths[0] for one in widths) else None
     if not isinstance(only, int) or isinstance(only, bool) or only < 1:
         raise ModelError(f"config.json has cross_attention_dim {width!r}, expected one whole number")
     return only
@@ -126,7 +125,10 @@ def build(config: Mapping[str, Any], *, device: str = "cpu") -> torch.nn.Module:
     check_layers_supported(module, ())
     try:
         _walk(module, config, 1)
-    except (RuntimeError, ValueError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # diffusers checks little of its configuration: torch meets what is wrong
+        raise_if_out_of_memory(error)
         raise ModelError(
             f"config.json describes a model that cannot run at its sample_size: {first_line(error)}"
         ) from error
