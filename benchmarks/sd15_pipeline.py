@@ -47,7 +47,7 @@ CONFIG: dict[str, Any] = {
     "attention_head_dim": 8,
 }
 SCHEDULER = {
-    "_class_name": "PNDMScheduler",
+    "_class_name": "DDIMScheduler",
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
     "beta_end": 0.012,

@@ -95,13 +95,12 @@ def tiny_conditional_config(sdxl: bool = False, **changes: Any) -> dict[str, Any
 
 
 LATENT_SCHEDULER = {
-    "_class_name": "PNDMScheduler",
+    "_class_name": "DDIMScheduler",
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "set_alpha_to_one": False,
-    "skip_prk_steps": True,
     "steps_offset": 1,
     "clip_sample": False,
 }

@@ -13,6 +13,7 @@ from dq_deploy.calibration.recorded import (
     recorded_inputs,
     rows_in_turn,
 )
+from dq_deploy.calibration.schedulers import build_scheduler, noise_levels
 from dq_deploy.calibration.trajectory import (
     Trajectory,
     build_ddim,
@@ -32,10 +33,12 @@ __all__ = [
     "Trajectory",
     "align_steps",
     "build_ddim",
+    "build_scheduler",
     "choose_steps",
     "collect_trajectory",
     "counts_of_steps",
     "features_of_run",
+    "noise_levels",
     "normal_biased_weights",
     "output_influence",
     "random_trajectory",

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dq_deploy.artifacts import sha256_of_file
+from dq_deploy.artifacts import sha256_of_file, utf8_name
 from dq_deploy.errors import FileProblemError, InputError, OptionError
 from dq_deploy.numerics import F32
 
@@ -139,7 +139,7 @@ def read_inputs(path: Path, specs: Sequence[Spec]) -> Arrays:
     if not path.is_file():
         raise FileProblemError(f"{path} does not exist; expected a safetensors file of named tensors")
     try:
-        with safe_open(path, framework="np") as stream:
+        with utf8_name(path) as name, safe_open(name, framework="np") as stream:
             arrays = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError, TypeError, AttributeError, KeyError, ValueError) as error:
         raise FileProblemError(

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dq_deploy.errors import ModelError, NonFiniteError, OptionError
+from dq_deploy.calibration.non_finite import first_non_finite
+from dq_deploy.calibration.schedulers import DEFAULT_CONFIG, build_scheduler
+from dq_deploy.errors import ModelError, NonFiniteError, OptionError, library_errors
 from dq_deploy.numerics import F32
+from dq_deploy.record.model_config import channels_of, sample_shape
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +21,6 @@ if TYPE_CHECKING:
 Denoise = Callable[[Mapping[str, Any]], Any]
 """A denoiser as a function of its named inputs."""
 
-DEFAULT_TRAIN_TIMESTEPS = 1000
 GIB = 1 << 30
 
 NOISE_OFFSET = 500_000_009
@@ -74,23 +76,10 @@ def build_ddim(scheduler_config: Mapping[str, Any] | None, steps: int) -> Any:
     Without a configuration it has diffusers' defaults (1,000 linear steps, noise prediction).
 
     Raises:
-        OptionError: `steps` is not in 1..the training steps.
-        ModelError: diffusers refuses the configuration.
+        OptionError: `steps` is not in 1..the training steps, or a timestep would lie outside of them.
+        ModelError: the configuration is of another class than DDIM and DDPM, or diffusers refuses it.
     """
-    from diffusers import DDIMScheduler
-
-    config = dict(scheduler_config or {})
-    trained = int(config.get("num_train_timesteps", DEFAULT_TRAIN_TIMESTEPS))
-    if not 1 <= steps <= trained:
-        raise OptionError(f"steps is {steps}, expected 1 to {trained}, the steps the model was trained with")
-    try:
-        scheduler = DDIMScheduler.from_config(config)
-        scheduler.set_timesteps(steps)
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise ModelError(
-            f"diffusers refuses the scheduler configuration: {error}; check scheduler_config.json"
-        ) from error
-    return scheduler
+    return build_scheduler(DEFAULT_CONFIG if scheduler_config is None else scheduler_config, "ddim", steps)
 
 
 def sampling_timesteps(scheduler_config: Mapping[str, Any] | None, steps: int) -> F32:
@@ -107,7 +96,11 @@ def output_influence(scheduler_config: Mapping[str, Any] | None, steps: int) -> 
     """
     import torch
 
-    plain = {**(scheduler_config or {}), "clip_sample": False, "thresholding": False}
+    plain = {
+        **(DEFAULT_CONFIG if scheduler_config is None else scheduler_config),
+        "clip_sample": False,
+        "thresholding": False,
+    }
     scheduler = build_ddim(plain, steps)
     one, zero = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
     by_time = {float(t): abs(float(scheduler.step(one, t, zero, eta=0.0).prev_sample)) for t in scheduler.timesteps}
@@ -126,13 +119,6 @@ def _labels(config: Mapping[str, Any], labels: Sequence[int] | None, count: int,
     # every class equally often, in random order
     order = np.random.default_rng(seed).permutation(count) % len(allowed)
     return allowed[order].astype(np.int64)
-
-
-def _shape(config: Mapping[str, Any]) -> tuple[int, ...]:
-    """[C, H, W] of a sample."""
-    size = config["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(config.get("in_channels", 3)), int(height), int(width)
 
 
 def _count(
@@ -199,8 +185,8 @@ def collect_trajectory(
     if samples < 1 or batch < 1:
         raise OptionError(f"samples is {samples} and batch {batch}, expected at least 1")
     timesteps = sampling_timesteps(scheduler_config, steps)
-    shape, given = _shape(config), dict(conditions or {})
-    out_channels = int(config.get("out_channels", shape[0]))
+    shape, given = sample_shape(config), dict(conditions or {})
+    out_channels = channels_of(config, "out_channels")
     if out_channels not in (shape[0], 2 * shape[0]):
         raise ModelError(
             f"the model takes {shape[0]} channels and gives {out_channels}, expected as many for a sampling "
@@ -215,7 +201,7 @@ def collect_trajectory(
         stop = min(start + batch, count)
         noise = torch.stack([_noise(shape, seed, i) for i in range(start, stop)])
         part = {name: torch.from_numpy(np.array(value[start:stop])) for name, value in every.items()}
-        _walk(call, build_ddim(scheduler_config, steps), noise, part, timesteps, kept[:, start:stop])
+        _walk(module, call, build_ddim(scheduler_config, steps), noise, part, timesteps, kept[:, start:stop])
         if progress is not None:
             progress(stop, count)
     return Trajectory(
@@ -254,7 +240,7 @@ def random_trajectory(
         OptionError: an option is out of range, or not one input a step fits.
     """
     timesteps = sampling_timesteps(scheduler_config, steps)
-    shape, given = _shape(config), dict(conditions or {})
+    shape, given = sample_shape(config), dict(conditions or {})
     count = _count(len(timesteps), shape, given, samples, memory_gib)
     chosen = _labels(config, labels, samples, seed)
     noise = [_noise((len(timesteps), *shape), seed, index).numpy() for index in range(count)]
@@ -268,6 +254,7 @@ def random_trajectory(
 
 
 def _walk(
+    module: torch.nn.Module,
     denoise: Denoise,
     scheduler: Any,
     noise: torch.Tensor,
@@ -280,14 +267,29 @@ def _walk(
 
     latent = noise * float(scheduler.init_noise_sigma)
     with torch.inference_mode():
-        for t in scheduler.timesteps:
-            given = scheduler.scale_model_input(latent, t)
-            kept[int(np.searchsorted(timesteps, np.float32(float(t))))] = given.numpy()
-            time = torch.full((len(latent),), float(t))
-            output = denoise({"sample": given, "timestep": time, **conditions})[:, : latent.shape[1]]
-            latent = scheduler.step(output, t, latent, eta=0.0).prev_sample
+        for step, t in enumerate(scheduler.timesteps, 1):
+            place = f"sampling with the float model, step {step} of {len(scheduler.timesteps)} (timestep {float(t):g})"
+            with library_errors(place, "check the model's configuration and its scheduler's"):
+                given = scheduler.scale_model_input(latent, t)
+                kept[int(np.searchsorted(timesteps, np.float32(float(t))))] = given.numpy()
+                feeds = {"sample": given, "timestep": torch.full((len(latent),), float(t)), **conditions}
+                output = denoise(feeds)[:, : latent.shape[1]]
+                latent = scheduler.step(output, t, latent, eta=0.0).prev_sample
             if not bool(torch.isfinite(latent).all()):
                 raise NonFiniteError(
-                    f"the float model gives NaN or infinity at timestep {float(t):g}, expected finite values: "
-                    "check its weights and its scheduler"
+                    f"the float model gives NaN or infinity at timestep {float(t):g}, step {step} of "
+                    f"{len(scheduler.timesteps)}: {_first_non_finite(module, denoise, feeds)}"
                 )
+
+
+def _first_non_finite(module: torch.nn.Module, denoise: Denoise, feeds: Mapping[str, torch.Tensor]) -> str:
+    """Where it came from and what to do, in words."""
+    import torch
+
+    for name, value in feeds.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            return f"its input {name} is not finite; check it"
+    layer = first_non_finite(module, lambda: denoise(feeds))
+    if layer is not None:
+        return f"the first layer whose output is not finite is {layer}; check the model's weights there"
+    return "every layer's output is finite, so the step made it; check the scheduler's configuration"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dq_deploy.cli.frame import check_outputs, console, run, write_json
+from dq_deploy.cli.frame import check_outputs, console, run, stderr_console, write_json
 from dq_deploy.cli.hash_check import HashCheck
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def build(
     json: Annotated[Path | None, typer.Option(help="Also write the summary as JSON.")] = None,
 ) -> None:
     """Build a TensorRT or TensorRT-RTX plan and say what each layer became."""
+    from dq_deploy.artifacts import file_for_several
     from dq_deploy.engines.build import BuildOptions
     from dq_deploy.engines.plan_manifest import plan_manifest_path
     from dq_deploy.errors import OptionError
@@ -60,6 +61,8 @@ def build(
         raise OptionError(f"{', '.join(given)} needs --ckpt; the ONNX file is already exported: drop it")
     if out.suffix == ".onnx":
         raise OptionError(f"--out got {out}, expected a name such as unet.plan; .onnx is what dq-export writes")
+    out = file_for_several(out, "the manifest")
+    keep_onnx = None if keep_onnx is None else file_for_several(keep_onnx, "the manifest")
     check_outputs(out, plan_manifest_path(out), keep_onnx, timing_cache, log, json, inputs=(onnx, ckpt))
     options = BuildOptions(
         runtime=runtime,
@@ -141,9 +144,7 @@ def _progress() -> Iterator[Callable[[BuildProgress], None]]:
 
         yield say
         return
-    from rich.console import Console
-
-    with Console(stderr=True).status("build") as status:
+    with stderr_console().status("build") as status:
         yield lambda state: status.update(_state_text(state))
 
 

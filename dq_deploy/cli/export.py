@@ -33,13 +33,15 @@ def export(
     json: Annotated[Path | None, typer.Option(help="Also write the summary as JSON.")] = None,
 ) -> None:
     """Write the integer graph of a quantized model for one engine."""
+    from dq_deploy.artifacts import file_for_several
     from dq_deploy.errors import OptionError
     from dq_deploy.targets import check_target
 
     check_target(target, mode, float_type=float_type, conv=conv)
     if out.suffix != ".onnx":
         raise OptionError(f"--out got {out}, expected a name that ends in .onnx")
-    check_outputs(out, Path(f"{out}.json"), json, inputs=(ckpt,))
+    out = file_for_several(out, "the manifest")
+    check_outputs(out, Path(f"{out}.json"), Path(f"{out}.data"), json, inputs=(ckpt,))
 
     from dq_deploy.record import load_record
     from dq_deploy.targets import export as export_record

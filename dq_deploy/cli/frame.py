@@ -22,16 +22,28 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from dq_deploy.errors import DqError, OptionError
+from dq_deploy.cli.failures import EXIT_USAGE, failure_of, one_line
+from dq_deploy.cli.outputs import check_outputs, held_outputs
+from dq_deploy.cli.streams import columns, usable_streams
+from dq_deploy.errors import OptionError, ReaderGoneError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-EXIT_INTERNAL = 1
-EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
-EXIT_PIPE = 141
 EXIT_TERMINATED = 143
+
+__all__ = [
+    "EXIT_USAGE",
+    "check_outputs",
+    "console",
+    "numbers_from_text",
+    "progress",
+    "run",
+    "stderr_console",
+    "warn",
+    "write_json",
+]
 
 LONGEST_LIST = 1_000_000
 """Numbers that a range such as 0-9 may stand for."""
@@ -50,25 +62,14 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
     raise _Stopped("terminated", EXIT_TERMINATED)
 
 
-def _one_line(text: str) -> str:
-    return " ".join(str(text).split())
-
-
 def warn(message: str) -> None:
     """Print one `warning: ...` line on stderr."""
-    print(f"warning: {_one_line(message)}", file=sys.stderr, flush=True)
+    print(one_line(f"warning: {message}"), file=sys.stderr, flush=True)
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"error: {_one_line(message)}", file=sys.stderr, flush=True)
+    print(one_line(f"error: {message}"), file=sys.stderr, flush=True)
     raise SystemExit(code)
-
-
-def _silence_stdout() -> None:
-    """Send what is still buffered nowhere: the reader is gone and the interpreter flushes at exit."""
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, sys.stdout.fileno())
-    os.close(devnull)
 
 
 def _quiet_libraries() -> None:
@@ -90,19 +91,16 @@ def _with_debug(command: Callable[..., None], state: dict[str, bool]) -> Callabl
     )
 
     @functools.wraps(command)
-    def wrapped(*args: Any, debug: bool = False, **kwargs: Any) -> None:
+    def wrapped(*args: Any, debug: bool = False, version: bool = False, **kwargs: Any) -> None:
         state["debug"] = debug
         if not debug:
             _quiet_libraries()
         try:
             command(*args, **kwargs)
-            sys.stdout.flush()
         except KeyboardInterrupt:  # typer would swallow it
             raise _Stopped("interrupted", EXIT_INTERRUPTED) from None
-        except BrokenPipeError:
-            raise _Stopped("", EXIT_PIPE) from None
 
-    parameters = [*signature.parameters.values(), option]
+    parameters = [*signature.parameters.values(), option, _version_option()]
     wrapped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
     return wrapped
@@ -128,52 +126,70 @@ def run(command: Callable[..., None], argv: Sequence[str] | None = None) -> NoRe
     prog = started_as if started_as.startswith("dq-") else f"dq-{command.__name__}"
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = typer.main.get_command(app).main(
-            args=None if argv is None else list(argv), prog_name=prog, standalone_mode=False
-        )
+        with usable_streams():
+            _perform(app, None if argv is None else list(argv), prog, state)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    raise AssertionError("not reached: a command ends with an exit code")
+
+
+def _perform(app: typer.Typer, argv: list[str] | None, prog: str, state: dict[str, bool]) -> NoReturn:
+    """Run the command with its outputs held; always raises SystemExit."""
+    try:
+        with held_outputs():
+            try:
+                code = typer.main.get_command(app).main(args=argv, prog_name=prog, standalone_mode=False)
+            finally:
+                sys.stdout.flush()
         if code == EXIT_INTERRUPTED:  # typer met the interrupt outside the command
             _fail("interrupted", EXIT_INTERRUPTED)
         raise SystemExit(code if isinstance(code, int) else 0)
+    except ReaderGoneError as error:
+        raise SystemExit(error.exit_code) from None
     except _Stopped as stop:
-        if stop.code == EXIT_PIPE:
-            _silence_stdout()
-            raise SystemExit(EXIT_PIPE) from None
         _fail(stop.word, stop.code)
     except KeyboardInterrupt:
         _fail("interrupted", EXIT_INTERRUPTED)
     except Exception as error:
         if state["debug"]:
             traceback.print_exc()
-        _fail(_message_of(error, prog), _exit_code_of(error))
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+        _fail(*failure_of(error, prog))
 
 
-def _exit_code_of(error: Exception) -> int:
-    if isinstance(error, DqError):
-        return error.exit_code
-    if hasattr(error, "format_message") or isinstance(error, MemoryError):  # the former: found by typer
-        return EXIT_USAGE
-    return EXIT_INTERNAL
+def _version_option() -> inspect.Parameter:
+    def show(asked: bool) -> None:
+        if asked:
+            from dq_deploy import __version__
 
+            print(f"dq_deploy {__version__}")
+            raise typer.Exit
 
-def _message_of(error: Exception, prog: str) -> str:
-    if isinstance(error, DqError):
-        return str(error)
-    if hasattr(error, "format_message"):
-        return f"{str(error.format_message()).rstrip('.')}; see `{prog} --help`"
-    if isinstance(error, MemoryError):
-        return f"there is not enough memory ({error}); give a smaller model, batch or --memory-gib, or more memory"
-    return f"internal error: {type(error).__name__}: {error}; rerun with --debug for the traceback"
+    return inspect.Parameter(
+        "version",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False,
+        annotation=Annotated[
+            bool, typer.Option("--version", help="Print the version and exit.", callback=show, is_eager=True)
+        ],
+    )
 
 
 def console() -> Console:
-    """A rich console on stdout for tables; at least 100 columns wide where stdout is no terminal."""
+    """A rich console on stdout for tables, at least 100 columns wide where stdout is no terminal.
+
+    No markup: names of files and layers are shown as they are.
+    """
     from rich.console import Console
 
-    if sys.stdout.isatty():
-        return Console()
-    return Console(width=max(100, int(os.environ.get("COLUMNS", "0") or 0)))
+    least = 40 if sys.stdout.isatty() else 100
+    return Console(width=columns(least, sys.stdout), markup=False, emoji=False)
+
+
+def stderr_console() -> Console:
+    """A rich console on stderr for progress bars."""
+    from rich.console import Console
+
+    return Console(stderr=True, width=columns(40, sys.stderr), markup=False, emoji=False)
 
 
 @contextlib.contextmanager
@@ -189,10 +205,9 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     if not sys.stderr.isatty():
         yield _log_tenths(what)
         return
-    from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Progress(console=stderr_console(), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -229,41 +244,6 @@ def _json_safe(value: Any) -> Any:
     if isinstance(value, float) and not abs(value) < float("inf"):
         return None
     return value
-
-
-def check_outputs(*paths: Path | None, inputs: Sequence[Path | None] = ()) -> None:
-    """Refuse before any work outputs that could not be written, that share one name, or that would replace an input.
-
-    Args:
-        paths: files to write.
-        inputs: files that are read: a record, an engine with what lies beside it, or the folder of a float model.
-
-    Raises:
-        FileProblemError: a folder is missing or not writable.
-        OptionError: two outputs have the same path, or an output has an input's.
-    """
-    from dq_deploy.artifacts import check_writable
-
-    given = [path for path in paths if path is not None]
-    for path in given:
-        check_writable(path)
-    resolved = [path.resolve() for path in given]
-    taken = {path.resolve() for entry in inputs if entry is not None for path in _read_with(entry)}
-    for index, path in enumerate(resolved):
-        if path in resolved[:index]:
-            raise OptionError(f"two outputs are named {given[index]}, expected different names; rename one")
-        if path in taken:
-            raise OptionError(f"output {given[index]} would replace a file that is read; give it another name")
-
-
-def _read_with(path: Path) -> list[Path]:
-    """A file and what belongs to it; of a model folder the files that a model consists of."""
-    if path.is_dir():
-        names = ("diffusion_pytorch_model*", "config.json", "scheduler_config.json", "model_index.json")
-        return [file for name in names for file in (*path.glob(name), *path.glob(f"*/{name}"))]
-    if path.suffix in (".pt", ".safetensors"):
-        return [path]
-    return [path, *(path.with_name(path.name + end) for end in (".json", ".data", ".layers.json"))]
 
 
 def numbers_from_text(text: str, option: str, *, low: int, high: int | None = None) -> tuple[int, ...]:

@@ -67,7 +67,7 @@ def compare_command(
     try:
         records = [out / FILE_NAME, *(out / f"{name}.pt" for name in _names(options))]
         read = (model, wanted["reference_images"], files["conditions"], files["latents"])
-        check_outputs(wanted["json"], *records, inputs=read)
+        check_outputs(wanted["json"], *records, inputs=read, folder=out)
         subject = _subject(model, settings, options, out, files, wanted)
     except BaseException:
         if made and not any(out.iterdir()):
@@ -109,12 +109,13 @@ def _subject(
     from dq_deploy.cli.frame import progress
     from dq_deploy.comparison import Measures, check_layers, prepare_subject, read_real_images
     from dq_deploy.models import load_model
+    from dq_deploy.record.model_config import channels_of
 
     denoiser = load_model(model, variant=wanted["variant"])
     check_layers(denoiser, options)
     source = _source(denoiser.config, files)
     path = wanted["reference_images"]
-    real = None if path is None else read_real_images(path, int(denoiser.config["in_channels"]))
+    real = None if path is None else read_real_images(path, channels_of(denoiser.config, "in_channels"))
     named = {} if wanted["extractor"] is None else {"extractor": wanted["extractor"]}
     if wanted["extractor"] == NO_EXTRACTOR:
         refuse(real is not None, "--reference-images and --extractor none were given, expected one of them")

@@ -87,6 +87,7 @@ def quantize_one(
     check_record_path(out)
     check_outputs(out, json, inputs=(model, calibration["conditions"], calibration["latents"], init))
 
+    from dq_deploy.artifacts import hold_folder
     from dq_deploy.calibration import read_source
     from dq_deploy.cli.quantize_progress import ProgressView
     from dq_deploy.cli.quantize_summary import show_summary, summary_of
@@ -98,9 +99,15 @@ def quantize_one(
     denoiser = load_model(model, variant=variant)
     start = None if init is None else load_record(init)
     source = read_source(input_specs(denoiser.config), **calibration)
+    if denoiser.scheduler_config is None and source.kind != "latents":
+        warn(
+            f"{model} has no scheduler: calibrated at the steps of a DDIMScheduler with its defaults (1,000 linear "
+            "steps, noise prediction, clipped to 1); give the pipeline's folder if it was trained with another"
+        )
     started = time.perf_counter()
-    if state is not None and not resume:
-        discard_state(state)
+    if state is not None and not resume and state.exists():
+        with hold_folder(state):
+            discard_state(state)
     found = state is not None and state.exists()  # may be another run's: then it is refused, and stays
     if found:
         print(f"going on with the state in {state}", flush=True)

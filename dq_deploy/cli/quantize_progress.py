@@ -7,6 +7,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from dq_deploy.cli.failures import one_line
+from dq_deploy.cli.frame import stderr_console
 from dq_deploy.methods.progress import Progress
 
 STAGES = {
@@ -36,7 +38,6 @@ class ProgressView:
     def __enter__(self) -> ProgressView:
         """Start the bar where stderr is a terminal."""
         if sys.stderr.isatty():
-            from rich.console import Console
             from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
@@ -47,7 +48,7 @@ class ProgressView:
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
-                console=Console(stderr=True),
+                console=stderr_console(),
             )
             self._bar.start()
         return self
@@ -62,7 +63,7 @@ class ProgressView:
     def __call__(self, report: Progress) -> None:
         """Show one report."""
         if report.note:
-            print(f"note: {report.note}", file=sys.stderr, flush=True)
+            print(one_line(f"note: {report.note}"), file=sys.stderr, flush=True)
         if report.stage != self._stage:
             self._stage, self._started, self._first_done = report.stage, time.monotonic(), 0
             if self._bar is not None:

@@ -103,12 +103,13 @@ def sample(
 
 def _check_picture(out: Path, subject: _Subject) -> None:
     from dq_deploy.errors import OptionError
+    from dq_deploy.record.model_config import channels_of
     from dq_deploy.sampling import draws_latents
 
     if out.suffix != ".safetensors" and draws_latents(subject.model_config):
         raise OptionError(
-            f"the model gives latents of {subject.model_config['in_channels']} channels, which {out.name} cannot show; "
-            "give --out latents.safetensors and decode them with the pipeline's VAE"
+            f"the model gives latents of {channels_of(subject.model_config, 'in_channels')} channels, which "
+            f"{out.name} cannot show; give --out latents.safetensors and decode them with the pipeline's VAE"
         )
 
 
@@ -247,18 +248,21 @@ def _draw(
                 on_step=advance,
             )
     except SamplingStopped as stop:
-        raise type(stop)(f"{name}: {stop}{_first_layer(subject, stop)}", **vars(stop)) from stop
+        raise type(stop)(f"{name}: {stop}{_first_layer(subject, stop, float_module)}", **vars(stop)) from stop
     return images, time.perf_counter() - started
 
 
-def _first_layer(subject: _Subject, stop: SamplingStopped) -> str:
-    """With a record: where its simulation leaves the finite numbers on the same input."""
-    if subject.record is None:
+def _first_layer(subject: _Subject, stop: SamplingStopped, float_module: Any) -> str:
+    """Where the float module, or else the record's simulation, leaves the finite numbers on the same input."""
+    if subject.record is None and float_module is None:
         return "; give --ckpt to learn which layer is the first"
     from dq_deploy.methods.fake_quant import simulate
     from dq_deploy.sampling import first_non_finite_layer
 
-    layer = first_non_finite_layer(simulate(subject.record), stop.sample, stop.timestep, stop.conditions)
+    module = simulate(subject.record) if float_module is None else float_module
+    layer = first_non_finite_layer(module, stop.sample, stop.timestep, stop.conditions)
+    if layer is None and (float_module is not None or subject.runner is None):
+        return "; every layer's output is finite there: check the scheduler's configuration"
     if layer is None:
         return "; the checkpoint's simulation is finite there, so the engine differs from it: run dq-verify"
     return f"; the first layer whose output is not finite is {layer}"

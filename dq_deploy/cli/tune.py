@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dq_deploy.artifacts import atomic_path, place_of_output
 from dq_deploy.cli.frame import check_outputs, progress, run
 from dq_deploy.errors import DqError, MissingDependencyError, OptionError
 
@@ -64,11 +65,14 @@ def measure(model: str, out: Path, dtype: str, device: int, op: str | None) -> l
         source = f"measured on {torch.cuda.get_device_name(place)}, {dtype}, shapes of {model}"
         clock = cuda_clock(place)
         shapes, rules = shapes_of_model(model, op), []
+        streams = place_of_output(out).streams  # a pipe gets the table once, whole
         with progress("tuning") as advance:
             for number, shape in enumerate(shapes, 1):
                 problem = problem_of(*shape, getattr(torch, dtype), place)
                 rules.append(fastest(problem, architecture, clock))
-                write_table(out, rules, source)
+                if number == len(shapes) or not streams:
+                    with atomic_path(out) as temporary:
+                        write_table(temporary, rules, source)
                 advance(number, len(shapes))
     return rules
 

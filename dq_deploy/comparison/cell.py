@@ -19,7 +19,7 @@ from dq_deploy.comparison.subject import Subject
 from dq_deploy.comparison.worker import TrainingRequest, train
 from dq_deploy.engines import open_engine
 from dq_deploy.engines.base import Runner
-from dq_deploy.errors import DqError
+from dq_deploy.errors import explained
 from dq_deploy.methods import Progress, QuantizeOptions
 from dq_deploy.quality import row_of
 from dq_deploy.sampling import denoiser_of_runner
@@ -180,9 +180,8 @@ def run_cell(
 
 
 def _failed(cell: Cell, where: str, error: Exception) -> Cell:
-    if isinstance(error, DqError):
-        return replace(cell, error=f"{where}{error}", exit_code=error.exit_code)
-    return replace(cell, error=f"{where}internal error: {type(error).__name__}: {error}", exit_code=1)
+    message, code = explained(error)
+    return replace(cell, error=f"{where}{message}", exit_code=code)
 
 
 def _is_measured(kept: Cell, cell: Cell, subject: Subject) -> bool:

@@ -19,6 +19,7 @@ from dq_deploy.errors import InputError, MissingDependencyError, ModelError
 from dq_deploy.models import Denoiser
 from dq_deploy.numerics import F32
 from dq_deploy.quality import QualityBaseline, load_classifier, load_extractor, quality_baseline
+from dq_deploy.record.model_config import channels_of
 from dq_deploy.sampling import (
     SampleOptions,
     conditions_for,
@@ -236,8 +237,8 @@ def _usable(measures: Measures, denoiser: Denoiser) -> tuple[Measures, tuple[str
     if draws_latents(denoiser.config):
         if named:
             raise InputError(
-                f"the model draws latents of {denoiser.config['in_channels']} channels, to which no classifier and no "
-                "real images apply; leave them out"
+                f"the model draws latents of {channels_of(denoiser.config, 'in_channels')} channels, to which "
+                "no classifier and no real images apply; leave them out"
             )
         return bare, ("the model draws latents: features are not measured, PSNR is of latents",)
     if measures.extractor != Measures.extractor:

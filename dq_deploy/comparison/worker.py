@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dq_deploy.engines.process_memory import peak_mib
-from dq_deploy.errors import DqError
+from dq_deploy.errors import DqError, explained
 from dq_deploy.methods import Progress
 
 COMMAND = (sys.executable, "-m", "dq_deploy.comparison.worker")
@@ -197,7 +197,8 @@ def main() -> None:
         tell({"error": str(error), "exit_code": error.exit_code})
     except Exception as error:
         with contextlib.suppress(BrokenPipeError):
-            tell({"error": f"internal error: {type(error).__name__}: {error}", "exit_code": 1})
+            message, code = explained(error)
+            tell({"error": message, "exit_code": code})
         raise
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dq_deploy.artifacts import is_utf8, with_files_beside
 from dq_deploy.engines.plan_manifest import is_plan, read_plan_manifest
 from dq_deploy.engines.tensorrt_library import RUNTIMES
-from dq_deploy.errors import OptionError
+from dq_deploy.errors import FileProblemError, OptionError
 
 if TYPE_CHECKING:
     from dq_deploy.engines.base import Runner
@@ -73,9 +74,12 @@ def open_engine(
         raise OptionError(f"isa is {isa!r} for {path}, expected none: only the native engine can be told its own")
     if engine == "native":
         raise OptionError(f"engine native runs records ({' or '.join(RECORD_SUFFIXES)}), not {path}; give the record")
+    path = with_files_beside(path)
     if is_plan(path):
         manifest = read_plan_manifest(path, check_hash=hash_check)
         return _open_plan(path, manifest, engine, finite_check, optimized_model_path)
+    if not is_utf8(path):
+        raise FileProblemError(f"the name {path} is no UTF-8, which the engine's library cannot open; rename it")
     # onnx takes 50 MiB, which a plan and a record do without
     from dq_deploy.graph.onnx_file import read_manifest, read_manifest_if_any
 

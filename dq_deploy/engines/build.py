@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dq_deploy.artifacts import atomic_path, check_writable, sha256_of_file
+from dq_deploy.artifacts import atomic_path, check_writable, file_for_several, sha256_of_file
 from dq_deploy.engines.build_process import BuildProcess, BuildProgress
 from dq_deploy.engines.build_worker import BuildRequest
 from dq_deploy.engines.onnx_intake import check_onnx, external_data_of
@@ -158,7 +158,8 @@ def build_plan(
         MissingDependencyError: the runtime is not installed.
         BuildError: the builder refused the model, crashed, or ran out of memory or time.
     """
-    onnx_path, plan_path, options = Path(onnx_path), Path(plan_path), options or BuildOptions()
+    onnx_path, options = Path(onnx_path), options or BuildOptions()
+    plan_path = file_for_several(Path(plan_path), "the manifest")
     if manifest is None:
         manifest = read_manifest(onnx_path, hash_check=options.hash_check)
     runtime = runtime_of(options, str(manifest["target"]))

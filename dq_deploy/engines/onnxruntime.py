@@ -10,7 +10,7 @@ import numpy as np
 
 from dq_deploy.engines.base import Array, Runner, TensorSpec, reason_of
 from dq_deploy.engines.first_layer import first_layer
-from dq_deploy.errors import DqError, FileProblemError, InputError, MissingDependencyError
+from dq_deploy.errors import DqError, FileProblemError, InputError, MissingDependencyError, raise_if_out_of_memory
 
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 """Setting that says where the data file of a model given as bytes lies."""
@@ -77,6 +77,7 @@ class OnnxRuntimeRunner(Runner):
         try:
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no public base class
+            raise_if_out_of_memory(error)
             name = "model" if isinstance(model, bytes) else str(model)
             raise FileProblemError(f"ONNX Runtime cannot load {name}: {reason_of(error)}; export it again") from error
         self._turns.pinned.append(self._session)
@@ -90,6 +91,7 @@ class OnnxRuntimeRunner(Runner):
         except MemoryError:
             raise
         except Exception as error:  # see above
+            raise_if_out_of_memory(error)
             raise InputError(f"ONNX Runtime failed: {reason_of(error)}; check the inputs' shapes and values") from error
         return dict(zip(self._names, values, strict=True))
 

@@ -13,7 +13,7 @@ import numpy as np
 from dq_deploy.artifacts import write_text_atomic
 from dq_deploy.engines.base import Array, Runner, TensorSpec, reason_of
 from dq_deploy.engines.first_layer import first_layer
-from dq_deploy.errors import DqError, FileProblemError, InputError, MissingDependencyError
+from dq_deploy.errors import DqError, FileProblemError, InputError, MissingDependencyError, raise_if_out_of_memory
 
 RUNTIME_GRAPH_FORMAT = "dq_deploy.openvino_runtime_graph"
 
@@ -84,6 +84,7 @@ class OpenVinoRunner(Runner):
             self._compiled = core.compile_model(graph, "CPU", settings)
             self._request = self._compiled.create_infer_request()
         except Exception as error:  # openvino raises plain RuntimeError
+            raise_if_out_of_memory(error)
             name = "model" if isinstance(model, bytes) else str(model)
             raise FileProblemError(f"OpenVINO cannot load {name}: {_reason(error)}; export it again") from error
         self._turns.pinned += [core, graph, self._compiled, self._request]
@@ -105,6 +106,7 @@ class OpenVinoRunner(Runner):
         except MemoryError:
             raise
         except Exception as error:  # see above
+            raise_if_out_of_memory(error)
             raise InputError(f"OpenVINO failed: {_reason(error)}; check the inputs' shapes and values") from error
         # the arrays belong to the request, the next run overwrites them
         return {spec.name: np.array(values[i]) for i, spec in enumerate(self.outputs)}

@@ -40,6 +40,7 @@ _BOUNDED_OPS = frozenset(
         "QuantizeLinear",
     )
 )
+_CARRIERS = frozenset(("Gather", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Identity"))
 _FLOAT32_INPUTS = {"Resize": (1, 2)}
 """Inputs that are float32 by the operator's definition."""
 
@@ -52,8 +53,8 @@ class FloatTypes:
     - constants of the float part are stored in the float type, scales of its weight-only layers too
 
     Float32 stay: the nodes of integer layers (`dq/...`), what depends only on the step and the labels, inputs and
-    outputs of the graph; in float16 also layers whose largest |activation| is above a quarter of its range, whatever
-    reads them, and operations with a constant that float16 cannot hold.
+    outputs of the graph; in float16 also layers whose largest |activation|, or without calibration whose bias, is
+    above a quarter of its range, whatever reads them, and operations with a constant that float16 cannot hold.
 
     Attributes:
         float_type: `float16`, `bfloat16` or `float32`; the last changes nothing.
@@ -87,17 +88,22 @@ class FloatTypes:
         for node in graph:
             path = _path(node)
             known = self.float_ranges.get(path)
-            too_large = ranged and known is not None and known > FLOAT16_MAX / HEADROOM
+            # what a record never calibrated cannot tell, a constant that is added tells at least in part
+            reached = _added_constant(node) if known is None else known
+            too_large = ranged and reached > FLOAT16_MAX / HEADROOM
             reads_large = any(value in large for value in node.inputs)
             if too_large or (reads_large and known is None and node.op_type not in _BOUNDED_OPS):
                 large.update(node.outputs)
-            if too_large and known is not None:
-                self._keep(path, known, "largest |activation| in calibration")
+            if too_large:
+                why = "largest |activation| in calibration" if known is not None else "constant that is added"
+                self._keep(path or node.name or node.op_type, reached, why)
             if self._in_integer_layer(node) or node not in of_image or too_large or reads_large:
                 continue
             constant = _unfit_constant(node) if ranged else None
             if constant is not None:
                 self._keep(node.name or node.op_type, constant, "constant outside float16's normal range")
+                if known is None and constant > FLOAT16_MAX:  # so is likely what it makes
+                    large.update(node.outputs)
                 continue
             narrow.add(node)
         return narrow | self._unpacking_nodes(graph, narrow, ranged=ranged)
@@ -243,6 +249,20 @@ def _image_nodes(graph: ir.Graph) -> set[ir.Node]:
             found.add(node)
             reached.update(node.outputs)
     return found
+
+
+def _added_constant(node: ir.Node) -> float:
+    """Largest magnitude of a constant that a node adds: a bias, an offset; 0 where it adds none."""
+    added = {"Add": (0, 1), "Sub": (1,), "Conv": (2,), "Gemm": (2,)}.get(node.op_type, ())
+    largest = 0.0
+    for index in added:
+        value = node.inputs[index] if index < len(node.inputs) else None
+        while value is not None and (maker := value.producer()) is not None and maker.op_type in _CARRIERS:
+            value = maker.inputs[0]  # a bias by step is a row of a table
+        if value is not None and value.const_value is not None and is_float(value):
+            array: NDArray[np.generic] = value.const_value.numpy()
+            largest = max(largest, float(max(array.max(initial=0), -array.min(initial=0))))
+    return largest
 
 
 def _unfit_constant(node: ir.Node) -> float | None:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dq_deploy.errors import ModelError
+from dq_deploy.errors import ModelError, raise_if_out_of_memory
 
 OPSET = 21
 MODULE_KEY = "dq_deploy.module"
@@ -81,6 +81,7 @@ def trace(
                 _fill_own(program.model, module, weights or {})
                 program.optimize()
     except Exception as error:  # torch raises many unrelated types here
+        raise_if_out_of_memory(error)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"torch could not trace the denoiser: {reason}; expected a diffusers UNet") from error
     if program is None:

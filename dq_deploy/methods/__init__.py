@@ -62,6 +62,7 @@ def quantize(
     Raises:
         OptionError: options are out of range, contradict each other, or name layers that are not there.
         NonFiniteError: the float model or the training gives NaN or infinity.
+        FileProblemError: `resume_dir` cannot be used, or another run is in it.
     """
     from dq_deploy.methods.progress import silent
 
@@ -79,6 +80,22 @@ def quantize(
     source = calibration or CalibrationSource()
     report = progress or silent
     folder = None if resume_dir is None else Path(resume_dir)
+    if folder is not None:
+        from dq_deploy.artifacts import hold_folder
+
+        with hold_folder(folder):
+            return _within_budget(denoiser, options, source, report, folder, init)
+    return _within_budget(denoiser, options, source, report, None, init)
+
+
+def _within_budget(
+    denoiser: Denoiser,
+    options: QuantizeOptions,
+    source: CalibrationSource,
+    report: Callable[[Progress], None],
+    folder: Path | None,
+    init: Record | None,
+) -> Record:
     if init is not None and options.method != "quest":
         raise OptionError(f"an initial record was given with method {options.method}, expected method quest")
     if options.budget is not None and init is not None:

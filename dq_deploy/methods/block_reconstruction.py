@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dq_deploy.errors import NonFiniteError, OptionError
+from dq_deploy.errors import NonFiniteError, OptionError, library_errors
 from dq_deploy.methods.block_training import DivergedError, TrainedBlock, call_block, train_block
 from dq_deploy.methods.fake_quant import IntegerLayer, StepContext, replace_layer
 from dq_deploy.methods.options import QuantizeOptions
@@ -33,6 +33,7 @@ from dq_deploy.record import Layer
 GIB = 1 << 30
 
 COMPARED_INPUTS = 256
+_ADVICE = "check the model's configuration and the options"
 """Inputs on which a trained block is compared with the untrained one."""
 
 
@@ -140,7 +141,8 @@ class BlockReconstruction:
         layers: dict[str, Layer] = {}
         history: list[dict[str, Any]] = []
         for index, block in enumerate(self.blocks):
-            reached = self._reach(index, block)
+            with library_errors(f"block {block.name}", _ADVICE):
+                reached = self._reach(index, block)
             loaded = state.load_block(index, block.name, self.prepared.layers) if state and reached.layers else None
             if loaded is not None:
                 finished, note = loaded
@@ -150,7 +152,8 @@ class BlockReconstruction:
                 self.progress(Progress(stage="distill", done=done, total=self.total))
             else:
                 try:
-                    finished, output, note = self._reconstruct(reached)
+                    with library_errors(f"training block {block.name}", _ADVICE):
+                        finished, output, note = self._reconstruct(reached)
                 except DivergedError as error:
                     if state is not None:
                         state.note_divergence(block.name)

@@ -114,7 +114,8 @@ def _drawn(
         progress=lambda done, total: progress(Progress(stage="trajectory", done=done, total=total)),
         **shared,
     )
-    return drawn, "ddim, eta 0"
+    silent = denoiser.scheduler_config is None
+    return drawn, "ddim, eta 0" + (" with diffusers' defaults: the model has no scheduler" if silent else "")
 
 
 def _choice_of_steps(denoiser: Denoiser, options: QuantizeOptions, source: CalibrationSource) -> StepChoice | None:

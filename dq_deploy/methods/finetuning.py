@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dq_deploy.errors import NonFiniteError, OptionError
+from dq_deploy.errors import NonFiniteError, OptionError, library_errors
 from dq_deploy.methods.fake_quant import StepContext
 from dq_deploy.methods.initial_record import InitialState, initial_state, working_module
 from dq_deploy.methods.options import QuantizeOptions
@@ -280,7 +280,8 @@ class Finetuner:
                 group["lr"] = group["whole_lr"] * fade
             chosen = torch.randint(0, len(self.train), (self.options.batch,), generator=generator)
             optimizer.zero_grad(set_to_none=True)
-            value = self._backward(module, floats, unit, chosen)
+            with library_errors(f"finetuning stage {stage.name}, iteration {i}", "check the model and the options"):
+                value = self._backward(module, floats, unit, chosen)
             if not math.isfinite(value):
                 raise NonFiniteError(
                     f"finetuning stage {stage.name}: the loss is {value} at iteration {i}, expected a finite number; "

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dq_deploy.artifacts import atomic_path, write_text_atomic
+from dq_deploy.artifacts import atomic_path, utf8_name, write_text_atomic
 from dq_deploy.calibration import CalibrationInputs, CalibrationSource
 from dq_deploy.errors import FileProblemError, OptionError
 from dq_deploy.methods.assembly import layer_of_parts, versions
@@ -210,7 +210,7 @@ def _load(path: Path) -> tuple[Arrays, dict[str, Any]] | None:
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="np") as stream:
+        with utf8_name(path) as name, safe_open(name, framework="np") as stream:
             note = json.loads((stream.metadata() or {})["note"])
             return {key: stream.get_tensor(key) for key in stream.keys()}, note  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError, ValueError, KeyError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
+from reprlib import repr as short
 from typing import TYPE_CHECKING, Any, cast
 
 from dq_deploy.errors import ModelError
@@ -68,8 +69,8 @@ def family_of(config: Mapping[str, Any]) -> str:
         ModelError: the class is not one of the supported ones.
     """
     name = config.get("_class_name")
-    if name not in CLASS_NAMES:
-        raise ModelError(f"config.json names the class {name!r}, expected one of {', '.join(CLASS_NAMES)}")
+    if not isinstance(name, str) or name not in CLASS_NAMES:
+        raise ModelError(f"config.json names the class {short(name)}, expected one of {', '.join(CLASS_NAMES)}")
     return CLASS_NAMES[name]
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dq_deploy.errors import InputError
+from dq_deploy.errors import InputError, library_errors
 
 if TYPE_CHECKING:
     import torch
@@ -29,11 +30,27 @@ def call_denoiser(module: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.T
 
     Raises:
         InputError: no sample, which engines and the numerics refuse too.
+        LibraryError: torch or diffusers fails in it; names the layer.
     """
     if any(len(value) == 0 for value in inputs.values() if getattr(value, "ndim", 0)):
         raise InputError("batch is empty, expected at least one sample")
-    output = module(**call_arguments(inputs))
+    with library_errors(
+        lambda error: f"the denoiser fails in {layer_of_error(error, module)}",
+        "check the model's configuration and the shapes of what it is given",
+    ):
+        output = module(**call_arguments(inputs))
     if isinstance(output, tuple):
         output = output[0]
     tensor: torch.Tensor = getattr(output, "sample", output)
     return tensor
+
+
+def layer_of_error(error: BaseException, module: torch.nn.Module) -> str:
+    """The innermost submodule that was running when an exception was raised, in words."""
+    names = {id(child): name for name, child in module.named_modules() if name}
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame in reversed(frames):
+        name = names.get(id(frame.f_locals.get("self")))
+        if name is not None:
+            return f"layer {name.removeprefix('denoiser.')}"  # a simulation wraps its denoiser
+    return "its first statements"

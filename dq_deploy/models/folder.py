@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dq_deploy.errors import DqError, ModelError
+from dq_deploy.artifacts import utf8_name
+from dq_deploy.errors import DqError, ModelError, raise_if_out_of_memory
 from dq_deploy.models.layers import Denoiser, first_line
+from dq_deploy.models.scheduler_file import INDEX, find_scheduler, read_scheduler
+from dq_deploy.models.weight_files import WeightFiles, find_weights
 
 if TYPE_CHECKING:
     import torch
 
-STEM = "diffusion_pytorch_model"
 _OLD_ATTENTION = (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0"))
 
 
@@ -38,8 +41,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def find_denoiser(path: Path) -> tuple[Path, Path | None]:
-    """The denoiser's folder and the scheduler's configuration file, or None where there is none.
+def find_denoiser(path: Path) -> Path:
+    """The denoiser's folder: the one that is given, or the unet of a pipeline.
 
     Raises:
         ModelError: `path` is no folder, or neither a denoiser nor a pipeline folder.
@@ -51,46 +54,17 @@ def find_denoiser(path: Path) -> tuple[Path, Path | None]:
             "save yours with save_pretrained and give that folder)"
         )
     if (path / "config.json").is_file():
-        scheduler = path.parent / "scheduler" / "scheduler_config.json"
-        if not (path.name == "unet" and scheduler.is_file()):
-            scheduler = path / "scheduler_config.json"
-        return path, scheduler if scheduler.is_file() else None
-    if (path / "model_index.json").is_file():
-        entry = read_json(path / "model_index.json").get("unet")
+        return path
+    if (path / INDEX).is_file():
+        entry = read_json(path / INDEX).get("unet")
         if not (isinstance(entry, list) and len(entry) == 2 and entry[1] is not None):
-            raise ModelError(f"{path / 'model_index.json'} names no unet, expected a pipeline with one")
+            raise ModelError(f"{path / INDEX} names no unet, expected a pipeline with one")
     elif not (path / "unet").is_dir():
         raise ModelError(
             f"model folder {path} has neither config.json, model_index.json nor unet/; "
             "expected a diffusers denoiser or pipeline folder"
         )
-    scheduler = path / "scheduler" / "scheduler_config.json"
-    return path / "unet", scheduler if scheduler.is_file() else None
-
-
-def find_weights(folder: Path, variant: str | None) -> Path:
-    """The weights file: safetensors before .bin, the plain file before a variant.
-
-    Raises:
-        ModelError: there is none, the asked variant is missing, or several variants and no plain file.
-    """
-    if variant is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", variant):
-        raise ModelError(f"variant is {variant!r}, expected a word as fp16")
-    middle = f".{variant}" if variant else ""
-    for suffix in ("safetensors", "bin"):
-        candidate = folder / f"{STEM}{middle}.{suffix}"
-        if candidate.is_file():
-            return candidate
-    others = sorted(p for p in folder.glob(f"{STEM}*") if p.suffix in (".safetensors", ".bin"))
-    if list(folder.glob(f"{STEM}*.index.json")):
-        raise ModelError(f"weights in {folder} are sharded, expected one file; save them with a larger max_shard_size")
-    if variant is not None or not others:
-        there = ", ".join(p.name for p in others) or "none"
-        raise ModelError(f"{folder} has no {STEM}{middle}.safetensors or .bin; weight files there: {there}")
-    variants = {p.name.split(".")[1] for p in others}
-    if len(variants) > 1:
-        raise ModelError(f"{folder} has the variants {', '.join(sorted(variants))} and no plain file; choose one")
-    return others[0]
+    return path / "unet"
 
 
 def _check_declared_sizes(path: Path) -> None:
@@ -115,7 +89,8 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return dict(load_file(path))
+            with utf8_name(path) as name:
+                return dict(load_file(name))
         _check_declared_sizes(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -123,6 +98,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     except ModelError:
         raise
     except Exception as error:
+        raise_if_out_of_memory(error)
         if path.suffix == ".bin" and "weights_only" in str(error).lower():
             raise ModelError(
                 f"weights {path} hold Python objects besides tensors, or are damaged; nothing was executed, "
@@ -136,6 +112,28 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     ):
         raise ModelError(f"weights {path} are not a flat state dict of tensors, expected one")
     return state
+
+
+def _state_of(weights: WeightFiles) -> dict[str, torch.Tensor]:
+    """Every tensor of the files.
+
+    Raises:
+        ModelError: a file is damaged, or holds other tensors than the index says.
+    """
+    state: dict[str, torch.Tensor] = {}
+    for path in weights.files:
+        found = _read_tensors(path)
+        expected = set(found) if weights.keys is None else weights.keys[path]
+        if other := set(found) ^ expected:
+            raise ModelError(f"{path} and its index {weights.name.name} differ in {_few(other)}; copy both again")
+        state.update(found)
+    return state
+
+
+def _check_finite(config: dict[str, Any], path: Path) -> None:
+    for key, value in config.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ModelError(f"{path} has {key} {value}, expected a finite number")
 
 
 def _renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -190,25 +188,28 @@ def load_folder(path: Path, *, variant: str | None = None) -> Denoiser:
     """See `dq_deploy.models.load_model`."""
     from dq_deploy.models import build_denoiser, family_of
 
-    folder, scheduler_file = find_denoiser(path)
+    folder = find_denoiser(path)
     config = read_json(folder / "config.json")
+    _check_finite(config, folder / "config.json")
+    scheduler_file, index = find_scheduler(folder)
     try:
         family = family_of(config)
         weights = find_weights(folder, variant)
         module = build_denoiser(family, config, device="meta")
     except ModelError as error:
         raise ModelError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from error
-    fit_state(module, _renamed(_read_tensors(weights)), str(weights))
+    fit_state(module, _renamed(_state_of(weights)), str(weights.name))
     digest = hashlib.sha256()
-    with weights.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
+    for file in weights.files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
     digest.update((folder / "config.json").read_bytes())
     return Denoiser(
         family=family,
         module=module,
         config=config,
-        scheduler_config=read_json(scheduler_file) if scheduler_file else None,
+        scheduler_config=read_scheduler(scheduler_file, index, read_json) if scheduler_file else None,
         source=str(path),
         source_sha256=digest.hexdigest(),
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from reprlib import repr as short
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dq_deploy.errors import ModelError
@@ -185,6 +186,22 @@ def first_line(error: Exception) -> str:
     """What a library's exception says, in one line; its type where it says nothing."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def check_block_types(config: Mapping[str, Any], key: str, allowed: Sequence[str]) -> None:
+    """Refuse blocks that no family computes.
+
+    Raises:
+        ModelError: one of another type, or no list of types.
+    """
+    names = config.get(key)
+    if names is None:
+        return
+    if not isinstance(names, (list, tuple)):
+        raise ModelError(f"config.json has {key} {short(names)}, expected a list of {', '.join(allowed)}")
+    for name in names:
+        if name not in allowed:
+            raise ModelError(f"config.json has {key} with {short(name)}, expected only {', '.join(allowed)}")
 
 
 def is_quantizable(module: torch.nn.Module) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dq_deploy.errors import ModelError
+from dq_deploy.errors import ModelError, raise_if_out_of_memory
 from dq_deploy.models.layers import (
     Block,
     FoldSite,
@@ -15,12 +15,14 @@ from dq_deploy.models.layers import (
     Macs,
     TensorSpec,
     Walk,
+    check_block_types,
     check_layers_supported,
     first_line,
     macs_of_walk,
     walk,
 )
 from dq_deploy.models.stem import unet2d_with_stem
+from dq_deploy.record.model_config import channels_of, sample_size
 
 if TYPE_CHECKING:
     import torch
@@ -38,9 +40,7 @@ _NO_PRODUCER = "input is the sample itself, there is no producer"
 
 def _check_config(config: Mapping[str, Any]) -> None:
     for key, allowed in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
-        for name in config.get(key) or ():
-            if name not in allowed:
-                raise ModelError(f"config.json has {key} with {name!r}, expected only {', '.join(allowed)}")
+        check_block_types(config, key, allowed)
     if config.get("mid_block_type", "UNetMidBlock2D") not in MID_BLOCKS:
         raise ModelError(f"config.json has mid_block_type {config['mid_block_type']!r}, expected 'UNetMidBlock2D'")
     time = config.get("time_embedding_type", "positional")
@@ -52,19 +52,6 @@ def _check_config(config: Mapping[str, Any]) -> None:
             "classes are supported as labels (num_class_embeds)"
         )
     sample_size(config)
-
-
-def sample_size(config: Mapping[str, Any]) -> tuple[int, int]:
-    """(height, width) of a sample.
-
-    Raises:
-        ModelError: the configuration has none.
-    """
-    size = config.get("sample_size")
-    pair = (size, size) if isinstance(size, int) else size
-    if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(s, int) and s > 0 for s in pair):
-        raise ModelError(f"config.json has sample_size {size!r}, expected a whole number or [height, width]; add it")
-    return int(pair[0]), int(pair[1])
 
 
 def build(config: Mapping[str, Any], *, device: str = "cpu") -> torch.nn.Module:
@@ -90,7 +77,10 @@ def build(config: Mapping[str, Any], *, device: str = "cpu") -> torch.nn.Module:
     check_layers_supported(module, (GaussianFourierProjection,))
     try:
         _walk(module, config, 1)
-    except (RuntimeError, ValueError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # diffusers checks little of its configuration: torch meets what is wrong
+        raise_if_out_of_memory(error)
         raise ModelError(
             f"config.json describes a model that cannot run at its sample_size: {first_line(error)}"
         ) from error
@@ -101,7 +91,7 @@ def input_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
     """Inputs of the denoiser."""
     height, width = sample_size(config)
     specs = [
-        TensorSpec(name="sample", dtype="float32", shape=("B", config.get("in_channels", 3), height, width)),
+        TensorSpec(name="sample", dtype="float32", shape=("B", channels_of(config, "in_channels"), height, width)),
         TensorSpec(name="timestep", dtype="float32", shape=("B",)),
     ]
     if config.get("num_class_embeds") is not None:
@@ -112,14 +102,16 @@ def input_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
 def output_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
     """Outputs of the denoiser."""
     height, width = sample_size(config)
-    return (TensorSpec(name="output", dtype="float32", shape=("B", config.get("out_channels", 3), height, width)),)
+    return (
+        TensorSpec(name="output", dtype="float32", shape=("B", channels_of(config, "out_channels"), height, width)),
+    )
 
 
 def example_inputs(config: Mapping[str, Any], batch: int, seed: int) -> dict[str, np.ndarray]:
     """Random valid inputs; timesteps are whole, 1 to 999 (a Fourier embedding takes their logarithm)."""
     generator = np.random.default_rng(seed)
     height, width = sample_size(config)
-    shape = (batch, config.get("in_channels", 3), height, width)
+    shape = (batch, channels_of(config, "in_channels"), height, width)
     inputs: dict[str, np.ndarray] = {
         "sample": generator.standard_normal(shape, dtype=np.float32),
         "timestep": generator.integers(1, TRAIN_TIMESTEPS, batch).astype(np.float32),
@@ -135,7 +127,7 @@ def _walk(module: torch.nn.Module, config: Mapping[str, Any], batch: int) -> Wal
 
     height, width = sample_size(config)
     inputs = {
-        "sample": torch.empty(batch, config.get("in_channels", 3), height, width, device="meta"),
+        "sample": torch.empty(batch, channels_of(config, "in_channels"), height, width, device="meta"),
         "timestep": torch.empty(batch, device="meta"),
     }
     if config.get("num_class_embeds") is not None:

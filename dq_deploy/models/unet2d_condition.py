@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dq_deploy.errors import ModelError
+from dq_deploy.errors import ModelError, raise_if_out_of_memory
 from dq_deploy.models import unet2d
 from dq_deploy.models.conditions import random_conditions
 from dq_deploy.models.layers import (
@@ -17,6 +17,7 @@ from dq_deploy.models.layers import (
     Macs,
     TensorSpec,
     Walk,
+    check_block_types,
     check_layers_supported,
     first_line,
     macs_of_walk,
@@ -24,6 +25,7 @@ from dq_deploy.models.layers import (
 )
 from dq_deploy.models.sizes import TOKENS, sized
 from dq_deploy.models.transformer_folds import transformer_fold_refusals, transformer_fold_sites
+from dq_deploy.record.model_config import channels_of, sample_size, value_of
 
 if TYPE_CHECKING:
     import torch
@@ -58,9 +60,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 
 def _check_config(config: Mapping[str, Any]) -> None:
     for key, allowed in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
-        for name in config.get(key) or ():
-            if name not in allowed:
-                raise ModelError(f"config.json has {key} with {name!r}, expected only {', '.join(allowed)}")
+        check_block_types(config, key, allowed)
     if config.get("mid_block_type", MID_BLOCKS[0]) not in MID_BLOCKS:
         raise ModelError(f"config.json has mid_block_type {config['mid_block_type']!r}, expected {MID_BLOCKS[0]!r}")
     for key, values in _ONLY.items():
@@ -70,7 +70,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
     cross = config.get("only_cross_attention", False)
     if any(cross) if isinstance(cross, (list, tuple)) else cross:
         raise ModelError(f"config.json has only_cross_attention {cross!r}, expected false; this is not supported")
-    unet2d.sample_size(config)
+    sample_size(config)
     _text_width(config)
     if config.get("addition_embed_type") is not None:
         _pooled_width(config)
@@ -78,9 +78,9 @@ def _check_config(config: Mapping[str, Any]) -> None:
 
 def _text_width(config: Mapping[str, Any]) -> int:
     """Features of the text embedding."""
-    width = config.get("cross_attention_dim", 1280)
-    widths = set(width) if isinstance(width, (list, tuple)) else {width}
-    only = next(iter(widths)) if len(widths) == 1 else None
+    width = value_of(config, "cross_attention_dim")
+    widths = list(width) if isinstance(width, (list, tuple)) else [width]
+    only = widths[0] if widths and all(one == widths[0] for one in widths) else None
     if not isinstance(only, int) or isinstance(only, bool) or only < 1:
         raise ModelError(f"config.json has cross_attention_dim {width!r}, expected one whole number")
     return only
@@ -124,7 +124,10 @@ def build(config: Mapping[str, Any], *, device: str = "cpu") -> torch.nn.Module:
     check_layers_supported(module, ())
     try:
         _walk(module, config, 1)
-    except (RuntimeError, ValueError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # diffusers checks little of its configuration: torch meets what is wrong
+        raise_if_out_of_memory(error)
         raise ModelError(
             f"config.json describes a model that cannot run at its sample_size: {first_line(error)}"
         ) from error
@@ -133,9 +136,9 @@ def build(config: Mapping[str, Any], *, device: str = "cpu") -> torch.nn.Module:
 
 def input_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
     """Inputs of the denoiser."""
-    height, width = unet2d.sample_size(config)
+    height, width = sample_size(config)
     specs = [
-        TensorSpec(name="sample", dtype="float32", shape=("B", config.get("in_channels", 4), height, width)),
+        TensorSpec(name="sample", dtype="float32", shape=("B", channels_of(config, "in_channels"), height, width)),
         TensorSpec(name="timestep", dtype="float32", shape=("B",)),
         TensorSpec(name="encoder_hidden_states", dtype="float32", shape=("B", TOKENS, _text_width(config))),
     ]
@@ -147,8 +150,10 @@ def input_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
 
 def output_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
     """Outputs of the denoiser."""
-    height, width = unet2d.sample_size(config)
-    return (TensorSpec(name="output", dtype="float32", shape=("B", config.get("out_channels", 4), height, width)),)
+    height, width = sample_size(config)
+    return (
+        TensorSpec(name="output", dtype="float32", shape=("B", channels_of(config, "out_channels"), height, width)),
+    )
 
 
 def example_inputs(config: Mapping[str, Any], batch: int, seed: int) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from dq_deploy.artifacts import utf8_name
 from dq_deploy.errors import FileProblemError, InputError
 from dq_deploy.quality.features import F32, FeatureExtractor, Outputs
 
@@ -45,7 +46,8 @@ def load_digit_classifier(path: Path) -> nn.Sequential:
 
     network = build_digit_classifier()
     try:
-        network.load_state_dict(load_file(path))
+        with utf8_name(path) as name:
+            network.load_state_dict(load_file(name))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FileProblemError(

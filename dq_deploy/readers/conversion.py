@@ -24,6 +24,7 @@ from dq_deploy.readers.quantizer_tensors import Source
 from dq_deploy.readers.settings import Settings
 from dq_deploy.readers.tensors import Array, few, load_checkpoint
 from dq_deploy.record import Layer, Record
+from dq_deploy.record.scheduler import check_scheduler
 
 if TYPE_CHECKING:
     import torch
@@ -93,8 +94,12 @@ def import_checkpoint(
     assembled = _Assembled()
     _assemble(model, network, settings, assembled, masks)
     if not assembled.layers:
-        reasons = "; ".join(f"{reason} ({len(names)} layers)" for reason, names in assembled.kept_float.items())
-        raise FileProblemError(f"{checkpoint.name}: no layer has an exact integer form: {reasons}")
+        reason, names = max(assembled.kept_float.items(), key=lambda item: len(item[1]), default=("it has none", []))
+        others = len(assembled.kept_float) - 1
+        more = f"; {others} other reasons for the rest" if others else ""
+        raise FileProblemError(
+            f"{checkpoint.name}: no layer has an exact integer form: {reason} ({len(names)} layers){more}"
+        )
     return _record(model, network, settings, assembled, reader, checkpoint, float_model, floats)
 
 
@@ -197,7 +202,7 @@ def _record(
         model_config=architecture.config,
         attention=model.attention,
         call=models.call_of(architecture.config),
-        scheduler_config=floats.scheduler_config if settings.scheduler is None else dict(settings.scheduler),
+        scheduler_config=_scheduler_config(floats, settings),
         provenance={
             "source": str(float_model),
             "source_sha256": floats.sha256,
@@ -213,6 +218,18 @@ def _record(
             "history": history,
         },
     )
+
+
+def _scheduler_config(floats: FloatModel, settings: Settings) -> dict[str, Any] | None:
+    """The settings' scheduler before the float folder's; neither may be one that is not sampled with."""
+    if settings.scheduler is not None:
+        return dict(settings.scheduler)
+    if floats.scheduler_config is not None:
+        try:
+            check_scheduler(floats.scheduler_config)
+        except ModelError as error:
+            raise ModelError(f"{error}; or write `scheduler:` into the settings") from error
+    return floats.scheduler_config
 
 
 def _keys_of(layers: Mapping[str, Layer]) -> set[str]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
-from dq_deploy.errors import FileProblemError, OptionError
+from dq_deploy.errors import FileProblemError, ModelError, OptionError
+from dq_deploy.record.scheduler import check_scheduler
 
 LARGEST_FILE = 2**20
 
@@ -63,6 +64,11 @@ class Settings:
         pairs = list(zip(self.timesteps, self.timesteps[1:], strict=False))
         if any(b > a for a, b in pairs) and any(b < a for a, b in pairs):
             raise OptionError("settings: timesteps rises and falls, expected the order in which a sampler runs")
+        if self.scheduler is not None:
+            try:
+                check_scheduler(self.scheduler)
+            except ModelError as error:
+                raise OptionError(f"settings: {error}") from error
         edges = self.step_edges
         if edges is not None and (len(edges) != len(self.timesteps) - 1 or sorted(set(edges)) != list(edges)):
             raise OptionError(

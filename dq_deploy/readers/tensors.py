@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dq_deploy.errors import FileProblemError
+from dq_deploy.artifacts import utf8_name
+from dq_deploy.errors import FileProblemError, raise_if_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -147,6 +148,7 @@ def _load(path: Path) -> Any:
     except OSError as error:
         raise FileProblemError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:
+        raise_if_out_of_memory(error)
         text = str(error)
         if "weights_only" in text.lower() or "unsupported global" in text.lower():
             raise FileProblemError(
@@ -204,7 +206,8 @@ def _load_safetensors(path: Path) -> dict[str, Array]:
     from safetensors.torch import load_file
 
     try:
-        return {key: _array(value, key, path) for key, value in load_file(path).items()}
+        with utf8_name(path) as name:
+            return {key: _array(value, key, path) for key, value in load_file(name).items()}
     except FileNotFoundError as error:
         raise FileProblemError(f"{path} does not exist; expected the weights of the float model") from error
     except SafetensorError as error:

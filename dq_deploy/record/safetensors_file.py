@@ -8,6 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from dq_deploy.artifacts import utf8_name
 from dq_deploy.errors import FileProblemError
 from dq_deploy.record.arrays import FORMAT, Arrays
 
@@ -45,7 +46,7 @@ def arrays_from_file(path: Path) -> tuple[str, Arrays]:
         what = "is a folder" if path.is_dir() else "does not exist"
         raise FileProblemError(f"{path} {what}; expected a record from dq-quantize")
     try:
-        with safe_open(path, framework="np") as stream:
+        with utf8_name(path) as name, safe_open(name, framework="np") as stream:
             header = (stream.metadata() or {}).get(FORMAT)
             arrays = {key: stream.get_tensor(key) for key in stream.keys()} if header is not None else {}  # noqa: SIM118
     except SafetensorError as error:

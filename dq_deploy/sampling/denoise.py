@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dq_deploy.errors import DqError
+from dq_deploy.calibration.non_finite import first_non_finite
 from dq_deploy.models import call_denoiser
 
 if TYPE_CHECKING:
@@ -55,28 +55,4 @@ def first_non_finite_layer(module: nn.Module, sample: F32, timestep: F32, condit
         timestep: [B] float32.
         conditions: by input name.
     """
-    import torch
-
-    found: list[str] = []
-
-    def watch(name: str) -> Callable[[Any, Any, Any], None]:
-        def hook(_module: Any, _inputs: Any, output: Any) -> None:
-            is_bad = isinstance(output, torch.Tensor) and not bool(torch.isfinite(output).all())
-            if is_bad and not found:
-                found.append(name.removeprefix("denoiser."))  # a simulation wraps its denoiser
-
-        return hook
-
-    handles = [
-        child.register_forward_hook(watch(name))
-        for name, child in module.named_modules()
-        if name and not any(True for _ in child.children())
-    ]
-    try:
-        denoiser_of_module(module)(sample, timestep, conditions)
-    except DqError:  # a layer behind the bad one refuses NaN; the bad one is known by then
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found[0] if found else None
+    return first_non_finite(module, lambda: denoiser_of_module(module)(sample, timestep, conditions))

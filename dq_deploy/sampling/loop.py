@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dq_deploy.errors import ModelError, NonFiniteError, OptionError
+from dq_deploy.calibration import build_scheduler as scheduler_of_config
+from dq_deploy.errors import ModelError, NonFiniteError, OptionError, library_errors
 from dq_deploy.models import input_specs, random_conditions
 from dq_deploy.numerics import F32, step_bucket
+from dq_deploy.record.model_config import channels_of, sample_shape
 from dq_deploy.sampling.denoise import Conditions, Denoise
 
 if TYPE_CHECKING:
@@ -85,23 +87,12 @@ def build_scheduler(config: Mapping[str, Any] | None, options: SampleOptions) ->
     """The diffusers scheduler of a saved configuration, with its timesteps set.
 
     Raises:
-        ModelError: there is no configuration, or diffusers refuses it.
-        OptionError: more steps than the model was trained with.
+        ModelError: there is no configuration, one of another scheduler than DDIM and DDPM, or diffusers refuses it.
+        OptionError: more steps than the model was trained with, or a timestep outside of them.
     """
-    import diffusers
-
     if config is None:
         raise ModelError("the model has no scheduler configuration, expected one; quantize from a folder that has it")
-    trained = int(config.get("num_train_timesteps", 1000))
-    if options.steps > trained:
-        raise OptionError(f"steps is {options.steps}, expected at most {trained}, the steps the model was trained with")
-    kind = {"ddim": diffusers.DDIMScheduler, "ddpm": diffusers.DDPMScheduler}[options.scheduler]
-    try:
-        scheduler = kind.from_config(dict(config))
-        scheduler.set_timesteps(options.steps)
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise ModelError(f"diffusers refuses the scheduler configuration: {error}; check scheduler_config") from error
-    return scheduler
+    return scheduler_of_config(config, options.scheduler, options.steps)
 
 
 def labels_for(model_config: Mapping[str, Any], labels: Sequence[int] | None) -> NDArray[np.int64] | None:
@@ -149,17 +140,11 @@ def _generators(seed: int, indices: range) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed * _SEED_STRIDE + index) for index in indices]
 
 
-def _image_shape(model_config: Mapping[str, Any]) -> tuple[int, int, int]:
-    size = model_config["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(model_config["in_channels"]), int(height), int(width)
-
-
 def noise_for(model_config: Mapping[str, Any], *, count: int, seed: int) -> F32:
     """Starting noise [N, C, H, W] float32; image i depends on the seed and i only."""
     import torch
 
-    shape = _image_shape(model_config)
+    shape = sample_shape(model_config)
     draws = [torch.randn(shape, generator=g) for g in _generators(seed, range(count))]
     return np.asarray(torch.stack(draws).numpy())
 
@@ -215,7 +200,7 @@ def sample_images(
 
 def draws_latents(model_config: Mapping[str, Any]) -> bool:
     """Whether what is sampled is no picture: it has neither 1 nor 3 channels."""
-    return int(model_config["in_channels"]) not in PICTURE_CHANNELS
+    return channels_of(model_config, "in_channels") not in PICTURE_CHANNELS
 
 
 def _denoise_batch(
@@ -239,13 +224,15 @@ def _denoise_batch(
         place = f"step {step + 1} of {len(timesteps)} (timestep {value:g})"
         state = {"step": step, "sample": given, "timestep": timestep, "conditions": conditions}
         try:
-            output = denoise(given, timestep, conditions)
+            with library_errors(place, "check the shapes of what it is given"):
+                output = denoise(given, timestep, conditions)
         except NonFiniteError as error:
             raise SamplingStopped(f"{place}: {error}", **state) from error
         if not np.isfinite(output).all():
             raise SamplingStopped(f"{place}: the denoiser's output is not finite", **state)
         used = _without_learned_variance(scheduler, torch.from_numpy(output), latent.shape[1])
-        latent = scheduler.step(used, t, latent, generator=generators, **extra).prev_sample
+        with library_errors(place, "check the scheduler's configuration"):
+            latent = scheduler.step(used, t, latent, generator=generators, **extra).prev_sample
         if not bool(torch.isfinite(latent).all()):
             raise SamplingStopped(f"{place}: the latent behind the step is not finite", **state)
         report(step + 1, len(timesteps))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dq_deploy.artifacts import check_writable
+from dq_deploy.artifacts import check_writable, file_for_several
 from dq_deploy.errors import OptionError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def export(
         ModelError: the denoiser cannot be traced.
     """
     check_target(target, mode, float_type=float_type, conv=conv)
-    path = Path(path)
+    path = file_for_several(Path(path), "the manifest")
     check_writable(path)
     from dq_deploy.graph.onnx_file import write_onnx
     from dq_deploy.targets import onnxruntime as onnxruntime_target

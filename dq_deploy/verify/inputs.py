@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dq_deploy import calibration
 from dq_deploy.models import input_specs, random_conditions
 from dq_deploy.numerics import F32
 from dq_deploy.record import Record
@@ -38,15 +39,8 @@ def spread_buckets(count: int, wanted: int) -> list[int]:
 
 def noise_levels(scheduler_config: Mapping[str, Any] | None, timesteps: F32) -> tuple[F32, F32]:
     """Factors (signal, noise) of x_t = signal * x_0 + noise * eps at each timestep; noise only without a scheduler."""
-    unknown = np.zeros(len(timesteps), np.float32), np.ones(len(timesteps), np.float32)
-    if scheduler_config is None or "beta_schedule" not in scheduler_config:
-        return unknown
-    from diffusers import DDPMScheduler
-
-    cumulative = DDPMScheduler.from_config(dict(scheduler_config)).alphas_cumprod.numpy().astype(np.float64)
-    index = np.clip(np.rint(timesteps).astype(np.int64), 0, len(cumulative) - 1)
-    level = cumulative[index]
-    return np.sqrt(level).astype(np.float32), np.sqrt(1 - level).astype(np.float32)
+    known = calibration.noise_levels(scheduler_config, timesteps)
+    return known or (np.zeros(len(timesteps), np.float32), np.ones(len(timesteps), np.float32))
 
 
 def _random_images(generator: np.random.Generator, shape: tuple[int, ...]) -> F32:

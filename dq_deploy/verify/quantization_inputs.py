@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.calibration import collect_trajectory, sampling_timesteps
-from dq_deploy.errors import ModelError
+from dq_deploy.errors import ModelError, OptionError
 from dq_deploy.models import call_denoiser, macs_of, quantizable_layers, random_conditions
 from dq_deploy.record import Record
 from dq_deploy.verify.inputs import Batch, batch_at
@@ -67,7 +67,7 @@ def quantization_inputs(
             conditions=drawn,
             denoise=partial(call_denoiser, module),
         )
-    except ModelError as error:
+    except (ModelError, OptionError) as error:
         batches = [batch_at(record, [b] * len(share), seed=own, kind="step") for b in range(steps) for share in shares]
         return batches, f"{images} noised random pictures a step, seed {own}: {error}"
     every: dict[str, NDArray[Any]] = dict(found.conditions)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dq_deploy.calibration import Trajectory, build_ddim, collect_trajectory, sampling_timesteps
-from dq_deploy.errors import NonFiniteError, OptionError
+from dq_deploy.errors import LibraryError, NonFiniteError, OptionError
 from dq_deploy.models import Denoiser
 from tests.tiny import tiny_denoiser
 
@@ -99,3 +99,24 @@ def test_a_model_that_gives_nan_is_named(denoiser: Denoiser) -> None:
 def test_step_counts_the_model_was_not_trained_with_are_refused(denoiser: Denoiser, steps: int) -> None:
     with pytest.raises(OptionError, match="expected 1 to 1000"):
         collect(denoiser, steps=steps)
+
+
+def test_the_layer_that_made_a_value_that_is_not_finite_is_named() -> None:
+    broken = tiny_denoiser(classes=3)
+    broken.module.get_submodule("mid_block.resnets.0.conv1").weight.data[0] = np.inf  # type: ignore[operator]
+    with pytest.raises(NonFiniteError, match=r"timestep 800, step 1 of 5: .*mid_block\.resnets\.0\.conv1; check"):
+        collect(broken)
+
+
+def test_a_step_that_makes_a_value_that_is_not_finite_is_told_from_a_layer(denoiser: Denoiser) -> None:
+    assert denoiser.scheduler_config is not None
+    # no signal is left at the last trained step, by which the predicted noise is divided
+    zero = {**denoiser.scheduler_config, "rescale_betas_zero_snr": True, "clip_sample": False}
+    zero |= {"timestep_spacing": "trailing"}
+    with pytest.raises(NonFiniteError, match=r"timestep 999, step 1 of 5: every layer's output is finite.*scheduler"):
+        collect_trajectory(denoiser.module, zero, denoiser.config, steps=5, samples=2)
+
+
+def test_what_a_library_raises_names_the_step_and_the_layer(denoiser: Denoiser) -> None:
+    with pytest.raises(LibraryError, match=r"step 1 of 5 \(timestep 800\)|fails in layer conv_in"):
+        collect(denoiser, denoise=lambda inputs: torch.ones(2) @ torch.ones(3))

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from dq_deploy.cli.frame import check_outputs, numbers_from_text, run, write_json
+from dq_deploy.cli.frame import check_outputs, numbers_from_text, run, warn, write_json
 from dq_deploy.errors import FileProblemError, GuaranteeError, OptionError
 
 SCRIPT = """
@@ -162,3 +162,37 @@ def test_no_output_replaces_what_is_read(tmp_path):
 def test_json_has_no_words_that_json_lacks(tmp_path):
     write_json(tmp_path / "x.json", {"a": float("inf"), "b": [float("nan"), 1.5], "c": (1, None)})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [None, 1.5], "c": [1, None]}
+
+
+def test_no_line_is_longer_than_a_screen_and_its_advice_stays(capsys):
+    def demo() -> None:
+        warn("w " * 5000)
+        raise OptionError(f"it lacks {', '.join(f'layer.{i}' for i in range(900))}; give another file")
+
+    found, printed = outcome(demo, [], capsys)
+    warning, error = printed.err.splitlines()
+    assert found == 2
+    assert len(warning) <= 300
+    assert len(error) <= 300
+    assert error.startswith("error: it lacks layer.0, layer.1")
+    assert error.endswith("; give another file")
+
+
+def test_a_failure_inside_a_library_is_no_internal_error(capsys):
+    import torch
+
+    def demo() -> None:
+        torch.nn.Linear(2, 3)(torch.ones(1, 5))
+
+    found, printed = outcome(demo, [], capsys)
+    assert found == 2
+    assert printed.err.count("\n") == 1
+    assert "failed: RuntimeError" in printed.err
+    assert "internal error" not in printed.err
+
+
+def test_the_version_is_told(capsys):
+    from dq_deploy import __version__
+
+    found, printed = outcome(raiser(AssertionError("not reached")), ["--version"], capsys)
+    assert (found, printed.out, printed.err) == (0, f"dq_deploy {__version__}\n", "")

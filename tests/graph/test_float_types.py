@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx.reference
@@ -13,6 +15,7 @@ from dq_deploy.graph.float_types import FLOAT16_MAX, FloatTypes
 from dq_deploy.graph.passes import run_passes
 from dq_deploy.graph.tensorrt_layers import TensorRtLayers
 from dq_deploy.graph.trace import MODULE_KEY
+from dq_deploy.models import example_inputs
 from dq_deploy.targets.traced_graphs import traced_float_graph
 from tests.tiny import random_record, tiny_denoiser
 
@@ -173,3 +176,46 @@ def test_what_depends_on_the_timestep_alone_stays_float32():
     FloatTypes("float16").apply(model)
     assert [node.op_type for node in model.graph] == ["Mul"]
     assert model.graph.initializers["c0"].dtype == ir.DataType.FLOAT
+
+
+def with_bias(record, traced, name, value):
+    """The record and its traced graph with another first bias of a layer, and without calibrated ranges."""
+    layer = record.layers[name]
+    bias = layer.bias.copy()
+    bias[0] = value
+    edited = onnx.ModelProto()
+    edited.CopyFrom(traced)
+    (tensor,) = (t for t in edited.graph.initializer if t.name == f"{name}.bias")
+    tensor.CopyFrom(onnx.numpy_helper.from_array(bias, tensor.name))
+    layers = {**record.layers, name: replace(layer, bias=bias)}
+    return replace(record, layers=layers, float_ranges={}), edited
+
+
+def values_of(graph, record):
+    """Every tensor of the graph, which onnx's own reference runs in the graph's types."""
+    feeds = {name: np.asarray(value) for name, value in example_inputs(record.model_config, 2, 0).items()}
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    run = onnx.reference.ReferenceEvaluator(model)
+    return run.run(None, feeds)
+
+
+@pytest.mark.parametrize("name", ["conv_in", "down_blocks.0.resnets.0.conv1", "mid_block.resnets.0.conv2"])
+def test_a_bias_beyond_float16_keeps_its_layer_wide_without_calibration_too(record, traced, name):
+    """An imported record has no ranges: what it adds is known all the same."""
+    large, edited = with_bias(record, traced, name, 1e6)
+    graph, types, _ = graph_of(large, edited, "float16")
+    (row,) = (row for row in types.kept if row["name"] == name)
+    assert (row["kept"], row["why"]) == ("float32", "constant that is added")
+    assert row["largest"] == pytest.approx(1e6, rel=1e-3)  # a bias row a step: the largest of all
+    narrow = {n.input[0] for n in graph.node if n.op_type == "Cast" and n.name.endswith("/float16")}
+    made = {o for n in graph.node for o in n.output if name in n.name}
+    assert not narrow & made
+    (output,) = values_of(graph, large)
+    assert np.isfinite(output).all()
+
+
+def test_a_bias_that_float16_holds_keeps_nothing_wide(record, traced):
+    _, types, _ = graph_of(*with_bias(record, traced, "conv_in", 100.0), "float16")
+    assert "conv_in" not in {row["name"] for row in types.kept}
+    _, types, _ = graph_of(*with_bias(record, traced, "conv_in", 1e6), "bfloat16")
+    assert types.kept == []

@@ -141,6 +141,12 @@ def test_folders_that_are_none_are_named(folder, tmp_path):
         (json.dumps(tiny_config()), "has class_embedding.weight, which the configuration does not have"),
         (json.dumps(tiny_config(classes=3, block_out_channels=[2**24, 2**24])), "does not have"),
         (json.dumps(tiny_config(classes=3, sample_size=None)), "sample_size"),
+        (json.dumps({**tiny_config(), "_class_name": ["UNet2DModel"]}), r"names the class \['UNet2DModel'\]"),
+        (json.dumps(tiny_config(classes=3, down_block_types=5)), "down_block_types 5, expected a list"),
+        (json.dumps(tiny_config(classes=3, up_block_types=[["UpBlock2D"]])), "up_block_types with"),
+        (json.dumps(tiny_config(classes=3, norm_eps="x")), "cannot run at its sample_size|can be built"),
+        (json.dumps(tiny_config(classes=3, freq_shift=[])), "cannot run at its sample_size|can be built"),
+        (json.dumps(tiny_config(classes=3, norm_eps=float("nan"))), "norm_eps nan, expected a finite number"),
     ],
 )
 def test_a_wrong_configuration_is_named(folder, text, message):

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from dq_deploy.engines.native.geometry import Geometry
-from dq_deploy.errors import ModelError
+from dq_deploy.errors import ModelError, raise_if_out_of_memory
 from dq_deploy.models import build_denoiser, call_denoiser, input_specs
 from dq_deploy.models.sizes import EXAMPLE_SIZES, sized
 
@@ -115,6 +115,7 @@ def trace_module(
             tensors = [_input(shape, dtype) for shape, dtype in inputs]
             graph = make_fx(lambda *values: step(fake, *values))(*tensors)
     except Exception as error:  # torch raises many unrelated types here
+        raise_if_out_of_memory(error)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"torch could not trace the denoiser for the native engine: {reason}") from error
     names = {id(value): key for key, value in (*fake.named_parameters(), *fake.named_buffers())}
