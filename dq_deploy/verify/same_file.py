@@ -1,0 +1,131 @@
+"""An exported file against what its record makes: exported again with the manifest's options, and compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dq_deploy.artifacts import sha256_of_file
+from dq_deploy.errors import DqError
+from dq_deploy.graph.onnx_file import manifest_path
+from dq_deploy.record import Record
+from dq_deploy.targets import engine_graph
+from dq_deploy.targets.manifest import versions_used
+from dq_deploy.targets.traced_graphs import traced_denoiser
+from dq_deploy.verify.same_values import FileDifference, shown, value_differences
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+DECIDING = ("dq_deploy", "torch", "diffusers", "onnx", "onnx-ir", "onnxscript")
+"""Packages whose version decides which graph a record makes."""
+
+
+class TracedOnce:
+    """A record's denoiser, traced at the first use: the file is made from it again, and so is the twin."""
+
+    def __init__(self, record: Record) -> None:
+        """Take the record; nothing is traced yet."""
+        self.record = record
+        self._model: ir.Model | None = None
+
+    def __call__(self) -> ir.Model:
+        """The traced graph; whoever changes it takes a clone.
+
+        Raises:
+            ModelError: torch cannot trace it.
+        """
+        if self._model is None:
+            self._model = traced_denoiser(self.record.family, self.record.model_config, self.record)
+        return self._model
+
+
+@dataclass(frozen=True, kw_only=True)
+class SameFile:
+    """Whether a file is what its record makes.
+
+    Attributes:
+        differences: what is not, in the order of the file; empty where all is, and where it cannot be said.
+        unknown: why it cannot be said, or an empty string.
+    """
+
+    differences: tuple[FileDifference, ...] = ()
+    unknown: str = ""
+
+
+def compare_file(path: Path, manifest: Mapping[str, Any], traced: TracedOnce) -> SameFile:
+    """Export a record again and compare the file with that, its manifest and its hash included.
+
+    Where they differ and the file was written by other versions, nobody can say which is right: that is `unknown`.
+
+    Args:
+        path: ONNX file with its manifest inside.
+        manifest: the one inside.
+        traced: the record it claims to be made from.
+    """
+    from dq_deploy.verify.same_graph import graph_differences
+
+    options = manifest.get("options") or {}
+    try:
+        made = engine_graph(
+            traced.record,
+            target=str(manifest["target"]),
+            mode=str(manifest["mode"]),
+            float_type=options.get("float_type"),
+            conv=options.get("conv"),
+            traced=traced(),
+        )
+    except DqError as error:
+        return SameFile(unknown=f"the record cannot be exported again with the manifest's options: {error}")
+    found = [*_manifest_differences(manifest, made.manifest), *graph_differences(path, made.model)]
+    others = _other_versions(manifest)
+    if found and others:
+        return SameFile(
+            unknown=f"the file was written by {others} and differs from what this release makes of the record "
+            f"({found[0].text()}); export it again to have it compared"
+        )
+    return SameFile(differences=(*found, *_side_differences(path, manifest)))
+
+
+def _manifest_differences(manifest: Mapping[str, Any], made: Mapping[str, Any]) -> list[FileDifference]:
+    """What the manifest inside says and the record does not make; versions are looked at by themselves."""
+    got, expected = ({k: v for k, v in m.items() if k != "versions"} for m in (manifest, json.loads(json.dumps(made))))
+    return value_differences("manifest", got, expected)
+
+
+def _other_versions(manifest: Mapping[str, Any]) -> str:
+    """The packages of other versions than those here, as `torch 2.3 (here 2.4)`, or an empty string."""
+    said, mine = manifest.get("versions") or {}, versions_used()
+    return ", ".join(
+        f"{name} {shown(said.get(name, 'of unknown version'))} (here {mine[name]})"
+        for name in DECIDING
+        if name in mine and said.get(name) != mine[name]
+    )
+
+
+def _side_differences(path: Path, manifest: Mapping[str, Any]) -> list[FileDifference]:
+    """The manifest beside the file against the one inside, and the hash it holds against the file's."""
+    side = manifest_path(path)
+    if not side.is_file():
+        return []
+    try:
+        said = json.loads(side.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return [FileDifference(place=f"manifest {side.name}", got="unreadable", expected="the manifest of the file")]
+    if not isinstance(said, Mapping):
+        return [FileDifference(place=f"manifest {side.name}", got=shown(said), expected="the manifest of the file")]
+    mine = sha256_of_file(path)
+    found = []
+    if said.get("onnx_sha256") != mine:
+        found.append(
+            FileDifference(
+                place=f"sha256 of {path.name}",
+                got=mine[:12],
+                expected=f"{str(said.get('onnx_sha256'))[:12]} as {side.name} has it",
+            )
+        )
+    inside = {key: value for key, value in said.items() if key in manifest}
+    return found + value_differences(side.name, inside, dict(manifest))
