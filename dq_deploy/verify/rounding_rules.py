@@ -91,11 +91,11 @@ def averaged(call: Call) -> Any:
 
 
 def added(call: Call) -> Any:
-    """a + alpha * b and a - alpha * b: both errors, and one rounding."""
+    """a + alpha * b and a - alpha * b: both errors, and two roundings, for an engine may add several in another order."""
     alpha = abs(float(call.kwargs.get("alpha", 1)))
     if not call.bounds and not all(isinstance(v, Tensor) for v in call.args[:2]) and call.args[1] == 0:
         return None
-    return call.error(call.args[0]) + alpha * call.error(call.args[1]) + call.unit * call.result.abs()
+    return call.error(call.args[0]) + alpha * call.error(call.args[1]) + 2 * call.unit * call.result.abs()
 
 
 def multiplied(call: Call) -> Any:
