@@ -10,13 +10,11 @@ from typing import Any
 
 from dq_deploy.errors import DqError
 from dq_deploy.record import Record
-from dq_deploy.verify.report import Report
+from dq_deploy.verify.report import Report, failure_of_file
 from dq_deploy.verify.same_file import SameFile
 
 MOST_SHOWN = 50
 """Differences that are named; where there are more, their number is."""
-
-NOT_THE_RECORDS = "not what its record makes"
 
 
 def with_file(report: Report, same: SameFile | None) -> Report:
@@ -31,7 +29,7 @@ def with_file(report: Report, same: SameFile | None) -> Report:
     texts = tuple(difference.text() for difference in same.differences[:MOST_SHOWN])
     if len(same.differences) > MOST_SHOWN:
         texts += (f"{len(same.differences) - MOST_SHOWN} more places",)
-    failures = tuple(f"{NOT_THE_RECORDS}: {text}" for text in texts)
+    failures = tuple(failure_of_file(text) for text in texts)
     if same.unknown:
         failures += (f"it is not known whether the engine is what its record makes: {same.unknown}",)
     return replace(

@@ -30,7 +30,7 @@ from dq_deploy.verify.native_twin import Twin
 from dq_deploy.verify.output import StepOutput, check_finite, compare_outputs, run_module, simulation
 from dq_deploy.verify.parity import Parity
 from dq_deploy.verify.path_inputs import path_batches
-from dq_deploy.verify.report import LayerReport, Report
+from dq_deploy.verify.report import LayerReport, Report, failure_of_file
 from dq_deploy.verify.same_file import SameFile
 
 if TYPE_CHECKING:
@@ -112,7 +112,8 @@ def _isas_of_this_cpu() -> tuple[str, ...]:
 
 def _together(reports: Sequence[Report], names: Sequence[str]) -> Report:
     """The last report, with the failures and notes of the others behind the name of their instruction set."""
-    failures = [f"{n}: {text}" for r, n in zip(reports, names, strict=True) for text in r.failures]
+    failures = [f"{n}: {text}" for r, n in zip(reports, names, strict=True) for text in r.run_failures]
+    differences = [f"{n}: {text}" for r, n in zip(reports, names, strict=True) for text in r.file_differences]
     notes = list(reports[-1].notes)
     for report, name in zip(reports[:-1], names[:-1], strict=True):
         gaps = report.max_code_difference, report.max_accumulator_difference
@@ -122,7 +123,13 @@ def _together(reports: Sequence[Report], names: Sequence[str]) -> Report:
             f"codes and {report.accumulators_compared:,} accumulators compared, largest differences {gaps[0]} and "
             f"{gaps[1]}"
         )
-    return replace(reports[-1], failures=tuple(failures), notes=tuple(notes), seconds=sum(r.seconds for r in reports))
+    return replace(
+        reports[-1],
+        failures=(*failures, *(failure_of_file(text) for text in differences)),
+        file_differences=tuple(differences),
+        notes=tuple(notes),
+        seconds=sum(r.seconds for r in reports),
+    )
 
 
 def check_same_record(record: Record, runner: Runner, path: Path, model: Denoiser | None) -> None:

@@ -68,6 +68,7 @@ def verify(
     quantization_error: bool = False,
     progress: Progress = _silent,
     compare_with_record: bool = True,
+    traced: TracedOnce | None = None,
 ) -> Report:
     """Prove that an engine computes what a record says, and in integers.
 
@@ -87,6 +88,7 @@ def verify(
         progress: called with a line at each stage.
         compare_with_record: export the record again and compare the file with that. Without it only what runs is
             looked at, which is what shows a mistake of the exporter itself.
+        traced: the record's, where several engines of one record are proven.
 
     Returns:
         The report; it never raises because of a difference.
@@ -116,7 +118,7 @@ def verify(
         )
     manifest = read_manifest(path)
     _check_belongs(record, manifest, path, model)
-    traced = TracedOnce(record)
+    traced = traced or TracedOnce(record)
     same = None
     if compare_with_record:
         progress("exporting the record again, and comparing the file with that")

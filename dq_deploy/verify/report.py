@@ -16,6 +16,11 @@ STATUSES = ("exact", "differs", "unsafe", "unproven", "float")
 """Of a layer: proven equal; compared and different; exact here but not on every CPU; not compared; not integer."""
 
 
+def failure_of_file(difference: str) -> str:
+    """How a difference between an engine and what its record makes stands among the failures."""
+    return f"not what its record makes: {difference}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepCell:
     """One layer at one step bucket, read inside the running engine.
@@ -195,6 +200,12 @@ class Report:
     file_compared: bool | None = None
     file_differences: tuple[str, ...] = ()
     file_unknown: str = ""
+
+    @property
+    def run_failures(self) -> tuple[str, ...]:
+        """The failures of what runs; the others are `file_differences`."""
+        of_file = {failure_of_file(text) for text in self.file_differences}
+        return tuple(text for text in self.failures if text not in of_file)
 
     @property
     def exact(self) -> bool:

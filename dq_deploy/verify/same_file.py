@@ -12,7 +12,7 @@ from dq_deploy.artifacts import sha256_of_file
 from dq_deploy.errors import DqError
 from dq_deploy.graph.onnx_file import manifest_path
 from dq_deploy.record import Record
-from dq_deploy.targets import engine_graph
+from dq_deploy.targets import EngineGraph, engine_graph
 from dq_deploy.targets.manifest import versions_used
 from dq_deploy.targets.traced_graphs import traced_denoiser
 from dq_deploy.verify.same_values import FileDifference, shown, value_differences
@@ -31,6 +31,7 @@ class TracedOnce:
         """Take the record; nothing is traced yet."""
         self.record = record
         self._model: ir.Model | None = None
+        self._made: dict[tuple[str, ...], EngineGraph] = {}
 
     def __call__(self) -> ir.Model:
         """The traced graph; whoever changes it takes a clone.
@@ -41,6 +42,23 @@ class TracedOnce:
         if self._model is None:
             self._model = traced_denoiser(self.record.family, self.record.model_config, self.record)
         return self._model
+
+    def engine(self, manifest: Mapping[str, Any]) -> EngineGraph:
+        """What the record makes with the options of a manifest; the same each time, not to be changed.
+
+        Raises:
+            OptionError: there are no such options.
+            ModelError: torch cannot trace the denoiser.
+        """
+        options = manifest.get("options") or {}
+        target, mode = str(manifest["target"]), str(manifest["mode"])
+        float_type, conv = options.get("float_type"), options.get("conv")
+        key = (target, mode, str(float_type), str(conv))
+        if key not in self._made:
+            self._made[key] = engine_graph(
+                self.record, target=target, mode=mode, float_type=float_type, conv=conv, traced=self()
+            )
+        return self._made[key]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +86,8 @@ def compare_file(path: Path, manifest: Mapping[str, Any], traced: TracedOnce) ->
     """
     from dq_deploy.verify.same_graph import graph_differences
 
-    options = manifest.get("options") or {}
     try:
-        made = engine_graph(
-            traced.record,
-            target=str(manifest["target"]),
-            mode=str(manifest["mode"]),
-            float_type=options.get("float_type"),
-            conv=options.get("conv"),
-            traced=traced(),
-        )
+        made = traced.engine(manifest)
     except DqError as error:
         return SameFile(unknown=f"the record cannot be exported again with the manifest's options: {error}")
     found = [*_manifest_differences(manifest, made.manifest), *graph_differences(path, made.model)]
