@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dq_deploy.engines import GRAPH_TARGETS, RECORD_SUFFIXES
 from dq_deploy.engines.base import Array, Runner
-from dq_deploy.errors import DqError, InputError, OptionError
+from dq_deploy.errors import DqError, GuaranteeError, InputError, OptionError
 from dq_deploy.graph.onnx_file import read_manifest
 from dq_deploy.models import build_denoiser, macs_of, quantizable_layers
 from dq_deploy.record import Layer, Record, content_sha256
@@ -177,6 +177,7 @@ def _proof(
     macs = macs_of(blank, record.model_config)
     batches = plan_batches(record, steps=options.steps, inputs=options.inputs, mixed=mixed, seed=seed)
     paths = path_batches(record, mixed=mixed, seed=seed)
+    output_name = str(manifest["outputs"][0]["name"])
     with tempfile.TemporaryDirectory(prefix="dq-verify-") as folder:
         twins = twin_products(path) if graph_only else ()
         shipped = ShippedGraph(
@@ -185,6 +186,7 @@ def _proof(
         progress("running the graph on ONNX Runtime" if graph_only else "running the shipped engine")
         optimized = shipped.scratch(".optimized.onnx")
         with shipped.open(path, optimized=optimized) as runner:
+            _check_outputs(runner, output_name)
             outputs = [run_all(runner, batch.feeds) for batch in (*batches, *paths)]
             check_finite(outputs)
             batch_note = _batch_note(shipped, runner, batches, outputs)
@@ -200,7 +202,6 @@ def _proof(
         fast = manifest.get("mode") == "fast"  # where no accumulator can be read
         sound = not any(t.first or (t.problems and not fast) for t in parity.layers.values())
         twin = traced if sound else None
-        output_name = str(manifest["outputs"][0]["name"])
         finals = [output[output_name] for output in outputs]
         steps_out, output_notes = _outputs(shipped, record, manifest, batches, finals, options.model, twin)
         requested = {name: _requested(shipped, entries.get(name)) for name in record.layers}
@@ -263,6 +264,12 @@ def _check_belongs(record: Record, manifest: Mapping[str, Any], path: Path, mode
             f"model {model.source} has the hash {model.source_sha256[:12]}, the checkpoint was made from "
             f"{str(source)[:12]}; give the model it was quantized from"
         )
+
+
+def _check_outputs(runner: Runner, name: str) -> None:
+    if name not in {spec.name for spec in runner.outputs}:
+        got = ", ".join(spec.name for spec in runner.outputs)
+        raise GuaranteeError(f"engine returns {got}, its manifest says {name}; export it again")
 
 
 def _batch_note(

@@ -191,8 +191,11 @@ def _constant_differences(
     got: onnx.ModelProto, want: Mapping[str, ir.TensorProtocol | None], folder: Path
 ) -> Iterator[FileDifference]:
     seen: set[str] = set()
+    readers = {name: node for node in reversed(got.graph.node) for name in node.input}
     for proto in got.graph.initializer:
         place = f"constant {proto.name}"
+        if proto.name in readers:  # names made of hashes tell nobody anything
+            place += f" of {_name(readers[proto.name])}"
         if proto.name in seen:
             yield FileDifference(place=place, got="there twice", expected="once")
         seen.add(proto.name)
