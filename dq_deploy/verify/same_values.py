@@ -115,6 +115,6 @@ def _is_list(value: Any) -> bool:
 
 
 def _name_of(entry: Any) -> str:
-    """The name of an entry of a list, where it has one."""
-    name = entry.get("name") if isinstance(entry, Mapping) else None
+    """The name of an entry of a list, or the word an entry that is a list begins with."""
+    name = entry.get("name") if isinstance(entry, Mapping) else entry[0] if _is_list(entry) and entry else None
     return f" ({name})" if isinstance(name, str) else ""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dq_kernels.cpu.structs import PackedHead
 
 from dq_deploy.engines.native import runner as runner_module
 from dq_deploy.engines.native.program import at_batch, from_json
@@ -78,7 +79,7 @@ def one_ulp(array: np.ndarray) -> None:
 
 
 def flip(array: np.ndarray) -> None:
-    array[-200] ^= 1
+    array[PackedHead.from_buffer(array).weights] ^= 1
 
 
 def swapped_rows(array: np.ndarray) -> None:
@@ -115,7 +116,7 @@ DAMAGES: dict[str, Damage] = {
         edit=floats("time_embedding.linear_1.weight", scale(1.0001)), named="time_embedding.linear_1.weight"
     ),
     "eps of a norm": Damage(
-        edit=program("group_norm_silu_quantize", "eps", 1e-3), named="group_norm_silu_quantize.eps"
+        edit=program("group_norm_silu_quantize", "eps", 1e-3), named="(group_norm_silu_quantize)[3].eps"
     ),
     "silu dropped": Damage(edit=program("group_norm_silu_quantize", "silu", False), named="silu"),
     "groups of a norm": Damage(edit=program("group_norm_silu_quantize", "groups", 1), named="groups"),
