@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from dq_deploy.record import Record
 
 
-def integer_graph(record: Record, *, target: str, float_type: str, conv: str, traced: ir.Model | None = None) -> IntegerGraph:
+def integer_graph(
+    record: Record, *, target: str, float_type: str, conv: str, traced: ir.Model | None = None
+) -> IntegerGraph:
     """Trace the record's denoiser and put its integer layers in.
 
     Args:

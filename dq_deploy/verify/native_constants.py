@@ -43,9 +43,7 @@ def native_differences(record: Record, runner: Any) -> Iterator[FileDifference]:
             yield from _call_differences(batch, plan)
 
 
-def _parameter_differences(
-    record: Record, held: FloatConstants, joined: Mapping[str, Any]
-) -> Iterator[FileDifference]:
+def _parameter_differences(record: Record, held: FloatConstants, joined: Mapping[str, Any]) -> Iterator[FileDifference]:
     made = FloatConstants(record, joined["constants"])
     views: dict[str, View] = {}
     for op in from_json(at_batch(joined, 1)).ops:

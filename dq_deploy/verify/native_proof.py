@@ -14,6 +14,7 @@ import numpy as np
 
 from dq_deploy.engines import open_engine
 from dq_deploy.engines.base import Runner
+from dq_deploy.engines.native.layer_constants import kernel_weights
 from dq_deploy.engines.native.runner import LayerForm, NativeRunner
 from dq_deploy.errors import DqError, InputError, MissingDependencyError
 from dq_deploy.models import Macs, build_denoiser, macs_of, quantizable_layers
@@ -255,12 +256,14 @@ def kernel_of(form: LayerForm, layer: Layer, part: int) -> Kernel:
 
 
 def _saturation(form: LayerForm, layer: Layer, part: int) -> str:
-    """Why sums of u8 x s8 pairs in int16 may not be exact, from the weights themselves; or an empty string."""
+    """Why sums of u8 x s8 pairs in int16 may not be exact, from the weights that are multiplied; or an empty string."""
     if not form.pairs:
         return ""
-    largest = int(np.abs(layer.parts[part].q_weight(0).astype(np.int64)).max(initial=0))
+    largest = int(np.abs(kernel_weights(layer, part)[0].astype(np.int64)).max(initial=0))
     worst = 2 * form.pairs * layer.reach * largest
-    return "" if worst <= PAIR_LIMIT else f"unsafe: {form.pairs} pairs are summed in int16, up to {worst} > {PAIR_LIMIT}"
+    return (
+        "" if worst <= PAIR_LIMIT else f"unsafe: {form.pairs} pairs are summed in int16, up to {worst} > {PAIR_LIMIT}"
+    )
 
 
 def native_layer_report(

@@ -227,7 +227,15 @@ def _proof(
         tables=tables,
     )
     return assembled_report(
-        path, record, findings, batches, notes=output_notes, steps=options.steps, seed=seed, runtime=runtime, start=start
+        path,
+        record,
+        findings,
+        batches,
+        notes=output_notes,
+        steps=options.steps,
+        seed=seed,
+        runtime=runtime,
+        start=start,
     )
 
 

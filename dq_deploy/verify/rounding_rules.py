@@ -91,7 +91,7 @@ def averaged(call: Call) -> Any:
 
 
 def added(call: Call) -> Any:
-    """a + alpha * b and a - alpha * b: both errors, and two roundings, for an engine may add several in another order."""
+    """A + alpha * b and a - alpha * b: both errors, and two roundings, for an engine may add several in another order."""
     alpha = abs(float(call.kwargs.get("alpha", 1)))
     if not call.bounds and not all(isinstance(v, Tensor) for v in call.args[:2]) and call.args[1] == 0:
         return None
@@ -99,14 +99,14 @@ def added(call: Call) -> Any:
 
 
 def multiplied(call: Call) -> Any:
-    """a * b: each error times the other, and one rounding."""
+    """A * b: each error times the other, and one rounding."""
     a, b = call.args[:2]
     ea, eb = call.error(a), call.error(b)
     return _magnitude(a) * eb + _magnitude(b) * ea + ea * eb + call.unit * call.result.abs()
 
 
 def divided(call: Call) -> Any:
-    """a / b: (ea + |a / b| eb) / (|b| - eb), and two roundings, for some engines multiply by 1 / b."""
+    """A / b: (ea + |a / b| eb) / (|b| - eb), and two roundings, for some engines multiply by 1 / b."""
     a, b = call.args[:2]
     ea, eb = call.error(a), call.error(b)
     least = _magnitude(b) - eb
@@ -149,14 +149,14 @@ def exponential(call: Call) -> Any:
 
 
 def rooted(call: Call) -> Any:
-    """sqrt and rsqrt: half the relative error of x, and rounding."""
+    """Sqrt and rsqrt: half the relative error of x, and rounding."""
     x, y = call.args[0], call.result
     share = call.error(x) / x.abs().clamp_min(1e-300)
     return y.abs() * (share + 2 * call.unit)
 
 
 def raised(call: Call) -> Any:
-    """x ** n for a number n: n times the relative error, and rounding."""
+    """X ** n for a number n: n times the relative error, and rounding."""
     x, n = call.args[:2]
     if isinstance(n, Tensor) or not isinstance(x, Tensor):
         return FUNCTION * call.unit * call.result.abs() * (1 + _magnitude(n)) if not call.bounds else _far(call)
@@ -184,13 +184,13 @@ def _product(
 
 
 def matrix(call: Call) -> Any:
-    """mm and bmm."""
+    """Mm and bmm."""
     a, b = call.args[:2]
     return _product(call, a, b, a.shape[-1], torch.matmul)
 
 
 def matrix_added(call: Call) -> Any:
-    """addmm and baddbmm: beta * bias + alpha * (a @ b)."""
+    """Addmm and baddbmm: beta * bias + alpha * (a @ b)."""
     bias, a, b = call.args[:3]
     alpha, beta = (abs(float(call.kwargs.get(name, 1))) for name in ("alpha", "beta"))
     sum_error = alpha * _product(call, a, b, a.shape[-1], torch.matmul)
@@ -200,7 +200,7 @@ def matrix_added(call: Call) -> Any:
 
 
 def linear(call: Call) -> Any:
-    """x @ w.T + bias."""
+    """X @ w.T + bias."""
     x, w = call.args[:2]
     bias = call.args[2] if len(call.args) > 2 else call.kwargs.get("bias")
     extra = 0.0 if bias is None else call.error(bias) + 2 * call.unit * (call.result.abs() + bias.abs())
@@ -224,7 +224,7 @@ def convolved(call: Call) -> Any:
 
 
 def softmax(call: Call) -> Any:
-    """p = softmax(s): p (e + sum p e), with the roundings of s - max, exp and the sum in e."""
+    """P = softmax(s): p (e + sum p e), with the roundings of s - max, exp and the sum in e."""
     return softmax_error(call.args[0], call.error(call.args[0]), call.result, int(call.args[1]), call.unit)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dq_deploy.artifacts import sha256_of_file
 from dq_deploy.errors import DqError
-from dq_deploy.graph.onnx_file import manifest_path
+from dq_deploy.graph.content_hash import CONTENT_SHA256, DATA_SHA256, FILE_SHA256, content_sha256, manifest_path
 from dq_deploy.record import Record
 from dq_deploy.targets import EngineGraph, engine_graph
 from dq_deploy.targets.manifest import versions_used
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 DECIDING = ("dq_deploy", "torch", "diffusers", "onnx", "onnx-ir", "onnxscript")
 """Packages whose version decides which graph a record makes."""
+
+
+_BY_THEMSELVES = ("versions", DATA_SHA256, CONTENT_SHA256)
 
 
 class TracedOnce:
@@ -97,12 +100,13 @@ def compare_file(path: Path, manifest: Mapping[str, Any], traced: TracedOnce) ->
             unknown=f"the file was written by {others} and differs from what this release makes of the record "
             f"({found[0].text()}); export it again to have it compared"
         )
-    return SameFile(differences=(*found, *_side_differences(path, manifest)))
+    return SameFile(differences=(*found, *_hash_differences(path, manifest)))
 
 
 def _manifest_differences(manifest: Mapping[str, Any], made: Mapping[str, Any]) -> list[FileDifference]:
-    """What the manifest inside says and the record does not make; versions are looked at by themselves."""
-    got, expected = ({k: v for k, v in m.items() if k != "versions"} for m in (manifest, json.loads(json.dumps(made))))
+    """What the manifest inside says and the record does not make; versions and hashes are looked at by themselves."""
+    pair = (manifest, json.loads(json.dumps(made)))
+    got, expected = ({key: value for key, value in m.items() if key not in _BY_THEMSELVES} for m in pair)
     return value_differences("manifest", got, expected)
 
 
@@ -116,26 +120,28 @@ def _other_versions(manifest: Mapping[str, Any]) -> str:
     )
 
 
-def _side_differences(path: Path, manifest: Mapping[str, Any]) -> list[FileDifference]:
-    """The manifest beside the file against the one inside, and the hash it holds against the file's."""
-    side = manifest_path(path)
-    if not side.is_file():
-        return []
-    try:
-        said = json.loads(side.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return [FileDifference(place=f"manifest {side.name}", got="unreadable", expected="the manifest of the file")]
+def _hash_differences(path: Path, manifest: Mapping[str, Any]) -> list[FileDifference]:
+    """The hashes of the manifests against the file and its data, and the manifest beside it against the one inside."""
+    found, side = [], manifest_path(path)
+    said: Any = dict(manifest)
+    if side.is_file():
+        try:
+            said = json.loads(side.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            said = None
     if not isinstance(said, Mapping):
-        return [FileDifference(place=f"manifest {side.name}", got=shown(said), expected="the manifest of the file")]
-    mine = sha256_of_file(path)
-    found = []
-    if said.get("onnx_sha256") != mine:
-        found.append(
-            FileDifference(
-                place=f"sha256 of {path.name}",
-                got=mine[:12],
-                expected=f"{str(said.get('onnx_sha256'))[:12]} as {side.name} has it",
-            )
-        )
-    inside = {key: value for key, value in said.items() if key in manifest}
+        return [FileDifference(place=f"manifest {side.name}", got="unreadable", expected="the manifest of the file")]
+    hashes = [(path.name, FILE_SHA256, sha256_of_file(path), said)]
+    if CONTENT_SHA256 in manifest:
+        mine = content_sha256(path.read_bytes(), manifest)
+        hashes.append((f"the content of {path.name}", CONTENT_SHA256, mine, manifest))
+    if manifest.get(DATA_SHA256) is not None:
+        data = path.with_name(f"{path.name}.data")
+        mine = sha256_of_file(data) if data.is_file() else "missing"
+        hashes.append((data.name, DATA_SHA256, mine, manifest))
+    for what, key, mine, holder in hashes:
+        if key in holder and holder[key] != mine:
+            expected = f"{str(holder[key])[:12]} as its manifest has it"
+            found.append(FileDifference(place=f"sha256 of {what}", got=mine[:12], expected=expected))
+    inside = {key: value for key, value in said.items() if key != FILE_SHA256}
     return found + value_differences(side.name, inside, dict(manifest))

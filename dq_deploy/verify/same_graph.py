@@ -86,7 +86,9 @@ def _value_differences(
         a, b = mine.get(name), other.get(name)
         if a is None or b is None:
             yield FileDifference(
-                place=f"{what} {name}", got=_MISSING if a is None else _type(a), expected=_NOTHING if b is None else _type(b)
+                place=f"{what} {name}",
+                got=_MISSING if a is None else _type(a),
+                expected=_NOTHING if b is None else _type(b),
             )
         elif a.type != b.type:
             yield FileDifference(place=f"{what} {name}", got=_type(a), expected=_type(b))

@@ -75,7 +75,9 @@ def _bits(array: Array) -> Array:
 def _number(value: Any) -> str:
     """A number with all its digits."""
     if isinstance(value, np.floating) and value.dtype == np.float32:
-        return str(np.format_float_positional(value, unique=True, trim="-")) if 1e-3 < abs(value) < 1e6 else f"{value:.9g}"
+        return (
+            str(np.format_float_positional(value, unique=True, trim="-")) if 1e-3 < abs(value) < 1e6 else f"{value:.9g}"
+        )
     return str(value)
 
 
@@ -92,7 +94,9 @@ def value_differences(place: str, got: Any, expected: Any) -> list[FileDifferenc
         for key in dict.fromkeys([*expected, *got]):
             inner = f"{place}.{key}" if place else str(key)
             if key not in got or key not in expected:
-                has, lacks = ("missing", shown(expected[key])) if key in expected else (shown(got[key]), "nothing there")
+                has, lacks = (
+                    ("missing", shown(expected[key])) if key in expected else (shown(got[key]), "nothing there")
+                )
                 found.append(FileDifference(place=inner, got=has, expected=lacks))
             else:
                 found += value_differences(inner, got[key], expected[key])

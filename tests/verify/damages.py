@@ -260,25 +260,25 @@ DAMAGES: dict[str, Damage] = {
     "eps of a norm by a tenth": Damage(
         edit=attribute(f"{NORM}/normalized", "epsilon", 1.1e-5), named="epsilon", runs=False
     ),
-    "scale of a norm": Damage(edit=change(f"{NORM}/scaled", 1, lambda a: a * np.float32(1.0001)), named=f"{NORM}/scaled"),
+    "scale of a norm": Damage(
+        edit=change(f"{NORM}/scaled", 1, lambda a: a * np.float32(1.0001)), named=f"{NORM}/scaled"
+    ),
     "offset of a norm": Damage(edit=change(f"{NORM}/out", 1, lambda a: a + np.float32(1e-4)), named=f"{NORM}/out"),
     "channels of a norm exchanged": Damage(
         edit=change(f"{NORM}/scaled", 1, lambda a: a[:, ::-1]), named=f"{NORM}/scaled"
     ),
-    "groups of a norm": Damage(
-        edit=lambda e: exchange_groups(e), named=f"{NORM}/grouped"
-    ),
+    "groups of a norm": Damage(edit=lambda e: exchange_groups(e), named=f"{NORM}/grouped"),
     # activations, residuals, attention
     "silu becomes gelu": Damage(edit=on("Sigmoid", gelu_for_silu, at=3), named="Sigmoid"),
     "silu becomes relu": Damage(edit=on("Sigmoid", lambda n, _e: renamed(n, "Relu"), at=4), named="Relu"),
     "residual": Damage(edit=residual_dropped, named="(Add)"),
     "residual subtracted": Damage(
-        edit=lambda e: renamed(next(n for n in e.graph.node if n.op_type == "Add" and f"dq/{LAYER}/out" in n.input), "Sub"),
+        edit=lambda e: renamed(
+            next(n for n in e.graph.node if n.op_type == "Add" and f"dq/{LAYER}/out" in n.input), "Sub"
+        ),
         named="Sub",
     ),
-    "scale of attention": Damage(
-        edit=lambda e: attention_scale(e), named="constant"
-    ),
+    "scale of attention": Damage(edit=lambda e: attention_scale(e), named="constant"),
     "softmax over another axis": Damage(edit=on("Softmax", lambda n, _e: set_attribute(n, "axis", -2)), named="axis"),
     "softmax dropped": Damage(edit=skip_node("Softmax"), named="Softmax"),
     "queries for keys": Damage(edit=on("MatMul", reversed_inputs), named="(MatMul)"),
@@ -293,12 +293,15 @@ DAMAGES: dict[str, Damage] = {
     "time frequencies": Damage(edit=frequencies, named="constant"),
     "sine and cosine": Damage(edit=lambda e: exchange(e, "Sin", "Cos"), named="Cos"),
     "timestep made whole": Damage(edit=cast_timestep, named="whole"),
-    "classes exchanged": Damage(edit=parameter("class_embedding.weight", lambda a: swap(a, 0, 2)), named="class_embedding"),
+    "classes exchanged": Damage(
+        edit=parameter("class_embedding.weight", lambda a: swap(a, 0, 2)), named="class_embedding"
+    ),
     "a class scaled": Damage(
         edit=parameter("class_embedding.weight", lambda a: a * np.array([[1], [1.001], [1]])), named="class_embedding"
     ),
     "time embedding": Damage(
-        edit=parameter("time_embedding.linear_1.weight", lambda a: swap(a, 0, 1)), named="time_embedding.linear_1.weight"
+        edit=parameter("time_embedding.linear_1.weight", lambda a: swap(a, 0, 1)),
+        named="time_embedding.linear_1.weight",
     ),
     "bias of the time embedding": Damage(
         edit=parameter("time_embedding.linear_2.bias", lambda a: a + np.float32(1e-4)), named="time_embedding.linear_2"
