@@ -63,9 +63,10 @@ def _constant_values(graph: ir.Graph) -> set[ir.Value]:
     found = {value for value in graph.initializers.values() if value.const_value is not None}
     for node in graph:
         given = [value for value in node.inputs if value is not None]
-        if node.domain == "" and len(node.outputs) == 1 and all(value in found for value in given):
-            if given or node.op_type == "Constant":
-                found.add(node.outputs[0])
+        if node.domain or len(node.outputs) != 1 or not (given or node.op_type == "Constant"):
+            continue
+        if all(value in found for value in given):
+            found.add(node.outputs[0])
     return found
 
 

@@ -22,7 +22,6 @@ from dq_deploy.record import Layer, Record, content_sha256
 from dq_deploy.verify.attestation import MISSING, PAIR_LIMIT, Kernel
 from dq_deploy.verify.file_findings import with_file
 from dq_deploy.verify.findings import Findings, assembled_report, layer_report
-from dq_deploy.verify.float_path import compare_float_paths
 from dq_deploy.verify.inputs import Batch, plan_batches
 from dq_deploy.verify.native_constants import native_differences
 from dq_deploy.verify.native_ops import Array, different_bits
@@ -185,6 +184,8 @@ def _proven(
     record: Record, runner: Any, path: Path, model: Denoiser | None, options: ProofOptions, start: float, folder: Path
 ) -> Report:
     """What runs, against the record."""
+    from dq_deploy.verify.float_replay import compare_float_paths  # loads torch
+
     blank = build_denoiser(record.family, record.model_config)
     sites = {site.name: site for site in quantizable_layers(blank, record.model_config)}
     macs = macs_of(blank, record.model_config)

@@ -1,4 +1,4 @@
-"""What the float operations are looked at with: each input varied alone, off the calibrated steps, every row of a table.
+"""Inputs for the float operations: each input varied alone, off the calibrated steps, every row of a table.
 
 The runs of a verification meet every calibrated timestep. These are added to them; only the float operations between
 the layers are compared there, for the integer layers' tables have no other entries.

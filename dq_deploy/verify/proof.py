@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ from dq_deploy.record import Layer, Record, content_sha256
 from dq_deploy.verify.attestation import MISSING, Kernel
 from dq_deploy.verify.file_findings import unrun_report, with_file
 from dq_deploy.verify.findings import Findings, assembled_report, layer_report
-from dq_deploy.verify.float_path import compare_float_paths
 from dq_deploy.verify.float_source import recorded_float_model
 from dq_deploy.verify.float_twin import float32_twin, is_narrow, narrow_note
 from dq_deploy.verify.inputs import Batch, plan_batches
@@ -33,18 +32,20 @@ from dq_deploy.verify.output import (
     simulation,
     twin_outputs,
 )
-from dq_deploy.verify.parity import ParityCheck
+from dq_deploy.verify.parity import Parity, ParityCheck
 from dq_deploy.verify.path_inputs import path_batches
 from dq_deploy.verify.probe import probe_layer
 from dq_deploy.verify.quantization_error import quantization_error as measured
 from dq_deploy.verify.quantization_inputs import quantization_inputs
-from dq_deploy.verify.report import Report
+from dq_deploy.verify.report import LayerReport, Report
 from dq_deploy.verify.same_file import TracedOnce, compare_file
 from dq_deploy.verify.tables import table_problems
 from dq_deploy.verify.twin_products import graph_note, twin_products
 
 if TYPE_CHECKING:
-    from dq_deploy.models import Denoiser
+    import torch
+
+    from dq_deploy.models import Denoiser, Macs
 
 Progress = Callable[[str], None]
 
@@ -167,54 +168,34 @@ def _proof(
     record: Record, path: Path, manifest: Mapping[str, Any], options: GraphOptions, traced: TracedOnce, start: float
 ) -> Report:
     """The proof of one file as it lies."""
+    from dq_deploy.verify.float_replay import compare_float_paths  # loads torch
+
     graph_only = manifest["target"] in GRAPH_TARGETS
     runtime = options.engine or ("onnxruntime" if graph_only else str(manifest["target"]))
     entries = {str(entry["name"]): entry for entry in manifest["layers"]}
     mixed = not manifest.get("single_step_batch", False)
-    progress, seed = options.progress, options.seed
     blank = build_denoiser(record.family, record.model_config)
-    sites = {site.name: site for site in quantizable_layers(blank, record.model_config)}
     macs = macs_of(blank, record.model_config)
-    batches = plan_batches(record, steps=options.steps, inputs=options.inputs, mixed=mixed, seed=seed)
-    paths = path_batches(record, mixed=mixed, seed=seed)
-    output_name = str(manifest["outputs"][0]["name"])
+    batches = plan_batches(record, steps=options.steps, inputs=options.inputs, mixed=mixed, seed=options.seed)
+    runs = _Runs(batches=batches, paths=path_batches(record, mixed=mixed, seed=options.seed))
     with tempfile.TemporaryDirectory(prefix="dq-verify-") as folder:
         twins = twin_products(path) if graph_only else ()
         shipped = ShippedGraph(
             path, Path(folder), engine=runtime, threads=options.threads, optimize=not graph_only, twins=twins
         )
-        progress("running the graph on ONNX Runtime" if graph_only else "running the shipped engine")
-        optimized = shipped.scratch(".optimized.onnx")
-        with shipped.open(path, optimized=optimized) as runner:
-            _check_outputs(runner, output_name)
-            outputs = [run_all(runner, batch.feeds) for batch in (*batches, *paths)]
-            check_finite(outputs)
-            batch_note = _batch_note(shipped, runner, batches, outputs)
-        graph = read_kernels(shipped, optimized)
-        parity = ParityCheck(shipped, record, entries, graph, batches, sites, paths).run(outputs, progress)
-        progress("probing every layer with extreme inputs at every step")
-        for name, tally in parity.layers.items():
-            if tally.steps:
-                probe_layer(shipped, record, name, entries[name], parity.shapes, tally, seed=seed, mixed=mixed)
-        kernels = {name: _kernels(graph, entries.get(name), layer) for name, layer in record.layers.items()}
-        progress("comparing outputs with the simulation")
-        # a faulty engine differs from its twin anyway, and tracing takes long
+        graph, batch_note = _run(shipped, str(manifest["outputs"][0]["name"]), runs, options.progress)
+        parity = _compared(shipped, record, entries, graph, runs, options, blank, mixed=mixed)
+        options.progress("comparing outputs with the simulation")
+        # a faulty engine differs from its twin anyway
         fast = manifest.get("mode") == "fast"  # where no accumulator can be read
         sound = not any(t.first or (t.problems and not fast) for t in parity.layers.values())
         twin = traced if sound else None
-        finals = [output[output_name] for output in outputs]
-        steps_out, output_notes = _outputs(shipped, record, manifest, batches, finals, options.model, twin)
-        requested = {name: _requested(shipped, entries.get(name)) for name in record.layers}
-        progress(f"comparing the float operations between the layers on {len(batches) + len(paths)} batches")
+        steps_out, output_notes = _outputs(shipped, record, manifest, batches, runs.finals, options.model, twin)
+        options.progress(f"comparing the float operations between the layers on {len(runs.all)} batches")
         in_float = [name for name, entry in entries.items() if not entry.get("integer")]
-        float_path, why = compare_float_paths(record, [*batches, *paths], parity.kept, finals, in_float=in_float)
+        float_path, why = compare_float_paths(record, runs.all, parity.kept, runs.finals, in_float=in_float)
+        layers = _layer_reports(shipped, record, entries, graph, parity, macs)
         tables = table_problems(shipped, record, blank)
-    if graph_only:
-        output_notes.insert(0, graph_note(str(manifest["target"])))
-    layers = tuple(
-        layer_report(layer, entries.get(name, {}), parity.layers[name], kernels[name], requested[name], macs)
-        for name, layer in record.layers.items()
-    )
     findings = Findings(
         parity=parity,
         layers=layers,
@@ -226,16 +207,94 @@ def _proof(
         float_path_unknown=why,
         tables=tables,
     )
-    return assembled_report(
-        path,
-        record,
-        findings,
-        batches,
-        notes=output_notes,
-        steps=options.steps,
-        seed=seed,
-        runtime=runtime,
-        start=start,
+    notes = [graph_note(str(manifest["target"])), *output_notes] if graph_only else output_notes
+    more = {"steps": options.steps, "seed": options.seed, "runtime": runtime, "start": start}
+    return assembled_report(path, record, findings, batches, notes=notes, **more)
+
+
+@dataclass(kw_only=True)
+class _Runs:
+    """What the shipped engine is run with, and what it gave.
+
+    Attributes:
+        batches: whose integer layers are compared.
+        paths: for the float operations alone.
+        outputs: of both, in this order.
+        finals: the denoiser's output of each.
+    """
+
+    batches: list[Batch]
+    paths: list[Batch]
+    outputs: list[dict[str, Array]] = field(default_factory=list)
+    finals: list[Array] = field(default_factory=list)
+
+    @property
+    def all(self) -> list[Batch]:
+        """Both."""
+        return [*self.batches, *self.paths]
+
+
+def _run(shipped: ShippedGraph, output: str, runs: _Runs, progress: Progress) -> tuple[KernelGraph, str | None]:
+    """Run the file as it lies, and read which kernels ran.
+
+    Returns:
+        The kernels, and how a batch of mixed steps differs from its samples run alone.
+
+    Raises:
+        GuaranteeError: the engine has another output than its manifest says.
+        NonFiniteError: an output is not finite.
+    """
+    progress("running the shipped engine" if shipped.optimize else "running the graph on ONNX Runtime")
+    optimized = shipped.scratch(".optimized.onnx")
+    with shipped.open(shipped.path, optimized=optimized) as runner:
+        _check_outputs(runner, output)
+        runs.outputs = [run_all(runner, batch.feeds) for batch in runs.all]
+        check_finite(runs.outputs)
+        batch_note = _batch_note(shipped, runner, runs.batches, runs.outputs)
+    runs.finals = [values[output] for values in runs.outputs]
+    return read_kernels(shipped, optimized), batch_note
+
+
+def _compared(
+    shipped: ShippedGraph,
+    record: Record,
+    entries: Mapping[str, Mapping[str, Any]],
+    graph: KernelGraph,
+    runs: _Runs,
+    options: GraphOptions,
+    blank: torch.nn.Module,
+    *,
+    mixed: bool,
+) -> Parity:
+    """Every layer against the numerics, in the running engine and with extreme inputs."""
+    sites = {site.name: site for site in quantizable_layers(blank, record.model_config)}
+    check = ParityCheck(shipped, record, entries, graph, runs.batches, sites, runs.paths)
+    parity = check.run(runs.outputs, options.progress)
+    options.progress("probing every layer with extreme inputs at every step")
+    for name, tally in parity.layers.items():
+        if tally.steps:
+            probe_layer(shipped, record, name, entries[name], parity.shapes, tally, seed=options.seed, mixed=mixed)
+    return parity
+
+
+def _layer_reports(
+    shipped: ShippedGraph,
+    record: Record,
+    entries: Mapping[str, Mapping[str, Any]],
+    graph: KernelGraph,
+    parity: Parity,
+    macs: Macs,
+) -> tuple[LayerReport, ...]:
+    return tuple(
+        layer_report(
+            layer,
+            entries.get(name, {}),
+            parity.layers[name],
+            _kernels(graph, entries.get(name), layer),
+            _requested(shipped, entries.get(name)),
+            macs,
+        )
+        for name, layer in record.layers.items()
     )
 
 

@@ -19,8 +19,11 @@ EXTRA = 4.0
 """Units a sum is off besides those of its terms: products, the scale in front, the last store."""
 
 EXACT_MAKERS = frozenset(
-    f"aten::{n}" for n in ("arange", "full", "zeros", "ones", "empty", "scalar_tensor", "full_like", "zeros_like", "ones_like",
-    "new_zeros", "new_ones", "new_full", "empty_like", "new_empty", "empty_strided", "linspace")
+    f"aten::{name}"
+    for name in (
+        "arange", "full", "zeros", "ones", "empty", "scalar_tensor", "full_like", "zeros_like", "ones_like",
+        "new_zeros", "new_ones", "new_full", "empty_like", "new_empty", "empty_strided", "linspace",
+    )
 )  # fmt: skip
 
 
@@ -91,7 +94,7 @@ def averaged(call: Call) -> Any:
 
 
 def added(call: Call) -> Any:
-    """A + alpha * b and a - alpha * b: both errors, and two roundings, for an engine may add several in another order."""
+    """Sums and differences: both errors, and two roundings, for an engine may add several in another order."""
     alpha = abs(float(call.kwargs.get("alpha", 1)))
     if not call.bounds and not all(isinstance(v, Tensor) for v in call.args[:2]) and call.args[1] == 0:
         return None
@@ -224,7 +227,7 @@ def convolved(call: Call) -> Any:
 
 
 def softmax(call: Call) -> Any:
-    """P = softmax(s): p (e + sum p e), with the roundings of s - max, exp and the sum in e."""
+    """Probabilities p of scores s: p (e + sum p e), with the roundings of s - max, exp and the sum in e."""
     return softmax_error(call.args[0], call.error(call.args[0]), call.result, int(call.args[1]), call.unit)
 
 
@@ -332,8 +335,9 @@ def copied(call: Call) -> Any:
 _MOVES = (
     "view", "_unsafe_view", "reshape", "transpose", "t", "permute", "expand", "unsqueeze", "squeeze", "slice", "select",
     "split", "split_with_sizes", "chunk", "unbind", "cat", "stack", "clone", "contiguous", "detach", "alias", "flatten",
-    "constant_pad_nd", "upsample_nearest2d", "_upsample_nearest_exact2d", "repeat", "repeat_interleave", "flip", "roll", "index", "index_select",
-    "narrow", "view_as", "expand_as", "movedim", "swapaxes", "unflatten", "embedding", "pixel_shuffle", "pixel_unshuffle",
+    "constant_pad_nd", "upsample_nearest2d", "_upsample_nearest_exact2d", "repeat", "repeat_interleave", "flip", "roll",
+    "index", "index_select", "narrow", "view_as", "expand_as", "movedim", "swapaxes", "unflatten", "embedding",
+    "pixel_shuffle", "pixel_unshuffle",
 )  # fmt: skip
 _AVERAGES = ("mean", "sum", "avg_pool2d", "upsample_bilinear2d", "_adaptive_avg_pool2d", "adaptive_avg_pool2d")
 _ATTENTIONS = (

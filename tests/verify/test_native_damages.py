@@ -1,4 +1,4 @@
-"""What a native engine holds is what its record makes: each single edit of it is named, and shows in what it computes."""
+"""A native engine holds what its record makes: each single edit of it is named, and shows in what it computes."""
 
 from __future__ import annotations
 
