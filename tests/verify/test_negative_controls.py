@@ -148,4 +148,5 @@ def test_without_exact_what_the_record_does_not_make_is_refused(toy_engine, tmp_
     assert "differs" in done.out
     assert LAYER in done.out
     assert f"engine is not what its record makes: constant dq/{LAYER}/weight at (" in done.err
+    assert " is 3, expected 4" in done.err
     assert len(done.err.splitlines()[-1]) <= 300
