@@ -58,6 +58,11 @@ class Gap:
     text: str
 
 
+def relative_gap(got: Array, want: Array) -> float:
+    """Largest difference as a share of the largest magnitude; infinity where sizes differ or values are NaN."""
+    return gap_between(got, want.astype(np.float64), np.ones(want.shape), floor=0.0).relative
+
+
 def gap_between(got: Array, want: Array, allowed: Array, *, floor: float) -> Gap:
     """How far a tensor is from its reference.
 

@@ -29,6 +29,7 @@ from dq_deploy.verify.native_parity import NativeParity, batch_difference
 from dq_deploy.verify.native_twin import Twin
 from dq_deploy.verify.output import StepOutput, check_finite, compare_outputs, run_module, simulation
 from dq_deploy.verify.parity import Parity
+from dq_deploy.verify.parting import lowest_parting
 from dq_deploy.verify.path_inputs import path_batches
 from dq_deploy.verify.report import LayerReport, Report, failure_of_file
 from dq_deploy.verify.same_file import SameFile
@@ -201,6 +202,7 @@ def _proven(
     finals = [output[runner.outputs[0].name] for output in outputs]
     compared = _outputs(runner, record, batches, finals[: len(batches)], model, parity)
     dtype = getattr(runner.executor, "dtype", "float32")
+    parting = lowest_parting(record, batches, parity.kept, finals, compared.steps, requantized=False)
     options.progress(f"comparing the float operations between the layers on {len(finals)} batches")
     float_path, why = compare_float_paths(record, [*batches, *paths], parity.kept, finals, dtype=dtype)
     forms = runner.layer_forms()
@@ -214,6 +216,7 @@ def _proven(
         batch_note=batch_note,
         float_path=float_path,
         float_path_unknown=why,
+        parting=parting,
     )
     report = assembled_report(
         path,

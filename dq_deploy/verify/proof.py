@@ -33,6 +33,7 @@ from dq_deploy.verify.output import (
     twin_outputs,
 )
 from dq_deploy.verify.parity import Parity, ParityCheck
+from dq_deploy.verify.parting import lowest_parting
 from dq_deploy.verify.path_inputs import path_batches
 from dq_deploy.verify.probe import probe_layer
 from dq_deploy.verify.quantization_error import quantization_error as measured
@@ -191,6 +192,7 @@ def _proof(
         sound = not any(t.first or (t.problems and not fast) for t in parity.layers.values())
         twin = traced if sound else None
         steps_out, output_notes = _outputs(shipped, record, manifest, batches, runs.finals, options.model, twin)
+        parting = lowest_parting(record, batches, parity.kept, runs.finals, steps_out, requantized=fast)
         options.progress(f"comparing the float operations between the layers on {len(runs.all)} batches")
         in_float = [name for name, entry in entries.items() if not entry.get("integer")]
         float_path, why = compare_float_paths(record, runs.all, parity.kept, runs.finals, in_float=in_float)
@@ -206,6 +208,7 @@ def _proof(
         float_path=float_path,
         float_path_unknown=why,
         tables=tables,
+        parting=parting,
     )
     notes = [graph_note(str(manifest["target"])), *output_notes] if graph_only else output_notes
     more = {"steps": options.steps, "seed": options.seed, "runtime": runtime, "start": start}
