@@ -1,8 +1,8 @@
 """Where an engine and the training simulation part, and whether float rounding alone parts them as far.
 
 Each layer of an engine may be right and each float operation within its rounding, and the output may still be far from
-the simulation's: one code flips on the last bit of a float, and quantizers spread it. How far that goes is measured: the
-simulation is run again with every layer's input moved by a few units in the last place.
+the simulation's: one code flips on the last bit of a float, and quantizers spread it. How far that goes is measured:
+the simulation is run again with every layer's input moved by a few units in the last place.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOVED_BY = 2.0**-21
 
 DRAWS = 3
 ALLOWED = 100.0
-"""How many times the mean square error that rounding makes an engine may be off by: flips of single codes come in luck."""
+"""How many times the mean square error that rounding makes an engine may be off by; single flips come as they like."""
 
 OPENED = 1e-3
 """Gap of a layer's input, as a share of its range, that no rounding of its own makes: a code in front of it flipped."""
