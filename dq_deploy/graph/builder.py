@@ -49,9 +49,10 @@ class Builder:
     def constant(self, array: NDArray[np.generic] | np.generic, role: str) -> ir.Value:
         """An initializer; scalars and small vectors of equal content are shared."""
         array = np.asarray(array, order="C")
+        kind = array.dtype.newbyteorder("=")  # arrays from files are '<f4', which is the same by another name
         name = f"{self.prefix}/{role}"
         if array.size <= 4096:
-            digest = hashlib.sha256(array.tobytes() + str((array.dtype, array.shape)).encode()).hexdigest()[:12]
+            digest = hashlib.sha256(array.tobytes() + str((kind, array.shape)).encode()).hexdigest()[:12]
             name = f"dq/const/{digest}"
         return self.tensor(ir.tensor(array, name=name))
 

@@ -135,7 +135,7 @@ def _side_manifest(path: Path, ours: bool) -> dict[str, Any] | None:
 
 def _is_manifest(payload: bytes) -> bool:
     try:
-        return onnx.StringStringEntryProto.FromString(payload).key == MANIFEST_KEY
+        return bool(onnx.StringStringEntryProto.FromString(payload).key == MANIFEST_KEY)
     except Exception:  # protobuf's errors share no base class; what is no entry is no manifest
         return False
 

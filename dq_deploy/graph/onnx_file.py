@@ -25,8 +25,9 @@ from dq_deploy.graph.content_hash import (
 from dq_deploy.graph.external_data import check_data_files, data_files
 from dq_deploy.graph.manifest_check import ENGINE, flaw_of
 
-__all__ = ["MANIFEST_KEY", "manifest_path", "read_manifest", "read_manifest_if_any", "write_onnx"]
+__all__ = ["IR_VERSION", "MANIFEST_KEY", "manifest_path", "read_manifest", "read_manifest_if_any", "write_onnx"]
 
+IR_VERSION = 10
 EXTERNAL_DATA_BYTES = 1 << 28
 """Weights above this go to a file of their own beside the model."""
 
@@ -47,7 +48,7 @@ def write_onnx(
         FileProblemError: the files cannot be written.
         ModelError: the checker refuses the graph.
     """
-    model.ir_version = 10
+    model.ir_version = IR_VERSION
     model.metadata_props.pop(MANIFEST_KEY, None)
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     data = path.with_name(path.name + ".data")

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from dq_deploy.errors import ModelError, raise_if_out_of_memory
+from dq_deploy.graph.exact_constants import ConstantsInFloat64
 
 OPSET = 21
 MODULE_KEY = "dq_deploy.module"
@@ -79,6 +80,7 @@ def trace(
             program = _shapes_exported(module, example, output, call, varying or {})
             if program is not None:
                 _fill_own(program.model, module, weights or {})
+                ConstantsInFloat64().apply(program.model)
                 program.optimize()
     except Exception as error:  # torch raises many unrelated types here
         raise_if_out_of_memory(error)

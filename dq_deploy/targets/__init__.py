@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ from dq_deploy.artifacts import check_writable, file_for_several
 from dq_deploy.errors import OptionError
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from dq_deploy.record import Record
 
 TARGETS = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
@@ -81,28 +84,68 @@ def export(
     path = file_for_several(Path(path), "the manifest")
     check_writable(path)
     from dq_deploy.graph.onnx_file import write_onnx
+
+    made = engine_graph(record, target=target, mode=mode, float_type=float_type, conv=conv)
+    write_onnx(made.model, path, made.manifest)
+    return made.manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineGraph:
+    """What `export` writes.
+
+    Attributes:
+        model: the graph.
+        manifest: of it.
+    """
+
+    model: ir.Model
+    manifest: dict[str, Any]
+
+
+def engine_graph(
+    record: Record,
+    *,
+    target: str = "onnxruntime",
+    mode: str = "exact",
+    float_type: str | None = None,
+    conv: str | None = None,
+    traced: ir.Model | None = None,
+) -> EngineGraph:
+    """The graph and the manifest that `export` writes for the same arguments: both follow from them alone.
+
+    Args:
+        record: as of `export`, and so the next four.
+        target: engine.
+        mode: `exact` or `fast`.
+        float_type: of the operations between the layers.
+        conv: how convolutions are written.
+        traced: the record's denoiser, traced, where it is there already; see `traced_graphs.traced_denoiser`.
+
+    Raises:
+        OptionError: unknown target or mode, or an option the target does not have.
+        ModelError: the denoiser cannot be traced.
+    """
+    check_target(target, mode, float_type=float_type, conv=conv)
     from dq_deploy.targets import onnxruntime as onnxruntime_target
     from dq_deploy.targets.manifest import manifest_of
 
     options: dict[str, Any] = {}
-    precision: list[dict[str, Any]] | None = None
     if CONVS[target]:
         from dq_deploy.targets import tensorrt as tensorrt_target
 
         options = {"float_type": float_type or FLOAT_TYPES[target][0], "conv": conv or CONVS[target][0]}
-        result = tensorrt_target.integer_graph(record, target=target, **options)
-        precision = result.float_precision
+        result = tensorrt_target.integer_graph(record, target=target, traced=traced, **options)
     elif target == "openvino":
         from dq_deploy.targets import openvino as openvino_target
 
-        result = openvino_target.integer_graph(record)
+        result = openvino_target.integer_graph(record, traced=traced)
     else:
-        result = onnxruntime_target.integer_graph(record, mode=mode)
+        result = onnxruntime_target.integer_graph(record, mode=mode, traced=traced)
     manifest = manifest_of(record, target=target, mode=mode, layers=result.layers, notes=result.notes, options=options)
-    if precision is not None:
-        manifest["float_precision"] = precision
-    write_onnx(result.model, path, manifest)
-    return manifest
+    if result.float_precision is not None:
+        manifest["float_precision"] = result.float_precision
+    return EngineGraph(model=result.model, manifest=manifest)
 
 
 def float_graph(
@@ -133,7 +176,14 @@ def float_graph(
     write_onnx(model, Path(path), None)
 
 
-def simulation_graph(record: Record, path: str | Path, *, mode: str = "exact", target: str = "onnxruntime") -> None:
+def simulation_graph(
+    record: Record,
+    path: str | Path,
+    *,
+    mode: str = "exact",
+    target: str = "onnxruntime",
+    traced: ir.Model | None = None,
+) -> None:
     """Write the record's simulation as a float ONNX graph: no integer kernel, the same operations elsewhere.
 
     Args:
@@ -141,10 +191,11 @@ def simulation_graph(record: Record, path: str | Path, *, mode: str = "exact", t
         path: `.onnx` file to write, without a manifest.
         mode: `exact`, or `fast` with the declared requantization behind each convolution.
         target: engine it is compared with; weight-only layers are written as there.
+        traced: as of `engine_graph`.
     """
     from dq_deploy.graph.onnx_file import write_onnx
     from dq_deploy.targets.traced_graphs import traced_simulation
 
     form = "matmul_nbits" if target == "onnxruntime" else "dequantize"
-    model = traced_simulation(record, requantize=mode == "fast", weight_only_form=form)
+    model = traced_simulation(record, requantize=mode == "fast", weight_only_form=form, traced=traced)
     write_onnx(model, Path(path), None)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FORMAT = "dq_deploy.manifest"
 VERSION = 1
-_PACKAGES = ("dq_deploy", "torch", "diffusers", "onnx", "onnx-ir", "onnxruntime", "numpy")
+_PACKAGES = ("dq_deploy", "torch", "diffusers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 
 
 def manifest_of(
@@ -54,7 +54,7 @@ def manifest_of(
         "outputs": [_spec(spec) for spec in output_specs(config)],
         "timesteps": [float(t) for t in record.timesteps],
         "step_edges": [float(e) for e in record.step_edges],
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **versions_used()},
         "options": {"target": target, "mode": mode, **options},
         "macs": {
             "of_all": int(macs.of_all),
@@ -71,7 +71,8 @@ def _spec(spec: Any) -> dict[str, Any]:
     return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
 
 
-def _versions() -> dict[str, str]:
+def versions_used() -> dict[str, str]:
+    """Version of each package that has a hand in an export; `source` where it is not installed."""
     found = {}
     for name in _PACKAGES:
         try:

@@ -35,14 +35,15 @@ class IntegerGraph:
     float_precision: list[dict[str, Any]] | None = None
 
 
-def integer_graph(record: Record, *, mode: str) -> IntegerGraph:
+def integer_graph(record: Record, *, mode: str, traced: ir.Model | None = None) -> IntegerGraph:
     """Trace the record's denoiser and put its integer layers in.
 
     Args:
         record: the quantized denoiser.
         mode: `exact` or `fast`.
+        traced: as of `traced_float_graph`.
     """
-    model = traced_float_graph(record.family, record.model_config, record)
+    model = traced_float_graph(record.family, record.model_config, record, traced=traced)
     if mode == "fast":
         from dq_deploy.graph.requantized_layers import RequantizedLayers
 

@@ -13,16 +13,19 @@ from dq_deploy.targets.onnxruntime import IntegerGraph
 from dq_deploy.targets.traced_graphs import traced_float_graph
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from dq_deploy.record import Record
 
 
-def integer_graph(record: Record) -> IntegerGraph:
+def integer_graph(record: Record, *, traced: ir.Model | None = None) -> IntegerGraph:
     """Trace the record's denoiser and put its integer layers in.
 
     Args:
         record: the quantized denoiser.
+        traced: as of `traced_float_graph`.
     """
-    model = traced_float_graph(record.family, record.model_config, record)
+    model = traced_float_graph(record.family, record.model_config, record, traced=traced)
     layers = OpenVinoLayers(record)
     light = WeightOnlyLayers(record)
     result = run_passes(model, [PadsAsModules(record), layers, light, RemoveUnused()])

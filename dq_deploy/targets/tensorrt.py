@@ -14,10 +14,14 @@ from dq_deploy.targets.onnxruntime import IntegerGraph
 from dq_deploy.targets.traced_graphs import traced_float_graph
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from dq_deploy.record import Record
 
 
-def integer_graph(record: Record, *, target: str, float_type: str, conv: str) -> IntegerGraph:
+def integer_graph(
+    record: Record, *, target: str, float_type: str, conv: str, traced: ir.Model | None = None
+) -> IntegerGraph:
     """Trace the record's denoiser and put its integer layers in.
 
     Args:
@@ -25,8 +29,9 @@ def integer_graph(record: Record, *, target: str, float_type: str, conv: str) ->
         target: `tensorrt` or `tensorrt-rtx`.
         float_type: `float16`, `bfloat16` or `float32`, of everything but the integer layers.
         conv: `gemm` or `native`; only `native` for `tensorrt`, whose convolutions run in integers themselves.
+        traced: as of `traced_float_graph`.
     """
-    model = traced_float_graph(record.family, record.model_config, record, instance_norms=False)
+    model = traced_float_graph(record.family, record.model_config, record, instance_norms=False, traced=traced)
     rtx = target == "tensorrt-rtx"
     layers = TensorRtLayers(record, conv=conv, pixels_as_rows=rtx, int4=rtx)
     light = WeightOnlyLayers(record)

@@ -30,21 +30,8 @@ if TYPE_CHECKING:
     from dq_deploy.record import Record
 
 
-def traced_float_graph(
-    family: str, config: Mapping[str, Any], record: Record | None, *, instance_norms: bool = True
-) -> ir.Model:
-    """Trace a denoiser and put its norms in the form the engines compute fastest.
-
-    Args:
-        family: denoiser family, as `unet2d`.
-        config: its diffusers configuration.
-        record: gives the weights; without it they are random.
-        instance_norms: group norms in the form ONNX Runtime and OpenVINO compute fastest, else as GroupNormalization.
-
-    Returns:
-        Float model with the inputs of `models.input_specs`. The float weight of a quantized layer is an initializer
-        that computes its values when they are read: it costs nothing where a pass puts integers in its place.
-    """
+def traced_denoiser(family: str, config: Mapping[str, Any], record: Record | None) -> ir.Model:
+    """Trace a denoiser as it is; see `traced_float_graph`, which may be given a copy of what this returns."""
     if record is None:
         module, weights = build_denoiser(family, dict(config)), {}
     else:
@@ -53,9 +40,34 @@ def traced_float_graph(
     for size, (name, axis) in varying_axes(input_specs(config)).items():
         varying.setdefault(name, {})[axis] = size
     example = example_inputs(dict(config), 2, 0)
-    model = trace(module.eval(), example, call=_call, weights=weights, varying=varying)
+    return trace(module.eval(), example, call=_call, weights=weights, varying=varying)
+
+
+def traced_float_graph(
+    family: str,
+    config: Mapping[str, Any],
+    record: Record | None,
+    *,
+    instance_norms: bool = True,
+    traced: ir.Model | None = None,
+) -> ir.Model:
+    """Trace a denoiser and put its norms in the form the engines compute fastest.
+
+    Args:
+        family: denoiser family, as `unet2d`.
+        config: its diffusers configuration.
+        record: gives the weights; without it they are random.
+        instance_norms: group norms in the form ONNX Runtime and OpenVINO compute fastest, else as GroupNormalization.
+        traced: of `traced_denoiser` for the same family, configuration and record, where it is there already; it is
+            copied and not changed.
+
+    Returns:
+        Float model with the inputs of `models.input_specs`. The float weight of a quantized layer is an initializer
+        that computes its values when they are read: it costs nothing where a pass puts integers in its place.
+    """
+    model = traced_denoiser(family, config, record) if traced is None else traced.clone()
     norms = [GroupNormAsInstanceNorm()] if instance_norms else []
-    keys = [KeysInOneTranspose()] if varying else []
+    keys = [KeysInOneTranspose()] if varying_axes(input_specs(config)) else []
     return run_passes(model, [*norms, *keys, RemoveUnused()]).model
 
 
@@ -72,18 +84,25 @@ def _lazy_tensors(record: Record) -> dict[str, ir.TensorProtocol]:
     return {key: tensor(key, weight) for key, weight in lazy_weights(record).items()}
 
 
-def traced_simulation(record: Record, *, requantize: bool = False, weight_only_form: str = "dequantize") -> ir.Model:
+def traced_simulation(
+    record: Record,
+    *,
+    requantize: bool = False,
+    weight_only_form: str = "dequantize",
+    traced: ir.Model | None = None,
+) -> ir.Model:
     """The float graph with the record's integer layers simulated in float32.
 
     Args:
         record: the quantized denoiser.
         requantize: with the declared requantization behind each convolution, as mode fast has it.
         weight_only_form: of `WeightOnlyLayers`, as the engine has it.
+        traced: as of `traced_float_graph`.
 
     Raises:
         RecordError: a layer is too wide to be exact in float32, or its weights differ by step.
     """
-    model = traced_float_graph(record.family, record.model_config, record)
+    model = traced_float_graph(record.family, record.model_config, record, traced=traced)
     simulated = SimulatedLayers(record, requantize=requantize)
     light = WeightOnlyLayers(record, form=weight_only_form)
     return run_passes(model, [PadsAsModules(record), simulated, light, RemoveUnused()]).model

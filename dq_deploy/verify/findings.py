@@ -20,6 +20,7 @@ from dq_deploy.verify.inputs import Batch, spread_buckets
 from dq_deploy.verify.mixed_bits import mixed_bits_of
 from dq_deploy.verify.output import REQUIRED_MARGIN_DB, StepOutput
 from dq_deploy.verify.parity import Parity
+from dq_deploy.verify.parting import Parting
 from dq_deploy.verify.report import LayerReport, Report, StepCell
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ class Findings:
     steps_out: list[StepOutput]
     batch_note: str | None
     float_path: FloatPath | None
+    float_path_unknown: str = ""
+    tables: tuple[str, ...] = ()
+    parting: Parting | None = None
 
 
 def layer_report(
@@ -144,10 +148,18 @@ def _failures(findings: Findings) -> list[str]:
         found.insert(0, findings.parity.edge_problem)
     if findings.float_path is not None and findings.float_path.problem:
         found.append(findings.float_path.problem)
+    if findings.float_path_unknown:
+        found.append(findings.float_path_unknown)
+    found += findings.tables
     found += _mac_problems(findings.manifest, findings.macs)
-    if not _float_path_agrees(findings):
+    if not _margins_explained(findings):
         found += _low_margins(findings)
     return found
+
+
+def _margins_explained(findings: Findings) -> bool:
+    """Whether float rounding explains every margin: each operation was compared, and rounding parts outputs as far."""
+    return _float_path_agrees(findings) and (findings.parting is None or findings.parting.explained)
 
 
 def _float_path_agrees(findings: Findings) -> bool:
@@ -155,9 +167,10 @@ def _float_path_agrees(findings: Findings) -> bool:
 
 
 def _low_margins(findings: Findings) -> list[str]:
+    where = f"; {findings.parting.text()}" if findings.parting is not None else ""
     return [
         f"output at step {s.bucket} (timestep {s.timestep:g}): the engine's error lies {s.margin_db:.1f} dB below the "
-        f"simulation's error against float, expected {REQUIRED_MARGIN_DB:g}"
+        f"simulation's error against float, expected {REQUIRED_MARGIN_DB:g}{where}"
         for s in findings.steps_out
         if s.margin_db is not None and s.margin_db < REQUIRED_MARGIN_DB
     ]
@@ -220,7 +233,8 @@ def assembled_report(
     code_gaps = [g for layer in layers if (g := layer.max_code_difference) is not None]
     gaps = [g for layer in layers if (g := layer.max_accumulator_difference) is not None]
     margins = [m for step in findings.steps_out if (m := step.margin_db) is not None]
-    all_notes = [*notes, *_notes(layers, findings.batch_note), *_margin_note(findings)]
+    guessed = () if findings.float_path is None else findings.float_path.guessed
+    all_notes = [*notes, *_notes(layers, findings.batch_note, guessed), *_margin_note(findings)]
     return Report(
         engine=path.name,
         target=str(findings.manifest["target"]),
@@ -261,22 +275,33 @@ def assembled_report(
         seed=seed,
         seconds=time.perf_counter() - start,
         mixed_bits=mixed_bits_of(record),
+        float_path_share=None if findings.float_path is None else findings.float_path.max_share,
+        float_path_inputs=0 if findings.float_path is None else findings.float_path.inputs,
     )
 
 
 def _margin_note(findings: Findings) -> list[str]:
-    """Low margins where every layer and every float operation between them agree: a note, not a fault."""
+    """Low margins that float rounding explains: a note, not a fault.
+
+    Each of the runs at these steps was followed from layer to layer: its integer layers are the numerics', what is
+    between them is the float module's within the rounding of its operations, and rounding moves the simulation as far.
+    """
     low = _low_margins(findings)
-    if not low or not _float_path_agrees(findings):
+    if not low or not _margins_explained(findings):
         return []
+    assert findings.float_path is not None
     return [
-        f"{len(low)} steps: {low[0]}; the float operations between the layers agree to float accuracy, so single codes "
-        "flip on the last bit of a float and quantization spreads them"
+        f"{len(low)} steps: {low[0]}; in each of these runs every layer and every float operation between them was "
+        f"compared, and the largest difference is {findings.float_path.max_share:.0%} of what float rounding can make: "
+        "single codes flip on the last bit of a float and quantization spreads them"
     ]
 
 
-def _notes(layers: Sequence[LayerReport], batch_note: str | None) -> list[str]:
+def _notes(layers: Sequence[LayerReport], batch_note: str | None, guessed: Sequence[str]) -> list[str]:
     notes = [batch_note] if batch_note else []
+    if guessed:
+        names = ", ".join(guessed[:3])
+        notes.append(f"float operations whose rounding was measured, for no bound is derived for them: {names}")
     coarse = [layer for layer in layers if layer.accumulator_resolution > 1]
     if coarse:
         worst = max(coarse, key=lambda layer: layer.accumulator_resolution)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dq_deploy.errors import GuaranteeError
-from dq_deploy.targets import export
+from dq_deploy.graph.onnx_file import write_onnx
+from dq_deploy.targets import engine_graph
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -33,7 +33,9 @@ def is_narrow(manifest: Mapping[str, Any]) -> bool:
     return manifest.get("options", {}).get("float_type", WIDE) in _NARROW
 
 
-def float32_twin(record: Record, path: Path, manifest: Mapping[str, Any], folder: Path) -> Path:
+def float32_twin(
+    record: Record, path: Path, manifest: Mapping[str, Any], folder: Path, *, traced: ir.Model
+) -> tuple[Path, str]:
     """Export the float32 form of a graph and compare the two.
 
     Args:
@@ -41,23 +43,24 @@ def float32_twin(record: Record, path: Path, manifest: Mapping[str, Any], folder
         path: the graph, its float part in float16 or bfloat16.
         manifest: of it.
         folder: where the float32 form goes.
+        traced: the record's denoiser, traced.
 
     Returns:
-        The float32 form, with its manifest.
-
-    Raises:
-        GuaranteeError: the graphs differ in more than Casts and float types; names the first difference.
+        The float32 form, with its manifest; what the graphs differ in besides Casts and float types, in words, or an
+        empty string.
     """
     twin = folder / f"{path.stem}.{WIDE}.onnx"
     options = manifest["options"]
-    export(record, twin, target=str(manifest["target"]), float_type=WIDE, conv=options.get("conv"))
+    target = str(manifest["target"])
+    made = engine_graph(record, target=target, float_type=WIDE, conv=options.get("conv"), traced=traced)
+    write_onnx(made.model, twin, made.manifest)
     difference = first_difference(path, twin)
-    if difference:
-        raise GuaranteeError(
-            f"graph {path} differs from the {WIDE} graph of the same record in more than Casts and float types: "
-            f"{difference}; export it again"
-        )
-    return twin
+    if not difference:
+        return twin, ""
+    return twin, (
+        f"graph {path.name} differs from the {WIDE} graph of the same record in more than Casts and float types: "
+        f"{difference}; export it again"
+    )
 
 
 def narrow_note(manifest: Mapping[str, Any]) -> str:

@@ -16,6 +16,9 @@ from dq_deploy.record import Record
 
 Array = NDArray[np.generic]
 
+ONE_STEP = "one step"
+"""Kind of a batch whose samples share a timestep because the engine takes no other."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
@@ -24,7 +27,7 @@ class Batch:
     Attributes:
         feeds: arrays by input name.
         buckets: [B] step bucket of each sample.
-        kind: `step` (all samples at one step) or `mixed`.
+        kind: `step` (all samples at one bucket), `mixed`, `path` (for the float operations alone) or `ONE_STEP`.
     """
 
     feeds: Mapping[str, Array]
@@ -57,6 +60,9 @@ def _random_images(generator: np.random.Generator, shape: tuple[int, ...]) -> F3
 def batch_at(record: Record, buckets: Sequence[int], *, seed: int, kind: str) -> Batch:
     """Noised random images with random labels and embeddings, one a bucket given.
 
+    A record with one bucket, as an import without timesteps is, does not say where it is used: its samples are spread
+    over all training steps.
+
     Args:
         record: names the inputs, the timesteps and the scheduler.
         buckets: step bucket of each sample.
@@ -66,15 +72,31 @@ def batch_at(record: Record, buckets: Sequence[int], *, seed: int, kind: str) ->
     generator = np.random.default_rng([seed, *buckets])
     chosen = np.asarray(buckets, np.int64)
     timesteps = record.timesteps[chosen]
+    if record.steps == 1 and kind != ONE_STEP:
+        timesteps = np.rint(np.linspace(0, training_steps(record) - 1, len(chosen))).astype(np.float32)
+    feeds: dict[str, Array] = {
+        "sample": noised_images(record, timesteps, generator),
+        "timestep": timesteps.astype(np.float32),
+    }
+    feeds |= random_conditions(record.model_config, len(chosen), generator)
+    return Batch(feeds=feeds, buckets=chosen, kind=kind)
+
+
+def training_steps(record: Record) -> int:
+    """Timesteps the model was trained on; 1000 where its scheduler does not say."""
+    known = (record.scheduler_config or {}).get("num_train_timesteps")
+    return known if isinstance(known, int) and known > 0 else 1000
+
+
+def noised_images(record: Record, timesteps: F32, generator: np.random.Generator) -> F32:
+    """Random images with the noise of each timestep: the denoiser's input `sample`."""
     specs = {spec.name: spec for spec in input_specs(record.model_config)}
-    shape = (len(chosen), *(int(d) for d in specs["sample"].shape[1:]))
+    shape = (len(timesteps), *(int(d) for d in specs["sample"].shape[1:]))
     signal, noise = noise_levels(record.scheduler_config, timesteps)
     tail = (-1, 1, 1, 1)
     sample = signal.reshape(tail) * _random_images(generator, shape)
     sample = sample + noise.reshape(tail) * generator.standard_normal(shape, dtype=np.float32)
-    feeds: dict[str, Array] = {"sample": sample.astype(np.float32), "timestep": timesteps.astype(np.float32)}
-    feeds |= random_conditions(record.model_config, len(chosen), generator)
-    return Batch(feeds=feeds, buckets=chosen, kind=kind)
+    return sample.astype(np.float32)
 
 
 def one_sample(feeds: Mapping[str, Array], index: int) -> dict[str, Array]:
@@ -90,10 +112,11 @@ def plan_batches(record: Record, *, steps: int, inputs: int, mixed: bool, seed: 
     run one by one.
     """
     chosen = spread_buckets(record.steps, steps)
-    batches = [batch_at(record, [b] * inputs, seed=seed, kind="step") for b in chosen]
+    one = "step" if mixed else ONE_STEP
+    batches = [batch_at(record, [b] * inputs, seed=seed, kind=one) for b in chosen]
     rest = [b for b in range(record.steps) if b not in chosen]
     if not mixed:
-        return batches + [batch_at(record, [b], seed=seed + 1, kind="step") for b in rest]
+        return batches + [batch_at(record, [b], seed=seed + 1, kind=one) for b in rest]
     first = (chosen if len(chosen) > 1 else chosen * 2)[:8]
     batches.append(batch_at(record, first, seed=seed + 1, kind="mixed"))
     groups = [rest[start : start + 8] for start in range(0, len(rest), 8)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,8 +24,9 @@ from dq_deploy.verify.compare import (
     layer_output,
 )
 from dq_deploy.verify.inputs import Batch, one_sample
+from dq_deploy.verify.kept_tensors import KeptTensors
 from dq_deploy.verify.native_ops import Array, buckets_of, different_bits, pieces_of, run_piece
-from dq_deploy.verify.parity import CHUNK_BYTES, KEPT_BYTES, Parity, same_bits
+from dq_deploy.verify.parity import CHUNK_BYTES, Parity, same_bits
 from dq_deploy.verify.probe import PROBE_ELEMENTS, extreme_inputs
 
 if TYPE_CHECKING:
@@ -49,7 +51,14 @@ class NativeParity:
     """
 
     def __init__(
-        self, runner: AnyNative, record: Record, batches: Sequence[Batch], sites: Mapping[str, LayerSite]
+        self,
+        runner: AnyNative,
+        record: Record,
+        batches: Sequence[Batch],
+        sites: Mapping[str, LayerSite],
+        *,
+        folder: Path,
+        paths: Sequence[Batch] = (),
     ) -> None:
         """Take the engine and what it is held against.
 
@@ -58,15 +67,17 @@ class NativeParity:
             record: read apart from the engine.
             batches: inputs.
             sites: shapes of the layers, by module path.
+            folder: for what memory should not hold.
+            paths: inputs whose layers are kept and not compared.
         """
-        self.runner, self.record, self.batches, self.sites = runner, record, batches, sites
-        self.result = Parity(layers={name: LayerTally() for name in record.layers})
+        self.runner, self.record, self.batches, self.sites, self.paths = runner, record, batches, sites, paths
+        self.result = Parity(layers={name: LayerTally() for name in record.layers}, kept=KeptTensors(folder))
 
     def run(self, outputs: list[dict[str, Array]], *, seed: int, progress: Progress) -> Parity:
         """Compare all layers.
 
         Args:
-            outputs: the engine's outputs of the batches, from its usual runs.
+            outputs: the engine's outputs of the batches, then of `paths`, from its usual runs.
             seed: of the extreme inputs.
             progress: called with a line where something takes long.
         """
@@ -76,15 +87,15 @@ class NativeParity:
             self.result.layers[name].problem("the engine's program does not have this layer")
         for chunk in self._chunks():
             progress(f"comparing {len(chunk)} layers at {self.record.steps} steps")
-            for batch, output in zip(self.batches, outputs, strict=True):
-                self._compare_batch(chunk, batch, output)
+            for index in range(len(self.batches) + len(self.paths)):
+                self._look_at(chunk, index)
         progress("probing every layer with extreme inputs at every step")
         self._probe(seed)
         return self.result
 
     def _chunks(self) -> list[list[str]]:
         """Groups of layers whose values fit CHUNK_BYTES in the largest batch."""
-        batch = max(len(b.buckets) for b in self.batches)
+        batch = max(len(b.buckets) for b in (*self.batches, *self.paths))
         chunks: list[list[str]] = [[]]
         total = 0
         for name in (name for name in self.record.layers if name in self.runner.layer_forms()):
@@ -97,18 +108,20 @@ class NativeParity:
             total += size
         return [chunk for chunk in chunks if chunk]
 
-    def _compare_batch(self, chunk: Collection[str], batch: Batch, output: Mapping[str, Array]) -> None:
+    def _look_at(self, chunk: Collection[str], index: int) -> None:
+        compared = index < len(self.batches)
+        batch = self.batches[index] if compared else self.paths[index - len(self.batches)]
         seen, layers = self.runner.probe(batch.feeds, chunk)
-        if not same_bits(output, seen):
+        if not same_bits(self.result.outputs[index], seen):
             for name in chunk:
                 self.result.layers[name].problem("the engine gives another output while it is looked at")
         for name in chunk:
             if name not in layers:
                 self.result.layers[name].problem("the engine's program does not run this layer")
                 continue
-            self._compare(self.record.layers[name], layers[name], batch)
-            if batch is self.batches[0]:
-                self._keep(self.record.layers[name], layers[name])
+            if compared:
+                self._compare(self.record.layers[name], layers[name], batch)
+            self._keep(index, self.record.layers[name], layers[name])
 
     def _compare(self, layer: Layer, trace: LayerTrace, batch: Batch) -> None:
         tally = self.result.layers[layer.name]
@@ -146,13 +159,10 @@ class NativeParity:
                     expected=float(want[sample][at]),
                 )  # fmt: skip
 
-    def _keep(self, layer: Layer, trace: LayerTrace) -> None:
-        size = sum(x.nbytes + y.nbytes for x, y in self.result.kept.values())
-        if size > KEPT_BYTES:
-            return
+    def _keep(self, batch: int, layer: Layer, trace: LayerTrace) -> None:
         axis = 1 if layer.kind == "conv2d" else -1
         joined = trace.inputs[0] if len(trace.inputs) == 1 else np.concatenate(trace.inputs, axis=axis)
-        self.result.kept[layer.name] = (joined, trace.output)
+        self.result.kept.put(batch, layer.name, joined, trace.output)
 
     def _probe(self, seed: int) -> None:
         """Each part by itself, by the same tables, weights and kernels, with inputs at and beyond the code range."""

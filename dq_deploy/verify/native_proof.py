@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,28 +14,30 @@ import numpy as np
 
 from dq_deploy.engines import open_engine
 from dq_deploy.engines.base import Runner
+from dq_deploy.engines.native.layer_constants import kernel_weights
 from dq_deploy.engines.native.runner import LayerForm, NativeRunner
 from dq_deploy.errors import DqError, InputError, MissingDependencyError
 from dq_deploy.models import Macs, build_denoiser, macs_of, quantizable_layers
 from dq_deploy.record import Layer, Record, content_sha256
 from dq_deploy.verify.attestation import MISSING, PAIR_LIMIT, Kernel
+from dq_deploy.verify.file_findings import with_file
 from dq_deploy.verify.findings import Findings, assembled_report, layer_report
-from dq_deploy.verify.float_path import FLOAT_PATH_TOLERANCE, FloatPath, compare_float_path
 from dq_deploy.verify.inputs import Batch, plan_batches
+from dq_deploy.verify.native_constants import native_differences
 from dq_deploy.verify.native_ops import Array, different_bits
 from dq_deploy.verify.native_parity import NativeParity, batch_difference
 from dq_deploy.verify.native_twin import Twin
 from dq_deploy.verify.output import StepOutput, check_finite, compare_outputs, run_module, simulation
 from dq_deploy.verify.parity import Parity
-from dq_deploy.verify.report import LayerReport, Report
+from dq_deploy.verify.parting import lowest_parting
+from dq_deploy.verify.path_inputs import path_batches
+from dq_deploy.verify.report import LayerReport, Report, failure_of_file
+from dq_deploy.verify.same_file import SameFile
 
 if TYPE_CHECKING:
     from dq_deploy.models import Denoiser
 
 Progress = Callable[[str], None]
-
-FLOAT_PATH_TOLERANCES = {"float32": FLOAT_PATH_TOLERANCE, "float16": 1e-2, "bfloat16": 8e-2}
-"""By the engine's float type: a chain of residuals rounds some ten times, to 2^-11 or 2^-8 of the largest value."""
 
 ON_GPU = (
     "on a GPU layers met the denoiser's inputs alone, no extreme ones, and the output was compared with the training "
@@ -54,6 +56,7 @@ class ProofOptions:
     inputs: int
     seed: int
     progress: Progress
+    compare_with_record: bool = True
 
 
 def verify_native(
@@ -110,7 +113,8 @@ def _isas_of_this_cpu() -> tuple[str, ...]:
 
 def _together(reports: Sequence[Report], names: Sequence[str]) -> Report:
     """The last report, with the failures and notes of the others behind the name of their instruction set."""
-    failures = [f"{n}: {text}" for r, n in zip(reports, names, strict=True) for text in r.failures]
+    failures = [f"{n}: {text}" for r, n in zip(reports, names, strict=True) for text in r.run_failures]
+    differences = [f"{n}: {text}" for r, n in zip(reports, names, strict=True) for text in r.file_differences]
     notes = list(reports[-1].notes)
     for report, name in zip(reports[:-1], names[:-1], strict=True):
         gaps = report.max_code_difference, report.max_accumulator_difference
@@ -120,7 +124,13 @@ def _together(reports: Sequence[Report], names: Sequence[str]) -> Report:
             f"codes and {report.accumulators_compared:,} accumulators compared, largest differences {gaps[0]} and "
             f"{gaps[1]}"
         )
-    return replace(reports[-1], failures=tuple(failures), notes=tuple(notes), seconds=sum(r.seconds for r in reports))
+    return replace(
+        reports[-1],
+        failures=(*failures, *(failure_of_file(text) for text in differences)),
+        file_differences=tuple(differences),
+        notes=tuple(notes),
+        seconds=sum(r.seconds for r in reports),
+    )
 
 
 def check_same_record(record: Record, runner: Runner, path: Path, model: Denoiser | None) -> None:
@@ -163,20 +173,38 @@ def prove_runner(
         start: when it began, by `time.perf_counter`.
     """
     start = time.perf_counter() if start is None else start
+    with tempfile.TemporaryDirectory(prefix="dq-verify-") as folder:
+        report = _proven(record, runner, path, model, options, start, Path(folder))
+    if not options.compare_with_record:
+        return report
+    options.progress("comparing the program and its constants with what the record makes")
+    return with_file(report, SameFile(differences=tuple(native_differences(record, runner))))
+
+
+def _proven(
+    record: Record, runner: Any, path: Path, model: Denoiser | None, options: ProofOptions, start: float, folder: Path
+) -> Report:
+    """What runs, against the record."""
+    from dq_deploy.verify.float_replay import compare_float_paths  # loads torch
+
     blank = build_denoiser(record.family, record.model_config)
     sites = {site.name: site for site in quantizable_layers(blank, record.model_config)}
     macs = macs_of(blank, record.model_config)
     batches = plan_batches(record, steps=options.steps, inputs=options.inputs, mixed=True, seed=options.seed)
-    outputs = [runner.run(batch.feeds) for batch in batches]
+    paths = path_batches(record, mixed=True, seed=options.seed)
+    outputs = [runner.run(batch.feeds) for batch in (*batches, *paths)]
     check_finite(outputs)
     mixed = next(i for i, batch in enumerate(batches) if batch.kind == "mixed")
     batch_note = batch_difference(runner, batches[mixed], outputs[mixed])
-    parity = NativeParity(runner, record, batches, sites).run(outputs, seed=options.seed, progress=options.progress)
+    check = NativeParity(runner, record, batches, sites, folder=folder, paths=paths)
+    parity = check.run(outputs, seed=options.seed, progress=options.progress)
     options.progress("comparing outputs with the simulation")
-    compared = _outputs(runner, record, batches, outputs, model, parity)
-    tolerance = FLOAT_PATH_TOLERANCES[getattr(runner.executor, "dtype", "float32")]
-    final = outputs[0][runner.outputs[0].name]
-    float_path, path_notes = _float_path(record, batches[0], parity, final, tolerance)
+    finals = [output[runner.outputs[0].name] for output in outputs]
+    compared = _outputs(runner, record, batches, finals[: len(batches)], model, parity)
+    dtype = getattr(runner.executor, "dtype", "float32")
+    parting = lowest_parting(record, batches, parity.kept, finals, compared.steps, requantized=False)
+    options.progress(f"comparing the float operations between the layers on {len(finals)} batches")
+    float_path, why = compare_float_paths(record, [*batches, *paths], parity.kept, finals, dtype=dtype)
     forms = runner.layer_forms()
     layers = tuple(native_layer_report(record, name, parity, forms.get(name, ()), macs) for name in record.layers)
     findings = Findings(
@@ -187,13 +215,15 @@ def prove_runner(
         steps_out=compared.steps,
         batch_note=batch_note,
         float_path=float_path,
+        float_path_unknown=why,
+        parting=parting,
     )
     report = assembled_report(
         path,
         record,
         findings,
         batches,
-        notes=[*kernel_notes(forms), *compared.notes, *path_notes],
+        notes=[*kernel_notes(forms), *compared.notes],
         steps=options.steps,
         seed=options.seed,
         runtime="native",
@@ -225,18 +255,19 @@ def _manifest(runner: Runner, macs: Macs) -> dict[str, Any]:
 
 def kernel_of(form: LayerForm, layer: Layer, part: int) -> Kernel:
     """One part's product as the attestation has it: both operands are integers, in a kernel or in numpy."""
-    weights = "int4" if "int4" in form.form and not form.reason else "int8"
-    return Kernel(op=form.kernel, operands=("uint8", weights), saturation=_saturation(form, layer, part))
+    operands = ("uint8", f"int{form.memory_bits}")
+    return Kernel(op=form.kernel, operands=operands, saturation=_saturation(form, layer, part))
 
 
 def _saturation(form: LayerForm, layer: Layer, part: int) -> str:
-    """Why sums of u8 x s8 pairs in int16 may not be exact, from the weights themselves; or an empty string."""
-    pairs = re.search(r"(\d+) summed in int16", form.form)
-    if pairs is None:
+    """Why sums of u8 x s8 pairs in int16 may not be exact, from the weights that are multiplied; or an empty string."""
+    if not form.pairs:
         return ""
-    largest = int(np.abs(layer.parts[part].q_weight(0).astype(np.int64)).max(initial=0))
-    worst = 2 * int(pairs[1]) * layer.reach * largest
-    return "" if worst <= PAIR_LIMIT else f"unsafe: {pairs[1]} pairs are summed in int16, up to {worst} > {PAIR_LIMIT}"
+    largest = int(np.abs(kernel_weights(layer, part)[0].astype(np.int64)).max(initial=0))
+    worst = 2 * form.pairs * layer.reach * largest
+    return (
+        "" if worst <= PAIR_LIMIT else f"unsafe: {form.pairs} pairs are summed in int16, up to {worst} > {PAIR_LIMIT}"
+    )
 
 
 def native_layer_report(
@@ -284,7 +315,7 @@ def _outputs(
     runner: Any,
     record: Record,
     batches: Sequence[Batch],
-    outputs: Sequence[Mapping[str, Array]],
+    mine: Sequence[Array],
     model: Denoiser | None,
     parity: Parity,
 ) -> _Outputs:
@@ -293,8 +324,6 @@ def _outputs(
     Kernels round as they are defined to, so the twin's output must be the engine's, bit for bit; that is more than the
     margin asked of other engines. What the twin sees of each layer is added to the layers.
     """
-    name = runner.outputs[0].name
-    mine = [output[name] for output in outputs]
     simulated, problem = None, ""
     notes = [ON_GPU]
     if isinstance(runner, NativeRunner):
@@ -333,17 +362,3 @@ def _twin(
         f"output of batch {wrong[0]} is not that of the same program with the numerics' integer layers, although every "
         "layer is equal; runs of the engine differ among themselves"
     )
-
-
-def _float_path(
-    record: Record, batch: Batch, parity: Parity, final: Array, tolerance: float
-) -> tuple[FloatPath | None, list[str]]:
-    lacking = [name for name in record.layers if name not in parity.kept]
-    if lacking:
-        return None, [
-            f"float operations between the layers were not compared one by one: {len(lacking)} layers do not fit in "
-            f"memory, {lacking[0]} the first"
-        ]
-    inputs = {name: x for name, (x, _) in parity.kept.items()}
-    outputs = {name: y for name, (_, y) in parity.kept.items()}
-    return compare_float_path(record, batch, inputs, outputs, final, tolerance=tolerance), []

@@ -16,6 +16,7 @@ from dq_deploy.verify.inputs import Batch, one_sample
 from dq_deploy.verify.instrument import ShippedGraph, run_all
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     import torch
 
     from dq_deploy.engines.base import Runner
@@ -134,13 +135,22 @@ def _requantize_outputs(module: torch.nn.Module, record: Record) -> None:
 
 
 def twin_outputs(
-    shipped: ShippedGraph, record: Record, batches: Sequence[Batch], *, mode: str, target: str
+    shipped: ShippedGraph, record: Record, batches: Sequence[Batch], *, mode: str, target: str, traced: ir.Model
 ) -> list[Array]:
-    """Outputs of the simulation in the engine's own float graph: integer layers in float, all else the same nodes."""
+    """Outputs of the simulation in the engine's own float graph: integer layers in float, all else the same nodes.
+
+    Args:
+        shipped: opens it as the engine is opened.
+        record: the quantized denoiser.
+        batches: the inputs.
+        mode: of the engine.
+        target: likewise.
+        traced: the record's denoiser, traced.
+    """
     from dq_deploy.targets import simulation_graph
 
     path = shipped.scratch(".onnx")
-    simulation_graph(record, path, mode=mode, target=target)
+    simulation_graph(record, path, mode=mode, target=target, traced=traced)
     with shipped.open(path) as runner:
         return [next(iter(run_all(runner, batch.feeds).values())) for batch in batches]
 

@@ -27,10 +27,8 @@ from dq_deploy.verify.compare import (
 )
 from dq_deploy.verify.inputs import Batch
 from dq_deploy.verify.instrument import ShippedGraph, run_all
+from dq_deploy.verify.kept_tensors import KeptTensors
 from dq_deploy.verify.kernels import KernelGraph, read_kernels
-
-KEPT_BYTES = 2 << 30
-"""Layer inputs and outputs kept for the check of the float operations between the layers."""
 
 CHUNK_BYTES = 256 << 20
 """Inner tensors read in one run; larger models are read in several instrumented copies."""
@@ -46,15 +44,16 @@ class Parity:
         layers: by module path.
         outputs: the shipped engine's output of each batch.
         shapes: shape of each layer part's input, by tensor name, without the batch axis.
-        kept: for batch 0, by layer: its input (parts joined) and its float output.
+        kept: by batch and layer: its input (parts joined) and its float output; those of the batches in `paths` come
+            behind those of the others.
         edge_problem: first wrong bucket, in words, or an empty string.
         edges_checked: number of edges looked at from both sides.
     """
 
+    kept: KeptTensors
     layers: dict[str, LayerTally] = field(default_factory=dict)
     outputs: list[dict[str, Array]] = field(default_factory=list)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    kept: dict[str, tuple[Array, Array]] = field(default_factory=dict)
     edge_problem: str = ""
     edges_checked: int = 0
 
@@ -74,6 +73,7 @@ class ParityCheck:
         graph: the shipped engine's optimized graph.
         batches: inputs.
         sites: shapes of the layers, by module path.
+        paths: inputs whose layers are kept and not compared.
     """
 
     def __init__(
@@ -84,17 +84,19 @@ class ParityCheck:
         graph: KernelGraph | None,
         batches: Sequence[Batch],
         sites: Mapping[str, LayerSite],
+        paths: Sequence[Batch] = (),
     ) -> None:
         self.shipped, self.record, self.entries, self.graph, self.batches = shipped, record, entries, graph, batches
-        self.sites = sites
-        self.result = Parity(layers={name: LayerTally() for name in record.layers})
+        self.sites, self.paths = sites, paths
+        tallies = {name: LayerTally() for name in record.layers}
+        self.result = Parity(layers=tallies, kept=KeptTensors(shipped.folder))
         self._ends = {name: output_tensor(shipped, name, entries.get(name, {})) for name in record.layers}
 
     def run(self, outputs: list[dict[str, Array]], progress: Progress) -> Parity:
         """Compare all layers.
 
         Args:
-            outputs: the shipped engine's outputs of the batches.
+            outputs: the shipped engine's outputs of the batches, then of `paths`.
             progress: called with a line where something takes long.
         """
         self.result.outputs = outputs
@@ -130,7 +132,7 @@ class ParityCheck:
 
     def _chunks(self, names: Sequence[str]) -> list[list[str]]:
         """Groups of layers whose inner tensors fit CHUNK_BYTES in the largest batch."""
-        batch = max(len(b.buckets) for b in self.batches)
+        batch = max(len(b.buckets) for b in (*self.batches, *self.paths))
         chunks: list[list[str]] = [[]]
         total = 0
         for name in names:
@@ -174,17 +176,17 @@ class ParityCheck:
                 optimized.unlink()
                 if changed:
                     return changed
-            for batch, shipped_output in zip(self.batches, self.result.outputs, strict=True):
+            for index, batch in enumerate([*self.batches, *self.paths]):
                 tensors = {**batch.feeds, **run_all(runner, batch.feeds)}
-                if not same_bits(shipped_output, tensors):
+                if not same_bits(self.result.outputs[index], tensors):
                     return "instrumented copy gives another output than the shipped engine"
                 problem = self._wrong_bucket(tensors, batch)
                 for name in chunk:
                     if problem:
                         tallies[name].problem(problem)
-                    self._compare(name, tensors, batch, tallies[name])
-                    if batch is self.batches[0]:
-                        self._keep(name, tensors)
+                    if index < len(self.batches):
+                        self._compare(name, tensors, batch, tallies[name])
+                    self._keep(index, name, tensors)
         return ""
 
     def _wrong_bucket(self, tensors: Mapping[str, Array], batch: Batch) -> str:
@@ -227,15 +229,14 @@ class ParityCheck:
             slack = float_product_slack(layer, entry, batch.buckets)
             compare_output(self.record, layer, y, tensors[end], layout, batch.buckets, tally, slack=slack)
 
-    def _keep(self, name: str, tensors: Mapping[str, Array]) -> None:
+    def _keep(self, batch: int, name: str, tensors: Mapping[str, Array]) -> None:
         end = self._ends[name]
-        size = sum(x.nbytes + y.nbytes for x, y in self.result.kept.values())
-        if end not in tensors or tensors[end].dtype != np.float32 or size > KEPT_BYTES:
+        if end not in tensors or tensors[end].dtype != np.float32:
             return
         inputs = [tensors[part["input"]] for part in self.entries[name]["parts"]]
         axis = 1 if self.record.layers[name].kind == "conv2d" else -1
         joined = inputs[0] if len(inputs) == 1 else np.concatenate(inputs, axis=axis)
-        self.result.kept[name] = (joined, tensors[end])
+        self.result.kept.put(batch, name, joined, tensors[end])
 
     def _check_edges(self) -> None:
         """Every edge from both sides, in the piece of the engine that finds the bucket."""

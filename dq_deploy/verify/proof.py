@@ -5,19 +5,19 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.engines import GRAPH_TARGETS, RECORD_SUFFIXES
 from dq_deploy.engines.base import Array, Runner
-from dq_deploy.errors import DqError, InputError, OptionError
+from dq_deploy.errors import DqError, GuaranteeError, InputError, OptionError
 from dq_deploy.graph.onnx_file import read_manifest
 from dq_deploy.models import build_denoiser, macs_of, quantizable_layers
 from dq_deploy.record import Layer, Record, content_sha256
 from dq_deploy.verify.attestation import MISSING, Kernel
+from dq_deploy.verify.file_findings import unrun_report, with_file
 from dq_deploy.verify.findings import Findings, assembled_report, layer_report
-from dq_deploy.verify.float_path import FloatPath, compare_float_path
 from dq_deploy.verify.float_source import recorded_float_model
 from dq_deploy.verify.float_twin import float32_twin, is_narrow, narrow_note
 from dq_deploy.verify.inputs import Batch, plan_batches
@@ -33,14 +33,20 @@ from dq_deploy.verify.output import (
     twin_outputs,
 )
 from dq_deploy.verify.parity import Parity, ParityCheck
+from dq_deploy.verify.parting import lowest_parting
+from dq_deploy.verify.path_inputs import path_batches
 from dq_deploy.verify.probe import probe_layer
 from dq_deploy.verify.quantization_error import quantization_error as measured
 from dq_deploy.verify.quantization_inputs import quantization_inputs
-from dq_deploy.verify.report import Report
+from dq_deploy.verify.report import LayerReport, Report
+from dq_deploy.verify.same_file import TracedOnce, compare_file
+from dq_deploy.verify.tables import table_problems
 from dq_deploy.verify.twin_products import graph_note, twin_products
 
 if TYPE_CHECKING:
-    from dq_deploy.models import Denoiser
+    import torch
+
+    from dq_deploy.models import Denoiser, Macs
 
 Progress = Callable[[str], None]
 
@@ -63,6 +69,8 @@ def verify(
     device: str | None = None,
     quantization_error: bool = False,
     progress: Progress = _silent,
+    compare_with_record: bool = True,
+    traced: TracedOnce | None = None,
 ) -> Report:
     """Prove that an engine computes what a record says, and in integers.
 
@@ -80,6 +88,9 @@ def verify(
         quantization_error: measure also what quantization costs against the float model, which is found by the
             record where none is given; a note says so where it is not there. No part of the verdict.
         progress: called with a line at each stage.
+        compare_with_record: export the record again and compare the file with that. Without it only what runs is
+            looked at, which is what shows a mistake of the exporter itself.
+        traced: the record's, where several engines of one record are proven.
 
     Returns:
         The report; it never raises because of a difference.
@@ -87,8 +98,7 @@ def verify(
     Raises:
         InputError: the engine was not exported from this record, or the model is another one.
         FileProblemError: the engine cannot be read.
-        NonFiniteError: the engine's output is not finite.
-        GuaranteeError: a graph in float16 or bfloat16 is not the record's in more than Casts and float types.
+        NonFiniteError: the engine's output is not finite, although the file is what its record makes.
     """
     start = time.perf_counter()
     if steps < 1 or inputs < 1:
@@ -97,7 +107,9 @@ def verify(
     if path.suffix in RECORD_SUFFIXES:
         from dq_deploy.verify.native_proof import ProofOptions, verify_native
 
-        options = ProofOptions(steps=steps, inputs=inputs, seed=seed, progress=progress)
+        options = ProofOptions(
+            steps=steps, inputs=inputs, seed=seed, progress=progress, compare_with_record=compare_with_record
+        )
         report = verify_native(
             record, path, model=model, engine=engine, threads=threads, isa=isa, device=device, options=options
         )
@@ -108,84 +120,84 @@ def verify(
         )
     manifest = read_manifest(path)
     _check_belongs(record, manifest, path, model)
-    with tempfile.TemporaryDirectory(prefix="dq-verify-") as folder:
-        proven, narrow = path, manifest["target"] in GRAPH_TARGETS and is_narrow(manifest)
-        if narrow:
-            progress("exporting the float32 form of the graph, and comparing the two")
-            proven = float32_twin(record, path, manifest, Path(folder))
-        report = _proof(
-            record,
-            proven,
-            read_manifest(proven) if narrow else manifest,
-            model,
-            start=start,
-            engine=engine,
-            steps=steps,
-            inputs=inputs,
-            seed=seed,
-            threads=threads,
-            progress=progress,
-        )
-    if narrow:
-        report = replace(report, engine=path.name, notes=(narrow_note(manifest), *report.notes))
+    traced = traced or TracedOnce(record)
+    same = None
+    if compare_with_record:
+        progress("exporting the record again, and comparing the file with that")
+        same = compare_file(path, manifest, traced)
+    options = GraphOptions(
+        model=model, engine=engine, steps=steps, inputs=inputs, seed=seed, threads=threads, progress=progress
+    )
+    try:
+        report = _proof_or_twin(record, path, manifest, options, traced, start)
+    except DqError as error:
+        if same is None or not same.differences:
+            raise
+        report = unrun_report(record, path, manifest, error, seed=seed, start=start)
+    report = with_file(report, same)
     return _with_quantization_error(report, record, model, progress) if quantization_error else report
 
 
+@dataclass(frozen=True, kw_only=True)
+class GraphOptions:
+    """As of `verify`."""
+
+    model: Denoiser | None
+    engine: str | None
+    steps: int
+    inputs: int
+    seed: int
+    threads: int | None
+    progress: Progress
+
+
+def _proof_or_twin(
+    record: Record, path: Path, manifest: Mapping[str, Any], options: GraphOptions, traced: TracedOnce, start: float
+) -> Report:
+    """The proof of a file, or of its float32 form where its float part is narrower."""
+    if not (manifest["target"] in GRAPH_TARGETS and is_narrow(manifest)):
+        return _proof(record, path, manifest, options, traced, start)
+    with tempfile.TemporaryDirectory(prefix="dq-verify-") as folder:
+        options.progress("exporting the float32 form of the graph, and comparing the two")
+        twin, difference = float32_twin(record, path, manifest, Path(folder), traced=traced())
+        report = _proof(record, twin, read_manifest(twin), options, traced, start)
+    failures = (*report.failures, difference) if difference else report.failures
+    return replace(report, engine=path.name, failures=failures, notes=(narrow_note(manifest), *report.notes))
+
+
 def _proof(
-    record: Record,
-    path: Path,
-    manifest: Mapping[str, Any],
-    model: Denoiser | None,
-    *,
-    start: float,
-    engine: str | None,
-    steps: int,
-    inputs: int,
-    seed: int,
-    threads: int | None,
-    progress: Progress,
+    record: Record, path: Path, manifest: Mapping[str, Any], options: GraphOptions, traced: TracedOnce, start: float
 ) -> Report:
     """The proof of one file as it lies."""
+    from dq_deploy.verify.float_replay import compare_float_paths  # loads torch
+
     graph_only = manifest["target"] in GRAPH_TARGETS
-    runtime = engine or ("onnxruntime" if graph_only else str(manifest["target"]))
+    runtime = options.engine or ("onnxruntime" if graph_only else str(manifest["target"]))
     entries = {str(entry["name"]): entry for entry in manifest["layers"]}
     mixed = not manifest.get("single_step_batch", False)
     blank = build_denoiser(record.family, record.model_config)
-    sites = {site.name: site for site in quantizable_layers(blank, record.model_config)}
     macs = macs_of(blank, record.model_config)
-    batches = plan_batches(record, steps=steps, inputs=inputs, mixed=mixed, seed=seed)
+    batches = plan_batches(record, steps=options.steps, inputs=options.inputs, mixed=mixed, seed=options.seed)
+    runs = _Runs(batches=batches, paths=path_batches(record, mixed=mixed, seed=options.seed))
     with tempfile.TemporaryDirectory(prefix="dq-verify-") as folder:
         twins = twin_products(path) if graph_only else ()
         shipped = ShippedGraph(
-            path, Path(folder), engine=runtime, threads=threads, optimize=not graph_only, twins=twins
+            path, Path(folder), engine=runtime, threads=options.threads, optimize=not graph_only, twins=twins
         )
-        progress("running the graph on ONNX Runtime" if graph_only else "running the shipped engine")
-        optimized = shipped.scratch(".optimized.onnx")
-        with shipped.open(path, optimized=optimized) as runner:
-            outputs = [run_all(runner, batch.feeds) for batch in batches]
-            check_finite(outputs)
-            batch_note = _batch_note(shipped, runner, batches, outputs)
-        graph = read_kernels(shipped, optimized)
-        parity = ParityCheck(shipped, record, entries, graph, batches, sites).run(outputs, progress)
-        progress("probing every layer with extreme inputs at every step")
-        for name, tally in parity.layers.items():
-            if tally.steps:
-                probe_layer(shipped, record, name, entries[name], parity.shapes, tally, seed=seed, mixed=mixed)
-        kernels = {name: _kernels(graph, entries.get(name), layer) for name, layer in record.layers.items()}
-        progress("comparing outputs with the simulation")
-        # a faulty engine differs from its twin anyway, and tracing takes long
+        graph, batch_note = _run(shipped, str(manifest["outputs"][0]["name"]), runs, options.progress)
+        parity = _compared(shipped, record, entries, graph, runs, options, blank, mixed=mixed)
+        options.progress("comparing outputs with the simulation")
+        # a faulty engine differs from its twin anyway
         fast = manifest.get("mode") == "fast"  # where no accumulator can be read
         sound = not any(t.first or (t.problems and not fast) for t in parity.layers.values())
-        steps_out, output_notes = _outputs(shipped, record, manifest, batches, outputs, model, twin_wanted=sound)
-        requested = {name: _requested(shipped, entries.get(name)) for name in record.layers}
-    float_path, path_notes = _float_path(record, batches[0], parity, outputs[0][str(manifest["outputs"][0]["name"])])
-    output_notes += path_notes
-    if graph_only:
-        output_notes.insert(0, graph_note(str(manifest["target"])))
-    layers = tuple(
-        layer_report(layer, entries.get(name, {}), parity.layers[name], kernels[name], requested[name], macs)
-        for name, layer in record.layers.items()
-    )
+        twin = traced if sound else None
+        steps_out, output_notes = _outputs(shipped, record, manifest, batches, runs.finals, options.model, twin)
+        parting = lowest_parting(record, batches, parity.kept, runs.finals, steps_out, requantized=fast)
+        options.progress(f"comparing the float operations between the layers on {len(runs.all)} batches")
+        in_float = [name for name, entry in entries.items() if not entry.get("integer")]
+        float_path, why = compare_float_paths(record, runs.all, parity.kept, runs.finals, in_float=in_float)
+        layers = _layer_reports(shipped, record, entries, graph, parity, macs)
+        tables = table_problems(shipped, record, blank)
     findings = Findings(
         parity=parity,
         layers=layers,
@@ -194,9 +206,98 @@ def _proof(
         steps_out=steps_out,
         batch_note=batch_note,
         float_path=float_path,
+        float_path_unknown=why,
+        tables=tables,
+        parting=parting,
     )
-    return assembled_report(
-        path, record, findings, batches, notes=output_notes, steps=steps, seed=seed, runtime=runtime, start=start
+    notes = [graph_note(str(manifest["target"])), *output_notes] if graph_only else output_notes
+    more = {"steps": options.steps, "seed": options.seed, "runtime": runtime, "start": start}
+    return assembled_report(path, record, findings, batches, notes=notes, **more)
+
+
+@dataclass(kw_only=True)
+class _Runs:
+    """What the shipped engine is run with, and what it gave.
+
+    Attributes:
+        batches: whose integer layers are compared.
+        paths: for the float operations alone.
+        outputs: of both, in this order.
+        finals: the denoiser's output of each.
+    """
+
+    batches: list[Batch]
+    paths: list[Batch]
+    outputs: list[dict[str, Array]] = field(default_factory=list)
+    finals: list[Array] = field(default_factory=list)
+
+    @property
+    def all(self) -> list[Batch]:
+        """Both."""
+        return [*self.batches, *self.paths]
+
+
+def _run(shipped: ShippedGraph, output: str, runs: _Runs, progress: Progress) -> tuple[KernelGraph, str | None]:
+    """Run the file as it lies, and read which kernels ran.
+
+    Returns:
+        The kernels, and how a batch of mixed steps differs from its samples run alone.
+
+    Raises:
+        GuaranteeError: the engine has another output than its manifest says.
+        NonFiniteError: an output is not finite.
+    """
+    progress("running the shipped engine" if shipped.optimize else "running the graph on ONNX Runtime")
+    optimized = shipped.scratch(".optimized.onnx")
+    with shipped.open(shipped.path, optimized=optimized) as runner:
+        _check_outputs(runner, output)
+        runs.outputs = [run_all(runner, batch.feeds) for batch in runs.all]
+        check_finite(runs.outputs)
+        batch_note = _batch_note(shipped, runner, runs.batches, runs.outputs)
+    runs.finals = [values[output] for values in runs.outputs]
+    return read_kernels(shipped, optimized), batch_note
+
+
+def _compared(
+    shipped: ShippedGraph,
+    record: Record,
+    entries: Mapping[str, Mapping[str, Any]],
+    graph: KernelGraph,
+    runs: _Runs,
+    options: GraphOptions,
+    blank: torch.nn.Module,
+    *,
+    mixed: bool,
+) -> Parity:
+    """Every layer against the numerics, in the running engine and with extreme inputs."""
+    sites = {site.name: site for site in quantizable_layers(blank, record.model_config)}
+    check = ParityCheck(shipped, record, entries, graph, runs.batches, sites, runs.paths)
+    parity = check.run(runs.outputs, options.progress)
+    options.progress("probing every layer with extreme inputs at every step")
+    for name, tally in parity.layers.items():
+        if tally.steps:
+            probe_layer(shipped, record, name, entries[name], parity.shapes, tally, seed=options.seed, mixed=mixed)
+    return parity
+
+
+def _layer_reports(
+    shipped: ShippedGraph,
+    record: Record,
+    entries: Mapping[str, Mapping[str, Any]],
+    graph: KernelGraph,
+    parity: Parity,
+    macs: Macs,
+) -> tuple[LayerReport, ...]:
+    return tuple(
+        layer_report(
+            layer,
+            entries.get(name, {}),
+            parity.layers[name],
+            _kernels(graph, entries.get(name), layer),
+            _requested(shipped, entries.get(name)),
+            macs,
+        )
+        for name, layer in record.layers.items()
     )
 
 
@@ -235,6 +336,12 @@ def _check_belongs(record: Record, manifest: Mapping[str, Any], path: Path, mode
         )
 
 
+def _check_outputs(runner: Runner, name: str) -> None:
+    if name not in {spec.name for spec in runner.outputs}:
+        got = ", ".join(spec.name for spec in runner.outputs)
+        raise GuaranteeError(f"engine returns {got}, its manifest says {name}; export it again")
+
+
 def _batch_note(
     shipped: ShippedGraph, runner: Runner, batches: Sequence[Batch], outputs: Sequence[Mapping[str, Array]]
 ) -> str | None:
@@ -263,12 +370,11 @@ def _outputs(
     record: Record,
     manifest: Mapping[str, Any],
     batches: Sequence[Batch],
-    outputs: Sequence[Mapping[str, Array]],
+    finals: Sequence[Array],
     model: Denoiser | None,
-    *,
-    twin_wanted: bool,
+    traced: TracedOnce | None,
 ) -> tuple[list[StepOutput], list[str]]:
-    name = str(manifest["outputs"][0]["name"])
+    """Errors of the output by step; without a trace there is no twin."""
     fast = manifest.get("mode") == "fast"
     notes = []
     try:
@@ -276,23 +382,11 @@ def _outputs(
     except DqError as error:
         return [], [f"output was not compared with the training simulation: {error}"]
     twin = None
-    if twin_wanted:
+    if traced is not None:
         try:
             mode, target = str(manifest["mode"]), str(manifest["target"])
-            twin = twin_outputs(shipped, record, batches, mode=mode, target=target)
+            twin = twin_outputs(shipped, record, batches, mode=mode, target=target, traced=traced())
         except DqError as error:
             notes.append(f"output was compared with the training simulation only: {error}")
     floats = None if model is None else run_module(model.module, batches)
-    return compare_outputs(record, batches, [o[name] for o in outputs], trained, twin, floats), notes
-
-
-def _float_path(record: Record, batch: Batch, parity: Parity, final: Array) -> tuple[FloatPath | None, list[str]]:
-    lacking = [name for name in record.layers if name not in parity.kept]
-    if lacking:
-        return None, [
-            f"float operations between the layers were not compared one by one: {len(lacking)} layers show no float "
-            f"output, {lacking[0]} the first"
-        ]
-    inputs = {name: x for name, (x, _) in parity.kept.items()}
-    outputs = {name: y for name, (_, y) in parity.kept.items()}
-    return compare_float_path(record, batch, inputs, outputs, final), []
+    return compare_outputs(record, batches, finals[: len(batches)], trained, twin, floats), notes

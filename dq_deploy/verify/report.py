@@ -16,6 +16,11 @@ STATUSES = ("exact", "differs", "unsafe", "unproven", "float")
 """Of a layer: proven equal; compared and different; exact here but not on every CPU; not compared; not integer."""
 
 
+def failure_of_file(difference: str) -> str:
+    """How a difference between an engine and what its record makes stands among the failures."""
+    return f"not what its record makes: {difference}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepCell:
     """One layer at one step bucket, read inside the running engine.
@@ -147,6 +152,12 @@ class Report:
         quantization: what quantization costs against the float model, by layer and step; no part of the verdict. None
             where it was not measured.
         mixed_bits: bits chosen by layer, see `mixed_bits_of`; None where they were not.
+        float_path_share: largest difference of a value between the layers, as a share of what float rounding can make
+            of it; None where the float operations could not be compared.
+        float_path_inputs: samples for which they were.
+        file_compared: whether the engine was compared with what its record makes; None where that was not asked.
+        file_differences: what is not, one line each; exit 3 with and without --exact.
+        file_unknown: why it could not be compared, or an empty string.
     """
 
     engine: str
@@ -184,6 +195,17 @@ class Report:
     seconds: float
     quantization: QuantizationError | None = None
     mixed_bits: dict[str, Any] | None = None
+    float_path_share: float | None = None
+    float_path_inputs: int = 0
+    file_compared: bool | None = None
+    file_differences: tuple[str, ...] = ()
+    file_unknown: str = ""
+
+    @property
+    def run_failures(self) -> tuple[str, ...]:
+        """The failures of what runs; the others are `file_differences`."""
+        of_file = {failure_of_file(text) for text in self.file_differences}
+        return tuple(text for text in self.failures if text not in of_file)
 
     @property
     def exact(self) -> bool:
@@ -256,6 +278,17 @@ def print_report(report: Report, console: Console) -> None:
         console.print(Text(f"not exact: {len(report.failures) - 10} more, see --json", style="red"))
 
 
+def _file_row(report: Report) -> list[tuple[str, str]]:
+    """Whether the file is what its record makes."""
+    if report.file_compared is None:
+        return []
+    if not report.file_compared:
+        return [("file", f"not compared with what its record makes: {report.file_unknown}")]
+    if report.file_differences:
+        return [("file", f"not what its record makes: {len(report.file_differences)} differences")]
+    return [("file", "what its record makes, every node and constant of it")]
+
+
 def summary_rows(report: Report) -> list[tuple[str, str]]:
     """The summary in words, for the terminal and the HTML page."""
     share, quantizable = report.integer_mac_share, report.integer_mac_share_of_quantizable
@@ -266,6 +299,7 @@ def summary_rows(report: Report) -> list[tuple[str, str]]:
     probed = f"{report.codes_probed:,} codes and {report.accumulators_probed:,} accumulators"
     rows = [
         ("verdict", verdict),
+        *_file_row(report),
         ("integer MACs", f"{share:.2%} of all, {quantizable:.2%} of quantizable"),
         ("layers compared", f"{report.layers_compared} of {report.layers_total}"),
         ("codes", f"{report.codes_compared:,} compared, largest difference {gaps[0]}"),
@@ -291,7 +325,11 @@ def summary_rows(report: Report) -> list[tuple[str, str]]:
         )
     if report.float_path_difference is not None:
         rows.append(
-            ("float operations", f"between the layers within {report.float_path_difference:.1g} of the float module's")
+            (
+                "float operations",
+                f"between the layers within {report.float_path_difference:.1g} of the float module's in "
+                f"{report.float_path_inputs} inputs, {report.float_path_share or 0:.0%} of what rounding can make",
+            )
         )
     if report.quantization is not None:
         rows += report.quantization.rows()

@@ -244,7 +244,7 @@ def test_a_layer_no_kernel_takes_is_integer_in_numpy_and_named(record):
 @pytest.mark.parametrize(("pairs", "safe"), [(8, True), (9, False)])
 def test_sums_in_int16_are_held_against_the_weights(record, pairs, safe):
     layer = record.layers[LAYER]
-    form = LayerForm(kernel="int_conv2d avx2", form=f"vpmaddubsw, {pairs} summed in int16, int4 in memory", reason="")
+    form = LayerForm(kernel="int_conv2d avx2", form="in words nobody reads", reason="", memory_bits=4, pairs=pairs)
     assert (kernel_of(form, layer, 0).saturation == "") is safe
     assert 2 * 8 * 255 * 8 <= PAIR_LIMIT < 2 * 9 * 255 * 8
 

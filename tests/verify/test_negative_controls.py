@@ -138,12 +138,15 @@ def test_a_tensor_that_is_gone_leaves_the_layer_unproven(refused):
     assert report["layers_compared"] == report["layers_total"] - 1
 
 
-def test_without_exact_differences_are_reported_only(toy_engine, tmp_path):
+def test_without_exact_what_the_record_does_not_make_is_refused(toy_engine, tmp_path):
     ckpt, engine = toy_engine(4, 8)
     damaged = sabotage.Engine(engine)
     sabotage.flip_weight_code(damaged, LAYER)
     path = damaged.save(tmp_path / "damaged.onnx")
     done = command("verify", "--ckpt", ckpt, "--engine", path, "--threads", 1)
-    assert done.code == 0
+    assert done.code == 3
     assert "differs" in done.out
     assert LAYER in done.out
+    assert f"engine is not what its record makes: constant dq/{LAYER}/weight at (" in done.err
+    assert " is 3, expected 4" in done.err
+    assert len(done.err.splitlines()[-1]) <= 300

@@ -93,6 +93,9 @@ class CpuExecutor:
         context: threads and instruction set.
         record: the quantized denoiser.
         constants: packed weights and tables of each layer part.
+        joined: the program for every batch size.
+        edges: between step buckets.
+        floats: float parameters and folded values.
         lock: held by whoever runs, because the memory of a batch size is one for all threads.
     """
 
@@ -115,11 +118,12 @@ class CpuExecutor:
             varying: input and axis where each size that varies besides the batch can be read, by its name.
         """
         self.context, self.record, self._retrace = context, record, retrace
-        self._edges = np.asarray(record.step_edges, np.float32)
-        self._floats = FloatConstants(record, joined["constants"])
+        self.joined = joined
+        self.edges = np.asarray(record.step_edges, np.float32)
+        self.floats = FloatConstants(record, joined["constants"])
         self._axes = varying
         self._first: Sizes = tuple((size, EXAMPLE_SIZES[size]) for size in self._axes)
-        self._programs: dict[Sizes, tuple[Mapping[str, Any], FloatConstants]] = {self._first: (joined, self._floats)}
+        self._programs: dict[Sizes, tuple[Mapping[str, Any], FloatConstants]] = {self._first: (joined, self.floats)}
         self.constants: dict[tuple[str, int], LayerConstants] = {}
         for (name, part), padded in padded_parts(from_json(at_batch(joined, 1)), record).items():
             self.constants[name, part] = LayerConstants(record.layers[name], part, context, padded=padded)
@@ -150,6 +154,10 @@ class CpuExecutor:
             self._plans[key] = plan or self._planned(*key)
             return self._plans[key]
 
+    def kept_plans(self) -> Mapping[tuple[int, Sizes], Plan]:
+        """The plans that were made, by samples and the sizes that vary besides."""
+        return dict(self._plans)
+
     def layer_order(self, batch: int) -> list[str]:
         """Module paths of the integer layers, in the order in which a step runs them."""
         products = [op for op in self.plan(batch).program.ops if op.kind in PRODUCTS]
@@ -162,7 +170,7 @@ class CpuExecutor:
             if self._retrace is None:
                 raise InputError(f"sizes are {dict(sizes)}, expected {dict(self._first)}: there is no other program")
             joined = self._retrace(dict(sizes))
-            found = joined, FloatConstants(self.record, joined["constants"], parameters=self._floats)
+            found = joined, FloatConstants(self.record, joined["constants"], parameters=self.floats)
         if sizes != self._first:
             self._programs.pop(sizes, None)
             self._programs[sizes] = found
@@ -240,7 +248,7 @@ class CpuExecutor:
         """Write the inputs and the step buckets."""
         for name, view in plan.program.inputs.items():
             plan.memory.array(view)[...] = feeds[name]
-        plan.bound.step[...] = step_bucket(feeds[TIMESTEP], self._edges)
+        plan.bound.step[...] = step_bucket(feeds[TIMESTEP], self.edges)
         plan.bound.nan_seen[...] = 0
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

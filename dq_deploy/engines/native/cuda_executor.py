@@ -121,11 +121,11 @@ class CudaExecutor:
         Raises:
             InputError: a layer that no GPU kernel takes, with its reason.
         """
-        self.device, self.dtype, self._joined = torch.device(device), dtype, joined
+        self.device, self.dtype, self.joined = torch.device(device), dtype, joined
         self.record = record
         self._use_graph = use_graph and self.device.type == "cuda"
-        self._floats = FloatConstants(record, joined["constants"])
-        self._edges = torch.from_numpy(np.array(record.step_edges, np.float32)).to(self.device)
+        self.floats = FloatConstants(record, joined["constants"])
+        self.edges = torch.from_numpy(np.array(record.step_edges, np.float32)).to(self.device)
         self._weights: dict[tuple[str, int], Any] = {}
         self._quantizers: dict[tuple[Any, ...], Any] = {}
         self._scales: dict[tuple[Any, ...], Any] = {}
@@ -196,15 +196,15 @@ class CudaExecutor:
     def prepared(self, batch: int) -> Prepared:
         """Memory, functions and graph of one batch size."""
         if batch not in self._steps:
-            program = with_float_type(without_join_copies(from_json(at_batch(self._joined, batch))), self.dtype)
-            memory = CudaMemory(program, plan_arena(program), self._floats, self.device)
+            program = with_float_type(without_join_copies(from_json(at_batch(self.joined, batch))), self.dtype)
+            memory = CudaMemory(program, plan_arena(program), self.floats, self.device)
             step = torch.zeros(batch, dtype=torch.int32, device=self.device)
             nan_seen = torch.zeros(len(program.ops), dtype=torch.int32, device=self.device)
             time = memory.tensor(program.inputs[TIMESTEP])
 
             def bucket() -> None:
                 nan_seen.zero_()
-                step.copy_((self._edges[None, :] <= time[:, None]).sum(1))
+                step.copy_((self.edges[None, :] <= time[:, None]).sum(1))
 
             functions = [bucket]
             for index, op in enumerate(program.ops):

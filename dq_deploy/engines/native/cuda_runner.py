@@ -84,8 +84,11 @@ class NativeCudaRunner(RecordRunner):
             bits = {(name, part): self.executor.weight_bits(name, part) for name, part in self.executor.parts()}
         for name, part in bits:
             kind = "int_conv2d" if self.record.layers[name].kind == "conv2d" else "int_linear"
-            form = f"int8 tensor cores, int{bits[name, part]} in memory"
-            forms.setdefault(name, []).append(LayerForm(kernel=f"{kind} triton", form=form, reason=""))
+            held = bits[name, part]
+            form = f"int8 tensor cores, int{held} in memory"
+            forms.setdefault(name, []).append(
+                LayerForm(kernel=f"{kind} triton", form=form, reason="", memory_bits=held, pairs=0)
+            )
         return {name: tuple(parts) for name, parts in forms.items()}
 
     def _free(self) -> None:

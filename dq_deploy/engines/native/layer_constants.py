@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from dq_kernels.cpu.library import Context, aligned_empty, packed_form
+from dq_kernels.cpu.library import Context, ProductForm, aligned_empty, packed_form, product_form
 from dq_kernels.cpu.structs import Quantizer
 from numpy.typing import NDArray
 
@@ -25,6 +25,7 @@ class LayerConstants:
         reason: why no kernel takes it, or an empty string.
         packed: weights in the kernels' order; None where there is a reason.
         form: how the product is done, in words.
+        product: the same as values; None where there is a reason.
     """
 
     def __init__(self, layer: Layer, part: int, context: Context, *, padded: bool) -> None:
@@ -45,12 +46,14 @@ class LayerConstants:
         self.weight_scale = np.array(own.weight_scale[0], np.float32)
         self.bias = None if layer.bias is None else np.array(layer.bias, np.float32)
         self.packed: NDArray[np.uint8] | None = None
+        self.product: ProductForm | None = None
         self.reason = refusal(layer, part, padded=padded)
         self.form = f"numpy reference: {self.reason}"
         if not self.reason:
             weights, zero = kernel_weights(layer, part)
             self.packed = context.pack(np.ascontiguousarray(weights), layer.reach, zero)
             self.form = packed_form(self.packed)
+            self.product = product_form(self.packed)
 
     def quantizer(self) -> Any:
         """The struct the kernels read; the arrays belong to this object."""
@@ -130,6 +133,10 @@ class FloatConstants:
             np.lib.stride_tricks.as_strided(flat, values.shape, strides, writeable=True)[...] = values
             self._bases[name] = flat
         return self._bases[name]
+
+    def held(self) -> Mapping[str, NDArray[Any]]:
+        """What was asked for so far, by name."""
+        return dict(self._bases)
 
     def _values(self, name: str) -> NDArray[Any]:
         if name in self._arrays:

@@ -29,11 +29,15 @@ class LayerForm:
         kernel: op and instruction set, or `reference`.
         form: how weights are held and multiplied, in words.
         reason: why no kernel takes it, or an empty string; the product is then an integer one in numpy.
+        memory_bits: of a weight in memory, 4 or 8.
+        pairs: products of two codes that are summed in int16 before they are widened; 0 where none are.
     """
 
     kernel: str
     form: str
     reason: str
+    memory_bits: int
+    pairs: int
 
 
 class RecordRunner(Runner):
@@ -160,7 +164,10 @@ class NativeRunner(RecordRunner):
         for (name, _), own in constants:
             kind = "int_conv2d" if own.layer.kind == "conv2d" else "int_linear"
             kernel = "reference" if own.reason else f"{kind} {self.executor.context.isa}"
-            forms.setdefault(name, []).append(LayerForm(kernel=kernel, form=own.form, reason=own.reason))
+            bits, pairs = (8, 0) if own.product is None else (own.product.memory_bits, own.product.pairs)
+            forms.setdefault(name, []).append(
+                LayerForm(kernel=kernel, form=own.form, reason=own.reason, memory_bits=bits, pairs=pairs)
+            )
         return {name: tuple(parts) for name, parts in forms.items()}
 
     def _first_layer(self, feeds: Mapping[str, Array]) -> str:

@@ -22,6 +22,22 @@ MAX_AXES = 6
 """Of what a kernel copies."""
 
 
+_NOT_CORRECTLY_ROUNDED = ("exp", "log", "sin", "cos", "tan", "tanh", "pow", "sigmoid", "erf", "softmax", "sum")
+"""Float32 operations whose last bit differs between CPUs; what they make of constants is computed in float64."""
+
+
+def _folded(node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor:
+    """What an operation gives for constants, the same on every CPU: in float64, rounded once."""
+    if str(node.target).split(".")[1] not in _NOT_CORRECTLY_ROUNDED or node.meta["val"].dtype != torch.float32:
+        return node.target(*args, **kwargs)
+
+    def wide(value: Any) -> Any:
+        return value.double() if isinstance(value, torch.Tensor) and value.dtype == torch.float32 else value
+
+    result: torch.Tensor = node.target(*(wide(a) for a in args), **{k: wide(a) for k, a in kwargs.items()})
+    return result.to(torch.float32)
+
+
 class Values:
     """Values by node, buffers and ops.
 
@@ -179,7 +195,7 @@ class Values:
         if not isinstance(node.meta.get("val"), torch.Tensor) or node.target is operator.getitem:
             return False
         arguments = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: self._folded[n])
-        self._folded[node] = node.target(*arguments[0], **arguments[1])
+        self._folded[node] = _folded(node, *arguments)
         return True
 
     def strides_of(self, node: Node) -> tuple[int, ...]:

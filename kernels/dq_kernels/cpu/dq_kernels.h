@@ -284,6 +284,15 @@ DQ_EXPORT int64_t dq_packed_bytes(int32_t isa, int64_t out_channels, int64_t pos
                                   const int8_t* weights, const int32_t* weight_zero, int32_t code_span);
 DQ_EXPORT void dq_pack_weights(int32_t isa, int64_t out_channels, int64_t positions, int64_t channels,
                                const int8_t* weights, const int32_t* weight_zero, int32_t code_span, void* packed);
+// How packed weights are held and multiplied, as values that a verdict may rest on.
+typedef struct {
+    int32_t isa;          // enum dq_isa
+    int32_t memory_bits;  // of a weight in memory: 4 or 8
+    int32_t pairs;        // products of two codes summed in int16 before they are widened; 0: none are
+    int32_t reserved;
+} dq_product_form;
+DQ_EXPORT void dq_form_of_product(const void* packed, dq_product_form* form);
+DQ_EXPORT int64_t dq_form_bytes(void);
 // The form of packed weights in words ("vpdpbusd, int4 in memory"), NUL-terminated; bytes written, or needed.
 DQ_EXPORT int64_t dq_packed_form(const void* packed, char* text, int64_t bytes);
 

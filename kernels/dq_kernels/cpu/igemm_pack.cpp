@@ -100,6 +100,18 @@ void dq_pack_weights(int32_t isa, int64_t out_channels, int64_t positions, int64
     }
 }
 
+int64_t dq_form_bytes(void) {
+    return sizeof(dq_product_form);
+}
+
+void dq_form_of_product(const void* packed, dq_product_form* form) {
+    const dq::Packed& head = *static_cast<const dq::Packed*>(packed);
+    form->isa = head.isa;
+    form->memory_bits = head.form == dq::kInt4 ? 4 : 8;
+    form->pairs = head.isa == DQ_AVX2 && head.form != dq::kWide ? head.pairs : 0;
+    form->reserved = 0;
+}
+
 int64_t dq_packed_form(const void* packed, char* text, int64_t bytes) {
     const dq::Packed& head = *static_cast<const dq::Packed*>(packed);
     char line[128];

@@ -7,12 +7,14 @@ import functools
 import os
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dq_kernels.cpu import structs
 from dq_kernels.cpu.build import library_path
 from dq_kernels.cpu.structs import ISAS, OPS, Call
 
@@ -58,6 +60,8 @@ def library() -> Any:
         "dq_packed_bytes": (i64, [i32, i64, i64, i64, pointer, pointer, i32]),
         "dq_pack_weights": (None, [i32, i64, i64, i64, pointer, pointer, i32, pointer]),
         "dq_packed_form": (i64, [pointer, pointer, i64]),
+        "dq_form_of_product": (None, [pointer, pointer]),
+        "dq_form_bytes": (i64, []),
     }
     try:
         for name, (result, arguments) in signatures.items():
@@ -67,6 +71,7 @@ def library() -> Any:
     except AttributeError as error:
         raise KernelsMissingError(MISSING.format(why=f"{path.name} is of another version ({error})")) from error
     wrong = [name for name, size in sizes.items() if size != c.sizeof(OPS[name])]
+    wrong += [] if loaded.dq_form_bytes() == c.sizeof(structs.ProductForm) else ["product_form"]
     if wrong:
         raise KernelsMissingError(MISSING.format(why=f"{path.name} is of another version ({wrong[0]} differs)"))
     return loaded
@@ -183,6 +188,28 @@ class Context:
     ) -> None:
         """End the threads."""
         self.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProductForm:
+    """How an integer product is done, as the kernels themselves say.
+
+    Attributes:
+        isa: instruction set, a name of `ISAS`.
+        memory_bits: of a weight in memory, 4 or 8.
+        pairs: products of two codes that are summed in int16 before they are widened; 0 where none are.
+    """
+
+    isa: str
+    memory_bits: int
+    pairs: int
+
+
+def product_form(packed: NDArray[np.uint8]) -> ProductForm:
+    """How the product of packed weights is done."""
+    form = structs.ProductForm()
+    library().dq_form_of_product(packed.ctypes.data, c.addressof(form))
+    return ProductForm(isa=ISAS[form.isa], memory_bits=form.memory_bits, pairs=form.pairs)
 
 
 def packed_form(packed: NDArray[np.uint8]) -> str:

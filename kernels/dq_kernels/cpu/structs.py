@@ -128,6 +128,7 @@ PackedHead = _struct(
     ],
 )
 """What packed weights begin with: `Packed` of igemm.h."""
+ProductForm = _struct("product_form", _fields(_I32, "isa memory_bits pairs reserved"))
 Call = _struct("call", [*_fields(_I32, "op reserved"), ("args", POINTER)])
 
 OPS: dict[str, type[c.Structure]] = {

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from dq_kernels.cpu.library import KernelInputError, packed_form
+from dq_kernels.cpu.library import KernelInputError, ProductForm, packed_form, product_form
 from dq_kernels.cpu.structs import ISAS, Epilogue, IntLinearArgs, Quantizer
 from dq_kernels.int_linear import run, supports
 from dq_kernels.int_linear.cases import EXTRAS, SHAPE_CASES, TEST_CASES, ZERO_CASES, Case
@@ -92,6 +92,15 @@ def test_avx2_sums_as_many_pairs_as_int16_holds(context_of, span, low, high, for
     weights = np.full((3, 1, 10), low, np.int8)
     weights[0] = high
     assert packed_form(context_of("avx2", 1).pack(weights, span)) == form
+
+
+@pytest.mark.parametrize(
+    ("isa", "largest", "bits", "pairs"),
+    [("avx2", 7, 4, 8), ("avx2", 16, 8, 4), ("avx2", 127, 8, 0), ("portable", 7, 4, 0)],
+)
+def test_the_form_of_a_product_is_told_as_values(context_of, isa, largest, bits, pairs):
+    packed = context_of(isa, 1).pack(np.full((3, 1, 10), largest, np.int8), 255)
+    assert product_form(packed) == ProductForm(isa=isa, memory_bits=bits, pairs=pairs)
 
 
 @pytest.mark.parametrize("isa", ISAS)
