@@ -184,9 +184,10 @@ def refuse(report: Report | PlanReport, *, exact: bool, require_integer: float |
         )
         attention = report.macs["attention"] / report.macs["of_all"]
         named += f"{'; ' if named else ''}attention products ({attention:.1%}): always float" if attention else ""
-        problems.append(
+        problems.insert(
+            0,
             f"integer share is {report.integer_mac_share:.4f} of all MACs, required {require_integer:g}; "
-            f"not integer: {named}"
+            f"not integer: {named}",
         )
     if problems:
         raise GuaranteeError("; ".join(problems))
