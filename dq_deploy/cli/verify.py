@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from dq_deploy.verify.plan_report import PlanReport
 
 
+_LONGEST = 220
+"""Characters of a finding in the line that a command ends with; the whole of it stands in the table and in --json."""
+
+
 def verify(
     engine: Annotated[
         Path, typer.Option(help="Engine: .onnx by dq-export, a plan by dq-build, or a record, which runs as it is.")
@@ -170,6 +174,7 @@ def refuse(report: Report | PlanReport, *, exact: bool, require_integer: float |
     else:
         if report.file_differences:
             problems.append(_counted("engine is not what its record makes", report.file_differences))
+        # both in words where both hold: what runs is wrong because the file is
         if exact and report.run_failures:
             problems.append(_counted("engine is not exact", report.run_failures))
     if require_integer is not None and report.integer_mac_share < require_integer:
@@ -179,18 +184,20 @@ def refuse(report: Report | PlanReport, *, exact: bool, require_integer: float |
         )
         attention = report.macs["attention"] / report.macs["of_all"]
         named += f"{'; ' if named else ''}attention products ({attention:.1%}): always float" if attention else ""
-        problems.append(
+        problems.insert(
+            0,
             f"integer share is {report.integer_mac_share:.4f} of all MACs, required {require_integer:g}; "
-            f"not integer: {named}"
+            f"not integer: {named}",
         )
     if problems:
         raise GuaranteeError("; ".join(problems))
 
 
 def _counted(what: str, found: Sequence[str]) -> str:
-    """The first of some findings, and how many more there are."""
+    """The first of some findings, shortened to stay on one line, and how many more there are."""
     more = len(found) - 1
-    return f"{what}: {found[0]}" + (f" (and {more} more)" if more else "")
+    text = found[0] if len(found[0]) <= _LONGEST else f"{found[0][: _LONGEST - 3]}..."
+    return f"{what}: {text}" + (f" (and {more} more)" if more else "")
 
 
 def _check_options(

@@ -39,8 +39,9 @@ def native_differences(record: Record, runner: Any) -> Iterator[FileDifference]:
     yield from _parameter_differences(record, executor.floats, joined)
     if isinstance(executor, CpuExecutor):
         yield from _layer_differences(record, executor, joined)
-        for batch, plan in executor.kept_plans().items():
-            yield from _call_differences(batch, plan)
+        for (batch, sizes), plan in executor.kept_plans().items():
+            where = " and ".join([f"a batch of {batch}", *(f"{size} {name}" for name, size in sizes)])
+            yield from _call_differences(where, plan)
 
 
 def _parameter_differences(record: Record, held: FloatConstants, joined: Mapping[str, Any]) -> Iterator[FileDifference]:
@@ -82,13 +83,13 @@ def _layer_differences(record: Record, executor: CpuExecutor, joined: Mapping[st
                 yield difference
 
 
-def _call_differences(batch: int, plan: Plan) -> Iterator[FileDifference]:
+def _call_differences(where: str, plan: Plan) -> Iterator[FileDifference]:
     """The structs the kernels are called with, field by field, against those the program makes of the same memory."""
     for index, got in plan.structs.items():
         op = plan.program.ops[index]
         expected = struct_of(plan.bound, op, index)
         named = op.attributes.get("layer") or ", ".join(out["layer"] for out in op.attributes.get("outs", ()))
-        place = f"call {index} ({op.kind}{f' of {named}' if named else ''}) at a batch of {batch}"
+        place = f"call {index} ({op.kind}{f' of {named}' if named else ''}) at {where}"
         yield from _field_differences(place, got, expected)
 
 

@@ -1,4 +1,4 @@
-"""The graphs for OpenVINO and TensorRT: single edits are named by the comparison with the record, shown by a run."""
+"""The graphs for OpenVINO and TensorRT: single edits are named by the comparison with the record and by a run."""
 
 from __future__ import annotations
 

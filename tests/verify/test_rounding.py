@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from dq_deploy.verify.float_path import gap_between
 from dq_deploy.verify.inputs import ONE_STEP, batch_at, plan_batches, training_steps
 from dq_deploy.verify.path_inputs import other_timesteps, path_batches
 from dq_deploy.verify.rounding import ErrorBounds
@@ -89,3 +90,15 @@ def test_a_record_without_timesteps_is_looked_at_over_all_training_steps():
     alone = batch_at(record, [0, 0], seed=0, kind=ONE_STEP)
     assert alone.feeds["timestep"].tolist() == [0.0, 0.0]
     assert all(len(b.buckets) == 1 for b in path_batches(record, mixed=False, seed=0))
+
+
+@pytest.mark.parametrize("allowed", [np.inf, np.nan, 1e9])
+def test_a_bound_that_says_nothing_is_no_excuse(allowed):
+    want = np.ones((2, 3))
+    got = want.copy()
+    got[1, 2] = 1.01
+    gap = gap_between(got, want, np.full(want.shape, allowed), floor=0.0)
+    assert gap.share == pytest.approx(10)
+    assert "at (1, 2) it is 1.01" in gap.text
+    assert gap_between(got * np.nan, want, want, floor=0.0).share == np.inf
+    assert gap_between(got, want * np.nan, want, floor=0.0).share == np.inf
