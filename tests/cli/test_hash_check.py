@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
+import numpy as np
 import onnx
 import pytest
 
@@ -21,11 +23,14 @@ def engine(tiny_engine, tmp_path):
 
 @pytest.fixture
 def record(tiny_record_path, tmp_path):
-    """The tiny record in the other form, with one bit of a float parameter flipped."""
-    from dq_deploy import load_record, save_record
+    """The tiny record in the other form, with one bit of its last tensor flipped."""
+    from dq_deploy.record import Fold, load_record, save_record
 
-    path = tmp_path / "model.safetensors"
-    save_record(load_record(tiny_record_path), path)
+    path, whole = tmp_path / "model.safetensors", load_record(tiny_record_path)
+    layer = whole.layers["conv_out"]  # a record with folds is of the schema version that has a hash
+    fold = Fold(producer="conv_norm_out", factor=np.ones(layer.in_channels, np.float32))
+    layers = {**whole.layers, "conv_out": dataclasses.replace(layer, folded=fold)}
+    save_record(dataclasses.replace(whole, layers=layers), path)
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.write_bytes(data)

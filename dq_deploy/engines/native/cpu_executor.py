@@ -158,9 +158,9 @@ class CpuExecutor:
         """The plans that were made, by samples and the sizes that vary besides."""
         return dict(self._plans)
 
-    def layer_order(self, batch: int) -> list[str]:
+    def layer_order(self, feeds: Mapping[str, NDArray[Any]]) -> list[str]:
         """Module paths of the integer layers, in the order in which a step runs them."""
-        products = [op for op in self.plan(batch).program.ops if op.kind in PRODUCTS]
+        products = [op for op in self.plan_of(feeds).program.ops if op.kind in PRODUCTS]
         return list(dict.fromkeys(str(op.attributes["layer"]) for op in products))
 
     def _program(self, sizes: Sizes) -> tuple[Mapping[str, Any], FloatConstants]:

@@ -174,7 +174,7 @@ class NativeRunner(RecordRunner):
         from dq_deploy.engines.native.probing import probe
 
         traces = probe(self.executor, feeds)[1]
-        for name in self.executor.layer_order(len(feeds["timestep"])):
+        for name in self.executor.layer_order(feeds):
             for what, values in (("input", traces[name].inputs), ("output", (traces[name].output,))):
                 if not all(np.isfinite(value).all() for value in values):
                     return f"; the first layer whose {what} is not finite is {name}"
