@@ -145,3 +145,22 @@ def test_channels_that_config_json_leaves_out_are_the_classes_own_in_every_comma
     ):
         done = command(*arguments)
         assert done.code == 0, (arguments[0], done.err)
+
+
+def test_inputs_recorded_from_another_pipeline_need_no_steps_of_ours(model, tmp_path):
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(0)
+    times = np.repeat(np.array([3.5, 900], np.float32), 4)
+    save_file(
+        {"sample": rng.standard_normal((8, 1, 8, 8), np.float32), "timestep": times}, tmp_path / "seen.safetensors"
+    )
+    for scheduler in (EulerDiscreteScheduler(), DPMSolverMultistepScheduler()):  # the latter's file has -Infinity
+        folder = model(scheduler)
+        recorded = ("--latents", tmp_path / "seen.safetensors", "--out", tmp_path / "m.pt")
+        done = command("quantize", "--method", "minmax", "--steps", 2, "--model", folder, *recorded)
+        assert done.code == 0, done.err
+        record = load_record(tmp_path / "m.pt")
+        assert record.timesteps.tolist() == [3.5, 900]
+        assert record.scheduler_config["_class_name"] == type(scheduler).__name__

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dq_deploy.errors import DqError, FileProblemError, OptionError
+from dq_deploy.errors import DqError, FileProblemError, ModelError, OptionError
 from dq_deploy.models import denoiser_from_record
 from dq_deploy.readers import import_checkpoint, settings_from
 from dq_deploy.readers.architecture import architecture_of
@@ -222,6 +222,12 @@ def test_the_float_model_may_be_a_diffusers_folder(tmp_path):
     for name, layer in record.layers.items():
         for one, other in zip(layer.parts, again.layers[name].parts, strict=True):
             assert np.array_equal(one.w_code, other.w_code)
+    (tmp_path / "folder" / "scheduler_config.json").write_text('{"_class_name": "PNDMScheduler"}')
+    with pytest.raises(ModelError, match=r"the scheduler is PNDMScheduler.*or write `scheduler:` into the settings"):
+        import_checkpoint("dmq", tmp_path / "quant.pth", tmp_path / "folder", settings)
+    given = settings_from({**ldm().settings, "scheduler": {"_class_name": "DDPMScheduler"}})
+    record = import_checkpoint("dmq", tmp_path / "quant.pth", tmp_path / "folder", given)
+    assert record.scheduler_config == {"_class_name": "DDPMScheduler"}
     changed = {**LDM["config"], "num_heads": 1}
     with pytest.raises(FileProblemError, match="has attention heads"):
         import_checkpoint(
