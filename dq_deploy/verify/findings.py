@@ -21,6 +21,7 @@ from dq_deploy.verify.mixed_bits import mixed_bits_of
 from dq_deploy.verify.output import REQUIRED_MARGIN_DB, StepOutput
 from dq_deploy.verify.parity import Parity
 from dq_deploy.verify.parting import Parting
+from dq_deploy.verify.record_notes import record_notes
 from dq_deploy.verify.report import LayerReport, Report, StepCell
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def assembled_report(
     gaps = [g for layer in layers if (g := layer.max_accumulator_difference) is not None]
     margins = [m for step in findings.steps_out if (m := step.margin_db) is not None]
     guessed = () if findings.float_path is None else findings.float_path.guessed
-    all_notes = [*notes, *_notes(layers, findings.batch_note, guessed), *_margin_note(findings)]
+    all_notes = [*notes, *record_notes(record), *_notes(layers, findings.batch_note, guessed), *_margin_note(findings)]
     return Report(
         engine=path.name,
         target=str(findings.manifest["target"]),
