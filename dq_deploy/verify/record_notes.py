@@ -12,8 +12,8 @@ def record_notes(record: Record) -> list[str]:
     if kept:
         first = next(iter(record.attention))
         notes.append(
-            f"{kept} quantizers of attention's products are kept in the record and not run, {first} first: both products "
-            "are float in every engine, so the output is not that of the source where it quantizes them"
+            f"{kept} quantizers of attention's products are kept in the record and not run, {first} first: both "
+            "products are float in every engine, so the output is not that of the source where it quantizes them"
         )
     for stage in record.provenance.get("history", ()):
         if not isinstance(stage, dict) or stage.get("stage") != "left out":
