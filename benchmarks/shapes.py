@@ -191,6 +191,7 @@ def code_shapes(model: str) -> list[Shape]:
     from dq_kernels.quantize.cases import Case as QuantizeCase
 
     from dq_deploy.models import call_denoiser, input_specs, quantizable_layers
+    from dq_deploy.models.sizes import sized
 
     family, config, batch = MODELS[model]
     module, found = meta_module(model), {}
@@ -207,10 +208,7 @@ def code_shapes(model: str) -> list[Shape]:
     kinds = (torch.nn.GroupNorm, torch.nn.LayerNorm, GEGLU)
     watched = [(name, child) for name, child in module.named_modules() if isinstance(child, kinds)]
     handles = [child.register_forward_pre_hook(watch(name)) for name, child in watched]
-    inputs = {
-        spec.name: torch.empty(batch, *(int(size) for size in spec.shape[1:]), device="meta")
-        for spec in input_specs(config)
-    }
+    inputs = {spec.name: torch.empty(sized(spec.shape, batch), device="meta") for spec in input_specs(config)}
     call_denoiser(module, inputs)
     for handle in handles:
         handle.remove()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -112,6 +113,18 @@ def is_of_this_package(error: BaseException) -> bool:
     return any(package in raised_in.parents for package in _PACKAGES)
 
 
+def is_of_the_caller(error: BaseException) -> bool:
+    """Whether the exception's class is defined by neither Python nor an installed package: a callback's way out."""
+    name = type(error).__module__
+    if name.partition(".")[0] in _OURS:
+        return True
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if file is None:  # built in, or made by a compiled library
+        return False
+    installed = {Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return installed.isdisjoint(Path(file).resolve().parents)
+
+
 def library_of(error: BaseException) -> str | None:
     """The package that raised it, or None for this program and the standard library.
 
@@ -153,7 +166,8 @@ def explained(error: Exception) -> tuple[str, int]:
 def library_errors(place: str | Callable[[BaseException], str], advice: str) -> Iterator[None]:
     """Turn what a library raises inside the block into one line with the place and what to do.
 
-    This project's own errors, its faults and interrupts pass as they are; memory that ran out stays a MemoryError.
+    This project's own errors, its faults, interrupts and what a caller's callback raises pass as they are; memory that
+    ran out stays a MemoryError.
 
     Args:
         place: where the work is, as `step 3 of 20`; or a function that finds it from the exception.
@@ -170,7 +184,7 @@ def library_errors(place: str | Callable[[BaseException], str], advice: str) -> 
         if is_out_of_memory(error):
             where = place if isinstance(place, str) else place(error)
             raise MemoryError(f"{where}: {words_of(error)}") from error
-        if is_of_this_package(error):
+        if is_of_this_package(error) or is_of_the_caller(error):
             raise
         where = place if isinstance(place, str) else place(error)
         raise LibraryError(f"{where}: {words_of(error)}; {advice}") from error

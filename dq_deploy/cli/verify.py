@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 _LONGEST = 220
 """Characters of a finding in the line that a command ends with; the whole of it stands in the table and in --json."""
 
+_TOGETHER = 205
+"""Of the two kinds of finding where both stand in that line."""
+
+_SHORTEST = 65
+"""Of the first of them, at least."""
+
 
 def verify(
     engine: Annotated[
@@ -172,11 +178,15 @@ def refuse(report: Report | PlanReport, *, exact: bool, require_integer: float |
         if exact and report.failures:
             problems.append(report.comparison)
     else:
-        if report.file_differences:
-            problems.append(_counted("engine is not what its record makes", report.file_differences))
         # both in words where both hold: what runs is wrong because the file is
-        if exact and report.run_failures:
-            problems.append(_counted("engine is not exact", report.run_failures))
+        runs = report.run_failures if exact else ()
+        room = _LONGEST
+        if report.file_differences:
+            room = max(_TOGETHER - len(runs[0]), _SHORTEST) if runs else _LONGEST
+            problems.append(_counted("engine is not what its record makes", report.file_differences, room))
+            room = _TOGETHER - room
+        if runs:
+            problems.append(_counted("engine is not exact", runs, room))
     if require_integer is not None and report.integer_mac_share < require_integer:
         largest = sorted(report.float_layers, key=lambda row: -row["macs"])[:3]
         named = "; ".join(
@@ -193,10 +203,10 @@ def refuse(report: Report | PlanReport, *, exact: bool, require_integer: float |
         raise GuaranteeError("; ".join(problems))
 
 
-def _counted(what: str, found: Sequence[str]) -> str:
+def _counted(what: str, found: Sequence[str], room: int = _LONGEST) -> str:
     """The first of some findings, shortened to stay on one line, and how many more there are."""
     more = len(found) - 1
-    text = found[0] if len(found[0]) <= _LONGEST else f"{found[0][: _LONGEST - 3]}..."
+    text = found[0] if len(found[0]) <= room else f"{found[0][: room - 3]}..."
     return f"{what}: {text}" + (f" (and {more} more)" if more else "")
 
 

@@ -126,8 +126,8 @@ def _words(name: str, gap: Gap, batch: Batch) -> str:
     steps = f"step {first}" if first == last else f"steps {first} to {last}"
     what = name if name == OUTPUT else f"the input of layer {name}"
     return (
-        f"{steps}: {what} differs from the float module's by {gap.relative:.2g} of its range although every layer in "
-        f"front gave the same; a float operation between them is wrong: {gap.text}"
+        f"{steps}: {what} is off by {gap.relative:.2g} of its range; a float operation between them is wrong, for the "
+        f"layers in front agree: {gap.text}"
     )
 
 

@@ -38,7 +38,12 @@ def test_the_loop_of_the_peers_is_ddim(prediction: str, clip: float | None) -> N
 
 
 def test_the_schedule_holds_the_samplers_numbers() -> None:
-    config = {"num_train_timesteps": 1000, "prediction_type": "v_prediction", "clip_sample": False}
+    config = {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": 1000,
+        "prediction_type": "v_prediction",
+        "clip_sample": False,
+    }
     schedule = schedule_of(config, 4)
     scheduler = build_ddim(config, 4)
     assert [row[0] for row in schedule["steps"]] == scheduler.timesteps.tolist()

@@ -37,7 +37,7 @@ def long_form(perm=(0, 2, 1), swapped=("s1", "s0")) -> ir.Model:
         nodes,
         "g",
         [helper.make_tensor_value_info("k", TensorProto.FLOAT, ["B", 2, "n", 3])],
-        [helper.make_tensor_value_info("out", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["B", 2, None, None])],
         [numbers("-1", -1), numbers("-2", -2), numbers("end", END), numbers("start", -END)],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
