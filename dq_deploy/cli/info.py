@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,12 +103,36 @@ def _facts(title: str, rows: Mapping[str, Any]) -> Table:
     return table
 
 
+def _call(call: Mapping[str, list[int | str]] | None) -> str | None:
+    return None if call is None else ", ".join(f"{name} [{', '.join(map(str, s))}]" for name, s in call.items())
+
+
+def _zero_points(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    spans = [row["weight_zero_points"] for row in rows if row["weight_zero_points"] is not None]
+    if not spans:
+        return None
+    return f"{len(spans)} layers, from {min(low for low, _ in spans)} to {max(high for _, high in spans)}"
+
+
+def _attention(attention: Mapping[str, list[str]]) -> str | None:
+    count = sum(map(len, attention.values()))
+    return f"{count} in {len(attention)} attentions; kept, their products run in float" if count else None
+
+
+def _stored(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Layers with what no engine of this version runs."""
+    found = [row["name"] for row in rows if row["bias_by_step"] or row["branch_rank"] is not None]
+    return f"{len(found)} layers, {found[0]} first: a bias row a step or a low-rank branch" if found else None
+
+
 def _show_record(summary: dict[str, Any]) -> None:
     size, provenance = summary["size_mib"], summary["provenance"]
     facts = {
         "family": f"{summary['family']} ({summary['model_class']})",
         "scheduler": summary["scheduler_class"],
         "method": summary["method"],
+        "schema": summary["schema_version"],
+        "call": _call(summary["call"]),
         "bits": ", ".join(f"{bits}: {count} layers" for bits, count in summary["bits"].items()),
         "step buckets": summary["steps"],
         "timesteps": _short(summary["timesteps"]),
@@ -116,6 +140,9 @@ def _show_record(summary: dict[str, Any]) -> None:
         "float parameters": f"{size['float']:.3f} MiB in {len(summary['float_parameters'])} tensors",
         "file": f"{summary['file_mib']:.3f} MiB, as float32 {size['total_as_float32']:.3f} MiB",
         "largest float output": _largest(summary["float_ranges"]),
+        "weights with zero points": _zero_points(summary["layers"]),
+        "attention quantizers": _attention(summary["attention"]),
+        "stored, not run": _stored(summary["layers"]),
         "content": summary["content_sha256"],
         **{f"provenance: {key}": _value(value) for key, value in provenance.items() if key != "method"},
     }

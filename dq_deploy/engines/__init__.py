@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dq_deploy.artifacts import is_utf8, with_files_beside
 from dq_deploy.engines.plan_manifest import is_plan, read_plan_manifest
 from dq_deploy.engines.tensorrt_library import RUNTIMES
-from dq_deploy.errors import FileProblemError, OptionError
+from dq_deploy.errors import FileProblemError, InputError, OptionError
 
 if TYPE_CHECKING:
     from dq_deploy.engines.base import Runner
@@ -60,7 +61,13 @@ def open_engine(
         MissingDependencyError: the engine's library is not installed; for a plan, no driver.
         OptionError: an engine that does not exist or does not run this file.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"engine is a {type(path).__name__}, expected the path of an ONNX file, a plan or a record")
     path = Path(path)
+    if path.is_dir():
+        raise FileProblemError(f"engine {path} is a folder, expected an ONNX file, a plan or a record")
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+        raise OptionError(f"threads is {threads!r}, expected a whole number from 1")
     if engine is not None and engine not in ENGINES:
         raise OptionError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
     if path.suffix in RECORD_SUFFIXES:

@@ -156,7 +156,9 @@ class Runner(ABC):
             raise InputError(f"inputs are a {type(feeds).__name__}, expected a mapping from names to numpy arrays")
         expected = [spec.name for spec in self.inputs]
         if set(feeds) != set(expected):
-            raise InputError(f"inputs are {', '.join(sorted(map(str, feeds)))}; expected {', '.join(expected)}")
+            given = sorted(str(name) if len(str(name)) <= 60 else f"{str(name)[:57]}..." for name in feeds)
+            more = f" and {len(given) - 8} more" if len(given) > 8 else ""
+            raise InputError(f"inputs are {', '.join(given[:8])}{more}; expected {', '.join(expected)}")
         found = {spec.name: _dense(feeds[spec.name], spec) for spec in self.inputs}
         self._check(found)
         return found

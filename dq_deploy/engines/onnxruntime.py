@@ -65,7 +65,7 @@ class OnnxRuntimeRunner(Runner):
                 f"onnxruntime cannot be imported ({error}); install it: pip install onnxruntime"
             ) from error
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what it logs is in its exceptions, too
         if not optimize:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if threads is not None:
@@ -106,7 +106,7 @@ class OnnxRuntimeRunner(Runner):
             proto = onnx.load(str(path), load_external_data=False)
             proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
             options = self._library.SessionOptions()
-            options.log_severity_level = 3
+            options.log_severity_level = 4
             options.graph_optimization_level = self._options.graph_optimization_level
             options.intra_op_num_threads = self._options.intra_op_num_threads
             options.add_session_config_entry(EXTERNAL_FOLDER, str(path.parent))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ class OpenVinoRunner(Runner):
         if precision != "f32":
             raise DqError(f"OpenVINO computes in {precision}, expected f32 as asked; use another engine")
         inputs, outputs = _onnx_names(model)
-        self.inputs = tuple(_spec(port, inputs) for port in self._compiled.inputs)
+        self.inputs = tuple(_named_sizes(_spec(port, inputs), manifest) for port in self._compiled.inputs)
         if len(outputs) != len(self._compiled.outputs):
             raise DqError(f"OpenVINO has {len(self._compiled.outputs)} outputs, expected {len(outputs)}: {outputs}")
         self.outputs = tuple(_spec(port, [name]) for port, name in zip(self._compiled.outputs, outputs, strict=True))
@@ -186,6 +187,15 @@ def _onnx_names(model: Path | bytes) -> tuple[list[str], list[str]]:
     else:
         proto = onnx.load(str(model), load_external_data=False)
     return [value.name for value in proto.graph.input], [value.name for value in proto.graph.output]
+
+
+def _named_sizes(spec: TensorSpec, manifest: Mapping[str, Any] | None) -> TensorSpec:
+    """The input with the names that its manifest has for sizes that vary."""
+    said = {str(entry["name"]): entry["shape"] for entry in (manifest or {}).get("inputs", ())}.get(spec.name, ())
+    if len(said) != len(spec.shape):
+        return spec
+    sizes = tuple(str(name) if size == "?" else size for size, name in zip(spec.shape, said, strict=True))
+    return replace(spec, shape=sizes)
 
 
 def _spec(port: Any, names: list[str]) -> TensorSpec:

@@ -28,7 +28,7 @@ _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5  # protobuf's wire types
 
 def manifest_path(path: Path) -> Path:
     """`unet.onnx` -> `unet.onnx.json`."""
-    return path.with_name(path.name + ".json")
+    return Path(f"{path}.json")  # a path such as "." has no name to be changed
 
 
 def content_sha256(serialized: bytes, manifest: Mapping[str, Any]) -> str:

@@ -33,7 +33,7 @@ def decline_reason(site: Site) -> str:
         if layer.q_min != 0:
             return f"codes start at {layer.q_min} and zero points differ by step; this form takes codes from 0"
         if int(part.zero_point.min()) < 0 or int(part.zero_point.max()) > 255:
-            return "zero points differ by step and one lies outside 0..255"
+            return "an activation zero point lies outside 0..255, and no offset holds the codes of all steps in uint8"
     return ""
 
 

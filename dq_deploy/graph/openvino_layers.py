@@ -33,7 +33,10 @@ def decline_reason(layer: Layer) -> str:
             return f"codes {layer.q_min}..{layer.q_max} with these zero points do not fit 0..255 at any offset"
         if not exact_summands(layer, part, held):
             most = f"{MOST_SUMMANDS} summands" if part.fits_int8 else f"2 summands of {MOST_PIECES} pieces"
-            return f"weights need more than {most} to be exact on every CPU; use fewer weight bits"
+            what = "use fewer weight bits"
+            if not part.fits_int8:
+                what = "a weight zero point lies too far from the codes: use ONNX Runtime or the native engine"
+            return f"weights need more than {most} to be exact on every CPU; {what}"
     return ""
 
 

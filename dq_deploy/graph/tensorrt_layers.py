@@ -31,7 +31,10 @@ def decline_reason(layer: Layer) -> str:
     if any(part.w_code.shape[0] > 1 for part in layer.parts):
         return "weights differ by step; this form has one weight set"
     if not all(int8_pieces(part.q_weight(0)) for part in layer.parts):
-        return f"weights less their zero point need more than {MOST_PIECES} int8 pieces; this form has no zero points"
+        return (
+            f"weights less their zero point need more than {MOST_PIECES} int8 pieces, for a zero point lies too far "
+            "from the codes, and this form has none: use ONNX Runtime or the native engine"
+        )
     return padding_reason(layer)
 
 

@@ -71,6 +71,7 @@ def module_from_record(record: Record, *, dequantize: bool = True) -> torch.nn.M
     except ModelError as error:
         raise RecordError(f"model_config of the record: {error}") from error
     _check_geometry(record, module)
+    _check_extensions(record, module)
     state = {key: torch.from_numpy(np.array(value)) for key, value in record.float_parameters.items()}
     for key, weight in lazy_weights(record).items():
         state[key] = torch.from_numpy(weight.read()) if dequantize else torch.empty(weight.shape, device="meta")
@@ -79,6 +80,25 @@ def module_from_record(record: Record, *, dequantize: bool = True) -> torch.nn.M
             state[f"{name}.bias"] = torch.from_numpy(layer.bias.copy())
     fit_state(module, state, "record", RecordError)
     return module
+
+
+def _check_extensions(record: Record, module: torch.nn.Module) -> None:
+    """Folds and attention quantizers name modules of the denoiser; the call is the one that this version makes."""
+    from dq_deploy.models import call_of
+
+    modules = {name for name, _ in module.named_modules()}
+    named = [(f"layer {n} is folded into", layer.folded.producer) for n, layer in record.layers.items() if layer.folded]
+    named += [("there are quantizers of the attention", name) for name in record.attention]
+    for what, name in named:
+        if name not in modules:
+            raise RecordError(f"{what} {name}, expected a module of the denoiser; the record is of another model")
+    call, mine = record.call, call_of(record.model_config)
+    if call is not None and (call.inputs != mine.inputs or dict(call.constants) != dict(mine.constants)):
+        names = ", ".join(item.name for item in call.inputs)[:100]
+        raise RecordError(
+            f"the record's denoiser is called with {names}, and this version calls it with "
+            f"{', '.join(item.name for item in mine.inputs)}: names, sizes and constants must be the same"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

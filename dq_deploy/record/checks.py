@@ -46,5 +46,5 @@ def check_bias(bias: F32 | None, n_out: int) -> None:
             and bias.shape[-1] == n_out
             and bias.dtype == np.float32
             and bool(np.isfinite(bias).all()),
-            f"bias is {bias.dtype}{bias.shape}, expected finite float32({n_out},)",
+            f"bias is {bias.dtype}{bias.shape}, expected finite float32({n_out},), or a row a step",
         )

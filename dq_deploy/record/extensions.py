@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dq_deploy.errors import RecordError
-from dq_deploy.numerics import F32, I32
+from dq_deploy.numerics import F32, FLOAT32_EXACT, I32
 from dq_deploy.record.checks import check_module_path, check_scales, require
 
 CALL_DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "bool")
@@ -102,6 +103,8 @@ class CodeTable:
             self.zero_point.dtype == np.int32 and self.zero_point.shape == self.scale.shape,
             f"zero_point is {self.zero_point.dtype}{self.zero_point.shape}, expected int32{self.scale.shape}",
         )
+        far = int(np.abs(self.zero_point.astype(np.int64)).max(initial=0))
+        require(far < FLOAT32_EXACT, f"zero_point is up to {far}, expected below 2^24")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -171,6 +174,11 @@ class Call:
         """Check that names are unique."""
         names = [item.name for item in self.inputs]
         require(bool(names), "call has no inputs, expected at least one")
+        try:
+            same = json.loads(json.dumps(dict(self.constants), allow_nan=False)) == dict(self.constants)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RecordError(f"call constants are not JSON ({error}); use plain finite values") from error
+        require(same, "call constants change in JSON: expected text keys and lists, no tuples and no numbers as keys")
         every = [*names, *self.constants]
         if len(set(every)) != len(every):
             twice = next(name for name in every if every.count(name) > 1)

@@ -47,6 +47,8 @@ def save_record(record: Record, path: str | Path) -> None:
         FileProblemError: another extension, or the file cannot be written.
         RecordError: a configuration in the record is not JSON.
     """
+    if not isinstance(record, Record):
+        raise RecordError(f"what is to be saved is a {type(record).__name__}, expected a Record")
     path = Path(path)
     form = _form_of(path)
     header, arrays = arrays_from_record(record)

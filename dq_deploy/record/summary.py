@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from dq_deploy.record.arrays import arrays_from_record, sha256_of_content
+from dq_deploy.record.arrays import arrays_from_record, sha256_of_content, version_of
 from dq_deploy.record.values import Layer, Record
 from dq_deploy.record.weight_only import WeightOnlyLayer
 
@@ -27,7 +27,10 @@ def summarize_record(record: Record) -> dict[str, Any]:
     return {
         "kind": "record",
         "content_sha256": sha256_of_content(text, arrays),
+        "schema_version": version_of(record),
         "family": record.family,
+        "call": None if record.call is None else {item.name: list(item.shape) for item in record.call.inputs},
+        "attention": {name: sorted(own.tables) for name, own in record.attention.items()},
         "model_class": record.model_config.get("_class_name"),
         "scheduler_class": (record.scheduler_config or {}).get("_class_name"),
         "method": record.provenance.get("method"),
@@ -90,5 +93,17 @@ def _row(layer: Layer) -> dict[str, Any]:
         "weight_sets": max(part.w_code.shape[0] for part in layer.parts),
         "equivalent_scale": any(bool((part.pre != 1).any()) for part in layer.parts),
         "requantized": layer.out_scale is not None,
+        "weight_zero_points": _zero_points(layer),
+        "bias_by_step": layer.bias is not None and layer.bias.ndim == 2,
+        "branch_rank": None if layer.branch is None else len(layer.branch.down),
+        "folded_into": None if layer.folded is None else layer.folded.producer,
         "fold": layer.fold,
     }
+
+
+def _zero_points(layer: Layer) -> list[int] | None:
+    """Least and greatest zero point of the weights, None where all are 0."""
+    tables = [part.w_zero_point for part in layer.parts]
+    if not any(table.any() for table in tables):
+        return None
+    return [min(int(table.min()) for table in tables), max(int(table.max()) for table in tables)]

@@ -146,7 +146,8 @@ def _failures(findings: Findings) -> list[str]:
     if not findings.layers:
         found.append("the record has no integer layer, so there is nothing to prove exact; expected one or no --exact")
     if findings.parity.edge_problem:
-        found.insert(0, findings.parity.edge_problem)
+        looked_up = any(layer.integer for layer in findings.layers)  # else no layer asks for a bucket
+        found.insert(0 if looked_up else len(found), findings.parity.edge_problem)
     if findings.float_path is not None and findings.float_path.problem:
         found.append(findings.float_path.problem)
     if findings.float_path_unknown:

@@ -130,7 +130,7 @@ def verify(
     )
     try:
         report = _proof_or_twin(record, path, manifest, options, traced, start)
-    except DqError as error:
+    except Exception as error:  # a damaged file makes whoever reads it raise what they like
         if same is None or not same.differences:
             raise
         report = unrun_report(record, path, manifest, error, seed=seed, start=start)

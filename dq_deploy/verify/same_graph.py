@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,14 @@ from dq_deploy.verify.same_values import FileDifference, array_difference, shown
 
 Array = NDArray[Any]
 _MISSING, _NOTHING = "missing", "nothing there"
+_OTHER_FIELDS = tuple(
+    field.name
+    for field in onnx.NodeProto.DESCRIPTOR.fields
+    if field.name not in ("input", "output", "name", "op_type", "domain", "attribute")
+)
+"""Of a node, beside those that are named one by one."""
+
+_TENSOR_DATA = ("raw_data", "float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 
 
 def graph_differences(path: Path, expected: ir.Model) -> list[FileDifference]:
@@ -34,6 +43,7 @@ def graph_differences(path: Path, expected: ir.Model) -> list[FileDifference]:
         *_value_differences("output", got.graph.output, want.graph.output, ordered=True),
         *_node_differences(list(got.graph.node), list(want.graph.node), path.parent),
         *_constant_differences(got, wanted, path.parent),
+        *_repeated("type of", [value.name for value in got.graph.value_info]),
         *_value_differences("type of", _inner(got.graph, wanted), _inner(want.graph, wanted), ordered=False),
     ]
 
@@ -54,7 +64,12 @@ def _inner(graph: onnx.GraphProto, constants: Collection[str]) -> list[onnx.Valu
 def _model_differences(got: onnx.ModelProto, want: onnx.ModelProto) -> Iterator[FileDifference]:
     """What stands around the graph."""
     pairs: list[tuple[str, Any, Any]] = [
-        (name, getattr(got, name), getattr(want, name)) for name in ("ir_version", "producer_name", "domain")
+        (name, getattr(got, name), getattr(want, name))
+        for name in ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string")
+    ]
+    pairs += [
+        (f"{name} of the graph", getattr(got.graph, name), getattr(want.graph, name))
+        for name in ("doc_string", "quantization_annotation", "metadata_props")
     ]
     pairs += [
         ("opsets", _opsets(got), _opsets(want)),
@@ -94,10 +109,24 @@ def _value_differences(
             yield FileDifference(place=f"{what} {name}", got=_type(a), expected=_type(b))
 
 
+def _repeated(what: str, names: Sequence[str]) -> Iterator[FileDifference]:
+    """Names that stand there more than once: which of the two counts is the reader's choice."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            yield FileDifference(place=f"{what} {name}", got="there twice", expected="once")
+
+
 def _type(value: onnx.ValueInfoProto) -> str:
     kind = value.type.tensor_type
     dims = [d.dim_param or d.dim_value for d in kind.shape.dim]
-    return shown(f"{onnx.TensorProto.DataType.Name(kind.elem_type).lower()} {dims}")
+    return shown(f"{_type_name(kind.elem_type)} {dims}")
+
+
+def _type_name(kind: int) -> str:
+    try:
+        return str(onnx.TensorProto.DataType.Name(kind)).lower()
+    except ValueError:
+        return f"unknown type {kind}"
 
 
 def _node_differences(
@@ -142,7 +171,7 @@ def _partners(got: Sequence[onnx.NodeProto], want: Sequence[onnx.NodeProto]) -> 
 
 
 def _name(node: onnx.NodeProto) -> str:
-    return f"node {node.name or node.output[0]} ({node.op_type})"
+    return f"node {node.name or next(iter(node.output), 'without a name')} ({node.op_type})"
 
 
 def _one_node(got: onnx.NodeProto, want: onnx.NodeProto, folder: Path) -> Iterator[FileDifference]:
@@ -155,9 +184,11 @@ def _one_node(got: onnx.NodeProto, want: onnx.NodeProto, folder: Path) -> Iterat
         if len(mine) != len(other):
             pairs.append((f"number of {what}s", len(mine), len(other)))
         pairs += [(f"{what} {i}", a, b) for i, (a, b) in enumerate(zip(mine, other, strict=False))]
+    pairs += [(name, getattr(got, name), getattr(want, name)) for name in _OTHER_FIELDS]
     for what, a, b in pairs:
         if a != b:
             yield FileDifference(place=f"{place}, {what}", got=shown(a), expected=shown(b))
+    yield from _repeated(f"{place}, attribute", [a.name for a in got.attribute])
     attributes = {a.name: a for a in got.attribute}
     wanted = {a.name: a for a in want.attribute}
     for name in dict.fromkeys([*wanted, *attributes]):
@@ -177,7 +208,11 @@ def _attribute_differences(
             expected=_NOTHING if want is None else _attribute(want),
         )
         return
-    mine, other = (ir.serde.deserialize_tensor(a.t, folder).numpy() for a in (got, want))
+    try:
+        mine, other = (ir.serde.deserialize_tensor(a.t, folder).numpy() for a in (got, want))
+    except Exception as error:  # damaged tensors raise what their reader likes
+        yield FileDifference(place=place, got=f"unreadable ({shown(str(error))})", expected="there")
+        return
     difference = array_difference(place, mine, other)
     if difference is not None:
         yield difference
@@ -186,7 +221,10 @@ def _attribute_differences(
 def _attribute(attribute: onnx.AttributeProto) -> str:
     if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
         return "another graph"
-    return shown(onnx.helper.get_attribute_value(attribute))
+    try:
+        return shown(onnx.helper.get_attribute_value(attribute))
+    except ValueError as error:
+        return f"unreadable ({shown(str(error))})"
 
 
 def _constant_differences(
@@ -221,9 +259,11 @@ def _is_anonymous(name: str) -> bool:
 def _constant_difference(
     place: str, proto: onnx.TensorProto, expected: ir.TensorProtocol, folder: Path
 ) -> FileDifference | None:
-    kind = ir.DataType(proto.data_type)
-    if kind != expected.dtype:
-        return FileDifference(place=place, got=str(kind).lower(), expected=str(expected.dtype).lower())
+    if proto.data_type != int(expected.dtype):
+        return FileDifference(place=place, got=_type_name(proto.data_type), expected=str(expected.dtype).lower())
+    held = [name for name in _TENSOR_DATA if len(getattr(proto, name))]
+    if len(held) > 1:
+        return FileDifference(place=place, got=f"values in {' and '.join(held)}", expected="values once")
     try:
         mine = ir.serde.deserialize_tensor(proto, folder).numpy()
     except Exception as error:  # a data file that is missing or short raises what its reader likes

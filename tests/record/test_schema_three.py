@@ -22,6 +22,7 @@ from dq_deploy.record import (
     save_record,
 )
 from dq_deploy.record.arrays import arrays_from_record, record_from_arrays
+from dq_deploy.record.summary import summarize_record
 from tests.record.conftest import make_layer
 
 FORMS = ("pt", "safetensors")
@@ -174,9 +175,25 @@ def test_an_extension_that_does_not_fit_is_named(record):
         (lambda: CallInput(name="x", dtype="float64", shape=()), "x is float64"),
         (lambda: CallInput(name="x", dtype="float32", shape=("a b",)), "size 'a b'"),
         (lambda: Call(inputs=(CallInput(name="x", dtype="bool", shape=()),), constants={"x": 1}), "names x twice"),
+        (lambda: Call(inputs=(CallInput(name="x", dtype="bool", shape=()),), constants={"a": (1,)}), "change in JSON"),
+        (lambda: Call(inputs=(CallInput(name="x", dtype="bool", shape=()),), constants={"a": np.nan}), "not JSON"),
+        (lambda: save_record(None, "m.pt"), "is a NoneType"),
     ):
         if message is None:
             change()
             continue
         with pytest.raises(RecordError, match=message):
             change()
+
+
+def test_the_summary_shows_what_version_three_adds(record):
+    summary = summarize_record(branched(by_step(folded(wide(attended(called(record)))))))
+    assert summary["schema_version"] == 3
+    assert summary["call"]["sample"] == ["B", 3, "height", "width"]
+    assert summary["attention"] == {"mid.attn": ["p", "q"]}
+    rows = {row["name"]: row for row in summary["layers"]}
+    assert rows["a.linear"]["weight_zero_points"] == [-300, -300]
+    assert rows["a.linear"]["folded_into"] == "a.norm"
+    assert rows["a.conv"]["branch_rank"] == 2
+    assert rows["a.conv"]["bias_by_step"]
+    assert summarize_record(record)["schema_version"] == 1

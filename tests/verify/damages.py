@@ -219,6 +219,25 @@ def double(array: np.ndarray) -> np.ndarray:
     return array * 2
 
 
+def bare_node(engine: Engine) -> None:
+    """A node that says neither its name nor what it makes."""
+    node = engine.graph.node[4]
+    node.ClearField("output")
+    node.name = ""
+
+
+def attribute_twice(engine: Engine) -> None:
+    """Which of the two counts is the reader's choice."""
+    node = next(n for n in engine.graph.node if n.attribute)
+    node.attribute.append(node.attribute[0])
+
+
+def referring(engine: Engine) -> None:
+    """An attribute that is taken from a function's, outside of any."""
+    attribute = next(a for n in engine.graph.node for a in n.attribute if a.type == onnx.AttributeProto.INT)
+    attribute.ref_attr_name = "other"
+
+
 SIN_COS = "dq/conv_in"
 DAMAGES: dict[str, Damage] = {
     # weights, scales, biases, bounds and zero points of integer layers
@@ -315,6 +334,30 @@ DAMAGES: dict[str, Damage] = {
         edit=lambda e: e.proto.metadata_props.append(onnx.StringStringEntryProto(key="note", value="x")),
         named="metadata",
         runs=False,
+    ),
+    "a constant of no known type": Damage(
+        edit=lambda e: setattr(e.graph.initializer[0], "data_type", 99), named="unknown type 99", runs=False
+    ),
+    "an input of no known type": Damage(
+        edit=lambda e: setattr(e.graph.input[0].type.tensor_type, "elem_type", 99), named="input sample", runs=False
+    ),
+    "a node without name and outputs": Damage(edit=bare_node, named="without a name", runs=False),
+    "an attribute twice": Damage(edit=attribute_twice, named="there twice", runs=False),
+    "a reference for an attribute": Damage(edit=referring, named="unreadable", runs=False),
+    "values stored twice": Damage(
+        edit=lambda e: next(t for t in e.graph.initializer if t.data_type == TensorProto.FLOAT).float_data.append(1),
+        named="raw_data and float_data",
+        runs=False,
+    ),
+    "a type written down twice": Damage(
+        edit=lambda e: e.graph.value_info.append(e.graph.value_info[0]), named="there twice", runs=False
+    ),
+    "words in a node": Damage(
+        edit=lambda e: setattr(e.graph.node[3], "doc_string", "x"), named="doc_string", runs=False
+    ),
+    "words in the graph": Damage(edit=lambda e: setattr(e.graph, "doc_string", "x"), named="doc_string", runs=False),
+    "another producer": Damage(
+        edit=lambda e: setattr(e.proto, "producer_version", "9"), named="producer_version", runs=False
     ),
 }
 

@@ -72,3 +72,12 @@ def test_a_damage_is_caught_and_named(made, tmp_path, name):
     else:
         found = compare_file(path, read_manifest(path), made[1])
         assert any(damage.named in difference.text() for difference in found.differences)
+
+
+def test_a_file_so_damaged_that_nothing_reads_it_is_named_and_no_fault_of_this_program(made, tmp_path):
+    for edit in ("a constant of no known type", "a node without name and outputs", "an attribute twice"):
+        engine = Engine(made[2])
+        DAMAGES[edit].edit(engine)
+        report = proven(made, engine.save(tmp_path / "unet.onnx"))
+        assert any(DAMAGES[edit].named in text for text in report.file_differences)
+        assert not report.exact

@@ -1,0 +1,61 @@
+"""What a record says beyond its numbers must belong to its denoiser, and what nothing runs is refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from dq_deploy.errors import RecordError
+from dq_deploy.models import call_of, denoiser_from_record
+from dq_deploy.record import AttentionQuantizers, Branch, Call, CallInput, CodeTable, Fold
+from tests.tiny import ONE_LEVEL, random_record, tiny_denoiser
+
+RECORD = random_record(tiny_denoiser(**ONE_LEVEL), steps=2)
+TABLE = CodeTable(bits=8, q_min=0, q_max=255, scale=np.ones(1, np.float32), zero_point=np.zeros(1, np.int32))
+
+
+def changed(**fields):
+    name = "conv_in"
+    return dataclasses.replace(
+        RECORD, layers={**RECORD.layers, name: dataclasses.replace(RECORD.layers[name], **fields)}
+    )
+
+
+def bias_by_step():
+    return changed(bias=np.zeros((2, RECORD.layers["conv_in"].out_channels), np.float32))
+
+
+def branch():
+    layer = RECORD.layers["conv_in"]
+    down = np.zeros((1, layer.in_channels, *layer.kernel), np.float32)
+    return changed(branch=Branch(down=down, up=np.zeros((layer.out_channels, 1), np.float32), scale=1.0))
+
+
+REFUSED = {
+    "layer conv_in has a bias row a step, which this version": bias_by_step,
+    "layer conv_in has a low-rank branch of rank 1, which this version": branch,
+    "layer conv_in is folded into nope.norm, expected a module": lambda: changed(
+        folded=Fold(producer="nope.norm", factor=np.ones(1, np.float32))
+    ),
+    "quantizers of the attention nope, expected a module": lambda: dataclasses.replace(
+        RECORD, attention={"nope": AttentionQuantizers(name="nope", tables={"q": TABLE})}
+    ),
+    "denoiser is called with banana, and this version calls it with sample, timestep": lambda: dataclasses.replace(
+        RECORD, call=Call(inputs=(CallInput(name="banana", dtype="float32", shape=(3,)),))
+    ),
+    "denoiser is called with sample, timestep, and": lambda: dataclasses.replace(
+        RECORD, call=Call(inputs=call_of(RECORD.model_config).inputs, constants={"guess_mode": True})
+    ),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_it_is_refused_by_name_where_the_denoiser_is_built(message):
+    with pytest.raises(RecordError, match=message):
+        denoiser_from_record(REFUSED[message]())
+
+
+def test_the_denoisers_own_call_is_taken():
+    denoiser_from_record(dataclasses.replace(RECORD, call=call_of(RECORD.model_config)))
