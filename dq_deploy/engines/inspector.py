@@ -48,7 +48,7 @@ _SHORT = {"i8": "int8", "s8": "int8", "i4": "int4", "f16": "half", "bf16": "bf16
 
 def layers_path(plan_path: Path) -> Path:
     """`unet.plan` -> `unet.plan.layers.json`, where the inspector's JSON is kept."""
-    return plan_path.with_name(plan_path.name + LAYERS_SUFFIX)
+    return Path(f"{plan_path}{LAYERS_SUFFIX}")
 
 
 def read_inspector(plan_path: str | Path) -> PlanText:

@@ -23,7 +23,7 @@ _NEEDED = ("plan_sha256", "onnx_sha256", "runtime", "runtime_version", "compute_
 
 def plan_manifest_path(plan_path: Path) -> Path:
     """`unet.plan` -> `unet.plan.json`."""
-    return plan_path.with_name(plan_path.name + ".json")
+    return Path(f"{plan_path}.json")  # a path such as "." has no name to be changed
 
 
 def is_plan(path: str | Path) -> bool:

@@ -17,10 +17,8 @@ TABLE = CodeTable(bits=8, q_min=0, q_max=255, scale=np.ones(1, np.float32), zero
 
 
 def changed(**fields):
-    name = "conv_in"
-    return dataclasses.replace(
-        RECORD, layers={**RECORD.layers, name: dataclasses.replace(RECORD.layers[name], **fields)}
-    )
+    layer = dataclasses.replace(RECORD.layers["conv_in"], **fields)
+    return dataclasses.replace(RECORD, layers={**RECORD.layers, layer.name: layer})
 
 
 def bias_by_step():
