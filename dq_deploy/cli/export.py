@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from dq_deploy.cli.frame import check_outputs, console, run, write_json
+from dq_deploy.cli.hash_check import HashCheck
 
 _MOST_LINES = 12
 
@@ -31,6 +32,7 @@ def export(
         typer.Option(help="For tensorrt-rtx: gemm (default), products of int8 patches, or native, convolutions."),
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the summary as JSON.")] = None,
+    hash_check: HashCheck = True,
 ) -> None:
     """Write the integer graph of a quantized model for one engine."""
     from dq_deploy.artifacts import file_for_several
@@ -47,7 +49,8 @@ def export(
     from dq_deploy.targets import export as export_record
 
     started = time.perf_counter()
-    manifest = export_record(load_record(ckpt), out, target=target, mode=mode, float_type=float_type, conv=conv)
+    record = load_record(ckpt, hash_check=hash_check)
+    manifest = export_record(record, out, target=target, mode=mode, float_type=float_type, conv=conv)
     summary = summary_of(manifest, out, seconds=time.perf_counter() - started)
     if json is not None:
         write_json(json, summary)

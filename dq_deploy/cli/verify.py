@@ -75,6 +75,13 @@ def verify(
         str | None,
         typer.Option(help="Instruction set of the native engine, or all for each this CPU has; by default the best."),
     ] = None,
+    hash_check: Annotated[
+        bool,
+        typer.Option(
+            "--hash-check/--no-hash-check",
+            help="Refuse a --ckpt whose content is not what was written. An engine is compared whatever its hash.",
+        ),
+    ] = True,
 ) -> None:
     """Compare an engine with what its record makes, and every layer in it with the numerics while it runs.
 
@@ -103,7 +110,7 @@ def verify(
     from dq_deploy.verify import verify as prove
     from dq_deploy.verify.report import print_report
 
-    record = load_record(ckpt)
+    record = load_record(ckpt, hash_check=hash_check)
     denoiser = None
     if model is not None:
         from dq_deploy.models import load_model
