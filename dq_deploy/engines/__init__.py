@@ -66,7 +66,7 @@ def open_engine(
     path = Path(path)
     if path.is_dir():
         raise FileProblemError(f"engine {path} is a folder, expected an ONNX file, a plan or a record")
-    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool)):
         raise OptionError(f"threads is {threads!r}, expected a whole number from 1")
     if engine is not None and engine not in ENGINES:
         raise OptionError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")

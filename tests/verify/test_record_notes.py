@@ -20,7 +20,7 @@ def with_attention(record):
 
 
 def test_kept_and_left_out_quantizers_are_said_in_the_report(tmp_path):
-    record = with_attention(random_record(tiny_denoiser(**ONE_LEVEL), steps=2))
+    record = with_attention(random_record(tiny_denoiser(), steps=2))
     save_record(record, tmp_path / "m.pt")
     report = verify(load_record(tmp_path / "m.pt"), tmp_path / "m.pt", steps=1, inputs=1)
     assert report.exact
