@@ -30,7 +30,7 @@ def decline_reason(layer: Layer) -> str:
         return f"convolution has {layer.groups} channel groups; its integer kernels are not proven"
     if any(part.w_code.shape[0] > 1 for part in layer.parts):
         return "weights differ by step; this form has one weight set"
-    if not all(int8_pieces(part.q_weight(0)) for part in layer.parts):
+    if not all(part.fits_int8 or int8_pieces(part.q_weight(0)) for part in layer.parts):
         return (
             f"weights less their zero point need more than {MOST_PIECES} int8 pieces, for a zero point lies too far "
             "from the codes, and this form has none: use ONNX Runtime or the native engine"
