@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from dq_deploy.artifacts import sha256_of_bytes, sha256_of_file, write_text_atomic
+from dq_deploy.artifacts import sha256_of_bytes, sha256_of_file, with_files_beside, write_text_atomic
 from dq_deploy.engines.plan_products import Convolution, Kernel, PlanText, Product
 from dq_deploy.engines.plan_symbols import Size, product_of
 from dq_deploy.engines.plan_text import nodes_listed
@@ -48,7 +48,7 @@ _SHORT = {"i8": "int8", "s8": "int8", "i4": "int4", "f16": "half", "bf16": "bf16
 
 def layers_path(plan_path: Path) -> Path:
     """`unet.plan` -> `unet.plan.layers.json`, where the inspector's JSON is kept."""
-    return Path(f"{plan_path}{LAYERS_SUFFIX}")
+    return Path(f"{with_files_beside(plan_path)}{LAYERS_SUFFIX}")
 
 
 def read_inspector(plan_path: str | Path) -> PlanText:

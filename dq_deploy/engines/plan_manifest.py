@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dq_deploy.artifacts import sha256_of_bytes, sha256_of_file, write_text_atomic
+from dq_deploy.artifacts import sha256_of_bytes, sha256_of_file, with_files_beside, write_text_atomic
 from dq_deploy.errors import FileProblemError
 from dq_deploy.graph.manifest_check import PLAN, flaw_of
 
@@ -23,7 +23,7 @@ _NEEDED = ("plan_sha256", "onnx_sha256", "runtime", "runtime_version", "compute_
 
 def plan_manifest_path(plan_path: Path) -> Path:
     """`unet.plan` -> `unet.plan.json`."""
-    return Path(f"{plan_path}.json")  # a path such as "." has no name to be changed
+    return Path(f"{with_files_beside(plan_path)}.json")  # a path such as "." has no name to be changed
 
 
 def is_plan(path: str | Path) -> bool:

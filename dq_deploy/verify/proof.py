@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dq_deploy.artifacts import with_files_beside
 from dq_deploy.engines import GRAPH_TARGETS, RECORD_SUFFIXES
 from dq_deploy.engines.base import Array, Runner
 from dq_deploy.errors import DqError, GuaranteeError, InputError, OptionError
@@ -103,7 +104,7 @@ def verify(
     start = time.perf_counter()
     if steps < 1 or inputs < 1:
         raise OptionError(f"steps and inputs are {steps} and {inputs}, expected at least 1")
-    path = Path(engine_path)
+    path = with_files_beside(Path(engine_path))
     if path.suffix in RECORD_SUFFIXES:
         from dq_deploy.verify.native_proof import ProofOptions, verify_native
 

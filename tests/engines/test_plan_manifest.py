@@ -149,3 +149,14 @@ def test_a_plan_is_known_by_its_manifest_its_first_bytes_or_its_name(plan, tmp_p
     assert is_plan(tmp_path / "missing.plan")
     assert not is_plan(tmp_path / "missing.onnx")
     assert not is_plan(plan_models.linears(tmp_path / "unet.onnx"))
+
+
+def test_a_link_to_a_plan_finds_the_manifest_beside_its_target(tmp_path):
+    (tmp_path / "there").mkdir()
+    target = tmp_path / "there" / "unet.plan"
+    link = tmp_path / "link.plan"
+    link.symlink_to(target)
+    target.write_bytes(b"plan")
+    assert plan_manifest_path(link) == tmp_path / "there" / "unet.plan.json"
+    (tmp_path / "link.plan.json").write_text("{}")  # its own goes first
+    assert plan_manifest_path(link) == tmp_path / "link.plan.json"
