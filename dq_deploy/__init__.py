@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dq_deploy.bench import benchmark
-    from dq_deploy.engines import open_engine
     from dq_deploy.methods import quantize
     from dq_deploy.models import load_model
+    from dq_deploy.open_engine import open_engine
     from dq_deploy.record import load_record, save_record
     from dq_deploy.targets import export
     from dq_deploy.verify import verify
@@ -37,7 +37,7 @@ _HOME = {
     "load_record": "record",
     "save_record": "record",
     "export": "targets",
-    "open_engine": "engines",
+    "open_engine": "open_engine",
     "verify": "verify",
     "benchmark": "bench",
 }
@@ -48,7 +48,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'dq_deploy' has no attribute {name!r}")
     room = import_module(f"dq_deploy.{_HOME[name]}")
-    value = room if _HOME[name] == name else getattr(room, name)  # the room `verify` can be called itself
+    value = room if _HOME[name] == name else getattr(room, name)  # verify and open_engine can be called themselves
     globals()[name] = value
     return value
 

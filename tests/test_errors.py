@@ -19,7 +19,7 @@ from dq_deploy.errors import (
     raise_if_out_of_memory,
     words_of,
 )
-from dq_deploy.methods.prefix import joined
+from dq_deploy.methods.training.prefix import joined
 
 
 def raised(function):

@@ -13,11 +13,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dq_deploy"
 
 LEVELS = (
-    ("errors", "numerics", "artifacts"),
-    ("record",),
-    ("graph", "readers", "models", "calibration"),
+    ("errors", "artifacts", "processes", "numerics"),
+    ("manifest", "record"),
+    ("simulation", "graph", "readers", "models", "calibration"),
     ("methods", "targets"),
     ("engines",),
+    ("native",),
+    ("open_engine",),
     ("verify", "quality", "bench", "sampling"),
     ("comparison",),
     ("serve",),
@@ -26,7 +28,7 @@ LEVELS = (
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
 # modules of one level that may build on each other, in this order
-WITHIN = {("errors", "numerics"), ("errors", "artifacts"), ("models", "readers")}
+WITHIN = {("errors", "numerics"), ("errors", "artifacts"), ("models", "readers"), ("models", "simulation")}
 
 HEAVY = {"torch", "diffusers", "onnxruntime", "openvino", "matplotlib", "skimage", "triton"}
 HEAVY |= {"tensorrt", "tensorrt_rtx", "polygraphy", "cuda", "pycuda", "pynvml"}
@@ -114,7 +116,7 @@ def test_a_package_offers_no_name_that_one_of_its_files_hides():
         names |= {
             a.asname or a.name
             for n in tree.body
-            if isinstance(n, ast.ImportFrom) and n.module != f"dq_deploy.{init.parent.name}"
+            if isinstance(n, ast.ImportFrom) and n.module != ".".join(init.parent.relative_to(ROOT).parts)
             for a in n.names
         }
         hidden += [f"{name_of(init)}: {p.stem}" for p in init.parent.iterdir() if p.stem in names]

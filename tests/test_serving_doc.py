@@ -20,8 +20,8 @@ def text(repository):
 def manifest(made_once, demo_record):
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx to build a plan")
     from dq_deploy import export
-    from dq_deploy.engines.build import BuildOptions, build_plan
-    from dq_deploy.engines.plan_manifest import read_plan_manifest, write_plan_manifest
+    from dq_deploy.engines.tensorrt.build.builder import BuildOptions, build_plan
+    from dq_deploy.manifest.plan import read_plan_manifest, write_plan_manifest
 
     def make(path):
         onnx = path.with_suffix(".trt.onnx")
@@ -125,7 +125,7 @@ def test_the_loop_draws_what_diffusers_draws(blocks, manifest, demo_engine, tmp_
     import diffusers
     import torch
 
-    from dq_deploy.engines import open_engine
+    from dq_deploy.open_engine import open_engine
 
     (tmp_path / "unet.plan.json").write_text(json.dumps(manifest))
     monkeypatch.chdir(tmp_path)

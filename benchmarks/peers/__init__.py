@@ -89,7 +89,7 @@ def run(
     Raises:
         PeerFailure: the peer could not be installed or failed.
     """
-    from peers.float_files import write_float_files
+    from benchmarks.peers.float_files import write_float_files
 
     work = work_dir / name
     work.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from dq_deploy.engines.base import Runner, TensorSpec
 from dq_deploy.errors import OptionError
 
 if TYPE_CHECKING:
-    from dq_deploy.engines.tensorrt import TensorRtRunner
+    from dq_deploy.engines.tensorrt.runner import TensorRtRunner
 
 HOST = "host"
 CUDA_GRAPH = "cuda-graph"

@@ -17,9 +17,9 @@ from dq_deploy.bench.native_baseline import native_facts, of_native_engine, work
 from dq_deploy.bench.options import BenchOptions
 from dq_deploy.bench.plan_baseline import check_batches, float_plan
 from dq_deploy.bench.worker import Worker, WorkerSettings, workers
-from dq_deploy.engines import RECORD_SUFFIXES, open_engine
-from dq_deploy.engines.plan_manifest import is_plan
 from dq_deploy.errors import OptionError
+from dq_deploy.manifest.plan import is_plan
+from dq_deploy.open_engine import RECORD_SUFFIXES, open_engine
 
 if TYPE_CHECKING:
     from dq_deploy.record import Record

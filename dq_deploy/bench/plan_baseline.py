@@ -30,9 +30,9 @@ def float_plan(plan: Path, folder: Path, record: Record | None) -> Path:
     Raises:
         BuildError: the builder fails.
     """
-    from dq_deploy.engines.build import BuildOptions, build_plan
-    from dq_deploy.engines.plan_manifest import read_plan_manifest, write_plan_manifest
-    from dq_deploy.engines.shapes import text_of
+    from dq_deploy.engines.tensorrt.build.builder import BuildOptions, build_plan
+    from dq_deploy.engines.tensorrt.build.shapes import text_of
+    from dq_deploy.manifest.plan import read_plan_manifest, write_plan_manifest
     from dq_deploy.targets import float_graph
 
     manifest = read_plan_manifest(plan, check_hash=False)
@@ -57,7 +57,7 @@ def check_batches(manifest: Mapping[str, Any], batches: Sequence[int], plan: Pat
     Raises:
         OptionError: naming the smallest and the largest it takes.
     """
-    from dq_deploy.engines.plan_checks import profiles_of
+    from dq_deploy.engines.tensorrt.plan.checks import profiles_of
 
     ranges = [
         (min(entry.least[0] for entry in profile.values()), max(entry.most[0] for entry in profile.values()))

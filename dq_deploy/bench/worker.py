@@ -26,10 +26,10 @@ from typing import IO, Any, Self
 
 from dq_deploy.bench.clocks import HOST, feeds_for, time_runs
 from dq_deploy.bench.gpu_memory import GpuPeak
-from dq_deploy.engines import open_engine
 from dq_deploy.engines.base import Runner
-from dq_deploy.engines.plan_manifest import is_plan, read_plan_manifest
 from dq_deploy.errors import DqError, FileProblemError
+from dq_deploy.manifest.plan import is_plan, read_plan_manifest
+from dq_deploy.open_engine import open_engine
 
 
 def peak_mib() -> float:
@@ -50,7 +50,7 @@ class WorkerSettings:
 
     Attributes:
         path: engine file: ONNX, plan or record.
-        engine: one of `dq_deploy.engines.ENGINES`, or None for what the manifest says.
+        engine: one of `dq_deploy.open_engine.ENGINES`, or None for what the manifest says.
         threads: threads of one run, or None.
         finite_check: whether the Runner looks for NaN and infinity.
         isa: instruction set of the native engine, or None.
@@ -101,8 +101,8 @@ def _opened(settings: WorkerSettings, stack: contextlib.ExitStack) -> tuple[Runn
             hash_check=False,  # whoever starts a worker has checked the file; loading is timed here
         )
         return stack.enter_context(runner), None
-    from dq_deploy.engines.cuda_backends import open_cuda
-    from dq_deploy.engines.tensorrt import TensorRtRunner
+    from dq_deploy.engines.cuda.backends import open_cuda
+    from dq_deploy.engines.tensorrt.runner import TensorRtRunner
 
     path = Path(settings.path)
     manifest = read_plan_manifest(path, check_hash=False)

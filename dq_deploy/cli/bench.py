@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dq_deploy.cli.frame import check_outputs, console, numbers_from_text, progress, run, write_json
-from dq_deploy.cli.hash_check import HashCheck
+from dq_deploy.cli.frame.hash_check import HashCheck
 
 if TYPE_CHECKING:
     from dq_deploy.bench import BenchReport
@@ -49,8 +49,8 @@ def bench(
     check_outputs(json, png, inputs=(engine, ckpt))
     from dq_deploy.bench import BenchOptions, benchmark
     from dq_deploy.bench.chart import require_matplotlib, write_chart
-    from dq_deploy.engines import open_engine
-    from dq_deploy.engines.plan_manifest import is_plan
+    from dq_deploy.manifest.plan import is_plan
+    from dq_deploy.open_engine import open_engine
     from dq_deploy.record import load_record
     from dq_deploy.verify.share import attest
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dq_deploy.cli.frame import check_outputs, console, run, stderr_console, write_json
-from dq_deploy.cli.hash_check import HashCheck
+from dq_deploy.cli.frame.hash_check import HashCheck
 
 if TYPE_CHECKING:
-    from dq_deploy.engines.build import BuildOptions
-    from dq_deploy.engines.build_process import BuildProgress
+    from dq_deploy.engines.tensorrt.build.builder import BuildOptions
+    from dq_deploy.engines.tensorrt.build.process import BuildProgress
 
 _LINE_EVERY_S = 2.0
 
@@ -50,9 +50,9 @@ def build(
 ) -> None:
     """Build a TensorRT or TensorRT-RTX plan and say what each layer became."""
     from dq_deploy.artifacts import file_for_several
-    from dq_deploy.engines.build import BuildOptions
-    from dq_deploy.engines.plan_manifest import plan_manifest_path
+    from dq_deploy.engines.tensorrt.build.builder import BuildOptions
     from dq_deploy.errors import OptionError
+    from dq_deploy.manifest.plan import plan_manifest_path
 
     if (onnx is None) == (ckpt is None):
         raise OptionError(f"got {'both' if onnx else 'neither of'} --onnx and --ckpt, expected one of them; give one")
@@ -92,7 +92,7 @@ def _exported(
     ckpt: Path, out: Path, options: BuildOptions, keep: Path | None, *, float_type: str | None, conv: str | None
 ) -> Iterator[Path]:
     """The record's ONNX file, beside the plan while it is built, or where the user wants it."""
-    from dq_deploy.engines.build import check_options
+    from dq_deploy.engines.tensorrt.build.builder import check_options
     from dq_deploy.errors import OptionError
     from dq_deploy.record import load_record
     from dq_deploy.targets import check_target, export
@@ -112,10 +112,10 @@ def _exported(
 
 
 def _build(onnx: Path, out: Path, options: BuildOptions) -> tuple[dict[str, Any], Any]:
-    from dq_deploy.engines.build import build_plan
-    from dq_deploy.engines.inspector import store_layers
-    from dq_deploy.engines.plan_manifest import write_plan_manifest
-    from dq_deploy.verify.plan_attestation import attest_plan
+    from dq_deploy.engines.tensorrt.build.builder import build_plan
+    from dq_deploy.engines.tensorrt.plan.inspector import store_layers
+    from dq_deploy.manifest.plan import write_plan_manifest
+    from dq_deploy.verify.plan.attestation import attest_plan
 
     found: list[Any] = []
 
@@ -184,7 +184,7 @@ def summary_of(manifest: dict[str, Any], attestation: Any, out: Path, *, seconds
 def _print(summary: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from dq_deploy.engines.shapes import text_of
+    from dq_deploy.engines.tensorrt.build.shapes import text_of
 
     build_facts = summary["build"]
     peak = build_facts["peak_mib"]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from dq_deploy.cli.frame import check_outputs, console, run, write_json
-from dq_deploy.cli.hash_check import HashCheck
+from dq_deploy.cli.frame.hash_check import HashCheck
 
 _MOST_LINES = 12
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dq_deploy.cli.frame import check_outputs, console, run, write_json
-from dq_deploy.cli.hash_check import HashCheck
+from dq_deploy.cli.frame.hash_check import HashCheck
 from dq_deploy.errors import FileProblemError, OptionError
 
 if TYPE_CHECKING:
@@ -26,13 +26,13 @@ def info(
 ) -> None:
     """Show what a quantized model, an exported engine file or a plan holds."""
     check_outputs(json, inputs=(path,))
-    from dq_deploy.engines import RECORD_SUFFIXES
-    from dq_deploy.engines.plan_manifest import is_plan
+    from dq_deploy.manifest.plan import is_plan
+    from dq_deploy.open_engine import RECORD_SUFFIXES
 
     if native and path.suffix not in RECORD_SUFFIXES:
         raise OptionError(f"--native goes with a record ({' or '.join(RECORD_SUFFIXES)}), got {path}; leave it out")
     if path.suffix not in RECORD_SUFFIXES and is_plan(path):
-        from dq_deploy.cli.plan_summary import show_plan, summary_of_plan
+        from dq_deploy.cli.text.plan import show_plan, summary_of_plan
 
         summary = summary_of_plan(path, hash_check=hash_check)
         show = show_plan
@@ -43,7 +43,7 @@ def info(
         summary = summary_of_record(path, hash_check=hash_check)
         show = _show_record
     if native:
-        from dq_deploy.cli.native_summary import show_native, summary_of_native
+        from dq_deploy.cli.text.native import show_native, summary_of_native
 
         summary["native"] = summary_of_native(path, hash_check=hash_check)
     if json is not None:

@@ -173,7 +173,7 @@ def quantize(
     if list_layers:
         refuse(out is not None, "--list-layers and --out were given, expected one of them")
         check_outputs(json, inputs=(model,))
-        from dq_deploy.cli.quantize_summary import list_layers as show_layers
+        from dq_deploy.cli.text.quantize_summary import list_layers as show_layers
 
         show_layers(model, variant, options, json)
         return

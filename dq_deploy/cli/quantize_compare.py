@@ -160,7 +160,7 @@ class _Watch:
 
     def progress(self, name: str, report: Progress) -> None:
         """A report of a running method."""
-        from dq_deploy.cli.quantize_progress import ProgressView
+        from dq_deploy.cli.text.quantize_progress import ProgressView
 
         if name != self._name:
             self._stack.close()

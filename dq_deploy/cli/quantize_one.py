@@ -89,10 +89,10 @@ def quantize_one(
 
     from dq_deploy.artifacts import hold_folder
     from dq_deploy.calibration import read_source
-    from dq_deploy.cli.quantize_progress import ProgressView
-    from dq_deploy.cli.quantize_summary import show_summary, summary_of
+    from dq_deploy.cli.text.quantize_progress import ProgressView
+    from dq_deploy.cli.text.quantize_summary import show_summary, summary_of
     from dq_deploy.methods import quantize as quantize_model
-    from dq_deploy.methods.resume import discard_state, holds_training
+    from dq_deploy.methods.training.resume import discard_state, holds_training
     from dq_deploy.models import input_specs, load_model
     from dq_deploy.record import load_record, save_record
 

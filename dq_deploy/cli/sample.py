@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dq_deploy.cli.frame import check_outputs, console, numbers_from_text, progress, run, warn, write_json
-from dq_deploy.cli.hash_check import HashCheck
+from dq_deploy.cli.frame.hash_check import HashCheck
 
 if TYPE_CHECKING:
     from dq_deploy.engines.base import Runner
@@ -138,8 +138,8 @@ def _open_subject(
     device: str | None,
     hash_check: bool,
 ) -> _Subject:
-    from dq_deploy.engines import RECORD_SUFFIXES, open_engine
     from dq_deploy.errors import FileProblemError, OptionError
+    from dq_deploy.open_engine import RECORD_SUFFIXES, open_engine
     from dq_deploy.record import content_sha256, load_record
 
     if ckpt is None and engine is None:
@@ -230,7 +230,7 @@ def _draw(
     elif subject.runner is not None:
         name, denoise = "engine", denoiser_of_runner(subject.runner)
     else:
-        from dq_deploy.methods.fake_quant import simulate
+        from dq_deploy.simulation.fake_quant import simulate
 
         assert subject.record is not None
         name, denoise = "simulation", denoiser_of_module(simulate(subject.record))
@@ -256,8 +256,8 @@ def _first_layer(subject: _Subject, stop: SamplingStopped, float_module: Any) ->
     """Where the float module, or else the record's simulation, leaves the finite numbers on the same input."""
     if subject.record is None and float_module is None:
         return "; give --ckpt to learn which layer is the first"
-    from dq_deploy.methods.fake_quant import simulate
     from dq_deploy.sampling import first_non_finite_layer
+    from dq_deploy.simulation.fake_quant import simulate
 
     module = simulate(subject.record) if float_module is None else float_module
     layer = first_non_finite_layer(module, stop.sample, stop.timestep, stop.conditions)

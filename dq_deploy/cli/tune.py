@@ -56,8 +56,8 @@ def tune(
 def measure(model: str, out: Path, dtype: str, device: int, op: str | None) -> list[dict[str, object]]:
     """Rules of the fastest configurations, written to `out` after every shape."""
     import torch
-    from dq_kernels.gpu.configurations import architecture_of
-    from dq_kernels.gpu.tune import cuda_clock, fastest, problem_of, shapes_of_model, write_table
+    from dq_kernels.gpu.tune.configurations import architecture_of
+    from dq_kernels.gpu.tune.tuning import cuda_clock, fastest, problem_of, shapes_of_model, write_table
 
     place = torch.device("cuda", device)
     with torch.cuda.device(place):

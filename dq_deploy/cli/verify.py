@@ -14,7 +14,7 @@ from dq_deploy.errors import GuaranteeError, OptionError
 
 if TYPE_CHECKING:
     from dq_deploy.verify import Report
-    from dq_deploy.verify.plan_report import PlanReport
+    from dq_deploy.verify.plan.report import PlanReport
 
 
 _LONGEST = 220
@@ -93,8 +93,8 @@ def verify(
     """
     _check_options(require_integer, steps_checked, inputs, seed, threads)
     check_outputs(json, html, inputs=(engine, ckpt, model))
-    from dq_deploy.engines import RECORD_SUFFIXES
-    from dq_deploy.engines.plan_manifest import is_plan
+    from dq_deploy.manifest.plan import is_plan
+    from dq_deploy.open_engine import RECORD_SUFFIXES
     from dq_deploy.record import load_record
 
     if engine.suffix in RECORD_SUFFIXES:
@@ -108,7 +108,7 @@ def verify(
     if ckpt is None:
         raise OptionError(f"--engine {engine} is compared with its quantized model; give it as --ckpt model.pt")
     from dq_deploy.verify import verify as prove
-    from dq_deploy.verify.report import print_report
+    from dq_deploy.verify.report.values import print_report
 
     record = load_record(ckpt, hash_check=hash_check)
     denoiser = None
@@ -134,7 +134,7 @@ def verify(
         write_json(json, report.to_json())
     if html is not None:
         from dq_deploy.artifacts import write_text_atomic
-        from dq_deploy.verify.html import html_of_report
+        from dq_deploy.verify.report.html import html_of_report
 
         write_text_atomic(html, html_of_report(report))
     print_report(report, console())
@@ -151,7 +151,7 @@ def _verify_plan(
     html: Path | None,
 ) -> None:
     from dq_deploy.record import load_record
-    from dq_deploy.verify.plan_report import print_plan_report, verify_plan
+    from dq_deploy.verify.plan.report import print_plan_report, verify_plan
 
     record = None if ckpt is None else load_record(ckpt)
     report = verify_plan(engine, record=record, compare=exact, progress=_progress)
@@ -159,7 +159,7 @@ def _verify_plan(
         write_json(json, report.to_json())
     if html is not None:
         from dq_deploy.artifacts import write_text_atomic
-        from dq_deploy.verify.plan_html import html_of_plan
+        from dq_deploy.verify.report.plan_html import html_of_plan
 
         write_text_atomic(html, html_of_plan(report))
     print_plan_report(report, console())
@@ -178,7 +178,7 @@ def refuse(report: Report | PlanReport, *, exact: bool, require_integer: float |
     Raises:
         GuaranteeError: naming the first layer, step and coordinate, or the layers that are not integer.
     """
-    from dq_deploy.verify.plan_report import PlanReport
+    from dq_deploy.verify.plan.report import PlanReport
 
     problems = []
     if isinstance(report, PlanReport):

@@ -17,10 +17,10 @@ from dq_deploy.artifacts import sha256_of_file
 from dq_deploy.comparison.latency import step_time
 from dq_deploy.comparison.subject import Subject
 from dq_deploy.comparison.worker import TrainingRequest, train
-from dq_deploy.engines import open_engine
 from dq_deploy.engines.base import Runner
 from dq_deploy.errors import explained
 from dq_deploy.methods import Progress, QuantizeOptions
+from dq_deploy.open_engine import open_engine
 from dq_deploy.quality import row_of
 from dq_deploy.sampling import denoiser_of_runner
 
@@ -112,7 +112,7 @@ def digest(*values: Any) -> str:
 
 def empty_cell(subject: Subject, options: QuantizeOptions, calibration: Mapping[str, Any]) -> Cell:
     """The cell before anything is measured, with the hashes of what it will depend on."""
-    from dq_deploy.methods.assembly import versions
+    from dq_deploy.methods.prepare.assembly import versions
 
     files = {
         name: sha256_of_file(Path(value)) if name != "kind" and value is not None else value
@@ -210,7 +210,7 @@ def _trained(
     *,
     resume: bool,
 ) -> Cell:
-    from dq_deploy.methods.resume import discard_state
+    from dq_deploy.methods.training.resume import discard_state
 
     path = folder / str(cell.record)
     state = path.with_name(f"{cell.name}.{cell.made_from[:8]}.resume")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dq_deploy.engines import ENGINES
 from dq_deploy.errors import OptionError
 from dq_deploy.methods import QuantizeOptions
+from dq_deploy.open_engine import ENGINES
 
 ONE_WEIGHT_SET = tuple(name for name in ENGINES if name != "native")
 """Engines whose form holds one weight set a layer."""
@@ -18,7 +18,7 @@ def check_engine(options: QuantizeOptions, engine: str) -> tuple[str, ...]:
 
     Args:
         options: of the method.
-        engine: one of `dq_deploy.engines.ENGINES`.
+        engine: one of `dq_deploy.open_engine.ENGINES`.
 
     Returns:
         Remarks, one sentence each: layers that would run in float.

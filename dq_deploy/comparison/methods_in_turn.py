@@ -15,7 +15,7 @@ from dq_deploy.comparison.subject import Subject
 from dq_deploy.comparison.table import Row, row_of_cell
 from dq_deploy.errors import FileProblemError
 from dq_deploy.methods import Progress, QuantizeOptions
-from dq_deploy.methods.plan import plan_sites
+from dq_deploy.methods.layer_bits import plan_sites
 from dq_deploy.models import Denoiser, quantizable_layers
 
 FORMAT = "dq_deploy.comparison"

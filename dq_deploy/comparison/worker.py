@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from dq_deploy.engines.process_memory import peak_mib
 from dq_deploy.errors import DqError, explained
 from dq_deploy.methods import Progress
+from dq_deploy.processes import peak_mib
 
 COMMAND = (sys.executable, "-m", "dq_deploy.comparison.worker")
 GRACE_S = 5.0
@@ -141,7 +141,7 @@ def perform(request: TrainingRequest, tell: Callable[[dict[str, Any]], None]) ->
     """Quantize and save in this process; `tell` gets the progress reports as JSON values."""
     from dq_deploy.calibration import read_source
     from dq_deploy.methods import QuantizeOptions, quantize
-    from dq_deploy.methods.resume import Spent, discard_state
+    from dq_deploy.methods.training.resume import Spent, discard_state
     from dq_deploy.models import input_specs, load_model
     from dq_deploy.record import save_record
 

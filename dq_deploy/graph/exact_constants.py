@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from dq_deploy.graph.passes import PassResult
+from dq_deploy.graph.pass_contract import PassResult
 
 NOT_CORRECTLY_ROUNDED = frozenset(
     ("Exp", "Log", "Sin", "Cos", "Tan", "Tanh", "Pow", "Sigmoid", "Erf", "Softplus", "Softmax", "Gelu", "ReduceSum")

@@ -23,7 +23,7 @@ from dq_deploy.graph.content_hash import (
     manifest_path,
 )
 from dq_deploy.graph.external_data import check_data_files, data_files
-from dq_deploy.graph.manifest_check import ENGINE, flaw_of
+from dq_deploy.manifest.checks import ENGINE, flaw_of
 
 __all__ = ["IR_VERSION", "MANIFEST_KEY", "manifest_path", "read_manifest", "read_manifest_if_any", "write_onnx"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.errors import OptionError
+from dq_deploy.methods.layer_bits import LayerPlan, plan_layers
 from dq_deploy.methods.options import METHODS, PARTS, QuantizeOptions
-from dq_deploy.methods.plan import LayerPlan, plan_layers
 from dq_deploy.methods.presets import DEFAULT_PRESET, PRESETS, options_from_preset
 from dq_deploy.methods.progress import Progress
 
@@ -101,7 +101,7 @@ def _within_budget(
     if options.budget is not None and init is not None:
         raise OptionError("got a budget and an initial record, expected one: the record's layers have their bits")
     if options.budget is not None:
-        from dq_deploy.methods.bit_budget import options_within_budget
+        from dq_deploy.methods.budget.bit_budget import options_within_budget
 
         options, chosen = options_within_budget(denoiser, options, source, report)
         record = _by_method(denoiser, options, source, report, folder, init)

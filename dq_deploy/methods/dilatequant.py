@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from dq_deploy.calibration import CalibrationSource
-from dq_deploy.methods.assembly import build_record
-from dq_deploy.methods.block_reconstruction import BlockReconstruction
 from dq_deploy.methods.options import QuantizeOptions
-from dq_deploy.methods.preparation import prepare
+from dq_deploy.methods.prepare.assembly import build_record
+from dq_deploy.methods.prepare.preparation import prepare
+from dq_deploy.methods.prepare.starting_point import starting_point
 from dq_deploy.methods.progress import ProgressCallback
-from dq_deploy.methods.reconstruction import bkd_settings
-from dq_deploy.methods.resume import state_of_run
-from dq_deploy.methods.starting_point import starting_point
+from dq_deploy.methods.training.block_reconstruction import BlockReconstruction
+from dq_deploy.methods.training.reconstruction import bkd_settings
+from dq_deploy.methods.training.resume import state_of_run
 from dq_deploy.models import Denoiser
 from dq_deploy.record import Record
 

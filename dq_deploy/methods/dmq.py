@@ -7,20 +7,20 @@ from typing import Any
 
 from dq_deploy.calibration import CalibrationInputs, CalibrationSource
 from dq_deploy.errors import NonFiniteError
-from dq_deploy.methods.assembly import build_record
-from dq_deploy.methods.block_reconstruction import BlockReconstruction
-from dq_deploy.methods.calibration_inputs import batch_of
-from dq_deploy.methods.equivalent_scaling import LearnedScales, learn_equivalent_scales
-from dq_deploy.methods.float_ranges import watch_outputs
 from dq_deploy.methods.minmax import initial_layers
 from dq_deploy.methods.options import QuantizeOptions
-from dq_deploy.methods.power_of_two import scale_skips
-from dq_deploy.methods.preparation import Prepared, prepare, with_equivalent_scales
+from dq_deploy.methods.prepare.assembly import build_record
+from dq_deploy.methods.prepare.calibration_inputs import batch_of
+from dq_deploy.methods.prepare.preparation import Prepared, prepare, with_equivalent_scales
+from dq_deploy.methods.prepare.starting_point import inputs_of
 from dq_deploy.methods.progress import Progress, ProgressCallback
-from dq_deploy.methods.ranges import collect_ranges
-from dq_deploy.methods.reconstruction import adaround_settings
-from dq_deploy.methods.resume import ResumeFolder, state_of_run
-from dq_deploy.methods.starting_point import inputs_of
+from dq_deploy.methods.ranges.activations import collect_ranges
+from dq_deploy.methods.ranges.float_ranges import watch_outputs
+from dq_deploy.methods.scaling.equivalent_scaling import LearnedScales, learn_equivalent_scales
+from dq_deploy.methods.scaling.power_of_two import scale_skips
+from dq_deploy.methods.training.block_reconstruction import BlockReconstruction
+from dq_deploy.methods.training.reconstruction import adaround_settings
+from dq_deploy.methods.training.resume import ResumeFolder, state_of_run
 from dq_deploy.models import Denoiser
 from dq_deploy.record import Record
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dq_deploy.calibration import CalibrationSource
-from dq_deploy.methods.assembly import build_layer, build_record
-from dq_deploy.methods.calibration_inputs import batch_of, collect_inputs
-from dq_deploy.methods.float_ranges import watch_outputs
 from dq_deploy.methods.options import QuantizeOptions
-from dq_deploy.methods.preparation import Prepared, prepare
+from dq_deploy.methods.prepare.assembly import build_layer, build_record
+from dq_deploy.methods.prepare.calibration_inputs import batch_of, collect_inputs
+from dq_deploy.methods.prepare.preparation import Prepared, prepare
 from dq_deploy.methods.progress import Progress, ProgressCallback, silent
-from dq_deploy.methods.ranges import LayerRanges, collect_ranges, steps_of
-from dq_deploy.methods.scales import quantized_weight
+from dq_deploy.methods.ranges.activations import LayerRanges, collect_ranges, steps_of
+from dq_deploy.methods.ranges.float_ranges import watch_outputs
+from dq_deploy.methods.ranges.scales import quantized_weight
 from dq_deploy.methods.weight_only import timesteps_alone, weight_only_history, weight_only_layers
 from dq_deploy.models import Denoiser
 from dq_deploy.record import Layer, Record

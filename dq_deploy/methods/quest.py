@@ -19,26 +19,26 @@ from numpy.typing import NDArray
 
 from dq_deploy.calibration import CalibrationInputs, CalibrationSource, sampling_timesteps
 from dq_deploy.errors import NonFiniteError
-from dq_deploy.methods.assembly import build_record, versions
-from dq_deploy.methods.block_reconstruction import BlockReconstruction
-from dq_deploy.methods.calibration_inputs import batch_of
-from dq_deploy.methods.fake_quant import IntegerLayer, simulate
-from dq_deploy.methods.finetuning import Finetuner, stages_of
-from dq_deploy.methods.initial_record import (
+from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.prepare.assembly import build_record, versions
+from dq_deploy.methods.prepare.calibration_inputs import batch_of
+from dq_deploy.methods.prepare.initial_record import (
     check_timesteps,
     groups_of_record,
     initial_state,
     options_of_initial,
 )
-from dq_deploy.methods.options import QuantizeOptions
-from dq_deploy.methods.preparation import prepare
+from dq_deploy.methods.prepare.preparation import prepare
+from dq_deploy.methods.prepare.starting_point import inputs_of, starting_point
 from dq_deploy.methods.progress import ProgressCallback
-from dq_deploy.methods.ranges import StepRange, batches, model_inputs, output_table
-from dq_deploy.methods.reconstruction import adaround_settings
-from dq_deploy.methods.resume import ResumeFolder, state_of_run
-from dq_deploy.methods.starting_point import inputs_of, starting_point
+from dq_deploy.methods.ranges.activations import StepRange, batches, model_inputs, output_table
+from dq_deploy.methods.training.block_reconstruction import BlockReconstruction
+from dq_deploy.methods.training.finetuning import Finetuner, stages_of
+from dq_deploy.methods.training.reconstruction import adaround_settings
+from dq_deploy.methods.training.resume import ResumeFolder, state_of_run
 from dq_deploy.models import Denoiser, call_denoiser
 from dq_deploy.record import Layer, Record, content_sha256, load_record, save_record
+from dq_deploy.simulation.fake_quant import IntegerLayer, simulate
 
 
 def quantize_quest(

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.calibration import CalibrationInputs, sampling_timesteps
+from dq_deploy.methods.layer_bits import KEPT_FLOAT
 from dq_deploy.methods.options import QuantizeOptions
-from dq_deploy.methods.plan import KEPT_FLOAT
-from dq_deploy.methods.preparation import Prepared
+from dq_deploy.methods.prepare.preparation import Prepared
 from dq_deploy.methods.progress import Progress, ProgressCallback
-from dq_deploy.methods.scales import search_weight_scale, weight_codes
+from dq_deploy.methods.ranges.scales import search_weight_scale, weight_codes
 from dq_deploy.models import Denoiser
 from dq_deploy.numerics import F32
 from dq_deploy.record import WeightOnlyLayer

@@ -12,7 +12,7 @@ from reprlib import repr as short
 from typing import TYPE_CHECKING, Any, cast
 
 from dq_deploy.errors import ModelError
-from dq_deploy.models.denoiser_call import INPUT_NAMES, call_arguments, call_denoiser
+from dq_deploy.models.call import INPUT_NAMES, call_arguments, call_denoiser
 from dq_deploy.models.layers import Block, Denoiser, Family, FoldSite, LayerSite, Macs, TensorSpec
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def family_of(config: Mapping[str, Any]) -> str:
 def _module_of(family: str) -> Family:
     if family not in FAMILIES:
         raise ModelError(f"denoiser family {family!r} is unknown, expected one of {', '.join(FAMILIES)}")
-    return cast("Family", importlib.import_module(f"dq_deploy.models.{family}"))
+    return cast("Family", importlib.import_module(f"dq_deploy.models.families.{family}"))
 
 
 def _of(config: Mapping[str, Any]) -> Family:
@@ -104,7 +104,7 @@ def load_model(path: str | Path, *, variant: str | None = None) -> Denoiser:
     Raises:
         ModelError: the folder, its configuration or its weights are not usable; the message says what to do.
     """
-    from dq_deploy.models.folder import load_folder
+    from dq_deploy.models.load.folder import load_folder
 
     return load_folder(Path(path), variant=variant)
 

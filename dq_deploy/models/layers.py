@@ -286,7 +286,7 @@ def walk(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor], attention_
     """
     import torch
 
-    from dq_deploy.models.denoiser_call import call_arguments
+    from dq_deploy.models.call import call_arguments
 
     sites: dict[str, LayerSite] = {}
     attention = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dq_deploy.models.denoiser_call import ADDED_CONDITIONS
+from dq_deploy.models.call import ADDED_CONDITIONS
 from dq_deploy.models.layers import TensorSpec
 from dq_deploy.record import Call, CallInput
 

@@ -14,13 +14,13 @@ from dq_deploy import models
 from dq_deploy.artifacts import sha256_of_file
 from dq_deploy.errors import FileProblemError, ModelError, OptionError
 from dq_deploy.models import LayerSite
-from dq_deploy.readers.architecture import architecture_of, moved
+from dq_deploy.readers.architectures.choice import architecture_of, moved
+from dq_deploy.readers.architectures.module_paths import Architecture
 from dq_deploy.readers.channel_factors import CHOICES
 from dq_deploy.readers.float_model import FloatModel, load_float_model
 from dq_deploy.readers.foreign import ForeignModel
+from dq_deploy.readers.formats.quantizer_tensors import Source
 from dq_deploy.readers.integer_layers import check_activations, convert
-from dq_deploy.readers.module_paths import Architecture
-from dq_deploy.readers.quantizer_tensors import Source
 from dq_deploy.readers.settings import Settings
 from dq_deploy.readers.tensors import Array, few, load_checkpoint
 from dq_deploy.record import Layer, Record
@@ -87,7 +87,7 @@ def import_checkpoint(
         splits=network.splits,
         settings=settings,
     )
-    module = importlib.import_module(f"dq_deploy.readers.{reader.replace('-', '_')}")
+    module = importlib.import_module(f"dq_deploy.readers.formats.{reader.replace('-', '_')}")
     read: Callable[[Source], ForeignModel] = module.read
     model = read(source)
     check_activations(model.layers)

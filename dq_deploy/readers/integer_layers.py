@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from dq_deploy.errors import FileProblemError, OptionError, RecordError
 from dq_deploy.models import LayerSite
 from dq_deploy.numerics import F32
+from dq_deploy.readers.architectures.module_paths import Target
 from dq_deploy.readers.channel_factors import differ_by_step, elected, shifted
 from dq_deploy.readers.foreign import ForeignLayer, ForeignPart
-from dq_deploy.readers.module_paths import Target
 from dq_deploy.record import Layer, Part
 
 FEW_LAYERS = 6

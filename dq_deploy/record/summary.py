@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from dq_deploy.record.arrays import arrays_from_record, sha256_of_content, version_of
+from dq_deploy.record.files.arrays import arrays_from_record, sha256_of_content, version_of
 from dq_deploy.record.values import Layer, Record
 from dq_deploy.record.weight_only import WeightOnlyLayer
 

@@ -164,8 +164,8 @@ def float_graph(
     """
     if float_type not in FLOAT_TYPES["tensorrt"]:
         raise OptionError(f"float type is {float_type!r}, expected one of {', '.join(FLOAT_TYPES['tensorrt'])}")
-    from dq_deploy.graph.float_types import FloatTypes
     from dq_deploy.graph.onnx_file import write_onnx
+    from dq_deploy.graph.passes.float_types import FloatTypes
     from dq_deploy.targets.traced_graphs import traced_float_graph
 
     instance_norms = not CONVS[manifest.get("target", "onnxruntime")]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dq_deploy.graph.cleanup import RemoveUnused
-from dq_deploy.graph.integer_layers import IntegerLayers
-from dq_deploy.graph.pads import PadsAsModules
-from dq_deploy.graph.passes import run_passes
-from dq_deploy.graph.weight_only_layers import WeightOnlyLayers
+from dq_deploy.graph.pass_contract import run_passes
+from dq_deploy.graph.passes.cleanup import RemoveUnused
+from dq_deploy.graph.passes.onnxruntime_layers import IntegerLayers
+from dq_deploy.graph.passes.pads import PadsAsModules
+from dq_deploy.graph.passes.weight_only_layers import WeightOnlyLayers
 from dq_deploy.targets.traced_graphs import traced_float_graph
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def integer_graph(record: Record, *, mode: str, traced: ir.Model | None = None) 
     """
     model = traced_float_graph(record.family, record.model_config, record, traced=traced)
     if mode == "fast":
-        from dq_deploy.graph.requantized_layers import RequantizedLayers
+        from dq_deploy.graph.passes.onnxruntime_fast_layers import RequantizedLayers
 
         layers: Any = RequantizedLayers(record)
     else:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dq_deploy.graph.cleanup import RemoveUnused
-from dq_deploy.graph.openvino_layers import OpenVinoLayers
-from dq_deploy.graph.pads import PadsAsModules
-from dq_deploy.graph.passes import run_passes
-from dq_deploy.graph.weight_only_layers import WeightOnlyLayers
+from dq_deploy.graph.pass_contract import run_passes
+from dq_deploy.graph.passes.cleanup import RemoveUnused
+from dq_deploy.graph.passes.openvino_layers import OpenVinoLayers
+from dq_deploy.graph.passes.pads import PadsAsModules
+from dq_deploy.graph.passes.weight_only_layers import WeightOnlyLayers
 from dq_deploy.targets.onnxruntime import IntegerGraph
 from dq_deploy.targets.traced_graphs import traced_float_graph
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from dq_deploy.graph.attention_keys import KeysInOneTranspose
-from dq_deploy.graph.cleanup import RemoveUnused
-from dq_deploy.graph.norms import GroupNormAsInstanceNorm
-from dq_deploy.graph.pads import PadsAsModules
-from dq_deploy.graph.passes import run_passes
-from dq_deploy.graph.simulated_layers import SimulatedLayers
+from dq_deploy.graph.pass_contract import run_passes
+from dq_deploy.graph.passes.attention_keys import KeysInOneTranspose
+from dq_deploy.graph.passes.cleanup import RemoveUnused
+from dq_deploy.graph.passes.norms import GroupNormAsInstanceNorm
+from dq_deploy.graph.passes.pads import PadsAsModules
+from dq_deploy.graph.passes.simulated_layers import SimulatedLayers
+from dq_deploy.graph.passes.weight_only_layers import WeightOnlyLayers
 from dq_deploy.graph.trace import trace
-from dq_deploy.graph.weight_only_layers import WeightOnlyLayers
 from dq_deploy.models import (
     build_denoiser,
     call_arguments,

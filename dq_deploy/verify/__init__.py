@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from dq_deploy.verify.proof import verify
-from dq_deploy.verify.report import LayerReport, Report, StepCell
+from dq_deploy.verify.report.values import LayerReport, Report, StepCell
 
 __all__ = ["LayerReport", "Report", "StepCell", "verify"]
 

@@ -10,21 +10,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.artifacts import with_files_beside
-from dq_deploy.engines import GRAPH_TARGETS, RECORD_SUFFIXES
 from dq_deploy.engines.base import Array, Runner
 from dq_deploy.errors import DqError, GuaranteeError, InputError, OptionError
 from dq_deploy.graph.onnx_file import read_manifest
 from dq_deploy.models import build_denoiser, macs_of, quantizable_layers
+from dq_deploy.open_engine import GRAPH_TARGETS, RECORD_SUFFIXES
 from dq_deploy.record import Layer, Record, content_sha256
-from dq_deploy.verify.attestation import MISSING, Kernel
-from dq_deploy.verify.file_findings import unrun_report, with_file
-from dq_deploy.verify.findings import Findings, assembled_report, layer_report
-from dq_deploy.verify.float_source import recorded_float_model
-from dq_deploy.verify.float_twin import float32_twin, is_narrow, narrow_note
+from dq_deploy.verify.cost.quantization_error import quantization_error as measured
+from dq_deploy.verify.cost.quantization_inputs import quantization_inputs
+from dq_deploy.verify.file.findings import unrun_report, with_file
+from dq_deploy.verify.file.same_file import TracedOnce, compare_file
 from dq_deploy.verify.inputs import Batch, plan_batches
-from dq_deploy.verify.instrument import ShippedGraph, run_all
-from dq_deploy.verify.kernels import KernelGraph, read_kernels
-from dq_deploy.verify.output import (
+from dq_deploy.verify.layers.attestation import MISSING, Kernel
+from dq_deploy.verify.onnx.float_twin import float32_twin, is_narrow, narrow_note
+from dq_deploy.verify.onnx.instrument import ShippedGraph, run_all
+from dq_deploy.verify.onnx.kernels import KernelGraph, read_kernels
+from dq_deploy.verify.onnx.parity import Parity, ParityCheck
+from dq_deploy.verify.onnx.probe import probe_layer
+from dq_deploy.verify.onnx.tables import table_problems
+from dq_deploy.verify.onnx.twin_products import graph_note, twin_products
+from dq_deploy.verify.output.difference import (
     StepOutput,
     batch_difference,
     check_finite,
@@ -33,16 +38,11 @@ from dq_deploy.verify.output import (
     simulation,
     twin_outputs,
 )
-from dq_deploy.verify.parity import Parity, ParityCheck
-from dq_deploy.verify.parting import lowest_parting
+from dq_deploy.verify.output.float_source import recorded_float_model
+from dq_deploy.verify.output.parting import lowest_parting
 from dq_deploy.verify.path_inputs import path_batches
-from dq_deploy.verify.probe import probe_layer
-from dq_deploy.verify.quantization_error import quantization_error as measured
-from dq_deploy.verify.quantization_inputs import quantization_inputs
-from dq_deploy.verify.report import LayerReport, Report
-from dq_deploy.verify.same_file import TracedOnce, compare_file
-from dq_deploy.verify.tables import table_problems
-from dq_deploy.verify.twin_products import graph_note, twin_products
+from dq_deploy.verify.report.findings import Findings, assembled_report, layer_report
+from dq_deploy.verify.report.values import LayerReport, Report
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +106,7 @@ def verify(
         raise OptionError(f"steps and inputs are {steps} and {inputs}, expected at least 1")
     path = with_files_beside(Path(engine_path))
     if path.suffix in RECORD_SUFFIXES:
-        from dq_deploy.verify.native_proof import ProofOptions, verify_native
+        from dq_deploy.verify.native.proof import ProofOptions, verify_native
 
         options = ProofOptions(
             steps=steps, inputs=inputs, seed=seed, progress=progress, compare_with_record=compare_with_record
@@ -170,7 +170,7 @@ def _proof(
     record: Record, path: Path, manifest: Mapping[str, Any], options: GraphOptions, traced: TracedOnce, start: float
 ) -> Report:
     """The proof of one file as it lies."""
-    from dq_deploy.verify.float_replay import compare_float_paths  # loads torch
+    from dq_deploy.verify.output.float_replay import compare_float_paths  # loads torch
 
     graph_only = manifest["target"] in GRAPH_TARGETS
     runtime = options.engine or ("onnxruntime" if graph_only else str(manifest["target"]))

@@ -6,12 +6,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from dq_deploy.engines import RECORD_SUFFIXES, open_engine
-from dq_deploy.engines.plan_manifest import is_plan, read_plan_manifest
 from dq_deploy.graph.onnx_file import read_manifest
-from dq_deploy.verify.instrument import ShippedGraph
-from dq_deploy.verify.kernels import read_kernels
-from dq_deploy.verify.plan_attestation import attest_plan
+from dq_deploy.manifest.plan import is_plan, read_plan_manifest
+from dq_deploy.open_engine import RECORD_SUFFIXES, open_engine
+from dq_deploy.verify.onnx.instrument import ShippedGraph
+from dq_deploy.verify.onnx.kernels import read_kernels
+from dq_deploy.verify.plan.attestation import attest_plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,7 +73,7 @@ def _gpu(module: str) -> Any:
     import importlib
 
     try:
-        return importlib.import_module(f"dq_kernels.gpu.{module}")
+        return importlib.import_module(f"dq_kernels.gpu.launch.{module}")
     except ImportError as error:
         why = f"the GPU kernels cannot be loaded ({error}); install triton 3.7.1, as dq-deploy[gpu-kernels] does"
         raise KernelsMissingError(why) from error

@@ -13,10 +13,10 @@ from dq_deploy.bench.gpu_memory import GpuPeak
 from dq_deploy.bench.harness import BenchReport, Latency, Timing, _numbers, _Series, _take_turns
 from dq_deploy.bench.plan_baseline import check_batches
 from dq_deploy.bench.worker import WorkerSettings, workers
-from dq_deploy.engines import open_engine
 from dq_deploy.engines.base import TensorSpec
 from dq_deploy.errors import OptionError
-from tests.engines.gpu import without_driver
+from dq_deploy.open_engine import open_engine
+from tests.engines.cuda.gpu import without_driver
 
 QUICK = BenchOptions(batches=(1,), rounds=7, runs=2, warmup=1, seconds=0.0, threads=1)
 

@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx to build a plan")
 
 from dq_deploy.bench.plan_baseline import float_plan
-from dq_deploy.engines.plan_manifest import plan_manifest_of, read_plan_manifest, write_plan_manifest
-from dq_deploy.engines.tensorrt_library import tensorrt_library
+from dq_deploy.engines.tensorrt.library import tensorrt_library
 from dq_deploy.graph.onnx_file import read_manifest
+from dq_deploy.manifest.plan import plan_manifest_of, read_plan_manifest, write_plan_manifest
 
 PROFILE = {
     "sample": {"min": [1, 1, 8, 8], "opt": [2, 1, 8, 8], "max": [4, 1, 8, 8]},

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import peers
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from peers.float_files import float_products, schedule_of
-from peers.job import images_of, latencies_ms, peak_mib
 
+from benchmarks import peers
+from benchmarks.peers.float_files import float_products, schedule_of
+from benchmarks.peers.job import images_of, latencies_ms, peak_mib
 from dq_deploy.calibration import build_ddim
 from dq_deploy.graph.trace import trace
 from dq_deploy.models import call_denoiser, example_inputs

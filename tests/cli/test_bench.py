@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.cli.running import command
-from tests.engines.gpu import needs_gpu, without_driver
+from tests.engines.cuda.gpu import needs_gpu, without_driver
 
 QUICK = ["--batch", "1,2", "--runs", "2", "--warmup", "1", "--threads", "1"]
 
@@ -45,7 +45,7 @@ def test_a_mistake_is_one_line(more, message, tiny_engine):
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory):
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx to build a plan")
-    from tests.engines.plans import build_linear
+    from tests.engines.tensorrt.plans import build_linear
 
     return build_linear(tmp_path_factory.mktemp("plan"))
 
@@ -74,10 +74,10 @@ def test_sampling_with_a_plan_gets_as_far_as_the_missing_driver(plan, tmp_path):
 def test_a_plan_is_timed_and_sampled_on_a_gpu(tmp_path_factory, tiny_record, tiny_record_path):
     pytest.importorskip("tensorrt_rtx", reason="needs an NVIDIA driver and tensorrt-rtx")
     from dq_deploy import export
-    from dq_deploy.engines.build import BuildOptions, build_plan
-    from dq_deploy.engines.cuda_backends import open_cuda
-    from dq_deploy.engines.plan_manifest import write_plan_manifest
-    from tests.engines.test_tensorrt_runner_gpu import RTX_BUILDS_FOR
+    from dq_deploy.engines.cuda.backends import open_cuda
+    from dq_deploy.engines.tensorrt.build.builder import BuildOptions, build_plan
+    from dq_deploy.manifest.plan import write_plan_manifest
+    from tests.engines.tensorrt.test_runner_gpu import RTX_BUILDS_FOR
 
     capability = open_cuda().facts().compute_capability
     if capability not in RTX_BUILDS_FOR:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from dq_deploy.artifacts import sha256_of_file
-from dq_deploy.engines.plan_manifest import read_plan_manifest
+from dq_deploy.manifest.plan import read_plan_manifest
 from tests.cli.running import command
-from tests.engines import plan_models
+from tests.engines.tensorrt import plan_models
 
 pytest.importorskip("tensorrt_rtx", reason="needs the extra tensorrt-rtx")
 

@@ -38,7 +38,7 @@ def test_wrong_options_are_refused(tmp_path, capsys, options, expected):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 def test_on_a_gpu_it_writes_a_table(tmp_path):
-    from dq_kernels.gpu.configurations import load_table
+    from dq_kernels.gpu.tune.configurations import load_table
 
     with pytest.raises(SystemExit) as stopped:
         run(tune, ("--model", "cifar", "--op", "quantize", "--out", str(tmp_path / "table.json")))

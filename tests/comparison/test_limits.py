@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from dq_deploy.comparison import check_engine
-from dq_deploy.engines import ENGINES
 from dq_deploy.errors import OptionError
 from dq_deploy.methods import METHODS, QuantizeOptions
+from dq_deploy.open_engine import ENGINES
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from dq_kernels.cpu.library import known_isas
 
-from dq_deploy.engines import open_engine
-from dq_deploy.engines.native.runner import NativeRunner
 from dq_deploy.errors import InputError
-from dq_deploy.methods.fake_quant import simulate
 from dq_deploy.models import call_denoiser, example_inputs
+from dq_deploy.native.runner import NativeRunner
+from dq_deploy.open_engine import open_engine
+from dq_deploy.simulation.fake_quant import simulate
 from dq_deploy.targets import export
 from tests.tiny import ONE_LEVEL, random_record, tiny_denoiser
 

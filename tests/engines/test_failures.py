@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 import pytest
 
-from dq_deploy.engines import open_engine
 from dq_deploy.engines.base import reason_of
-from dq_deploy.engines.native import host_ops
-from dq_deploy.engines.native.runner import NativeRunner
 from dq_deploy.errors import DqError, InputError, NonFiniteError
 from dq_deploy.models import example_inputs
+from dq_deploy.native.cpu import host_ops
+from dq_deploy.native.runner import NativeRunner
+from dq_deploy.open_engine import open_engine
 from dq_deploy.targets import export
 from tests.tiny import ONE_LEVEL, random_record, tiny_denoiser
 

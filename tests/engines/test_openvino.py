@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from dq_deploy.engines import open_engine
 from dq_deploy.errors import FileProblemError, InputError
 from dq_deploy.models import example_inputs
+from dq_deploy.open_engine import open_engine
 from dq_deploy.targets import export
 from tests.tiny import random_record, tiny_denoiser
 

@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import pytest
 
-from dq_deploy.engines import open_engine
 from dq_deploy.errors import FileProblemError, InputError, NonFiniteError, OptionError
 from dq_deploy.models import example_inputs
+from dq_deploy.open_engine import open_engine
 from dq_deploy.targets import export
 from tests.tiny import random_record, tiny_denoiser
 

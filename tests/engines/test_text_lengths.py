@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from dq_deploy.engines import open_engine
 from dq_deploy.errors import InputError
-from dq_deploy.methods.fake_quant import simulate
 from dq_deploy.models import call_denoiser
+from dq_deploy.open_engine import open_engine
 from dq_deploy.record import load_record, save_record
+from dq_deploy.simulation.fake_quant import simulate
 from dq_deploy.targets import export
 from tests.tiny import random_record, tiny_conditional_denoiser
 

@@ -9,10 +9,10 @@ import time
 import numpy as np
 import pytest
 
-from dq_deploy.engines import open_engine
 from dq_deploy.engines.turns import Turns
 from dq_deploy.errors import InputError
 from dq_deploy.models import example_inputs
+from dq_deploy.open_engine import open_engine
 from dq_deploy.record import save_record
 from dq_deploy.targets import export
 from tests.tiny import ONE_LEVEL, random_record, tiny_denoiser

@@ -12,10 +12,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from dq_deploy.engines import open_engine
 from dq_deploy.errors import DqError, FileProblemError
 from dq_deploy.graph.content_hash import content_sha256
 from dq_deploy.graph.onnx_file import MANIFEST_KEY, manifest_path, read_manifest, write_onnx
+from dq_deploy.open_engine import open_engine
 
 FLOAT = ir.TensorType(ir.DataType.FLOAT)
 MANIFEST = {

@@ -11,10 +11,11 @@ import torch
 
 from dq_deploy import numerics
 from dq_deploy.errors import NonFiniteError
-from dq_deploy.methods import Progress, equivalent_scaling, quantize
-from dq_deploy.methods.fake_quant import simulate
+from dq_deploy.methods import Progress, quantize
+from dq_deploy.methods.scaling import equivalent_scaling
 from dq_deploy.models import call_denoiser, example_inputs
 from dq_deploy.record import Record, content_sha256
+from dq_deploy.simulation.fake_quant import simulate
 from tests.tiny import tiny_conditional_denoiser, tiny_denoiser
 
 QUICK: dict[str, Any] = {

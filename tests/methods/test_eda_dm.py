@@ -59,8 +59,8 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(trained: Record, tmp_path: Path
 def test_a_diverged_run_keeps_its_finished_blocks_and_goes_on_at_other_rates_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dq_deploy.methods import block_reconstruction
-    from dq_deploy.methods.block_training import DivergedError
+    from dq_deploy.methods.training import block_reconstruction
+    from dq_deploy.methods.training.block_training import DivergedError
 
     real = block_reconstruction.train_block
 

@@ -18,9 +18,9 @@ from dq_deploy import numerics
 from dq_deploy.calibration import collect_trajectory
 from dq_deploy.errors import FileProblemError, NonFiniteError, OptionError
 from dq_deploy.methods import Progress, quantize
-from dq_deploy.methods.fake_quant import IntegerLayer, simulate
-from dq_deploy.methods.resume import discard_state
+from dq_deploy.methods.training.resume import discard_state
 from dq_deploy.record import Record, content_sha256
+from dq_deploy.simulation.fake_quant import IntegerLayer, simulate
 from tests.tiny import tiny_denoiser
 
 QUICK: dict[str, Any] = {"steps": 4, "samples": 4, "iterations": 3, "batch": 4}

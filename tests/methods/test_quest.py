@@ -11,8 +11,8 @@ import pytest
 
 from dq_deploy.errors import NonFiniteError, OptionError
 from dq_deploy.methods import quantize
-from dq_deploy.methods.finetuning import Finetuner
-from dq_deploy.methods.resume import discard_state
+from dq_deploy.methods.training.finetuning import Finetuner
+from dq_deploy.methods.training.resume import discard_state
 from dq_deploy.record import Record, content_sha256, load_record
 from tests.tiny import tiny_conditional_denoiser, tiny_denoiser
 

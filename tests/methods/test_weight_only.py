@@ -10,12 +10,12 @@ from dq_deploy import export, load_record, open_engine, quantize, save_record
 from dq_deploy.calibration import CalibrationSource
 from dq_deploy.errors import OptionError, RecordError
 from dq_deploy.methods import QuantizeOptions, options_from_preset
-from dq_deploy.methods.fake_quant import simulate
+from dq_deploy.methods.layer_bits import plan_sites
 from dq_deploy.methods.options import BLOCK_SIZES
-from dq_deploy.methods.plan import plan_sites
-from dq_deploy.methods.scales import search_weight_scale, weight_codes
+from dq_deploy.methods.ranges.scales import search_weight_scale, weight_codes
 from dq_deploy.methods.weight_only import search_block_scales
 from dq_deploy.models import build_denoiser, denoiser_from_record, example_inputs, quantizable_layers
+from dq_deploy.simulation.fake_quant import simulate
 from tests.cli.running import command
 from tests.tiny import tiny_denoiser
 

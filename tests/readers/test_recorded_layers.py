@@ -14,9 +14,9 @@ from safetensors import safe_open
 from dq_deploy.models import LayerSite
 from dq_deploy.numerics import quantize_centred, step_bucket
 from dq_deploy.readers import settings_from
+from dq_deploy.readers.architectures.module_paths import Architecture, Target, fused_rows
+from dq_deploy.readers.formats.quantizer_tensors import Source
 from dq_deploy.readers.integer_layers import convert
-from dq_deploy.readers.module_paths import Architecture, Target, fused_rows
-from dq_deploy.readers.quantizer_tensors import Source
 from tests.readers.foreign_files import DDIM
 
 DATA = Path(__file__).parent / "data"
@@ -53,7 +53,7 @@ def recorded(path: Path):
             {"architecture": DDIM, "weight_bits": 4, "activation_bits": 8, **json.loads(meta["settings"])}
         ),
     )
-    reader = importlib.import_module(f"dq_deploy.readers.{meta['reader'].replace('-', '_')}")
+    reader = importlib.import_module(f"dq_deploy.readers.formats.{meta['reader'].replace('-', '_')}")
     model = reader.read(source)
     converted = convert(model.layers[name], targets, {t.name: site(t.name, shape) for t in targets}, masks="float")
     assert converted.reason == ""

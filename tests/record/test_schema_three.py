@@ -21,7 +21,7 @@ from dq_deploy.record import (
     load_record,
     save_record,
 )
-from dq_deploy.record.arrays import arrays_from_record, record_from_arrays
+from dq_deploy.record.files.arrays import arrays_from_record, record_from_arrays
 from dq_deploy.record.summary import summarize_record
 from tests.record.conftest import make_layer
 

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 
 from dq_deploy.errors import RecordError
 from dq_deploy.record import Record, WeightOnlyLayer, content_sha256, load_record, save_record
-from dq_deploy.record.arrays import arrays_from_record, header_text, record_from_arrays
+from dq_deploy.record.files.arrays import arrays_from_record, header_text, record_from_arrays
 from dq_deploy.record.summary import summarize_record
 from tests.record.conftest import make_weight_only
-from tests.record.test_arrays import drop, put, replace, set_header, write_form
+from tests.record.files.test_arrays import drop, put, replace, set_header, write_form
 
 FORMS = ("pt", "safetensors")
 FIELDS = ("name", "weight_bits", "block_size", "w_code", "scale", "bias")

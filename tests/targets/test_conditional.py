@@ -13,9 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 from dq_deploy import export, load_record, open_engine, quantize, save_record, verify
 from dq_deploy.graph.onnx_file import read_manifest, write_onnx
-from dq_deploy.methods.fake_quant import simulate
 from dq_deploy.models import call_denoiser, denoiser_from_record, example_inputs
 from dq_deploy.record import Record
+from dq_deploy.simulation.fake_quant import simulate
 from tests.cli.running import command
 from tests.tiny import tiny_conditional_denoiser
 

@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
-from dq_deploy.engines import open_engine
 from dq_deploy.errors import FileProblemError, InputError, OptionError
 from dq_deploy.graph.onnx_file import manifest_path, read_manifest
 from dq_deploy.models import example_inputs
+from dq_deploy.open_engine import open_engine
 from dq_deploy.record import content_sha256
 from dq_deploy.targets import export, float_graph, simulation_graph
 from tests.tiny import ONE_LEVEL, random_record, tiny_denoiser

@@ -7,15 +7,15 @@ import onnx
 import pytest
 
 from dq_deploy.cli.verify import refuse
-from dq_deploy.engines.plan_text import read_plan_text
+from dq_deploy.engines.tensorrt.plan.text import read_plan_text
 from dq_deploy.errors import GuaranteeError, OptionError
 from dq_deploy.graph.onnx_file import read_manifest
 from dq_deploy.targets import export, float_graph
 from dq_deploy.verify import verify
-from dq_deploy.verify.float_twin import first_difference
-from tests.engines.rtx_plans import build_plans, needs_builder
-from tests.graph.single_layer import random_layer
-from tests.graph.tensorrt_layer import tensorrt_model
+from dq_deploy.verify.onnx.float_twin import first_difference
+from tests.engines.tensorrt.rtx_plans import build_plans, needs_builder
+from tests.graph.passes.single_layer import random_layer
+from tests.graph.passes.tensorrt_layer import tensorrt_model
 from tests.tiny import ONE_LEVEL, random_record, tiny_denoiser
 
 

@@ -34,8 +34,8 @@ def toy_engine(made_once) -> Callable[[int, int], tuple[Path, Path]]:
 def small_plans(made_once) -> Path:
     """Folder of TensorRT-RTX plans of one small denoiser with their manifests: int.plan, kept.plan, float.plan.
 
-    Also int.pt, the record; in `kept` the layer `KEPT` of tests/verify/plan_models.py stays float.
+    Also int.pt, the record; in `kept` the layer `KEPT` of tests/verify/plan/plan_models.py stays float.
     """
-    from tests.verify.plan_models import write_small_plans
+    from tests.verify.plan.plan_models import write_small_plans
 
     return made_once("small-plans", write_small_plans)

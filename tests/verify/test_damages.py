@@ -7,7 +7,7 @@ import pytest
 from dq_deploy import verify
 from dq_deploy.graph.onnx_file import read_manifest, write_onnx
 from dq_deploy.verify import proof
-from dq_deploy.verify.same_file import TracedOnce, compare_file
+from dq_deploy.verify.file.same_file import TracedOnce, compare_file
 from tests.tiny import random_record, tiny_denoiser
 from tests.verify.damages import DAMAGES
 from tests.verify.sabotage import Engine

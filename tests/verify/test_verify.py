@@ -10,8 +10,8 @@ import pytest
 
 from dq_deploy import export, load_record, save_record, verify
 from dq_deploy.models import input_specs
-from dq_deploy.verify.html import html_of_report
 from dq_deploy.verify.inputs import batch_at, noise_levels, plan_batches, spread_buckets
+from dq_deploy.verify.report.html import html_of_report
 from tests.cli.running import command
 from tests.tiny import ONE_LEVEL, random_record, tiny_denoiser
 

@@ -34,7 +34,7 @@ class BuildError(RuntimeError):
 
 def sources() -> list[Path]:
     """C++ files of the library, in a fixed order."""
-    return sorted(PACKAGE.glob("*/*.cpp"))
+    return sorted(PACKAGE.rglob("*.cpp"))
 
 
 def library_path() -> Path:

@@ -1,7 +1,7 @@
 // What every op that writes codes shares outside its vector code: a row of the tables, rows spread over threads.
 #pragma once
 #include "context.h"
-#include "simd.h"
+#include "simd/simd.h"
 
 namespace dq {
 namespace {

@@ -4,13 +4,13 @@
 #include <cstring>
 
 #include "context.h"
-#include "simd.h"
+#include "simd/simd.h"
 
 namespace dq {
 namespace {
 
 #define DQ_KERNELS "elementwise/kinds.inc"
-#include "simd_each.inc"
+#include "simd/each.inc"
 
 constexpr int kAxes = 6;
 constexpr int64_t kChunk = 4096;   // of a row at a time: a buffer of it stays in the first cache

@@ -7,7 +7,7 @@ namespace {
 constexpr int64_t kTileFloats = 2048;  // of y between its computation and its codes
 
 #define DQ_KERNELS "geglu_quantize/rows.inc"
-#include "simd_each.inc"
+#include "simd/each.inc"
 
 }  // namespace
 

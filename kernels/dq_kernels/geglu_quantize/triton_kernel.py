@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from dq_kernels.gpu.blocks import flag, gelu, write_codes
+from dq_kernels.gpu.device.blocks import flag, gelu, write_codes
 
 
 @triton.jit

@@ -42,7 +42,7 @@ inline Channels carve(void* scratch, int64_t width) {
 }
 
 #define DQ_KERNELS "group_norm_silu_quantize/rows.inc"
-#include "simd_each.inc"
+#include "simd/each.inc"
 
 // Groups of one task: as many as fill cache lines, fit the cache and leave each thread two tasks.
 int64_t task_groups(const dq_group_norm_silu_quantize_args& args, int32_t threads) {

@@ -15,7 +15,7 @@ tile: consumer GPUs (sm_86, 89, 120) have two float64 lanes in a multiprocessor.
 import triton
 import triton.language as tl
 
-from dq_kernels.gpu.blocks import (
+from dq_kernels.gpu.device.blocks import (
     exponent_of,
     fixed_point,
     flag,

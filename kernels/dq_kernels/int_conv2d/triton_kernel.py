@@ -7,8 +7,8 @@ hold the zero code of each step. So no load needs a mask on pixels and padding i
 import triton
 import triton.language as tl
 
-from dq_kernels.gpu.blocks import bucket_of
-from dq_kernels.gpu.product_blocks import add_block, finish, raw_sums, tile_of
+from dq_kernels.gpu.device.blocks import bucket_of
+from dq_kernels.gpu.device.product_blocks import add_block, finish, raw_sums, tile_of
 
 
 @triton.jit

@@ -1,5 +1,5 @@
 // int_linear: the integer product of a 1x1 window on an image one row high.
-#include "igemm.h"
+#include "igemm/igemm.h"
 
 namespace dq {
 void int_linear(Pool& pool, const dq_int_linear_args& args) {

@@ -6,7 +6,7 @@ Rows of all samples are one matrix; each row looks up its sample's step, so that
 import triton
 import triton.language as tl
 
-from dq_kernels.gpu.product_blocks import add_block, finish, raw_sums, tile_of
+from dq_kernels.gpu.device.product_blocks import add_block, finish, raw_sums, tile_of
 
 
 @triton.jit

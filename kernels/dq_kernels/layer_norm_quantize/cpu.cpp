@@ -8,7 +8,7 @@ constexpr int kTileRows = 8;           // whose scalar steps overlap
 constexpr int64_t kTileFloats = 8192;  // of x in a tile, where a row has fewer: it stays in L1 between the passes
 
 #define DQ_KERNELS "layer_norm_quantize/rows.inc"
-#include "simd_each.inc"
+#include "simd/each.inc"
 
 }  // namespace
 

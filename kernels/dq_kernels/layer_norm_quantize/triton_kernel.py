@@ -6,7 +6,7 @@ A program holds whole rows in registers: x is read once, all three passes of the
 import triton
 import triton.language as tl
 
-from dq_kernels.gpu.blocks import (
+from dq_kernels.gpu.device.blocks import (
     exponent_of,
     fixed_point,
     flag,

@@ -5,7 +5,7 @@ namespace dq {
 namespace {
 
 #define DQ_KERNELS "quantize/rows.inc"
-#include "simd_each.inc"
+#include "simd/each.inc"
 
 }  // namespace
 

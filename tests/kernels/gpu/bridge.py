@@ -11,7 +11,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from dq_kernels.gpu.weights import make_quantizer, make_weights
+from dq_kernels.gpu.launch.weights import make_quantizer, make_weights
 from dq_kernels.quantize.reference import signed_codes
 
 if os.environ.get("TRITON_INTERPRET") != "1":
@@ -39,7 +39,7 @@ def rounded(array, dtype):
 
 def gpu_quantizer(reference):
     """A GPU quantizer of a reference.Quantizer."""
-    from dq_kernels.gpu.launch import to_device
+    from dq_kernels.gpu.launch.launching import to_device
 
     made = make_quantizer(
         pre=reference.pre,
@@ -53,14 +53,14 @@ def gpu_quantizer(reference):
 
 
 def product_quantizer(inputs, pads_pitch=0):
-    from dq_kernels.gpu.launch import to_device
+    from dq_kernels.gpu.launch.launching import to_device
 
     names = ("scale", "zero_point", "q_min", "q_max")
     return to_device(make_quantizer(**{name: inputs[name] for name in names}, pads_pitch=pads_pitch), "cpu")
 
 
 def gpu_weights(inputs, bits):
-    from dq_kernels.gpu.launch import to_device
+    from dq_kernels.gpu.launch.launching import to_device
 
     return to_device(make_weights(inputs["weights"], inputs["weight_scale"], bits=bits), "cpu")
 
@@ -95,8 +95,8 @@ def assert_same(found, expected):
 def assert_floats(found, expected):
     """A result of any float type against float32 of the reference, rounded once.
 
-    The interpreter cuts float32 off to get bfloat16, a GPU rounds it: tests/kernels/gpu/test_compile.py looks for the
-    rounding conversion in the compiled code.
+    The interpreter cuts float32 off to get bfloat16, a GPU rounds it:
+    tests/kernels/gpu/ahead_of_time/test_compile.py looks for the rounding conversion in the compiled code.
     """
     if found.dtype == torch.bfloat16:
         expected = (np.ascontiguousarray(expected).view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)

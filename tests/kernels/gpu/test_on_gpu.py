@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from dq_kernels.gpu.shapes import FLOAT_OPS, PRODUCT_OPS
+from dq_kernels.gpu.ahead_of_time.shapes import FLOAT_OPS, PRODUCT_OPS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,9 +31,9 @@ ALL = [
 
 @pytest.mark.parametrize(("op", "case", "bits"), ALL)
 def test_codes_and_accumulators_are_those_of_the_reference(op, case, bits):
-    from dq_kernels.gpu.configurations import BlockConfiguration, choose
-    from dq_kernels.gpu.launch import architecture_for
-    from dq_kernels.gpu.tune import problem_of
+    from dq_kernels.gpu.launch.launching import architecture_for
+    from dq_kernels.gpu.tune.configurations import BlockConfiguration, choose
+    from dq_kernels.gpu.tune.tuning import problem_of
 
     problem = problem_of(op, case, bits, torch.float32, GPU)
     default = choose(op, architecture_for(torch.empty(1, device=GPU)), problem.facts)
@@ -47,9 +47,9 @@ def test_codes_and_accumulators_are_those_of_the_reference(op, case, bits):
 
 def linear_on_gpu(case, dtype):
     """Launch, its y, the step tensor and the reference's y for a step."""
-    from dq_kernels.gpu import launch
-    from dq_kernels.gpu.product_calls import Epilogue
-    from dq_kernels.gpu.weights import make_quantizer, make_weights
+    from dq_kernels.gpu.launch import launching as launch
+    from dq_kernels.gpu.launch.product_calls import Epilogue
+    from dq_kernels.gpu.launch.weights import make_quantizer, make_weights
     from dq_kernels.int_linear.reference import int_linear
     from dq_kernels.quantize.reference import signed_codes
 
@@ -92,13 +92,13 @@ def test_a_captured_graph_follows_the_step_in_device_memory(dtype):
 def test_a_cubin_launched_through_the_driver_gives_the_same_codes(tmp_path):
     from dataclasses import replace
 
-    from dq_kernels.gpu import launch
-    from dq_kernels.gpu.calls import dtype_name
-    from dq_kernels.gpu.compile import compile_call, store
-    from dq_kernels.gpu.configurations import BlockConfiguration
-    from dq_kernels.gpu.cubins import CubinStore, DeviceArray
-    from dq_kernels.gpu.float_calls import CodeOutput, quantize_calls
-    from dq_kernels.gpu.weights import make_quantizer
+    from dq_kernels.gpu.ahead_of_time.compile import compile_call, store
+    from dq_kernels.gpu.ahead_of_time.cubins import CubinStore, DeviceArray
+    from dq_kernels.gpu.launch import launching as launch
+    from dq_kernels.gpu.launch.calls import dtype_name
+    from dq_kernels.gpu.launch.float_calls import CodeOutput, quantize_calls
+    from dq_kernels.gpu.launch.weights import make_quantizer
+    from dq_kernels.gpu.tune.configurations import BlockConfiguration
 
     ones = np.ones(32, np.float32)
     made = make_quantizer(

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from dq_kernels.gpu.configurations import configuration_from, load_table
+from dq_kernels.gpu.tune.configurations import configuration_from, load_table
 from dq_kernels.int_conv2d.cases import TEST_CASES as CONVS
 from dq_kernels.int_linear.cases import TEST_CASES as LINEARS
 from dq_kernels.quantize.cases import TEST_CASES as QUANTIZES
 
-from tests.kernels.gpu import bridge  # skips this file unless its process interprets
+from tests.kernels.gpu import bridge
 
 assert bridge
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ class PaperClock:
 
 
 def configurations():
-    from dq_kernels.gpu.configurations import ProductConfiguration
+    from dq_kernels.gpu.tune.configurations import ProductConfiguration
 
     sizes = {"block_m": 64, "block_n": 64, "block_k": 64, "warps": 4}
     return [ProductConfiguration(**sizes, stages=stages) for stages in (2, 3)]
@@ -36,8 +36,8 @@ def configurations():
 
 @pytest.mark.parametrize("op", ["int_linear", "int_conv2d"])
 def test_the_fastest_right_configuration_becomes_a_rule(op, tmp_path):
-    from dq_kernels.gpu.configurations import choose, load_table
-    from dq_kernels.gpu.tune import fastest, problem_of, write_table
+    from dq_kernels.gpu.tune.configurations import choose, load_table
+    from dq_kernels.gpu.tune.tuning import fastest, problem_of, write_table
 
     case = CONVS[0] if op == "int_conv2d" else LINEARS[3]
     problem = problem_of(op, case, 8, torch.float16, CPU)
@@ -62,7 +62,7 @@ RULES = [(rule, {"int_linear": 8, "int_conv2d": 4}.get(rule["op"], 0)) for rule 
 def test_every_rule_of_the_table_gives_the_bits_of_the_reference(rule, bits):
     import importlib
 
-    from dq_kernels.gpu.tune import problem_of
+    from dq_kernels.gpu.tune.tuning import problem_of
 
     op = rule["op"]
     case = SMALL.get(op) or importlib.import_module(f"dq_kernels.{op}.cases").TEST_CASES[3]
@@ -75,7 +75,7 @@ def test_a_wrong_configuration_is_out_and_a_wrong_default_stops(monkeypatch):
     from dataclasses import replace
 
     from dq_kernels.cpu.library import KernelInputError
-    from dq_kernels.gpu.tune import fastest, problem_of
+    from dq_kernels.gpu.tune.tuning import fastest, problem_of
 
     problem = problem_of("int_linear", LINEARS[0], 4, torch.float32, CPU)
     answers = iter([True, False, True])
@@ -86,8 +86,8 @@ def test_a_wrong_configuration_is_out_and_a_wrong_default_stops(monkeypatch):
 
 
 def test_codes_are_compared_with_the_reference():
-    from dq_kernels.gpu.configurations import BlockConfiguration
-    from dq_kernels.gpu.tune import problem_of
+    from dq_kernels.gpu.tune.configurations import BlockConfiguration
+    from dq_kernels.gpu.tune.tuning import problem_of
 
     problem = problem_of("quantize", QUANTIZES[3], 0, torch.float16, CPU)
     assert not problem.right()

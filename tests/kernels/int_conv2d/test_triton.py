@@ -18,9 +18,9 @@ SMALL = {"block_m": 256, "block_n": 64, "block_k": 32, "warps": 4, "stages": 2, 
 
 
 def launch(inputs, bits, *, dtype="float32", more=0, **blocks):
-    from dq_kernels.gpu.configurations import ProductConfiguration
-    from dq_kernels.gpu.launch import int_conv2d
-    from dq_kernels.gpu.product_calls import Epilogue, Window
+    from dq_kernels.gpu.launch.launching import int_conv2d
+    from dq_kernels.gpu.launch.product_calls import Epilogue, Window
+    from dq_kernels.gpu.tune.configurations import ProductConfiguration
 
     batch, height, width, channels = inputs["codes"].shape
     codes = padded(signed_codes(inputs["codes"]).reshape(batch, -1, channels), more)

@@ -20,9 +20,9 @@ SMALL = {"block_m": 64, "block_n": 32, "block_k": 32, "warps": 4, "stages": 2, "
 
 def launch(inputs, bits, *, dtype="float32", more=0, extra_pitch=0, **blocks):
     """y, accumulators and those of the reference; `more` bytes of rubbish behind the codes of a row."""
-    from dq_kernels.gpu.configurations import ProductConfiguration
-    from dq_kernels.gpu.launch import int_linear
-    from dq_kernels.gpu.product_calls import Epilogue
+    from dq_kernels.gpu.launch.launching import int_linear
+    from dq_kernels.gpu.launch.product_calls import Epilogue
+    from dq_kernels.gpu.tune.configurations import ProductConfiguration
 
     codes = padded(signed_codes(inputs["codes"]), more)
     batch, rows, _ = codes.shape

@@ -17,9 +17,9 @@ from tests.kernels.gpu.bridge import (
 
 
 def launch(inputs, *, dtype="float32", elements=512, more=0):
-    from dq_kernels.gpu.configurations import BlockConfiguration
-    from dq_kernels.gpu.float_calls import CodeOutput
-    from dq_kernels.gpu.launch import layer_norm_quantize
+    from dq_kernels.gpu.launch.float_calls import CodeOutput
+    from dq_kernels.gpu.launch.launching import layer_norm_quantize
+    from dq_kernels.gpu.tune.configurations import BlockConfiguration
 
     x = rounded(inputs["x"], dtype)
     channels = x.shape[2]

@@ -8,8 +8,8 @@ from tests.kernels.gpu.bridge import assert_codes, code_buffer, flag, gpu_quanti
 
 
 def launch(inputs, *, dtype="float32", elements=512, more=0):
-    from dq_kernels.gpu.configurations import BlockConfiguration
-    from dq_kernels.gpu.launch import quantize
+    from dq_kernels.gpu.launch.launching import quantize
+    from dq_kernels.gpu.tune.configurations import BlockConfiguration
 
     x = rounded(inputs["x"], dtype)
     seen = flag()

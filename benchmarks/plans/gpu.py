@@ -1,0 +1,262 @@
+"""How fast plans run on this machine's GPU, beside a float16 plan and beside torch in float16 with a CUDA graph.
+
+    python -m benchmarks.plans.gpu --build-only --work gpu-work     # needs no GPU: quantizes, exports, builds
+    python -m benchmarks.plans.gpu --work gpu-work                  # on the machine with the GPU
+
+The CIFAR-10 UNet and Stable Diffusion 1.5 shapes with random weights: time does not depend on their values. Plans that
+lie in the work folder are not built again, so that a machine without a network gets them from another. It also tries
+whether the TensorRT-RTX plan for compute capability 8.0 runs on this GPU, whatever that is, and writes down either way.
+Rows are appended to benchmarks/results/gpu_plans.jsonl. Never run so far: the project has had no GPU with TensorRT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dq_deploy.bench.clocks import latencies_ms
+from dq_deploy.errors import DqError, OptionError
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = ("cifar", "sd15")
+RUNTIMES = ("tensorrt-rtx", "tensorrt")
+
+
+def denoiser_of(model: str) -> Any:
+    """A denoiser of one of the shapes, with seeded random weights."""
+    import torch
+
+    from dq_deploy.models import Denoiser, build_denoiser
+
+    if model == "cifar":
+        from benchmarks.unets.cifar import cifar_denoiser
+
+        return cifar_denoiser()
+    from benchmarks.unets.sd15 import CONFIG, SCHEDULER
+
+    torch.manual_seed(0)
+    return Denoiser(
+        family="unet2d_condition",
+        module=build_denoiser("unet2d_condition", CONFIG),
+        config=dict(CONFIG),
+        scheduler_config=dict(SCHEDULER),
+        source="stable diffusion 1.5 shape, random weights, seed 0",
+        source_sha256="0" * 64,
+    )
+
+
+def plan_of(model: str, arguments: argparse.Namespace) -> Path:
+    """The plan of a model in the work folder; quantized, exported and built where it is not there."""
+    import dq_deploy
+    from dq_deploy.calibration import CalibrationSource
+    from dq_deploy.engines.tensorrt.build.builder import BuildOptions, build_plan
+    from dq_deploy.manifest.plan import write_plan_manifest
+
+    name = f"{model}-w{arguments.weights}a8-{arguments.runtime}-{arguments.compute_capability}"
+    plan = arguments.work / f"{name}.plan"
+    if plan.is_file():
+        return plan
+    ckpt, onnx = arguments.work / f"{model}-w{arguments.weights}a8.pt", arguments.work / f"{name}.onnx"
+    if not ckpt.is_file():
+        more = {} if model == "cifar" else {"calibration": CalibrationSource(kind="random"), "memory_gib": 4.0}
+        record = dq_deploy.quantize(
+            denoiser_of(model),
+            method="minmax",
+            weight_bits=arguments.weights,
+            activation_bits=8,
+            steps=4,
+            samples=1,
+            **more,
+        )
+        dq_deploy.save_record(record, ckpt)
+        del record
+    dq_deploy.export(dq_deploy.load_record(ckpt), onnx, target=arguments.runtime)
+    capabilities = (arguments.compute_capability,) if arguments.runtime == "tensorrt-rtx" else ()
+    options = BuildOptions(runtime=arguments.runtime, compute_capabilities=capabilities)
+    write_plan_manifest(plan, build_plan(onnx, plan, options))
+    return plan
+
+
+def torch_run(model: str, batch: int) -> Callable[[], float]:
+    """One run of the float model in torch, float16, captured in a CUDA graph; returns ms by CUDA events."""
+    import torch
+
+    from dq_deploy.models import call_denoiser, example_inputs
+
+    denoiser = denoiser_of(model)
+    module = denoiser.module.half().to("cuda", memory_format=torch.channels_last)
+    inputs = {}
+    for name, value in example_inputs(denoiser.config, batch, 0).items():
+        tensor = torch.from_numpy(np.ascontiguousarray(value)).cuda()
+        inputs[name] = tensor.half() if tensor.is_floating_point() and name != "timestep" else tensor
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.inference_mode(), torch.cuda.stream(side):
+        for _ in range(3):  # kernels are chosen before the capture
+            call_denoiser(module, inputs)
+        side.synchronize()
+        with torch.cuda.graph(graph, stream=side):
+            call_denoiser(module, inputs)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def run() -> float:
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    return run
+
+
+def torch_row(model: str, batch: int, rounds: int) -> dict[str, Any]:
+    """Latency of torch."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"kind": "torch", "error": f"torch {torch.__version__} sees no GPU"}
+    torch.cuda.reset_peak_memory_stats()
+    run = torch_run(model, batch)
+    latency = [ms for _ in range(rounds) for ms in latencies_ms(run, warmup=3, runs=10, seconds=0.3)]
+    p50, p90, p99 = (float(value) for value in np.percentile(latency, [50, 90, 99]))
+    return {
+        "kind": "torch",
+        "float_type": "float16",
+        "cuda_graph": True,
+        "batch": batch,
+        "latency_ms": {"p50": p50, "p90": p90, "p99": p99},
+        "peak_mib": torch.cuda.max_memory_allocated() / 2**20,
+        "torch": torch.__version__,
+    }
+
+
+def plan_row(plan: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Latency of the plan against its float16 plan, as dq-bench gives it; or why there is none."""
+    from dq_deploy.bench import BenchOptions, benchmark
+
+    options = BenchOptions(batches=tuple(arguments.batch), rounds=arguments.rounds)
+    try:
+        row = benchmark(plan, baseline=arguments.rounds >= 7, options=options).to_json()
+    except DqError as error:
+        return {"kind": "plan", "plan": plan.name, "error": str(error)}
+    row.pop("engine_path")
+    return {"kind": "plan", "plan": plan.name, **row}
+
+
+def try_plan(plan: Path) -> dict[str, Any]:
+    """Load a plan on this GPU whatever it was built for, and run it once on ones; what came of it."""
+    from dq_deploy.bench.clocks import feeds_for
+    from dq_deploy.engines.tensorrt.runner import TensorRtRunner
+    from dq_deploy.manifest.plan import read_plan_manifest
+
+    manifest = read_plan_manifest(plan)
+    stage = "load"
+    try:
+        with TensorRtRunner(plan, manifest, any_gpu=True) as runner:
+            stage = "run"
+            results = runner.run(feeds_for(runner.inputs, 1, manifest))
+        return {"outcome": "ran", "finite": all(bool(np.isfinite(value).all()) for value in results.values())}
+    except DqError as error:
+        return {"outcome": f"failed to {stage}", "error": str(error)}
+
+
+def portability_row(plan: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """`try_plan` in a process of its own, which may die of it."""
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "benchmarks.plans.gpu", "--try-plan", str(plan)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    last = (done.stdout.strip().splitlines() or [""])[-1]
+    try:
+        outcome = json.loads(last)
+    except ValueError:
+        outcome = {"outcome": f"the process ended with code {done.returncode}", "error": done.stderr.strip()[-500:]}
+    return {
+        "kind": "portability",
+        "plan": plan.name,
+        "gpu_compute_capability": facts["compute_capability"],
+        "seconds": time.perf_counter() - started,
+        **outcome,
+    }
+
+
+def measure(arguments: argparse.Namespace, facts: dict[str, Any]) -> None:
+    """All rows of all models, each written as soon as it is there."""
+    from benchmarks.unets.cifar import commit
+    from dq_deploy.bench.environment import describe_environment
+
+    environment = {**describe_environment(threads=None), "gpu": facts}
+
+    def write(model: str, row: dict[str, Any]) -> None:
+        print(json.dumps({"model": model, **row}))
+        with arguments.results.open("a", encoding="utf-8") as stream:
+            line = {"model": model, "commit": commit(), "environment": environment, **row}
+            stream.write(json.dumps(line, sort_keys=True) + "\n")
+
+    for model in arguments.model or MODELS:
+        plan = plan_of(model, arguments)
+        if arguments.runtime == "tensorrt-rtx":
+            write(model, portability_row(plan, facts))
+        write(model, plan_row(plan, arguments))
+        for batch in arguments.batch:
+            write(model, torch_row(model, batch, arguments.rounds))
+
+
+def parsed(words: list[str] | None = None) -> argparse.Namespace:
+    """The options, checked.
+
+    Raises:
+        OptionError: a number out of range, or a folder that is not there.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", action="append", choices=MODELS, help="repeatable; both by default")
+    parser.add_argument("--runtime", choices=RUNTIMES, default=RUNTIMES[0])
+    parser.add_argument("--compute-capability", default="8.0", help="of TensorRT-RTX plans that are built")
+    parser.add_argument("--weights", type=int, choices=(4, 8), default=8, help="bits of a weight")
+    parser.add_argument("--batch", type=int, action="append", help="repeatable; 1 and 8 by default")
+    parser.add_argument("--rounds", type=int, default=9, help="fewer than 7 leave out the float16 plan")
+    parser.add_argument("--work", type=Path, default=Path("gpu-work"), help="folder of records and plans")
+    parser.add_argument("--results", type=Path, default=ROOT / "results" / "gpu_plans.jsonl")
+    parser.add_argument("--build-only", action="store_true", help="build what is missing in --work; needs no GPU")
+    parser.add_argument("--try-plan", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(words)
+    arguments.batch = arguments.batch or [1, 8]
+    if min(arguments.batch) < 1 or arguments.rounds < 1:
+        raise OptionError(f"got batches {arguments.batch} and {arguments.rounds} rounds, expected at least 1")
+    if not arguments.results.parent.is_dir():
+        raise OptionError(f"the folder of --results {arguments.results} does not exist; create it")
+    return arguments
+
+
+def main(words: list[str] | None = None) -> int:
+    """Measure what the options ask for; the exit code."""
+    try:
+        arguments = parsed(words)
+        if arguments.try_plan is not None:
+            print(json.dumps(try_plan(arguments.try_plan)))
+            return 0
+        if arguments.build_only:
+            arguments.work.mkdir(parents=True, exist_ok=True)
+            for model in arguments.model or MODELS:
+                print(plan_of(model, arguments))
+            return 0
+        from dq_deploy.engines.cuda.backends import open_cuda
+
+        facts = asdict(open_cuda().facts())  # before anything is built
+        arguments.work.mkdir(parents=True, exist_ok=True)
+        measure(arguments, facts)
+    except DqError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

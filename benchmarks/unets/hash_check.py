@@ -1,0 +1,55 @@
+"""What the hash check costs when an engine of about a gigabyte is opened.
+
+python -m benchmarks.unets.hash_check FOLDER
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from dq_deploy.graph.onnx_file import MANIFEST_KEY, read_manifest, write_onnx
+from dq_deploy.open_engine import open_engine
+
+PRODUCTS, WIDTH = 13, 4096
+ROUNDS = 3
+
+
+def write_large(path: Path) -> None:
+    """Write a stack of float products, 832 MiB of weights in a data file, as an engine file."""
+    kind = ir.TensorType(ir.DataType.FLOAT)
+    rng = np.random.default_rng(0)
+    x = value = ir.Value(name="x", type=kind, shape=ir.Shape(["B", WIDTH]))
+    nodes, weights = [], []
+    for index in range(PRODUCTS):
+        array = ir.tensor(rng.standard_normal((WIDTH, WIDTH), np.float32), name=f"w{index}")
+        weights.append(ir.Value(name=f"w{index}", type=kind, shape=ir.Shape([WIDTH, WIDTH]), const_value=array))
+        nodes.append(ir.node("MatMul", [value, weights[-1]]))
+        value = nodes[-1].outputs[0]
+        value.name, value.type, value.shape = f"y{index}", kind, ir.Shape(["B", WIDTH])
+    graph = ir.Graph([x], [value], nodes=nodes, initializers=weights, opset_imports={"": 21}, name="large")
+    empty = {"inputs": [], "outputs": [], "layers": [], "step_edges": [], "model_config": {}, "scheduler_config": None}
+    manifest = {"format": MANIFEST_KEY, "version": 1, "target": "onnxruntime", "mode": "exact", "timesteps": [0.0]}
+    write_onnx(ir.Model(graph, ir_version=10), path, manifest | empty)
+
+
+def main() -> None:
+    """Print the seconds that reading the manifest and opening take, with the check and without, in turns."""
+    path = Path(sys.argv[1]) / "large.onnx"
+    if not path.is_file():
+        write_large(path)
+    for check in (False, True) * ROUNDS:
+        start = time.perf_counter()
+        read_manifest(path, hash_check=check)
+        read = time.perf_counter()
+        open_engine(path, threads=2, hash_check=check).close()
+        done = time.perf_counter()
+        print(f"hash check {check!s:5}: manifest {read - start:.3f} s, open {done - read:.2f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""How long the full-size Stable Diffusion 1.5 UNet takes from weights to plan, and how much memory each stage needs.
+
+860 million parameters with random weights, from the public configuration: neither time nor memory depends on their
+values. The conditions and calibration latents are random too. Each stage is a process of its own.
+
+    python -m benchmarks.unets.sd15 --weights 4 --steps 4 --target onnxruntime --out sd15-out
+
+One JSON line with seconds, peak resident memory and file sizes of each stage is appended to
+benchmarks/results/sd15-pipeline.jsonl. A build stage follows where dq-build and the target have one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from dq_deploy.bench.environment import describe_environment
+from dq_deploy.engines.tensorrt.library import RUNTIMES
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG: dict[str, Any] = {
+    "_class_name": "UNet2DConditionModel",
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "center_input_sample": False,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+    "act_fn": "silu",
+    "norm_num_groups": 32,
+    "norm_eps": 1e-5,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "clip_sample": False,
+}
+
+
+def quantize_stage(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Random weights to a record."""
+    import torch
+
+    from dq_deploy.calibration import CalibrationSource
+    from dq_deploy.methods import quantize
+    from dq_deploy.models import Denoiser, build_denoiser
+    from dq_deploy.record import save_record
+
+    torch.manual_seed(0)
+    module = build_denoiser("unet2d_condition", CONFIG)
+    parameters = sum(p.numel() for p in module.parameters())
+    denoiser = Denoiser(
+        family="unet2d_condition",
+        module=module,
+        config=dict(CONFIG),
+        scheduler_config=dict(SCHEDULER),
+        source="stable diffusion 1.5 shape, random weights, seed 0",
+        source_sha256="0" * 64,
+    )
+    marks: dict[str, float] = {}
+    record = quantize(
+        denoiser,
+        method="minmax",
+        weight_bits=arguments.weights,
+        activation_bits=8,
+        steps=arguments.steps,
+        samples=1,
+        memory_gib=4.0,
+        calibration=CalibrationSource(kind="random"),
+        progress=lambda report: marks.update({report.stage: time.perf_counter()}),
+    )
+    path = folder / "sd15.pt"
+    save_record(record, path)
+    integer = sum(part.w_code.size for layer in record.layers.values() for part in layer.parts)
+    return {
+        "parameters": parameters,
+        "integer_weights": integer,
+        "layers": len(record.layers),
+        "weight_search_s": round(marks["weights"] - marks["ranges"], 1),
+        "record_mib": path.stat().st_size / 2**20,
+    }
+
+
+def export_stage(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The record to ONNX with external data."""
+    from dq_deploy import export, load_record
+
+    path = folder / "sd15.onnx"
+    start = time.perf_counter()
+    record = load_record(folder / "sd15.pt")
+    loaded = time.perf_counter() - start
+    manifest = export(record, path, target=arguments.target)
+    integer = [layer for layer in manifest["layers"] if layer["integer"]]
+    work = sum(manifest["macs"]["layers"][layer["name"]] for layer in integer)
+    data = path.with_name(path.name + ".data")
+    return {
+        "record_load_s": round(loaded, 1),
+        "integer_layers": len(integer),
+        "declared_integer_mac_share": work / manifest["macs"]["of_all"],
+        "onnx_mib": path.stat().st_size / 2**20,
+        "data_mib": data.stat().st_size / 2**20 if data.is_file() else 0.0,
+    }
+
+
+def build_stage(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The ONNX file to a plan by dq-build, which runs the builder in its own process."""
+    plan = folder / "sd15.plan"
+    command = [
+        *(sys.executable, "-m", "dq_deploy.cli.build"),
+        *("--onnx", str(folder / "sd15.onnx"), "--out", str(plan)),
+        *("--runtime", arguments.target),
+    ]
+    if arguments.compute_capability:
+        command += ["--compute-capability", arguments.compute_capability]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
+        raise SystemExit(f"dq-build ended with {done.returncode}: {lines[-1]}")
+    side = json.loads(plan.with_name(plan.name + ".json").read_text())
+    return {
+        "plan_mib": plan.stat().st_size / 2**20,
+        "integer_mac_share": integer_share(side),
+        "build": side.get("build"),
+    }
+
+
+def integer_share(manifest: dict[str, Any]) -> float:
+    """Share of all multiply-accumulates that the plan itself shows in integers, by its manifest."""
+    work = sum(row["macs"] for row in manifest.get("layers_built", []) if row["executed"] == "integer")
+    return float(work / manifest["macs"]["of_all"])
+
+
+STAGES = {"quantize": quantize_stage, "export": export_stage, "build": build_stage}
+
+
+def run_stage(name: str, folder: Path, arguments: argparse.Namespace) -> None:
+    """One stage in this process; prints its numbers as the last line."""
+    start = time.perf_counter()
+    numbers = STAGES[name](folder, arguments)
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    seconds = round(time.perf_counter() - start, 1)
+    print(json.dumps({"stage": name, "seconds": seconds, "peak_gib": max(own, children) / 2**20, **numbers}))
+
+
+def measured(name: str, folder: Path, argv: list[str]) -> dict[str, Any]:
+    """Numbers of one stage, run in a child process."""
+    command = [sys.executable, "-m", "benchmarks.unets.sd15", *argv, "--stage", name, "--out", str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT.parent), "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
+    if done.returncode:
+        raise SystemExit(f"stage {name} ended with {done.returncode}")
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def commit() -> str:
+    """Short name of the commit that is measured."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
+def main() -> None:
+    """Run the stages, print a row each and append the line to the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--target", default="onnxruntime")
+    parser.add_argument("--compute-capability", default="")
+    parser.add_argument("--stages", default="quantize,export,build", help="comma list; earlier files are taken as is")
+    parser.add_argument("--out", type=Path, help="folder for the files; a temporary one by default")
+    parser.add_argument("--results", type=Path, default=ROOT / "results" / "sd15-pipeline.jsonl")
+    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.stage:
+        run_stage(arguments.stage, arguments.out, arguments)
+        return
+    argv = ["--weights", str(arguments.weights), "--steps", str(arguments.steps), "--target", arguments.target]
+    argv += ["--compute-capability", arguments.compute_capability]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.out or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        stages = {}
+        for name in arguments.stages.split(","):
+            if name == "build" and arguments.target not in RUNTIMES:
+                continue
+            row = measured(name, folder, argv)
+            stages[row.pop("stage")] = row
+            print(f"{name}: {row['seconds']:.0f} s, {row['peak_gib']:.2f} GiB peak; {json.dumps(row)}", flush=True)
+    line = {
+        "bits": f"W{arguments.weights}A8",
+        "steps": arguments.steps,
+        "target": arguments.target,
+        "stages": stages,
+        "commit": commit(),
+        "environment": describe_environment(threads=None),
+    }
+    with arguments.results.open("a") as stream:
+        stream.write(json.dumps(line, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""What `dq-info --native` shows of a record: how the native engine would run it on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dq_deploy.cli.frame import console
+
+MIB = 2**20
+
+
+def summary_of_native(path: Path, *, hash_check: bool = True) -> dict[str, Any]:
+    """Instruction set, kernels and memory as JSON values; the record is opened, which traces its denoiser.
+
+    Raises:
+        FileProblemError: no record.
+        MissingDependencyError: the CPU kernels were not built.
+        ModelError: an operation the native engine does not know.
+    """
+    from dq_deploy.bench.native_baseline import native_facts
+    from dq_deploy.native.runner import NativeRunner
+    from dq_deploy.open_engine import open_engine
+
+    with open_engine(path, engine="native", device="cpu", hash_check=hash_check) as runner:
+        assert isinstance(runner, NativeRunner)
+        constants = runner.executor.constants.values()
+        packed = sum(own.packed.nbytes for own in constants if own.packed is not None)
+        forms = runner.layer_forms()
+        return {
+            **native_facts(runner),
+            "packed_weights_mib": packed / MIB,
+            "batch_1_memory_mib": runner.executor.plan(1).memory.block.nbytes / MIB,
+            "in_numpy": {name: p.reason for name, parts in forms.items() for p in parts if p.reason},
+        }
+
+
+def show_native(summary: dict[str, Any]) -> None:
+    """Print what `summary_of_native` found."""
+    from rich.table import Table
+
+    table = Table(title="in the native engine, on this machine", show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(overflow="fold")
+    table.add_row("runs on", summary["runs_on"])
+    table.add_row("packed weights", f"{summary['packed_weights_mib']:.3f} MiB")
+    table.add_row("values at batch 1", f"{summary['batch_1_memory_mib']:.3f} MiB")
+    for kernel, count in summary["kernels"].items():
+        table.add_row(f"{count} layer parts", kernel)
+    for name, reason in summary["in_numpy"].items():
+        table.add_row(f"in numpy: {name}", reason)
+    console().print(table)

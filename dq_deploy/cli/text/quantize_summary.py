@@ -1,0 +1,133 @@
+"""What `dq-quantize` prints: the record it made, or the layers of a float model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dq_deploy.cli.frame import console, write_json
+
+if TYPE_CHECKING:
+    from dq_deploy.methods import QuantizeOptions
+    from dq_deploy.models import Denoiser
+    from dq_deploy.record import Record
+
+
+def summary_of(record: Record, out: Path, *, seconds: float) -> dict[str, Any]:
+    """What was quantized, as JSON values."""
+    from collections import Counter
+
+    blocks = [h for h in record.provenance["history"] if "block" in h]
+    bits = Counter(f"W{layer.weight_bits}A{layer.activation_bits}" for layer in record.layers.values())
+    bits.update(f"W{layer.weight_bits}A16" for layer in record.weight_only.values())
+    return {
+        "record": str(out),
+        "method": record.provenance["method"],
+        "layers": len(record.layers),
+        "weight_only_layers": len(record.weight_only),
+        "bits": dict(sorted(bits.items())),
+        "bits_in_words": _words_of_budget(record),
+        "kept_float": {
+            why: names for h in record.provenance["history"] for why, names in h.get("kept_float", {}).items()
+        },
+        "folded_layers": sum(layer.fold.startswith("folded") for layer in record.layers.values()),
+        "steps": record.steps,
+        "file_mib": out.stat().st_size / 2**20,
+        "seconds": seconds,
+        "calibration": record.provenance["calibration"],
+        "options": record.provenance["options"],
+        "blocks": [{"name": h["block"], "relative_error": h["relative_error"]} for h in blocks],
+        "finetuned": [h for h in record.provenance["history"] if h.get("stage") == "finetune"],
+    }
+
+
+def _words_of_budget(record: Record) -> str:
+    """Average weight bits and layers by bits, where a budget chose them; else nothing."""
+    from dq_deploy.methods.budget.bit_budget import words_of_bits
+
+    for entry in record.provenance["history"]:
+        if entry.get("stage") == "bits":
+            return words_of_bits(entry["average_bits"], [weights for weights, _ in entry["layers"].values()])
+    return ""
+
+
+def show_summary(summary: dict[str, Any]) -> None:
+    """Print what `summary_of` found."""
+    from rich.table import Table
+
+    table = Table(title=f"{summary['record']} by {summary['method']}")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    bits = ", ".join(f"{count} at {name}" for name, count in summary["bits"].items())
+    table.add_row("integer layers", str(summary["layers"]))
+    if summary["weight_only_layers"]:
+        table.add_row("weight-only layers", str(summary["weight_only_layers"]))
+    table.add_row("bits", bits)
+    if summary["bits_in_words"]:
+        table.add_row("weights under the budget", summary["bits_in_words"])
+    for reason, names in summary["kept_float"].items():
+        table.add_row("left in float", f"{len(names)}: {reason}")
+    table.add_row("step buckets", str(summary["steps"]))
+    told = summary["calibration"]
+    chosen = f", steps by {told['choice']}" if "choice" in told else ""
+    table.add_row("calibrated by", f"{told['inputs']} inputs, {told['sampler']}{chosen}")
+    if "conditions" in told:
+        table.add_row("conditions", told["conditions"])
+    if summary["blocks"]:
+        iterations = summary["options"]["iterations"]
+        table.add_row("trained", f"{len(summary['blocks'])} blocks, {iterations} iterations each")
+        worst = max(summary["blocks"], key=lambda block: block["relative_error"])
+        table.add_row("largest block error", f"{100 * worst['relative_error']:.2f} % of {worst['name']}")
+    for stage in summary["finetuned"]:
+        share, left = 100 * stage["share_of_weights"], 100 * stage["share_of_error_left"]
+        words = "as it was" if stage["kept"] == "start" else f"{left:.1f} % of the held-out error left"
+        table.add_row(f"finetuned: {stage['part']}", f"{stage['layers']} layers, {share:.1f} % of the weights, {words}")
+    table.add_row("file", f"{summary['file_mib']:.2f} MiB")
+    table.add_row("time", f"{summary['seconds']:.1f} s")
+    console().print(table)
+
+
+def list_layers(model: Path, variant: str | None, options: QuantizeOptions, json: Path | None) -> None:
+    """Print the layers of a float model and what the options make of them, and write them as JSON."""
+    from rich.table import Table
+
+    from dq_deploy.models import load_model
+
+    denoiser = load_model(model, variant=variant)
+    rows = layer_rows(denoiser, options)
+    if json is not None:
+        write_json(json, {"model": str(model), "layers": rows})
+    table = Table(title=f"{len(rows)} layers of {model}")
+    for name in ("layer", "kind", "input", "output", "MACs", "bits", "fold"):
+        table.add_column(name, justify="right" if name == "MACs" else "left", overflow="fold")
+    for row in rows:
+        shapes = ["x".join(str(size) for size in row[key]) for key in ("input_shape", "output_shape")]
+        bits = "float" if row["weight_bits"] is None else f"W{row['weight_bits']}A{row['activation_bits']}"
+        table.add_row(row["name"], row["kind"], *shapes, f"{row['macs']:,}", bits, row["fold"])
+    console().print(table)
+
+
+def layer_rows(denoiser: Denoiser, options: QuantizeOptions) -> list[dict[str, Any]]:
+    """One JSON table a layer, in execution order: shapes at batch 1, MACs, bits and why, fold."""
+    from dq_deploy.methods.layer_bits import plan_sites
+    from dq_deploy.methods.prepare.preparation import fold_decisions
+    from dq_deploy.models import quantizable_layers
+
+    sites = quantizable_layers(denoiser.module, denoiser.config)
+    plans = plan_sites(sites, options)
+    folds = fold_decisions(denoiser)
+    return [
+        {
+            "name": site.name,
+            "kind": site.kind,
+            "input_shape": list(site.input_shape),
+            "output_shape": list(site.output_shape),
+            "kernel": list(site.kernel),
+            "macs": site.macs,
+            "weight_bits": plans[site.name].weight_bits,
+            "activation_bits": plans[site.name].activation_bits,
+            "bits_reason": plans[site.name].reason,
+            "fold": folds[site.name],
+        }
+        for site in sites
+    ]

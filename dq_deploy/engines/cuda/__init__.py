@@ -1,0 +1,1 @@
+"""GPU memory, streams and arrays, by cuda-core or pycuda."""

@@ -1,0 +1,1 @@
+"""What a plan says of its layers, read without a GPU."""

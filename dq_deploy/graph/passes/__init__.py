@@ -1,0 +1,1 @@
+"""One rewrite of a graph a file, named after its target."""

@@ -1,0 +1,253 @@
+"""Mode exact for ONNX Runtime: each layer as an integer product with a float output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from dq_deploy.graph.pass_contract import PassResult
+from dq_deploy.graph.writing.builder import CONTRIB_DOMAIN, replace_uses
+from dq_deploy.graph.writing.held_codes import HeldCodes, float32_holds, held_codes, pair_safe
+from dq_deploy.graph.writing.layer_writer import LayerWriter, write_layers
+from dq_deploy.graph.writing.sites import Site
+from dq_deploy.graph.writing.steps import StepTables
+from dq_deploy.graph.writing.wide_weights import unsigned_weight
+from dq_deploy.record import Part, Record
+
+U8, FLOAT, INT32 = ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.INT32
+
+
+def decline_reason(site: Site) -> str:
+    """Why a layer cannot become an integer product here, or an empty string."""
+    layer = site.layer
+    if layer.groups != 1:
+        return f"convolution has {layer.groups} channel groups; this form multiplies whole rows"
+    if any(part.w_code.shape[0] > 1 for part in layer.parts):
+        return "weights differ by step; this form has one weight set"
+    for part in layer.parts:
+        if held_codes(layer, part).offset is not None:
+            continue
+        if layer.q_min != 0:
+            return f"codes start at {layer.q_min} and zero points differ by step; this form takes codes from 0"
+        if int(part.zero_point.min()) < 0 or int(part.zero_point.max()) > 255:
+            return "an activation zero point lies outside 0..255, and no offset holds the codes of all steps in uint8"
+    return ""
+
+
+@dataclass
+class IntegerLayers:
+    """Rewrites each layer of the record (Conv, Gemm or MatMul + Add).
+
+    - Mul by m = pre * inv_s[t], clamp, QuantizeLinear with scale 1: unsigned codes
+    - for convolutions, rows of patches by Gather over [B, H * W, C], padding by a row of the code of 0
+    - MatMulIntegerToFloat with scale 1 (or MatMulInteger where float32 cannot hold the sum); weights that do not fit
+      int8 as uint8 with a zero point per column, and what that leaves over times the sum of the codes
+    - the zero-point correction where codes hold c + z[t], Mul by s[t] * s_w, Add bias
+
+    Layers that the form cannot express stay float; the note and the manifest say why.
+
+    Attributes:
+        record: the quantized denoiser.
+        entries: filled by `apply`: the manifest's entry of each layer.
+    """
+
+    record: Record
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    name: str = "integer-layers"
+
+    def apply(self, model: ir.Model) -> PassResult:
+        """Edit the model in place."""
+        result = write_layers(model, self.record, self.entries, decline=decline_reason, writer=_ProductWriter)
+        model.graph.opset_imports[CONTRIB_DOMAIN] = 1
+        return result
+
+
+class _ProductWriter(LayerWriter):
+    """An integer product, convolutions as rows of patches."""
+
+    def __init__(self, graph: ir.Graph, site: Site, steps: StepTables, shared: dict[tuple[str, bytes], Any]) -> None:
+        super().__init__(graph, site, steps, shared)
+        self.rank_out = 3 if self.conv else self.rank
+
+    def write(self) -> dict[str, Any]:
+        total, entries = self._parts()
+        self._replace(self._bias(total))
+        return self._entry(" + ".join(dict.fromkeys(self.forms)), entries)
+
+    def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, dict[str, Any]]:
+        held = held_codes(self.layer, part)
+        codes = self._once(x, part, lambda: self._quantize(x, part, held))
+        rows = self._rows(codes, part, held) if self.conv else codes
+        q_weight = part.q_weight(0)
+        accumulator, node, form = self._product(rows, q_weight, held, part)
+        canonical = self._canonical(accumulator, q_weight, part, held)
+        if accumulator.dtype == INT32:
+            accumulator = canonical
+        entry = {
+            "input": x.name,
+            "codes": codes.name,
+            "accumulator": accumulator.name,
+            "accumulator_holds": "canonical" if held.offset is not None or accumulator is canonical else "shifted",
+            "node": node,
+            "offset": held.offset,
+            "offset_table": None if held.offset is not None else "zero_point",
+            "layout": "nhwc" if self.conv else "last",
+        }
+        scale = self.steps.scalar(part.scale, self.rank_out)
+        factor = self.b.op("Mul", [scale, self._channel_row(part.weight_scale[0], "weight_scale")], "factor")
+        self.forms.append(form)
+        return self.b.op("Mul", [canonical, factor], "scaled"), entry
+
+    def _channel_row(self, values: np.ndarray, role: str) -> ir.Value:
+        return self.b.constant(values.reshape((1,) * (self.rank_out - 1) + (-1,)), role)
+
+    def _quantize(self, x: ir.Value, part: Part, held: HeldCodes) -> ir.Value:
+        b = self.b
+        m = self._multiplier(part)
+        value = b.op("Mul", [x, m], "scaled_input")
+        one = b.constant(np.float32(1), "one")
+        if held.offset is None:
+            value = b.op("Round", [value], "rounded")
+            value = b.op("Add", [value, self.steps.scalar(part.zero_point, self.rank)], "shifted")
+            return b.op("QuantizeLinear", [value, one, b.constant(np.uint8(0), "zero")], "codes", dtype=U8)
+        if not held.saturates:
+            value = self._clamped(value, part)
+        return b.op("QuantizeLinear", [value, one, b.constant(np.uint8(held.offset), "offset")], "codes", dtype=U8)
+
+    def _rows(self, codes: ir.Value, part: Part, held: HeldCodes) -> ir.Value:
+        """Patches as rows [B, H_out * W_out, kh * kw * C], u8."""
+        b, layer = self.b, self.layer
+        height, width = self.site.spatial
+        channels = len(part.pre)
+        flat = b.op("Reshape", [codes, b.constant(np.array([0, channels, height * width]), "flat")], "flat")
+        pixels = b.op("Transpose", [flat], "pixels", attributes={"perm": [0, 2, 1]})
+        if layer.kernel == (1, 1) and layer.stride == (1, 1) and not any(layer.padding):
+            return pixels
+        if any(layer.padding):
+            pixels = b.op("Concat", [pixels, self._pad_row(part, held, channels)], "padded", attributes={"axis": 1})
+        index = patch_index(layer.kernel, layer.stride, layer.padding, layer.dilation, (height, width))
+        gathered = b.op(
+            "Gather", [pixels, b.constant(index.reshape(-1), "patches")], "gathered", attributes={"axis": 1}
+        )
+        width_of_row = index.shape[1] * channels
+        return b.op("Reshape", [gathered, b.constant(np.array([0, len(index), width_of_row]), "rows")], "rows")
+
+    def _pad_row(self, part: Part, held: HeldCodes, channels: int) -> ir.Value:
+        """[B, 1, C] of the code of 0, per sample where the codes hold c + z[t]."""
+        b = self.b
+        z = np.full(1, held.offset) if held.offset is not None else part.zero_point
+        code = b.op("Cast", [self.steps.scalar(z, 3)], "pad_code", attributes={"to": int(U8)}, dtype=U8)
+        return b.op("Expand", [code, b.constant(np.array([1, 1, channels]), "pad_shape")], "pad_row")
+
+    def _product(self, rows: ir.Value, q_weight: np.ndarray, held: HeldCodes, part: Part) -> tuple[ir.Value, str, str]:
+        b = self.b
+        if not part.fits_int8:
+            return self._wide_product(rows, q_weight, held, part)
+        matrix = q_weight.transpose(2, 3, 1, 0).reshape(-1, len(q_weight)) if self.conv else q_weight.T
+        safe = pair_safe(q_weight, held.highest)
+        weight = self._weight(matrix, safe)
+        zero_a = b.constant(np.uint8(held.offset or 0), "code_offset")
+        zero_b = b.constant(np.int8(0) if safe else np.uint8(128), "weight_offset")
+        form = "u8 x s8" if safe else "u8 x u8"
+        if held.offset is None and not float32_holds(q_weight, part):
+            total = b.op("MatMulInteger", [rows, weight, zero_a, zero_b], "product", dtype=INT32)
+            return total, f"{b.prefix}/product", form + " int32"
+        one = b.constant(np.float32(1), "one")
+        total = b.op(
+            "MatMulIntegerToFloat",
+            [rows, weight, one, one, zero_a, zero_b],
+            "product",
+            domain=CONTRIB_DOMAIN,
+            dtype=FLOAT,
+        )
+        return total, f"{b.prefix}/product", form
+
+    def _wide_product(
+        self, rows: ir.Value, q_weight: np.ndarray, held: HeldCodes, part: Part
+    ) -> tuple[ir.Value, str, str]:
+        """u8 codes with a zero point per column; what zero points leave uint8 by is multiplied with the codes' sum."""
+        b = self.b
+        codes, zero, rest = unsigned_weight(q_weight)
+        matrix = codes.transpose(2, 3, 1, 0).reshape(-1, len(codes)) if self.conv else codes.T
+        weight = b.tensor(ir.tensor(np.ascontiguousarray(matrix), name=f"{b.prefix}/weight"))
+        zero_a, zero_b = b.constant(np.uint8(held.offset or 0), "code_offset"), b.constant(zero, "weight_offset")
+        form = "u8 x u8, zero point per column"
+        if not rest.any() and (held.offset is not None or float32_holds(q_weight, part)):
+            one = b.constant(np.float32(1), "one")
+            inputs = [rows, weight, one, one, zero_a, zero_b]
+            total = b.op("MatMulIntegerToFloat", inputs, "product", domain=CONTRIB_DOMAIN, dtype=FLOAT)
+            return total, f"{b.prefix}/product", form
+        total = b.op("MatMulInteger", [rows, weight, zero_a, zero_b], "product", dtype=INT32)
+        if not rest.any():
+            return total, f"{b.prefix}/product", form + " int32"
+        ones = b.constant(np.ones((len(matrix), 1), np.uint8), "ones")
+        sums = b.op("MatMulInteger", [rows, ones, zero_a], "code_sums", dtype=INT32)
+        outside = b.op("Mul", [sums, self._channel_row(rest, "weight_rest")], "outside", dtype=INT32)
+        return b.op("Sub", [total, outside], "accumulator", dtype=INT32), f"{b.prefix}/product", form + " and beyond"
+
+    def _weight(self, matrix: np.ndarray, signed: bool) -> ir.Value:
+        b = self.b
+        if not signed:
+            return b.tensor(ir.tensor((matrix + 128).astype(np.uint8), name=f"{b.prefix}/weight"))
+        return b.signed_weight(matrix, self.layer.weight_bits)
+
+    def _canonical(self, accumulator: ir.Value, q_weight: np.ndarray, part: Part, held: HeldCodes) -> ir.Value:
+        """A in float32: the accumulator less z[t] * sum(w) where the codes hold c + z[t]."""
+        b = self.b
+        if held.offset is not None:
+            if accumulator.dtype == INT32:
+                return b.op("Cast", [accumulator], "canonical", attributes={"to": int(FLOAT)}, dtype=FLOAT)
+            return accumulator
+        sums = q_weight.reshape(len(q_weight), -1).sum(axis=1, dtype=np.int64)
+        z = self.steps.scalar(part.zero_point, self.rank_out)
+        if accumulator.dtype == INT32:
+            z = b.op("Cast", [z], "zero_point_s32", attributes={"to": int(INT32)})
+            correction = b.op("Mul", [z, self._channel_row(sums.astype(np.int32), "weight_sum")], "correction")
+            integer = b.op("Sub", [accumulator, correction], "canonical_s32")
+            return b.op("Cast", [integer], "canonical", attributes={"to": int(FLOAT)}, dtype=FLOAT)
+        correction = b.op("Mul", [z, self._channel_row(sums.astype(np.float32), "weight_sum")], "correction")
+        return b.op("Sub", [accumulator, correction], "canonical", dtype=FLOAT)
+
+    def _bias(self, total: ir.Value) -> ir.Value:
+        if self.layer.bias is None:
+            return total
+        return self.b.op("Add", [total, self.b.constant(self.layer.bias, "bias")], "biased")
+
+    def _replace(self, y: ir.Value) -> None:
+        site, b = self.site, self.b
+        if self.conv:
+            height, width = site.spatial_out
+            y = b.op("Transpose", [y], "channels_first", attributes={"perm": [0, 2, 1]})
+            shape = np.array([0, self.layer.out_channels, height, width])
+            y = b.op("Reshape", [y, b.constant(shape, "shape_out")], "out", dtype=FLOAT)
+        replace_uses(site.output, y)
+
+
+def patch_index(
+    kernel: tuple[int, ...],
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    size: tuple[int, int],
+) -> np.ndarray:
+    """Pixel of each kernel position of each output pixel: int64 [H_out * W_out, kh * kw].
+
+    Pixels are numbered row by row; H * W stands for a pixel of the padding.
+    """
+    height, width = size
+    top, left, bottom, right = padding
+    axes = []
+    for extent, before, after, k, s, d in (
+        (height, top, bottom, kernel[0], stride[0], dilation[0]),
+        (width, left, right, kernel[1], stride[1], dilation[1]),
+    ):
+        count = (extent + before + after - d * (k - 1) - 1) // s + 1
+        axes.append(np.arange(count)[:, None] * s + np.arange(k)[None, :] * d - before)
+    rows = axes[0][:, None, :, None]
+    columns = axes[1][None, :, None, :]
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    index = np.where(inside, rows * width + columns, height * width)
+    return index.reshape(index.shape[0] * index.shape[1], -1).astype(np.int64)

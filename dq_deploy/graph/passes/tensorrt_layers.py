@@ -1,0 +1,306 @@
+"""The form TensorRT and TensorRT-RTX run in integers: Q and DQ with scale 1 around an int8 product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from dq_deploy.graph.pass_contract import PassResult
+from dq_deploy.graph.writing.builder import replace_uses
+from dq_deploy.graph.writing.im2col import Window, patch_matrix, patch_rows
+from dq_deploy.graph.writing.layer_writer import LayerWriter, write_layers
+from dq_deploy.graph.writing.signed_codes import SignedCodes, padding_reason, signed_codes
+from dq_deploy.graph.writing.sites import Site
+from dq_deploy.graph.writing.steps import StepTables
+from dq_deploy.graph.writing.wide_weights import MOST_PIECES, int8_pieces
+from dq_deploy.record import Layer, Part, Record
+
+I8, I4, FLOAT = ir.DataType.INT8, ir.DataType.INT4, ir.DataType.FLOAT
+GEMM, NATIVE = "gemm", "native"
+
+
+def decline_reason(layer: Layer) -> str:
+    """Why a layer cannot become an integer product here, or an empty string."""
+    if layer.groups != 1:
+        return f"convolution has {layer.groups} channel groups; its integer kernels are not proven"
+    if any(part.w_code.shape[0] > 1 for part in layer.parts):
+        return "weights differ by step; this form has one weight set"
+    if not all(part.fits_int8 or int8_pieces(part.q_weight(0)) for part in layer.parts):
+        return (
+            f"weights less their zero point need more than {MOST_PIECES} int8 pieces, for a zero point lies too far "
+            "from the codes, and this form has none: use ONNX Runtime or the native engine"
+        )
+    return padding_reason(layer)
+
+
+@dataclass
+class TensorRtLayers:
+    """Rewrites each layer of the record, Conv, Gemm or MatMul + Add, to what TensorRT runs in integers.
+
+    - Pad of the float tensor with 0 where codes are shifted, so that padding has each sample's own code
+    - Mul by m = pre * inv_s[t], Round, Max and Min at the sample's bounds where saturation does not do it
+    - Add z[t] - 128 where the centred codes of all steps do not fit int8
+    - QuantizeLinear to int8 with scale 1 and zero point 0, DequantizeLinear with scale 1
+    - MatMul or Conv with int8 or int4 weights whose DequantizeLinear carries s_w; weights that do not fit int8 as
+      pieces that do, one below the other, times the codes as often
+    - Mul by s[t], sum of the parts, Add bias; the correction of shifted codes is in a bias table by step
+
+    Convolutions stay Conv (`native`), or become MatMul: 1x1 on pixels, others on int8 patches (`gemm`).
+    Layers that the form cannot express stay float; the note and the manifest say why.
+
+    Attributes:
+        record: the quantized denoiser.
+        conv: `native` leaves every convolution, `gemm` none.
+        pixels_as_rows: write 1x1 convolutions as MatMul even if `conv` is `native`.
+        int4: store weights of matrix products in four bits where they fit; TensorRT-RTX multiplies those with int8
+            codes, the full TensorRT takes them in weight-only products alone.
+        entries: filled by `apply`: the manifest's entry of each layer.
+    """
+
+    record: Record
+    conv: str = NATIVE
+    pixels_as_rows: bool = False
+    int4: bool = True
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    name: str = "tensorrt-layers"
+
+    def apply(self, model: ir.Model) -> PassResult:
+        """Edit the model in place."""
+        return write_layers(
+            model, self.record, self.entries, decline=lambda site: decline_reason(site.layer), writer=self._writer
+        )
+
+    def _writer(self, graph: ir.Graph, site: Site, steps: StepTables, shared: dict[Any, Any]) -> LayerWriter:
+        return _Int8Writer(graph, site, steps, shared, as_rows=self._as_rows(site.layer), int4=self.int4)
+
+    def _as_rows(self, layer: Layer) -> bool:
+        if layer.kind == "linear":
+            return True
+        pixels = layer.kernel == (1, 1) and layer.stride == (1, 1) and not any(layer.padding)
+        return self.conv == GEMM or (self.pixels_as_rows and pixels)
+
+
+class _Int8Writer(LayerWriter):
+    """An int8 product behind Q and DQ with scale 1, convolutions as rows or as they are."""
+
+    def __init__(
+        self, graph: ir.Graph, site: Site, steps: StepTables, shared: dict[Any, Any], *, as_rows: bool, int4: bool
+    ) -> None:
+        super().__init__(graph, site, steps, shared)
+        self.as_rows, self.int4 = as_rows, int4
+        self.rank_out = 3 if self.conv and as_rows else self.rank
+        self.channel_axis = self.rank_out - 1 if as_rows else 1
+        self.corrections: list[NDArray[np.float64] | None] = []
+
+    def write(self) -> dict[str, Any]:
+        total, entries = self._parts()
+        y = self._replace(self._bias(total, self.corrections))
+        patches = sum(self._window(p).patch_bytes(len(p.pre)) for p in self.layer.parts) if self._is_patches() else 0
+        return self._entry(self._form(), entries, output=y, im2col_bytes=patches)
+
+    def _is_patches(self) -> bool:
+        return self.conv and self.as_rows
+
+    def _form(self) -> str:
+        weight = "int4" if self.layer.weight_bits <= 4 and self._fits_int4() else "int8"
+        if not self.as_rows:
+            return f"int8 x {weight} convolution"
+        rows = self.conv and not self._window(self.layer.parts[0]).whole_pixels
+        return f"int8 x {weight} product" + (" of patches" if rows else "")
+
+    def _fits_int4(self) -> bool:
+        # TensorRT-RTX 1.7 fails on 4-bit weights of a convolution, and of a product with one output channel
+        if not self.int4 or (self.conv and not self.as_rows) or self.layer.out_channels == 1:
+            return False
+        spans = [part.q_weight(0) for part in self.layer.parts]
+        return all(w.min(initial=0) >= -8 and w.max(initial=0) <= 7 for w in spans)
+
+    def _pads_float(self, part: Part) -> bool:
+        return any(self.layer.padding) and signed_codes(self.layer, part).offset != 0
+
+    def _window(self, part: Part) -> Window:
+        layer, (height, width) = self.layer, self.site.spatial
+        top, left, bottom, right = layer.padding
+        if self._pads_float(part):
+            height, width = height + top + bottom, width + left + right
+        return Window(
+            kernel=(layer.kernel[0], layer.kernel[1]),
+            stride=layer.stride,
+            padding=(0, 0, 0, 0) if self._pads_float(part) else layer.padding,
+            dilation=layer.dilation,
+            size=(height, width),
+            size_out=self.site.spatial_out,
+        )
+
+    def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, dict[str, Any]]:
+        b, held = self.b, signed_codes(self.layer, part)
+        self.corrections.append(correction_table(part, held))
+        padding = self.layer.padding if self._pads_float(part) else (0, 0, 0, 0)
+        codes = self._once(x, part, lambda: self._quantize(x, part, held), *padding)
+        rows = patch_rows(b, codes, len(part.pre), self._window(part)) if self.conv and self.as_rows else codes
+        pieces = _pieces_of(part)
+        if pieces > 1:
+            axis_in = self.rank_out - 1 if self.as_rows else 1
+            rows = b.op("Concat", [rows] * pieces, "repeated", attributes={"axis": axis_in}, dtype=I8)
+        weight, kind = self._weight(part)
+        one, zero = b.constant(np.float32(1), "one"), b.constant(np.int8(0), "zero")
+        values = b.op("DequantizeLinear", [rows, one, zero], "code_values", dtype=FLOAT)
+        scale = b.constant(part.weight_scale[0], "weight_scale")
+        axis = {"axis": 1 if self.as_rows else 0}
+        real = b.op("DequantizeLinear", [weight, scale], "weight_values", attributes=axis, dtype=FLOAT)
+        if self.as_rows:
+            product = b.op("MatMul", [values, real], "product", dtype=FLOAT)
+        else:
+            product = b.op("Conv", [values, real], "product", attributes=self._geometry(part), dtype=FLOAT)
+        entry = {
+            "input": x.name,
+            "codes": codes.name,
+            "codes_padding": list(self.layer.padding) if self._pads_float(part) else [0, 0, 0, 0],
+            "rows": rows.name,
+            "weight": weight.name,
+            "weight_type": kind,
+            "accumulator": f"{b.prefix}/accumulator",
+            "accumulator_holds": "canonical" if held.offset == 0 else "held",
+            "node": product.name,
+            "offset": held.offset,
+            "offset_table": None if held.offset is not None else "zero_point",
+            "offset_shift": held.shift,
+            "layout": ("nhwc" if self.as_rows else "nchw") if self.conv else "last",
+            "product": self._shape(part),
+        }
+        scaled = b.op("Mul", [product, self.steps.scalar(part.scale, self.rank_out)], "scaled", dtype=FLOAT)
+        return scaled, entry
+
+    def _quantize(self, x: ir.Value, part: Part, held: SignedCodes) -> ir.Value:
+        b, steps, rank = self.b, self.steps, self.rank
+        if self._pads_float(part):
+            top, left, bottom, right = self.layer.padding
+            pads = b.constant(np.array([0, 0, top, left, 0, 0, bottom, right], np.int64), "pads")
+            x = b.op("Pad", [x, pads], "padded_input", dtype=FLOAT)
+        m = self._multiplier(part)
+        value = b.op("Mul", [x, m], "scaled_input", dtype=FLOAT)
+        value = b.op("Round", [value], "rounded", dtype=FLOAT)
+        z = part.zero_point.astype(np.float32)
+        if not held.saturates:
+            value = self._clamped(value, part)
+        if held.offset is None:
+            value = b.op("Add", [value, steps.scalar(z + held.shift, rank)], "shifted", dtype=FLOAT)
+        elif held.offset:
+            value = b.op("Add", [value, b.constant(np.float32(held.offset), "offset")], "shifted", dtype=FLOAT)
+        one, zero = b.constant(np.float32(1), "one"), b.constant(np.int8(0), "zero")
+        return b.op("QuantizeLinear", [value, one, zero], "codes", dtype=I8)
+
+    def _weight(self, part: Part) -> tuple[ir.Value, str]:
+        """Initializer of the weight codes, made when the file is written, and its element type."""
+        make = partial(_weight_array, part, as_rows=self.as_rows, conv=self.conv)
+        shape = list(part.w_code.shape[1:])
+        if self.as_rows:
+            shape = [_pieces_of(part) * int(np.prod(shape[1:])), shape[0]]
+        else:
+            shape[1] *= _pieces_of(part)
+        kind = I4 if self.layer.weight_bits <= 4 and self._fits_int4() else I8
+        name = f"{self.b.prefix}/weight"
+        lazy = ir.LazyTensor(
+            lambda: ir.tensor(make(), dtype=kind, name=name), dtype=kind, shape=ir.Shape(shape), name=name
+        )
+        return self.b.tensor(lazy), "int4" if kind == I4 else "int8"
+
+    def _geometry(self, part: Part) -> dict[str, list[int]]:
+        window = self._window(part)
+        return {
+            "kernel_shape": list(window.kernel),
+            "strides": list(window.stride),
+            "pads": list(window.padding),
+            "dilations": list(window.dilation),
+        }
+
+    def _shape(self, part: Part) -> dict[str, Any]:
+        """What the engine multiplies for one sample."""
+        pieces = _pieces_of(part)
+        n, k = self.layer.out_channels, pieces * int(np.prod(part.w_code.shape[2:]))
+        if not self.conv:
+            shape = self.site.input.shape
+            middle = list(shape)[1:-1] if shape is not None else []
+            known = all(isinstance(size, int) for size in middle)  # a text's length is not
+            return {
+                "kind": "gemm",
+                "m": int(np.prod([int(size) for size in middle])) if known else None,
+                "n": n,
+                "k": k,
+            }
+        window = self._window(part)
+        if self.as_rows:
+            return {"kind": "gemm", "m": window.size_out[0] * window.size_out[1], "n": n, "k": k}
+        return {
+            "kind": "conv",
+            "n": n,
+            "c": pieces * len(part.pre),
+            "kernel": list(window.kernel),
+            "stride": list(window.stride),
+            "padding": list(window.padding),
+            "dilation": list(window.dilation),
+            "spatial": list(window.size),
+            "spatial_out": list(window.size_out),
+        }
+
+    def _bias(self, total: ir.Value, corrections: list[NDArray[np.float64] | None]) -> ir.Value:
+        """Add b; less what shifted codes add, by step where the shift or its scale differs by step."""
+        table = np.zeros((1, self.layer.out_channels))
+        for correction in corrections:
+            table = table if correction is None else table - correction
+        if self.layer.bias is not None:
+            table = table + self.layer.bias.astype(np.float64)
+        elif all(correction is None for correction in corrections):
+            return total
+        bias = table.astype(np.float32)
+        if len(bias) > 1:
+            name, axis = f"{self.b.prefix}/bias", self.channel_axis
+            value = self.steps.rows(bias, name, self.rank_out, channel_axis=axis)
+        else:
+            shape = [1] * self.rank_out
+            shape[self.channel_axis] = -1
+            value = self.b.constant(bias[0].reshape(shape), "bias")
+        return self.b.op("Add", [total, value], "biased", dtype=FLOAT)
+
+    def _replace(self, y: ir.Value) -> str:
+        """Hand y on in the layout of the float graph; these moves are part of the float graph, not of the layer."""
+        site, b = self.site, self.b
+        if self.conv and self.as_rows:
+            height, width = site.spatial_out
+            b.prefix = f"out/{self.layer.name}"
+            y = b.op("Transpose", [y], "channels_first", attributes={"perm": [0, 2, 1]}, dtype=FLOAT)
+            shape = np.array([0, self.layer.out_channels, height, width], np.int64)
+            y = b.op("Reshape", [y, b.constant(shape, "shape_out")], "image", dtype=FLOAT)
+        replace_uses(site.output, y)
+        return str(y.name)
+
+
+def _weight_array(part: Part, *, as_rows: bool, conv: bool) -> NDArray[np.int8]:
+    pieces = int8_pieces(part.q_weight(0))
+    if as_rows and conv:
+        return np.concatenate([patch_matrix(piece) for piece in pieces])
+    q_weight = np.concatenate(pieces, axis=1)
+    return np.ascontiguousarray((q_weight.T if as_rows else q_weight).astype(np.int8))
+
+
+def _pieces_of(part: Part) -> int:
+    return 1 if part.fits_int8 else len(int8_pieces(part.q_weight(0)))
+
+
+def correction_table(part: Part, held: SignedCodes) -> NDArray[np.float64] | None:
+    """What shifted codes add to the float output: s[t] * s_w[n] * shift[t] * sum_k w_q[n, k], [T, C_out] or [1, C_out].
+
+    None where the codes are centred.
+    """
+    if held.offset == 0:
+        return None
+    q_weight = part.q_weight(0)
+    sums = q_weight.reshape(len(q_weight), -1).sum(axis=1, dtype=np.int64).astype(np.float64)
+    unit = part.scale.astype(np.float64) * held.added(part).astype(np.float64)
+    table: NDArray[np.float64] = unit[:, None] * (part.weight_scale[0].astype(np.float64) * sums)[None, :]
+    return table

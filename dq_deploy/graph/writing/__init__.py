@@ -1,0 +1,1 @@
+"""The parts of which every target writes an integer layer."""

@@ -1,0 +1,157 @@
+"""What the passes that write integer layers share: the loop over a record's layers, and the parts of one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from dq_deploy.graph.pass_contract import PassResult
+from dq_deploy.graph.writing.builder import Builder
+from dq_deploy.graph.writing.sites import Site, find_sites
+from dq_deploy.graph.writing.steps import StepTables
+from dq_deploy.numerics import reciprocal
+from dq_deploy.record import Part, Record
+
+FLOAT = ir.DataType.FLOAT
+Codes = TypeVar("Codes")
+Entry = dict[str, Any]
+
+
+def float_entry(site: Site, reason: str) -> Entry:
+    """Manifest entry of a layer that stays float."""
+    return {
+        "name": site.layer.name,
+        "kind": site.layer.kind,
+        "integer": False,
+        "form": "float",
+        "reason": reason,
+        "parts": [],
+    }
+
+
+class LayerWriter:
+    """Writes the nodes of one layer in front of its float node; a pass says what a part becomes.
+
+    Args:
+        graph: edited in place.
+        site: the layer's place in it.
+        steps: tables of the pass.
+        shared: codes that several layers read, over the whole pass.
+
+    Attributes:
+        rank: axes of the layer's input.
+        forms: what the parts became, in words.
+    """
+
+    def __init__(self, graph: ir.Graph, site: Site, steps: StepTables, shared: dict[tuple[str, bytes], Any]) -> None:
+        self.graph, self.site, self.layer, self.steps, self.shared = graph, site, site.layer, steps, shared
+        self.conv = self.layer.kind == "conv2d"
+        self.b = Builder(graph, site.node, f"dq/{self.layer.name}")
+        shape = site.input.shape
+        self.rank = 4 if self.conv else len(shape) if shape is not None else 3
+        self.forms: list[str] = []
+
+    def write(self) -> Entry:
+        """Put the layer's nodes in and return its manifest entry."""
+        raise NotImplementedError
+
+    def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, Entry]:
+        """The float term of one part and what the manifest says of it."""
+        raise NotImplementedError
+
+    def _parts(self) -> tuple[ir.Value, list[Entry]]:
+        """The sum of all parts' terms, in order, and the entry of each."""
+        entries = []
+        total: ir.Value | None = None
+        start = 0
+        for index, part in enumerate(self.layer.parts):
+            self.b.prefix = f"dq/{self.layer.name}" + (f"/part{index}" if len(self.layer.parts) > 1 else "")
+            x = self._slice(start, len(part.pre))
+            start += len(part.pre)
+            term, entry = self._part(x, part)
+            entries.append(entry)
+            self.b.prefix = f"dq/{self.layer.name}"
+            role = "parts_sum" if index < 2 else f"parts_sum{index}"
+            total = term if total is None else self.b.op("Add", [total, term], role, dtype=FLOAT)
+        assert total is not None
+        return total, entries
+
+    def _entry(self, form: str, parts: list[Entry], **more: Any) -> Entry:
+        head = {"name": self.layer.name, "kind": self.layer.kind, "integer": True, "form": form, "reason": ""}
+        return {**head, **more, "parts": parts}
+
+    def _slice(self, start: int, width: int) -> ir.Value:
+        """Input channels of one part."""
+        if len(self.layer.parts) == 1:
+            return self.site.input
+        axis = 1 if self.conv else self.rank - 1
+        limits = [self.b.constant(np.array([v], np.int64), "limit") for v in (start, start + width, axis)]
+        return self.b.op("Slice", [self.site.input, *limits], "input", dtype=FLOAT)
+
+    def _channels(self, values: NDArray[np.generic], role: str) -> ir.Value:
+        """A constant of channels that broadcasts against the layer's input and output."""
+        shape = [1] * self.rank
+        shape[1 if self.conv else self.rank - 1] = -1
+        return self.b.constant(values.reshape(shape), role)
+
+    def _multiplier(self, part: Part) -> ir.Value:
+        """Each sample's m = pre * inv_s[t]."""
+        m = self.steps.scalar(reciprocal(part.scale), self.rank)
+        if (part.pre == 1).all():
+            return m
+        return self.b.op("Mul", [m, self._channels(part.pre, "pre")], "multiplier", dtype=FLOAT)
+
+    def _clamped(self, value: ir.Value, part: Part) -> ir.Value:
+        """The value within each sample's bounds of centred codes."""
+        z = part.zero_point.astype(np.float32)
+        value = self.b.op("Max", [value, self.steps.scalar(self.layer.q_min - z, self.rank)], "at_least", dtype=FLOAT)
+        return self.b.op("Min", [value, self.steps.scalar(self.layer.q_max - z, self.rank)], "at_most", dtype=FLOAT)
+
+    def _once(self, x: ir.Value, part: Part, make: Callable[[], Codes], *more: int) -> Codes:
+        """Codes of x, made once for all layers that quantize it alike; `more` is what else tells them apart."""
+        assert x.name is not None
+        bounds = np.array([self.layer.q_min, self.layer.q_max, self.conv, *more])
+        tables = (part.pre, part.scale, part.zero_point, bounds)
+        key = (x.name, b"|".join(np.ascontiguousarray(t).tobytes() for t in tables))
+        if key not in self.shared:
+            self.shared[key] = make()
+        codes: Codes = self.shared[key]
+        return codes
+
+
+def write_layers(
+    model: ir.Model,
+    record: Record,
+    entries: list[Entry],
+    *,
+    decline: Callable[[Site], str],
+    writer: Callable[[ir.Graph, Site, StepTables, dict[tuple[str, bytes], Any]], LayerWriter],
+    shared_step: bool = False,
+) -> PassResult:
+    """Rewrite every layer of a record that a form can express.
+
+    Args:
+        model: edited in place.
+        record: the quantized denoiser.
+        entries: takes the manifest's entry of each layer.
+        decline: why a layer stays float, or an empty string.
+        writer: makes the writer of one layer.
+        shared_step: as `StepTables` has it.
+    """
+    sites = find_sites(model.graph, record)
+    steps = StepTables(model.graph, record.step_edges, shared_step=shared_step)
+    notes = []
+    shared: dict[tuple[str, bytes], Any] = {}
+    for site in sites:
+        reason = decline(site)
+        if reason:
+            notes.append(f"{site.layer.name} stays float: {reason}")
+            entries.append(float_entry(site, reason))
+            continue
+        entries.append(writer(model.graph, site, steps, shared).write())
+    steps.finish()
+    return PassResult(model=model, modified=True, notes=tuple(notes))

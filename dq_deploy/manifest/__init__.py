@@ -1,0 +1,1 @@
+"""What an exported file says of itself, written and checked here only."""

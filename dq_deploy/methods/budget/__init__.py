@@ -1,0 +1,1 @@
+"""Bits a layer by the layer's measured sensitivity."""

@@ -1,0 +1,1 @@
+"""Activation ranges and weight scales from calibration data."""

@@ -1,0 +1,259 @@
+"""Ranges of each layer's input and output at each step, from one pass over the calibration inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dq_deploy.errors import NonFiniteError
+from dq_deploy.methods.prepare.preparation import Prepared, PreparedLayer
+from dq_deploy.methods.ranges.scales import activation_table, search_activation_table
+from dq_deploy.models import INPUT_NAMES, call_denoiser
+from dq_deploy.numerics import F32, I32, channel_axis_of
+
+VALUES_A_STEP = 2048
+"""Input values kept per layer, part and step for the range search."""
+
+
+@dataclass(kw_only=True, eq=False)
+class StepRange:
+    """Lowest and highest value of a tensor at each step, and a random draw of its values.
+
+    With a momentum, an end is an exponential mean of each batch's end instead: ``low = m low + (1 - m) new``, from the
+    first batch that holds the step.
+
+    Attributes:
+        low: [T] float32.
+        high: [T] float32.
+        draws: per step, 1-D float32 arrays of values.
+        momentum: 0 to 1, or None for the lowest and highest value of all.
+    """
+
+    low: F32
+    high: F32
+    draws: list[list[F32]]
+    momentum: float | None = None
+
+    @staticmethod
+    def empty(steps: int, momentum: float | None = None) -> StepRange:
+        """A range that holds nothing yet."""
+        return StepRange(
+            low=np.full(steps, np.inf, np.float32),
+            high=np.full(steps, -np.inf, np.float32),
+            draws=[[] for _ in range(steps)],
+            momentum=momentum,
+        )
+
+    def add(
+        self,
+        rows: torch.Tensor,
+        step: NDArray[np.int64],
+        positions: torch.Tensor | None,
+        counts: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Take in [B, V] values, sample i at step[i]; keep those at the first counts[step[i]] of `positions`."""
+        low, high = (end.numpy() for end in torch.aminmax(rows, dim=1))
+        if self.momentum is None:
+            np.minimum.at(self.low, step, low)
+            np.maximum.at(self.high, step, high)
+        else:
+            self._follow(low, high, step, self.momentum)
+        if positions is not None:
+            drawn = rows[:, positions].numpy()
+            for i, t in enumerate(step):
+                self.draws[t].append(drawn[i, : None if counts is None else int(counts[t])].copy())
+
+    def _follow(self, low: F32, high: F32, step: NDArray[np.int64], momentum: float) -> None:
+        for t in np.unique(step):
+            mine = step == t
+            for end, empty, new in ((self.low, np.inf, low[mine].min()), (self.high, -np.inf, high[mine].max())):
+                end[t] = new if end[t] == empty else momentum * end[t] + (1 - momentum) * new
+
+    def ends(self, groups: NDArray[np.int64]) -> tuple[F32, F32]:
+        """(low, high) of each group of steps, each [G].
+
+        Args:
+            groups: [T] group of each step, 0..G-1.
+        """
+        count = int(groups.max()) + 1
+        low, high = np.full(count, np.inf, np.float32), np.full(count, -np.inf, np.float32)
+        np.minimum.at(low, groups, self.low)
+        np.maximum.at(high, groups, self.high)
+        return low, high
+
+    def values(self, groups: NDArray[np.int64]) -> F32:
+        """[G, V] drawn values of each group of steps; a group of more steps gives fewer values of each."""
+        per_group = [
+            np.concatenate([piece for t in np.flatnonzero(groups == g) for piece in self.draws[t]])
+            for g in range(int(groups.max()) + 1)
+        ]
+        width = min(len(values) for values in per_group)
+        spread = [np.arange(width) * len(values) // width for values in per_group]
+        return np.stack([values[index] for values, index in zip(per_group, spread, strict=True)])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerRanges:
+    """Ranges of one layer: its input's parts (after `pre`) and its output."""
+
+    parts: tuple[StepRange, ...]
+    output: StepRange
+
+    def input_tables(
+        self, layer: PreparedLayer, *, groups: NDArray[np.int64], symmetric: bool, search: bool
+    ) -> list[tuple[F32, I32]]:
+        """Activation scale and zero point of each part, [T], or [1] where all steps are one group."""
+        tables = []
+        for part in self.parts:
+            low, high = part.ends(groups)
+            if search:
+                values = part.values(groups)
+                table = search_activation_table(low, high, values, bits=layer.activation_bits, symmetric=symmetric)
+            else:
+                table = activation_table(low, high, bits=layer.activation_bits, symmetric=symmetric)
+            tables.append(of_steps(table, groups))
+        return tables
+
+    def output_table(self, groups: NDArray[np.int64]) -> tuple[F32, I32]:
+        """8-bit scale and zero point of the output, [T], or [1] where all steps are one group."""
+        low, high = self.output.ends(groups)
+        return of_steps(activation_table(low, high, bits=8), groups)
+
+
+def of_steps(table: tuple[F32, I32], groups: NDArray[np.int64]) -> tuple[F32, I32]:
+    """A table of groups [G] as one of steps [T]; one group stays [1]."""
+    if len(table[0]) == 1:
+        return table
+    return table[0][groups], table[1][groups]
+
+
+def steps_of(ranges: Mapping[str, LayerRanges]) -> int:
+    """Number of step buckets that ranges were collected for; 1 where there are none."""
+    return max((len(found.output.low) for found in ranges.values()), default=1)
+
+
+class _Collector:
+    """Forward hook of one layer."""
+
+    def __init__(
+        self, layer: PreparedLayer, steps: int, draws: NDArray[np.int64] | None, seed: int, momentum: float | None
+    ) -> None:
+        self.layer = layer
+        self.draws = draws
+        self.generator = torch.Generator().manual_seed(seed)
+        self.pre = None if (layer.pre == 1).all() else torch.from_numpy(layer.pre)
+        self.result = LayerRanges(
+            parts=tuple(StepRange.empty(steps, momentum) for _ in layer.widths), output=StepRange.empty(steps)
+        )
+        self.step: NDArray[np.int64] = np.zeros(0, np.int64)
+
+    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+        x = args[0]
+        axis = channel_axis_of(self.layer.site.kind, x.ndim)
+        if self.pre is not None:
+            shape = [1] * x.ndim
+            shape[axis] = -1
+            x = x * self.pre.reshape(shape)
+        pieces = torch.split(x, self.layer.widths, dim=axis)
+        for piece, into in zip(pieces, self.result.parts, strict=True):
+            rows = piece.reshape(len(piece), -1)
+            positions = None
+            if self.draws is not None:
+                most = int(self.draws.max())
+                positions = torch.randint(0, rows.shape[1], (most,), generator=self.generator)
+            into.add(rows, self.step, positions, self.draws)
+        self.result.output.add(output.reshape(len(output), -1), self.step, None)
+
+
+def first_of_every_step(step: NDArray[np.int64], steps: int, most: int) -> NDArray[np.int64]:
+    """Indices of about `most` inputs, the first of every step in equal shares and at least one, in the order they have.
+
+    Args:
+        step: [M] step bucket of each input.
+        steps: number of step buckets.
+        most: inputs, or as many as there are steps.
+    """
+    share = max(1, most // steps)
+    return np.sort(np.concatenate([np.flatnonzero(step == t)[:share] for t in range(steps)]))
+
+
+def output_table(seen: StepRange, groups: NDArray[np.int64]) -> tuple[F32, I32]:
+    """8-bit scale and zero point of an output, [T] or [1]; a step that was not seen has the widest range of all.
+
+    Args:
+        seen: range at each step; infinite where there was no input.
+        groups: [T] group of each step.
+    """
+    known = np.isfinite(seen.low) & np.isfinite(seen.high)
+    low = np.where(known, seen.low, seen.low[known].min()).astype(np.float32)
+    high = np.where(known, seen.high, seen.high[known].max()).astype(np.float32)
+    ends = StepRange(low=low, high=high, draws=[]).ends(groups)
+    return of_steps(activation_table(*ends, bits=8), groups)
+
+
+def batches(count: int, batch: int) -> list[slice]:
+    """Slices of `batch` over `count`."""
+    return [slice(start, min(start + batch, count)) for start in range(0, count, batch)]
+
+
+def model_inputs(inputs: Mapping[str, NDArray[Any]], chosen: slice) -> dict[str, torch.Tensor]:
+    """Some of the calibration inputs, by name."""
+    return {name: torch.from_numpy(inputs[name][chosen]) for name in INPUT_NAMES if name in inputs}
+
+
+def collect_ranges(
+    prepared: Prepared,
+    inputs: Mapping[str, NDArray[Any]],
+    *,
+    steps: int,
+    draw_values: bool = False,
+    seed: int = 0,
+    batch: int = 64,
+    momentum: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, LayerRanges]:
+    """Run the float model over the calibration inputs and note every layer's ranges.
+
+    Args:
+        prepared: the folded float model.
+        inputs: by name, with `step`.
+        steps: number of step buckets.
+        draw_values: keep about `VALUES_A_STEP` values a step for the range search.
+        seed: of that draw.
+        batch: inputs at a time.
+        momentum: of the inputs' ranges over batches; None takes the lowest and highest value of all.
+        progress: called with (inputs done, inputs).
+
+    Raises:
+        NonFiniteError: a layer sees NaN or infinity; names it.
+    """
+    step = inputs["step"]
+    count = len(step)
+    # a step with fewer inputs gives more values of each
+    inputs_of_step = np.maximum(np.bincount(step, minlength=steps), 1)
+    draws = -(-VALUES_A_STEP // inputs_of_step) if draw_values else None
+    collectors = {
+        name: _Collector(layer, steps, draws, seed + i, momentum)
+        for i, (name, layer) in enumerate(prepared.layers.items())
+    }
+    with ExitStack() as stack, torch.inference_mode():
+        for name, collector in collectors.items():
+            handle = prepared.module.get_submodule(name).register_forward_hook(collector)
+            stack.callback(handle.remove)
+        for chosen in batches(count, batch):
+            for collector in collectors.values():
+                collector.step = step[chosen]
+            call_denoiser(prepared.module, model_inputs(inputs, chosen))
+            if progress is not None:
+                progress(chosen.stop, count)
+    for name, collector in collectors.items():
+        for seen in (*collector.result.parts, collector.result.output):
+            if not (np.isfinite(seen.low).all() and np.isfinite(seen.high).all()):
+                raise NonFiniteError(f"layer {name} sees NaN or infinity in the float model, expected finite values")
+    return {name: collector.result for name, collector in collectors.items()}

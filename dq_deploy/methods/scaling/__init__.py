@@ -1,0 +1,1 @@
+"""Factors that make channels easier to quantize."""

@@ -1,0 +1,1 @@
+"""Training of scales, rounding and blocks against the float model."""

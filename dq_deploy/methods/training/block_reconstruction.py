@@ -1,0 +1,331 @@
+"""Block reconstruction: one block after another is trained behind the quantized blocks before it (BRECQ, 2102.05426).
+
+Each learns to give behind the quantized prefix what the float block gives behind the float prefix. What is trained
+on which loss are settings: see `reconstruction`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dq_deploy.errors import NonFiniteError, OptionError, library_errors
+from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.prepare.preparation import Prepared
+from dq_deploy.methods.progress import Progress, ProgressCallback
+from dq_deploy.methods.ranges.activations import (
+    LayerRanges,
+    StepRange,
+    batches,
+    first_of_every_step,
+    output_table,
+    steps_of,
+)
+from dq_deploy.methods.training.block_training import DivergedError, TrainedBlock, call_block, train_block
+from dq_deploy.methods.training.prefix import CHUNK, BlockInputs, Flow, Prefix, joined, trace_flow
+from dq_deploy.methods.training.reconstruction import Reconstruction
+from dq_deploy.methods.training.resume import ResumeFolder
+from dq_deploy.methods.training.trainable import TrainableLayer
+from dq_deploy.models import Block, blocks_of
+from dq_deploy.record import Layer
+from dq_deploy.simulation.fake_quant import IntegerLayer, StepContext, replace_layer
+
+GIB = 1 << 30
+
+COMPARED_INPUTS = 256
+_ADVICE = "check the model's configuration and the options"
+"""Inputs on which a trained block is compared with the untrained one."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reconstructed:
+    """Layers after training and what happened, block by block (JSON values)."""
+
+    layers: dict[str, Layer]
+    history: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Reached:
+    """A block whose turn it is.
+
+    Attributes:
+        index: position among all blocks.
+        done: iterations of all blocks before it.
+        layers: names of its quantized layers.
+        given: arguments behind the quantized prefix, of all inputs.
+        float_given: behind the float prefix, where they are needed.
+        target: float output.
+    """
+
+    block: Block
+    index: int
+    done: int
+    layers: list[str]
+    given: BlockInputs
+    float_given: BlockInputs | None
+    target: torch.Tensor
+
+
+class BlockReconstruction:
+    """Trains the blocks of one model in order.
+
+    Args:
+        prepared: the folded float model.
+        start: its untrained integer layers.
+        ranges: of its layers.
+        inputs: calibration inputs by name, with `step`.
+        options: groups of steps, memory, seed, output tables.
+        settings: what is trained.
+        progress: called every few iterations.
+
+    Raises:
+        OptionError: memory is too little for one input.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        start: Mapping[str, Layer],
+        ranges: Mapping[str, LayerRanges],
+        inputs: Mapping[str, NDArray[Any]],
+        options: QuantizeOptions,
+        settings: Reconstruction,
+        progress: ProgressCallback,
+    ) -> None:
+        self.prepared = prepared
+        self.start = start
+        self.ranges = ranges
+        self.options = options
+        self.settings = settings
+        self.progress = progress
+        blocks = {block.name: block for block in blocks_of(prepared.module)}
+        self.steps = steps_of(ranges)
+        self.groups = options.groups_of_steps(self.steps)
+        flow = trace_flow(prepared.module, list(blocks.values()), inputs, both_inputs=settings.needs_float_inputs)
+        self.blocks = [blocks[name] for name in flow.order]
+        self.count = self._count(flow, inputs)
+        chosen = {name: value[: self.count] for name, value in inputs.items()}
+        self.step = torch.from_numpy(chosen["step"])
+        self.context = StepContext()
+        self.reference = Prefix(prepared.module, flow, chosen, self.count)
+        self.quantized = Prefix(copy.deepcopy(prepared.module), flow, chosen, self.count)
+        self.trained = [i for i, b in enumerate(self.blocks) if self._layers_of(b)]
+        self.total = len(self.trained) * settings.iterations
+
+    def _layers_of(self, block: Block) -> list[str]:
+        return [name for name in block.layers if name in self.start]
+
+    def _count(self, flow: Flow, inputs: Mapping[str, NDArray[Any]]) -> int:
+        """Calibration inputs whose block inputs and outputs fit into memory beside themselves, whole trajectories."""
+        available = len(inputs["step"])
+        memory = int(self.options.memory_gib * GIB) - sum(value.nbytes for value in inputs.values())
+        fit = memory // flow.peak_bytes
+        if fit < 1:
+            raise OptionError(
+                f"memory_gib is {self.options.memory_gib}, expected at least {flow.peak_bytes / GIB:.2g}: "
+                "one calibration input takes that"
+            )
+        if fit < available:
+            fit = fit // self.steps * self.steps or fit
+            note = f"{fit} of {available} calibration inputs fit in memory_gib {self.options.memory_gib:g}"
+            self.progress(Progress(stage="distill", done=0, total=1, note=note))
+        return min(fit, available)
+
+    def run(self, state: ResumeFolder | None) -> Reconstructed:
+        """Train every block, or take it from the state of an earlier run.
+
+        Raises:
+            NonFiniteError: a block's training gives NaN or infinity; names it, the last good one, and what is kept.
+        """
+        layers: dict[str, Layer] = {}
+        history: list[dict[str, Any]] = []
+        for index, block in enumerate(self.blocks):
+            with library_errors(f"block {block.name}", _ADVICE):
+                reached = self._reach(index, block)
+            loaded = state.load_block(index, block.name, self.prepared.layers) if state and reached.layers else None
+            if loaded is not None:
+                finished, note = loaded
+                self._place(finished)
+                output = self._output(block, reached.given)
+                done = reached.done + self.settings.iterations
+                self.progress(Progress(stage="distill", done=done, total=self.total))
+            else:
+                try:
+                    with library_errors(f"training block {block.name}", _ADVICE):
+                        finished, output, note = self._reconstruct(reached)
+                except DivergedError as error:
+                    if state is not None:
+                        state.note_divergence(block.name)
+                    raise NonFiniteError(_stopped(block.name, str(error), history, state)) from error
+                if state is not None and reached.layers:
+                    state.save_block(index, block.name, finished, note)
+            self.reference.finish(reached.target)
+            self.quantized.finish(output)
+            layers.update(finished)
+            if reached.layers:
+                history.append(note)
+        return Reconstructed(layers=layers, history=history)
+
+    def _reach(self, index: int, block: Block) -> _Reached:
+        behind_float = self.reference.next_inputs()
+        module = self.prepared.module.get_submodule(block.name)
+        with torch.no_grad():
+            taken = ((chunk, call_block(module, behind_float.take(chunk))) for chunk in batches(self.count, CHUNK))
+            target = joined(taken, self.count)
+        names = self._layers_of(block)
+        float_given = behind_float if self.settings.needs_float_inputs and names else None
+        del behind_float  # before the quantized ones are made: both at once are counted only where both are kept
+        return _Reached(
+            block=block,
+            index=index,
+            done=self.trained.index(index) * self.settings.iterations if names else 0,
+            layers=names,
+            given=self.quantized.next_inputs(),
+            float_given=float_given,
+            target=target,
+        )
+
+    def _place(self, layers: Mapping[str, Layer]) -> None:
+        for name, layer in layers.items():
+            replace_layer(self.quantized.module, name, IntegerLayer(layer, self.context))
+
+    def _output(self, block: Block, given: BlockInputs) -> torch.Tensor:
+        module = self.quantized.module.get_submodule(block.name)
+
+        def run(chunk: slice) -> torch.Tensor:
+            self.context.step = self.step[chunk]
+            return call_block(module, given.take(chunk))
+
+        with torch.no_grad():
+            return joined(((chunk, run(chunk)) for chunk in batches(self.count, CHUNK)), self.count)
+
+    def _reconstruct(self, reached: _Reached) -> tuple[dict[str, Layer], torch.Tensor, dict[str, Any]]:
+        """Layers of a block, its quantized output for all inputs, and the block's note."""
+        untrained = {name: self.start[name] for name in reached.layers}
+        if not reached.layers:
+            return {}, self._output(reached.block, reached.given), {}
+        note: dict[str, Any] = {"block": reached.block.name, "layers": reached.layers}
+        if not self.settings.iterations:
+            return self._finish(reached, untrained, note)
+        compared = torch.from_numpy(first_of_every_step(self.step.numpy(), self.steps, COMPARED_INPUTS))
+        before = _relative_error(self._untrained_output(reached, untrained, compared), reached.target[compared])
+        finished, output, finished_note = self._finish(reached, self._train(reached), note)
+        after = _relative_error(output[compared], reached.target[compared])
+        if after > before * self.settings.worse_allowed:
+            words = f"left untrained: its relative error was {before:.3g}, and {after:.3g} after training"
+            self.progress(
+                Progress(
+                    stage="distill",
+                    done=reached.done + self.settings.iterations,
+                    total=self.total,
+                    block=reached.block.name,
+                    note=f"block {reached.block.name} is {words}",
+                )
+            )
+            return self._finish(reached, untrained, {**note, "note": words})
+        return finished, output, finished_note
+
+    @torch.no_grad()
+    def _untrained_output(self, reached: _Reached, layers: Mapping[str, Layer], index: torch.Tensor) -> torch.Tensor:
+        """The block's output with these layers for some inputs."""
+        self._place(layers)
+        module = self.quantized.module.get_submodule(reached.block.name)
+        pieces = []
+        for chunk in index.split(CHUNK):
+            self.context.step = self.step[chunk]
+            pieces.append(call_block(module, reached.given.take(chunk)))
+        return torch.cat(pieces)
+
+    def _train(self, reached: _Reached) -> dict[str, Layer]:
+        """Train a block and round it."""
+        settings, name = self.settings, reached.block.name
+        seed = self.options.seed * 100_003 + reached.done
+        generator = torch.Generator().manual_seed(seed + 1)
+        layers = {}
+        for layer_name in reached.layers:
+            layers[layer_name] = TrainableLayer(
+                self.prepared.layers[layer_name],
+                self.start[layer_name],
+                _spread(self.ranges[layer_name].output),
+                self.context,
+                weights=settings.weights,
+                groups=self.groups,
+                drop=settings.activation_drop,
+                generator=generator,
+            )
+            replace_layer(self.quantized.module, layer_name, layers[layer_name])
+
+        def report(done: int, loss: float) -> None:
+            self.progress(Progress(stage="distill", done=reached.done + done, total=self.total, block=name, loss=loss))
+
+        block = TrainedBlock(
+            module=self.quantized.module.get_submodule(name),
+            float_module=self.prepared.module.get_submodule(name),
+            layers={layer_name[len(name) + 1 :]: layer for layer_name, layer in layers.items()},
+            given=reached.given,
+            float_given=reached.float_given,
+            target=reached.target,
+            step=self.step,
+            context=self.context,
+        )
+        train_block(block, settings, seed=seed, generator=generator, report=report)
+        return {layer_name: layer.harvest() for layer_name, layer in layers.items()}
+
+    def _finish(
+        self, reached: _Reached, layers: Mapping[str, Layer], note: Mapping[str, Any]
+    ) -> tuple[dict[str, Layer], torch.Tensor, dict[str, Any]]:
+        """Put integer layers in place, compute the block's output, calibrate output tables."""
+        finished = {name: replace(layer, out_scale=None, out_zero_point=None) for name, layer in layers.items()}
+        self._place(finished)
+        seen = {name: StepRange.empty(self.steps) for name in finished}
+        handles = [
+            self.quantized.module.get_submodule(name).register_forward_hook(self._range_hook(seen[name]))
+            for name in finished
+        ]
+        output = self._output(reached.block, reached.given)
+        for handle in handles:
+            handle.remove()
+        if not bool(torch.isfinite(output).all()):
+            raise DivergedError("its quantized output is not finite")
+        if self.options.outputs:
+            finished = {name: self._with_output(layer, seen[name]) for name, layer in finished.items()}
+            self._place(finished)
+        return finished, output, {**note, "relative_error": _relative_error(output, reached.target)}
+
+    def _range_hook(self, into: StepRange) -> Any:
+        def hook(module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+            into.add(output.reshape(len(output), -1), self.context.step.numpy(), None)
+
+        return hook
+
+    def _with_output(self, layer: Layer, seen: StepRange) -> Layer:
+        scale, zero = output_table(seen, self.groups)
+        return replace(layer, out_scale=scale, out_zero_point=zero)
+
+
+def _stopped(block: str, reason: str, history: list[dict[str, Any]], state: ResumeFolder | None) -> str:
+    last = f"the last good block is {history[-1]['block']}" if history else "no block before it was trained"
+    kept = f", kept in {state.folder} with those before it" if history and state else ""
+    return (
+        f"block {block}: {reason}, expected finite numbers; {last}{kept}; "
+        "lower the learning rates (lr_weight, lr_scale, lr_rounding) in a preset and run again"
+    )
+
+
+def _relative_error(output: torch.Tensor, target: torch.Tensor) -> float:
+    """Mean square error relative to the target's mean square."""
+    return float((output - target).double().square().mean()) / (float(target.double().square().mean()) or 1.0)
+
+
+def _spread(output: StepRange) -> float:
+    """About the standard deviation of a layer's output: an eighth of its range."""
+    spread = float(np.mean(output.high - output.low)) / 8
+    return spread if math.isfinite(spread) and spread > 0 else 1.0

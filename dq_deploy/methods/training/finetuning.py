@@ -1,0 +1,400 @@
+"""Selective finetuning (QuEST, arXiv 2402.03666): few layers' weights and all activation scales, on the whole model.
+
+A stage trains the weights of its layers and the activation quantizers of every layer at once:
+
+    loss = mean of |y - y_float|^2 / start[t]  +  layer_loss * mean over its layers of e(y_l)
+    e(y_l) = |y_l - y_l,float|^2 / |y_l,float|^2
+
+start[t] is the mean error of step t before the stage: without it the last steps, where the noise left in a sample can
+hardly be told, outweigh all others.
+
+y is the output of the quantized denoiser and y_l that of a layer inside it, both at inputs of the float model's own
+trajectory; no data is needed. Stages are `time-embedding` (the projections into the residual blocks) and `attention`
+(queries, keys, values, outputs and feed-forward layers).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dq_deploy.errors import NonFiniteError, OptionError, library_errors
+from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.prepare.initial_record import InitialState, initial_state, working_module
+from dq_deploy.methods.progress import Progress, ProgressCallback
+from dq_deploy.methods.ranges.activations import model_inputs
+from dq_deploy.methods.training.trainable import TrainableLayer
+from dq_deploy.models import Denoiser, call_denoiser, quantizable_layers
+from dq_deploy.record import Record
+from dq_deploy.simulation.fake_quant import StepContext
+
+GIB = 1 << 30
+STAGES = {
+    "time-embedding": ("*.time_emb_proj",),
+    "attention": ("*.to_q", "*.to_k", "*.to_v", "*.to_out.0", "*.ff.net.*"),
+}
+"""Patterns of the layers whose weights a stage trains, in the order of the stages."""
+
+HELD_OUT_SHARE = 8
+"""One in so many trajectories is never trained on and decides what is kept."""
+HELD_OUT_MOST = 160
+"""Inputs held out at most, but at least one trajectory."""
+CHECKS = 2
+"""Times a stage looks at the held-out error, its end included; more often where that is over CHECK_EVERY iterations."""
+CHECK_EVERY = 100
+BACK_OFF = 0.25
+"""Share of its rates with which training goes on from the best state, where the error has not fallen at a look."""
+REPORT_EVERY = 5
+FLOATS_A_VALUE = 5
+"""Floats that autograd keeps for each value that enters or leaves a layer, roughly."""
+SMALLEST = 1e-12
+"""Least error a step is compared with; one of no error at all has nothing to learn."""
+EPSILON = 1e-12
+"""Adam's, far below any gradient of a relative loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stage and the layers whose weights it trains."""
+
+    name: str
+    layers: tuple[str, ...]
+
+
+def stages_of(names: Iterable[str], options: QuantizeOptions) -> list[Stage]:
+    """The stages that the options leave in.
+
+    Args:
+        names: layers that can be trained.
+        options: `without` parts.
+
+    Raises:
+        OptionError: stages are left in, but no loss.
+    """
+    known = list(names)
+    chosen = [name for name in STAGES if options.uses(name)]
+    if chosen and not (options.uses("global-loss") or options.uses("local-loss")):
+        raise OptionError("without names global-loss and local-loss, expected one of them to be left in")
+    found = []
+    for stage in chosen:
+        layers = tuple(n for n in known if any(fnmatch.fnmatchcase(n, p) for p in STAGES[stage]))
+        if layers or options.uses("global-loss"):
+            found.append(Stage(name=stage, layers=layers))
+    return found
+
+
+@contextmanager
+def _outputs_of(module: torch.nn.Module, names: Iterable[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """Inside, the table holds what each named layer gave in the latest pass."""
+    seen: dict[str, torch.Tensor] = {}
+
+    def hook(name: str) -> Any:
+        def note(_module: torch.nn.Module, _args: Any, output: torch.Tensor) -> None:
+            seen[name] = output
+
+        return note
+
+    handles = [module.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _FloatOutputs:
+    """What the float model gives at a stage's layers: stored where `memory_gib` allows, else computed each time."""
+
+    def __init__(self, owner: Finetuner, point: InitialState, names: tuple[str, ...]) -> None:
+        self.owner = owner
+        self.names = names if owner.options.uses("local-loss") else ()
+        self.factors = {name: torch.from_numpy(value) for name, value in point.output_factors.items()}
+        self.stored: dict[str, torch.Tensor] = {}
+        self.spread: dict[str, float] = {}
+        if not names:
+            return
+        first = self._compute(owner.train[: owner.piece], names)
+        self.spread = {name: float(value.std()) or 1.0 for name, value in first.items()}
+        if not self.names:
+            return
+        each = sum(value[0].numel() * 4 for value in first.values())
+        if each * len(owner.train) <= owner.options.memory_gib * GIB / 4:
+            self.stored = {name: first[name].new_empty((len(owner.train), *first[name].shape[1:])) for name in names}
+            for index in owner.train.split(owner.piece):
+                for name, value in self._compute(index, names).items():
+                    self.stored[name][index] = value
+
+    @torch.no_grad()
+    def _compute(self, index: torch.Tensor, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        module = self.owner.denoiser.module
+        with _outputs_of(module, names) as seen:
+            call_denoiser(module, self.owner.model_inputs(index))
+        return {name: seen[name] * self.factors[name] if name in self.factors else seen[name] for name in names}
+
+    def at(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
+        """By layer name, for the inputs at these positions of `train`, which is the start of all inputs."""
+        if not self.stored:
+            return self._compute(index, self.names) if self.names else {}
+        return {name: value[index] for name, value in self.stored.items()}
+
+
+class Finetuner:
+    """Trains stages of one model, each from a record to a record.
+
+    Args:
+        denoiser: the float model.
+        inputs: calibration inputs by name, with `step`.
+        options: rates, iterations a stage, parts left out.
+        progress: called now and then.
+        stages: how many there will be.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        inputs: Mapping[str, NDArray[Any]],
+        options: QuantizeOptions,
+        progress: ProgressCallback,
+        *,
+        stages: int,
+    ) -> None:
+        self.denoiser = denoiser
+        order, held = train_and_held_out(inputs)
+        self.inputs = {name: value[order] for name, value in inputs.items()}
+        self.options = options
+        self.progress = progress
+        self.total = stages * options.finetune_iterations
+        self.step = torch.from_numpy(self.inputs["step"])
+        self.context = StepContext()
+        self.piece = _inputs_at_once(denoiser, options)
+        count = len(self.step)
+        self.train = torch.arange(max(count - held, 1))
+        self.held = torch.arange(count - held, count)
+        self.target = self._float_outputs()
+
+    def model_inputs(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Inputs of the denoiser by name."""
+        return model_inputs(self.inputs, index.numpy())
+
+    @torch.no_grad()
+    def _float_outputs(self) -> torch.Tensor:
+        everything = torch.arange(len(self.step))
+        module = self.denoiser.module
+        return torch.cat([call_denoiser(module, self.model_inputs(i)) for i in everything.split(self.piece)])
+
+    def run(self, stage: Stage, number: int, record: Record) -> tuple[Record, dict[str, Any]]:
+        """Train one stage; the record after it is the best one by the held-out error, which may be the one before.
+
+        Args:
+            stage: which layers' weights.
+            number: of the stage, from 0.
+            record: where it begins.
+
+        Returns:
+            The record, output tables as before, and what happened as JSON values.
+
+        Raises:
+            NonFiniteError: the loss is NaN or infinite; names stage and iteration.
+        """
+        point = initial_state(record, self.denoiser)
+        floats = _FloatOutputs(self, point, stage.layers)
+        module, layers = working_module(point, stage.layers, floats.spread, self.context)
+        groups = [
+            group
+            for name, layer in layers.items()
+            for group in layer.parameter_groups(self._rates(name in stage.layers, layer.prepared.weight_bits))
+        ]
+        before = self._held_out_errors(module).clamp_min(SMALLEST)
+        optimizer = torch.optim.Adam(groups, eps=EPSILON) if groups else None
+        iterations = self.options.finetune_iterations if optimizer else 0
+        best, share, kept, backed_off = _values(groups), 1.0, "start", 0
+        for i in self._iterations(stage, number, module, floats, before.float(), optimizer, iterations):
+            found = float((self._held_out_errors(module) / before).mean())
+            if found < share:
+                best, share, kept = _values(groups), found, f"iteration {i}"
+                continue
+            assert optimizer is not None
+            _go_back(optimizer, best)
+            backed_off += 1
+        total = sum(part.w_code[0].size for layer in record.layers.values() for part in layer.parts)
+        trained = sum(point.layers[name].weight.size for name in stage.layers)
+        note = {
+            "stage": "finetune",
+            "part": stage.name,
+            "layers": len(stage.layers),
+            "iterations": iterations,
+            "weights_trained": trained,
+            "share_of_weights": trained / total,
+            "held_out_inputs": len(self.held),
+            "error_of_start": float(before.mean()),
+            "share_of_error_left": share,
+            "kept": kept,
+            "times_backed_off": backed_off,
+            "learning_rates": self._rates(True),
+        }
+        if point.frozen:
+            note["frozen_layers"] = dict(point.frozen)
+        if kept == "start":
+            return record, note
+        _put(groups, best)
+        return _with_layers(record, layers), note
+
+    def _rates(self, selected: bool, weight_bits: int = 4) -> dict[str, float]:
+        """Learning rates by kind; `lr_weight` is in codes of 4 bits, so that a weight moves alike at any width."""
+        options = self.options
+        rates = {"scale": options.lr_scale, "zero_point": options.lr_zero_point}
+        if selected:
+            codes = options.lr_weight * 2.0 ** (weight_bits - 4)
+            rates |= {"weight": codes, "weight_scale": options.lr_weight_scale, "bias": options.lr_bias}
+        return rates
+
+    def _iterations(
+        self,
+        stage: Stage,
+        number: int,
+        module: torch.nn.Module,
+        floats: _FloatOutputs,
+        unit: torch.Tensor,
+        optimizer: torch.optim.Optimizer | None,
+        iterations: int,
+    ) -> Iterator[int]:
+        """Train; stops at each iteration, counted from 1, after which the held-out error is wanted."""
+        if optimizer is None or not iterations:
+            return
+        every = min(math.ceil(iterations / CHECKS), CHECK_EVERY)
+        for group in optimizer.param_groups:
+            group["whole_lr"] = group["lr"]
+        generator = torch.Generator().manual_seed(self.options.seed * 100_003 + 7_919 * (number + 1))
+        recent: list[float] = []
+        for i in range(1, iterations + 1):
+            fade = 0.5 * (1 + math.cos(math.pi * (i - 1) / iterations))
+            for group in optimizer.param_groups:
+                group["lr"] = group["whole_lr"] * fade
+            chosen = torch.randint(0, len(self.train), (self.options.batch,), generator=generator)
+            optimizer.zero_grad(set_to_none=True)
+            with library_errors(f"finetuning stage {stage.name}, iteration {i}", "check the model and the options"):
+                value = self._backward(module, floats, unit, chosen)
+            if not math.isfinite(value):
+                raise NonFiniteError(
+                    f"finetuning stage {stage.name}: the loss is {value} at iteration {i}, expected a finite number; "
+                    "lower lr_weight and lr_scale in a preset"
+                )
+            optimizer.step()
+            recent.append(value)
+            if i % REPORT_EVERY == 0 or i == iterations:
+                mean = sum(recent[-REPORT_EVERY:]) / len(recent[-REPORT_EVERY:])
+                done = number * self.options.finetune_iterations + i
+                self.progress(Progress(stage="finetune", done=done, total=self.total, block=stage.name, loss=mean))
+            if i % every == 0 or i == iterations:
+                yield i
+
+    def _backward(
+        self, module: torch.nn.Module, floats: _FloatOutputs, unit: torch.Tensor, chosen: torch.Tensor
+    ) -> float:
+        """Loss of a batch; its gradients are summed over pieces that fit in memory."""
+        value = 0.0
+        with _outputs_of(module, floats.names) as seen:
+            for index in chosen.split(self.piece):
+                self.context.step = self.step[index]
+                output = call_denoiser(module, self.model_inputs(index))
+                terms = []
+                if self.options.uses("global-loss"):
+                    errors = (output - self.target[index]).square().flatten(1).mean(1)
+                    terms.append((errors / unit[self.step[index]]).mean())
+                if floats.names:
+                    wanted = floats.at(index)
+                    inner = [_relative_error(seen[name], wanted[name]) for name in floats.names]
+                    terms.append(self.options.layer_loss * torch.stack(inner).mean())
+                loss = torch.stack(terms).sum() * (len(index) / len(chosen))
+                loss.backward()
+                value += loss.item()
+        return value
+
+    @torch.no_grad()
+    def _held_out_errors(self, module: torch.nn.Module) -> torch.Tensor:
+        """Mean square error of the denoiser's output at each step, [T], on inputs never trained on.
+
+        A step that no such input is at gets the mean of the others.
+        """
+        steps = int(self.step.max()) + 1
+        total, count = torch.zeros(steps, dtype=torch.float64), torch.zeros(steps, dtype=torch.float64)
+        for index in self.held.split(self.piece):
+            self.context.step = self.step[index]
+            output = call_denoiser(module, self.model_inputs(index))
+            errors = (output - self.target[index]).double().square().flatten(1).mean(1)
+            total.index_add_(0, self.step[index], errors)
+            count.index_add_(0, self.step[index], torch.ones_like(errors))
+        known = count > 0
+        return torch.where(known, total / count.clamp_min(1), total[known].sum() / count[known].sum())
+
+
+def _values(groups: list[dict[str, Any]]) -> list[list[torch.Tensor]]:
+    return [[p.detach().clone() for p in group["params"]] for group in groups]
+
+
+@torch.no_grad()
+def _put(groups: list[dict[str, Any]], values: list[list[torch.Tensor]]) -> None:
+    for group, saved in zip(groups, values, strict=True):
+        for parameter, value in zip(group["params"], saved, strict=True):
+            parameter.copy_(value)
+
+
+def _go_back(optimizer: torch.optim.Optimizer, values: list[list[torch.Tensor]]) -> None:
+    _put(optimizer.param_groups, values)
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        group["whole_lr"] *= BACK_OFF
+
+
+def _relative_error(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.mse_loss(given, wanted) / wanted.square().mean().clamp_min(1e-20)
+
+
+def train_and_held_out(inputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[np.int64], int]:
+    """An order of the inputs in which those that are not trained on are the last, and how many they are.
+
+    Held out are whole trajectories, the last ones; or a quarter of the inputs where there are fewer than two
+    trajectories, or it is not known which one an input is from.
+
+    Args:
+        inputs: by name, with `step`, and `trajectory` where they are from some.
+    """
+    step = inputs["step"]
+    count, steps = len(step), int(step.max()) + 1
+    order = np.arange(count, dtype=np.int64)
+    most = max(HELD_OUT_MOST // steps, 1)
+    wanted = steps * min(max(count // (HELD_OUT_SHARE * steps), 1), most)
+    trajectory = inputs.get("trajectory")
+    if trajectory is None and 2 * wanted <= count:
+        return order, wanted
+    names, sizes = np.unique(order if trajectory is None else trajectory, return_counts=True)
+    if 2 * wanted > count or len(names) < 2:
+        return order, max(count // 4, 1)
+    last = min(int(np.searchsorted(np.cumsum(sizes[::-1]), wanted)) + 1, len(names) - 1)
+    held = np.isin(trajectory, names[-last:])
+    return np.concatenate([order[~held], order[held]]), int(held.sum())
+
+
+def _inputs_at_once(denoiser: Denoiser, options: QuantizeOptions) -> int:
+    """Inputs whose activations autograd can keep in half of `memory_gib`, at most the batch."""
+    sites = quantizable_layers(denoiser.module, denoiser.config)
+    values = sum(int(np.prod(site.input_shape)) + int(np.prod(site.output_shape)) for site in sites)
+    fit = int(options.memory_gib * GIB / 2) // (4 * FLOATS_A_VALUE * values)
+    return max(1, min(fit, options.batch))
+
+
+def _with_layers(record: Record, layers: Mapping[str, TrainableLayer]) -> Record:
+    """The record with trained layers in their places; output tables stay."""
+    new = dict(record.layers)
+    for name, trained in layers.items():
+        old = record.layers[name]
+        new[name] = replace(trained.harvest(), out_scale=old.out_scale, out_zero_point=old.out_zero_point)
+    return replace(record, layers=new)

@@ -1,0 +1,227 @@
+"""The family `unet2d`: diffusers' UNet2DModel, unconditional or with class labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dq_deploy.errors import ModelError, raise_if_out_of_memory
+from dq_deploy.models.families.stem import unet2d_with_stem
+from dq_deploy.models.layers import (
+    Block,
+    FoldSite,
+    LayerSite,
+    Macs,
+    TensorSpec,
+    Walk,
+    check_block_types,
+    check_layers_supported,
+    first_line,
+    macs_of_walk,
+    walk,
+)
+from dq_deploy.record.model_config import channels_of, sample_size
+
+if TYPE_CHECKING:
+    import torch
+
+DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
+UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
+MID_BLOCKS = ("UNetMidBlock2D", None)
+TIME_EMBEDDINGS = ("positional", "fourier")
+TRAIN_TIMESTEPS = 1000
+
+_SILU = "SiLU stands between the norm and the convolution"
+_RESIDUAL = "input is the residual stream with several consumers"
+_NO_PRODUCER = "input is the sample itself, there is no producer"
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    for key, allowed in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
+        check_block_types(config, key, allowed)
+    if config.get("mid_block_type", "UNetMidBlock2D") not in MID_BLOCKS:
+        raise ModelError(f"config.json has mid_block_type {config['mid_block_type']!r}, expected 'UNetMidBlock2D'")
+    time = config.get("time_embedding_type", "positional")
+    if time not in TIME_EMBEDDINGS:
+        raise ModelError(f"config.json has time_embedding_type {time!r}, expected one of {', '.join(TIME_EMBEDDINGS)}")
+    if config.get("class_embed_type") is not None:
+        raise ModelError(
+            f"config.json has class_embed_type {config['class_embed_type']!r}, expected null: "
+            "classes are supported as labels (num_class_embeds)"
+        )
+    sample_size(config)
+
+
+def build(config: Mapping[str, Any], *, device: str = "cpu") -> torch.nn.Module:
+    """A UNet2DModel with random weights, eval mode, no gradients; `device="meta"` makes no weights.
+
+    Raises:
+        ModelError: diffusers cannot build it, or it has layers or blocks that are not supported.
+    """
+    import torch
+    from diffusers.models.embeddings import GaussianFourierProjection
+
+    _check_config(config)
+    plain = {key: value for key, value in config.items() if not key.startswith("_")}
+    try:
+        with torch.device(device):
+            module = unet2d_with_stem(plain)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"config.json does not describe a UNet2DModel that can be built: {first_line(error)}"
+        ) from error
+    check_layers_supported(module, (GaussianFourierProjection,))
+    try:
+        _walk(module, config, 1)
+    except ModelError:
+        raise
+    except Exception as error:  # diffusers checks little of its configuration: torch meets what is wrong
+        raise_if_out_of_memory(error)
+        raise ModelError(
+            f"config.json describes a model that cannot run at its sample_size: {first_line(error)}"
+        ) from error
+    return module.eval().requires_grad_(False)
+
+
+def input_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
+    """Inputs of the denoiser."""
+    height, width = sample_size(config)
+    specs = [
+        TensorSpec(name="sample", dtype="float32", shape=("B", channels_of(config, "in_channels"), height, width)),
+        TensorSpec(name="timestep", dtype="float32", shape=("B",)),
+    ]
+    if config.get("num_class_embeds") is not None:
+        specs.append(TensorSpec(name="class_labels", dtype="int64", shape=("B",)))
+    return tuple(specs)
+
+
+def output_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
+    """Outputs of the denoiser."""
+    height, width = sample_size(config)
+    return (
+        TensorSpec(name="output", dtype="float32", shape=("B", channels_of(config, "out_channels"), height, width)),
+    )
+
+
+def example_inputs(config: Mapping[str, Any], batch: int, seed: int) -> dict[str, np.ndarray]:
+    """Random valid inputs; timesteps are whole, 1 to 999 (a Fourier embedding takes their logarithm)."""
+    generator = np.random.default_rng(seed)
+    height, width = sample_size(config)
+    shape = (batch, channels_of(config, "in_channels"), height, width)
+    inputs: dict[str, np.ndarray] = {
+        "sample": generator.standard_normal(shape, dtype=np.float32),
+        "timestep": generator.integers(1, TRAIN_TIMESTEPS, batch).astype(np.float32),
+    }
+    if config.get("num_class_embeds") is not None:
+        inputs["class_labels"] = generator.integers(0, config["num_class_embeds"], batch, dtype=np.int64)
+    return inputs
+
+
+def _walk(module: torch.nn.Module, config: Mapping[str, Any], batch: int) -> Walk:
+    import torch
+    from diffusers.models.attention_processor import Attention
+
+    height, width = sample_size(config)
+    inputs = {
+        "sample": torch.empty(batch, channels_of(config, "in_channels"), height, width, device="meta"),
+        "timestep": torch.empty(batch, device="meta"),
+    }
+    if config.get("num_class_embeds") is not None:
+        inputs["class_labels"] = torch.empty(batch, dtype=torch.int64, device="meta")
+    return walk(module, inputs, Attention)
+
+
+def quantizable_layers(module: torch.nn.Module, config: Mapping[str, Any], *, batch: int = 1) -> list[LayerSite]:
+    """Linear layers and convolutions in execution order."""
+    return list(_walk(module, config, batch).sites)
+
+
+def macs_of(module: torch.nn.Module, config: Mapping[str, Any]) -> Macs:
+    """Work of one sample."""
+    return macs_of_walk(_walk(module, config, 1))
+
+
+def skip_splits(module: Any) -> dict[str, int]:
+    """First-half channels of the convolutions behind an up-path concatenation of (stream, skip)."""
+    splits: dict[str, int] = {}
+    before = module.mid_block.resnets[-1] if module.mid_block is not None else module.down_blocks[-1].resnets[-1]
+    for i, block in enumerate(module.up_blocks):
+        for j, resnet in enumerate(block.resnets):
+            stream = before.out_channels
+            prefix = f"up_blocks.{i}.resnets.{j}"
+            splits[f"{prefix}.conv1"] = stream
+            if resnet.conv_shortcut is not None:
+                splits[f"{prefix}.conv_shortcut"] = stream
+            before = resnet
+    return splits
+
+
+def middle_of(module: Any) -> str:
+    """Module path of the middle attention; of the middle block where it has none, else of the first up block."""
+    if module.mid_block is None:
+        return "up_blocks.0"
+    found = [i for i, child in enumerate(getattr(module.mid_block, "attentions", ())) if child is not None]
+    return f"mid_block.attentions.{found[0]}" if found else "mid_block"
+
+
+def fold_sites(module: torch.nn.Module) -> list[FoldSite]:
+    """In each attention the norm feeds q, k and v; v's rows pass linearly through PV to the output layer."""
+    from diffusers.models.attention_processor import Attention
+
+    sites = []
+    for name, child in module.named_modules():
+        if not isinstance(child, Attention):
+            continue
+        if child.group_norm is not None:
+            consumers = (f"{name}.to_q", f"{name}.to_k", f"{name}.to_v")
+            sites.append(FoldSite(producer=f"{name}.group_norm", kind="group_norm", consumers=consumers))
+        sites.append(FoldSite(producer=f"{name}.to_v", kind="linear_rows", consumers=(f"{name}.to_out.0",)))
+    return sites
+
+
+def _refusal(name: str) -> str:
+    last = name.rsplit(".", 1)[-1]
+    if name == "conv_in":
+        return _NO_PRODUCER
+    if name == "conv_out" or last in ("conv1", "conv2"):
+        return _SILU
+    if name.startswith("time_embedding."):
+        if last == "linear_1":
+            return "input is the sinusoidal embedding of the timestep, there is no producer with weights"
+        return "SiLU stands between the two layers"
+    if last == "time_emb_proj":
+        return "SiLU stands between, and the time embedding has several consumers"
+    if ".upsamplers." in name:
+        return "input is the resized sum of a residual addition, not one producer"
+    if last in ("to_q", "to_k", "to_v"):
+        return _RESIDUAL + " (this attention has no norm)"
+    return _RESIDUAL
+
+
+def fold_refusals(module: torch.nn.Module) -> dict[str, str]:
+    """Reason for every quantizable layer outside `fold_sites`."""
+    from dq_deploy.models.layers import is_quantizable
+
+    folded = {name for site in fold_sites(module) for name in site.consumers}
+    names = [name for name, child in module.named_modules() if is_quantizable(child)]
+    return {name: _refusal(name) for name in names if name not in folded}
+
+
+def blocks_of(module: Any) -> list[Block]:
+    """Residual blocks, attentions and the time embedding whole; every other layer is its own block."""
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.embeddings import TimestepEmbedding
+    from diffusers.models.resnet import ResnetBlock2D
+
+    whole = [
+        n for n, child in module.named_modules() if isinstance(child, (ResnetBlock2D, Attention, TimestepEmbedding))
+    ]
+    members: dict[str, list[str]] = {}
+    for site in quantizable_layers(module, module.config):
+        owner = next((name for name in whole if site.name.startswith(f"{name}.")), site.name)
+        members.setdefault(owner, []).append(site.name)
+    return [Block(name=name, layers=tuple(layers)) for name, layers in members.items()]

@@ -1,0 +1,220 @@
+"""The family `unet2d_condition`: diffusers' UNet2DConditionModel of Stable Diffusion 1.x and 2.x and of SDXL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dq_deploy.errors import ModelError, raise_if_out_of_memory
+from dq_deploy.models.conditions import random_conditions
+from dq_deploy.models.families import unet2d
+from dq_deploy.models.families.transformer_folds import transformer_fold_refusals, transformer_fold_sites
+from dq_deploy.models.layers import (
+    Block,
+    FoldSite,
+    LayerSite,
+    Macs,
+    TensorSpec,
+    Walk,
+    check_block_types,
+    check_layers_supported,
+    first_line,
+    macs_of_walk,
+    walk,
+)
+from dq_deploy.models.sizes import TOKENS, sized
+from dq_deploy.record.model_config import channels_of, sample_size, value_of
+
+if TYPE_CHECKING:
+    import torch
+
+DOWN_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D")
+UP_BLOCKS = ("CrossAttnUpBlock2D", "UpBlock2D")
+MID_BLOCKS = ("UNetMidBlock2DCrossAttn", None)
+TIME_IDS = 6
+"""SDXL's sizes: original height and width, crop top and left, target height and width."""
+
+_REFINER = (2560, 256)
+
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "addition_embed_type": (None, "text_time"),
+    "attention_type": ("default", None),
+    "class_embed_type": (None,),
+    "class_embeddings_concat": (False, None),
+    "cross_attention_norm": (None,),
+    "dual_cross_attention": (False, None),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "mid_block_only_cross_attention": (None, False),
+    "num_class_embeds": (None,),
+    "resnet_skip_time_act": (False, None),
+    "time_cond_proj_dim": (None,),
+    "time_embedding_act_fn": (None,),
+    "time_embedding_type": ("positional", None),
+    "timestep_post_act": (None,),
+}
+"""Values of the configuration that this family computes; the first is written in the message."""
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    for key, allowed in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
+        check_block_types(config, key, allowed)
+    if config.get("mid_block_type", MID_BLOCKS[0]) not in MID_BLOCKS:
+        raise ModelError(f"config.json has mid_block_type {config['mid_block_type']!r}, expected {MID_BLOCKS[0]!r}")
+    for key, values in _ONLY.items():
+        if config.get(key) not in values:
+            expected = " or ".join("null" if value is None else repr(value) for value in values)
+            raise ModelError(f"config.json has {key} {config[key]!r}, expected {expected}; this is not supported")
+    cross = config.get("only_cross_attention", False)
+    if any(cross) if isinstance(cross, (list, tuple)) else cross:
+        raise ModelError(f"config.json has only_cross_attention {cross!r}, expected false; this is not supported")
+    sample_size(config)
+    _text_width(config)
+    if config.get("addition_embed_type") is not None:
+        _pooled_width(config)
+
+
+def _text_width(config: Mapping[str, Any]) -> int:
+    """Features of the text embedding."""
+    width = value_of(config, "cross_attention_dim")
+    widths = list(width) if isinstance(width, (list, tuple)) else [width]
+    only = widths[0] if widths and all(one == widths[0] for one in widths) else None
+    if not isinstance(only, int) or isinstance(only, bool) or only < 1:
+        raise ModelError(f"config.json has cross_attention_dim {width!r}, expected one whole number")
+    return only
+
+
+def _pooled_width(config: Mapping[str, Any]) -> int:
+    """Features of `text_embeds`: what the sinusoids of `time_ids` leave of the addition embedding's input."""
+    total, each = config.get("projection_class_embeddings_input_dim"), config.get("addition_time_embed_dim")
+    whole = isinstance(total, int) and isinstance(each, int)
+    if not whole or total - TIME_IDS * each < 1:
+        raise ModelError(
+            f"config.json has projection_class_embeddings_input_dim {total!r} and addition_time_embed_dim {each!r}, "
+            f"expected whole numbers, the first above {TIME_IDS} times the second"
+        )
+    if (total, each) == _REFINER:
+        raise ModelError(
+            f"config.json describes SDXL's refiner, whose time_ids are 5, expected {TIME_IDS} as in the base model; "
+            "this is not supported"
+        )
+    return total - TIME_IDS * each
+
+
+def build(config: Mapping[str, Any], *, device: str = "cpu") -> torch.nn.Module:
+    """A UNet2DConditionModel with random weights, eval mode, no gradients; `device="meta"` makes no weights.
+
+    Raises:
+        ModelError: diffusers cannot build it, or it has layers, blocks or conditions that are not supported.
+    """
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    _check_config(config)
+    plain = {key: value for key, value in config.items() if not key.startswith("_")}
+    try:
+        with torch.device(device):
+            module = UNet2DConditionModel(**plain)
+    except Exception as error:
+        raise ModelError(
+            f"config.json does not describe a UNet2DConditionModel that can be built: {first_line(error)}"
+        ) from error
+    check_layers_supported(module, ())
+    try:
+        _walk(module, config, 1)
+    except ModelError:
+        raise
+    except Exception as error:  # diffusers checks little of its configuration: torch meets what is wrong
+        raise_if_out_of_memory(error)
+        raise ModelError(
+            f"config.json describes a model that cannot run at its sample_size: {first_line(error)}"
+        ) from error
+    return module.eval().requires_grad_(False)
+
+
+def input_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
+    """Inputs of the denoiser."""
+    height, width = sample_size(config)
+    specs = [
+        TensorSpec(name="sample", dtype="float32", shape=("B", channels_of(config, "in_channels"), height, width)),
+        TensorSpec(name="timestep", dtype="float32", shape=("B",)),
+        TensorSpec(name="encoder_hidden_states", dtype="float32", shape=("B", TOKENS, _text_width(config))),
+    ]
+    if config.get("addition_embed_type") == "text_time":
+        specs.append(TensorSpec(name="text_embeds", dtype="float32", shape=("B", _pooled_width(config))))
+        specs.append(TensorSpec(name="time_ids", dtype="float32", shape=("B", TIME_IDS)))
+    return tuple(specs)
+
+
+def output_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
+    """Outputs of the denoiser."""
+    height, width = sample_size(config)
+    return (
+        TensorSpec(name="output", dtype="float32", shape=("B", channels_of(config, "out_channels"), height, width)),
+    )
+
+
+def example_inputs(config: Mapping[str, Any], batch: int, seed: int) -> dict[str, np.ndarray]:
+    """Random valid inputs; timesteps are whole."""
+    generator = np.random.default_rng(seed)
+    specs = input_specs(config)
+    return {
+        "sample": generator.standard_normal(sized(specs[0].shape, batch), dtype=np.float32),
+        "timestep": generator.integers(0, unet2d.TRAIN_TIMESTEPS, batch).astype(np.float32),
+        **random_conditions(specs, config, batch, generator),
+    }
+
+
+def _walk(module: torch.nn.Module, config: Mapping[str, Any], batch: int) -> Walk:
+    import torch
+    from diffusers.models.attention_processor import Attention
+
+    inputs = {spec.name: torch.empty(sized(spec.shape, batch), device="meta") for spec in input_specs(config)}
+    return walk(module, inputs, Attention)
+
+
+def quantizable_layers(module: torch.nn.Module, config: Mapping[str, Any], *, batch: int = 1) -> list[LayerSite]:
+    """Linear layers and convolutions in execution order."""
+    return list(_walk(module, config, batch).sites)
+
+
+def macs_of(module: torch.nn.Module, config: Mapping[str, Any]) -> Macs:
+    """Work of one sample."""
+    return macs_of_walk(_walk(module, config, 1))
+
+
+def skip_splits(module: torch.nn.Module) -> dict[str, int]:
+    """First-half channels of the convolutions behind an up-path concatenation of (stream, skip)."""
+    return unet2d.skip_splits(module)
+
+
+def middle_of(module: torch.nn.Module) -> str:
+    """Module path of the middle transformer, of the middle block or the first up block where there is none."""
+    return unet2d.middle_of(module)
+
+
+def fold_sites(module: torch.nn.Module) -> list[FoldSite]:
+    """The folds of the spatial transformers; see `dq_deploy.models.families.transformer_folds`."""
+    return transformer_fold_sites(module)
+
+
+def fold_refusals(module: torch.nn.Module) -> dict[str, str]:
+    """Reason for every quantizable layer outside `fold_sites`."""
+    return transformer_fold_refusals(module)
+
+
+def blocks_of(module: Any) -> list[Block]:
+    """Residual blocks, transformer blocks and the embeddings whole; every other layer is its own block."""
+    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.embeddings import TimestepEmbedding
+    from diffusers.models.resnet import ResnetBlock2D
+
+    kinds = (ResnetBlock2D, BasicTransformerBlock, TimestepEmbedding)
+    whole = [name for name, child in module.named_modules() if isinstance(child, kinds)]
+    members: dict[str, list[str]] = {}
+    for site in quantizable_layers(module, module.config):
+        owner = next((name for name in whole if site.name.startswith(f"{name}.")), site.name)
+        members.setdefault(owner, []).append(site.name)
+    return [Block(name=name, layers=tuple(layers)) for name, layers in members.items()]

@@ -1,0 +1,1 @@
+"""From a folder of diffusers to a denoiser."""

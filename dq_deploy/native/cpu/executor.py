@@ -1,0 +1,311 @@
+"""Runs a program on the CPU kernels: one block of memory, one list of calls, no torch."""
+
+from __future__ import annotations
+
+import ctypes as c
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from dq_kernels.cpu.library import Context, aligned_empty, call_list
+from numpy.typing import NDArray
+
+from dq_deploy.engines.base import reason_of
+from dq_deploy.engines.turns import Turns
+from dq_deploy.errors import DqError, InputError, NonFiniteError
+from dq_deploy.models.sizes import EXAMPLE_SIZES
+from dq_deploy.native.cpu import host_ops, reference_product
+from dq_deploy.native.cpu.arguments import Bound, struct_of
+from dq_deploy.native.observe.layer_trace import PRODUCTS, readers_of
+from dq_deploy.native.program.arena import Arena, plan_arena
+from dq_deploy.native.program.joins import without_join_copies
+from dq_deploy.native.program.layer_constants import FloatConstants, LayerConstants, padded_parts
+from dq_deploy.native.program.program import Op, Program, View, at_batch, check_bounds, from_json
+from dq_deploy.numerics import step_bucket
+from dq_deploy.record import Record
+
+KEPT_PLANS = 4
+"""Batch sizes whose memory and calls are kept."""
+
+KEPT_PROGRAMS = 4
+"""Sizes besides the batch whose programs are kept."""
+
+Sizes = tuple[tuple[str, int], ...]
+"""Sizes that vary besides the batch, by name, in the order of the denoiser's inputs; empty where none does."""
+
+Retrace = Callable[[Mapping[str, int]], Mapping[str, Any]]
+
+TIMESTEP = "timestep"
+
+
+class ArenaMemory:
+    """The memory of one batch size: buffers in one block, parameters where they lie."""
+
+    def __init__(self, program: Program, arena: Arena, constants: FloatConstants) -> None:
+        self.program, self.arena, self.constants = program, arena, constants
+        self.block: NDArray[np.uint8] = aligned_empty((max(arena.nbytes, 1),), np.uint8)
+
+    def base(self, view: View) -> NDArray[Any]:
+        """The flat array a view looks into."""
+        if isinstance(view.buffer, str):
+            return self.constants.base(view)
+        buffer = self.program.buffers[view.buffer]
+        start = self.arena.offsets[view.buffer]
+        return self.block[start : start + buffer.elements * buffer.itemsize].view(buffer.dtype)
+
+    def address(self, view: View) -> int:
+        """Address of a view's first element."""
+        base = self.base(view)
+        return int(base.ctypes.data + view.offset * base.itemsize)
+
+    def array(self, view: View) -> NDArray[Any]:
+        """A view as a numpy array over the same bytes."""
+        base = self.base(view)[view.offset :]
+        strides = tuple(s * base.itemsize for s in view.strides)
+        return np.lib.stride_tricks.as_strided(base, view.sizes, strides, writeable=not isinstance(view.buffer, str))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A program for one batch size, ready to run.
+
+    Attributes:
+        program: with sizes filled in.
+        memory: of its buffers.
+        bound: what its structs refer to.
+        structs: by op index; ops of the host have none.
+        pieces: what runs in order: lists of calls, and functions.
+    """
+
+    program: Program
+    memory: ArenaMemory
+    bound: Bound
+    structs: Mapping[int, c.Structure]
+    pieces: tuple[c.Array[Any] | Callable[[], None], ...]
+
+
+class CpuExecutor:
+    """A record's program on this CPU.
+
+    Attributes:
+        context: threads and instruction set.
+        record: the quantized denoiser.
+        constants: packed weights and tables of each layer part.
+        joined: the program for every batch size.
+        edges: between step buckets.
+        floats: float parameters and folded values.
+        lock: held by whoever runs, because the memory of a batch size is one for all threads.
+    """
+
+    def __init__(
+        self,
+        joined: Mapping[str, Any],
+        record: Record,
+        context: Context,
+        *,
+        retrace: Retrace | None = None,
+        varying: Mapping[str, tuple[str, int]] = MappingProxyType({}),
+    ) -> None:
+        """Pack the weights.
+
+        Args:
+            joined: the program for every batch size, at the sizes of `models.sizes.EXAMPLE_SIZES`.
+            record: its layers and parameters.
+            context: threads; closed by `close`.
+            retrace: makes the program at other sizes; without it there is but the first.
+            varying: input and axis where each size that varies besides the batch can be read, by its name.
+        """
+        self.context, self.record, self._retrace = context, record, retrace
+        self.joined = joined
+        self.edges = np.asarray(record.step_edges, np.float32)
+        self.floats = FloatConstants(record, joined["constants"])
+        self._axes = varying
+        self._first: Sizes = tuple((size, EXAMPLE_SIZES[size]) for size in self._axes)
+        self._programs: dict[Sizes, tuple[Mapping[str, Any], FloatConstants]] = {self._first: (joined, self.floats)}
+        self.constants: dict[tuple[str, int], LayerConstants] = {}
+        for (name, part), padded in padded_parts(from_json(at_batch(joined, 1)), record).items():
+            self.constants[name, part] = LayerConstants(record.layers[name], part, context, padded=padded)
+        self._plans: dict[tuple[int, Sizes], Plan] = {}
+        self.lock = Turns("native")
+
+    def plan_of(self, feeds: Mapping[str, NDArray[Any]]) -> Plan:
+        """Memory and calls for the sizes that inputs have; see `plan`."""
+        sizes = tuple((size, feeds[name].shape[axis]) for size, (name, axis) in self._axes.items())
+        return self.plan(len(feeds[TIMESTEP]), sizes)
+
+    def plan(self, batch: int, sizes: Sizes | None = None) -> Plan:
+        """Memory and calls of one batch size; made once, those used last are kept.
+
+        Args:
+            batch: samples.
+            sizes: that vary besides it; None for those the engine was opened with.
+
+        Raises:
+            InputError: the executor is closed, or there is no memory for such a batch.
+            ModelError: the denoiser cannot be traced at these sizes.
+        """
+        key = (batch, self._first if sizes is None else sizes)
+        with self.lock:
+            plan = self._plans.pop(key, None)
+            while plan is None and len(self._plans) >= KEPT_PLANS:
+                self._plans.pop(next(iter(self._plans)))
+            self._plans[key] = plan or self._planned(*key)
+            return self._plans[key]
+
+    def kept_plans(self) -> Mapping[tuple[int, Sizes], Plan]:
+        """The plans that were made, by samples and the sizes that vary besides."""
+        return dict(self._plans)
+
+    def layer_order(self, feeds: Mapping[str, NDArray[Any]]) -> list[str]:
+        """Module paths of the integer layers, in the order in which a step runs them."""
+        products = [op for op in self.plan_of(feeds).program.ops if op.kind in PRODUCTS]
+        return list(dict.fromkeys(str(op.attributes["layer"]) for op in products))
+
+    def _program(self, sizes: Sizes) -> tuple[Mapping[str, Any], FloatConstants]:
+        """The program at some sizes and its constants; the first is kept, and those used last."""
+        found = self._programs.get(sizes)
+        if found is None:
+            if self._retrace is None:
+                raise InputError(f"sizes are {dict(sizes)}, expected {dict(self._first)}: there is no other program")
+            joined = self._retrace(dict(sizes))
+            found = joined, FloatConstants(self.record, joined["constants"], parameters=self.floats)
+        if sizes != self._first:
+            self._programs.pop(sizes, None)
+            self._programs[sizes] = found
+            while len(self._programs) > KEPT_PROGRAMS:
+                self._programs.pop(next(key for key in self._programs if key != self._first))
+        return found
+
+    def _planned(self, batch: int, sizes: Sizes) -> Plan:
+        joined, floats = self._program(sizes)
+        program = without_join_copies(from_json(at_batch(joined, batch)))
+        named = {v for op in program.ops for v in op.views() if isinstance(v.buffer, str)}
+        check_bounds(program, batch, {str(v.buffer): floats.base(v).size for v in named})
+        arena = plan_arena(program)
+        try:
+            memory = ArenaMemory(program, arena, floats)
+        except MemoryError as error:
+            needed = f"{arena.nbytes / 2**30:.1f} GiB"
+            raise InputError(f"a batch of {batch} takes {needed}, expected less; run it in parts") from error
+        bound = Bound(
+            memory=memory,
+            constants=self.constants,
+            step=np.zeros(batch, np.int32),
+            nan_seen=np.zeros(max(len(program.ops), 1), np.int32),
+        )
+        structs: dict[int, c.Structure] = {}
+        pieces: list[c.Array[Any] | Callable[[], None]] = []
+        calls: list[tuple[str, c.Structure]] = []
+        for index, op in enumerate(program.ops):
+            function = self._host_function(op, memory, bound)
+            if function is None:
+                structs[index] = struct_of(bound, op, index)
+                calls.append((op.kind, structs[index]))
+                continue
+            if calls:
+                pieces.append(call_list(calls))
+                calls = []
+            pieces.append(function)
+        if calls:
+            pieces.append(call_list(calls))
+        return Plan(program=program, memory=memory, bound=bound, structs=structs, pieces=tuple(pieces))
+
+    def _host_function(self, op: Op, memory: ArenaMemory, bound: Bound) -> Callable[[], None] | None:
+        if op.kind == "host":
+            reads = {role: memory.array(view) for role, view in op.reads.items()}
+            target, given = memory.array(op.writes["y"]), op.attributes
+
+            def small() -> None:
+                try:
+                    target[...] = host_ops.call(given["function"], given["args"], given["kwargs"], reads)
+                except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+                    raise InputError(
+                        f"native failed in the operation {given['function']}: {reason_of(error)}; check the inputs' "
+                        "values"
+                    ) from error
+
+            return small
+        if op.kind in PRODUCTS:
+            own = self.constants[op.attributes["layer"], op.attributes["part"]]
+            if own.reason:
+                reads = {role: memory.array(view) for role, view in op.reads.items()}
+                y = memory.array(op.writes["y"])
+
+                def product() -> None:
+                    try:
+                        y[...] = reference_product.output(own, op, reads, bound.step)
+                    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+                        raise DqError(
+                            f"native failed in layer {own.layer.name}: {reason_of(error)}; verify it with dq-verify"
+                        ) from error
+
+                return product
+        return None
+
+    def fill(self, plan: Plan, feeds: Mapping[str, NDArray[Any]]) -> None:
+        """Write the inputs and the step buckets."""
+        for name, view in plan.program.inputs.items():
+            plan.memory.array(view)[...] = feeds[name]
+        plan.bound.step[...] = step_bucket(feeds[TIMESTEP], self.edges)
+        plan.bound.nan_seen[...] = 0
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run one step.
+
+        Args:
+            feeds: inputs by name.
+
+        Returns:
+            Outputs by name, contiguous.
+
+        Raises:
+            NonFiniteError: a NaN reached a quantizer; the message names the layer.
+        """
+        with self.lock:
+            plan = self.plan_of(feeds)
+            self.fill(plan, feeds)
+            for piece in plan.pieces:
+                if callable(piece):
+                    piece()
+                else:
+                    self.context.run(piece)
+            self.check_nan(plan)
+            return outputs_of(plan)
+
+    def check_nan(self, plan: Plan) -> None:
+        """Name the first layer whose input held a NaN."""
+        if plan.bound.nan_seen.any():
+            index = int(np.flatnonzero(plan.bound.nan_seen)[0])
+            op = plan.program.ops[index]
+            names = readers_of(op)
+            raise NonFiniteError(
+                f"a NaN reached the input of {names}, from finite inputs; look at the layers before it with dq-verify"
+            )
+
+    def timed(self, feeds: Mapping[str, NDArray[Any]]) -> Iterator[tuple[Op, float]]:
+        """Run one step op by op; each op with its microseconds, those of the host left out."""
+        found: list[tuple[Op, float]] = []
+        with self.lock:
+            plan = self.plan_of(feeds)
+            self.fill(plan, feeds)
+            kernels = iter(op for index, op in enumerate(plan.program.ops) if index in plan.structs)
+            for piece in plan.pieces:
+                if callable(piece):
+                    piece()
+                    continue
+                found += [(next(kernels), float(spent) / 1e3) for spent in self.context.run_timed(piece)]
+        yield from found
+
+    def close(self) -> None:
+        """End the threads and free the memory."""
+        if self.lock.close():
+            self._plans.clear()
+            self._programs.clear()
+            self.context.close()
+
+
+def outputs_of(plan: Plan) -> dict[str, NDArray[Any]]:
+    """Copies of a plan's outputs by name, contiguous."""
+    return {name: np.array(plan.memory.array(view), order="C") for name, view in plan.program.outputs.items()}

@@ -1,0 +1,78 @@
+"""Integer products that no kernel takes, by the numerics: exact, slow, and named as such in the attestation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dq_deploy.errors import InputError
+from dq_deploy.native.program.layer_constants import LayerConstants
+from dq_deploy.native.program.program import Op
+from dq_deploy.numerics import accumulate_conv2d, accumulate_linear, table_at
+
+Array = NDArray[Any]
+
+
+def accumulators(own: LayerConstants, op: Op, codes: Array, step: Array) -> NDArray[np.int32]:
+    """Canonical accumulators, channels last: int32 [B, rows, C_out].
+
+    Args:
+        own: the layer part.
+        op: its product.
+        codes: stored codes [B, rows, C].
+        step: [B].
+    """
+    layer, part = own.layer, own.layer.parts[own.index]
+    zero = (table_at(part.zero_point, step) - layer.q_min).reshape(-1, 1, 1)
+    centred = codes.astype(np.int32) - zero
+    group = table_at(part.group_of_step, step)
+    samples = []
+    for sample, g in zip(centred, group, strict=True):
+        if layer.kind == "linear":
+            samples.append(accumulate_linear(sample, part.q_weight(int(g))))
+            continue
+        image = sample.reshape(*op.attributes["in_size"], -1).transpose(2, 0, 1)[None]
+        padding = tuple(a + b for a, b in zip(layer.padding, op.attributes["padded"], strict=True))
+        outside = (part.zero_point < layer.q_min) | (part.zero_point > layer.q_max)
+        if any(op.attributes["padded"]) and outside.any():
+            raise InputError(
+                f"layer {layer.name} pads by codes outside {layer.q_min}..{layer.q_max}, expected zero points inside; "
+                "export the record to onnxruntime instead"
+            )
+        product = accumulate_conv2d(
+            image,
+            part.q_weight(int(g)),
+            stride=layer.stride,
+            padding=padding,  # type: ignore[arg-type]
+            dilation=layer.dilation,
+            groups=layer.groups,
+        )[0]
+        samples.append(product.transpose(1, 2, 0).reshape(-1, layer.out_channels))
+    return np.stack(samples)
+
+
+def output(own: LayerConstants, op: Op, reads: Mapping[str, Array], step: Array) -> Array:
+    """What the product writes, in the axes of its `y`."""
+    part = own.layer.parts[own.index]
+    total = accumulators(own, op, reads["codes"], step)
+    weight_scale = part.weight_scale[table_at(part.group_of_step, step)]
+    factor = (table_at(part.scale, step)[:, None] * weight_scale).astype(np.float32)
+    y = (total.astype(np.float32) * factor[:, None, :]).astype(np.float32)
+    like = op.writes["y"].sizes
+    if own.layer.kind == "conv2d":
+        y = y.reshape(like[0], like[2], like[3], like[1]).transpose(0, 3, 1, 2)
+    else:
+        y = y.reshape(like)
+    tail = (slice(None), None, None) if own.layer.kind == "conv2d" else (slice(None),)
+    if "previous" in reads:
+        y = (reads["previous"] + y).astype(np.float32)
+    if op.attributes["final"] and own.bias is not None:
+        y = (y + own.bias[tail]).astype(np.float32)
+    if "row" in reads:
+        y = (y + reads["row"][:, :, None, None]).astype(np.float32)
+    if "residual" in reads:
+        y = (reads["residual"] + y).astype(np.float32)
+    return y

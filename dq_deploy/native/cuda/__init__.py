@@ -1,0 +1,1 @@
+"""The program run by the GPU kernels."""

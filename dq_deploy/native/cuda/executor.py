@@ -1,0 +1,344 @@
+"""Runs a program on an NVIDIA GPU: our Triton kernels and torch, the whole step in one CUDA graph.
+
+The step bucket is found on the device from the timestep, so one graph serves every step. Images lie in float16,
+channels last; the kernels read and write them, add in float32 and round once. Float products that no kernel of ours
+does (attention, layers that are not quantized) are torch's.
+
+Never run on a GPU. Under Triton's interpreter the same code runs on the CPU, without the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from dq_kernels.gpu.launch import launching as launch
+from dq_kernels.gpu.launch.float_calls import CodeOutput
+from dq_kernels.gpu.launch.product_calls import Epilogue, Window
+from dq_kernels.gpu.launch.weights import make_quantizer, make_weights
+from numpy.typing import NDArray
+
+from dq_deploy.errors import InputError, NonFiniteError
+from dq_deploy.native.cuda import torch_ops
+from dq_deploy.native.cuda.dtypes import with_float_type
+from dq_deploy.native.observe.layer_trace import readers_of
+from dq_deploy.native.program.arena import Arena, plan_arena
+from dq_deploy.native.program.joins import without_join_copies
+from dq_deploy.native.program.layer_constants import FloatConstants, padded_parts, refusal
+from dq_deploy.native.program.program import Op, Program, View, at_batch, from_json
+from dq_deploy.native.program.views import rows_view
+from dq_deploy.numerics import reciprocal
+from dq_deploy.record import Layer, Record
+
+TIMESTEP = "timestep"
+WARM_RUNS = 2
+"""Runs before a graph is captured: the first compiles the kernels."""
+SLACK_BYTES = 1 << 16
+"""Behind the block: a pitched window that begins inside a row may name bytes past its end, which nobody reads."""
+
+
+class CudaMemory:
+    """The memory of one batch size on a device."""
+
+    def __init__(self, program: Program, arena: Arena, constants: FloatConstants, device: torch.device) -> None:
+        self.program, self.arena, self._constants, self._device = program, arena, constants, device
+        self.block = torch.zeros(arena.nbytes + SLACK_BYTES, dtype=torch.uint8, device=device)
+        self._parameters: dict[str, torch.Tensor] = {}
+
+    def tensor(self, view: View) -> torch.Tensor:
+        """A view as a strided tensor over the block, or over a parameter in float32."""
+        if isinstance(view.buffer, str):
+            return torch.as_strided(self._parameter(view), view.sizes, view.strides, view.offset)
+        buffer = self.program.buffers[view.buffer]
+        kind = getattr(torch, buffer.dtype)
+        typed = self.block[: self.block.numel() // 8 * 8].view(kind)
+        first = self.arena.offsets[view.buffer] // kind.itemsize
+        return torch.as_strided(typed, view.sizes, view.strides, first + view.offset)
+
+    def rows(self, view: View) -> torch.Tensor:
+        """[B, rows, pitch] from a view [B, rows, C]: what the kernels take; they read the channels alone."""
+        pitch = view.strides[1]
+        wide = View(
+            buffer=view.buffer,
+            offset=view.offset,
+            sizes=(view.sizes[0], view.sizes[1], pitch),
+            strides=(view.sizes[1] * pitch, pitch, 1),
+        )
+        return self.tensor(wide)
+
+    def _parameter(self, view: View) -> torch.Tensor:
+        name = str(view.buffer)
+        if name not in self._parameters:
+            self._parameters[name] = torch.from_numpy(self._constants.base(view)).to(self._device)
+        return self._parameters[name]
+
+
+class Prepared:
+    """What one batch size runs: functions in order, or a captured graph of them."""
+
+    def __init__(self, memory: CudaMemory, functions: list[Callable[[], None]], step: Any, nan_seen: Any) -> None:
+        self.memory, self.functions, self.step, self.nan_seen = memory, functions, step, nan_seen
+        self.graph: Any = None
+
+    def play(self) -> None:
+        """Run once."""
+        if self.graph is not None:
+            self.graph.replay()
+            return
+        for function in self.functions:
+            function()
+
+
+class CudaExecutor:
+    """A record's program on one GPU.
+
+    Attributes:
+        device: where.
+        dtype: float type of images.
+        record: the quantized denoiser.
+    """
+
+    def __init__(
+        self,
+        joined: Mapping[str, Any],
+        record: Record,
+        *,
+        device: str = "cuda",
+        dtype: str = "float16",
+        use_graph: bool = True,
+    ) -> None:
+        """Move weights and tables to the device.
+
+        Args:
+            joined: the program for every batch size.
+            record: its layers and parameters.
+            device: a torch device; the CPU only under Triton's interpreter.
+            dtype: `float16`, `bfloat16` or `float32`.
+            use_graph: capture a CUDA graph; without one every kernel is launched from Python.
+
+        Raises:
+            InputError: a layer that no GPU kernel takes, with its reason.
+        """
+        self.device, self.dtype, self.joined = torch.device(device), dtype, joined
+        self.record = record
+        self._use_graph = use_graph and self.device.type == "cuda"
+        self.floats = FloatConstants(record, joined["constants"])
+        self.edges = torch.from_numpy(np.array(record.step_edges, np.float32)).to(self.device)
+        self._weights: dict[tuple[str, int], Any] = {}
+        self._quantizers: dict[tuple[Any, ...], Any] = {}
+        self._scales: dict[tuple[Any, ...], Any] = {}
+        for (name, part), padded in padded_parts(from_json(at_batch(joined, 1)), record).items():
+            self._load(name, part, padded=padded)
+        self._steps: dict[int, Prepared] = {}
+
+    def _load(self, name: str, part: int, *, padded: bool) -> None:
+        layer = self.record.layers[name]
+        reason = refusal(layer, part, padded=padded)
+        if reason:
+            raise InputError(f"layer {name}: {reason}; the GPU has no other way, export the record instead")
+        own = layer.parts[part]
+        if not own.fits_int8:
+            low, high = own.q_weight_span
+            raise InputError(
+                f"layer {name}: weights less their zero point span [{low}, {high}], GPU kernels take int8; "
+                "run it on the CPU or export the record"
+            )
+        q = own.q_weight(0).astype(np.int8)
+        q = q.transpose(0, 2, 3, 1) if q.ndim == 4 else q
+        bits = 4 if own.q_weight_span[0] >= -8 and own.q_weight_span[1] <= 7 else 8
+        weights = make_weights(np.ascontiguousarray(q), np.ascontiguousarray(own.weight_scale[0]), bits=bits)
+        self._weights[name, part] = launch.to_device(weights, self.device)
+
+    def parts(self) -> list[tuple[str, int]]:
+        """Layer and part of each product of the program."""
+        return sorted(self._weights)
+
+    def weight_bits(self, name: str, part: int) -> int:
+        """How a part's weights are kept: 4 or 8 bits."""
+        return int(self._weights[name, part].bits)
+
+    def _coder(self, out: Mapping[str, Any]) -> Any:
+        """Quantizer of an op that writes codes."""
+        key = (out["layer"], out["part"], out["first"])
+        if key not in self._quantizers:
+            layer = self.record.layers[out["layer"]]
+            own = layer.parts[out["part"]]
+            made = make_quantizer(
+                pre=np.ascontiguousarray(own.pre),
+                inverse_scale=reciprocal(own.scale),
+                zero_point=np.ascontiguousarray(own.zero_point),
+                q_min=layer.q_min,
+                q_max=layer.q_max,
+                first=out["first"],
+            )
+            self._quantizers[key] = launch.to_device(made, self.device)
+        return self._quantizers[key]
+
+    def _scaler(self, layer: Layer, part: int, pitch: int) -> Any:
+        """Quantizer of a product."""
+        key = (layer.name, part, pitch)
+        if key not in self._scales:
+            own = layer.parts[part]
+            made = make_quantizer(
+                scale=np.ascontiguousarray(own.scale),
+                zero_point=np.ascontiguousarray(own.zero_point),
+                q_min=layer.q_min,
+                q_max=layer.q_max,
+                pads_pitch=pitch if layer.kernel else 0,
+            )
+            self._scales[key] = launch.to_device(made, self.device)
+        return self._scales[key]
+
+    # one batch size
+
+    def prepared(self, batch: int) -> Prepared:
+        """Memory, functions and graph of one batch size."""
+        if batch not in self._steps:
+            program = with_float_type(without_join_copies(from_json(at_batch(self.joined, batch))), self.dtype)
+            memory = CudaMemory(program, plan_arena(program), self.floats, self.device)
+            step = torch.zeros(batch, dtype=torch.int32, device=self.device)
+            nan_seen = torch.zeros(len(program.ops), dtype=torch.int32, device=self.device)
+            time = memory.tensor(program.inputs[TIMESTEP])
+
+            def bucket() -> None:
+                nan_seen.zero_()
+                step.copy_((self.edges[None, :] <= time[:, None]).sum(1))
+
+            functions = [bucket]
+            for index, op in enumerate(program.ops):
+                functions.append(self._function(op, memory, step, nan_seen[index : index + 1]))
+            made = Prepared(memory, functions, step, nan_seen)
+            if self._use_graph:
+                self._capture(made)
+            self._steps[batch] = made
+        return self._steps[batch]
+
+    def _capture(self, made: Prepared) -> None:
+        """Record the functions as one graph, after runs that compile everything on a stream of their own."""
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_RUNS):
+                made.play()
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            made.play()
+        made.graph = graph
+
+    def _function(self, op: Op, memory: CudaMemory, step: torch.Tensor, nan_seen: torch.Tensor) -> Callable[[], None]:
+        if op.kind in ("int_linear", "int_conv2d"):
+            return self.product(op, memory, step, self.epilogue(op, self.record.layers[op.attributes["layer"]], memory))
+        if op.attributes.get("outs") is not None:
+            return self.coded(op, memory, step, nan_seen)
+        return torch_ops.function(op, memory.tensor)
+
+    def coded(
+        self, op: Op, memory: CudaMemory, step: torch.Tensor, nan_seen: torch.Tensor, y: torch.Tensor | None = None
+    ) -> Callable[[], None]:
+        """What runs an op that writes codes; `y` takes its float value where the program keeps none."""
+        x = memory.rows(op.reads["x"])
+        if y is None and "y" in op.writes:
+            y = memory.rows(op.writes["y"])
+        outs = [
+            CodeOutput(quantizer=self._coder(out), codes=memory.rows(op.writes[f"codes{i}"]))
+            for i, out in enumerate(op.attributes["outs"])
+        ]
+        if op.kind == "quantize":
+            return lambda: launch.quantize(x, step, outs[0].quantizer, codes=outs[0].codes, nan_seen=nan_seen)
+        channels = op.reads["x"].sizes[2]
+        if op.kind == "geglu_quantize":
+            out, half = (outs[0] if outs else None), channels // 2
+            return lambda: launch.geglu_quantize(x, step, out, channels=half, y=y, nan_seen=nan_seen)
+        ones, zeros = torch.ones(channels, device=self.device), torch.zeros(channels, device=self.device)
+        gamma = memory.tensor(op.reads["gamma"]) if "gamma" in op.reads else ones
+        beta = memory.tensor(op.reads["beta"]) if "beta" in op.reads else zeros
+        shared = {"gamma": gamma, "beta": beta, "eps": op.attributes["eps"], "y": y, "nan_seen": nan_seen}
+        if op.kind == "layer_norm_quantize":
+            return lambda: launch.layer_norm_quantize(x, step, outs, **shared)
+        groups, silu = op.attributes["groups"], op.attributes["silu"]
+        return lambda: launch.group_norm_silu_quantize(x, step, outs, groups=groups, silu=silu, **shared)
+
+    def product(self, op: Op, memory: CudaMemory, step: torch.Tensor, epilogue: Epilogue) -> Callable[[], None]:
+        """What runs an integer product."""
+        name, part = op.attributes["layer"], op.attributes["part"]
+        layer, weights = self.record.layers[name], self._weights[name, part]
+        codes = memory.rows(op.reads["codes"])
+        quantizer = self._scaler(layer, part, codes.shape[2])
+        if op.kind == "int_linear":
+            return lambda: launch.int_linear(codes, weights, quantizer, step, epilogue)
+        padded = op.attributes["padded"]
+        window = Window(
+            size=tuple(op.attributes["in_size"]),
+            out_size=tuple(op.attributes["out_size"]),
+            stride=layer.stride,
+            padding=(layer.padding[0] + padded[0], layer.padding[1] + padded[1]),
+            dilation=layer.dilation,
+        )
+        return lambda: launch.int_conv2d(codes, weights, quantizer, step, epilogue, window)
+
+    def epilogue(self, op: Op, layer: Layer, memory: CudaMemory) -> Epilogue:
+        """What a product of the program does behind its sum."""
+        axis = 1 if op.kind == "int_conv2d" else -1
+        rows = {
+            role: memory.rows(rows_view(view, axis))
+            for role, view in (*op.reads.items(), *op.writes.items())
+            if role in ("previous", "residual", "y")
+        }
+        row = op.reads.get("row")
+        bias = None
+        if op.attributes["final"] and layer.bias is not None:
+            bias = torch.from_numpy(np.ascontiguousarray(layer.bias)).to(self.device)
+        return Epilogue(
+            y=rows["y"],
+            previous=rows.get("previous"),
+            residual=rows.get("residual"),
+            bias=bias,
+            row=None if row is None else memory.tensor(_whole_rows(row)),
+        )
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run one step; inputs and outputs are numpy arrays on the host.
+
+        Raises:
+            NonFiniteError: a NaN reached a quantizer.
+        """
+        made = self.prepared(len(feeds[TIMESTEP]))
+        self.fill(made, feeds)
+        made.play()
+        found = self.outputs(made)
+        self.check_nan(made)
+        return found
+
+    def fill(self, made: Prepared, feeds: Mapping[str, NDArray[Any]]) -> None:
+        """Copy the inputs to the device."""
+        for name, view in made.memory.program.inputs.items():
+            made.memory.tensor(view).copy_(torch.from_numpy(np.ascontiguousarray(feeds[name])))
+
+    def outputs(self, made: Prepared) -> dict[str, NDArray[Any]]:
+        """Copy the outputs to the host."""
+        values = {name: made.memory.tensor(view) for name, view in made.memory.program.outputs.items()}
+        return {name: value.float().contiguous().cpu().numpy().copy() for name, value in values.items()}
+
+    def check_nan(self, made: Prepared) -> None:
+        """Name the first layer whose input held a NaN."""
+        if bool(made.nan_seen.any()):
+            op = made.memory.program.ops[int(made.nan_seen.nonzero()[0])]
+            names = readers_of(op)
+            raise NonFiniteError(
+                f"a NaN reached the input of {names}, from finite inputs; its values may have left the range of "
+                f"{self.dtype}: run it in bfloat16 or float32"
+            )
+
+    def close(self) -> None:
+        """Free the device's memory."""
+        self._steps.clear()
+        self._weights.clear()
+
+
+def _whole_rows(row: View) -> View:
+    """[B, pitch] from a view [B, N]."""
+    pitch = max(row.strides[0], row.sizes[1])
+    return View(buffer=row.buffer, offset=row.offset, sizes=(row.sizes[0], pitch), strides=(pitch, 1))

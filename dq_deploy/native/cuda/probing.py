@@ -1,0 +1,79 @@
+"""What every layer saw and computed in one step on a GPU: the same kernels, op by op, their insides written out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dq_deploy.native.cuda.executor import CudaExecutor, Prepared
+from dq_deploy.native.observe.layer_trace import (
+    LayerTrace,
+    ObservedProduct,
+    codes_key,
+    is_wanted,
+    out_rows,
+    traces,
+    wanted_codes,
+)
+from dq_deploy.native.program.program import Op
+
+Array = NDArray[Any]
+STORED_AT = 128
+"""A GPU stores the code u as the int8 u - 128."""
+
+
+def probe(
+    executor: CudaExecutor, feeds: Mapping[str, Array], layers: Collection[str] | None = None
+) -> tuple[dict[str, Array], dict[str, LayerTrace]]:
+    """Run one step without the graph and write down every layer; see `probing.probe`."""
+    made = executor.prepared(len(feeds["timestep"]))
+    executor.fill(made, feeds)
+    wanted = wanted_codes(made.memory.program, layers)
+    sources: dict[tuple[Any, ...], Array] = {}
+    products: dict[tuple[str, int], ObservedProduct] = {}
+    made.functions[0]()
+    for op, function in zip(made.memory.program.ops, made.functions[1:], strict=True):
+        if is_wanted(op, layers):
+            key = (op.attributes["layer"], op.attributes["part"])
+            products[key] = _observed(executor, made, op, sources[codes_key(op.reads["codes"])])
+        if any(codes_key(view) in wanted for view in op.writes.values()):
+            value = _value(executor, made, op)
+            for place, out in enumerate(op.attributes["outs"]):
+                piece = value[:, :, out["first"] : out["first"] + out["channels"]]
+                sources[codes_key(op.writes[f"codes{place}"])] = piece.copy()
+        function()
+    executor.check_nan(made)
+    return executor.outputs(made), traces(executor.record, products, made.step.cpu().numpy())
+
+
+def _numpy(value: torch.Tensor) -> Array:
+    array: Array = value.detach().float().cpu().numpy() if value.is_floating_point() else value.cpu().numpy()
+    return array.copy()
+
+
+def _value(executor: CudaExecutor, made: Prepared, op: Op) -> Array:
+    """The float32 value an op takes its codes of, computed by the op itself."""
+    if op.kind == "quantize":
+        return _numpy(made.memory.tensor(op.reads["x"]))
+    batch, rows, channels = op.reads["x"].sizes
+    width = channels // 2 if op.kind == "geglu_quantize" else channels
+    y = torch.zeros((batch, rows, width), dtype=torch.float32, device=executor.device)
+    executor.coded(op, made.memory, made.step, made.nan_seen[:1], y=y)()
+    return _numpy(y)
+
+
+def _observed(executor: CudaExecutor, made: Prepared, op: Op, source: Array) -> ObservedProduct:
+    codes = _numpy(made.memory.tensor(op.reads["codes"])).astype(np.int32) + STORED_AT
+    layer = executor.record.layers[op.attributes["layer"]]
+    shape = (codes.shape[0], out_rows(op), layer.out_channels)
+    y = torch.empty(shape, dtype=torch.float32, device=executor.device)
+    total = torch.empty(shape, dtype=torch.int32, device=executor.device)
+    full = executor.epilogue(op, layer, made.memory)
+    bare = replace(full, y=y, accumulators=total, previous=None, residual=None, row=None)
+    executor.product(op, made.memory, made.step, bare)()
+    return ObservedProduct(source=source, codes=codes, accumulators=_numpy(total), output=_numpy(y), op=op)

@@ -1,0 +1,95 @@
+"""The native engine on an NVIDIA GPU behind the Runner interface."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dq_deploy.engines.base import Array
+from dq_deploy.errors import InputError, OptionError
+from dq_deploy.models.sizes import sized
+from dq_deploy.native.runner import LayerForm, RecordRunner
+from dq_deploy.native.trace.traced import traced_program
+from dq_deploy.record import Record
+
+if TYPE_CHECKING:
+    from dq_deploy.native.observe.layer_trace import LayerTrace
+
+FLOAT_TYPES = ("float16", "bfloat16", "float32")
+
+
+class NativeCudaRunner(RecordRunner):
+    """A record on one GPU: Triton kernels, the whole step in one CUDA graph. Never run on a GPU.
+
+    Attributes:
+        executor: the program, its memory and its graphs.
+    """
+
+    forkable = False
+
+    def __init__(
+        self,
+        source: Path | Record,
+        *,
+        dtype: str = "float16",
+        finite_check: bool = True,
+        torch_device: str = "cuda",
+        hash_check: bool = True,
+    ) -> None:
+        """Trace the record's denoiser and move its weights to the GPU.
+
+        Args:
+            source: a record, or its file.
+            dtype: float type of images, one of `FLOAT_TYPES`; integer products are the same in all of them.
+            finite_check: refuse NaN and infinity.
+            torch_device: where; the CPU only under Triton's interpreter.
+            hash_check: refuse a file whose content is not what was written.
+
+        Raises:
+            OptionError: an unknown float type.
+            InputError: a layer that no GPU kernel takes.
+        """
+        if dtype not in FLOAT_TYPES:
+            raise OptionError(f"float type is {dtype!r}, expected one of {', '.join(FLOAT_TYPES)}")
+        super().__init__(source, finite_check=finite_check, hash_check=hash_check)
+        # one program, of these sizes: others are refused by the check of the inputs' shapes
+        self.inputs = tuple(replace(spec, shape=("B", *sized(spec.shape, 1)[1:])) for spec in self.inputs)
+        from dq_kernels.cpu.library import KernelInputError
+
+        from dq_deploy.native.cuda.executor import CudaExecutor
+
+        try:
+            self.executor = CudaExecutor(traced_program(self.record), self.record, device=torch_device, dtype=dtype)
+        except KernelInputError as error:
+            raise InputError(str(error)) from error
+
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return dict(self.executor.run(feeds))
+
+    def probe(
+        self, feeds: Mapping[str, Array], layers: Collection[str] | None = None
+    ) -> tuple[dict[str, Array], dict[str, LayerTrace]]:
+        """Run once, kernel by kernel, and write down what integer layers saw and computed."""
+        from dq_deploy.native.cuda.probing import probe
+
+        with self.using():
+            return probe(self.executor, self._checked_feeds(feeds), layers)
+
+    def layer_forms(self) -> dict[str, tuple[LayerForm, ...]]:
+        """How each integer layer runs, part by part, by module path."""
+        forms: dict[str, list[LayerForm]] = {}
+        with self.using():
+            bits = {(name, part): self.executor.weight_bits(name, part) for name, part in self.executor.parts()}
+        for name, part in bits:
+            kind = "int_conv2d" if self.record.layers[name].kind == "conv2d" else "int_linear"
+            held = bits[name, part]
+            form = f"int8 tensor cores, int{held} in memory"
+            forms.setdefault(name, []).append(
+                LayerForm(kernel=f"{kind} triton", form=form, reason="", memory_bits=held, pairs=0)
+            )
+        return {name: tuple(parts) for name, parts in forms.items()}
+
+    def _free(self) -> None:
+        self.executor.close()

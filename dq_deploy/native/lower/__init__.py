@@ -1,0 +1,1 @@
+"""From traced operations to instructions of the kernels."""

@@ -1,0 +1,126 @@
+"""A traced graph -> the program of one step.
+
+What becomes one op:
+
+- group norm, with the SiLU behind it, and the codes of every integer layer that reads it;
+- layer norm with the codes of its readers; value * gelu(gate) with the codes of its reader;
+- an integer product with its scales, bias, a row added to every pixel (the time embedding) and a residual;
+- quantizers of the same tensor that give the same codes are one.
+
+Everything else is an op of its own; what no kernel does is a `host` op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from dq_deploy.errors import ModelError
+from dq_deploy.native.lower import float_rules, fusion
+from dq_deploy.native.lower.layer_rules import LayerRules
+from dq_deploy.native.lower.values import Values
+from dq_deploy.native.program.program import Program, without_unused_buffers
+from dq_deploy.native.trace.geometry import Geometry
+
+aten = torch.ops.aten
+Node = torch.fx.Node
+Rule = Callable[[Values, Node], None]
+
+_SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int)
+_PURE = (*float_rules.UNARY, aten.native_group_norm.default, aten.native_layer_norm.default)
+_FLOAT_RULES: Mapping[Any, Rule] = {
+    aten.cat.default: float_rules.cat,
+    aten.clone.default: float_rules.copy,
+    aten.upsample_nearest2d.default: float_rules.upsample,
+    aten.convolution.default: float_rules.float_conv2d,
+    aten.addmm.default: float_rules.float_linear,
+    aten.mm.default: float_rules.float_linear,
+    aten._scaled_dot_product_flash_attention_for_cpu.default: float_rules.attention,
+    **{op: float_rules.elementwise for op in (*float_rules.UNARY, *float_rules.BINARY)},
+}
+
+
+class Lowering:
+    """Builds the program node by node."""
+
+    def __init__(self, graph: torch.fx.GraphModule, keys: Mapping[str, str], layers: Mapping[str, Geometry]) -> None:
+        """Take a traced graph.
+
+        Args:
+            graph: of `tracing.trace`.
+            keys: state-dict key of each of its attributes.
+            layers: quantized layers by module path.
+        """
+        self._values = Values(graph, keys)
+        self._layers = LayerRules(self._values, layers)
+        self._same: dict[tuple[Any, ...], Node] = {}
+        self._layer_rules: Mapping[Any, Callable[[Node], None]] = {
+            torch.ops.dq_native.integer_layer.default: self._layers.integer_layer,
+            aten.native_group_norm.default: self._layers.group_norm,
+            aten.native_layer_norm.default: self._layers.layer_norm,
+            aten.gelu.default: self._layers.gelu,
+        }
+
+    def program(self, input_names: Sequence[str], output_name: str) -> Program:
+        """Lower the whole graph.
+
+        Raises:
+            ModelError: an operation that the native engine does not know.
+        """
+        values = self._values
+        _refuse_writes_in_place(values.graph.graph.nodes)
+        values.graph.graph.eliminate_dead_code()  # a layer nobody reads has no product, so nobody writes its codes
+        nodes = list(values.graph.graph.nodes)
+        inputs = [node for node in nodes if node.op == "placeholder"]
+        values.batch = int(inputs[0].meta["val"].shape[0])
+        for node in inputs:
+            values.views[node] = values.fresh(node)
+        for node in nodes:
+            if node.op == "call_function" and node.users and node not in values.done:
+                self._visit(node)
+        output = next(node for node in nodes if node.op == "output").args[0]
+        return without_unused_buffers(
+            Program(
+                buffers=tuple(values.buffers),
+                inputs={name: values.views[node] for name, node in zip(input_names, inputs, strict=True)},
+                outputs={output_name: values.view(output)},
+                ops=tuple(values.ops),
+                constants=values.constants,
+            )
+        )
+
+    def _visit(self, node: Node) -> None:
+        if node in self._layers.products:
+            self._layers.product(self._layers.products[node])
+        elif self._values.find_view(node) or self._values.fold(node) or self._repeats(node) or _is_nothing(node):
+            return
+        elif node.target in self._layer_rules:
+            self._layer_rules[node.target](node)
+        else:
+            _FLOAT_RULES.get(node.target, float_rules.host)(self._values, node)
+
+    def _repeats(self, node: Node) -> bool:
+        """Whether the same was done to the same values before."""
+        if node.target not in _PURE:
+            return False
+        first = self._same.setdefault((node.target, str(node.args), str(node.kwargs)), node)
+        if first is node or first not in self._values.views:
+            return False
+        self._values.set(node, self._values.views[first])
+        return True
+
+
+def _refuse_writes_in_place(nodes: Iterable[Node]) -> None:
+    """Values never change here; torch says which operations change what they are given."""
+    for node in nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and schema.is_mutable:
+            raise ModelError(f"operation {node.target} writes in place, expected none; export the record instead")
+
+
+def _is_nothing(node: Node) -> bool:
+    """Whether nothing runs: views of an input, zeros that a convolution reads by itself."""
+    padding = node.target is aten.constant_pad_nd.default
+    return node.target in _SPLITS or (padding and fusion.padded_for_layer(node))

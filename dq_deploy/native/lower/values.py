@@ -1,0 +1,230 @@
+"""Where the values of a traced graph lie in the program's buffers, and the ops emitted so far."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from dq_deploy.errors import ModelError
+from dq_deploy.native.lower import fusion
+from dq_deploy.native.program import views
+from dq_deploy.native.program.program import Buffer, Op, View
+
+aten = torch.ops.aten
+Node = torch.fx.Node
+
+DTYPES = ("float32", "float16", "float64", "int64", "int32", "uint8", "bool")
+"""Of values; kernels take float32 alone, the others are the host's."""
+MAX_AXES = 6
+"""Of what a kernel copies."""
+
+
+_NOT_CORRECTLY_ROUNDED = ("exp", "log", "sin", "cos", "tan", "tanh", "pow", "sigmoid", "erf", "softmax", "sum")
+"""Float32 operations whose last bit differs between CPUs; what they make of constants is computed in float64."""
+
+
+def _folded(node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor:
+    """What an operation gives for constants, the same on every CPU: in float64, rounded once."""
+    if str(node.target).split(".")[1] not in _NOT_CORRECTLY_ROUNDED or node.meta["val"].dtype != torch.float32:
+        return node.target(*args, **kwargs)
+
+    def wide(value: Any) -> Any:
+        return value.double() if isinstance(value, torch.Tensor) and value.dtype == torch.float32 else value
+
+    result: torch.Tensor = node.target(*(wide(a) for a in args), **{k: wide(a) for k, a in kwargs.items()})
+    return result.to(torch.float32)
+
+
+class Values:
+    """Values by node, buffers and ops.
+
+    Attributes:
+        graph: the traced graph.
+        views: where the value of each node lies.
+        buffers: memory of the program.
+        ops: in order.
+        constants: values folded while lowering, see `program.Program`.
+        done: nodes another one's op does.
+        batch: samples of the graph's inputs.
+    """
+
+    def __init__(self, graph: torch.fx.GraphModule, keys: Mapping[str, str]) -> None:
+        self.graph, self._keys = graph, keys
+        self.views: dict[Node, View] = {}
+        self.buffers: list[Buffer] = []
+        self.ops: list[Op] = []
+        self.constants: dict[str, dict[str, Any]] = {}
+        self.done: set[Node] = set()
+        self.batch = 0
+        self._folded: dict[Node, torch.Tensor] = {}
+        self._copies: dict[tuple[View, tuple[int, ...]], View] = {}
+        self._laid: set[Node] = set()  # values that lie in another order than torch gave them
+
+    def fresh(self, node: Node) -> View:
+        """A new buffer for a value: images channels last, everything else as torch lays it out."""
+        value = node.meta["val"]
+        shape, strides = tuple(value.shape), tuple(value.stride())
+        if value.ndim == 4:
+            strides = views.channels_last_strides(shape, 1)
+            if strides != tuple(value.stride()):
+                self._laid.add(node)
+        return self.new_view(shape, strides, str(value.dtype).removeprefix("torch."))
+
+    def new_view(self, sizes: Sequence[int], strides: Sequence[int], dtype: str = "float32") -> View:
+        """A new buffer that holds these sizes at these strides."""
+        if dtype not in DTYPES:
+            raise ModelError(f"a value is {dtype}, expected one of {', '.join(DTYPES)}; keep the model in float32")
+        extent = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+        whole = sizes[0] * strides[0] if sizes else 1  # in proportion to the batch where rows have gaps too
+        self.buffers.append(Buffer(elements=max(extent, whole), dtype=dtype))
+        return View(buffer=len(self.buffers) - 1, offset=0, sizes=tuple(sizes), strides=tuple(strides))
+
+    def view(self, node: Node) -> View:
+        """Where the value of a node lies; parameters and folded values are named."""
+        if node in self.views:
+            return self.views[node]
+        value = node.meta["val"] if "val" in node.meta else getattr(self.graph, node.target)
+        if node.op == "get_attr":
+            name = self._keys[node.target]
+            if not name:
+                raise ModelError(f"the denoiser holds a tensor {node.target} without a name; expected parameters alone")
+        elif node in self._folded:
+            name = f"folded.{node.name}"
+            folded = self._folded[node]
+            dtype, shape = str(folded.dtype).removeprefix("torch."), list(folded.shape)
+            self.constants[name] = {"dtype": dtype, "shape": shape, "values": folded.reshape(-1).tolist()}
+            stored = views.stored_strides(shape)
+            self.views[node] = View(buffer=name, offset=0, sizes=tuple(shape), strides=stored)
+            return self.views[node]
+        else:
+            raise ModelError(f"operation {node.target} is used before it was lowered")
+        self.views[node] = View(buffer=name, offset=0, sizes=tuple(value.shape), strides=tuple(value.stride()))
+        return self.views[node]
+
+    def emit(self, kind: str, reads: Mapping[str, View], writes: Mapping[str, View], **attributes: Any) -> None:
+        """Append an op."""
+        self.ops.append(Op(kind=kind, reads=dict(reads), writes=dict(writes), attributes=attributes))
+
+    def copied(self, at: View, strides: Sequence[int], dtype: torch.dtype = torch.float32) -> View:
+        """A value at other strides; a second copy of the same is the first."""
+        key = (at, tuple(strides))
+        if key not in self._copies:
+            y = self.new_view(at.sizes, strides, str(dtype).removeprefix("torch."))
+            if dtype == torch.float32 and len(at.sizes) <= MAX_AXES:
+                self.emit("elementwise", {"a": at}, {"y": y}, function="copy", scalar=0.0)
+            else:
+                self.emit("host", {"x0": at}, {"y": y}, function="clone", args=[{"read": "x0"}], kwargs={})
+            self._copies[key] = y
+        return self._copies[key]
+
+    def solid(self, node: Node) -> View:
+        """The view of a parameter, or of what stands for one, as kernels read it: all of it, as it is stored.
+
+        Raises:
+            ModelError: it is not float32.
+        """
+        at, dtype = self.view(node), fusion.value_of(self.graph, node).dtype
+        if dtype != torch.float32:
+            raise ModelError(f"{at.buffer} is {dtype}, expected float32 where a kernel reads a parameter")
+        wanted = views.stored_strides(at.sizes)
+        return at if views.lie_alike(at.strides, wanted, at.sizes) else self.copied(at, wanted)
+
+    def find_view(self, node: Node) -> bool:
+        """Whether a node's value is a view of one of its inputs; then it lies where that lies."""
+        base = fusion.viewed(node)
+        if base is None or base in self._folded:
+            return False
+        if base.op != "get_attr" and base not in self.views:
+            return base in self.done
+        self.view(base)
+        seen = self.through(node, base, self.views[base], laid=base in self._laid)
+        if seen is None:  # it splits what lies in another order here: copy to torch's order
+            origin = fusion.value_of(self.graph, base)
+            self._laid.remove(base)
+            self.views[base] = self.copied(self.views[base], tuple(origin.stride()), origin.dtype)
+            return self.find_view(node)
+        self.views[node] = seen
+        if base in self._laid:
+            self._laid.add(node)
+        return True
+
+    def through(self, node: Node, base: Node, at: View, *, laid: bool) -> View | None:
+        """Where a view of `base` lies if that lies at `at`; None where only a copy in torch's order shows it.
+
+        Args:
+            node: the view.
+            base: what it is a view of.
+            at: where that lies.
+            laid: whether it lies there in another order than torch's.
+        """
+        value, origin = node.meta["val"], fusion.value_of(self.graph, base)
+        if value.dtype != origin.dtype:
+            raise ModelError(f"operation {node.target} reads {origin.dtype} as {value.dtype}, expected one type")
+        moved = int(value.storage_offset()) - int(origin.storage_offset())
+        told = View(buffer=at.buffer, offset=moved, sizes=tuple(value.shape), strides=tuple(value.stride()))
+        seen = views.restrided(told, origin.stride(), at.strides, at.sizes) if laid else told
+        return None if seen is None else replace(seen, offset=at.offset + seen.offset)
+
+    def chained(self, node: Node) -> View | None:
+        """Where a view of views lies, though nothing said so yet; None where it takes a copy."""
+        if node in self.views:
+            return self.views[node]
+        chain = [node]
+        while chain[-1] not in self.views:
+            base = fusion.viewed(chain[-1])
+            if base is None:
+                return None
+            chain.append(base)
+        laid, at = chain[-1] in self._laid, self.views[chain[-1]]
+        for base, view in zip(chain[:0:-1], chain[-2::-1], strict=True):
+            found = self.through(view, base, at, laid=laid)
+            if found is None:
+                return None
+            at = found
+        return at
+
+    def fold(self, node: Node) -> bool:
+        """Compute now what depends on no input, no parameter and no batch."""
+        if node.target in (aten.ones.default, aten.zeros.default, aten.full.default):
+            return False
+        if any(given not in self._folded for given in node.all_input_nodes):
+            return False
+        if not isinstance(node.meta.get("val"), torch.Tensor) or node.target is operator.getitem:
+            return False
+        arguments = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: self._folded[n])
+        self._folded[node] = _folded(node, *arguments)
+        return True
+
+    def strides_of(self, node: Node) -> tuple[int, ...]:
+        """How a value lies, or will lie where it is not lowered yet."""
+        return self.views[node].strides if node in self.views else tuple(node.meta["val"].stride())
+
+    def dense(self, node: Node, axis: int) -> View:
+        """The view of a value with adjacent channels, on `axis`, and evenly spaced pixels; copied if it is not so."""
+        at, value = self.view(node), fusion.value_of(self.graph, node)
+        if views.has_even_rows(at, axis) and value.dtype == torch.float32:
+            return at
+        order = views.channels_last_strides(tuple(value.shape), axis)
+        if value.dtype != torch.float32:
+            raise ModelError(f"a kernel would read {value.dtype}, expected float32; keep the model in float32")
+        return self.copied(at, order)
+
+    def virtual(self, node: Node, axis: int) -> View:
+        """A view, channels last, for a value that may never be written."""
+        if node not in self.views:
+            value = node.meta["val"]
+            strides = views.channels_last_strides(tuple(value.shape), axis)
+            self.views[node] = self.new_view(tuple(value.shape), strides)
+            if strides != tuple(value.stride()):
+                self._laid.add(node)
+        return self.views[node]
+
+    def set(self, node: Node, at: View) -> None:
+        """Say where a value lies; torch may have told another order."""
+        self.views[node] = at
+        if at.strides != tuple(node.meta["val"].stride()):
+            self._laid.add(node)

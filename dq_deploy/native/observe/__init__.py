@@ -1,0 +1,1 @@
+"""What every layer computes, for the proof."""

@@ -1,0 +1,1 @@
+"""The program: its instructions, memory and constants."""

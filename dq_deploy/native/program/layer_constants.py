@@ -1,0 +1,163 @@
+"""What the kernels need of a record, once for all batch sizes: packed weights, tables, float parameters."""
+
+from __future__ import annotations
+
+import ctypes as c
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from dq_kernels.cpu.library import Context, ProductForm, aligned_empty, packed_form, product_form
+from dq_kernels.cpu.structs import Quantizer
+from numpy.typing import NDArray
+
+from dq_deploy.errors import DqError
+from dq_deploy.native.program.program import Program, View
+from dq_deploy.native.program.views import stored_strides
+from dq_deploy.numerics import reciprocal
+from dq_deploy.record import Layer, Record
+
+
+class LayerConstants:
+    """Weights and tables of one part of an integer layer.
+
+    Attributes:
+        reason: why no kernel takes it, or an empty string.
+        packed: weights in the kernels' order; None where there is a reason.
+        form: how the product is done, in words.
+        product: the same as values; None where there is a reason.
+    """
+
+    def __init__(self, layer: Layer, part: int, context: Context, *, padded: bool) -> None:
+        """Pack one part.
+
+        Args:
+            layer: of the record.
+            part: index of the part.
+            context: whose instruction set decides the order.
+            padded: whether pixels outside the image are read.
+        """
+        self.layer, self.index = layer, part
+        own = layer.parts[part]
+        self.pre = np.array(own.pre, np.float32)
+        self.scale = np.array(own.scale, np.float32)
+        self.inverse = np.ascontiguousarray(reciprocal(own.scale), np.float32)
+        self.zero_point = np.array(own.zero_point, np.int32)
+        self.weight_scale = np.array(own.weight_scale[0], np.float32)
+        self.bias = None if layer.bias is None else np.array(layer.bias, np.float32)
+        self.packed: NDArray[np.uint8] | None = None
+        self.product: ProductForm | None = None
+        self.reason = refusal(layer, part, padded=padded)
+        self.form = f"numpy reference: {self.reason}"
+        if not self.reason:
+            weights, zero = kernel_weights(layer, part)
+            self.packed = context.pack(np.ascontiguousarray(weights), layer.reach, zero)
+            self.form = packed_form(self.packed)
+            self.product = product_form(self.packed)
+
+    def quantizer(self) -> Any:
+        """The struct the kernels read; the arrays belong to this object."""
+        steps = len(self.scale)
+        pointers = (a.ctypes.data for a in (self.pre, self.inverse, self.scale, self.zero_point))
+        return Quantizer(*pointers, steps, self.layer.q_min, self.layer.q_max, 0)
+
+
+def kernel_weights(layer: Layer, part: int) -> tuple[NDArray[np.int8], NDArray[np.int32] | None]:
+    """Weights of one part as int8 [C_out, kh * kw, C_in]: w_q, or its codes and their zero points [C_out]."""
+    own = layer.parts[part]
+    zero = None if own.fits_int8 else np.ascontiguousarray(own.w_zero_point[0])
+    q = own.w_code[0] if zero is not None else own.q_weight(0).astype(np.int8)
+    if q.ndim == 2:
+        return q[:, None, :], zero
+    return q.transpose(0, 2, 3, 1).reshape(q.shape[0], -1, q.shape[1]), zero
+
+
+def refusal(layer: Layer, part: int, *, padded: bool) -> str:
+    """Why no kernel can take a part, in words, or an empty string."""
+    own = layer.parts[part]
+    if layer.groups > 1:
+        return f"{layer.groups} channel groups, kernels take 1"
+    if own.w_code.shape[0] > 1:
+        return f"{own.w_code.shape[0]} weight sets that differ by step, kernels take 1"
+    if layer.reach > 255:
+        return f"activation codes span {layer.reach}, kernels take 255 at most"
+    zero = own.zero_point.astype(np.int64) - layer.q_min
+    if padded and (zero.min() < 0 or zero.max() > layer.reach):
+        return f"zero points reach {zero.min()}..{zero.max()} above q_min, padding needs 0..{layer.reach}"
+    return ""
+
+
+def padded_parts(program: Program, record: Record) -> dict[tuple[str, int], bool]:
+    """Layer parts of a program in order, and whether any product of theirs reads pixels outside the image."""
+    found: dict[tuple[str, int], bool] = {}
+    for op in program.ops:
+        if op.kind in ("int_linear", "int_conv2d"):
+            key = (op.attributes["layer"], op.attributes["part"])
+            around = any(record.layers[key[0]].padding) or any(op.attributes["padded"])
+            found[key] = found.get(key, False) or around
+    return found
+
+
+class FloatConstants:
+    """Float parameters and folded values by name.
+
+    Args:
+        record: holds the parameters.
+        folded: values that tracing folded, which belong to one program.
+        parameters: of another program of the record, to share the memory of its parameters.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        folded: Mapping[str, Mapping[str, Any]],
+        *,
+        parameters: FloatConstants | None = None,
+    ) -> None:
+        self._record, self._parameters = record, parameters
+        self._arrays: dict[str, NDArray[Any]] = {}
+        for name, value in folded.items():
+            self._arrays[name] = np.array(value["values"], value["dtype"]).reshape(value["shape"])
+        self._bases: dict[str, NDArray[Any]] = {}
+
+    def base(self, view: View) -> NDArray[Any]:
+        """Memory of the parameter that a view names, one axis, in the order of `views.stored_strides`."""
+        name = str(view.buffer)
+        if self._parameters is not None and name not in self._arrays:
+            return self._parameters.base(view)
+        if name not in self._bases:
+            values = self._values(name)
+            wide = np.float32 if values.dtype.kind == "f" else values.dtype  # records may hold float16
+            flat = aligned_empty((values.size,), wide)
+            strides = tuple(s * flat.itemsize for s in stored_strides(values.shape))
+            np.lib.stride_tricks.as_strided(flat, values.shape, strides, writeable=True)[...] = values
+            self._bases[name] = flat
+        return self._bases[name]
+
+    def held(self) -> Mapping[str, NDArray[Any]]:
+        """What was asked for so far, by name."""
+        return dict(self._bases)
+
+    def _values(self, name: str) -> NDArray[Any]:
+        if name in self._arrays:
+            return self._arrays[name]
+        record = self._record
+        if name in record.float_parameters:
+            return np.asarray(record.float_parameters[name])
+        module, _, kind = name.rpartition(".")
+        if module in record.weight_only:
+            light = record.weight_only[module]
+            value = light.weight() if kind == "weight" else light.bias
+            if value is not None:
+                return value
+        raise DqError(f"the program reads parameter {name}, which the record does not hold; quantize the model again")
+
+
+def address(array: NDArray[Any] | None, offset: int = 0) -> int | None:
+    """Address of an element of a flat array; None stays None."""
+    return None if array is None else array.ctypes.data + offset * array.itemsize
+
+
+def integers(values: Any, count: int) -> Any:
+    """A C array of 64-bit integers."""
+    return (c.c_int64 * count)(*values)

@@ -1,0 +1,188 @@
+"""The native engine behind the Runner interface: a record, run by our own kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dq_deploy.engines.base import Array, Runner, TensorSpec, reason_of
+from dq_deploy.errors import InputError, MissingDependencyError
+from dq_deploy.models import input_specs, output_specs
+from dq_deploy.models.sizes import varying_axes
+from dq_deploy.native.trace.traced import traced_program
+from dq_deploy.record import Record, check_can_run, content_sha256, load_record
+
+if TYPE_CHECKING:
+    from dq_deploy.native.observe.layer_trace import LayerTrace
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerForm:
+    """How one part of an integer layer runs.
+
+    Attributes:
+        kernel: op and instruction set, or `reference`.
+        form: how weights are held and multiplied, in words.
+        reason: why no kernel takes it, or an empty string; the product is then an integer one in numpy.
+        memory_bits: of a weight in memory, 4 or 8.
+        pairs: products of two codes that are summed in int16 before they are widened; 0 where none are.
+    """
+
+    kernel: str
+    form: str
+    reason: str
+    memory_bits: int
+    pairs: int
+
+
+class RecordRunner(Runner):
+    """What the native engine is on every device: a record with the denoiser's inputs and outputs.
+
+    Attributes:
+        record: the quantized denoiser.
+    """
+
+    engine = "native"
+
+    def __init__(self, source: Path | Record, *, finite_check: bool, hash_check: bool = True) -> None:
+        """Read the record.
+
+        Raises:
+            FileProblemError: the file is not a record, or not as it was written.
+        """
+        record = source if isinstance(source, Record) else load_record(source, hash_check=hash_check)
+        check_can_run(record)
+        manifest = {
+            "target": "native",
+            "mode": "exact",
+            "family": record.family,
+            "model_config": dict(record.model_config),
+            "scheduler_config": None if record.scheduler_config is None else dict(record.scheduler_config),
+            "record_sha256": content_sha256(record),
+            "timesteps": [float(timestep) for timestep in record.timesteps],
+            "step_edges": [float(edge) for edge in record.step_edges],
+        }
+        super().__init__(manifest, finite_check=finite_check)
+        self.record = record
+        self.inputs = tuple(_spec(spec) for spec in input_specs(record.model_config))
+        self.outputs = tuple(_spec(spec) for spec in output_specs(record.model_config))
+
+
+class NativeRunner(RecordRunner):
+    """A record on this machine's CPU kernels, with no graph file in between.
+
+    Attributes:
+        executor: the program and its memory.
+    """
+
+    def __init__(
+        self,
+        source: Path | Record,
+        *,
+        threads: int | None = None,
+        isa: str | None = None,
+        finite_check: bool = True,
+        hash_check: bool = True,
+    ) -> None:
+        """Trace the record's denoiser, pack its weights and start the threads.
+
+        Args:
+            source: a record, or its file.
+            threads: None takes one for each CPU this process may use.
+            isa: instruction set, a name of `dq_kernels.cpu.structs.ISAS`; None takes the best this CPU has.
+            finite_check: refuse NaN and infinity.
+            hash_check: refuse a file whose content is not what was written.
+
+        Raises:
+            MissingDependencyError: the CPU kernels were not built.
+            InputError: threads or an instruction set this machine does not have.
+            FileProblemError: the file is not a record.
+            ModelError: an operation the native engine does not know.
+        """
+        super().__init__(source, finite_check=finite_check, hash_check=hash_check)
+        try:
+            from dq_kernels.cpu.library import Context, KernelInputError, KernelsMissingError
+
+            from dq_deploy.native.cpu.executor import CpuExecutor
+        except ImportError as error:
+            raise MissingDependencyError(f"the package dq_kernels cannot be imported: {error}") from error
+        try:
+            context = Context(threads=threads, isa=isa)
+        except KernelsMissingError as error:
+            raise MissingDependencyError(str(error)) from error
+        except KernelInputError as error:
+            raise InputError(str(error)) from error
+        try:
+            self.executor = CpuExecutor(
+                traced_program(self.record),
+                self.record,
+                context,
+                retrace=partial(traced_program, self.record),
+                varying=varying_axes(input_specs(self.record.model_config)),
+            )
+        except BaseException as error:
+            context.close()
+            if isinstance(error, KernelInputError):
+                raise InputError(f"the native engine cannot hold the record: {reason_of(error)}") from error
+            if isinstance(error, MemoryError):
+                raise InputError(
+                    "the native engine has not enough memory for the record's weights; end other programs, or run it "
+                    "on a larger machine"
+                ) from error
+            raise
+
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return dict(self.executor.run(feeds))
+
+    def probe(
+        self, feeds: Mapping[str, Array], layers: Collection[str] | None = None
+    ) -> tuple[dict[str, Array], dict[str, LayerTrace]]:
+        """Run once and write down what integer layers saw and computed; see `layer_trace.LayerTrace`.
+
+        Args:
+            feeds: as of `run`.
+            layers: module paths of those to look at; None looks at all, which takes memory.
+
+        Raises:
+            InputError: as `run`.
+        """
+        from dq_deploy.native.observe.probing import probe
+
+        with self.using():
+            return probe(self.executor, self._checked_feeds(feeds), layers)
+
+    def layer_forms(self) -> dict[str, tuple[LayerForm, ...]]:
+        """How each integer layer runs, part by part, by module path."""
+        forms: dict[str, list[LayerForm]] = {}
+        with self.using():
+            constants = sorted(self.executor.constants.items())
+        for (name, _), own in constants:
+            kind = "int_conv2d" if own.layer.kind == "conv2d" else "int_linear"
+            kernel = "reference" if own.reason else f"{kind} {self.executor.context.isa}"
+            bits, pairs = (8, 0) if own.product is None else (own.product.memory_bits, own.product.pairs)
+            forms.setdefault(name, []).append(
+                LayerForm(kernel=kernel, form=own.form, reason=own.reason, memory_bits=bits, pairs=pairs)
+            )
+        return {name: tuple(parts) for name, parts in forms.items()}
+
+    def _first_layer(self, feeds: Mapping[str, Array]) -> str:
+        from dq_deploy.native.observe.probing import probe
+
+        traces = probe(self.executor, feeds)[1]
+        for name in self.executor.layer_order(feeds):
+            for what, values in (("input", traces[name].inputs), ("output", (traces[name].output,))):
+                if not all(np.isfinite(value).all() for value in values):
+                    return f"; the first layer whose {what} is not finite is {name}"
+        return "; the output of every quantized layer is finite, so it arises behind them"
+
+    def _free(self) -> None:
+        self.executor.close()
+
+
+def _spec(spec: Any) -> TensorSpec:
+    return TensorSpec(name=spec.name, dtype=np.dtype(spec.dtype), shape=tuple(spec.shape))

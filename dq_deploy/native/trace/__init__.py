@@ -1,0 +1,1 @@
+"""From a record to the operations of one call."""

@@ -1,0 +1,181 @@
+"""A path to its Runner: `dq_deploy.open_engine(path)`, which is this file and its function."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from dq_deploy.artifacts import is_utf8, with_files_beside
+from dq_deploy.engines.tensorrt.library import RUNTIMES
+from dq_deploy.errors import FileProblemError, InputError, OptionError
+from dq_deploy.manifest.plan import is_plan, read_plan_manifest
+
+if TYPE_CHECKING:
+    from dq_deploy.engines.base import Runner
+
+GRAPH_TARGETS = RUNTIMES
+"""Targets whose ONNX file is not what runs: a plan is built from it."""
+
+ENGINES = ("onnxruntime", "openvino", *RUNTIMES, "native")
+
+RECORD_SUFFIXES = (".pt", ".safetensors")
+"""Files the native engine runs: records themselves."""
+
+
+def open_engine(
+    path: str | Path,
+    *,
+    engine: str | None = None,
+    threads: int | None = None,
+    finite_check: bool = True,
+    optimized_model_path: str | Path | None = None,
+    require_manifest: bool = True,
+    optimize: bool = True,
+    isa: str | None = None,
+    device: str | None = None,
+    hash_check: bool = True,
+) -> Runner:
+    """Open an exported engine, or a record as an engine; use it as a context manager.
+
+    Args:
+        path: ONNX file, a plan of TensorRT or TensorRT-RTX, or a record, which the native engine runs.
+        engine: one of `ENGINES`; by default what the manifest's target says, for a plan the runtime it was built by.
+        threads: threads of one run; None lets the engine decide. A plan runs on a GPU and has none.
+        finite_check: refuse NaN and infinity in inputs and outputs.
+        optimized_model_path: where to write the graph the engine really runs; not of a plan.
+        require_manifest: False opens a plain ONNX file too, with no manifest.
+        optimize: False runs the nodes of an ONNX file one by one as they stand, on ONNX Runtime; so are always those
+            of a graph for TensorRT, whose exactness ONNX Runtime's own rewrites would not keep.
+        isa: instruction set of the native engine, a name of `dq_kernels.cpu.structs.ISAS`; None takes the best there
+            is. Other engines choose for themselves.
+        device: of the native engine, one of `native.devices.DEVICES`; None is auto: a GPU that can run it, else the
+            CPU.
+        hash_check: refuse a file whose content is not what was written, by the hashes of its manifest or record;
+            half a second for 1 GB.
+
+    Raises:
+        FileProblemError: missing, damaged or foreign file; a plan of another version or for another GPU.
+        MissingDependencyError: the engine's library is not installed; for a plan, no driver.
+        OptionError: an engine that does not exist or does not run this file.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"engine is a {type(path).__name__}, expected the path of an ONNX file, a plan or a record")
+    path = Path(path)
+    if path.is_dir():
+        raise FileProblemError(f"engine {path} is a folder, expected an ONNX file, a plan or a record")
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool)):
+        raise OptionError(f"threads is {threads!r}, expected a whole number from 1")
+    if engine is not None and engine not in ENGINES:
+        raise OptionError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
+    if path.suffix in RECORD_SUFFIXES:
+        given = _RecordOptions(
+            threads=threads, isa=isa, device=device or "auto", finite_check=finite_check, hash_check=hash_check
+        )
+        return _open_record(path, engine, given, optimized_model_path)
+    if device is not None:
+        raise OptionError(f"device is {device!r} for {path}, expected none: only the native engine can be told its own")
+    if isa is not None:
+        raise OptionError(f"isa is {isa!r} for {path}, expected none: only the native engine can be told its own")
+    if engine == "native":
+        raise OptionError(f"engine native runs records ({' or '.join(RECORD_SUFFIXES)}), not {path}; give the record")
+    path = with_files_beside(path)
+    if is_plan(path):
+        manifest = read_plan_manifest(path, check_hash=hash_check)
+        return _open_plan(path, manifest, engine, finite_check, optimized_model_path)
+    if not is_utf8(path):
+        raise FileProblemError(f"the name {path} is no UTF-8, which the engine's library cannot open; rename it")
+    # onnx takes 50 MiB, which a plan and a record do without
+    from dq_deploy.graph.onnx_file import read_manifest, read_manifest_if_any
+
+    manifest = (read_manifest if require_manifest else read_manifest_if_any)(path, hash_check=hash_check)
+    name = engine or (manifest["target"] if manifest is not None else "onnxruntime")
+    optimized = None if optimized_model_path is None else Path(optimized_model_path)
+    if name == "onnxruntime":
+        from dq_deploy.engines.onnxruntime import OnnxRuntimeRunner
+
+        return OnnxRuntimeRunner(
+            path,
+            manifest,
+            threads=threads,
+            finite_check=finite_check,
+            optimized_model_path=optimized,
+            optimize=optimize and (manifest is None or manifest["target"] not in GRAPH_TARGETS),
+        )
+    if name == "openvino":
+        from dq_deploy.engines.openvino import OpenVinoRunner
+
+        return OpenVinoRunner(
+            path, manifest, threads=threads, finite_check=finite_check, optimized_model_path=optimized
+        )
+    raise OptionError(
+        f"{path} is an ONNX file for {name}, which runs plans: build one with dq-build --onnx {path}, or give the "
+        "engine onnxruntime where its operators are known there"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RecordOptions:
+    """How a record is opened; see `open_engine`."""
+
+    threads: int | None
+    isa: str | None
+    device: str
+    finite_check: bool
+    hash_check: bool
+
+
+def _open_record(
+    path: Path, engine: str | None, given: _RecordOptions, optimized_model_path: str | Path | None
+) -> Runner:
+    from dq_deploy.native.devices import chosen_device
+
+    if engine not in (None, "native"):
+        raise OptionError(f"{path} is a record, which the engine native runs; export it first to run it on {engine}")
+    if optimized_model_path is not None:
+        raise OptionError(f"record {path} has no graph to write; the native engine runs it as it is")
+    # threads or an instruction set are asked of a CPU
+    device = "cpu" if given.device == "auto" and (given.isa or given.threads) else given.device
+    if chosen_device(device) == "cuda":
+        from dq_deploy.native.cuda.runner import NativeCudaRunner
+
+        return NativeCudaRunner(path, finite_check=given.finite_check, hash_check=given.hash_check)
+    from dq_deploy.native.runner import NativeRunner
+
+    return NativeRunner(
+        path,
+        threads=given.threads,
+        isa=given.isa,
+        finite_check=given.finite_check,
+        hash_check=given.hash_check,
+    )
+
+
+def _open_plan(
+    path: Path,
+    manifest: Mapping[str, Any],
+    engine: str | None,
+    finite_check: bool,
+    optimized_model_path: str | Path | None,
+) -> Runner:
+    from dq_deploy.engines.tensorrt.runner import TensorRtRunner
+
+    if engine is not None and engine != manifest["runtime"]:
+        raise OptionError(f"engine is {engine!r}, expected {manifest['runtime']}, by which plan {path} was built")
+    if optimized_model_path is not None:
+        raise OptionError(f"plan {path} has no graph to write; dq-verify --engine reads what its layers became")
+    return TensorRtRunner(path, manifest, finite_check=finite_check)
+
+
+class _CallableModule(ModuleType):
+    """This file, which can be called like its function: `dq_deploy.open_engine` is both."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Runner:
+        return open_engine(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule

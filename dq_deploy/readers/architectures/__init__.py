@@ -1,0 +1,1 @@
+"""From a checkpoint's parameter names to the modules of diffusers."""

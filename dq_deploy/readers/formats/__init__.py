@@ -1,0 +1,1 @@
+"""The checkpoint formats, one file each, and what several of them share."""

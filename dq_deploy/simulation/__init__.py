@@ -1,0 +1,1 @@
+"""The integer layer in torch, as training sees it."""

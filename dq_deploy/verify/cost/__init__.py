@@ -1,0 +1,1 @@
+"""What quantizing costs, layer by layer."""

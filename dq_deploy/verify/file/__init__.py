@@ -1,0 +1,1 @@
+"""What the file holds against what the record says."""

@@ -1,0 +1,96 @@
+"""What the comparison of a file with its record adds to a report, and the report of a file that cannot be run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dq_deploy.errors import DqError
+from dq_deploy.record import Record
+from dq_deploy.verify.file.same_file import SameFile
+from dq_deploy.verify.report.values import Report, failure_of_file
+
+MOST_SHOWN = 50
+"""Differences that are named; where there are more, their number is."""
+
+
+def with_file(report: Report, same: SameFile | None) -> Report:
+    """The report with what the comparison found; a difference and an unknown are failures.
+
+    Args:
+        report: of what runs.
+        same: the comparison, None where it was not asked for.
+    """
+    if same is None:
+        return report
+    texts = tuple(difference.text() for difference in same.differences[:MOST_SHOWN])
+    if len(same.differences) > MOST_SHOWN:
+        texts += (f"{len(same.differences) - MOST_SHOWN} more places",)
+    failures = tuple(failure_of_file(text) for text in texts)
+    if same.unknown:
+        failures += (f"it is not known whether the engine is what its record makes: {same.unknown}",)
+    return replace(
+        report,
+        failures=(*report.failures, *failures),
+        file_compared=not same.unknown,
+        file_differences=texts,
+        file_unknown=same.unknown,
+    )
+
+
+def unrun_report(
+    record: Record, path: Path, manifest: Mapping[str, Any], error: DqError, *, seed: int, start: float
+) -> Report:
+    """The report of a file that is damaged so far that it does not run: nothing was compared in it.
+
+    Args:
+        record: the quantized denoiser.
+        path: the file.
+        manifest: inside it.
+        error: why it does not run.
+        seed: as asked for.
+        start: when it began, by `time.perf_counter`.
+    """
+    macs = manifest.get("macs") or {}
+    return Report(
+        engine=path.name,
+        target=str(manifest["target"]),
+        mode=str(manifest["mode"]),
+        record_sha256=str(manifest.get("record_sha256")),
+        runtime="not run",
+        processor="",
+        integer_mac_share=0.0,
+        integer_mac_share_of_quantizable=0.0,
+        macs={
+            **{key: max(1, int(macs.get(key, 1))) for key in ("of_all", "of_quantizable")},
+            "attention": int(macs.get("attention", 0)),
+            "integer": 0,
+        },
+        max_code_difference=None,
+        max_accumulator_difference=None,
+        layers_compared=0,
+        layers_total=len(record.layers),
+        codes_compared=0,
+        accumulators_compared=0,
+        codes_probed=0,
+        accumulators_probed=0,
+        output_psnr_db=None,
+        output_training_psnr_db=None,
+        output_margin_db=None,
+        output_steps=(),
+        steps_total=record.steps,
+        steps_checked=(),
+        inputs_compared=0,
+        float_path_difference=None,
+        edges_checked=0,
+        batch_equals_single=None,
+        layers=(),
+        float_layers=(),
+        failures=(f"the engine does not run: {error}",),
+        notes=(),
+        seed=seed,
+        seconds=time.perf_counter() - start,
+    )

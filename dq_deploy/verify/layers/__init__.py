@@ -1,0 +1,1 @@
+"""Codes and accumulators of a layer, compared with the numerics."""

@@ -1,0 +1,1 @@
+"""The proof of a record on our own kernels."""

@@ -1,0 +1,1 @@
+"""The float path and the outputs, compared with the simulation."""

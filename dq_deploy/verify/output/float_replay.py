@@ -1,0 +1,168 @@
+"""The float module in float64 around an engine's layers, with a bound of the rounding of every tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from dq_deploy.engines.base import Array
+from dq_deploy.models import call_denoiser, denoiser_from_record
+from dq_deploy.record import Record
+from dq_deploy.verify.inputs import Batch
+from dq_deploy.verify.output.float_path import NARROW_FLOOR, OUTPUT, FloatPath, Gap, gap_between
+from dq_deploy.verify.output.kept_tensors import KeptTensors
+from dq_deploy.verify.output.rounding import UNITS, ErrorBounds
+
+
+@dataclass(kw_only=True)
+class FloatPathCheck:
+    """Runs a record's float module around an engine's layers.
+
+    Attributes:
+        record: gives the float module.
+        dtype: the engine's float type.
+        layers: of those whose values the engine shows; the others are computed by the float module.
+        gaps: the largest of each layer, in execution order.
+    """
+
+    record: Record
+    layers: Sequence[str]
+    dtype: str = "float32"
+    gaps: dict[str, Gap] = field(default_factory=dict)
+    _problem: str = ""
+    _inputs: int = 0
+    _guessed: set[str] = field(default_factory=set)
+    _module: Any = None
+    _values: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
+    _now: dict[str, Gap] = field(default_factory=dict)
+    _mode: Any = None
+
+    def add(self, batch: Batch, values: Mapping[str, tuple[Array, Array]], final: Array) -> None:
+        """Run one batch.
+
+        Args:
+            batch: what the engine was fed.
+            values: input and float output of each layer in the engine.
+            final: the engine's output.
+        """
+        if self._module is None:
+            self._module = self._around_layers()
+        self._values, self._now, self._mode = values, {}, ErrorBounds(UNITS[self.dtype])
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in batch.feeds.items()}
+        wide = {name: value.double() if value.is_floating_point() else value for name, value in tensors.items()}
+        with torch.no_grad(), self._mode:
+            result = call_denoiser(self._module, wide)
+            self._compare(OUTPUT, final, result)
+        self._inputs += len(batch.buckets)
+        self._guessed |= self._mode.guessed
+        for name, gap in self._now.items():
+            if name not in self.gaps or gap.share > self.gaps[name].share:
+                self.gaps[name] = gap
+        bad = next((name for name, gap in self._now.items() if gap.share > 1), None)
+        if bad is not None and not self._problem:
+            self._problem = _words(bad, self._now[bad], batch)
+
+    def result(self) -> FloatPath:
+        """What all batches showed."""
+        return FloatPath(
+            layers=len(set(self.gaps) - {OUTPUT}),
+            max_difference=max((gap.relative for gap in self.gaps.values()), default=0.0),
+            max_share=max((gap.share for gap in self.gaps.values()), default=0.0),
+            inputs=self._inputs,
+            guessed=tuple(sorted(self._guessed)),
+            problem=self._problem,
+        )
+
+    def _around_layers(self) -> torch.nn.Module:
+        module = denoiser_from_record(self.record)
+        for name in self.layers:
+            parent, _, leaf = name.rpartition(".")
+            owner: Any = module.get_submodule(parent)
+            setattr(owner, leaf, _Replay(self, name, module.get_submodule(name)))
+        return module.double().eval()
+
+    def _replayed(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """Compare a layer's input; what the engine's layer gave."""
+        got, y = self._values[name]
+        self._compare(name, got, x)
+        with _disable_current_modes():
+            value = torch.from_numpy(np.array(y)).double()
+            return value if value.ndim == x.ndim else value.reshape(*x.shape[:-1], -1)
+
+    def _compare(self, name: str, got: Array, want: torch.Tensor) -> None:
+        bound = self._mode.bound_of(want)
+        with _disable_current_modes():
+            reference = want.detach().numpy()
+            allowed = np.zeros_like(reference) if bound is None else bound.detach().expand(want.shape).numpy()
+            self._now[name] = gap_between(got, reference, allowed, floor=NARROW_FLOOR[self.dtype])
+
+
+class _Replay(torch.nn.Module):
+    """Stands for one layer: checks its input and gives the engine's output."""
+
+    def __init__(self, check: FloatPathCheck, name: str, original: torch.nn.Module) -> None:
+        super().__init__()
+        self.name = name
+        self._check = check
+        # diffusers reads dtypes and sizes off layers
+        weight: Any = original.weight
+        self.weight = torch.nn.Parameter(torch.empty(weight.shape, device="meta"), requires_grad=False)
+        for key in ("in_features", "out_features", "in_channels", "out_channels"):
+            if hasattr(original, key):
+                setattr(self, key, getattr(original, key))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What the engine's layer gave."""
+        return self._check._replayed(self.name, x)
+
+
+def _words(name: str, gap: Gap, batch: Batch) -> str:
+    first, last = int(batch.buckets.min()), int(batch.buckets.max())
+    steps = f"step {first}" if first == last else f"steps {first} to {last}"
+    what = name if name == OUTPUT else f"the input of layer {name}"
+    return (
+        f"{steps}: {what} is off by {gap.relative:.2g} of its range; a float operation between them is wrong, for the "
+        f"layers in front agree: {gap.text}"
+    )
+
+
+def compare_float_paths(
+    record: Record,
+    batches: Sequence[Batch],
+    kept: KeptTensors,
+    finals: Sequence[Array],
+    *,
+    in_float: Collection[str] = (),
+    dtype: str = "float32",
+) -> tuple[FloatPath | None, str]:
+    """Compare the float operations between the layers in every batch that was run.
+
+    Args:
+        record: gives the float module.
+        batches: what the engine was fed.
+        kept: its layers' inputs and outputs, by the number of the batch; each is dropped when it was looked at.
+        finals: the engine's outputs.
+        in_float: layers that are float operations in this engine, and so are computed by the float module.
+        dtype: the engine's float type.
+
+    Returns:
+        What was found, or None and why not, in words.
+    """
+    shown = [set(kept.of(index)) for index in range(len(batches))]
+    layers = [name for name in record.layers if name not in in_float]
+    lacking = [name for name in layers if not all(name in own for own in shown)]
+    if lacking:
+        return None, (
+            f"float operations between the layers were not compared one by one: {len(lacking)} layers show no float "
+            f"output, {lacking[0]} the first"
+        )
+    check = FloatPathCheck(record=record, layers=layers, dtype=dtype)
+    for index, (batch, final) in enumerate(zip(batches, finals, strict=True)):
+        check.add(batch, kept.of(index), final)
+        kept.drop(index)
+    return check.result(), ""

@@ -1,0 +1,227 @@
+"""What each layer of a plan became, as the plan itself or the engine inspector tells it; unknown is never passed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dq_deploy.artifacts import sha256_of_file
+from dq_deploy.engines.tensorrt.plan.inspector import read_inspector
+from dq_deploy.engines.tensorrt.plan.products import Kernel, PlanText, Product
+from dq_deploy.engines.tensorrt.plan.text import read_plan_text
+from dq_deploy.errors import FileProblemError
+from dq_deploy.verify.plan.kernels import kernel_counts, standing_alone
+from dq_deploy.verify.plan.matching import Matching, Verdict, wanted_products, worst
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerAttestation:
+    """One layer of the manifest.
+
+    Attributes:
+        name: module path.
+        requested: `integer` or `float`: what the exporter wrote.
+        executed: `integer`, `float` or `unknown`.
+        operands: element types of its products, as `int8 x int8`.
+        macs: multiply-accumulates of one sample.
+        why: reason where it is not integer.
+    """
+
+    name: str
+    requested: str
+    executed: str
+    operands: tuple[str, ...]
+    macs: int
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanAttestation:
+    """What a plan tells; `to_json` has these names.
+
+    Attributes:
+        runtime: `tensorrt` or `tensorrt-rtx`.
+        version: of the builder, as the plan has it.
+        compute_capabilities: each of them is counted, the worst decides.
+        problem: why the plan tells nothing; empty where it was read.
+        layers: one by one, in the manifest's order.
+        integer_mac_share: of all convolutions, linear layers and attention products.
+        integer_mac_share_of_quantizable: of convolutions and linear layers.
+        macs: `of_all`, `of_quantizable`, `attention`, `integer`, `unknown`.
+        kernels: number of `products`, of `integer_products` and of the other kernels by what they do.
+        unfused: kernels with nothing but what the exporter added for layers: kernel, role, nodes.
+    """
+
+    runtime: str
+    version: str
+    compute_capabilities: tuple[str, ...]
+    problem: str
+    layers: tuple[LayerAttestation, ...]
+    integer_mac_share: float
+    integer_mac_share_of_quantizable: float
+    macs: dict[str, int]
+    kernels: dict[str, int]
+    unfused: tuple[dict[str, Any], ...]
+
+    @property
+    def not_integer(self) -> tuple[str, ...]:
+        """Names of the layers that are float or unknown."""
+        return tuple(layer.name for layer in self.layers if layer.executed != "integer")
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        value = asdict(self)
+        for row in value["layers"]:
+            row["operands"] = list(row["operands"])
+        return {**value, "layers": list(value["layers"]), "unfused": list(value["unfused"])}
+
+
+def attest_plan(plan_path: str | Path, manifest: Mapping[str, Any]) -> PlanAttestation:
+    """Say what each layer of a plan became, without running it.
+
+    TensorRT-RTX: from the text in the plan. TensorRT: from the engine inspector's JSON, `<plan>.layers.json` where it
+    is there, else by loading the engine, which needs its GPU. Where neither can be read, every layer is unknown.
+
+    Args:
+        plan_path: the plan.
+        manifest: its manifest, with or without `layers_built`.
+
+    Returns:
+        One verdict a layer, and the integer share of the MACs.
+
+    Raises:
+        FileProblemError: the plan is missing, or the manifest is incomplete.
+    """
+    path = Path(plan_path)
+    if not path.is_file():
+        raise FileProblemError(f"plan {path} does not exist; expected a file made by dq-build")
+    try:
+        entries = [(entry, wanted_products(entry)) for entry in manifest["layers"]]
+        of_layer = {str(name): int(count) for name, count in manifest["macs"]["layers"].items()}
+        totals = {key: int(manifest["macs"][key]) for key in ("of_all", "of_quantizable", "attention")}
+        runtime = str(manifest["runtime"])
+        names = [str(entry["name"]) for entry, _ in entries]
+        macs = [of_layer[name] for name in names]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _incomplete(path, error) from error
+    told = _evidence(path, manifest, runtime)
+    wanted = [want for _, wants in entries for want in wants]
+    try:
+        found = _verdicts(told, manifest, wanted)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _incomplete(path, error) from error
+    verdicts: dict[str, list[Verdict]] = defaultdict(list)
+    for want, verdict in zip(wanted, found, strict=True):
+        verdicts[want.layer].append(verdict)
+    rows = []
+    for (entry, _), name, count in zip(entries, names, macs, strict=True):
+        requested = "integer" if entry["integer"] else "float"
+        verdict = worst(verdicts[name])
+        why = verdict.why
+        if requested == "float" and verdict.executed == "float":
+            why = str(entry.get("reason") or verdict.why)
+        row = LayerAttestation(
+            name=name,
+            requested=requested,
+            executed=verdict.executed,
+            operands=verdict.operands,
+            macs=count,
+            why=why,
+        )
+        rows.append(row)
+    sums = {kind: sum(row.macs for row in rows if row.executed == kind) for kind in ("integer", "unknown")}
+    return PlanAttestation(
+        runtime=runtime,
+        version=told.version,
+        compute_capabilities=tuple(str(c) for c in manifest.get("compute_capabilities") or ()),
+        problem=told.problem,
+        layers=tuple(rows),
+        integer_mac_share=_share(sums["integer"], totals["of_all"]),
+        integer_mac_share_of_quantizable=_share(sums["integer"], totals["of_quantizable"]),
+        macs={**totals, **sums},
+        kernels=kernel_counts(told),
+        unfused=tuple(standing_alone(told.kernels)),
+    )
+
+
+def _incomplete(path: Path, error: Exception) -> FileProblemError:
+    return FileProblemError(
+        f"the manifest of {path} is incomplete ({type(error).__name__}: {error}); build the plan again"
+    )
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def _evidence(path: Path, manifest: Mapping[str, Any], runtime: str) -> PlanText:
+    """What the plan says, or an account whose problem makes every layer unknown."""
+    expected = manifest.get("plan_sha256")
+    if expected is not None and sha256_of_file(path) != expected:
+        return PlanText(version="", problem="the manifest belongs to another plan: the SHA-256 differs")
+    if runtime == "tensorrt-rtx":
+        told = read_plan_text(path)
+    elif runtime == "tensorrt":
+        told = read_inspector(path)
+    else:
+        return PlanText(version="", problem=f"plans of {runtime} cannot be read")
+    built_by = manifest.get("runtime_version")
+    if not told.problem and built_by is not None and told.version and built_by != told.version:
+        problem = f"the manifest says {runtime} {built_by}, the plan {told.version}"
+        return PlanText(version=told.version, problem=problem)
+    return told
+
+
+def _verdicts(told: PlanText, manifest: Mapping[str, Any], wanted: Sequence[Any]) -> list[Verdict]:
+    """The worst verdict over all GPU architectures the plan is for."""
+    if told.problem:
+        return [Verdict(executed="unknown", operands=(), why=told.problem)] * len(wanted)
+    profiles = manifest.get("profiles") or []
+    by_architecture = []
+    for name in _architectures(told, manifest):
+        products = [p for p in told.products if _runs_on(p, name)]
+        if name and not products and name not in told.accelerators:
+            why = f"the plan holds no program for compute capability {name[2:-1]}.{name[-1]}"
+            by_architecture.append([Verdict(executed="unknown", operands=(), why=why)] * len(wanted))
+            continue
+        matching = Matching(
+            wanted=wanted,
+            products=products,
+            kernels=[k for k in told.kernels if _runs_on(k, name)],
+            batch=fixed_batch(manifest),
+            copies=max(1, len(profiles)),
+        )
+        by_architecture.append(matching.verdicts())
+    return [worst(column) for column in zip(*by_architecture, strict=True)]
+
+
+def _architectures(told: PlanText, manifest: Mapping[str, Any]) -> list[str]:
+    """`sm80` and so on; one empty name where the evidence does not tell architectures apart.
+
+    A portable plan says `sm80` for 8.0 and all that came later; there the plan's own list is what can be counted.
+    """
+    if not told.accelerators:
+        return [""]
+    if manifest.get("portable"):
+        return list(told.accelerators)
+    named = [f"sm{str(c).replace('.', '')}" for c in manifest.get("compute_capabilities") or ()]
+    return list(dict.fromkeys([*named, *told.accelerators]))
+
+
+def _runs_on(item: Product | Kernel, name: str) -> bool:
+    return not name or not item.accelerators or name in item.accelerators
+
+
+def fixed_batch(manifest: Mapping[str, Any]) -> int | None:
+    """The batch of a plan whose profiles allow one only, else None."""
+    try:
+        first = manifest["inputs"][0]
+        told = [profile[first["name"]] for profile in manifest.get("profiles") or () if first["name"] in profile]
+        sizes = {shape[0] for shapes in told for shape in shapes.values()} or {first["shape"][0]}
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return None
+    (size,) = sizes if len(sizes) == 1 else (None,)
+    return size if isinstance(size, int) and size > 0 else None

@@ -1,0 +1,1 @@
+"""The report: its values, its sentences and its pages."""

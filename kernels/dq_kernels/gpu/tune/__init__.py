@@ -1,0 +1,1 @@
+"""Which block sizes are fastest, and the table of what was found."""

@@ -1,0 +1,258 @@
+"""Measures configurations on the GPU at hand and writes a table of them; `dq-tune` is its command.
+
+A configuration that gives one wrong accumulator or code is out and the rule says how many were. Products are compared
+with an integer product in float64 (exact below 2^53), the float ops with `reference.py`. Times are medians of CUDA
+events with the L2 cache flushed before every run.
+
+Never run on a GPU: on a CPU its tests interpret the kernels and give it a clock of their own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dq_kernels.cpu.library import KernelInputError
+from dq_kernels.gpu.ahead_of_time.shapes import FLOAT_OPS, PRODUCT_OPS, float_facts, product_facts
+from dq_kernels.gpu.launch import launching as launch
+from dq_kernels.gpu.launch.float_calls import CodeOutput
+from dq_kernels.gpu.launch.product_calls import Epilogue, Window
+from dq_kernels.gpu.launch.weights import make_quantizer, make_weights
+from dq_kernels.gpu.tune.candidates import candidates
+from dq_kernels.gpu.tune.configurations import FORMAT, PRODUCTS, Configuration, choose
+from dq_kernels.quantize.reference import signed_codes
+
+FLUSH_BYTES = 256 << 20
+"""More than twice the L2 cache of any GPU so far."""
+RUNS = 20
+WARMUP = 3
+
+Work = Callable[[Configuration], None]
+Clock = Callable[[Callable[[], None]], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One op at one shape, ready to run.
+
+    Attributes:
+        op: its name.
+        facts: what the rule is bound to.
+        run: launches with a configuration.
+        right: launches once more with what was run last and says whether that gives what the reference gives.
+    """
+
+    op: str
+    facts: Mapping[str, int]
+    run: Work
+    right: Callable[[], bool]
+
+
+def shapes_of_model(model: str, op: str | None = None) -> list[tuple[str, Any, int]]:
+    """(op, case, bits of the weights) of a model's shapes, those of equal facts once; bits are 0 without weights."""
+    found: dict[tuple[Any, ...], tuple[str, Any, int]] = {}
+    for name in PRODUCT_OPS + FLOAT_OPS:
+        for case in importlib.import_module(f"dq_kernels.{name}.cases").SHAPE_CASES:
+            if case.model != model or op not in (None, name):
+                continue
+            for bits in (8, 4) if name in PRODUCTS else (0,):
+                facts = product_facts(name, case, bits) if bits else float_facts(name, case)
+                found.setdefault((name, *facts.values()), (name, case, bits))
+    return list(found.values())
+
+
+def problem_of(op: str, case: Any, bits: int, dtype: torch.dtype, device: torch.device) -> Problem:
+    """A shape, ready to run."""
+    return product_problem(op, case, bits, dtype, device) if bits else float_problem(op, case, dtype, device)
+
+
+def product_problem(op: str, case: Any, bits: int, dtype: torch.dtype, device: torch.device) -> Problem:
+    """A product with a bias, its accumulators compared."""
+    inputs = case.inputs()
+    if bits == 8 and case.weight_bits < 8:
+        inputs["weights"] = np.random.default_rng(1).integers(-128, 128, inputs["weights"].shape).astype(np.int8)
+    channels = inputs["codes"].shape[-1]
+    codes = torch.from_numpy(signed_codes(inputs["codes"]).reshape(case.batch, -1, channels)).to(device)
+    weights = launch.to_device(make_weights(inputs["weights"], inputs["weight_scale"], bits=bits), device)
+    names = ("scale", "zero_point", "q_min", "q_max")
+    made = make_quantizer(**{name: inputs[name] for name in names}, pads_pitch=channels if op == "int_conv2d" else 0)
+    quantizer, step = launch.to_device(made, device), torch.from_numpy(inputs["step"]).to(device)
+    facts = product_facts(op, case, bits)
+    shape = (case.batch, facts["m"] // case.batch, case.out_channels)
+    y = torch.empty(shape, dtype=dtype, device=device)
+    bias = None if inputs["bias"] is None else torch.from_numpy(inputs["bias"]).to(device)
+    found = torch.empty(shape, dtype=torch.int32, device=device)
+    expected = exact_product(op, case, inputs, device).view(shape)
+    window = None
+    if op == "int_conv2d":
+        size = (case.height, case.width)
+        window = Window(size=size, **{n: inputs[n] for n in ("out_size", "stride", "padding", "dilation")})
+
+    def start(configuration: Configuration, accumulators: torch.Tensor | None) -> None:
+        epilogue = Epilogue(y=y, accumulators=accumulators, bias=bias)
+        given: dict[str, Any] = {"configuration": configuration}
+        if window is None:
+            launch.int_linear(codes, weights, quantizer, step, epilogue, **given)
+        else:
+            launch.int_conv2d(codes, weights, quantizer, step, epilogue, window, **given)
+
+    # accumulators are written for the comparison alone
+    last: list[Configuration] = []
+
+    def run(configuration: Configuration) -> None:
+        last[:] = [configuration]
+        start(configuration, None)
+
+    def right() -> bool:
+        found.fill_(-1)
+        start(last[0], found)
+        return bool(torch.equal(found, expected))
+
+    return Problem(op=op, facts=facts, run=run, right=right)
+
+
+def exact_product(op: str, case: Any, inputs: Mapping[str, Any], device: torch.device) -> torch.Tensor:
+    """Canonical accumulators by float64 products of integers, a tap of the window at a time."""
+    step = np.minimum(inputs["step"], len(inputs["zero_point"]) - 1)
+    zero = torch.from_numpy(inputs["zero_point"][step].astype(np.float64) - inputs["q_min"]).to(device)
+    codes = torch.from_numpy(inputs["codes"]).to(device).double()
+    centred = codes - zero.view(-1, *[1] * (codes.ndim - 1))
+    weights = torch.from_numpy(inputs["weights"]).to(device).double()
+    if op == "int_linear":
+        return (centred @ weights.T).to(torch.int32)
+    (out_h, out_w), (stride_h, stride_w) = inputs["out_size"], inputs["stride"]
+    (top, left), (dilation_h, dilation_w) = inputs["padding"], inputs["dilation"]
+    reach_h = (out_h - 1) * stride_h + dilation_h * (weights.shape[1] - 1) + 1
+    reach_w = (out_w - 1) * stride_w + dilation_w * (weights.shape[2] - 1) + 1
+    padded = centred.new_zeros(
+        (len(codes), max(reach_h, case.height + top), max(reach_w, case.width + left), codes.shape[3])
+    )
+    padded[:, top : top + case.height, left : left + case.width] = centred
+    total = centred.new_zeros((len(codes), out_h, out_w, len(weights)))
+    for i in range(weights.shape[1]):
+        for j in range(weights.shape[2]):
+            down, across = i * dilation_h, j * dilation_w
+            rows = slice(down, down + (out_h - 1) * stride_h + 1, stride_h)
+            columns = slice(across, across + (out_w - 1) * stride_w + 1, stride_w)
+            total += padded[:, rows, columns] @ weights[:, i, j].T
+    return total.to(torch.int32)
+
+
+def float_problem(op: str, case: Any, dtype: torch.dtype, device: torch.device) -> Problem:
+    """A float op that writes codes alone, compared with the reference's."""
+    inputs = case.inputs()
+    x = torch.from_numpy(inputs["x"]).to(dtype)
+    read = {**inputs, "x": x.float().numpy()}
+    module = importlib.import_module(f"dq_kernels.{op}.reference")
+    answer = getattr(module, op)(**read)
+    expected = [answer[0]] if op == "quantize" else [answer[1]] if op == "geglu_quantize" else answer[1]
+    references = inputs.get("outputs") or [inputs["quantizer" if op == "quantize" else "output"]]
+    outputs = []
+    for reference in references:
+        names = ("pre", "inverse_scale", "zero_point", "q_min", "q_max", "first")
+        quantizer = make_quantizer(**{name: getattr(reference, name) for name in names})
+        codes = torch.empty((*x.shape[:2], reference.channels), dtype=torch.int8, device=device)
+        outputs.append(CodeOutput(quantizer=launch.to_device(quantizer, device), codes=codes))
+    x, step = x.to(device), torch.from_numpy(inputs["step"]).to(device)
+    norm: dict[str, Any] = {name: inputs[name] for name in ("groups", "eps", "silu") if name in inputs}
+    for name, fill in (("gamma", 1.0), ("beta", 0.0)):
+        if name in inputs:
+            array = np.full(x.shape[2], fill, np.float32) if inputs[name] is None else inputs[name]
+            norm[name] = torch.from_numpy(array).to(device)
+
+    def run(configuration: Configuration) -> None:
+        given: Any = configuration
+        if op == "quantize":
+            launch.quantize(x, step, outputs[0].quantizer, codes=outputs[0].codes, configuration=given)
+        elif op == "geglu_quantize":
+            launch.geglu_quantize(x, step, outputs[0], channels=case.channels, configuration=given)
+        else:
+            getattr(launch, op)(x, step, outputs, **norm, configuration=given)
+
+    def right() -> bool:
+        pairs = zip(outputs, expected, strict=True)
+        return all(np.array_equal(output.codes.cpu().numpy(), signed_codes(codes)) for output, codes in pairs)
+
+    return Problem(op=op, facts=float_facts(op, case), run=run, right=right)
+
+
+def fastest(
+    problem: Problem, architecture: int, clock: Clock, tried: list[Configuration] | None = None
+) -> dict[str, Any]:
+    """Rule of the fastest right configuration, with its time and the default's.
+
+    Raises:
+        KernelInputError: the default configuration gives a wrong result.
+    """
+    default = choose(problem.op, architecture, problem.facts)
+    bits = problem.facts.get("bits", 8)
+    times: dict[Configuration, float] = {}
+    wrong, failed = 0, 0
+    for one in [default, *(candidates(problem.op, architecture, bits) if tried is None else tried)]:
+        if one in times:
+            continue
+        try:
+            problem.run(one)
+            fits = problem.right()
+        except KernelInputError:
+            raise
+        except Exception as error:  # triton has many: too much shared memory, too few registers, a refused cubin
+            if one == default:
+                raise KernelInputError(f"{problem.op} {dict(problem.facts)} does not run: {error}") from error
+            failed += 1
+            continue
+        if fits:
+            times[one] = clock(lambda one=one: problem.run(one))
+        elif one == default:
+            raise KernelInputError(f"{problem.op} {dict(problem.facts)} gives a wrong result; do not use this GPU")
+        else:
+            wrong += 1
+    best = min(times, key=lambda one: times[one])
+    return {
+        "op": problem.op,
+        "architectures": [architecture],
+        **{name: [value, value] for name, value in problem.facts.items()},
+        "use": dict(best.__dict__),
+        "milliseconds": times[best],
+        "milliseconds_default": times[default],
+        "tried": len(times) + wrong + failed,
+        "wrong": wrong,
+        "failed": failed,
+    }
+
+
+def cuda_clock(device: torch.device, runs: int = RUNS) -> Clock:
+    """Median milliseconds of `runs` runs by CUDA events, each with the L2 cache flushed."""
+    scrap = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
+
+    def clock(work: Callable[[], None]) -> float:
+        times = []
+        for number in range(WARMUP + runs):
+            scrap.zero_()
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            work()
+            end.record()
+            end.synchronize()
+            if number >= WARMUP:
+                times.append(start.elapsed_time(end))
+        return statistics.median(times)
+
+    return clock
+
+
+def write_table(path: Path, rules: list[dict[str, Any]], source: str) -> None:
+    """Write a table that `load_table` reads, by a temporary file."""
+    lines = ",\n    ".join(json.dumps(rule) for rule in rules)
+    text = f'{{\n  "format": {FORMAT},\n  "source": {json.dumps(source)},\n  "rules": [\n    {lines}\n  ]\n}}\n'
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,87 @@
+"""benchmarks/plans/gpu.py: its options, what it says without a GPU, and what it writes when a plan does not run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.engines.cuda.gpu import without_driver
+
+
+@pytest.fixture(scope="module")
+def script(repository):
+    from benchmarks.plans import gpu
+
+    return gpu
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx to build a plan")
+    from tests.engines.tensorrt.plans import build_linear
+
+    return build_linear(tmp_path_factory.mktemp("plan"))
+
+
+def test_the_defaults_measure_both_models(script):
+    arguments = script.parsed([])
+    assert (arguments.model, arguments.batch, arguments.runtime) == (None, [1, 8], "tensorrt-rtx")
+    assert arguments.results.name == "gpu_plans.jsonl"
+    assert arguments.results.parent.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--batch", "0"], "expected at least 1"),
+        (["--rounds", "0"], "expected at least 1"),
+        (["--results", "missing/rows.jsonl"], "does not exist"),
+    ],
+)
+def test_a_wrong_option_is_one_line(script, words, message, capsys):
+    assert script.main(words) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@without_driver
+def test_without_a_gpu_it_refuses_before_it_builds(script, tmp_path, capsys):
+    work, results = tmp_path / "work", tmp_path / "rows.jsonl"
+    assert script.main(["--work", str(work), "--results", str(results)]) == 2
+    err = capsys.readouterr().err
+    assert "no NVIDIA driver" in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@without_driver
+def test_a_plan_that_does_not_load_is_an_outcome_and_not_a_crash(script, plan):
+    row = script.portability_row(plan, {"compute_capability": "9.0"})
+    assert row["outcome"] == "failed to load"
+    assert "no NVIDIA driver" in row["error"]
+    assert row["gpu_compute_capability"] == "9.0"
+    assert script.plan_row(plan, script.parsed([]))["error"] == row["error"]
+
+
+def test_a_process_that_dies_of_a_plan_is_an_outcome_too(script, tmp_path):
+    row = script.portability_row(tmp_path / "missing.plan", {"compute_capability": "9.0"})
+    assert row["outcome"] == "the process ended with code 2"
+    assert "missing.plan" in row["error"]
+
+
+def test_it_runs_as_a_script_and_takes_a_plan_that_is_there(repository, plan, tmp_path):
+    (tmp_path / "cifar-w8a8-tensorrt-rtx-8.0.plan").symlink_to(plan)
+    command = [sys.executable, "-m", "benchmarks.plans.gpu", "--build-only", "--model", "cifar"]
+    done = subprocess.run([*command, "--work", tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("cifar-w8a8-tensorrt-rtx-8.0.plan")
+
+
+def test_a_model_has_the_shape_it_is_named_after(script, repository, monkeypatch):
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    assert sum(p.numel() for p in script.denoiser_of("cifar").module.parameters()) == pytest.approx(35.7e6, rel=0.01)
+    assert json.dumps(script.MODELS) == '["cifar", "sd15"]'

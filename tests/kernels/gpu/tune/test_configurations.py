@@ -1,0 +1,132 @@
+import json
+
+import pytest
+from dq_kernels.cpu.library import KernelInputError
+from dq_kernels.gpu import ARCHITECTURES
+from dq_kernels.gpu.tune.candidates import candidates, shared_bytes
+from dq_kernels.gpu.tune.configurations import (
+    PRODUCTS,
+    SHARED_BYTES,
+    SM_COUNT,
+    BlockConfiguration,
+    ProductConfiguration,
+    architecture_of,
+    channel_block,
+    choose,
+    configuration_from,
+    default_table,
+    fit_to_pitch,
+    load_table,
+    next_power,
+    splits_for,
+)
+
+OPS = ("quantize", "group_norm_silu_quantize", "layer_norm_quantize", "geglu_quantize", *PRODUCTS)
+LARGE = ProductConfiguration(block_m=128, block_n=128, block_k=128, warps=8, stages=3)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("op", OPS)
+def test_the_default_table_has_a_rule_for_every_shape_that_fits_the_architecture(op, architecture):
+    for m in (1, 33, 513, 8192, 1 << 20):
+        for n in (1, 33, 640, 10240):
+            for bits in (4, 8):
+                found = choose(op, architecture, {"m": m, "n": n, "k": m, "bits": bits})
+                if isinstance(found, ProductConfiguration):
+                    sizes = (found.block_m, found.block_n, found.block_k, found.stages, bits)
+                    assert shared_bytes(*sizes) <= SHARED_BYTES[architecture]
+
+
+def test_the_default_rules_are_valid_and_marked_as_not_measured():
+    assert len(load_table()) == len(default_table())
+    assert {rule["op"] for rule in default_table()} == set(OPS)
+    from dq_kernels.gpu.tune.configurations import TABLE_FILE
+
+    assert "not measured" in json.loads(TABLE_FILE.read_text())["source"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "architecture"),
+    [
+        ((8, 0), 80),
+        ((8, 6), 86),
+        ((8, 7), 86),
+        ((8, 9), 89),
+        ((9, 0), 90),
+        ((10, 0), 100),
+        ((10, 3), 100),
+        ((12, 1), 120),
+    ],
+)
+def test_a_capability_gets_the_newest_row_that_is_not_newer(capability, architecture):
+    assert architecture_of(capability) == architecture
+    assert architecture in SM_COUNT
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (6, 1)])
+def test_a_gpu_that_is_too_old_is_refused(capability):
+    with pytest.raises(KernelInputError, match=r"has compute capability .*, the kernels need 8.0 or newer"):
+        architecture_of(capability)
+
+
+def test_blocks_divide_the_rows_of_weights_where_they_can():
+    assert fit_to_pitch(LARGE, 1280).block_k == 128
+    assert fit_to_pitch(LARGE, 320).block_k == 64
+    assert fit_to_pitch(LARGE, 160) == ProductConfiguration(**{**LARGE.__dict__, "block_k": 32, "stages": 5})
+    assert fit_to_pitch(LARGE, 16).block_k == 32
+    assert fit_to_pitch(LARGE, 48).block_k == 64
+
+
+def test_splits_fill_the_gpu_and_leave_each_part_four_steps():
+    small = ProductConfiguration(block_m=64, block_n=64, block_k=128, warps=4, stages=3)
+    assert splits_for(small, 90, 128, 1280, 90) == 3
+    assert splits_for(small, 90, 1 << 20, 1280, 90) == 1
+    assert splits_for(small, 90, 64, 64, 7) == 1
+    assert splits_for(ProductConfiguration(**{**small.__dict__, "splits": 5}), 90, 64, 64, 3) == 3
+
+
+def test_channel_blocks_waste_little():
+    assert [channel_block(n, 256) for n in (3, 33, 64, 320, 640, 1280, 960)] == [16, 16, 64, 64, 128, 256, 64]
+    assert [next_power(n) for n in (0, 1, 3, 64, 65)] == [1, 1, 4, 64, 128]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_candidates_fit_every_architecture(bits):
+    for architecture in ARCHITECTURES:
+        found = candidates("int_conv2d", architecture, bits)
+        assert 50 < len(found) == len(set(found))
+        assert {one.form for one in candidates("group_norm_silu_quantize", architecture)} == {"whole", "split"}
+        for one in found:
+            assert configuration_from("int_conv2d", one.__dict__) == one
+
+
+@pytest.mark.parametrize(
+    ("op", "values", "reason"),
+    [
+        ("int_linear", {**LARGE.__dict__, "block_m": 96}, "block_m of int_linear is 96, expected a power of 2"),
+        ("int_linear", {**LARGE.__dict__, "block_k": 16}, "block_k of int_linear is 16"),
+        ("int_conv2d", {**LARGE.__dict__, "stages": 0}, "stages, group_m or splits out of range"),
+        ("quantize", {"elements": 1000, "warps": 4}, "elements of quantize is 1000"),
+        ("quantize", {"elements": 1024, "warps": 4, "form": "other"}, 'form "whole" or "split"'),
+    ],
+)
+def test_a_configuration_that_makes_no_sense_is_refused(op, values, reason):
+    with pytest.raises(KernelInputError, match=reason):
+        configuration_from(op, values)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"format": 1}', '{"format": 1, "rules": [{"op": "quantize", "use": {"a": 1}}]}']
+)
+def test_a_file_that_is_no_table_is_refused(tmp_path, text):
+    path = tmp_path / "table.json"
+    path.write_text(text)
+    with pytest.raises(KernelInputError, match="is no table of configurations"):
+        load_table(path)
+    path.write_text('{"format": 9, "rules": []}')
+    with pytest.raises(KernelInputError, match="has format 9, expected 1; tune again"):
+        load_table(path)
+
+
+def test_block_configurations_are_values():
+    assert BlockConfiguration(elements=64, warps=4) == BlockConfiguration(elements=64, warps=4)

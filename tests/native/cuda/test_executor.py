@@ -1,0 +1,82 @@
+"""The GPU path of the native engine, its kernels interpreted on the CPU: the numerics bit for bit, in every type."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+ROOT = Path(__file__).resolve().parents[3]
+SCRIPT = """
+import json, sys
+import numpy as np, torch
+torch.set_num_threads(1)
+from dq_deploy.native.cuda.runner import NativeCudaRunner
+from dq_deploy.native.runner import NativeRunner
+from dq_deploy.errors import InputError
+from tests.native.test_runner import compared, feeds_of
+from tests.tiny import random_record, tiny_conditional_denoiser, tiny_denoiser
+
+def conditional():
+    one = {"down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"]}
+    return tiny_conditional_denoiser(sample_size=4, block_out_channels=[8], **one)
+
+def unconditional():
+    two = {"down_block_types": ["DownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "UpBlock2D"]}
+    return tiny_denoiser(sample_size=4, block_out_channels=[8, 8], downsample_padding=0, **two)
+
+for make, bits, dtype in ((conditional, 4, "float32"), (unconditional, 8, "float16")):
+    record = random_record(make(), weight_bits=bits)
+    feeds = feeds_of(record, batch=2)
+    with NativeRunner(record, threads=1) as cpu:
+        want = cpu.run(feeds)["output"]
+    runner = NativeCudaRunner(record, dtype=dtype, torch_device="cpu")
+    got, layers, wrong = compared(record, runner, feeds)
+    runner.close()
+    runner.close()
+    refusals = 0
+    for call in (lambda: runner.run(feeds), lambda: runner.probe(feeds), runner.layer_forms):
+        try:
+            call()
+        except InputError as error:
+            refusals += "closed" in str(error)
+    distance = float(np.abs(got - want).max() / np.abs(want).max())
+    print(json.dumps([layers - len(record.layers), wrong, distance, refusals]))
+"""
+
+
+def test_gpu_program_equals_the_cpu_engine_and_the_numerics():
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", SCRIPT]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    wide, narrow = (json.loads(line) for line in done.stdout.splitlines()[-2:])
+    # layers missing, values that differ, output against the CPU engine's, calls refused once it is closed
+    assert wide == [0, 0, 0.0, 3]
+    assert narrow[:2] == [0, 0]
+    assert narrow[2] < 0.2  # images in float16 move codes at ties
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_graph_on_a_gpu_gives_the_numerics_and_repeats(dtype):
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU that torch can use")
+    from dq_deploy.native.cuda.runner import NativeCudaRunner
+    from tests.native.test_runner import differences, feeds_of
+    from tests.tiny import random_record, tiny_denoiser
+
+    record = random_record(tiny_denoiser())
+    feeds = feeds_of(record)
+    with NativeCudaRunner(record, dtype=dtype) as runner:
+        assert differences(record, runner, feeds) == (len(record.layers), 0)
+        first = runner.run(feeds)["output"]
+        assert first.tobytes() == runner.run(feeds)["output"].tobytes()

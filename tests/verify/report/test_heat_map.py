@@ -1,0 +1,42 @@
+"""The picture of errors: scale, colours, bits."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dq_deploy.verify.layers.mixed_bits import mixed_bits_of
+from dq_deploy.verify.report.heat_map import colour_of, scale_ends
+from tests.tiny import random_record, tiny_denoiser
+
+
+def brightness(colour: str) -> float:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@given(st.lists(st.floats(-250, 250), max_size=30))
+def test_the_scale_is_finite_and_has_width(values):
+    low, high = scale_ends(np.array([*values, np.nan]))
+    assert -10 <= low <= high - 10 <= 80
+
+
+def test_more_noise_is_darker_and_nothing_known_is_no_colour_of_the_scale():
+    tones = [brightness(colour_of(value, 0, 40)) for value in range(-5, 50)]
+    assert all(a <= b for a, b in pairwise(tones))
+    assert colour_of(float("nan"), 0, 40) == "var(--none)"
+
+
+def test_bits_are_shown_where_somebody_chose_them():
+    record = random_record(tiny_denoiser())
+    assert mixed_bits_of(record) is None
+    by_hand = dataclasses.replace(record, provenance={"options": {"layer_bits": {"conv_in": [8, 8]}}})
+    assert mixed_bits_of(by_hand)["layers"]["conv_in"] == [4, 8]  # as the record has it, not as was asked
+    stage = {"stage": "bits", "budget": 5, "average_bits": 4.9, "layers": {}, "sensitivity": {}}
+    found = mixed_bits_of(dataclasses.replace(record, provenance={"history": [{"stage": "ranges"}, stage]}))
+    assert (found["budget"], found["average_bits"]) == (5.0, 4.9)
+    assert set(found["layers"]) == set(record.layers)
