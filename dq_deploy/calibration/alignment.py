@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dq_deploy.errors import NonFiniteError
-from dq_deploy.numerics import F32
+from dq_deploy.numerics.arrays import F32, F64
 
 if TYPE_CHECKING:
     import torch
 
-F64 = NDArray[np.float64]
 
 FEATURE_TRAJECTORIES = 16
 """Trajectories of the run that features are taken from, fewer where memory does not hold their features."""

@@ -11,12 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dq_deploy.errors import OptionError
-
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
+from dq_deploy.numerics.arrays import F64, I64
 
 LEAST_INPUTS = 4
 """Inputs that every step keeps, or an eighth of the samples where that is more: its quantizer needs a range."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dq_deploy.artifacts import sha256_of_file, utf8_name
 from dq_deploy.errors import FileProblemError, InputError, OptionError
-from dq_deploy.numerics import F32
+from dq_deploy.numerics.arrays import F32
 
 Arrays = dict[str, NDArray[Any]]
 

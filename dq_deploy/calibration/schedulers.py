@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.errors import ModelError, OptionError
-from dq_deploy.numerics import F32
+from dq_deploy.numerics.arrays import F32
 from dq_deploy.record.scheduler import SERVED, TRAIN_TIMESTEPS, check_scheduler
 
 KINDS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler"}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dq_deploy.calibration.non_finite import first_non_finite
 from dq_deploy.calibration.schedulers import DEFAULT_CONFIG, build_scheduler
 from dq_deploy.errors import ModelError, NonFiniteError, OptionError, library_errors
-from dq_deploy.numerics import F32
+from dq_deploy.numerics.arrays import F32
 from dq_deploy.record.model_config import channels_of, sample_shape
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from dq_deploy.cli.frame.hash_check import HashCheck
 
 if TYPE_CHECKING:
     from dq_deploy.engines.base import Runner
-    from dq_deploy.numerics import F32
+    from dq_deploy.numerics.arrays import F32
     from dq_deploy.record import Record
     from dq_deploy.sampling import SampleOptions, SamplingStopped
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dq_deploy.artifacts import NPZ_ERRORS
 from dq_deploy.errors import FileProblemError, InputError
-from dq_deploy.numerics import F32
+from dq_deploy.numerics.arrays import F32
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 KEY = "images"

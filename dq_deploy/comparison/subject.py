@@ -17,7 +17,7 @@ from dq_deploy.comparison.real_images import digest_of
 from dq_deploy.comparison.settings import Settings
 from dq_deploy.errors import InputError, MissingDependencyError, ModelError
 from dq_deploy.models import Denoiser
-from dq_deploy.numerics import F32
+from dq_deploy.numerics.arrays import F32
 from dq_deploy.quality import QualityBaseline, load_classifier, load_extractor, quality_baseline
 from dq_deploy.record.model_config import channels_of
 from dq_deploy.sampling import (

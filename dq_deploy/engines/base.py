@@ -10,13 +10,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dq_deploy.engines.turns import Turns
 from dq_deploy.errors import DqError, InputError, NonFiniteError
 from dq_deploy.numerics import step_bucket
-
-Array = NDArray[np.generic]
+from dq_deploy.numerics.arrays import Array
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from dq_deploy.engines.base import Array
+    from dq_deploy.numerics.arrays import Array
 
 AT_ONCE = 48
 """Inner tensors that one run returns; the next are asked for only where these are finite."""

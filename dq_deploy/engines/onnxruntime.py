@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from dq_deploy.engines.base import Array, Runner, TensorSpec, reason_of
+from dq_deploy.engines.base import Runner, TensorSpec, reason_of
 from dq_deploy.engines.first_layer import first_layer
 from dq_deploy.errors import DqError, FileProblemError, InputError, MissingDependencyError, raise_if_out_of_memory
+from dq_deploy.numerics.arrays import Array
 
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 """Setting that says where the data file of a model given as bytes lies."""

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from dq_deploy.artifacts import write_text_atomic
-from dq_deploy.engines.base import Array, Runner, TensorSpec, reason_of
+from dq_deploy.engines.base import Runner, TensorSpec, reason_of
 from dq_deploy.engines.first_layer import first_layer
 from dq_deploy.errors import DqError, FileProblemError, InputError, MissingDependencyError, raise_if_out_of_memory
+from dq_deploy.numerics.arrays import Array
 
 RUNTIME_GRAPH_FORMAT = "dq_deploy.openvino_runtime_graph"
 

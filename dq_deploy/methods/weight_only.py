@@ -14,7 +14,7 @@ from dq_deploy.methods.prepare.preparation import Prepared
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.methods.ranges.scales import search_weight_scale, weight_codes
 from dq_deploy.models import Denoiser
-from dq_deploy.numerics import F32
+from dq_deploy.numerics.arrays import F32
 from dq_deploy.record import WeightOnlyLayer
 
 

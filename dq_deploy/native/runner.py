@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dq_deploy.engines.base import Array, Runner, TensorSpec, reason_of
+from dq_deploy.engines.base import Runner, TensorSpec, reason_of
 from dq_deploy.errors import InputError, MissingDependencyError
 from dq_deploy.models import input_specs, output_specs
 from dq_deploy.models.sizes import varying_axes
 from dq_deploy.native.trace.traced import traced_program
+from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Record, check_can_run, content_sha256, load_record
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ Nothing here imports an engine or torch.
 
 from __future__ import annotations
 
+from dq_deploy.numerics.arrays import F32, I32
 from dq_deploy.numerics.codes import (
     bias_codes,
     dequantize,
@@ -17,9 +18,7 @@ from dq_deploy.numerics.codes import (
 )
 from dq_deploy.numerics.layer import (
     ACCUMULATOR_LIMIT,
-    F32,
     FLOAT32_EXACT,
-    I32,
     LayerLike,
     LayerResult,
     PartLike,

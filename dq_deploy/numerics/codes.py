@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.errors import InputError, RecordError
-from dq_deploy.numerics.layer import ACCUMULATOR_LIMIT, F32, I32, per_channel, per_sample, rne, table_at
+from dq_deploy.numerics.arrays import F32, I32
+from dq_deploy.numerics.layer import ACCUMULATOR_LIMIT, per_channel, per_sample, rne, table_at
 
 
 def requantize(

@@ -21,9 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.errors import InputError, RecordError
-
-F32 = NDArray[np.float32]
-I32 = NDArray[np.int32]
+from dq_deploy.numerics.arrays import F32, I32
 
 ACCUMULATOR_LIMIT = 2**31
 """Invariant of every layer: K * max|c| * max|w_q| stays below this."""

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from dq_deploy.artifacts import utf8_name
 from dq_deploy.errors import FileProblemError, InputError
-from dq_deploy.quality.features import F32, FeatureExtractor, Outputs
+from dq_deploy.numerics.arrays import F32
+from dq_deploy.quality.features import FeatureExtractor, Outputs
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.errors import InputError
-from dq_deploy.quality.features import F32, F64, FeatureExtractor, checked_images
+from dq_deploy.numerics.arrays import F32, F64
+from dq_deploy.quality.features import FeatureExtractor, checked_images
 
 
 def _unit(features: F32) -> F64:

@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.errors import InputError
+from dq_deploy.numerics.arrays import F64
 from dq_deploy.quality.bootstrap import Interval
-
-F64 = NDArray[np.float64]
 
 FRECHET_RESAMPLES = 100
 KERNEL_RESAMPLES = 1000

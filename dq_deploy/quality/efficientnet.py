@@ -9,7 +9,8 @@ import numpy as np
 
 from dq_deploy.artifacts import sha256_of_file
 from dq_deploy.errors import FileProblemError, MissingDependencyError
-from dq_deploy.quality.features import F32, FeatureExtractor, Outputs, as_rgb, resized
+from dq_deploy.numerics.arrays import F32
+from dq_deploy.quality.features import FeatureExtractor, Outputs, as_rgb, resized
 
 if TYPE_CHECKING:
     from torch import nn

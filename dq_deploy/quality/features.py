@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.errors import InputError
+from dq_deploy.numerics.arrays import F32, F64
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
 
 Outputs = tuple[F32, tuple[F32, ...]]
 """Features [B, D] and feature maps, each [B, C_i, H_i, W_i], from the finest to the coarsest."""

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.errors import InputError
-
-F64 = NDArray[np.float64]
+from dq_deploy.numerics.arrays import F64
 
 SSIM_SIGMA = 1.5
 SSIM_RADIUS = 5

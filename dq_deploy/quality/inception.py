@@ -21,7 +21,8 @@ from torch.nn import functional
 
 from dq_deploy.artifacts import sha256_of_file
 from dq_deploy.errors import FileProblemError
-from dq_deploy.quality.features import F32, FeatureExtractor, Outputs, as_rgb
+from dq_deploy.numerics.arrays import F32
+from dq_deploy.quality.features import FeatureExtractor, Outputs, as_rgb
 
 FID_SHA256_PREFIX = "6726825d"
 SIZE = 299

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.errors import FileProblemError, InputError
-from dq_deploy.quality.features import F32, FeatureExtractor, Outputs, as_rgb, checked_images, resized
+from dq_deploy.numerics.arrays import F32
+from dq_deploy.quality.features import FeatureExtractor, Outputs, as_rgb, checked_images, resized
 
 Labels = Callable[[NDArray[np.floating]], NDArray[np.int64]]
 

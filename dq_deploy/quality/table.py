@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.errors import InputError
+from dq_deploy.numerics.arrays import F64
 from dq_deploy.quality.bootstrap import Interval, interval_of_mean, interval_of_paired_difference
 from dq_deploy.quality.deep_distance import feature_distance
 from dq_deploy.quality.distribution import (
@@ -22,7 +23,7 @@ from dq_deploy.quality.distribution import (
     real_against_real,
 )
 from dq_deploy.quality.extractors import load_extractor
-from dq_deploy.quality.features import F64, FeatureExtractor
+from dq_deploy.quality.features import FeatureExtractor
 from dq_deploy.quality.image import SSIM_WINDOW, psnr_db, ssim
 
 PSNR_CAP_DB = 100.0

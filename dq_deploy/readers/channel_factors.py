@@ -10,11 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dq_deploy.numerics.arrays import I64
 from dq_deploy.record import Part
-
-I64 = NDArray[np.int64]
 
 CHOICES = ("float", "vote")
 """What becomes of a layer whose factors differ by step: it stays float, or one factor a channel is elected."""

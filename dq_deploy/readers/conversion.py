@@ -14,6 +14,7 @@ from dq_deploy import models
 from dq_deploy.artifacts import sha256_of_file
 from dq_deploy.errors import FileProblemError, ModelError, OptionError
 from dq_deploy.models import LayerSite
+from dq_deploy.numerics.arrays import Array
 from dq_deploy.readers.architectures.choice import architecture_of, moved
 from dq_deploy.readers.architectures.module_paths import Architecture
 from dq_deploy.readers.channel_factors import CHOICES
@@ -22,7 +23,7 @@ from dq_deploy.readers.foreign import ForeignModel
 from dq_deploy.readers.formats.quantizer_tensors import Source
 from dq_deploy.readers.integer_layers import check_activations, convert
 from dq_deploy.readers.settings import Settings
-from dq_deploy.readers.tensors import Array, few, load_checkpoint
+from dq_deploy.readers.tensors import few, load_checkpoint
 from dq_deploy.record import Layer, Record
 from dq_deploy.record.scheduler import check_scheduler
 

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dq_deploy.numerics import F32, I32
-from dq_deploy.readers.tensors import Array
+from dq_deploy.numerics.arrays import F32, I32, Array
 from dq_deploy.record import AttentionQuantizers
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dq_deploy.errors import FileProblemError, OptionError, RecordError
 from dq_deploy.models import LayerSite
-from dq_deploy.numerics import F32
+from dq_deploy.numerics.arrays import F32
 from dq_deploy.readers.architectures.module_paths import Target
 from dq_deploy.readers.channel_factors import differ_by_step, elected, shifted
 from dq_deploy.readers.foreign import ForeignLayer, ForeignPart

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dq_deploy.artifacts import utf8_name
 from dq_deploy.errors import FileProblemError, raise_if_out_of_memory
+from dq_deploy.numerics.arrays import Array
 
 if TYPE_CHECKING:
     import torch
 
-Array = NDArray[Any]
 
 PICKLE_LIMIT = 64 * 2**20
 """Bytes of pickle that a checkpoint may hold; tensors lie beside it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dq_deploy.errors import RecordError
-from dq_deploy.numerics import F32
+from dq_deploy.numerics.arrays import F32
 
 SCALE_MIN = 2.0**-60
 SCALE_MAX = 2.0**60

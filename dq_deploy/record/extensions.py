@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from dq_deploy.errors import RecordError
-from dq_deploy.numerics import F32, FLOAT32_EXACT, I32
+from dq_deploy.numerics import FLOAT32_EXACT
+from dq_deploy.numerics.arrays import F32, I32
 from dq_deploy.record.checks import check_module_path, check_scales, require
 
 CALL_DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "bool")

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.errors import RecordError
-from dq_deploy.numerics import ACCUMULATOR_LIMIT, F32, FLOAT32_EXACT, I32
+from dq_deploy.numerics import ACCUMULATOR_LIMIT, FLOAT32_EXACT
+from dq_deploy.numerics.arrays import F32, I32
 from dq_deploy.record.checks import check_bias, check_module_path, check_scales, require
 from dq_deploy.record.extensions import AttentionQuantizers, Branch, Call, Fold
 from dq_deploy.record.weight_only import WeightOnlyLayer

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.errors import RecordError
-from dq_deploy.numerics import F32
+from dq_deploy.numerics.arrays import F32
 from dq_deploy.record.checks import check_bias, check_module_path, check_scales, require
 
 

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from dq_deploy.calibration.non_finite import first_non_finite
 from dq_deploy.models import call_denoiser
+from dq_deploy.numerics.arrays import F32
 
 if TYPE_CHECKING:
     from torch import nn
 
     from dq_deploy.engines.base import Runner
 
-F32 = NDArray[np.float32]
 Conditions = Mapping[str, NDArray[Any]]
 """What each sample is conditioned on, by input name: [B, ...]; empty for an unconditional model."""
 Denoise = Callable[[F32, F32, Conditions], F32]

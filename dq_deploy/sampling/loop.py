@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from dq_deploy.calibration import build_scheduler as scheduler_of_config
 from dq_deploy.errors import ModelError, NonFiniteError, OptionError, library_errors
 from dq_deploy.models import input_specs, random_conditions
-from dq_deploy.numerics import F32, step_bucket
+from dq_deploy.numerics import step_bucket
+from dq_deploy.numerics.arrays import F32
 from dq_deploy.record.model_config import channels_of, sample_shape
 from dq_deploy.sampling.denoise import Conditions, Denoise
 

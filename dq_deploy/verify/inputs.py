@@ -11,10 +11,8 @@ from numpy.typing import NDArray
 
 from dq_deploy import calibration
 from dq_deploy.models import input_specs, random_conditions
-from dq_deploy.numerics import F32
+from dq_deploy.numerics.arrays import F32, Array
 from dq_deploy.record import Record
-
-Array = NDArray[np.generic]
 
 ONE_STEP = "one step"
 """Kind of a batch whose samples share a timestep because the engine takes no other."""

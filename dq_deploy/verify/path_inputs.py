@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.models import random_conditions
-from dq_deploy.numerics import F32, step_bucket
+from dq_deploy.numerics import step_bucket
+from dq_deploy.numerics.arrays import F32, Array
 from dq_deploy.record import Record
-from dq_deploy.verify.inputs import Array, Batch, noised_images, training_steps
+from dq_deploy.verify.inputs import Batch, noised_images, training_steps
 
 SMALL_TABLE = 64
 """Rows of a table of labels up to which each is looked up in the engine; a larger one is compared as a whole."""

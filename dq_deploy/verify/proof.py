@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.artifacts import with_files_beside
-from dq_deploy.engines.base import Array, Runner
+from dq_deploy.engines.base import Runner
 from dq_deploy.errors import DqError, GuaranteeError, InputError, OptionError
 from dq_deploy.graph.onnx_file import read_manifest
 from dq_deploy.models import build_denoiser, macs_of, quantizable_layers
+from dq_deploy.numerics.arrays import Array
 from dq_deploy.open_engine import GRAPH_TARGETS, RECORD_SUFFIXES
 from dq_deploy.record import Layer, Record, content_sha256
 from dq_deploy.verify.cost.quantization_error import quantization_error as measured

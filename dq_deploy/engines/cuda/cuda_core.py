@@ -11,7 +11,6 @@ import numpy as np
 
 from dq_deploy.engines.cuda.arrays import stream_handle
 from dq_deploy.engines.cuda.interface import (
-    Array,
     CudaBackend,
     CudaEvent,
     CudaGraph,
@@ -25,6 +24,7 @@ from dq_deploy.engines.cuda.interface import (
     version_text,
 )
 from dq_deploy.errors import DqError, MissingDependencyError, OptionError
+from dq_deploy.numerics.arrays import Array
 
 OUT_OF_MEMORY = "CUDA_ERROR_OUT_OF_MEMORY"
 

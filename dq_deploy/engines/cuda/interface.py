@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 
 from dq_deploy.engines.cuda.arrays import DeviceArray, nbytes_of
 from dq_deploy.errors import DqError, MissingDependencyError
+from dq_deploy.numerics.arrays import Array
 
 ALIGNMENT = 256
 """Bytes; what both allocators promise and TensorRT asks of its activation memory."""
-
-Array = NDArray[np.generic]
 
 
 class DeviceMemoryError(DqError):

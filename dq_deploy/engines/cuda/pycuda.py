@@ -17,7 +17,6 @@ import numpy as np
 from dq_deploy.engines.cuda.arrays import stream_handle
 from dq_deploy.engines.cuda.driver_calls import CAPTURE_THREAD_LOCAL, DriverCalls
 from dq_deploy.engines.cuda.interface import (
-    Array,
     CudaBackend,
     CudaEvent,
     CudaGraph,
@@ -31,6 +30,7 @@ from dq_deploy.engines.cuda.interface import (
     version_text,
 )
 from dq_deploy.errors import DqError, MissingDependencyError, OptionError
+from dq_deploy.numerics.arrays import Array
 
 NON_BLOCKING = 1
 

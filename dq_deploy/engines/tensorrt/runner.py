@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dq_deploy.engines.base import Array, Runner, TensorSpec
+from dq_deploy.engines.base import Runner, TensorSpec
 from dq_deploy.engines.cuda.arrays import DeviceArray, device_array_of, nbytes_of
 from dq_deploy.engines.cuda.backends import open_cuda
 from dq_deploy.engines.cuda.interface import (
@@ -24,6 +24,7 @@ from dq_deploy.engines.cuda.interface import (
 from dq_deploy.engines.tensorrt.engine import PlanContext, PlanEngine, PlanMemory, check_library
 from dq_deploy.engines.tensorrt.plan.checks import largest_batch, profile_for
 from dq_deploy.errors import DqError, InputError
+from dq_deploy.numerics.arrays import Array
 
 KEPT_GRAPHS = 4
 """Captured shapes that are kept; the one not used for longest goes first."""

@@ -13,8 +13,9 @@ from dq_deploy.graph.pass_contract import PassResult
 from dq_deploy.graph.writing.builder import replace_uses
 from dq_deploy.graph.writing.held_codes import PAIR_LIMIT, HeldCodes, held_codes
 from dq_deploy.graph.writing.layer_writer import LayerWriter, write_layers
-from dq_deploy.graph.writing.wide_weights import MOST_PIECES, Integers, split_weight
+from dq_deploy.graph.writing.wide_weights import MOST_PIECES, split_weight
 from dq_deploy.numerics import FLOAT32_EXACT, worst_pair_product
+from dq_deploy.numerics.arrays import Integers
 from dq_deploy.record import Layer, Part, Record
 
 U8, FLOAT = ir.DataType.UINT8, ir.DataType.FLOAT

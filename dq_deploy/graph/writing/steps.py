@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from dq_deploy.errors import RecordError
 from dq_deploy.graph.writing.builder import Builder
-from dq_deploy.numerics import F32
+from dq_deploy.numerics.arrays import F32
 
 TIMESTEP = "timestep"
 BUCKET = "dq/steps/bucket"

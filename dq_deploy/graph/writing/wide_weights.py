@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from dq_deploy.numerics.arrays import Integers
+
 MOST_PIECES = 8
 """More products of one layer than this cost more than float."""
-
-Integers = NDArray[np.integer]
 
 
 def split_weight(q_weight: Integers, count: int) -> list[Integers]:

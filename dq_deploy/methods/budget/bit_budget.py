@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dq_deploy.calibration import CalibrationSource
 from dq_deploy.errors import GuaranteeError, OptionError
@@ -18,10 +17,8 @@ from dq_deploy.methods.layer_bits import LayerPlan, plan_sites
 from dq_deploy.methods.options import FLOAT_ACTIVATIONS, QuantizeOptions
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.models import Denoiser, quantizable_layers
+from dq_deploy.numerics.arrays import F64, I64
 from dq_deploy.record import Record
-
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 
 FREE = "general"
 """Reason of a plan whose bits nobody named; only those are chosen."""

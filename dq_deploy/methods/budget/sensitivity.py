@@ -19,11 +19,9 @@ from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.methods.ranges.activations import batches, collect_ranges, model_inputs
 from dq_deploy.methods.training.prefix import trace_flow
 from dq_deploy.models import Denoiser, blocks_of, call_denoiser
+from dq_deploy.numerics.arrays import F64, I64
 from dq_deploy.record import Layer
 from dq_deploy.simulation.fake_quant import IntegerLayer, StepContext, replace_layer
-
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 
 RANGE_SAMPLES = 8
 """Trajectories that ranges are taken from."""

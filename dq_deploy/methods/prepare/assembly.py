@@ -15,7 +15,7 @@ from dq_deploy.methods.options import QuantizeOptions
 from dq_deploy.methods.prepare.preparation import Prepared, PreparedLayer
 from dq_deploy.methods.ranges.scales import code_range
 from dq_deploy.models import Denoiser, call_of
-from dq_deploy.numerics import F32, I32
+from dq_deploy.numerics.arrays import F32, I32
 from dq_deploy.record import Layer, Part, Record, WeightOnlyLayer, edges_from_timesteps
 
 WeightSet = tuple[NDArray[np.int8], F32, I32 | None]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.errors import OptionError
-from dq_deploy.numerics import F32
+from dq_deploy.numerics.arrays import F32
 
 LARGEST = 2.0**20
 """Factors stop here: a channel of almost nothing but zeros needs no more."""

@@ -35,11 +35,9 @@ from dq_deploy.models import (
     quantizable_layers,
 )
 from dq_deploy.models.rebuild import dequantized_weight
-from dq_deploy.numerics import F32
+from dq_deploy.numerics.arrays import F32, F64
 from dq_deploy.record import Layer, Record
 from dq_deploy.simulation.fake_quant import IntegerLayer, StepContext, along, per_sample, replace_layer
-
-F64 = NDArray[np.float64]
 
 HELD = 0.49
 """Share of a code within which a position surely rounds to it, whatever float32 does to it."""

@@ -23,10 +23,8 @@ from dq_deploy.models import (
     quantizable_layers,
     skip_splits,
 )
-from dq_deploy.numerics import F32
+from dq_deploy.numerics.arrays import F32, F64
 from dq_deploy.record import Fold
-
-F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

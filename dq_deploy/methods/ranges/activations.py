@@ -15,7 +15,8 @@ from dq_deploy.errors import NonFiniteError
 from dq_deploy.methods.prepare.preparation import Prepared, PreparedLayer
 from dq_deploy.methods.ranges.scales import activation_table, search_activation_table
 from dq_deploy.models import INPUT_NAMES, call_denoiser
-from dq_deploy.numerics import F32, I32, channel_axis_of
+from dq_deploy.numerics import channel_axis_of
+from dq_deploy.numerics.arrays import F32, I32
 
 VALUES_A_STEP = 2048
 """Input values kept per layer, part and step for the range search."""

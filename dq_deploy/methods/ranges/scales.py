@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from dq_deploy.numerics import F32, I32
+from dq_deploy.numerics.arrays import F32, I32
 from dq_deploy.record.checks import SCALE_MAX, SCALE_MIN
 
 SEARCH_POWER = 2.4

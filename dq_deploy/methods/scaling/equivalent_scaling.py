@@ -29,6 +29,7 @@ from dq_deploy.methods.ranges.activations import batches, first_of_every_step, m
 from dq_deploy.methods.ranges.scales import code_range, weight_range
 from dq_deploy.methods.scaling.timestep_weighting import TimestepWeighting
 from dq_deploy.models import call_denoiser
+from dq_deploy.numerics.arrays import F64
 from dq_deploy.record.checks import SCALE_MAX, SCALE_MIN
 
 GIB = 1 << 30
@@ -37,8 +38,6 @@ SAMPLES = 256
 ROWS = 8
 """Tokens or patches of each of them."""
 TINY = 1e-12
-
-F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -29,14 +29,13 @@ from dq_deploy.methods.prepare.preparation import Prepared
 from dq_deploy.methods.ranges.activations import batches, first_of_every_step, model_inputs
 from dq_deploy.models import call_denoiser
 from dq_deploy.numerics import reciprocal, table_at
+from dq_deploy.numerics.arrays import I64
 from dq_deploy.record import Layer, Part
 
 MOST_SHIFT = 3
 """m_k is 1, 1/2, 1/4 or 1/8."""
 INPUTS = 320
 """Calibration inputs that vote, steps in equal shares."""
-
-I64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -30,7 +30,8 @@ from dq_deploy.methods.prepare.preparation import PreparedLayer
 from dq_deploy.methods.ranges.scales import weight_range
 from dq_deploy.methods.training.random_mask import random_mask
 from dq_deploy.methods.training.weight_rounding import rounding_of_rest, soft_rounding
-from dq_deploy.numerics import F32, I32, channel_axis_of
+from dq_deploy.numerics import channel_axis_of
+from dq_deploy.numerics.arrays import F32, I32
 from dq_deploy.record import Layer, Part
 from dq_deploy.record.checks import SCALE_MAX, SCALE_MIN
 from dq_deploy.simulation.fake_quant import StepContext, along, per_sample

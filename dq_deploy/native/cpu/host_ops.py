@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from dq_deploy.numerics.arrays import Array
 
 
 def _silu(x: Array) -> Array:

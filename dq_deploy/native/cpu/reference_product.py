@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +11,7 @@ from dq_deploy.errors import InputError
 from dq_deploy.native.program.layer_constants import LayerConstants
 from dq_deploy.native.program.program import Op
 from dq_deploy.numerics import accumulate_conv2d, accumulate_linear, table_at
-
-Array = NDArray[Any]
+from dq_deploy.numerics.arrays import Array
 
 
 def accumulators(own: LayerConstants, op: Op, codes: Array, step: Array) -> NDArray[np.int32]:

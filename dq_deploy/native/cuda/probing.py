@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dq_deploy.native.cuda.executor import CudaExecutor, Prepared
 from dq_deploy.native.observe.layer_trace import (
@@ -21,8 +20,8 @@ from dq_deploy.native.observe.layer_trace import (
     wanted_codes,
 )
 from dq_deploy.native.program.program import Op
+from dq_deploy.numerics.arrays import Array
 
-Array = NDArray[Any]
 STORED_AT = 128
 """A GPU stores the code u as the int8 u - 128."""
 

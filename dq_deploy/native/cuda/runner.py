@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dq_deploy.engines.base import Array
 from dq_deploy.errors import InputError, OptionError
 from dq_deploy.models.sizes import sized
 from dq_deploy.native.runner import LayerForm, RecordRunner
 from dq_deploy.native.trace.traced import traced_program
+from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Record
 
 if TYPE_CHECKING:

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dq_deploy.native.program.program import Op, Program, View
 from dq_deploy.numerics import table_at
+from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Layer, Record
 
-Array = NDArray[Any]
 PRODUCTS = ("int_linear", "int_conv2d")
 
 

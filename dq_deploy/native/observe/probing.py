@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dq_deploy.native.cpu import reference_product
 from dq_deploy.native.cpu.executor import CpuExecutor, Plan, outputs_of
@@ -21,8 +20,7 @@ from dq_deploy.native.observe.layer_trace import (
     wanted_codes,
 )
 from dq_deploy.native.program.program import Op
-
-Array = NDArray[Any]
+from dq_deploy.numerics.arrays import Array
 
 
 def probe(

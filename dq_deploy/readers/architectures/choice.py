@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dq_deploy.errors import FileProblemError, OptionError
+from dq_deploy.numerics.arrays import Array
 from dq_deploy.readers.architectures.ddim_unet import ddim_architecture
 from dq_deploy.readers.architectures.ldm_unet import ldm_architecture
 from dq_deploy.readers.architectures.module_paths import Architecture, Target
-from dq_deploy.readers.tensors import Array, Tensors, few
+from dq_deploy.readers.tensors import Tensors, few
 
 if TYPE_CHECKING:
     from dq_deploy.readers.settings import Settings

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from dq_deploy.errors import DqError
-from dq_deploy.numerics import F32, I32
+from dq_deploy.numerics.arrays import F32, I32, Array
 from dq_deploy.readers.architectures.module_paths import Architecture
 from dq_deploy.readers.formats.quantizer_tensors import Source, positive, whole
-from dq_deploy.readers.tensors import Array, Tensors
+from dq_deploy.readers.tensors import Tensors
 from dq_deploy.record import AttentionQuantizers, CodeTable
 
 _QUANTIZER = re.compile(r"(?P<path>.+?)(?:\.attention\.(?:qkv|smv)_matmul)?\.act_quantizer_(?P<role>[qkvw])")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.errors import FileProblemError
-from dq_deploy.numerics import F32
+from dq_deploy.numerics.arrays import F32
 from dq_deploy.readers.foreign import ForeignLayer, ForeignModel, ForeignPart
 from dq_deploy.readers.formats.quantizer_tensors import Source, halves, positive, weight_tables, whole
 from dq_deploy.readers.tensors import Tensors, few

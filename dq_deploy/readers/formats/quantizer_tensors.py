@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dq_deploy.errors import FileProblemError, OptionError
-from dq_deploy.numerics import F32, I32
+from dq_deploy.numerics.arrays import F32, I32, Array
 from dq_deploy.readers.architectures.module_paths import Architecture
-from dq_deploy.readers.tensors import Array, Tensors
+from dq_deploy.readers.tensors import Tensors
 from dq_deploy.record import edges_from_timesteps
 
 if TYPE_CHECKING:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 
 from dq_deploy.errors import FileProblemError
+from dq_deploy.numerics.arrays import Array
 from dq_deploy.readers.foreign import ForeignModel
 from dq_deploy.readers.formats.quantizer_tensors import Source
 from dq_deploy.readers.formats.wrapped_layers import Layout, read_wrapped, wrapped_tensors
-from dq_deploy.readers.tensors import Array, few
+from dq_deploy.readers.tensors import few
 
 FIRST_LAST_BITS = 8
 

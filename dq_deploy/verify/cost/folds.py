@@ -12,17 +12,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dq_deploy.models import fold_sites, lazy_weights
+from dq_deploy.numerics.arrays import F64
 from dq_deploy.record import Record
 
 if TYPE_CHECKING:
     import torch
 
     from dq_deploy.models import FoldSite
-
-F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

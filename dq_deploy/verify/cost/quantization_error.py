@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dq_deploy.errors import InputError
 from dq_deploy.models import call_denoiser, lazy_weights, quantizable_layers
-from dq_deploy.numerics import F32
+from dq_deploy.numerics.arrays import F32, F64
 from dq_deploy.record import Record
 from dq_deploy.verify.cost.folds import Folds, folds_of
 from dq_deploy.verify.inputs import Batch
@@ -25,8 +25,6 @@ from dq_deploy.verify.output.difference import DECIBEL_LIMIT, simulation
 
 if TYPE_CHECKING:
     import torch
-
-F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from dq_deploy.numerics.arrays import Array
+
 _LONGEST = 60
 
 

@@ -11,8 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.numerics import (
-    F32,
-    I32,
     accumulate_conv2d,
     accumulate_linear,
     integer_layer,
@@ -20,9 +18,8 @@ from dq_deploy.numerics import (
     step_bucket,
     table_at,
 )
+from dq_deploy.numerics.arrays import F32, I32, Array
 from dq_deploy.record import Layer, Record
-
-Array = NDArray[np.generic]
 
 OUTPUT_TOLERANCE = 2.0**-20
 """Largest accepted difference of a layer's float output, as a share of its largest magnitude.

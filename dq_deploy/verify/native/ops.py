@@ -9,16 +9,14 @@ from typing import Any
 import numpy as np
 from dq_kernels.cpu import structs
 from dq_kernels.cpu.library import aligned_empty
-from numpy.typing import NDArray
 
 from dq_deploy.native.cpu import reference_product
 from dq_deploy.native.cpu.executor import CpuExecutor, Plan
 from dq_deploy.native.observe.layer_trace import out_rows
 from dq_deploy.native.program.program import Op
-from dq_deploy.numerics import F32, quantize_centred, table_at
+from dq_deploy.numerics import quantize_centred, table_at
+from dq_deploy.numerics.arrays import F32, Array
 from dq_deploy.record import Layer, Part
-
-Array = NDArray[Any]
 
 
 def different_bits(got: Array, want: Array) -> Array:

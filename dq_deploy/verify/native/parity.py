@@ -11,7 +11,7 @@ import numpy as np
 from dq_deploy.graph.writing.steps import TIMESTEP
 from dq_deploy.models import LayerSite
 from dq_deploy.native.runner import NativeRunner
-from dq_deploy.numerics import F32
+from dq_deploy.numerics.arrays import F32, Array
 from dq_deploy.record import Layer, Record
 from dq_deploy.verify.inputs import Batch, one_sample
 from dq_deploy.verify.layers.compare import (
@@ -24,7 +24,7 @@ from dq_deploy.verify.layers.compare import (
     edge_problem,
     layer_output,
 )
-from dq_deploy.verify.native.ops import Array, buckets_of, different_bits, pieces_of, run_piece
+from dq_deploy.verify.native.ops import buckets_of, different_bits, pieces_of, run_piece
 from dq_deploy.verify.onnx.parity import CHUNK_BYTES, Parity, same_bits
 from dq_deploy.verify.onnx.probe import PROBE_ELEMENTS, extreme_inputs
 from dq_deploy.verify.output.kept_tensors import KeptTensors

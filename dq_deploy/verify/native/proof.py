@@ -17,6 +17,7 @@ from dq_deploy.errors import DqError, InputError, MissingDependencyError
 from dq_deploy.models import Macs, build_denoiser, macs_of, quantizable_layers
 from dq_deploy.native.program.layer_constants import kernel_weights
 from dq_deploy.native.runner import LayerForm, NativeRunner
+from dq_deploy.numerics.arrays import Array
 from dq_deploy.open_engine import open_engine
 from dq_deploy.record import Layer, Record, content_sha256
 from dq_deploy.verify.file.findings import with_file
@@ -24,7 +25,7 @@ from dq_deploy.verify.file.same_file import SameFile
 from dq_deploy.verify.inputs import Batch, plan_batches
 from dq_deploy.verify.layers.attestation import MISSING, PAIR_LIMIT, Kernel
 from dq_deploy.verify.native.constants import native_differences
-from dq_deploy.verify.native.ops import Array, different_bits
+from dq_deploy.verify.native.ops import different_bits
 from dq_deploy.verify.native.parity import NativeParity, batch_difference
 from dq_deploy.verify.native.twin import Twin
 from dq_deploy.verify.onnx.parity import Parity

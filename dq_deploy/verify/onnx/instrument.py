@@ -14,7 +14,8 @@ from dq_deploy.open_engine import open_engine
 if TYPE_CHECKING:
     import onnx
 
-    from dq_deploy.engines.base import Array, Runner
+    from dq_deploy.engines.base import Runner
+    from dq_deploy.numerics.arrays import Array
 
 
 class ShippedGraph:

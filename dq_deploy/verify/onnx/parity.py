@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from dq_deploy.engines.base import Array
 from dq_deploy.errors import DqError
 from dq_deploy.graph.writing.steps import BUCKET, TIMESTEP
 from dq_deploy.models import LayerSite
 from dq_deploy.numerics import step_bucket
+from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Record
 from dq_deploy.verify.inputs import Batch
 from dq_deploy.verify.layers.compare import (

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from dq_deploy.engines.base import Array
 from dq_deploy.errors import DqError
 from dq_deploy.graph.writing.steps import TIMESTEP
-from dq_deploy.numerics import F32, reciprocal, table_at
+from dq_deploy.numerics import reciprocal, table_at
+from dq_deploy.numerics.arrays import F32, Array
 from dq_deploy.record import Layer, Part, Record
 from dq_deploy.verify.layers.compare import LayerTally, PartTensors, compare_part
 from dq_deploy.verify.onnx.instrument import ShippedGraph, run_all

@@ -9,12 +9,10 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from dq_deploy.graph.onnx_file import IR_VERSION, MANIFEST_KEY
 from dq_deploy.verify.file.same_values import FileDifference, array_difference, shown
 
-Array = NDArray[Any]
 _MISSING, _NOTHING = "missing", "nothing there"
 _OTHER_FIELDS = tuple(
     field.name

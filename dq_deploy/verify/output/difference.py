@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dq_deploy.engines.base import Array
 from dq_deploy.errors import DqError, NonFiniteError
 from dq_deploy.models import call_denoiser
+from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Record
 from dq_deploy.verify.inputs import Batch, one_sample
 from dq_deploy.verify.onnx.instrument import ShippedGraph, run_all

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dq_deploy.engines.base import Array
+from dq_deploy.numerics.arrays import Array
 
 NARROW_FLOOR = {"float32": 0.0, "float16": 1e-2, "bfloat16": 8e-2}
 """Accepted in any case, as a share of a tensor's largest magnitude: what chains of residuals in a narrow type may be

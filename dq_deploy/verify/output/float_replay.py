@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from dq_deploy.engines.base import Array
 from dq_deploy.models import call_denoiser, denoiser_from_record
+from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Record
 from dq_deploy.verify.inputs import Batch
 from dq_deploy.verify.output.float_path import NARROW_FLOOR, OUTPUT, FloatPath, Gap, gap_between

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dq_deploy.engines.base import Array
+from dq_deploy.numerics.arrays import Array
 
 KEPT_BYTES = 1 << 30
 """Held in memory; what is more lies in files of the scratch folder."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dq_deploy.engines.base import Array
+from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Record
 from dq_deploy.verify.inputs import Batch
 from dq_deploy.verify.output.difference import REQUIRED_MARGIN_DB, StepOutput, run_module, simulation

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+
+from dq_kernels.arrays import Floats
 
 if TYPE_CHECKING:
     from dq_kernels.cpu.library import Context
 
-Floats = NDArray[np.float32]
 WIDEST_HEAD = 16384
 """Channels of a head that a thread's scratch holds."""
 

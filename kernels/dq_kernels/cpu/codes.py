@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dq_kernels.arrays import Array
 from dq_kernels.cpu import structs
 from dq_kernels.cpu.library import KernelInputError, aligned_empty
 from dq_kernels.quantize.reference import Quantizer
 
-Array = NDArray[Any]
 MAX_ZERO_POINT = 1 << 22
 """Magnitude up to which q_min - z is a float32 with room for rounding."""
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from dq_kernels.arrays import Floats
+
 TWO_OPERANDS = ("add", "sub", "mul", "div")
 SCALAR = ("add_scalar", "mul_scalar", "div_scalar")
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from dq_kernels.arrays import Array
 from dq_kernels.group_norm_silu_quantize.reference import exp32
-from dq_kernels.quantize.reference import Array, Quantizer, quantize
+from dq_kernels.quantize.reference import Quantizer, quantize
 
 F = np.float32
 ERFC_POLYNOMIAL = (

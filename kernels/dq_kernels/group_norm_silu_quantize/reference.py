@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dq_kernels.quantize.reference import Array, Quantizer, quantize
+from dq_kernels.arrays import Array
+from dq_kernels.quantize.reference import Quantizer, quantize
 
 F = np.float32
 MIN_EXPONENT = -90

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dq_kernels.arrays import Floats, Ints
+
 if TYPE_CHECKING:
     from dq_kernels.cpu.library import Context
-
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int32]
 
 
 def supports(

@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dq_kernels.arrays import Floats, Ints
 from dq_kernels.int_linear.reference import centred_weights, epilogue, product, scale_of, zero_codes
-
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int32]
 
 
 def int_conv2d(

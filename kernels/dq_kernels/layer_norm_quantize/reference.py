@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dq_kernels.arrays import Array
 from dq_kernels.group_norm_silu_quantize.reference import statistics
-from dq_kernels.quantize.reference import Array, Quantizer, quantize
+from dq_kernels.quantize.reference import Quantizer, quantize
 
 F = np.float32
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from dq_kernels.quantize.reference import Array, Quantizer
+from dq_kernels.arrays import Array
+from dq_kernels.quantize.reference import Quantizer
 
 
 def random_quantizer(

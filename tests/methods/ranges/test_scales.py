@@ -15,7 +15,7 @@ from dq_deploy.methods.ranges.scales import (
     weight_codes,
     weight_range,
 )
-from dq_deploy.numerics import F32
+from dq_deploy.numerics.arrays import F32
 
 
 def dequantized(weight: F32, bits: int, *, asymmetric: bool) -> F32:

@@ -18,7 +18,7 @@ from dq_deploy.methods.scaling.power_of_two import (
     shifted_layer,
     votes_of,
 )
-from dq_deploy.numerics import F32
+from dq_deploy.numerics.arrays import F32
 from dq_deploy.record import Layer, Part
 
 STEPS = 3

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dq_kernels.arrays import Array
 from dq_kernels.cpu.library import KernelInputError
 
 ALIGNMENT = 16
 """Bytes of the widest load; rows of weights begin at multiples of it."""
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
