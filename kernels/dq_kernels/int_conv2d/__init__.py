@@ -113,8 +113,7 @@ def run(
         for o, s, p, d, k in zip((out_h, out_w), stride, padding, dilation, weights.shape[1:3], strict=True)
     ]
     padded = max(padding) > 0 or reach[0] >= height or reach[1] >= width
-    ends = {"q_min": q_min, "q_max": q_max, "zero_point": zero_point}
-    reason = supports(weights, **ends, padded=padded, weight_zero=weight_zero)
+    reason = supports(weights, q_min=q_min, q_max=q_max, zero_point=zero_point, padded=padded, weight_zero=weight_zero)
     if reason:
         raise KernelInputError(f"{reason}: use the reference, or another engine, for this layer")
     arguments.check("step", step, np.int32, (batch,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ctypes import Structure
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ def check(name: str, array: Any, dtype: Any, shape: tuple[int, ...]) -> None:
 
 def quantizer(
     *, scale: NDArray[np.float32], zero_point: NDArray[np.int32], q_min: int, q_max: int, step: NDArray[np.int32]
-) -> structs.Quantizer:
+) -> Structure:
     """The quantizer's struct; it points into the arrays.
 
     Raises:
@@ -93,7 +94,7 @@ def quantizer(
 
 def epilogue(
     shape: tuple[int, ...], weight_scale: NDArray[np.float32], extras: dict[str, NDArray[np.float32] | None]
-) -> tuple[structs.Epilogue, NDArray[np.float32], NDArray[np.int32]]:
+) -> tuple[Structure, NDArray[np.float32], NDArray[np.int32]]:
     """The epilogue's struct, and the two results of `shape` it points to; last axis is out_channels.
 
     Raises:

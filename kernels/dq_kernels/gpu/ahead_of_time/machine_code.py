@@ -80,7 +80,8 @@ def disassemble(cubin: bytes) -> Code:
             loops.append((labels[target[1]], len(names)))
     bodies = [names[start:stop] for start, stop in loops]
     bodies = [body for body in bodies if any(name in PRODUCTS for name in body)]
-    return Code(counts, full, Counter(min(bodies, key=len)) if bodies else Counter())
+    shortest = min(bodies, key=len) if bodies else []
+    return Code(counts, full, Counter(shortest))
 
 
 def resources(cubin: bytes) -> dict[str, int]:

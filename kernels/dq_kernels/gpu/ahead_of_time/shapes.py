@@ -58,7 +58,7 @@ def float_calls_of(op: str, case: Any, architecture: int, dtype: str, table: Tab
     """Calls of one case of a float op; codes alone, no float y."""
     batch, rows, channels = case.batch, case.rows, case.channels
     step, seen = Blank((batch,), "int32"), Blank((1,), "int32")
-    given = {"nan_seen": seen, "configuration": choose(op, architecture, float_facts(op, case), table)}
+    given: dict[str, Any] = {"nan_seen": seen, "configuration": choose(op, architecture, float_facts(op, case), table)}
     if op == "quantize":
         x = Blank((batch, rows, case.width or channels), dtype)
         return quantize_calls(x, step, blank_output(batch, rows, channels, case.first), **given)
@@ -66,7 +66,11 @@ def float_calls_of(op: str, case: Any, architecture: int, dtype: str, table: Tab
         x = Blank((batch, rows, 2 * channels), dtype)
         return geglu_quantize_calls(x, step, blank_output(batch, rows, channels), channels=channels, **given)
     x = Blank((batch, rows, channels), dtype)
-    affine = {"gamma": Blank((channels,), "float32"), "beta": Blank((channels,), "float32"), "eps": case.eps}
+    affine: dict[str, Any] = {
+        "gamma": Blank((channels,), "float32"),
+        "beta": Blank((channels,), "float32"),
+        "eps": case.eps,
+    }
     if op == "layer_norm_quantize":
         slices = ((0, channels),) if case.outputs is None else case.outputs
         outputs = [blank_output(batch, rows, width, first) for first, width in slices]
@@ -74,7 +78,7 @@ def float_calls_of(op: str, case: Any, architecture: int, dtype: str, table: Tab
     firsts = [sum(case.parts[:i]) for i in range(len(case.parts))]
     outputs = [blank_output(batch, rows, width, first) for first, width in zip(firsts, case.parts, strict=True)]
     return group_norm_silu_quantize_calls(
-        *(x, step, outputs), **affine, groups=case.groups, silu=case.silu, workspace=lambda blank: blank, **given
+        x, step, outputs, **affine, groups=case.groups, silu=case.silu, workspace=lambda blank: blank, **given
     )
 
 

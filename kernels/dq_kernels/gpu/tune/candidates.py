@@ -44,8 +44,11 @@ def candidates(op: str, architecture: int, bits: int = 8) -> list[Configuration]
                         continue
                     if not 2 <= block_m * block_n // (32 * warps) <= MOST_ACCUMULATORS:
                         continue
-                    sizes = {"block_m": block_m, "block_n": block_n, "block_k": block_k}
-                    found.append(ProductConfiguration(**sizes, warps=warps, stages=stages))
+                    found.append(
+                        ProductConfiguration(
+                            block_m=block_m, block_n=block_n, block_k=block_k, warps=warps, stages=stages
+                        )
+                    )
     return found
 
 

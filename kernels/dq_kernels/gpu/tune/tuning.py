@@ -9,6 +9,7 @@ Never run on a GPU: on a CPU its tests interpret the kernels and give it a clock
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import statistics
@@ -210,7 +211,7 @@ def fastest(
             failed += 1
             continue
         if fits:
-            times[one] = clock(lambda one=one: problem.run(one))
+            times[one] = clock(functools.partial(problem.run, one))
         elif one == default:
             raise KernelInputError(f"{problem.op} {dict(problem.facts)} gives a wrong result; do not use this GPU")
         else:
@@ -234,7 +235,7 @@ def cuda_clock(device: torch.device, runs: int = RUNS) -> Clock:
     scrap = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
 
     def clock(work: Callable[[], None]) -> float:
-        times = []
+        times: list[float] = []
         for number in range(WARMUP + runs):
             scrap.zero_()
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
