@@ -130,7 +130,7 @@ def _count(
     for name, value in conditions.items():
         if len(value) != samples:
             raise OptionError(f"{name} has {len(value)} rows, expected {samples}, one for each trajectory")
-    each = steps * (int(np.prod(shape)) * 4 + sum(value[0].nbytes for value in conditions.values()))
+    each = steps * (int(np.prod(shape)) * 4 + sum(int(value[0].nbytes) for value in conditions.values()))
     count = min(samples, int(memory_gib * GIB) // each)
     if count < 1:
         raise OptionError(f"memory_gib is {memory_gib}, expected at least {each / GIB:.3g}: one trajectory takes that")

@@ -98,7 +98,8 @@ def _finetuned(
     has_tables = all(layer.out_scale is not None for layer in record.layers.values())
     if kept_start and has_tables == options.outputs:
         return record  # bit for bit what it began with
-    return _with_output_tables(record, calibration, options, batch_of(denoiser, 64))
+    finished: Record = _with_output_tables(record, calibration, options, batch_of(denoiser, 64))
+    return finished
 
 
 def _named(error: NonFiniteError, state: ResumeFolder | None, stage: str, last: str) -> NonFiniteError:

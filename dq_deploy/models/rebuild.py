@@ -75,9 +75,11 @@ def module_from_record(record: Record, *, dequantize: bool = True) -> torch.nn.M
     state = {key: torch.from_numpy(np.array(value)) for key, value in record.float_parameters.items()}
     for key, weight in lazy_weights(record).items():
         state[key] = torch.from_numpy(weight.read()) if dequantize else torch.empty(weight.shape, device="meta")
-    for name, layer in {**record.layers, **record.weight_only}.items():
-        if layer.bias is not None:
-            state[f"{name}.bias"] = torch.from_numpy(layer.bias.copy())
+    biases = {name: layer.bias for name, layer in record.layers.items()}
+    biases |= {name: layer.bias for name, layer in record.weight_only.items()}
+    for name, bias in biases.items():
+        if bias is not None:
+            state[f"{name}.bias"] = torch.from_numpy(bias.copy())
     fit_state(module, state, "record", RecordError)
     return module
 

@@ -165,7 +165,9 @@ def _assemble(model: ForeignModel, network: _Network, settings: Settings, assemb
         if path in network.layers():
             assembled.kept_float.setdefault(reason, []).extend(names)
         for suffix, value in (("weight", weight), ("bias", model.state.get(f"{path}.bias"))):
-            for target in targets if value is not None else ():
+            if value is None:
+                continue
+            for target in targets:
                 key = f"{target.name}.{suffix}"
                 assembled.parameters[key] = moved(value, target, network.shapes[key], key, whole=len(targets))
 

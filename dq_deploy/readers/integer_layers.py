@@ -60,8 +60,10 @@ def _codes(weight: F32, part: ForeignPart, bits: int) -> _Codes:
     """Codes less zero points, by a division in float32: a reciprocal or float64 would flip some."""
     column = (-1,) + (1,) * (weight.ndim - 1)
     quotient = weight / part.delta.reshape(column)
-    learned = part.alpha is not None
-    steps = np.floor(quotient) + (part.alpha >= 0).astype(np.float32) if learned else np.rint(quotient)
+    if part.alpha is None:
+        steps = np.rint(quotient)
+    else:
+        steps = np.floor(quotient) + np.greater_equal(part.alpha, 0).astype(np.float32)
     rows = steps.reshape(len(steps), -1)
     zero = part.zero_point.reshape(column).astype(np.float32)
     code = np.clip(steps + zero, np.float32(0), np.float32(2**bits - 1))

@@ -228,4 +228,6 @@ def simulate(record: Record) -> Simulation:
         weight = torch.nn.Parameter(torch.from_numpy(light.weight()), requires_grad=False)
         denoiser.get_submodule(name).weight = weight
     edges = torch.from_numpy(np.array(record.step_edges, np.float32))
-    return Simulation(denoiser.eval(), context, edges).requires_grad_(False)
+    simulation = Simulation(denoiser.eval(), context, edges)
+    simulation.requires_grad_(False)
+    return simulation

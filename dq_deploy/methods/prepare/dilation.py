@@ -57,7 +57,8 @@ def _of_group(weight: NDArray[np.float64], bound: str) -> NDArray[np.float64]:
 
 def common_dilation(factors: list[NDArray[np.float64]]) -> NDArray[np.float64]:
     """The least factor over several consumers of one tensor: legal for all of them."""
-    return np.minimum.reduce(factors)
+    least: NDArray[np.float64] = np.minimum.reduce(factors)
+    return least
 
 
 def scale_input_channels(weight: F32, factor: NDArray[np.float64], groups: int = 1) -> F32:

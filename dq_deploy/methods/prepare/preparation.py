@@ -134,11 +134,12 @@ def _sharing_copy(module: torch.nn.Module) -> torch.nn.Module:
     """The module tree once more around the same weights: a parameter replaced in one leaves the other as it was."""
     shared: dict[int, torch.Tensor] = {id(b): b.detach() for b in module.buffers()}
     shared |= {id(p): torch.nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
-    return copy.deepcopy(module, shared).eval()  # type: ignore[arg-type]
+    return copy.deepcopy(module, shared).eval()
 
 
 def _weight(module: torch.nn.Module, name: str) -> F32:
-    return module.get_submodule(name).weight.detach().numpy()  # type: ignore[union-attr, operator, no-any-return]
+    weight: F32 = module.get_submodule(name).weight.detach().numpy()
+    return weight
 
 
 def _widths(site: LayerSite, splits: Mapping[str, int]) -> tuple[int, ...]:
@@ -243,7 +244,7 @@ def _layer(
         widths=_widths(site, splits),
         pre=pre,
         weight=weight,
-        bias=None if bias is None else np.array(bias.detach().numpy(), np.float32),  # type: ignore[operator]
+        bias=None if bias is None else np.array(bias.detach().numpy(), np.float32),
         fold=fold,
     )
 

@@ -229,11 +229,11 @@ def _search_rows(rows: F32, full: F32, ends: F32, shrinks: NDArray[np.float64]) 
             np.clip(rows, q_low * column, q_high * column, out=work)
             if (_cost(work, rows) > best * 1.001).all():
                 break
-        try_scales(np.full(len(rows), index))
+        try_scales(np.full(len(rows), index, np.int64))
     coarse = chosen
     for offset in range(1, stride):
-        for index in (coarse - offset, coarse + offset):
-            try_scales(np.clip(index, 0, len(shrinks) - 1))
+        for neighbours in (coarse - offset, coarse + offset):
+            try_scales(np.clip(neighbours, 0, len(shrinks) - 1))
     return _safe_scale(full.astype(np.float64) * shrinks[chosen])
 
 

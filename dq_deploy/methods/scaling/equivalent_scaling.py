@@ -290,7 +290,7 @@ class ScaledLayer:
             scale, low, high = self._activation(g[part], part)
             m = (1.0 / (g[part] * scale[:, None]))[group][:, None, :, None]
             ends = (end[group].reshape(-1, 1, 1, 1) for end in (low, high))
-            codes = _Codes.apply(rows[:, :, part], m, *ends)  # type: ignore[no-untyped-call]
+            codes = _Codes.apply(rows[:, :, part], m, *ends)
             term = self._product(codes, self._weight(g[part], part)) * scale[group][:, None, None]
             output = term if output is None else output + term
         assert output is not None
@@ -329,7 +329,7 @@ class ScaledLayer:
         else:
             scale = torch.maximum(high / q_high, low / q_low).clamp(min=TINY)
             zero = torch.zeros_like(scale)
-        rounded: torch.Tensor = _RoundedWeights.apply(scaled, scale, q_low - zero, q_high - zero)  # type: ignore[no-untyped-call]
+        rounded: torch.Tensor = _RoundedWeights.apply(scaled, scale, q_low - zero, q_high - zero)
         return rounded
 
 

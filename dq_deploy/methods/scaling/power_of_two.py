@@ -142,7 +142,8 @@ def votes_of(x: torch.Tensor, part: Part, codes: tuple[int, int], step: NDArray[
         error = (rounded.mul_(2.0**-j) - scaled).square_().mean((2, 3))
         better = error < best
         best, votes = torch.where(better, error, best), torch.where(better, j, votes)
-    return votes.numpy()
+    found: I64 = votes.numpy()
+    return found
 
 
 def elected_exponents(votes: I64, groups: I64, agreement: float) -> tuple[I64, int]:

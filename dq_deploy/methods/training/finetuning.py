@@ -375,11 +375,12 @@ def train_and_held_out(inputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[np.i
     trajectory = inputs.get("trajectory")
     if trajectory is None and 2 * wanted <= count:
         return order, wanted
-    names, sizes = np.unique(order if trajectory is None else trajectory, return_counts=True)
+    source = order if trajectory is None else trajectory
+    names, sizes = np.unique(source, return_counts=True)
     if 2 * wanted > count or len(names) < 2:
         return order, max(count // 4, 1)
     last = min(int(np.searchsorted(np.cumsum(sizes[::-1]), wanted)) + 1, len(names) - 1)
-    held = np.isin(trajectory, names[-last:])
+    held = np.isin(source, names[-last:])
     return np.concatenate([order[~held], order[held]]), int(held.sum())
 
 

@@ -173,7 +173,7 @@ class TrainablePart(torch.nn.Module):
             up = (self.rounding >= 0).float() if hard else soft_rounding(self.rounding)
             return (self.whole + up).clamp(self.low, self.high)
         ratio = self.v * (-self.a).exp().reshape(-1, *self.tail)
-        q: torch.Tensor = RoundThrough.apply(ratio.clamp(self.low, self.high))  # type: ignore[no-untyped-call]
+        q: torch.Tensor = RoundThrough.apply(ratio.clamp(self.low, self.high))
         return q if self.kept is None else q + self.kept
 
     def scale(self) -> torch.Tensor:
@@ -185,7 +185,7 @@ class TrainablePart(torch.nn.Module):
         if self.q_min < 0:
             return self._of_steps(self.zero_start)
         z = self.zero_start + (self.q_max - self.q_min) * self.h
-        return self._of_steps(RoundThrough.apply(z.clamp(self.q_min, self.q_max)))  # type: ignore[no-untyped-call]
+        return self._of_steps(RoundThrough.apply(z.clamp(self.q_min, self.q_max)))
 
     def _of_steps(self, table: torch.Tensor) -> torch.Tensor:
         return table if self.groups is None else table[self.groups]
@@ -286,7 +286,8 @@ class TrainableLayer(torch.nn.Module):
 
     def _codes(self, x: torch.Tensor, m: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         is_float = random_mask(tuple(x.shape), self.drop, self.generator) if self.drop else None
-        return CentredCodes.apply(x, m, z, *self.codes, is_float)  # type: ignore[no-untyped-call, no-any-return]
+        codes: torch.Tensor = CentredCodes.apply(x, m, z, *self.codes, is_float)
+        return codes
 
     def _product(self, codes: torch.Tensor, q_weight: torch.Tensor) -> torch.Tensor:
         from dq_deploy.simulation.exact_arithmetic import convolve
@@ -306,7 +307,7 @@ class TrainableLayer(torch.nn.Module):
     @torch.no_grad()
     def harvest(self) -> Layer:
         """The integer layer that was trained, without output tables."""
-        harvested = [part.harvest() for part in self.parts]  # type: ignore[operator]
+        harvested = [part.harvest() for part in self.parts]
         bias = self.bias()
         return build_layer(
             self.prepared,

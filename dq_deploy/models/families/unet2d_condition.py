@@ -89,8 +89,7 @@ def _text_width(config: Mapping[str, Any]) -> int:
 def _pooled_width(config: Mapping[str, Any]) -> int:
     """Features of `text_embeds`: what the sinusoids of `time_ids` leave of the addition embedding's input."""
     total, each = config.get("projection_class_embeddings_input_dim"), config.get("addition_time_embed_dim")
-    whole = isinstance(total, int) and isinstance(each, int)
-    if not whole or total - TIME_IDS * each < 1:
+    if not isinstance(total, int) or not isinstance(each, int) or total - TIME_IDS * each < 1:
         raise ModelError(
             f"config.json has projection_class_embeddings_input_dim {total!r} and addition_time_embed_dim {each!r}, "
             f"expected whole numbers, the first above {TIME_IDS} times the second"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from reprlib import repr as short
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,10 +62,11 @@ class Arguments:
     def wholes(self, name: str, *, empty: bool = False) -> list[int]:
         """A list of whole numbers."""
         value = self._values.pop(name, None)
-        good = isinstance(value, (list, tuple)) and all(type(one) is int and 0 < one <= LARGEST for one in value)
-        if not good or not (value or empty) or len(value) > MOST_LEVELS:  # type: ignore[arg-type]
+        found = list(value) if isinstance(value, (list, tuple)) else None
+        good = found is not None and all(type(one) is int and 0 < one <= LARGEST for one in found)
+        if found is None or not good or not (found or empty) or len(found) > MOST_LEVELS:
             self.refuse(name, value, f"a list of at most {MOST_LEVELS} whole numbers")
-        return list(value)  # type: ignore[arg-type]
+        return found
 
     def only(self, name: str, *allowed: Any, why: str = "this is not supported") -> Any:
         """A value that must be one of these; missing, it is the first."""
@@ -85,7 +86,7 @@ class Arguments:
             name = sorted(str(key) for key in self._values)[0]
             raise OptionError(f"settings: {self._where} has {name}, which is not understood; leave it out or remove it")
 
-    def refuse(self, name: str, value: Any, expected: str) -> None:
+    def refuse(self, name: str, value: Any, expected: str) -> NoReturn:
         """Raise with what was got and expected."""
         raise OptionError(f"settings: {self._where} has {name} {short(value)}, expected {expected}")
 
@@ -115,5 +116,5 @@ def fused_rows(channels: int, heads: int, *, by_head: bool) -> Sequence[NDArray[
     """
     index = np.arange(3 * channels, dtype=np.int64)
     if by_head:
-        return index.reshape(heads, 3, channels // heads).transpose(1, 0, 2).reshape(3, channels)
-    return index.reshape(3, channels)
+        return list(index.reshape(heads, 3, channels // heads).transpose(1, 0, 2).reshape(3, channels))
+    return list(index.reshape(3, channels))
