@@ -198,7 +198,7 @@ class Runner(ABC):
             if len(buckets) > 1:
                 raise InputError(
                     f"timestep falls into step buckets {buckets.tolist()}; this engine (mode fast) takes one bucket a "
-                    "batch: run them apart or export with --mode exact"
+                    'batch: run them apart or export with `mode="exact"`'
                 )
 
     def _count_check(self, start: float) -> None:

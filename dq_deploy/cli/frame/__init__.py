@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from dq_deploy.cli.frame.failures import EXIT_USAGE, failure_of, one_line
+from dq_deploy.cli.frame.failures import EXIT_USAGE, failure_of, in_flags, one_line, running
 from dq_deploy.cli.frame.outputs import check_outputs, held_outputs
 from dq_deploy.cli.frame.streams import columns, usable_streams
 from dq_deploy.errors import OptionError, ReaderGoneError
@@ -37,6 +37,7 @@ __all__ = [
     "EXIT_USAGE",
     "check_outputs",
     "console",
+    "in_flags",
     "numbers_from_text",
     "progress",
     "run",
@@ -63,8 +64,8 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 
 
 def warn(message: str) -> None:
-    """Print one `warning: ...` line on stderr."""
-    print(one_line(f"warning: {message}"), file=sys.stderr, flush=True)
+    """Print one `warning: ...` line on stderr, options of a library message as flags."""
+    print(one_line(f"warning: {in_flags(message)}"), file=sys.stderr, flush=True)
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -126,7 +127,7 @@ def run(command: Callable[..., None], argv: Sequence[str] | None = None) -> NoRe
     prog = started_as if started_as.startswith("dq-") else f"dq-{command.__name__}"
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        with usable_streams():
+        with usable_streams(), running(prog, sys.argv[1:] if argv is None else argv):
             _perform(app, None if argv is None else list(argv), prog, state)
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from dq_deploy.cli.frame import stderr_console
-from dq_deploy.cli.frame.failures import one_line
+from dq_deploy.cli.frame.failures import in_flags, one_line
 from dq_deploy.methods.progress import Progress
 
 STAGES = {
@@ -63,7 +63,7 @@ class ProgressView:
     def __call__(self, report: Progress) -> None:
         """Show one report."""
         if report.note:
-            print(one_line(f"note: {report.note}"), file=sys.stderr, flush=True)
+            print(one_line(f"note: {in_flags(report.note)}"), file=sys.stderr, flush=True)
         if report.stage != self._stage:
             self._stage, self._started, self._first_done = report.stage, time.monotonic(), 0
             if self._bar is not None:

@@ -62,16 +62,16 @@ class BuildOptions:
         for capability in self.compute_capabilities:
             if not re.fullmatch(r"\d{1,2}\.\d", capability):
                 raise OptionError(
-                    f"--compute-capability got {capability!r}, expected numbers such as 8.9 or 8.0,8.9,12.0"
+                    f"`compute_capabilities` got {capability!r}, expected numbers such as 8.9 or 8.0,8.9,12.0"
                 )
         if len(set(self.compute_capabilities)) < len(self.compute_capabilities):
             raise OptionError(
-                f"--compute-capability names one twice in {','.join(self.compute_capabilities)}; name each once"
+                f"`compute_capabilities` names one twice in {','.join(self.compute_capabilities)}; name each once"
             )
         if self.workspace_mib is not None and not 0 < self.workspace_mib < 1 << 30:
-            raise OptionError(f"--workspace-mib got {self.workspace_mib}, expected 1 to {(1 << 30) - 1} MiB")
+            raise OptionError(f"`workspace_mib` got {self.workspace_mib}, expected 1 to {(1 << 30) - 1} MiB")
         if self.time_limit_s is not None and not 0 < self.time_limit_s < math.inf:
-            raise OptionError(f"--time-limit got {self.time_limit_s}, expected a positive number of seconds")
+            raise OptionError(f"`time_limit_s` got {self.time_limit_s}, expected a positive number of seconds")
 
 
 def runtime_of(options: BuildOptions, target: str) -> str:
@@ -84,7 +84,7 @@ def runtime_of(options: BuildOptions, target: str) -> str:
         wanted = options.runtime or "tensorrt-rtx"
         raise OptionError(
             f"the ONNX file was exported for {target}, whose integer operators TensorRT refuses; export the record "
-            f"with dq-export --target {wanted}"
+            f'with dq-export `target="{wanted}"`'
         )
     return options.runtime or target
 
@@ -101,20 +101,20 @@ def check_options(options: BuildOptions, runtime: str) -> None:
         tensorrt_library(runtime)
         if len(capabilities) > 1:
             raise OptionError(
-                f"--compute-capability got {','.join(capabilities)}; TensorRT builds for the GPU present: give none, "
-                "or one as a check, or use --runtime tensorrt-rtx"
+                f"`compute_capabilities` got {','.join(capabilities)}; TensorRT builds for the GPU present: give none, "
+                'or one as a check, or use `runtime="tensorrt-rtx"`'
             )
     else:
         allowed = _allowed_capabilities()
         for capability in capabilities:
             if capability not in allowed:
                 raise OptionError(
-                    f"--compute-capability got {capability}, TensorRT-RTX builds for {', '.join(allowed)}; "
-                    "for other GPUs use --runtime tensorrt on a machine that has one"
+                    f"`compute_capabilities` got {capability}, TensorRT-RTX builds for {', '.join(allowed)}; "
+                    'for other GPUs use `runtime="tensorrt"` on a machine that has one'
                 )
         if options.timing_cache is not None:
             raise OptionError(
-                "--timing-cache is for TensorRT; TensorRT-RTX times no kernels when it builds, it chooses them on the "
+                "`timing_cache` is for TensorRT; TensorRT-RTX times no kernels when it builds, it chooses them on the "
                 "machine that runs the plan; leave the option out"
             )
     if importlib.util.find_spec("polygraphy") is None:

@@ -16,7 +16,7 @@ _ONLY_ONNX_RUNTIME = ("Integer", "QLinear", "com.microsoft", "DynamicQuantize")
 _NO_MEMORY = re.compile(r"bad_alloc|out ?of ?memory|cannot allocate memory|MEM_ALLOC_FAILED", re.IGNORECASE)
 _LESS_MEMORY = (
     "close other programs, build on a machine with more memory, or build for fewer compute capabilities and "
-    "smaller --shapes"
+    "smaller `shapes`"
 )
 _OLD_GPU = "for target(s) sm75"
 _NODES = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
@@ -63,7 +63,7 @@ def time_limit_error(ending: Ending, limit_s: float) -> DqError:
     """The build was stopped at its time limit."""
     return BuildError(
         f"the build of {ending.onnx} was stopped at its limit of {limit_s:g} s {ending.where}, {ending.peak}; "
-        "give a larger --time-limit, fewer compute capabilities or smaller --shapes"
+        "give a larger `time_limit_s`, fewer compute capabilities or smaller `shapes`"
     )
 
 
@@ -83,7 +83,7 @@ def error_of(ending: Ending) -> Exception:
     last = ending.log[-1] if ending.log else "it said nothing"
     return BuildError(
         f"the builder of {ending.onnx} ended with code {ending.code} {ending.where}: {last}; run dq-build again with "
-        "--log FILE for all it said"
+        "`log` FILE for all it said"
     )
 
 
@@ -104,7 +104,7 @@ def _told(ending: Ending, event: Mapping[str, Any]) -> Exception:
         reason = "; ".join(event.get("log", ())) or event["message"]
         return BuildError(
             f"TensorRT cannot start its builder here ({reason}); it needs an NVIDIA GPU with a driver that is new "
-            "enough: build on the machine that will run the plan, or use --runtime tensorrt-rtx, which needs none"
+            'enough: build on the machine that will run the plan, or use `runtime="tensorrt-rtx"`, which needs none'
         )
     if kind == "capability":
         return _capability(ending, event)
@@ -112,7 +112,7 @@ def _told(ending: Ending, event: Mapping[str, Any]) -> Exception:
     if any(_OLD_GPU in line for line in lines):
         return BuildError(
             f"{ending.runtime} cannot build {ending.onnx} for compute capability 7.5, which has no type of its: "
-            f"{lines[-1]}; leave 7.5 out of --compute-capability, or export 8-bit weights"
+            f"{lines[-1]}; leave 7.5 out of `compute_capabilities`, or export 8-bit weights"
         )
     return BuildError(
         f"{ending.runtime} could not build {ending.onnx} {ending.where}: {'; '.join(lines) or 'it gives no reason'}"
@@ -123,11 +123,11 @@ def _told(ending: Ending, event: Mapping[str, Any]) -> Exception:
 def _capability(ending: Ending, event: Mapping[str, Any]) -> DqError:
     if event["found"] is None:
         return OptionError(
-            f"--compute-capability {event['wanted']} is refused by the installed TensorRT-RTX; leave it out"
+            f"`compute_capabilities` {event['wanted']} is refused by the installed TensorRT-RTX; leave it out"
         )
     return OptionError(
-        f"--compute-capability got {event['wanted']}, the GPU of this machine has {event['found']}, and TensorRT "
-        "builds for the GPU it runs on; build on the other machine, or use --runtime tensorrt-rtx"
+        f"`compute_capabilities` got {event['wanted']}, the GPU of this machine has {event['found']}, and TensorRT "
+        'builds for the GPU it runs on; build on the other machine, or use `runtime="tensorrt-rtx"`'
     )
 
 
@@ -144,8 +144,8 @@ def _crash(ending: Ending, name: str) -> DqError:
         named = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         return BuildError(
             f"the builder of {ending.onnx} crashed with {name} {ending.where}; likely at {named}, whose "
-            f"quantizer has a scale computed in the graph: export the record again with dq-export --target "
-            f"{ending.runtime}, which keeps those scales constant"
+            "quantizer has a scale computed in the graph: export the record again with dq-export "
+            f'`target="{ending.runtime}"`, which keeps those scales constant'
         )
     return BuildError(
         f"the builder of {ending.onnx} crashed with {name} {ending.where}{_layers_in(ending, ending.log)}; "
@@ -176,7 +176,7 @@ def _refusal(ending: Ending, errors: Sequence[Mapping[str, Any]]) -> DqError:
     if facts is None:
         return FileProblemError(
             f"the parser of {ending.runtime} refuses {ending.onnx}: {reason}{more}; export it again with dq-export "
-            f"--target {ending.runtime}"
+            f'`target="{ending.runtime}"`'
         )
     layer = f" of layer {facts.layer}" if facts.layer else ""
     if any(word in facts.operator for word in _ONLY_ONNX_RUNTIME):
@@ -185,15 +185,16 @@ def _refusal(ending: Ending, errors: Sequence[Mapping[str, Any]]) -> DqError:
         change = "the operator is not one this version takes"
     return BuildError(
         f"the parser of {ending.runtime} refuses node {facts.name}{layer}, operator {facts.operator} of opset "
-        f"{facts.opset}: {reason}{more}; {change}: export the record again with dq-export --target {ending.runtime}"
-        + (f", or keep {facts.layer} float with dq-quantize --keep" if facts.layer else "")
+        f"{facts.opset}: {reason}{more}; {change}: export the record again with dq-export "
+        f'`target="{ending.runtime}"`'
+        + (f", or keep {facts.layer} float with dq-quantize `keep`" if facts.layer else "")
     )
 
 
 def _change(ending: Ending) -> str:
     if ending.runtime == "tensorrt-rtx":
         return (
-            "try another --conv or --float-type of dq-export, fixed --shapes, or one --compute-capability; "
-            "--log FILE keeps all the builder said"
+            "try another `conv` or `float_type` of dq-export, fixed `shapes`, or one `compute_capabilities`; "
+            "`log` FILE keeps all the builder said"
         )
-    return "try another --float-type of dq-export or fixed --shapes; --log FILE keeps all the builder said"
+    return "try another `float_type` of dq-export or fixed `shapes`; `log` FILE keeps all the builder said"

@@ -68,7 +68,7 @@ def check_onnx(path: Path, manifest: Mapping[str, Any]) -> None:
             raise BuildError(
                 f"{node.op_type} {node.name}{_of_layer(facts.layer)} has a zero point of type {kind}"
                 f"{'' if unsigned else ' that is not 0'}; TensorRT takes int8 with zero point 0 only: export the "
-                f"record again with dq-export --target {manifest.get('target')}"
+                f'record again with dq-export `target="{manifest.get("target")}"`'
             )
 
 

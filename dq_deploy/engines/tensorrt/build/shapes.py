@@ -54,11 +54,11 @@ def _given(texts: Iterable[str], inputs: Mapping[str, list[Any]]) -> dict[str, l
     for entry in (piece.strip() for text in texts for piece in text.split(",")):
         name, colon, shapes = entry.rpartition(":")
         if not colon or not name:
-            raise OptionError(f"--shapes got {entry!r}, expected NAME:MIN..OPT..MAX {_EXAMPLE}")
+            raise OptionError(f"`shapes` got {entry!r}, expected NAME:MIN..OPT..MAX {_EXAMPLE}")
         if name not in inputs:
-            raise OptionError(f"--shapes names input {name!r}, the engine has {', '.join(inputs)}; use one of these")
+            raise OptionError(f"`shapes` names input {name!r}, the engine has {', '.join(inputs)}; use one of these")
         if name in given:
-            raise OptionError(f"--shapes names input {name!r} twice, expected one range for each input; drop one")
+            raise OptionError(f"`shapes` names input {name!r} twice, expected one range for each input; drop one")
         given[name] = _three_shapes(name, shapes, inputs[name])
     return given
 
@@ -67,25 +67,25 @@ def _three_shapes(name: str, text: str, dims: Sequence[Any]) -> list[list[int]]:
     shapes = [_shape(name, piece) for piece in text.split("..")]
     if len(shapes) not in (1, 3):
         raise OptionError(
-            f"--shapes for {name} has {len(shapes)} shapes, expected MIN..OPT..MAX or one shape, {_EXAMPLE}"
+            f"`shapes` for {name} has {len(shapes)} shapes, expected MIN..OPT..MAX or one shape, {_EXAMPLE}"
         )
     shapes = shapes if len(shapes) == 3 else shapes * 3
     for shape in shapes:
         if len(shape) != len(dims):
             raise OptionError(
-                f"--shapes for {name} has a shape of {len(shape)} dimensions, the engine takes {len(dims)}: "
+                f"`shapes` for {name} has a shape of {len(shape)} dimensions, the engine takes {len(dims)}: "
                 f"{_dims_text(dims)}"
             )
         for index, (size, dim) in enumerate(zip(shape, dims, strict=True)):
             if not isinstance(dim, str) and size != dim:
                 raise OptionError(
-                    f"--shapes for {name} has {size} in dimension {index}, which is fixed at {dim} in this file: "
+                    f"`shapes` for {name} has {size} in dimension {index}, which is fixed at {dim} in this file: "
                     f"{_dims_text(dims)}"
                 )
     for index, (low, best, high) in enumerate(zip(*shapes, strict=True)):
         if not low <= best <= high:
             raise OptionError(
-                f"--shapes for {name} has {low}..{best}..{high} in dimension {index}, expected min <= opt <= max"
+                f"`shapes` for {name} has {low}..{best}..{high} in dimension {index}, expected min <= opt <= max"
             )
     return shapes
 
@@ -94,7 +94,7 @@ def _shape(name: str, text: str) -> list[int]:
     pieces = text.strip().split("x")
     # TensorRT's sizes are 64-bit, but a tensor of 2^31 elements or more in one dimension is a slip of the finger
     if not all(p.isascii() and p.isdecimal() and 0 < int(p) < 2**31 for p in pieces):
-        raise OptionError(f"--shapes for {name} got {text!r}, expected positive sizes joined by x, {_EXAMPLE}")
+        raise OptionError(f"`shapes` for {name} got {text!r}, expected positive sizes joined by x, {_EXAMPLE}")
     return [int(p) for p in pieces]
 
 
@@ -107,7 +107,7 @@ def _ranges(given: Mapping[str, list[list[int]]], inputs: Mapping[str, list[Any]
                 continue
             if ranges.setdefault(dim, row) != row:
                 raise OptionError(
-                    f"--shapes gives dimension {dim} as {_row_text(ranges[dim])} for {source[dim]} and "
+                    f"`shapes` gives dimension {dim} as {_row_text(ranges[dim])} for {source[dim]} and "
                     f"{_row_text(row)} for {name}, expected the same range"
                 )
             source.setdefault(dim, name)
@@ -131,7 +131,7 @@ def _default(
         return (TOKENS, TOKENS, TOKENS)
     raise OptionError(
         f"input {name} has the free dimension {dim} ({_dims_text(inputs[name])}) and nothing says its size; "
-        f"give --shapes {name}:MIN..OPT..MAX"
+        f"give `shapes` {name}:MIN..OPT..MAX"
     )
 
 

@@ -64,7 +64,8 @@ def check_compute_capability(manifest: Mapping[str, Any], found: str, gpu: str, 
     if found not in built:
         raise FileProblemError(
             f"plan {plan} was built for compute capability {', '.join(built)}, {gpu} has {found}, expected one of the "
-            f"plan's: build it again with dq-build --compute-capability {found}"
+            "plan's: build it again with dq-build "
+            f'`compute_capabilities="{found}"`'
         )
 
 
@@ -154,11 +155,11 @@ def profile_for(profiles: Sequence[Profile], shapes: Mapping[str, Sequence[int]]
         if not any(shapes[name] in profile[name] for profile in profiles):
             ranges = ", or ".join(dict.fromkeys(str(profile[name]) for profile in profiles))
             raise InputError(
-                f"input {name} has shape {_text(shapes[name])}, the plan takes {ranges}: build it with --shapes for it"
+                f"input {name} has shape {_text(shapes[name])}, the plan takes {ranges}: build it with `shapes` for it"
             )
     asked = ", ".join(f"{name} {_text(shape)}" for name, shape in shapes.items())
     raise InputError(
-        f"no profile of the plan holds {asked} together, each fits one of {len(profiles)}: build it with --shapes"
+        f"no profile of the plan holds {asked} together, each fits one of {len(profiles)}: build it with `shapes`"
     )
 
 

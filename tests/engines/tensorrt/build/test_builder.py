@@ -116,7 +116,7 @@ def test_a_crash_of_the_builder_is_one_line_that_names_the_layer(out, tmp_path):
     message = refused(BuildError, plan_models.crashing(tmp_path / "crash.onnx"), out)
     assert "crashed with SIGSEGV in phase" in message
     assert "likely at conv_in, whose quantizer has a scale computed in the graph" in message
-    assert "dq-export --target tensorrt-rtx" in message
+    assert 'dq-export `target="tensorrt-rtx"`' in message
 
 
 def test_a_build_is_stopped_at_its_time_limit(slow, out):
@@ -125,7 +125,7 @@ def test_a_build_is_stopped_at_its_time_limit(slow, out):
     assert time.monotonic() - started < 5
     assert "was stopped at its limit of 1 s in phase" in message
     assert "MiB" in message
-    assert "--time-limit" in message
+    assert "`time_limit_s`" in message
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_build_is_stopped_at_its_time_limit(slow, out):
 def test_what_the_parser_does_not_take_is_named_with_its_layer(make, error, message, out, tmp_path):
     text = refused(error, make(tmp_path / "bad.onnx"), out)
     assert message in text
-    assert "dq-export --target tensorrt-rtx" in text
+    assert 'dq-export `target="tensorrt-rtx"`' in text
 
 
 def cut(path: Path, keep: float) -> None:
@@ -173,7 +173,7 @@ def test_files_that_are_not_ours_or_not_whole_are_refused(out, tmp_path):
     assert "made by dq-export" in refused(FileProblemError, foreign, out)
     message = refused(OptionError, plan_models.linears(tmp_path / "cpu.onnx", target="onnxruntime"), out)
     assert "was exported for onnxruntime" in message
-    assert "dq-export --target tensorrt-rtx" in message
+    assert 'dq-export `target="tensorrt-rtx"`' in message
 
 
 def test_inputs_that_differ_from_the_manifest_are_refused(out, tmp_path):
@@ -204,9 +204,9 @@ def test_an_option_this_runtime_does_not_have_is_refused(options, message, linea
         ({"runtime": "openvino"}, "expected one of tensorrt, tensorrt-rtx"),
         ({"compute_capabilities": ("sm_89",)}, "expected numbers such as 8.9"),
         ({"compute_capabilities": ("8.9", "8.9")}, "names one twice"),
-        ({"workspace_mib": 0}, "--workspace-mib got 0"),
-        ({"time_limit_s": -1.0}, "--time-limit got -1.0"),
-        ({"time_limit_s": float("nan")}, "--time-limit got nan"),
+        ({"workspace_mib": 0}, "`workspace_mib` got 0"),
+        ({"time_limit_s": -1.0}, "`time_limit_s` got -1.0"),
+        ({"time_limit_s": float("nan")}, "`time_limit_s` got nan"),
     ],
 )
 def test_an_impossible_option_is_refused(options, message):

@@ -48,7 +48,7 @@ def told(kind, **values):
         (
             {"event": told("no_builder", message="no driver or no GPU", log=[])},
             BuildError,
-            r"\(no driver or no GPU\).* use --runtime tensorrt-rtx, which needs none",
+            r"\(no driver or no GPU\).* use `runtime=\"tensorrt-rtx\"`, which needs none",
         ),
         (
             {"event": told("capability", wanted="8.9", found="9.0")},
@@ -99,5 +99,5 @@ def test_a_parser_that_names_no_node_is_quoted(ending):
     )
     error = error_of(ending(event=event))
     assert "of tensorrt refuses" in str(error)
-    assert str(error).endswith("INVALID_GRAPH: odd; export it again with dq-export --target tensorrt")
+    assert str(error).endswith("INVALID_GRAPH: odd; export it again with dq-export `target=\"tensorrt\"`")
     assert Path("unet.onnx").name in str(error)

@@ -1,0 +1,90 @@
+"""Command-line flags by the Python name of the option: library messages name the option, a command says its flag.
+
+A library message names an option in backticks, with a value where it advises one, and with a command in front where
+the advice is about another command:
+
+    `compute_capabilities` got '8.99', ...      ->  --compute-capability got '8.99', ...
+    use `method="minmax"`                       ->  use --method minmax
+    record with dq-export `target="openvino"`   ->  record with dq-export --target openvino
+    use `resume=False`                          ->  use --no-resume
+
+A Python user reads the left side, a command-line user the right one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+_HASH_CHECK = {"hash_check": "--hash-check/--no-hash-check"}
+
+FLAGS: Mapping[str, Mapping[str, str]] = {
+    "dq-export": {
+        "target": "--target",
+        "mode": "--mode",
+        "float_type": "--float-type",
+        "conv": "--conv",
+        **_HASH_CHECK,
+    },
+    "dq-info": {**_HASH_CHECK},
+    "dq-quantize": {
+        "keep": "--keep",
+    },
+    "dq-build": {
+        "onnx": "--onnx",
+        "runtime": "--runtime",
+        "compute_capabilities": "--compute-capability",
+        "shapes": "--shapes",
+        "timing_cache": "--timing-cache",
+        "workspace_mib": "--workspace-mib",
+        "time_limit_s": "--time-limit",
+        "log": "--log",
+        "float_type": "--float-type",
+        "conv": "--conv",
+        **_HASH_CHECK,
+    },
+}
+"""Command -> Python name of an option -> its flag; `--on/--off` where True and False have flags of their own."""
+
+REFERENCE = re.compile(
+    r"(?<![^\s(])"  # a word of its own: what is quoted inside a path or a name is none
+    r"(?:(?P<command>dq-[a-z]+) )?"
+    r"(?P<quoted>`(?P<name>[a-z][a-z0-9_]*)(?:=(?:\"(?P<text>[^\"`]*)\"|(?P<word>[\w.]+)))?`)"
+    r"(?=[\s,;:.)]|$)"
+)
+"""An option in a library message."""
+
+
+def flag_of(name: str, command: str) -> str | None:
+    """The flag of an option in a command, or in the others where this one has none; None where they disagree."""
+    own = FLAGS.get(command, {}).get(name)
+    if own is not None:
+        return own
+    found = {flags[name] for flags in FLAGS.values() if name in flags}
+    return found.pop() if len(found) == 1 else None
+
+
+def with_flags(message: str, command: str, foreign: Sequence[str] = ()) -> str:
+    """A library message as the user of a command reads it.
+
+    Args:
+        message: with options in backticks.
+        command: the running one, such as `dq-build`.
+        foreign: texts that are not the library's, such as the arguments of the command line; what stands in backticks
+            there stays as it is.
+
+    Returns:
+        The message; an option that no command has stays in backticks.
+    """
+
+    def spoken(match: re.Match[str]) -> str:
+        flag = flag_of(match["name"], match["command"] or command)
+        if flag is None or any(match["quoted"] in text for text in foreign):
+            return match[0]
+        on, _, off = flag.partition("/")
+        value = match["word"] if match["text"] is None else match["text"]
+        if off and value in ("True", "False"):
+            on, value = on if value == "True" else off, None
+        return " ".join(piece for piece in (match["command"], on, value) if piece)
+
+    return REFERENCE.sub(spoken, message)
