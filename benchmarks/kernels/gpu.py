@@ -1,4 +1,4 @@
-"""The GPU's side of kernels.py: the Triton kernels beside cuBLAS, cuDNN and torch.compile in float16.
+"""The GPU's side of run.py: the Triton kernels beside cuBLAS, cuDNN and torch.compile in float16.
 
     python -m benchmarks.kernels.run --device cuda
 
@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.kernels import gate as kernel_gate
+from benchmarks.kernels.rows import RED, compared, figures, key_of, line_of, variants
 from benchmarks.kernels.shapes import PRODUCTS, Shape
+from benchmarks.machine.commit import commit
 
 FLOAT16, COMPILED, INT_MM = "cuBLAS/cuDNN float16", "torch.compile max-autotune float16", "torch._int_mm"
 
@@ -178,10 +180,8 @@ def gpu_peak(kind: str) -> float:
 
 
 def measure_shape(shape: Shape, rounds: int) -> dict[str, Any]:
-    """One row, as `kernels.measure` gives it."""
+    """One row, as `run.measure` gives it."""
     import torch
-
-    from benchmarks.kernels.run import compared, figures
 
     device = torch.device("cuda")
     inputs = shape.inputs()
@@ -212,8 +212,6 @@ def measure_gpu(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from benchmarks.kernels.run import RED, key_of, line_of, variants
-    from benchmarks.unets.cifar import commit
     from dq_deploy.bench.environment import describe_environment
 
     if not torch.cuda.is_available():

@@ -10,7 +10,7 @@ exact product of these weights, or of a memory copy of as many bytes. For avx2 a
 CPU without the rest (machine/avx2.py). A row each is appended to benchmarks/results/kernels.jsonl; a row that is there
 for the same commit is not measured again, unless --again.
 
-`--device cuda` measures the Triton kernels instead; see gpu_kernels.py. It was never run: the project has had no GPU.
+`--device cuda` measures the Triton kernels instead; see gpu.py. It was never run: the project has had no GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,12 @@ import numpy as np
 
 from benchmarks.kernels import baselines
 from benchmarks.kernels import gate as kernel_gate
-from benchmarks.kernels.shapes import MODELS, OPS, PRODUCTS, Shape, all_shapes
+from benchmarks.kernels.rows import RED, compared, figures, key_of, line_of, variants
+from benchmarks.kernels.shapes import MODELS, OPS, PRODUCTS, Shape
 from benchmarks.machine import peaks, quiet
-from benchmarks.unets.cifar import commit
+from benchmarks.machine.commit import commit
 
 ROOT = Path(__file__).resolve().parents[1]
-RED = 3
 SHARED_CPU = {"avx2": False, "avx_vnni": True}
 """Instruction sets whose libraries run on an avx2_machine, and whether AVX-VNNI stays."""
 HEADER = f"{'op and shape':58}{'bits':>5}{'min us':>11}{'median':>11}{'rate':>14}{'of peak':>9}"
@@ -55,25 +55,6 @@ def take_turns(runs: Mapping[str, Callable[[], Any]], rounds: int, seconds: floa
                 spent[name].append((time.perf_counter() - start) * 1e6)
                 count += 1
     return {name: {"min": min(values), "median": float(np.median(values))} for name, values in spent.items()}
-
-
-def figures(shape: Shape, us: Mapping[str, float], peak: float | None) -> dict[str, Any]:
-    """Rate of the best run in GOP/s (GB/s where no products are), and its share of the peak, a best of bursts too."""
-    product = shape.op in PRODUCTS
-    rate = (shape.operations if product else shape.nbytes) / us["min"] / 1e3
-    return {
-        "rate": rate,
-        "unit": "GOP/s" if product else "GB/s",
-        "peak": peak,
-        "share": None if peak is None else rate / peak,
-    }
-
-
-def compared(us: Mapping[str, Mapping[str, float]], name: str, error: float | None) -> dict[str, Any]:
-    """A baseline's numbers; the ratio is its median over the kernel's, above 1 where the kernel is faster."""
-    ratios = {kind: us[name][kind] / us["kernel"][kind] for kind in ("median", "min")}
-    values: dict[str, Any] = {"us": dict(us[name]), "ratio": ratios["median"], "ratio_of_min": ratios["min"]}
-    return values if error is None else {**values, "max_error": error}
 
 
 def error_of(baseline: baselines.Baseline, wanted: Mapping[str, Any]) -> float | None:
@@ -112,43 +93,6 @@ def measure(shape: Shape, context: Any, arguments: argparse.Namespace) -> dict[s
     missing = {name: {"missing": other.reason} for name, other in others.items() if name not in ready}
     own = {"us": us["kernel"], **figures(shape, us["kernel"], peak), "form": prepared.form, "others_busy": busy}
     return {**own, "baselines": compare | missing}
-
-
-def key_of(shape: Shape, isa: str, threads: int) -> dict[str, Any]:
-    """What tells a row apart from others of the same commit."""
-    bits = f"W{shape.case.weight_bits}A8" if shape.op in PRODUCTS else "A8"
-    return {"op": shape.op, "model": shape.model, "shape": shape.name, "bits": bits, "isa": isa, "threads": threads}
-
-
-def line_of(key: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """A row of the table."""
-    title = f"{key['op']} {key['model']} {key['shape']}"
-    if "red" in row:
-        return f"{title:58}{key['bits']:>5}  RED: {row['red']}"
-    share = "" if row["share"] is None else f"{row['share']:.0%}"
-    rate = f"{row['rate']:.0f} {row['unit']}"
-    note = " (busy)" if row.get("others_busy", 0.0) > quiet.TOO_BUSY else ""
-    text = f"{title:58}{key['bits']:>5}{row['us']['min']:11.1f}{row['us']['median']:11.1f}{rate:>14}{share:>9}{note}"
-    return text + "".join(
-        f"  {name}: missing" if "missing" in other else f"  {name}: x{other['ratio']:.2f}{_note(other)}"
-        for name, other in row["baselines"].items()
-    )
-
-
-def _note(other: Mapping[str, Any]) -> str:
-    """A baseline that computed something else says so."""
-    return f" (WRONG by {other['max_error']:.0%})" if other.get("max_error", 0.0) > 0.01 else ""
-
-
-def variants(arguments: argparse.Namespace) -> Iterator[Shape]:
-    """The shapes that the options ask for, products with each width of weights."""
-    for shape in all_shapes(tuple(arguments.model), tuple(arguments.op), quick=arguments.quick):
-        if arguments.shape and not any(text in shape.name for text in arguments.shape):
-            continue
-        if shape.op in PRODUCTS:
-            yield from (shape.with_bits(bits) for bits in arguments.weights)
-        else:
-            yield shape
 
 
 def done_rows(results: Path, name: str) -> set[str]:

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from benchmarks.unets.cifar import CONFIG as CIFAR
-from benchmarks.unets.sd15 import CONFIG as SD15
+from benchmarks.unets.denoisers import CIFAR, SD15
 
 OPS = (
     *("quantize", "group_norm_silu_quantize", "layer_norm_quantize", "geglu_quantize"),

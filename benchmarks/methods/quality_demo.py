@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,8 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+
+from benchmarks.machine.commit import commit
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "examples" / "mnist-ddpm-32"
@@ -50,9 +51,6 @@ def environment() -> dict[str, Any]:
     import diffusers
     import torch
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
     cpu = platform.processor()
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):
@@ -64,7 +62,7 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "diffusers": diffusers.__version__,
-        "commit": commit,
+        "commit": commit(),
     }
 
 

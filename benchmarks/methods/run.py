@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import quiet
+from benchmarks.machine.commit import commit
 from benchmarks.methods.cells import (
     BITS,
     GROUPS,
@@ -208,7 +209,6 @@ def _peer_latency(found: dict[str, Any], engine: str) -> dict[str, Any] | None:
 
 def facts(threads: int, busy: float) -> dict[str, Any]:
     """Commit, machine and how busy other work kept it."""
-    from benchmarks.unets.cifar import commit
     from dq_deploy.bench.environment import describe_environment
 
     return {"commit": commit(), "others_busy": round(busy, 3), "environment": describe_environment(threads=threads)}

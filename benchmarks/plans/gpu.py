@@ -23,35 +23,14 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.machine.commit import commit
+from benchmarks.unets.denoisers import denoiser_of
 from dq_deploy.bench.clocks import latencies_ms
 from dq_deploy.errors import DqError, OptionError
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ("cifar", "sd15")
 RUNTIMES = ("tensorrt-rtx", "tensorrt")
-
-
-def denoiser_of(model: str) -> Any:
-    """A denoiser of one of the shapes, with seeded random weights."""
-    import torch
-
-    from dq_deploy.models import Denoiser, build_denoiser
-
-    if model == "cifar":
-        from benchmarks.unets.cifar import cifar_denoiser
-
-        return cifar_denoiser()
-    from benchmarks.unets.sd15 import CONFIG, SCHEDULER
-
-    torch.manual_seed(0)
-    return Denoiser(
-        family="unet2d_condition",
-        module=build_denoiser("unet2d_condition", CONFIG),
-        config=dict(CONFIG),
-        scheduler_config=dict(SCHEDULER),
-        source="stable diffusion 1.5 shape, random weights, seed 0",
-        source_sha256="0" * 64,
-    )
 
 
 def plan_of(model: str, arguments: argparse.Namespace) -> Path:
@@ -189,7 +168,6 @@ def portability_row(plan: Path, facts: dict[str, Any]) -> dict[str, Any]:
 
 def measure(arguments: argparse.Namespace, facts: dict[str, Any]) -> None:
     """All rows of all models, each written as soon as it is there."""
-    from benchmarks.unets.cifar import commit
     from dq_deploy.bench.environment import describe_environment
 
     environment = {**describe_environment(threads=None), "gpu": facts}

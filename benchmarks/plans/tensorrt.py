@@ -19,24 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import dq_deploy
-from benchmarks.unets.cifar import cifar_denoiser, commit
+from benchmarks.machine.commit import commit
+from benchmarks.unets.denoisers import denoiser_of
 from dq_deploy.bench.environment import describe_environment
 from dq_deploy.engines.tensorrt.build.builder import BuildOptions, build_plan
 from dq_deploy.manifest.plan import write_plan_manifest
-from dq_deploy.models import Denoiser
 from dq_deploy.targets import float_graph
 from dq_deploy.verify.plan.attestation import PlanAttestation, attest_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNTIME = "tensorrt-rtx"
 MIB = 2**20
-
-
-def denoiser_of(name: str) -> Denoiser:
-    """The float model: `demo` or `cifar`."""
-    if name == "cifar":
-        return cifar_denoiser()
-    return dq_deploy.load_model(ROOT.parent / "examples" / "mnist-ddpm-32")
 
 
 def build(path: Path, capability: str | None, exported: dict[str, Any]) -> tuple[dict[str, Any], PlanAttestation]:

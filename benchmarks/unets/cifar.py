@@ -13,64 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
 import tempfile
 import time
 from pathlib import Path
 
 import dq_deploy
+from benchmarks.machine.commit import commit
+from benchmarks.unets.denoisers import cifar_denoiser
 from dq_deploy.bench import BenchOptions
-from dq_deploy.models import Denoiser, build_denoiser
 from dq_deploy.verify.share import attest
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = {
-    "_class_name": "UNet2DModel",
-    "sample_size": 32,
-    "in_channels": 3,
-    "out_channels": 3,
-    "center_input_sample": False,
-    "time_embedding_type": "positional",
-    "freq_shift": 1,
-    "flip_sin_to_cos": False,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
-    "block_out_channels": [128, 256, 256, 256],
-    "layers_per_block": 2,
-    "mid_block_scale_factor": 1,
-    "downsample_padding": 0,
-    "act_fn": "silu",
-    "attention_head_dim": None,
-    "norm_num_groups": 32,
-    "norm_eps": 1e-6,
-    "num_class_embeds": None,
-}
-SCHEDULER = {
-    "_class_name": "DDPMScheduler",
-    "num_train_timesteps": 1000,
-    "beta_schedule": "linear",
-    "prediction_type": "epsilon",
-    "clip_sample": True,
-    "timestep_spacing": "leading",
-    "variance_type": "fixed_large",
-}
 VARIANTS = (("onnxruntime", "exact"), ("onnxruntime", "fast"), ("openvino", "exact"))
-
-
-def cifar_denoiser() -> Denoiser:
-    """The denoiser with seeded random weights."""
-    import torch
-
-    torch.manual_seed(0)
-    module = build_denoiser("unet2d", CONFIG)
-    return Denoiser(
-        family="unet2d",
-        module=module,
-        config=dict(CONFIG),
-        scheduler_config=dict(SCHEDULER),
-        source="cifar-10 ddpm shape, random weights, seed 0",
-        source_sha256="0" * 64,
-    )
 
 
 def measure(record: dq_deploy.Record, target: str, mode: str, bits: str, threads: int, rounds: int) -> dict:
@@ -86,12 +40,6 @@ def measure(record: dq_deploy.Record, target: str, mode: str, bits: str, threads
     row = report.to_json()
     row.pop("engine_path")
     return {"bits": bits, "export_s": export_s, **row}
-
-
-def commit() -> str:
-    """Short name of the commit that is measured."""
-    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def main() -> None:

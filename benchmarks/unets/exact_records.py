@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import dq_deploy
-from benchmarks.unets.cifar import commit
+from benchmarks.machine.commit import commit
 from dq_deploy.bench.environment import describe_environment
 from dq_deploy.errors import DqError
 from dq_deploy.verify import Report

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.unets.cifar import commit
+from benchmarks.machine.commit import commit
 from dq_deploy.errors import DqError
 from dq_deploy.models import example_inputs
 from dq_deploy.native.devices import chosen_device

@@ -1,11 +1,13 @@
 """What the hash check costs when an engine of about a gigabyte is opened.
 
-python -m benchmarks.unets.hash_check FOLDER
+Run with a folder for the file:
+
+    python -m benchmarks.unets.hash_check FOLDER
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
 from pathlib import Path
 
@@ -39,7 +41,9 @@ def write_large(path: Path) -> None:
 
 def main() -> None:
     """Print the seconds that reading the manifest and opening take, with the check and without, in turns."""
-    path = Path(sys.argv[1]) / "large.onnx"
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where the engine file lies, or is written the first time")
+    path = parser.parse_args().folder / "large.onnx"
     if not path.is_file():
         write_large(path)
     for check in (False, True) * ROUNDS:

@@ -31,7 +31,9 @@ import numpy as np
 
 from benchmarks.machine import quiet
 from benchmarks.machine.avx2 import MachineError, prepare
-from benchmarks.unets.cifar import cifar_denoiser, commit
+from benchmarks.machine.commit import commit
+from benchmarks.unets.denoisers import denoiser_of
+from benchmarks.unets.torch_worker import TorchWorker
 from dq_deploy.errors import DqError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,19 +67,6 @@ class Series:
         rounds = [float(np.median(turn)) for turn in self.rounds]
         ms = {"p50": p50, "min": min(every), "p90": p90, "rounds": rounds}
         return {"ms": ms, "peak_mib": self.peak_mib, "load_ms": self.load_ms}
-
-
-def denoiser_of(model: str) -> Any:
-    """The float denoiser."""
-    if model == "cifar":
-        return cifar_denoiser()
-    if model == "demo":
-        from dq_deploy import load_model
-
-        return load_model(ROOT.parent / "examples" / "mnist-ddpm-32")
-    from benchmarks.plans import gpu as gpu_plans
-
-    return gpu_plans.denoiser_of("sd15")
 
 
 def record_path(model: str, bits: int, work: Path) -> Path:
@@ -166,7 +155,6 @@ def environment_of(changes: Mapping[str, str]) -> Iterator[None]:
 @contextlib.contextmanager
 def processes(files: Mapping[str, Path], isa: str, arguments: argparse.Namespace, model: str, threads: int) -> Any:
     """A process of each engine, by name, the libraries' on a machine with no more than the instruction set."""
-    from benchmarks.unets.torch_worker import TorchWorker
     from dq_deploy.bench.worker import Worker, WorkerSettings
 
     held = {"avx2": False, "avx_vnni": True}

@@ -22,63 +22,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine.commit import commit
+from benchmarks.unets.denoisers import sd15_denoiser
 from dq_deploy.bench.environment import describe_environment
 from dq_deploy.engines.tensorrt.library import RUNTIMES
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG: dict[str, Any] = {
-    "_class_name": "UNet2DConditionModel",
-    "sample_size": 64,
-    "in_channels": 4,
-    "out_channels": 4,
-    "center_input_sample": False,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-    "block_out_channels": [320, 640, 1280, 1280],
-    "layers_per_block": 2,
-    "downsample_padding": 1,
-    "mid_block_scale_factor": 1,
-    "act_fn": "silu",
-    "norm_num_groups": 32,
-    "norm_eps": 1e-5,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
-SCHEDULER = {
-    "_class_name": "DDIMScheduler",
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-    "clip_sample": False,
-}
 
 
 def quantize_stage(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Random weights to a record."""
-    import torch
-
     from dq_deploy.calibration import CalibrationSource
     from dq_deploy.methods import quantize
-    from dq_deploy.models import Denoiser, build_denoiser
     from dq_deploy.record import save_record
 
-    torch.manual_seed(0)
-    module = build_denoiser("unet2d_condition", CONFIG)
-    parameters = sum(p.numel() for p in module.parameters())
-    denoiser = Denoiser(
-        family="unet2d_condition",
-        module=module,
-        config=dict(CONFIG),
-        scheduler_config=dict(SCHEDULER),
-        source="stable diffusion 1.5 shape, random weights, seed 0",
-        source_sha256="0" * 64,
-    )
+    denoiser = sd15_denoiser()
+    parameters = sum(p.numel() for p in denoiser.module.parameters())
     marks: dict[str, float] = {}
     record = quantize(
         denoiser,
@@ -173,12 +132,6 @@ def measured(name: str, folder: Path, argv: list[str]) -> dict[str, Any]:
     if done.returncode:
         raise SystemExit(f"stage {name} ended with {done.returncode}")
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
-
-
-def commit() -> str:
-    """Short name of the commit that is measured."""
-    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ def serve(model: str, threads: int, requests: Any, answers: Any) -> None:
     """Build the denoiser and answer requests until the input ends."""
     import torch
 
-    from benchmarks.unets.run import denoiser_of
+    from benchmarks.unets.denoisers import denoiser_of
     from dq_deploy.bench.clocks import latencies_ms
     from dq_deploy.bench.worker import peak_mib
     from dq_deploy.models import call_denoiser, example_inputs

@@ -15,6 +15,7 @@ from dq_kernels.int_linear.reference import int_linear
 from dq_kernels.quantize.cases import Case as QuantizeCase
 
 from benchmarks.kernels import gate as kernel_gate
+from benchmarks.kernels import rows
 from benchmarks.kernels import run as kernels
 from benchmarks.kernels.shapes import Shape
 
@@ -24,7 +25,7 @@ QUANTIZE = Shape("quantize", "cifar", QuantizeCase("1x16 32", 1, 16, 32))
 
 @pytest.fixture
 def options(tmp_path, monkeypatch):
-    monkeypatch.setattr(kernels, "all_shapes", lambda *_, **__: [LINEAR, QUANTIZE])
+    monkeypatch.setattr(rows, "all_shapes", lambda *_, **__: [LINEAR, QUANTIZE])
     monkeypatch.setattr(kernels.peaks, "product_peak", lambda *_: 100.0)
     monkeypatch.setattr(kernels.peaks, "copy_peak", lambda *_: 100.0)
     monkeypatch.setattr(kernels.quiet, "others_busy", lambda *_: 0.0)

@@ -1,0 +1,111 @@
+"""The float denoisers that are measured: the demo model, and two public shapes with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dq_deploy.models import Denoiser, build_denoiser
+
+DEMO = Path(__file__).resolve().parents[2] / "examples" / "mnist-ddpm-32"
+CIFAR: dict[str, Any] = {
+    "_class_name": "UNet2DModel",
+    "sample_size": 32,
+    "in_channels": 3,
+    "out_channels": 3,
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "freq_shift": 1,
+    "flip_sin_to_cos": False,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "block_out_channels": [128, 256, 256, 256],
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 0,
+    "act_fn": "silu",
+    "attention_head_dim": None,
+    "norm_num_groups": 32,
+    "norm_eps": 1e-6,
+    "num_class_embeds": None,
+}
+CIFAR_SCHEDULER: dict[str, Any] = {
+    "_class_name": "DDPMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "linear",
+    "prediction_type": "epsilon",
+    "clip_sample": True,
+    "timestep_spacing": "leading",
+    "variance_type": "fixed_large",
+}
+SD15: dict[str, Any] = {
+    "_class_name": "UNet2DConditionModel",
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "center_input_sample": False,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+    "act_fn": "silu",
+    "norm_num_groups": 32,
+    "norm_eps": 1e-5,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
+SD15_SCHEDULER: dict[str, Any] = {
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "clip_sample": False,
+}
+
+
+def cifar_denoiser() -> Denoiser:
+    """The CIFAR-10 DDPM shape, 35.7 million parameters, with seeded random weights."""
+    import torch
+
+    torch.manual_seed(0)
+    module = build_denoiser("unet2d", CIFAR)
+    return Denoiser(
+        family="unet2d",
+        module=module,
+        config=dict(CIFAR),
+        scheduler_config=dict(CIFAR_SCHEDULER),
+        source="cifar-10 ddpm shape, random weights, seed 0",
+        source_sha256="0" * 64,
+    )
+
+
+def sd15_denoiser() -> Denoiser:
+    """The Stable Diffusion 1.5 shape, 860 million parameters, with seeded random weights."""
+    import torch
+
+    torch.manual_seed(0)
+    return Denoiser(
+        family="unet2d_condition",
+        module=build_denoiser("unet2d_condition", SD15),
+        config=dict(SD15),
+        scheduler_config=dict(SD15_SCHEDULER),
+        source="stable diffusion 1.5 shape, random weights, seed 0",
+        source_sha256="0" * 64,
+    )
+
+
+def denoiser_of(name: str) -> Denoiser:
+    """The denoiser `demo`, `cifar` or `sd15`."""
+    if name == "demo":
+        from dq_deploy import load_model
+
+        return load_model(DEMO)
+    return {"cifar": cifar_denoiser, "sd15": sd15_denoiser}[name]()
