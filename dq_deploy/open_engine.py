@@ -113,7 +113,7 @@ def open_engine(
             path, manifest, threads=threads, finite_check=finite_check, optimized_model_path=optimized
         )
     raise OptionError(
-        f"{path} is an ONNX file for {name}, which runs plans: build one with dq-build --onnx {path}, or give the "
+        f"{path} is an ONNX file for {name}, which runs plans: build one with dq-build `onnx` {path}, or give the "
         "engine onnxruntime where its operators are known there"
     )
 
@@ -167,7 +167,7 @@ def _open_plan(
     if engine is not None and engine != manifest["runtime"]:
         raise OptionError(f"engine is {engine!r}, expected {manifest['runtime']}, by which plan {path} was built")
     if optimized_model_path is not None:
-        raise OptionError(f"plan {path} has no graph to write; dq-verify --engine reads what its layers became")
+        raise OptionError(f"plan {path} has no graph to write; dq-verify `engine` reads what its layers became")
     return TensorRtRunner(path, manifest, finite_check=finite_check)
 
 

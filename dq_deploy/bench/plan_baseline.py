@@ -67,6 +67,6 @@ def check_batches(manifest: Mapping[str, Any], batches: Sequence[int], plan: Pat
         if not any(low <= batch <= high for low, high in ranges):
             text = " and ".join(f"{low} to {high}" for low, high in ranges)
             raise OptionError(
-                f"--batch got {batch}, plan {plan} was built for batches of {text}; give others, or build it again "
-                "with --shapes"
+                f"`batches` got {batch}, plan {plan} was built for batches of {text}; give others, or build it again "
+                "with `shapes`"
             )

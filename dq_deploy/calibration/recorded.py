@@ -66,10 +66,10 @@ class CalibrationSource:
         if (self.kind == "latents") != bool(self.latents):
             raise OptionError(
                 f"calibration is {self.kind!r} with{'' if self.latents else 'out'} recorded latents; "
-                "expected latents exactly with --latents FILE"
+                "expected latents exactly with `latents` FILE"
             )
         if self.latents and self.conditions:
-            raise OptionError("got --latents and --conditions, expected one: a file of latents holds its conditions")
+            raise OptionError("got `latents` and `conditions`, expected one: a file of latents holds its conditions")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,15 +110,15 @@ def read_source(
     """
     kind = kind or ("trajectory" if latents is None else "latents")
     if latents is not None and kind != "latents":
-        raise OptionError(f"got --latents and --calibration {kind}, expected one of the two")
+        raise OptionError(f"got `latents` and `kind` {kind}, expected one of the two")
     if latents is None and kind == "latents":
-        raise OptionError("--calibration latents needs a file, expected --latents FILE.safetensors")
+        raise OptionError('`kind="latents"` needs a file, expected `latents` FILE.safetensors')
     found: Arrays = {}
     files: dict[str, str] = {}
     if conditions is not None:
         wanted = [spec for spec in specs if spec.name not in DRAWN]
         if not wanted:
-            raise OptionError("got --conditions, expected none: the model takes no embeddings")
+            raise OptionError("got `conditions`, expected none: the model takes no embeddings")
         found = read_inputs(conditions, wanted)
         files["conditions"] = f"{conditions.name} {sha256_of_file(conditions)}"
     recorded = {} if latents is None else read_inputs(latents, specs)

@@ -190,7 +190,7 @@ def collect_trajectory(
     if out_channels not in (shape[0], 2 * shape[0]):
         raise ModelError(
             f"the model takes {shape[0]} channels and gives {out_channels}, expected as many for a sampling "
-            "trajectory; calibrate with --calibration random or --latents"
+            'trajectory; calibrate with `kind="random"` or `latents`'
         )
     count = _count(len(timesteps), shape, given, samples, memory_gib)
     chosen = _labels(config, labels, samples, seed)

@@ -40,7 +40,7 @@ def check_engine(options: QuantizeOptions, engine: str) -> tuple[str, ...]:
     by_step = options.method == "dmq" and options.uses("power-of-two") and options.power_of_two == "per-group"
     if by_step and engine in ONE_WEIGHT_SET:
         return (
-            f"on {engine} skip convolutions whose weights differ by step run in float: --engine native runs them in "
+            f'on {engine} skip convolutions whose weights differ by step run in float: `engine="native"` runs them in '
             "integers, power_of_two one-vote gives every engine one weight set",
         )
     return ()

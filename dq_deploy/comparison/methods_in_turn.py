@@ -1,4 +1,4 @@
-"""Several methods on one model, one after the other: what `dq-quantize --compare` does."""
+"""Several methods on one model, one after the other: what dq-quantize does when it compares."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def open_folder(folder: Path) -> None:
         FileProblemError: it is a file, its parent is missing, or it is not writable.
     """
     if folder.is_file():
-        raise FileProblemError(f"--out {folder} is a file, expected a folder for the records of a comparison")
+        raise FileProblemError(f"`folder` {folder} is a file, expected a folder for the records of a comparison")
     if not folder.parent.is_dir():
-        raise FileProblemError(f"folder {folder.parent} does not exist; create it or choose another --out")
+        raise FileProblemError(f"folder {folder.parent} does not exist; create it or choose another `folder`")
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise FileProblemError(f"cannot make {folder}: {error.strerror}; choose another --out") from error
+        raise FileProblemError(f"cannot make {folder}: {error.strerror}; choose another `folder`") from error
     check_writable(folder / FILE_NAME)
 
 
@@ -92,7 +92,7 @@ def read_cells(folder: Path) -> dict[str, Cell]:
         cells = [Cell.from_json(entry) for entry in value["cells"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileProblemError(
-            f"cannot go on with {path}: {type(error).__name__}: {error}; remove it, or choose another --out"
+            f"cannot go on with {path}: {type(error).__name__}: {error}; remove it, or choose another `folder`"
         ) from error
     return {cell.name: cell for cell in cells}
 

@@ -63,7 +63,7 @@ def _last_match(name: str, patterns: Iterable[str]) -> str | None:
 def _check_patterns(names: Sequence[str], option: str, patterns: Iterable[str]) -> None:
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            raise OptionError(f"{option} {pattern!r} matches no layer; see the names with --list-layers")
+            raise OptionError(f"{option} {pattern!r} matches no layer; see the names with `quantizable_layers`")
 
 
 def plan_layers(names: Sequence[str], options: QuantizeOptions) -> dict[str, LayerPlan]:
@@ -116,7 +116,7 @@ def plan_sites(sites: Iterable[LayerSite], options: QuantizeOptions) -> dict[str
     if all(plan.is_float for plan in plans.values()):
         raise OptionError(
             f"no layer can be weight-only in blocks of {options.block_size}, expected a linear one whose input "
-            "channels are a multiple; choose another --block-size or integer activations"
+            "channels are a multiple; choose another `block_size` or integer activations"
         )
     return plans
 

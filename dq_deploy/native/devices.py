@@ -58,5 +58,5 @@ def chosen_device(wanted: str) -> str:
         return "cpu"
     problem = gpu_problem()
     if problem and wanted == "cuda":
-        raise MissingDependencyError(f"device is cuda, but {problem}; use --device cpu, or mend that")
+        raise MissingDependencyError(f'device is cuda, but {problem}; use `device="cpu"`, or mend that')
     return "cpu" if problem else "cuda"

@@ -70,9 +70,9 @@ def import_checkpoint(
         FileProblemError: a file that is missing, damaged, unsafe, or of another layout; wrong shapes, NaN scales.
     """
     if reader not in READERS:
-        raise OptionError(f"--from got {reader!r}, expected one of {', '.join(READERS)}")
+        raise OptionError(f"`reader` got {reader!r}, expected one of {', '.join(READERS)}")
     if masks not in CHOICES:
-        raise OptionError(f"--masks got {masks!r}, expected one of {', '.join(CHOICES)}")
+        raise OptionError(f"`masks` got {masks!r}, expected one of {', '.join(CHOICES)}")
     checkpoint, float_model = Path(checkpoint), Path(float_model)
     network = _network(settings)
     _check_names(settings, network)

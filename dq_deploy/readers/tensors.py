@@ -49,7 +49,9 @@ class Tensors:
             FileProblemError: it is missing, or holds NaN or infinity.
         """
         if name not in self._values:
-            raise FileProblemError(f"{self.source} lacks {name}, which the settings ask for; check --from and settings")
+            raise FileProblemError(
+                f"{self.source} lacks {name}, which the settings ask for; check `reader` and settings"
+            )
         self._asked.add(name)
         value = self._values[name]
         if value.dtype.kind == "f" and not np.isfinite(value).all():

@@ -79,7 +79,7 @@ class SampleOptions:
         if not 0 <= self.eta <= 1:
             raise OptionError(f"eta is {self.eta}, expected a number from 0 to 1")
         if self.scheduler == "ddpm" and self.eta:
-            raise OptionError(f"eta is {self.eta}, expected 0 with ddpm, which has no eta; use --scheduler ddim")
+            raise OptionError(f'eta is {self.eta}, expected 0 with ddpm, which has no eta; use `scheduler="ddim"`')
         if self.seed < 0:
             raise OptionError(f"seed is {self.seed}, expected 0 or more")
 
@@ -105,10 +105,10 @@ def labels_for(model_config: Mapping[str, Any], labels: Sequence[int] | None) ->
     classes = model_config.get("num_class_embeds")
     if classes is None:
         if labels is not None:
-            raise OptionError("got labels, expected none: the model has no classes; give --count instead")
+            raise OptionError("got labels, expected none: the model has no classes; give `count` instead")
         return None
     if labels is None or len(labels) == 0:
-        raise OptionError(f"the model is class-conditional, expected labels from 0 to {classes - 1}; give --labels")
+        raise OptionError(f"the model is class-conditional, expected labels from 0 to {classes - 1}; give `labels`")
     for label in labels:
         if not 0 <= label < classes:
             raise OptionError(f"label {label} is out of range, expected 0 to {classes - 1}")

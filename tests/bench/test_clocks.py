@@ -176,7 +176,7 @@ def test_batches_the_plan_was_not_built_for_are_refused(tmp_path):
         "profiles": [{"sample": {"min": [1, 3], "opt": [1, 3], "max": [4, 3]}}],
     }
     check_batches(manifest, (1, 4), tmp_path / "unet.plan")
-    with pytest.raises(OptionError, match=r"--batch got 8.*batches of 1 to 4"):
+    with pytest.raises(OptionError, match=r"`batches` got 8.*batches of 1 to 4"):
         check_batches(manifest, (1, 8), tmp_path / "unet.plan")
 
 

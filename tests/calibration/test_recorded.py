@@ -77,7 +77,7 @@ def test_a_file_that_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
 
 def test_options_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "l.safetensors", rows(2))
-    with pytest.raises(OptionError, match="--latents and --calibration random"):
+    with pytest.raises(OptionError, match="`latents` and `kind` random"):
         read_source(SPECS, kind="random", latents=path)
     with pytest.raises(OptionError, match="needs a file"):
         read_source(SPECS, kind="latents")

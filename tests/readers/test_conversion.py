@@ -330,7 +330,7 @@ BAD = [
     ("conv_in.act_quantizer.zero_point", np.asarray(1e9, np.float32), "zero_point holds 1e.09, expected a zero point"),
     ("conv_in.weight", None, "lacks conv_in.weight"),
     ("conv_in.weight", np.zeros((32, 2, 3, 3), np.float32), r"conv_in.weight has shape \(32, 2, 3, 3\), expected"),
-    ("conv_in.bias", np.ones(32, np.float32), "conv_in.bias differ from --float"),
+    ("conv_in.bias", np.ones(32, np.float32), "conv_in.bias differ from `float_model`"),
     ("conv_in.weight_quantizer.beta", np.ones(1, np.float32), "has conv_in.weight_quantizer.beta, which"),
     ("up.0.block.0.nin_shortcut.weight_quantizer_0.delta", None, "is not split"),
 ]
@@ -359,9 +359,9 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, name, value, match):
         ("cachequant", {"timesteps": [5]}, "timesteps has 1 entries, but quant.pth has tables of 3 steps"),
         ("q-diffusion", {"activation_bits": 4}, "activation zero points reach 1.., expected up to about 15 at 4 bits"),
         ("q-diffusion", {"float_layers": ["nothing"]}, "float_layers names nothing"),
-        ("quest", {}, "has conv_in.act_quantizer.delta, .* check --from"),
+        ("quest", {}, "has conv_in.act_quantizer.delta, .* check `reader`"),
         ("dmq", {}, "lacks the section weight, act_0"),
-        ("eda", {}, "--from got 'eda', expected one of q-diffusion, dmq"),
+        ("eda", {}, "`reader` got 'eda', expected one of q-diffusion, dmq"),
     ],
 )
 def test_settings_that_contradict_the_file_are_refused(tmp_path, reader, settings, match):
@@ -389,5 +389,5 @@ def test_a_bare_state_dict_and_a_weight_only_file_are_refused_with_what_is_missi
     light = {k: v for k, v in content.items() if "act_quantizer" not in k}
     with pytest.raises(FileProblemError, match="has no activation quantizer: this is a weight-only file"):
         imported(tmp_path, "q-diffusion", model, light)
-    with pytest.raises(OptionError, match="--masks got 'no'"):
+    with pytest.raises(OptionError, match="`masks` got 'no'"):
         imported(tmp_path, "q-diffusion", model, content, masks="no")

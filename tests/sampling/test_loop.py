@@ -124,7 +124,7 @@ def test_labels_are_checked_against_the_model():
     np.testing.assert_array_equal(labels_for(conditional, [0, 2]), [0, 2])
     with pytest.raises(OptionError, match="has no classes"):
         labels_for(unconditional, [0])
-    with pytest.raises(OptionError, match="give --labels"):
+    with pytest.raises(OptionError, match="give `labels`"):
         labels_for(conditional, None)
     with pytest.raises(OptionError, match="label 3 is out of range, expected 0 to 2"):
         labels_for(conditional, [0, 3])
@@ -136,7 +136,7 @@ def test_labels_are_checked_against_the_model():
         ({"scheduler": "euler"}, "ddim, ddpm"),
         ({"steps": 0}, "at least 1"),
         ({"eta": 2.0}, "0 to 1"),
-        ({"eta": 0.5, "scheduler": "ddpm"}, "--scheduler ddim"),
+        ({"eta": 0.5, "scheduler": "ddpm"}, '`scheduler="ddim"`'),
         ({"seed": -1}, "0 or more"),
     ],
 )

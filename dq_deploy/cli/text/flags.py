@@ -16,19 +16,38 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-_HASH_CHECK = {"hash_check": "--hash-check/--no-hash-check"}
+_RUN = {
+    "threads": "--threads",
+    "device": "--device",
+    "hash_check": "--hash-check/--no-hash-check",
+}
 
 FLAGS: Mapping[str, Mapping[str, str]] = {
+    "dq-quantize": {
+        "QuantizeOptions": "dq-quantize --help",
+        "quantizable_layers": "--list-layers",
+        "folder": "--out",
+        "method": "--method",
+        "init": "--init",
+        "block_size": "--block-size",
+        "steps": "--steps",
+        "split_skips": "--split-skips/--whole-skips",
+        "keep": "--keep",
+        "budget": "--budget",
+        "labels": "--labels",
+        "kind": "--calibration",
+        "conditions": "--conditions",
+        "latents": "--latents",
+        "calibration_choice": "--calibration-choice",
+        "resume_dir": "--resume-dir/--no-resume",
+        "engine": "--engine",
+    },
     "dq-export": {
         "target": "--target",
         "mode": "--mode",
         "float_type": "--float-type",
         "conv": "--conv",
-        **_HASH_CHECK,
-    },
-    "dq-info": {**_HASH_CHECK},
-    "dq-quantize": {
-        "keep": "--keep",
+        "hash_check": "--hash-check/--no-hash-check",
     },
     "dq-build": {
         "onnx": "--onnx",
@@ -41,15 +60,33 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "log": "--log",
         "float_type": "--float-type",
         "conv": "--conv",
-        **_HASH_CHECK,
+        "hash_check": "--hash-check/--no-hash-check",
+    },
+    "dq-verify": {"engine": "--engine", "record": "--ckpt", "model": "--float-model", **_RUN},
+    "dq-bench": {"engine": "--engine", "batches": "--batch", **_RUN},
+    "dq-sample": {
+        "engine": "--engine",
+        "labels": "--labels",
+        "count": "--count",
+        "conditions": "--conditions",
+        "steps": "--steps",
+        "scheduler": "--scheduler",
+        **_RUN,
+    },
+    "dq-import": {
+        "reader": "--from",
+        "checkpoint": "--ckpt",
+        "float_model": "--float",
+        "settings": "--settings",
+        "masks": "--masks",
     },
 }
-"""Command -> Python name of an option -> its flag; `--on/--off` where True and False have flags of their own."""
+"""Command -> Python name of an option -> its flag; `--on/--off` where False or None has a flag of its own."""
 
 REFERENCE = re.compile(
     r"(?<![^\s(])"  # a word of its own: what is quoted inside a path or a name is none
     r"(?:(?P<command>dq-[a-z]+) )?"
-    r"(?P<quoted>`(?P<name>[a-z][a-z0-9_]*)(?:=(?:\"(?P<text>[^\"`]*)\"|(?P<word>[\w.]+)))?`)"
+    r"(?P<quoted>`(?P<name>[A-Za-z][A-Za-z0-9_]*)(?:=(?:\"(?P<text>[^\"`]*)\"|(?P<word>[\w.]+)))?`)"
     r"(?=[\s,;:.)]|$)"
 )
 """An option in a library message."""
@@ -83,7 +120,7 @@ def with_flags(message: str, command: str, foreign: Sequence[str] = ()) -> str:
             return match[0]
         on, _, off = flag.partition("/")
         value = match["word"] if match["text"] is None else match["text"]
-        if off and value in ("True", "False"):
+        if off and value in ("True", "False", "None"):
             on, value = on if value == "True" else off, None
         return " ".join(piece for piece in (match["command"], on, value) if piece)
 

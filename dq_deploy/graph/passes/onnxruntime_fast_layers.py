@@ -68,7 +68,7 @@ def fast_reason(site: Site) -> str:
     if any(unsigned_weight(part.q_weight(0))[2].any() for part in wide):
         return "a weight zero point lies outside 0..255 as uint8; mode exact takes it"
     if layer.kind == "conv2d" and layer.out_scale is None:
-        return "record has no output table; quantize again without --no-outputs"
+        return "record has no output table; quantize again with outputs"
     if layer.kind == "conv2d" and len(layer.parts) > 1:
         return "a split convolution sums two float products; this form has one"
     return ""

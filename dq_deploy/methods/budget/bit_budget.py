@@ -138,7 +138,7 @@ def _capacity(
     if options.activation_bits == FLOAT_ACTIVATIONS or not free:
         raise OptionError(
             f"budget is {options.budget:g} but no layer's bits are left to choose, expected integer layers that "
-            "neither layer_bits nor a default fixes; leave --budget out or name fewer layers"
+            "neither layer_bits nor a default fixes; leave `budget` out or name fewer layers"
         )
     total = sum(sizes.values())
     fixed = sum(sizes[name] * (plan.weight_bits or 0) for name, plan in plans.items() if name not in free)

@@ -81,12 +81,12 @@ def _check_choice(options: QuantizeOptions, source: CalibrationSource) -> None:
     if source.kind == "latents" and choice != "uniform":
         raise OptionError(
             f"calibration_choice is {choice} with recorded latents, expected uniform: a file brings its own steps; "
-            "add --calibration-choice uniform"
+            'add `calibration_choice="uniform"`'
         )
     if source.kind == "random" and choice == "tdac":
         raise OptionError(
-            "calibration_choice is tdac with --calibration random, expected trajectory: it compares the steps of a "
-            "sampling run; add --calibration-choice uniform or leave --calibration out"
+            'calibration_choice is tdac with `kind="random"`, expected trajectory: it compares the steps of a '
+            'sampling run; add `calibration_choice="uniform"` or leave `kind` out'
         )
 
 

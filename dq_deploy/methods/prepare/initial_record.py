@@ -74,7 +74,7 @@ def options_of_initial(record: Record, denoiser: Denoiser, options: QuantizeOpti
     """
     _check_model(record, denoiser)
     if not record.layers:
-        raise OptionError("the initial record has no integer layers, expected some to finetune; give another --init")
+        raise OptionError("the initial record has no integer layers, expected some to finetune; give another `init`")
     for name, given in (("keep", options.keep), ("layer_bits", options.layer_bits), ("budget", options.budget)):
         if given:
             raise OptionError(
@@ -162,7 +162,7 @@ def check_timesteps(record: Record, timesteps: F32) -> None:
 
     raise OptionError(
         f"calibration visits {words(timesteps)}, the initial record has {words(record.timesteps)}; "
-        f"expected the same, give --steps {record.steps}"
+        f"expected the same, give `steps={record.steps}`"
     )
 
 

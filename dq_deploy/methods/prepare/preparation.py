@@ -108,7 +108,7 @@ def prepare(denoiser: Denoiser, options: QuantizeOptions, *, dilate: bool = Fals
     module = _sharing_copy(denoiser.module)
     splits = skip_splits(module) if options.split_skips else {}
     if options.split_skips and not splits:
-        raise OptionError("--split-skips was given, expected a model with skip concatenations; leave it out")
+        raise OptionError("`split_skips` was given, expected a model with skip concatenations; leave it out")
     chosen = [name for name in sites if plans[name].is_integer]
     factors = {name: _dilation(module, sites[name], splits, options, dilate) for name in chosen}
     reasons = fold_refusals(module)
@@ -199,7 +199,7 @@ def divided_rows(values: F64, factor: F64, site: FoldSite) -> F64:
     if rows != len(factor):
         raise OptionError(
             f"{site.producer} gives {rows} channels, expected {len(factor)} as {site.consumers[0]} reads; "
-            "this model cannot be dilated, use --method minmax"
+            'this model cannot be dilated, use `method="minmax"`'
         )
     result = values.copy()
     result[:rows] /= factor.reshape((-1,) + (1,) * (values.ndim - 1))

@@ -96,4 +96,4 @@ def options_from_preset(preset: str, **overrides: Any) -> QuantizeOptions:
     try:
         return QuantizeOptions(**values)
     except (TypeError, AttributeError) as error:
-        raise OptionError(f"preset {preset}: {error}; see the option list of dq-quantize --help") from error
+        raise OptionError(f"preset {preset}: {error}; see the option list of `QuantizeOptions`") from error

@@ -120,7 +120,7 @@ def trace_flow(
         for block in blocks:
             del module.get_submodule(block.name).forward
     if sorted(order) != sorted(block.name for block in blocks):
-        raise ModelError(f"blocks were called as {order}, expected each exactly once; use --method minmax")
+        raise ModelError(f'blocks were called as {order}, expected each exactly once; use `method="minmax"`')
     last = {name: readers.get(name, -1) for name in order}
     sizes = {name: leaves[name].numel() * 4 for name in order}
     peak = 0

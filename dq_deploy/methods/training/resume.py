@@ -59,7 +59,7 @@ class ResumeFolder:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FileProblemError(
-                f"cannot make {folder}: {error.strerror}; choose another --out or use --no-resume"
+                f"cannot make {folder}: {error.strerror}; choose another `resume_dir` or use `resume_dir=None`"
             ) from error
         write_text_atomic(state, json.dumps(identity, indent=1, sort_keys=True))
 

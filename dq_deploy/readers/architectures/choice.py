@@ -99,4 +99,6 @@ def without_prefix(state: Mapping[str, Any], source: str, architecture: Architec
             mine = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
             return Tensors(mine, source)
     there = few(sorted(state))
-    raise FileProblemError(f"{source} has no {probe}; it holds {there}: check --float and the architecture's family")
+    raise FileProblemError(
+        f"{source} has no {probe}; it holds {there}: check `float_model` and the architecture's family"
+    )

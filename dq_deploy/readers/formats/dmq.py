@@ -63,7 +63,7 @@ def _sections(source: Source) -> tuple[Tensors, list[Tensors]]:
     bad = [name for name in names if not isinstance(held.get(name), dict)]
     if bad:
         raise FileProblemError(
-            f"{source.name} lacks the section {few(bad)}, expected weight and act_0 to act_{SETS - 1}; check --from"
+            f"{source.name} lacks the section {few(bad)}, expected weight and act_0 to act_{SETS - 1}; check `reader`"
         )
     if len(held) != len(names):
         raise FileProblemError(f"{source.name} has the section {few(sorted(set(held) - set(names)))}, which is unknown")
@@ -86,7 +86,7 @@ def _check_known(tensors: Tensors, source: Source, floats: Mapping[str, str]) ->
         if not known:
             raise FileProblemError(
                 f"{tensors.source} has {name}, which {source.architecture.family} has no place for; "
-                "check --from and the architecture in the settings"
+                "check `reader` and the architecture in the settings"
             )
 
 

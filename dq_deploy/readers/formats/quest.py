@@ -45,7 +45,7 @@ def read(source: Source) -> ForeignModel:
 
 def _along_steps(value: Array, what: str) -> Array:
     if value.ndim == 0:
-        raise FileProblemError(f"{what} is a single number, expected a table with the steps first; check --from")
+        raise FileProblemError(f"{what} is a single number, expected a table with the steps first; check `reader`")
     rows = value.reshape(len(value), -1)
     if rows.shape[1] < 1:
         raise FileProblemError(f"{what} has shape {value.shape}, expected numbers for each step")

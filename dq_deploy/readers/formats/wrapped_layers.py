@@ -80,7 +80,7 @@ def read_wrapped(
     if unknown:
         raise FileProblemError(
             f"{source.name} has {few(unknown)}, which {source.architecture.family} has no place for; "
-            "check --from and the architecture in the settings"
+            "check `reader` and the architecture in the settings"
         )
     return ForeignModel(
         state=state,
@@ -104,11 +104,11 @@ def wrapped_tensors(source: Source) -> Tensors:
     if len(flat) != len(source.checkpoint):
         other = sorted(set(source.checkpoint) - set(flat))
         raise FileProblemError(
-            f"{source.name} holds {few(other)} beside tensors, expected one state dict; check --from"
+            f"{source.name} holds {few(other)} beside tensors, expected one state dict; check `reader`"
         )
     foreign = sorted(key for key in flat if not key.startswith(PREFIX))
     if foreign:
-        raise FileProblemError(f"{source.name} has {few(foreign)}, expected keys under {PREFIX!r}; check --from")
+        raise FileProblemError(f"{source.name} has {few(foreign)}, expected keys under {PREFIX!r}; check `reader`")
     return Tensors({key.removeprefix(PREFIX): value for key, value in flat.items()}, source.name)
 
 
@@ -203,7 +203,7 @@ def static_table(value: Array, what: str) -> Array:
         FileProblemError: there are several.
     """
     if value.size != 1:
-        raise FileProblemError(f"{what} has shape {value.shape}, expected one number; check --from")
+        raise FileProblemError(f"{what} has shape {value.shape}, expected one number; check `reader`")
     return value.reshape(1)
 
 
@@ -214,7 +214,7 @@ def step_table(value: Array, what: str) -> Array:
         FileProblemError: it has other axes than that of the steps.
     """
     if value.ndim > 1 and value.size != value.shape[0]:
-        raise FileProblemError(f"{what} has shape {value.shape}, expected one number for each step; check --from")
+        raise FileProblemError(f"{what} has shape {value.shape}, expected one number for each step; check `reader`")
     return value.reshape(-1)
 
 
@@ -246,6 +246,6 @@ def _compared(source: Source, state: dict[str, Array], layout: Layout) -> dict[s
     other = [key for key in changed if key not in trained]
     if other:
         raise FileProblemError(
-            f"{source.name}: {few(other)} differ from --float; expected the float model it was quantized from"
+            f"{source.name}: {few(other)} differ from `float_model`; expected the float model it was quantized from"
         )
     return {"stage": "compared with the float model", "parameters": len(state), "changed": sorted(changed)}

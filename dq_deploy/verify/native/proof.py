@@ -144,7 +144,7 @@ def check_same_record(record: Record, runner: Runner, path: Path, model: Denoise
     if mine != other:
         raise InputError(
             f"engine {path} is the record {other[:12]}, the checkpoint is {mine[:12]}; give the same record twice, or "
-            "leave --ckpt out"
+            "leave `record` out"
         )
     source = record.provenance.get("source_sha256")
     if model is not None and source and model.source_sha256 != source:
@@ -305,7 +305,7 @@ def _in_numpy(parts: Sequence[LayerForm]) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class _Outputs:
-    """Outputs by step; what is worth knowing, and what --exact refuses."""
+    """Outputs by step; what is worth knowing, and what a demand for exactness refuses."""
 
     steps: list[StepOutput]
     notes: tuple[str, ...]

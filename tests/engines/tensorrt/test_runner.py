@@ -129,7 +129,7 @@ def test_a_plan_runs_on_its_own_engine_and_has_no_graph_to_write(plan, tmp_path)
 
 
 def test_an_onnx_file_for_tensorrt_is_told_to_be_built(plan):
-    with pytest.raises(OptionError, match=r"dq-build --onnx .*linear\.onnx"):
+    with pytest.raises(OptionError, match=r"dq-build `onnx` .*linear\.onnx"):
         open_engine(plan.with_suffix(".onnx"))
 
 

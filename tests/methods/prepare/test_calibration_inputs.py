@@ -92,7 +92,7 @@ def test_memory_scales_the_counts_down() -> None:
 
 def test_steps_cannot_be_chosen_where_a_source_has_none_to_compare() -> None:
     denoiser = tiny_denoiser()
-    with pytest.raises(OptionError, match="tdac with --calibration random"):
+    with pytest.raises(OptionError, match='tdac with `kind="random"`'):
         collect(denoiser, CalibrationSource(kind="random"))
     latents = CalibrationSource(kind="latents", latents=example_inputs(denoiser.config, 4, 0))
     with pytest.raises(OptionError, match="tdac with recorded latents, expected uniform"):

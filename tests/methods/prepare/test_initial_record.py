@@ -161,5 +161,5 @@ def test_a_record_of_another_model_or_other_steps_is_refused() -> None:
     wider = tiny_denoiser(block_out_channels=[8, 24])
     with pytest.raises(OptionError, match="give a record of this model"):
         options_of_initial(made(), wider, options)
-    with pytest.raises(OptionError, match=r"visits 3 steps .* the initial record has 2 steps .* --steps 2"):
+    with pytest.raises(OptionError, match=r"visits 3 steps .* the initial record has 2 steps .* `steps=2`"):
         check_timesteps(made(), np.array([0, 300, 600], np.float32))
