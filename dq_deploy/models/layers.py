@@ -10,6 +10,7 @@ from reprlib import repr as short
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dq_deploy.errors import ModelError
+from dq_deploy.numerics.geometry import Window
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,6 +88,12 @@ class LayerSite:
     macs: int
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+
+    @property
+    def window(self) -> Window:
+        """How a convolution moves over its image; a linear layer has none."""
+        rows, columns = self.kernel
+        return Window(kernel=(rows, columns), stride=self.stride, padding=self.padding, dilation=self.dilation)
 
 
 @dataclass(frozen=True, kw_only=True)

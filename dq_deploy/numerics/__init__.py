@@ -16,6 +16,7 @@ from dq_deploy.numerics.codes import (
     unpack_nibbles,
     worst_pair_product,
 )
+from dq_deploy.numerics.geometry import NO_PADDING, Padding, Window
 from dq_deploy.numerics.layer import (
     ACCUMULATOR_LIMIT,
     FLOAT32_EXACT,
@@ -42,9 +43,12 @@ __all__ = [
     "F32",
     "FLOAT32_EXACT",
     "I32",
+    "NO_PADDING",
     "LayerLike",
     "LayerResult",
+    "Padding",
     "PartLike",
+    "Window",
     "accumulate_conv2d",
     "accumulate_linear",
     "bias_codes",

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from dq_deploy.errors import InputError, RecordError
 from dq_deploy.numerics.arrays import F32, I32
+from dq_deploy.numerics.geometry import Window, padded
 
 ACCUMULATOR_LIMIT = 2**31
 """Invariant of every layer: K * max|c| * max|w_q| stays below this."""
@@ -52,11 +53,7 @@ class LayerLike(Protocol):
     @property
     def kind(self) -> str: ...
     @property
-    def stride(self) -> tuple[int, int]: ...
-    @property
-    def padding(self) -> tuple[int, int, int, int]: ...
-    @property
-    def dilation(self) -> tuple[int, int]: ...
+    def window(self) -> Window: ...
     @property
     def groups(self) -> int: ...
     @property
@@ -228,21 +225,14 @@ def accumulate_linear(codes: I32, q_weight: NDArray[np.integer]) -> I32:
     return _matmul_exact(codes, np.ascontiguousarray(q_weight.T))
 
 
-def im2col(
-    x: NDArray[Any],
-    *,
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int, int, int],
-    dilation: tuple[int, int],
-) -> NDArray[Any]:
+def im2col(x: NDArray[Any], window: Window) -> NDArray[Any]:
     """Patches of x as a view: [B, C, H_out, W_out, kh, kw], zeros outside.
 
-    `padding` is (top, left, bottom, right).
+    Raises:
+        InputError: x with its padding is smaller than the window.
     """
-    top, left, bottom, right = padding
-    x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
-    span = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
+    x = padded(x, window.padding)
+    span, stride, dilation = window.span, window.stride, window.dilation
     if x.shape[2] < span[0] or x.shape[3] < span[1]:
         raise InputError(f"padded input {x.shape[2:]} is smaller than the kernel's span {span}; expected at least that")
     windows = np.lib.stride_tricks.sliding_window_view(x, span, axis=(2, 3))
@@ -252,10 +242,8 @@ def im2col(
 def accumulate_conv2d(
     codes: I32,
     q_weight: NDArray[np.integer],
+    window: Window,
     *,
-    stride: tuple[int, int] = (1, 1),
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0),
-    dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
 ) -> I32:
     """Convolution of centred codes, exact; padding contributes the code 0.
@@ -263,16 +251,14 @@ def accumulate_conv2d(
     Args:
         codes: [B, C_in, H, W] integers.
         q_weight: [C_out, C_in / groups, kh, kw] integers.
-        stride: (vertical, horizontal).
-        padding: (top, left, bottom, right).
-        dilation: (vertical, horizontal).
+        window: how it moves; its kernel is that of the weights.
         groups: number of channel groups.
 
     Returns:
         [B, C_out, H_out, W_out] int32.
 
     Raises:
-        InputError: channels that do not fit the weights, or an input smaller than the kernel.
+        InputError: channels or a kernel that do not fit the weights, or an input smaller than the kernel.
     """
     n_out, c_group, kh, kw = q_weight.shape
     if codes.shape[1] != c_group * groups or n_out % groups:
@@ -280,12 +266,13 @@ def accumulate_conv2d(
             f"codes have {codes.shape[1]} channels and weights {n_out} outputs, expected {c_group * groups} "
             f"channels and a multiple of {groups} outputs"
         )
-    kernel = (kh, kw)
+    if window.kernel != (kh, kw):
+        raise InputError(f"window has the kernel {window.kernel}, expected that of the weights, {(kh, kw)}")
     per_group = n_out // groups
     outputs = []
     for g in range(groups):
         part = codes[:, g * c_group : (g + 1) * c_group]
-        patches = im2col(part, kernel=kernel, stride=stride, padding=padding, dilation=dilation)
+        patches = im2col(part, window)
         b, _, h, w = patches.shape[:4]
         columns = patches.transpose(0, 2, 3, 1, 4, 5).reshape(b, h * w, c_group * kh * kw)
         rows = q_weight[g * per_group : (g + 1) * per_group].reshape(per_group, -1)
@@ -302,14 +289,7 @@ def channel_axis_of(kind: str, ndim: int) -> int:
 def _accumulate(layer: LayerLike, codes: I32, q_weight: NDArray[np.integer]) -> I32:
     if layer.kind == "linear":
         return accumulate_linear(codes, q_weight)
-    return accumulate_conv2d(
-        codes,
-        q_weight,
-        stride=layer.stride,
-        padding=layer.padding,
-        dilation=layer.dilation,
-        groups=layer.groups,
-    )
+    return accumulate_conv2d(codes, q_weight, layer.window, groups=layer.groups)
 
 
 def _accumulate_by_group(layer: LayerLike, part: PartLike, codes: I32, step: NDArray[np.integer]) -> I32:

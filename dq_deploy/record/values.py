@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dq_deploy.errors import RecordError
 from dq_deploy.numerics import ACCUMULATOR_LIMIT, FLOAT32_EXACT
 from dq_deploy.numerics.arrays import F32, I32
+from dq_deploy.numerics.geometry import NO_PADDING, Padding, Window
 from dq_deploy.record.checks import check_bias, check_module_path, check_scales, require
 from dq_deploy.record.extensions import AttentionQuantizers, Branch, Call, Fold
 from dq_deploy.record.weight_only import WeightOnlyLayer
@@ -154,7 +155,7 @@ class Layer:
     name: str
     kind: str
     stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    padding: Padding = NO_PADDING
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     weight_bits: int
@@ -266,6 +267,18 @@ class Layer:
     def kernel(self) -> tuple[int, ...]:
         """Kernel size, () for a linear layer."""
         return tuple(int(k) for k in self.parts[0].w_code.shape[3:])
+
+    @property
+    def window(self) -> Window:
+        """How a convolution moves over its image.
+
+        Raises:
+            RecordError: the layer is linear.
+        """
+        if len(self.kernel) != 2:
+            raise RecordError(f"layer {self.name} is {self.kind}, expected a convolution; only those have a window")
+        rows, columns = self.kernel
+        return Window(kernel=(rows, columns), stride=self.stride, padding=self.padding, dilation=self.dilation)
 
     @property
     def reach(self) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.errors import GuaranteeError
+from dq_deploy.numerics.geometry import Window
 
 if TYPE_CHECKING:
     import torch
@@ -47,45 +49,29 @@ def exact_products() -> Iterator[None]:
         yield
 
 
-def convolve(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    *,
-    stride: tuple[int, int],
-    padding: tuple[int, int, int, int],
-    dilation: tuple[int, int],
-    groups: int,
-) -> torch.Tensor:
-    """Convolution with padding (top, left, bottom, right); direct on the CPU, patches and a product elsewhere."""
+def convolve(x: torch.Tensor, weight: torch.Tensor, window: Window, *, groups: int = 1) -> torch.Tensor:
+    """Convolution, direct on the CPU, by patches and a product elsewhere."""
     import torch.nn.functional as F
 
-    top, left, bottom, right = padding
+    top, left, bottom, right = window.padding
     if (top, left) != (bottom, right):
         x = F.pad(x, (left, right, top, bottom))
         top = left = 0
     if x.device.type == "cpu":
-        return F.conv2d(x, weight, None, stride, (top, left), dilation, groups)
-    return _convolve_patches(x, weight, stride, (top, left), dilation, groups)
+        return F.conv2d(x, weight, None, window.stride, (top, left), window.dilation, groups)
+    return _convolve_patches(x, weight, replace(window, padding=(top, left, top, left)), groups)
 
 
-def _convolve_patches(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-) -> torch.Tensor:
+def _convolve_patches(x: torch.Tensor, weight: torch.Tensor, window: Window, groups: int) -> torch.Tensor:
+    """As `convolve`, for padding alike on opposite sides."""
     import torch
     import torch.nn.functional as F
 
-    n_out, _, kh, kw = weight.shape
-    sizes = [
-        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
-    ]
+    n_out = len(weight)
+    sizes = window.size_out((x.shape[2], x.shape[3]))
     outputs = []
     for piece, rows in zip(x.chunk(groups, 1), weight.chunk(groups, 0), strict=True):
-        patches = F.unfold(piece, (kh, kw), dilation, padding, stride)
+        patches = F.unfold(piece, window.kernel, window.dilation, window.padding[:2], window.stride)
         outputs.append(torch.matmul(rows.reshape(n_out // groups, -1), patches))
     return torch.cat(outputs, 1).reshape(x.shape[0], n_out, *sizes)
 
@@ -109,14 +95,9 @@ def check_exact_products() -> None:
         weight = whole(-127, 128, (16, 32, 3, 3))
         for batch in (1, 16):
             x = whole(0, 256, (batch, 32, 12, 12))
-            settings: dict[str, Any] = {
-                "stride": (1, 1),
-                "padding": (1, 1, 1, 1),
-                "dilation": (1, 1),
-                "groups": 1,
-            }
-            got = convolve(x, weight, **settings)
-            same = same and bool((got.double() == convolve(x.double(), weight.double(), **settings)).all())
+            window = Window(kernel=(3, 3), padding=(1, 1, 1, 1))
+            got = convolve(x, weight, window)
+            same = same and bool((got.double() == convolve(x.double(), weight.double(), window)).all())
         a, b = whole(0, 256, (32, 256)), whole(-127, 128, (256, 32))
         same = same and bool(((a @ b).double() == a.double() @ b.double()).all())
     if not same:

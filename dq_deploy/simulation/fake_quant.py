@@ -152,14 +152,7 @@ class IntegerLayer(torch.nn.Module):
         with exact_products():
             if layer.kind == "linear":
                 return torch.nn.functional.linear(codes, q_weight)
-            return convolve(
-                codes,
-                q_weight,
-                stride=layer.stride,
-                padding=layer.padding,
-                dilation=layer.dilation,
-                groups=layer.groups,
-            )
+            return convolve(codes, q_weight, layer.window, groups=layer.groups)
 
 
 class Simulation(torch.nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import hypothesis.strategies as st
@@ -319,9 +319,9 @@ def test_shifted_codes_give_the_canonical_accumulator_back(case, offset):
     # an engine that holds c + offset pads with the code `offset`
     top, left, bottom, right = layer.padding
     held = np.pad(c + offset, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=offset)
-    geometry = {"stride": layer.stride, "dilation": layer.dilation, "groups": layer.groups}
-    engine = numerics.accumulate_conv2d(held.astype(np.int32), w, **geometry)
-    canonical = numerics.accumulate_conv2d(c, w, padding=layer.padding, **geometry)
+    inside = replace(layer.window, padding=numerics.NO_PADDING)
+    engine = numerics.accumulate_conv2d(held.astype(np.int32), w, inside, groups=layer.groups)
+    canonical = numerics.accumulate_conv2d(c, w, layer.window, groups=layer.groups)
     np.testing.assert_array_equal(numerics.shifted_accumulator(canonical, w, offset, 1), engine)
 
 
@@ -331,7 +331,10 @@ def test_a_shift_that_leaves_int32_is_refused():
 
 
 def test_an_input_smaller_than_the_kernel_is_named():
+    window = numerics.Window(kernel=(3, 3))
     with pytest.raises(InputError, match="smaller than the kernel"):
-        numerics.accumulate_conv2d(np.zeros((1, 1, 2, 2), np.int32), np.zeros((1, 1, 3, 3), np.int16))
+        numerics.accumulate_conv2d(np.zeros((1, 1, 2, 2), np.int32), np.zeros((1, 1, 3, 3), np.int16), window)
     with pytest.raises(InputError, match="channels"):
-        numerics.accumulate_conv2d(np.zeros((1, 3, 5, 5), np.int32), np.zeros((1, 1, 3, 3), np.int16))
+        numerics.accumulate_conv2d(np.zeros((1, 3, 5, 5), np.int32), np.zeros((1, 1, 3, 3), np.int16), window)
+    with pytest.raises(InputError, match="kernel"):
+        numerics.accumulate_conv2d(np.zeros((1, 1, 5, 5), np.int32), np.zeros((1, 1, 2, 2), np.int16), window)

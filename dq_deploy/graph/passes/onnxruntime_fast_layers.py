@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from dq_deploy.graph.pass_contract import PassResult
 from dq_deploy.graph.passes.onnxruntime_layers import decline_reason
-from dq_deploy.graph.writing.builder import CONTRIB_DOMAIN, replace_uses
+from dq_deploy.graph.writing.builder import CONTRIB_DOMAIN, convolution_attributes, replace_uses
 from dq_deploy.graph.writing.held_codes import pair_safe
 from dq_deploy.graph.writing.layer_writer import LayerWriter, write_layers
 from dq_deploy.graph.writing.sites import Site
@@ -139,12 +139,7 @@ class _FastWriter(LayerWriter):
         if layer.bias is not None:
             table = bias_codes(layer.bias, scale=part.scale, weight_scale=part.weight_scale[0])
             inputs.append(self.steps.entry(table, f"{b.prefix}/bias", before=self.site.node))
-        attributes = {
-            "kernel_shape": list(layer.kernel),
-            "strides": list(layer.stride),
-            "pads": list(layer.padding),
-            "dilations": list(layer.dilation),
-        }
+        attributes = convolution_attributes(layer.window)
         out = b.op("QLinearConv", inputs, "product", attributes=attributes, dtype=U8)
         return b.op("DequantizeLinear", [out, out_scale, out_zero], "out", dtype=FLOAT), f"{b.prefix}/product"
 

@@ -15,6 +15,8 @@ from dq_deploy.graph.writing.layer_writer import LayerWriter, write_layers
 from dq_deploy.graph.writing.sites import Site
 from dq_deploy.graph.writing.steps import StepTables
 from dq_deploy.graph.writing.wide_weights import unsigned_weight
+from dq_deploy.numerics.arrays import I64
+from dq_deploy.numerics.geometry import Pair, Window
 from dq_deploy.record import Part, Record
 
 U8, FLOAT, INT32 = ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.INT32
@@ -124,11 +126,11 @@ class _ProductWriter(LayerWriter):
         channels = len(part.pre)
         flat = b.op("Reshape", [codes, b.constant(np.array([0, channels, height * width]), "flat")], "flat")
         pixels = b.op("Transpose", [flat], "pixels", attributes={"perm": [0, 2, 1]})
-        if layer.kernel == (1, 1) and layer.stride == (1, 1) and not any(layer.padding):
+        if layer.window.whole_pixels:
             return pixels
         if any(layer.padding):
             pixels = b.op("Concat", [pixels, self._pad_row(part, held, channels)], "padded", attributes={"axis": 1})
-        index = patch_index(layer.kernel, layer.stride, layer.padding, layer.dilation, (height, width))
+        index = patch_index(layer.window, (height, width))
         gathered = b.op(
             "Gather", [pixels, b.constant(index.reshape(-1), "patches")], "gathered", attributes={"axis": 1}
         )
@@ -226,28 +228,14 @@ class _ProductWriter(LayerWriter):
         replace_uses(site.output, y)
 
 
-def patch_index(
-    kernel: tuple[int, ...],
-    stride: tuple[int, int],
-    padding: tuple[int, int, int, int],
-    dilation: tuple[int, int],
-    size: tuple[int, int],
-) -> np.ndarray:
+def patch_index(window: Window, size: Pair) -> I64:
     """Pixel of each kernel position of each output pixel: int64 [H_out * W_out, kh * kw].
 
     Pixels are numbered row by row; H * W stands for a pixel of the padding.
     """
     height, width = size
-    top, left, bottom, right = padding
-    axes = []
-    for extent, before, after, k, s, d in (
-        (height, top, bottom, kernel[0], stride[0], dilation[0]),
-        (width, left, right, kernel[1], stride[1], dilation[1]),
-    ):
-        count = (extent + before + after - d * (k - 1) - 1) // s + 1
-        axes.append(np.arange(count)[:, None] * s + np.arange(k)[None, :] * d - before)
-    rows = axes[0][:, None, :, None]
-    columns = axes[1][None, :, None, :]
+    rows, columns = window.positions(size)
+    rows, columns = rows[:, None, :, None], columns[None, :, None, :]
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     index = np.where(inside, rows * width + columns, height * width)
     return index.reshape(index.shape[0] * index.shape[1], -1).astype(np.int64)

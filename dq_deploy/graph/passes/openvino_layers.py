@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from dq_deploy.graph.pass_contract import PassResult
-from dq_deploy.graph.writing.builder import replace_uses
+from dq_deploy.graph.writing.builder import convolution_attributes, replace_uses
 from dq_deploy.graph.writing.held_codes import PAIR_LIMIT, HeldCodes, held_codes
 from dq_deploy.graph.writing.layer_writer import LayerWriter, write_layers
 from dq_deploy.graph.writing.wide_weights import MOST_PIECES, split_weight
 from dq_deploy.numerics import FLOAT32_EXACT, worst_pair_product
 from dq_deploy.numerics.arrays import Integers
+from dq_deploy.numerics.geometry import Pair, Window
 from dq_deploy.record import Layer, Part, Record
 
 U8, FLOAT = ir.DataType.UINT8, ir.DataType.FLOAT
@@ -183,11 +184,12 @@ class _QdqWriter(LayerWriter):
             axis_in = 1 if self.conv else self.rank - 1
             repeated = [values] * len(pieces)
             values = b.op("Concat", repeated, f"{role}_values", attributes={"axis": axis_in}, dtype=FLOAT)
-        top, left, bottom, right = layer.padding
         if layer.kernel == (1, 1) and layer.stride != (1, 1) and any(layer.padding):
             # OpenVINO 2026.4 moves the stride of a 1x1 kernel in front of its padding: a column of zeros prevents it
             q_weight = np.pad(q_weight, ((0, 0), (0, 0), (0, 0), (0, 1)))
-            right += layer.dilation[1]
+            moves = replace(layer.window, kernel=(1, 2)).padded_by((0, 0, 0, layer.dilation[1]))
+        elif self.conv:
+            moves = layer.window
         matrix = q_weight if self.conv else q_weight.T
         weight = self._weight(np.ascontiguousarray(matrix.astype(np.int8)), role)
         ones = b.constant(np.ones(len(q_weight), np.float32), "one")
@@ -196,13 +198,7 @@ class _QdqWriter(LayerWriter):
         real = b.op("DequantizeLinear", [weight, ones, zeros], f"{role}_weight_values", attributes=axis)
         if not self.conv:
             return b.op("MatMul", [values, real], role, dtype=FLOAT)
-        attributes = {
-            "kernel_shape": list(q_weight.shape[2:]),
-            "strides": list(layer.stride),
-            "pads": [top, left, bottom, right],
-            "dilations": list(layer.dilation),
-        }
-        return b.op("Conv", [values, real], role, attributes=attributes, dtype=FLOAT)
+        return b.op("Conv", [values, real], role, attributes=convolution_attributes(moves), dtype=FLOAT)
 
     def _weight(self, matrix: NDArray[np.int8], role: str) -> ir.Value:
         """int8 weights; stored as int4 where they fit, for a Cast that is folded when the model is compiled."""
@@ -218,7 +214,7 @@ class _QdqWriter(LayerWriter):
         """The product less z[t] * sum(w), the sum taken over what lies inside the image: padding holds code 0."""
         b = self.b
         if any(self.layer.padding):
-            table, rows, columns = sums_inside(self.layer, q_weight, self.site.spatial)
+            table, rows, columns = sums_inside(self.layer.window, q_weight, self.site.spatial)
             sums = b.constant(table, f"{role}_weight_sums")
             for axis, index in ((2, rows), (3, columns)):
                 sums = b.op(
@@ -247,7 +243,7 @@ def sum_of(pieces: Summand) -> Integers:
 
 
 def sums_inside(
-    layer: Layer, q_weight: NDArray[np.integer], size: tuple[int, int]
+    window: Window, q_weight: NDArray[np.integer], size: Pair
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
     """Sums of the weights that fall on pixels and not on padding.
 
@@ -255,7 +251,7 @@ def sums_inside(
     is the whole map.
 
     Args:
-        layer: convolution, for its geometry.
+        window: how the convolution moves.
         q_weight: [C_out, C_in, kh, kw] integers.
         size: height and width of its input.
 
@@ -263,15 +259,9 @@ def sums_inside(
         table float32 [1, C_out, R, S], rows int64 [H_out], columns int64 [W_out].
     """
     taps = q_weight.astype(np.int64).sum(axis=1)
-    top, left, bottom, right = layer.padding
-    seen = []
-    for extent, before, after, k, stride, dilation in (
-        (size[0], top, bottom, taps.shape[1], layer.stride[0], layer.dilation[0]),
-        (size[1], left, right, taps.shape[2], layer.stride[1], layer.dilation[1]),
-    ):
-        count = (extent + before + after - dilation * (k - 1) - 1) // stride + 1
-        position = np.arange(count)[:, None] * stride + np.arange(k)[None, :] * dilation - before
-        seen.append(np.unique((position >= 0) & (position < extent), axis=0, return_inverse=True))
-    (rows, row_of), (columns, column_of) = seen
+    (rows, row_of), (columns, column_of) = (
+        np.unique((at >= 0) & (at < extent), axis=0, return_inverse=True)
+        for at, extent in zip(window.positions(size), size, strict=True)
+    )
     table = np.einsum("nij,ri,sj->nrs", taps, rows.astype(np.int64), columns.astype(np.int64))
     return table[None].astype(np.float32), row_of.reshape(-1).astype(np.int64), column_of.reshape(-1).astype(np.int64)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from dq_deploy.graph.pass_contract import PassResult
 from dq_deploy.graph.trace import MODULE_KEY
-from dq_deploy.graph.writing.builder import Builder
+from dq_deploy.graph.writing.builder import Builder, image_pads
+from dq_deploy.numerics.geometry import Padding, padded_size
 from dq_deploy.record import Record
 
 
@@ -34,10 +34,12 @@ class PadsAsModules:
             layer = self.record.layers.get(node.metadata_props.get(MODULE_KEY, ""))
             if layer is None or "pads" not in node.attributes:
                 continue
-            extra = np.array(node.attributes["pads"].as_ints()) - np.array(layer.padding)
-            if not extra.any():
+            traced = node.attributes["pads"].as_ints()
+            top, left, bottom, right = (a - b for a, b in zip(traced, layer.padding, strict=True))
+            extra = (top, left, bottom, right)
+            if not any(extra):
                 continue
-            if extra.min() < 0:
+            if min(extra) < 0:
                 notes.append(f"{layer.name}: traced padding is smaller than the module's")
                 continue
             self._separate(model.graph, node, layer.name, extra)
@@ -45,17 +47,15 @@ class PadsAsModules:
             modified = True
         return PassResult(model=model, modified=modified, notes=tuple(notes))
 
-    def _separate(self, graph: ir.Graph, node: ir.Node, name: str, extra: np.ndarray) -> None:
+    def _separate(self, graph: ir.Graph, node: ir.Node, name: str, extra: Padding) -> None:
         x = node.inputs[0]
         assert x is not None
         b = Builder(graph, node, f"pad/{name}")
-        top, left, bottom, right = (int(v) for v in extra)
-        pads = b.constant(np.array([0, 0, top, left, 0, 0, bottom, right], np.int64), "pads")
-        padded = b.op("Pad", [x, pads], "out")
+        padded = b.op("Pad", [x, b.constant(image_pads(extra), "pads")], "out")
         padded.type = x.type
         if x.shape is not None:
             batch, channels, height, width = x.shape
             assert isinstance(height, int)
             assert isinstance(width, int)
-            padded.shape = ir.Shape([batch, channels, height + top + bottom, width + left + right])
+            padded.shape = ir.Shape([batch, channels, *padded_size((height, width), extra)])
         node.replace_input_with(0, padded)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from dq_deploy.errors import RecordError
 from dq_deploy.graph.pass_contract import PassResult
-from dq_deploy.graph.writing.builder import Builder, replace_uses
+from dq_deploy.graph.writing.builder import Builder, convolution_attributes, replace_uses
 from dq_deploy.graph.writing.sites import Site, find_sites
 from dq_deploy.graph.writing.steps import StepTables
 from dq_deploy.numerics import FLOAT32_EXACT, bias_codes, reciprocal
@@ -142,13 +142,7 @@ class _SimulationWriter:
             matrix = np.ascontiguousarray(weight.T.astype(np.float32))
             return b.op("MatMul", [codes, b.constant(matrix, f"{role}_weight")], role, dtype=FLOAT)
         kernel = b.constant(weight.astype(np.float32), f"{role}_weight")
-        attributes: dict[str, int | Sequence[int]] = {
-            "kernel_shape": list(layer.kernel),
-            "strides": list(layer.stride),
-            "pads": list(layer.padding),
-            "dilations": list(layer.dilation),
-            "group": layer.groups,
-        }
+        attributes: dict[str, int | Sequence[int]] = {**convolution_attributes(layer.window), "group": layer.groups}
         return b.op("Conv", [codes, kernel], role, attributes=attributes, dtype=FLOAT)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -11,13 +11,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from dq_deploy.graph.pass_contract import PassResult
-from dq_deploy.graph.writing.builder import replace_uses
-from dq_deploy.graph.writing.im2col import Window, patch_matrix, patch_rows
+from dq_deploy.graph.writing.builder import convolution_attributes, image_pads, replace_uses
+from dq_deploy.graph.writing.im2col import patch_bytes, patch_matrix, patch_rows
 from dq_deploy.graph.writing.layer_writer import LayerWriter, write_layers
 from dq_deploy.graph.writing.signed_codes import SignedCodes, padding_reason, signed_codes
 from dq_deploy.graph.writing.sites import Site
 from dq_deploy.graph.writing.steps import StepTables
 from dq_deploy.graph.writing.wide_weights import MOST_PIECES, int8_pieces
+from dq_deploy.numerics.geometry import NO_PADDING, Padding, Pair, Window, padded_size
 from dq_deploy.record import Layer, Part, Record
 
 I8, I4, FLOAT = ir.DataType.INT8, ir.DataType.INT4, ir.DataType.FLOAT
@@ -81,8 +82,7 @@ class TensorRtLayers:
     def _as_rows(self, layer: Layer) -> bool:
         if layer.kind == "linear":
             return True
-        pixels = layer.kernel == (1, 1) and layer.stride == (1, 1) and not any(layer.padding)
-        return self.conv == GEMM or (self.pixels_as_rows and pixels)
+        return self.conv == GEMM or (self.pixels_as_rows and layer.window.whole_pixels)
 
 
 class _Int8Writer(LayerWriter):
@@ -100,11 +100,14 @@ class _Int8Writer(LayerWriter):
     def write(self) -> dict[str, Any]:
         total, entries = self._parts()
         y = self._replace(self._bias(total, self.corrections))
-        patches = sum(self._window(p).patch_bytes(len(p.pre)) for p in self.layer.parts) if self._is_patches() else 0
+        patches = sum(self._patch_bytes(p) for p in self.layer.parts) if self._is_patches() else 0
         return self._entry(self._form(), entries, output=y, im2col_bytes=patches)
 
     def _is_patches(self) -> bool:
         return self.conv and self.as_rows
+
+    def _patch_bytes(self, part: Part) -> int:
+        return patch_bytes(self._window(part), self._size(part), len(part.pre))
 
     def _form(self) -> str:
         weight = "int4" if self.layer.weight_bits <= 4 and self._fits_int4() else "int8"
@@ -123,26 +126,25 @@ class _Int8Writer(LayerWriter):
     def _pads_float(self, part: Part) -> bool:
         return any(self.layer.padding) and signed_codes(self.layer, part).offset != 0
 
+    def _float_padding(self, part: Part) -> Padding:
+        """Zeros put around the float tensor; the codes' own padding is then none."""
+        return self.layer.padding if self._pads_float(part) else NO_PADDING
+
     def _window(self, part: Part) -> Window:
-        layer, (height, width) = self.layer, self.site.spatial
-        top, left, bottom, right = layer.padding
-        if self._pads_float(part):
-            height, width = height + top + bottom, width + left + right
-        return Window(
-            kernel=(layer.kernel[0], layer.kernel[1]),
-            stride=layer.stride,
-            padding=(0, 0, 0, 0) if self._pads_float(part) else layer.padding,
-            dilation=layer.dilation,
-            size=(height, width),
-            size_out=self.site.spatial_out,
-        )
+        """How the product moves over the codes."""
+        return replace(self.layer.window, padding=NO_PADDING) if self._pads_float(part) else self.layer.window
+
+    def _size(self, part: Part) -> Pair:
+        """Height and width of the codes."""
+        return padded_size(self.site.spatial, self._float_padding(part))
 
     def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, dict[str, Any]]:
         b, held = self.b, signed_codes(self.layer, part)
         self.corrections.append(correction_table(part, held))
-        padding = self.layer.padding if self._pads_float(part) else (0, 0, 0, 0)
-        codes = self._once(x, part, lambda: self._quantize(x, part, held), *padding)
-        rows = patch_rows(b, codes, len(part.pre), self._window(part)) if self.conv and self.as_rows else codes
+        padding = self._float_padding(part)
+        codes = rows = self._once(x, part, lambda: self._quantize(x, part, held), *padding)
+        if self._is_patches():
+            rows = patch_rows(b, codes, len(part.pre), self._window(part), self._size(part))
         pieces = _pieces_of(part)
         if pieces > 1:
             axis_in = self.rank_out - 1 if self.as_rows else 1
@@ -156,11 +158,13 @@ class _Int8Writer(LayerWriter):
         if self.as_rows:
             product = b.op("MatMul", [values, real], "product", dtype=FLOAT)
         else:
-            product = b.op("Conv", [values, real], "product", attributes=self._geometry(part), dtype=FLOAT)
+            product = b.op(
+                "Conv", [values, real], "product", attributes=convolution_attributes(self._window(part)), dtype=FLOAT
+            )
         entry = {
             "input": x.name,
             "codes": codes.name,
-            "codes_padding": list(self.layer.padding) if self._pads_float(part) else [0, 0, 0, 0],
+            "codes_padding": list(padding),
             "rows": rows.name,
             "weight": weight.name,
             "weight_type": kind,
@@ -179,9 +183,7 @@ class _Int8Writer(LayerWriter):
     def _quantize(self, x: ir.Value, part: Part, held: SignedCodes) -> ir.Value:
         b, steps, rank = self.b, self.steps, self.rank
         if self._pads_float(part):
-            top, left, bottom, right = self.layer.padding
-            pads = b.constant(np.array([0, 0, top, left, 0, 0, bottom, right], np.int64), "pads")
-            x = b.op("Pad", [x, pads], "padded_input", dtype=FLOAT)
+            x = b.op("Pad", [x, b.constant(image_pads(self.layer.padding), "pads")], "padded_input", dtype=FLOAT)
         m = self._multiplier(part)
         value = b.op("Mul", [x, m], "scaled_input", dtype=FLOAT)
         value = b.op("Round", [value], "rounded", dtype=FLOAT)
@@ -210,15 +212,6 @@ class _Int8Writer(LayerWriter):
         )
         return self.b.tensor(lazy), "int4" if kind == I4 else "int8"
 
-    def _geometry(self, part: Part) -> dict[str, list[int]]:
-        window = self._window(part)
-        return {
-            "kernel_shape": list(window.kernel),
-            "strides": list(window.stride),
-            "pads": list(window.padding),
-            "dilations": list(window.dilation),
-        }
-
     def _shape(self, part: Part) -> dict[str, Any]:
         """What the engine multiplies for one sample."""
         pieces = _pieces_of(part)
@@ -233,9 +226,9 @@ class _Int8Writer(LayerWriter):
                 "n": n,
                 "k": k,
             }
-        window = self._window(part)
+        window, (rows, columns) = self._window(part), self.site.spatial_out
         if self.as_rows:
-            return {"kind": "gemm", "m": window.size_out[0] * window.size_out[1], "n": n, "k": k}
+            return {"kind": "gemm", "m": rows * columns, "n": n, "k": k}
         return {
             "kind": "conv",
             "n": n,
@@ -244,8 +237,8 @@ class _Int8Writer(LayerWriter):
             "stride": list(window.stride),
             "padding": list(window.padding),
             "dilation": list(window.dilation),
-            "spatial": list(window.size),
-            "spatial_out": list(window.size_out),
+            "spatial": list(self._size(part)),
+            "spatial_out": [rows, columns],
         }
 
     def _bias(self, total: ir.Value, corrections: list[NDArray[np.float64] | None]) -> ir.Value:

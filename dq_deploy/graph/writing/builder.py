@@ -9,6 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from dq_deploy.numerics.geometry import Padding, Window
+
 CONTRIB_DOMAIN = "com.microsoft"
 
 
@@ -74,6 +76,22 @@ class Builder:
             return self.tensor(ir.tensor(weight, name=name))
         packed = self.tensor(ir.tensor(weight, dtype=ir.DataType.INT4, name=name))
         return self.op("Cast", [packed], "weight_s8", attributes={"to": int(ir.DataType.INT8)}, dtype=ir.DataType.INT8)
+
+
+def convolution_attributes(window: Window) -> dict[str, list[int]]:
+    """Attributes of a Conv or QLinearConv that moves like this."""
+    return {
+        "kernel_shape": list(window.kernel),
+        "strides": list(window.stride),
+        "pads": list(window.padding),
+        "dilations": list(window.dilation),
+    }
+
+
+def image_pads(padding: Padding) -> NDArray[np.int64]:
+    """Second input of the Pad that puts this around images [B, C, H, W]."""
+    top, left, bottom, right = padding
+    return np.array([0, 0, top, left, 0, 0, bottom, right], np.int64)
 
 
 def replace_uses(old: ir.Value, new: ir.Value) -> None:

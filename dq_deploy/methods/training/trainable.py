@@ -295,14 +295,7 @@ class TrainableLayer(torch.nn.Module):
         site = self.prepared.site
         if site.kind == "linear":
             return torch.nn.functional.linear(codes, q_weight)
-        return convolve(
-            codes,
-            q_weight,
-            stride=site.stride,
-            padding=site.padding,
-            dilation=site.dilation,
-            groups=site.groups,
-        )
+        return convolve(codes, q_weight, site.window, groups=site.groups)
 
     @torch.no_grad()
     def harvest(self) -> Layer:

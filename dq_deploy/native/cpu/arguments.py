@@ -152,16 +152,16 @@ def _int_linear(bound: Bound, op: Op, _index: int) -> c.Structure:
 
 def window_of(op: Op, own: LayerConstants) -> dict[str, int]:
     """Kernel, stride, padding and dilation of a convolution, with the zeros put around its input on the way."""
-    layer, padded = own.layer, op.attributes["padded"]
+    window = own.layer.window.padded_by(op.padded)
     return {
-        "kernel_h": layer.kernel[0],
-        "kernel_w": layer.kernel[1],
-        "stride_h": layer.stride[0],
-        "stride_w": layer.stride[1],
-        "pad_top": layer.padding[0] + padded[0],
-        "pad_left": layer.padding[1] + padded[1],
-        "dilation_h": layer.dilation[0],
-        "dilation_w": layer.dilation[1],
+        "kernel_h": window.kernel[0],
+        "kernel_w": window.kernel[1],
+        "stride_h": window.stride[0],
+        "stride_w": window.stride[1],
+        "pad_top": window.padding[0],
+        "pad_left": window.padding[1],
+        "dilation_h": window.dilation[0],
+        "dilation_w": window.dilation[1],
     }
 
 

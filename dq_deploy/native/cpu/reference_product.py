@@ -33,21 +33,14 @@ def accumulators(own: LayerConstants, op: Op, codes: Array, step: Array) -> NDAr
             samples.append(accumulate_linear(sample, part.q_weight(int(g))))
             continue
         image = sample.reshape(*op.attributes["in_size"], -1).transpose(2, 0, 1)[None]
-        padding = tuple(a + b for a, b in zip(layer.padding, op.attributes["padded"], strict=True))
         outside = (part.zero_point < layer.q_min) | (part.zero_point > layer.q_max)
-        if any(op.attributes["padded"]) and outside.any():
+        if any(op.padded) and outside.any():
             raise InputError(
                 f"layer {layer.name} pads by codes outside {layer.q_min}..{layer.q_max}, expected zero points inside; "
                 "export the record to onnxruntime instead"
             )
-        product = accumulate_conv2d(
-            image,
-            part.q_weight(int(g)),
-            stride=layer.stride,
-            padding=padding,  # type: ignore[arg-type]
-            dilation=layer.dilation,
-            groups=layer.groups,
-        )[0]
+        window = layer.window.padded_by(op.padded)
+        product = accumulate_conv2d(image, part.q_weight(int(g)), window, groups=layer.groups)[0]
         samples.append(product.transpose(1, 2, 0).reshape(-1, layer.out_channels))
     return np.stack(samples)
 

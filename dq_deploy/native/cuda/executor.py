@@ -269,13 +269,13 @@ class CudaExecutor:
         quantizer = self._scaler(layer, part, codes.shape[2])
         if op.kind == "int_linear":
             return lambda: launch.int_linear(codes, weights, quantizer, step, epilogue)
-        padded = op.attributes["padded"]
+        moves = layer.window.padded_by(op.padded)
         window = Window(
             size=tuple(op.attributes["in_size"]),
             out_size=tuple(op.attributes["out_size"]),
-            stride=layer.stride,
-            padding=(layer.padding[0] + padded[0], layer.padding[1] + padded[1]),
-            dilation=layer.dilation,
+            stride=moves.stride,
+            padding=moves.padding[:2],
+            dilation=moves.dilation,
         )
         return lambda: launch.int_conv2d(codes, weights, quantizer, step, epilogue, window)
 

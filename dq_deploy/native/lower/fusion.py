@@ -13,6 +13,7 @@ from dq_deploy.errors import ModelError
 from dq_deploy.native.program import views
 from dq_deploy.native.program.program import View
 from dq_deploy.native.trace.geometry import Geometry
+from dq_deploy.numerics.geometry import NO_PADDING, Padding
 
 aten = torch.ops.aten
 Node = torch.fx.Node
@@ -132,19 +133,19 @@ def padded_for_layer(pad: Node) -> bool:
     return alone and zeros and len(widths) == 4 and min(widths) >= 0
 
 
-def unpadded(node: Node) -> tuple[Node, tuple[int, int, int, int]]:
-    """What an integer layer reads, and the zeros (top, left, bottom, right) put around it on the way."""
+def unpadded(node: Node) -> tuple[Node, Padding]:
+    """What an integer layer reads, and the zeros put around it on the way."""
     x = node.args[0]
     if x.target is aten.constant_pad_nd.default and padded_for_layer(x):
-        left, right, top, bottom = x.args[1]
+        left, right, top, bottom = x.args[1]  # torch begins with the last axis
         return x.args[0], (top, left, bottom, right)
-    return x, (0, 0, 0, 0)
+    return x, NO_PADDING
 
 
 def product_sizes(node: Node, layer: Geometry) -> dict[str, Any]:
     """Sizes of an integer product."""
     x, y = unpadded(node)[0].meta["val"], node.meta["val"]
-    if not layer.kernel:
+    if layer.window is None:
         return {"rows": x.numel() // x.shape[0] // x.shape[-1], "batch": x.shape[0]}
     return {"batch": x.shape[0], "in_size": list(x.shape[2:]), "out_size": list(y.shape[2:])}
 

@@ -77,7 +77,7 @@ class LayerRules:
         return axis
 
     def _axis(self, name: str) -> int:
-        return 1 if self.layers[name].kernel else -1
+        return -1 if self.layers[name].window is None else 1
 
     def _codes_key(self, rows: View, name: str, part: int, first: int) -> tuple[Any, ...]:
         layer = self.layers[name]
@@ -94,9 +94,9 @@ class LayerRules:
         """Emit a product, a part at a time."""
         node, name = plan.node, str(plan.node.args[1])
         layer = self.layers[name]
-        image, shape = bool(layer.kernel), tuple(node.meta["val"].shape)
+        image, shape = layer.window is not None, tuple(node.meta["val"].shape)
         out = self.values.new_view(shape, views.channels_last_strides(shape, 1 if image else -1))
-        kind = "int_conv2d" if layer.kernel else "int_linear"
+        kind = "int_conv2d" if image else "int_linear"
         _, extra = fusion.unpadded(node)
         geometry = fusion.product_sizes(node, layer)
         previous: View | None = None

@@ -129,7 +129,7 @@ def _as_input(values: Array, op: Op, fill: float) -> Array:
         return values
     height, width = op.attributes["in_size"]
     image = values.reshape(values.shape[0], height, width, -1).transpose(0, 3, 1, 2)
-    top, left, bottom, right = op.attributes["padded"]
+    top, left, bottom, right = op.padded
     if top or left or bottom or right:
         image = np.pad(image, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill)
     return np.ascontiguousarray(image)

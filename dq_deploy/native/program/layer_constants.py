@@ -93,7 +93,7 @@ def padded_parts(program: Program, record: Record) -> dict[tuple[str, int], bool
     for op in program.ops:
         if op.kind in ("int_linear", "int_conv2d"):
             key = (op.attributes["layer"], op.attributes["part"])
-            around = any(record.layers[key[0]].padding) or any(op.attributes["padded"])
+            around = any(record.layers[key[0]].padding) or any(op.padded)
             found[key] = found.get(key, False) or around
     return found
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dq_deploy.errors import DqError
+from dq_deploy.numerics.geometry import Padding
 
 VERSION = 1
 TRACED_BATCHES = (2, 3)
@@ -65,6 +66,12 @@ class Op:
     reads: Mapping[str, View]
     writes: Mapping[str, View]
     attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def padded(self) -> Padding:
+        """Zeros that the model puts around the image a convolution reads, besides the layer's own padding."""
+        top, left, bottom, right = self.attributes["padded"]
+        return top, left, bottom, right
 
     def views(self) -> Iterator[View]:
         """Every view it touches."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dq_deploy.numerics.geometry import Window
 from dq_deploy.record import Layer, Part, Record
 
 
@@ -14,20 +16,14 @@ class Geometry:
     """Shape of an integer layer, without its weights.
 
     Attributes:
-        kernel: (kh, kw), () for linear.
-        stride: (vertical, horizontal).
-        padding: (top, left, bottom, right).
-        dilation: (vertical, horizontal).
+        window: of a convolution, None for linear.
         groups: channel groups.
         out_channels: output channels or features.
         parts: input channels of each part.
         quantizers: for each part, equal exactly where two parts give the same codes for the same values.
     """
 
-    kernel: tuple[int, ...]
-    stride: tuple[int, int]
-    padding: tuple[int, int, int, int]
-    dilation: tuple[int, int]
+    window: Window | None
     groups: int
     out_channels: int
     parts: tuple[int, ...]
@@ -41,10 +37,7 @@ class Geometry:
 def geometry_of(layer: Layer) -> Geometry:
     """Shape of a record's layer."""
     return Geometry(
-        kernel=tuple(layer.kernel),
-        stride=layer.stride,
-        padding=layer.padding,
-        dilation=layer.dilation,
+        window=layer.window if layer.kind == "conv2d" else None,
         groups=layer.groups,
         out_channels=layer.out_channels,
         parts=tuple(len(part.pre) for part in layer.parts),
@@ -59,7 +52,13 @@ def geometries(record: Record) -> dict[str, Geometry]:
 
 def from_json(value: dict[str, Any]) -> Geometry:
     """The inverse of `Geometry.to_json`."""
-    return Geometry(**{key: tuple(entry) if isinstance(entry, list) else entry for key, entry in value.items()})
+    window = None if value["window"] is None else Window(**_tuples(value["window"]))
+    return Geometry(**_tuples(value) | {"window": window})
+
+
+def _tuples(value: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no tuples."""
+    return {key: tuple(entry) if isinstance(entry, list) else entry for key, entry in value.items()}
 
 
 def _quantizer_hash(layer: Layer, part: Part) -> str:

@@ -24,22 +24,17 @@ _DTYPES = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32}
 
 @torch.library.custom_op("dq_native::integer_layer", mutates_args=())
 def integer_layer(
-    x: torch.Tensor, name: str, out_channels: int, kernel: Sequence[int], stride: Sequence[int], window: Sequence[int]
+    x: torch.Tensor, name: str, out_channels: int, kernel: Sequence[int], out_size: Sequence[int]
 ) -> torch.Tensor:
     """One integer layer; it is only traced, `lowering` says what runs."""
     raise NotImplementedError("dq_native::integer_layer stands for a layer in a traced graph and does not run")
 
 
 @integer_layer.register_fake
-def _(
-    x: torch.Tensor, name: str, out_channels: int, kernel: Sequence[int], stride: Sequence[int], window: Sequence[int]
-) -> torch.Tensor:
+def _(x: torch.Tensor, name: str, out_channels: int, kernel: Sequence[int], out_size: Sequence[int]) -> torch.Tensor:
     if not kernel:
         return x.new_empty((*x.shape[:-1], out_channels))
-    top, left, bottom, right, dilation_h, dilation_w = window
-    height = (x.shape[2] + top + bottom - dilation_h * (kernel[0] - 1) - 1) // stride[0] + 1
-    width = (x.shape[3] + left + right - dilation_w * (kernel[1] - 1) - 1) // stride[1] + 1
-    return x.new_empty((x.shape[0], out_channels, height, width)).contiguous(memory_format=torch.channels_last)
+    return x.new_empty((x.shape[0], out_channels, *out_size)).contiguous(memory_format=torch.channels_last)
 
 
 class TracedLayer(torch.nn.Module):
@@ -52,8 +47,9 @@ class TracedLayer(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The layer's output, in shape."""
         g = self.geometry
-        window = [*g.padding, *g.dilation]
-        return torch.ops.dq_native.integer_layer(x, self.name, g.out_channels, list(g.kernel), list(g.stride), window)
+        kernel = [] if g.window is None else list(g.window.kernel)
+        out_size = [] if g.window is None else list(g.window.size_out((x.shape[2], x.shape[3])))
+        return torch.ops.dq_native.integer_layer(x, self.name, g.out_channels, kernel, out_size)
 
 
 def trace(

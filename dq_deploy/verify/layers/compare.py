@@ -171,9 +171,7 @@ def expected_accumulator(
         q = part.q_weight(0)
         if layer.kind == "linear":
             return accumulate_linear(shifted, q).astype(np.int64)
-        return accumulate_conv2d(
-            shifted, q, stride=layer.stride, padding=layer.padding, dilation=layer.dilation, groups=layer.groups
-        ).astype(np.int64)
+        return accumulate_conv2d(shifted, q, layer.window, groups=layer.groups).astype(np.int64)
     wide = accumulator.astype(np.int64)
     if holds not in ("shifted", "held"):
         return wide

@@ -16,6 +16,7 @@ from dq_deploy.native.observe.layer_trace import out_rows
 from dq_deploy.native.program.program import Op
 from dq_deploy.numerics import quantize_centred, table_at
 from dq_deploy.numerics.arrays import F32, Array
+from dq_deploy.numerics.geometry import padded
 from dq_deploy.record import Layer, Part
 
 
@@ -139,11 +140,9 @@ def run_piece(executor: CpuExecutor, piece: LayerPiece, x: F32, buckets: Array) 
     if not image:
         return x, centred, total
     height, width = op.attributes["in_size"]
-    top, left, bottom, right = op.attributes["padded"]
-    around = ((0, 0), (0, 0), (top, bottom), (left, right))
     centred = centred.reshape(batch, height, width, channels).transpose(0, 3, 1, 2)
     total = total.reshape(batch, *op.attributes["out_size"], -1).transpose(0, 3, 1, 2)
-    return np.pad(x, around), np.pad(centred, around), total
+    return padded(x, op.padded), padded(centred, op.padded), total
 
 
 def _accumulators(executor: CpuExecutor, piece: LayerPiece, codes: Array, step: Array) -> Array:

@@ -126,13 +126,5 @@ def _accumulated(layer: Layer, op: Op, centred: Array, q: Array) -> Array:
     if layer.kind == "linear":
         return accumulate_linear(centred, q)
     image = centred.reshape(*op.attributes["in_size"], -1).transpose(2, 0, 1)[None]
-    top, left, bottom, right = (a + b for a, b in zip(layer.padding, op.attributes["padded"], strict=True))
-    total: Array = accumulate_conv2d(
-        image,
-        q,
-        stride=layer.stride,
-        padding=(top, left, bottom, right),
-        dilation=layer.dilation,
-        groups=layer.groups,
-    )[0]
+    total: Array = accumulate_conv2d(image, q, layer.window.padded_by(op.padded), groups=layer.groups)[0]
     return total

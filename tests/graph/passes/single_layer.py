@@ -139,9 +139,7 @@ def float_model(layer: Layer, size: tuple[int, ...]) -> ir.Model:
         out = numerics.accumulate_conv2d(
             sample[:, : layer.parts[0].w_code.shape[2] * layer.groups],
             layer.parts[0].q_weight(0),
-            stride=layer.stride,
-            padding=layer.padding,
-            dilation=layer.dilation,
+            layer.window,
             groups=layer.groups,
         )
         y.shape = ir.Shape(["B", *out.shape[1:]])

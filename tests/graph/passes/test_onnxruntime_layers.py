@@ -131,7 +131,8 @@ def test_signed_codes_with_zero_points_that_differ_by_step_stay_float_with_a_rea
 @settings(max_examples=60, deadline=None)
 def test_patch_index_picks_the_pixels_of_im2col(kernel, stride, padding, dilation):
     image = np.arange(1, 1 + 7 * 6, dtype=np.int64).reshape(1, 1, 7, 6)
-    patches = numerics.im2col(image, kernel=kernel, stride=stride, padding=padding, dilation=dilation)
+    window = numerics.Window(kernel=kernel, stride=stride, padding=padding, dilation=dilation)
+    patches = numerics.im2col(image, window)
     expected = patches.reshape(patches.shape[2] * patches.shape[3], -1)
     pixels = np.append(image.reshape(-1), 0)
-    np.testing.assert_array_equal(pixels[patch_index(kernel, stride, padding, dilation, (7, 6))], expected)
+    np.testing.assert_array_equal(pixels[patch_index(window, (7, 6))], expected)

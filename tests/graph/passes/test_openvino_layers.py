@@ -82,10 +82,7 @@ def check(layer, x, timestep=TIMESTEPS, steps=3):
         np.testing.assert_array_equal(codes, held)
         total = expected.accumulators[index].astype(np.int64)
         if shape["accumulator_holds"] == "shifted_inside":
-            total = numerics.accumulate_conv2d(
-                held.astype(np.int32), part.q_weight(0), stride=layer.stride, padding=layer.padding,
-                dilation=layer.dilation,
-            )  # fmt: skip
+            total = numerics.accumulate_conv2d(held.astype(np.int32), part.q_weight(0), layer.window)
         else:
             total = total + shift_of(layer, part, z, shape["accumulator_holds"], total)
         got = shown[shape["accumulator"]]
