@@ -8,8 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dq_deploy.cli.frame import check_outputs, console, warn, write_json
-from dq_deploy.cli.quantize_one import refuse, say_engine_limits
+from dq_deploy.cli.frame import check_outputs, console, refuse, warn, write_json
+from dq_deploy.cli.text.quantize_arguments import QuantizeArguments
+from dq_deploy.cli.text.quantize_summary import say_engine_limits
 from dq_deploy.errors import DqError
 
 if TYPE_CHECKING:
@@ -28,55 +29,49 @@ class MethodsFailedError(DqError):
         self.exit_code = exit_code
 
 
-def compare_command(
-    model: Path,
-    methods: Sequence[str],
-    out: Path | None,
-    overrides: dict[str, Any],
-    files: Mapping[str, Any],
-    wanted: Mapping[str, Any],
-) -> None:
+def compare_command(given: QuantizeArguments, methods: Sequence[str], overrides: dict[str, Any]) -> None:
     """Check everything, run the methods, print the table.
 
     Args:
-        model: folder of the float model.
+        given: the command line; its `out` is the folder to write.
         methods: names.
-        out: folder to write, or None where it was not given.
-        overrides: of `options_by_method`, the preset included.
-        files: calibration, as of `read_source`.
-        wanted: `images`, `reference_images`, `classifier`, `extractor`, `engine`, `for_engine`, `json`, `resume` and
-            `variant` of the command line.
+        overrides: of `options_by_method`.
 
     Raises:
         MethodsFailedError: behind the table, where a method failed.
     """
-    refuse(out is None, "--out is missing, expected a folder for the records of the comparison")
-    assert out is not None
+    refuse(given.out is None, "--out is missing, expected a folder for the records of the comparison")
+    assert given.out is not None
+    out = given.out
     from dq_deploy.comparison import FILE_NAME, Settings, compare_methods, open_folder, options_by_method
 
-    options, remark = options_by_method(methods, **overrides)
-    given = {name: wanted[name] for name in ("images", "engine") if wanted[name] is not None}
-    settings = Settings(steps=options[0].steps, **given)
+    options, remark = options_by_method(methods, given.preset or "balanced", **overrides)
+    settings = Settings(
+        steps=options[0].steps,
+        images=Settings.images if given.compare_images is None else given.compare_images,
+        engine=Settings.engine if given.engine is None else given.engine,
+    )
     for own in options:
         say_engine_limits(own, settings.engine)
-        say_engine_limits(own, wanted["for_engine"])
+        say_engine_limits(own, given.for_engine)
     if remark:
         warn(remark)
     made = not out.exists()
     open_folder(out)
     try:
         records = [out / FILE_NAME, *(out / f"{name}.pt" for name in _names(options))]
-        read = (model, wanted["reference_images"], files["conditions"], files["latents"])
-        check_outputs(wanted["json"], *records, inputs=read, folder=out)
-        subject = _subject(model, settings, options, out, files, wanted)
+        read = (given.model, given.reference_images, given.conditions, given.latents)
+        check_outputs(given.json, *records, inputs=read, folder=out)
+        subject = _subject(given, settings, options, out)
     except BaseException:
         if made and not any(out.iterdir()):
             out.rmdir()
         raise
     for line in subject.remarks:
         warn(line)
-    if files["conditions"] is not None:
+    if given.conditions is not None:
         warn("images are drawn with the rows of --conditions that calibrate: how a method does on others is not shown")
+    files = {"kind": given.calibration, "conditions": given.conditions, "latents": given.latents}
     calibration = {name: None if value is None else str(value) for name, value in files.items()}
     with _Watch(len(options), out) as watch:
         comparison = compare_methods(
@@ -84,11 +79,11 @@ def compare_command(
             options,
             out,
             calibration=calibration,
-            resume=wanted["resume"],
+            resume=given.resume,
             on_progress=watch.progress,
             on_cell=watch.cell,
         )
-    _finish(comparison, out, wanted["json"])
+    _finish(comparison, out, given.json)
 
 
 def _names(options: Sequence[QuantizeOptions]) -> list[str]:
@@ -97,49 +92,42 @@ def _names(options: Sequence[QuantizeOptions]) -> list[str]:
     return [cell_name(own) for own in options]
 
 
-def _subject(
-    model: Path,
-    settings: Settings,
-    options: Sequence[QuantizeOptions],
-    out: Path,
-    files: Mapping[str, Any],
-    wanted: Mapping[str, Any],
-) -> Subject:
+def _subject(given: QuantizeArguments, settings: Settings, options: Sequence[QuantizeOptions], out: Path) -> Subject:
     """The float model with its images; every file that is given is read here."""
     from dq_deploy.cli.frame import progress
     from dq_deploy.comparison import Measures, check_layers, prepare_subject, read_real_images
     from dq_deploy.models import load_model
     from dq_deploy.record.model_config import channels_of
 
-    denoiser = load_model(model, variant=wanted["variant"])
+    denoiser = load_model(given.model, variant=given.variant)
     check_layers(denoiser, options)
-    source = _source(denoiser.config, files)
-    path = wanted["reference_images"]
+    source = _source(denoiser.config, given)
+    path = given.reference_images
     real = None if path is None else read_real_images(path, channels_of(denoiser.config, "in_channels"))
-    named = {} if wanted["extractor"] is None else {"extractor": wanted["extractor"]}
-    if wanted["extractor"] == NO_EXTRACTOR:
+    extractor = Measures.extractor if given.extractor is None else given.extractor
+    if extractor == NO_EXTRACTOR:
         refuse(real is not None, "--reference-images and --extractor none were given, expected one of them")
-        named = {"extractor": None}
-    measures = Measures(classifier=wanted["classifier"], real=real, real_name=str(path or ""), **named)
+        extractor = None
+    measures = Measures(classifier=given.classifier, extractor=extractor, real=real, real_name=str(path or ""))
     with progress("sampling, float model") as advance:
         return prepare_subject(
             denoiser,
             settings,
             measures,
-            model=model,
+            model=given.model,
             cache=out,
-            variant=wanted["variant"],
+            variant=given.variant,
             classes=options[0].labels,
             conditions=source.conditions,
             on_step=advance,
         )
 
 
-def _source(config: Mapping[str, Any], files: Mapping[str, Any]) -> CalibrationSource:
+def _source(config: Mapping[str, Any], given: QuantizeArguments) -> CalibrationSource:
     from dq_deploy.calibration import read_source
     from dq_deploy.models import input_specs
 
-    return read_source(input_specs(config), **files)
+    return read_source(input_specs(config), kind=given.calibration, conditions=given.conditions, latents=given.latents)
 
 
 class _Watch:

@@ -40,6 +40,7 @@ __all__ = [
     "in_flags",
     "numbers_from_text",
     "progress",
+    "refuse",
     "run",
     "stderr_console",
     "warn",
@@ -66,6 +67,12 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 def warn(message: str) -> None:
     """Print one `warning: ...` line on stderr, options of a library message as flags."""
     print(one_line(f"warning: {in_flags(message)}"), file=sys.stderr, flush=True)
+
+
+def refuse(wrong: bool, message: str) -> None:
+    """Raise the message as an OptionError where `wrong` holds."""
+    if wrong:
+        raise OptionError(message)
 
 
 def _fail(message: str, code: int) -> NoReturn:

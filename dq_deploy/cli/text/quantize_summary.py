@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dq_deploy.cli.frame import console, write_json
+from dq_deploy.cli.frame import console, warn, write_json
 
 if TYPE_CHECKING:
     from dq_deploy.methods import QuantizeOptions
@@ -85,6 +85,20 @@ def show_summary(summary: dict[str, Any]) -> None:
     table.add_row("file", f"{summary['file_mib']:.2f} MiB")
     table.add_row("time", f"{summary['seconds']:.1f} s")
     console().print(table)
+
+
+def say_engine_limits(options: QuantizeOptions, engine: str | None) -> None:
+    """Warn of what the engine would not run in integers.
+
+    Raises:
+        OptionError: an unknown engine, or one that would run nothing of it.
+    """
+    if engine is None:
+        return
+    from dq_deploy.comparison import check_engine
+
+    for remark in check_engine(options, engine):
+        warn(remark)
 
 
 def list_layers(model: Path, variant: str | None, options: QuantizeOptions, json: Path | None) -> None:
