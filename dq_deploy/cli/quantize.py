@@ -15,7 +15,7 @@ from dq_deploy.cli.frame.arguments import takes
 from dq_deploy.cli.text.quantize_arguments import QuantizeArguments
 
 if TYPE_CHECKING:
-    from dq_deploy.methods import QuantizeOptions
+    from dq_deploy.methods import SharedOptions
 
 
 @takes(QuantizeArguments)
@@ -111,7 +111,7 @@ def _refuse_any(values: Mapping[str, object], why: str) -> None:
         refuse(value is not None, f"{name} {why}")
 
 
-def _check_options(options: QuantizeOptions, given: QuantizeArguments) -> None:
+def _check_options(options: SharedOptions, given: QuantizeArguments) -> None:
     """Refuse what the other options leave without a use."""
     refuse(
         given.block_size is not None and not options.has_weight_only,
@@ -123,7 +123,7 @@ def _check_options(options: QuantizeOptions, given: QuantizeArguments) -> None:
     )
 
 
-def _check_contradictions(options: QuantizeOptions, given: QuantizeArguments) -> None:
+def _check_contradictions(options: SharedOptions, given: QuantizeArguments) -> None:
     """Refuse what this method, or another option, has no use for."""
     trains = options.method != "minmax"
     refuse(
@@ -140,7 +140,7 @@ def _check_contradictions(options: QuantizeOptions, given: QuantizeArguments) ->
     )
 
 
-def _state_dir(options: QuantizeOptions, out: Path, resume_dir: Path | None) -> Path | None:
+def _state_dir(options: SharedOptions, out: Path, resume_dir: Path | None) -> Path | None:
     """Where a stopped run's blocks are kept; None for what does not train."""
     trained = {
         "dilatequant": ("distillation",),
@@ -153,7 +153,7 @@ def _state_dir(options: QuantizeOptions, out: Path, resume_dir: Path | None) -> 
     return resume_dir or out.with_name(f"{out.name}.resume")
 
 
-def _quantize_one(given: QuantizeArguments, options: QuantizeOptions, out: Path) -> None:
+def _quantize_one(given: QuantizeArguments, options: SharedOptions, out: Path) -> None:
     """Quantize with one method, write the record and print what it is."""
     from dq_deploy.record.files import check_record_path
 

@@ -16,7 +16,7 @@ from dq_deploy.errors import DqError
 if TYPE_CHECKING:
     from dq_deploy.calibration import CalibrationSource
     from dq_deploy.comparison import Cell, Comparison, Settings, Subject
-    from dq_deploy.methods import Progress, QuantizeOptions
+    from dq_deploy.methods import Progress, SharedOptions
 
 NO_EXTRACTOR = "none"
 
@@ -86,13 +86,13 @@ def compare_command(given: QuantizeArguments, methods: Sequence[str], overrides:
     _finish(comparison, out, given.json)
 
 
-def _names(options: Sequence[QuantizeOptions]) -> list[str]:
+def _names(options: Sequence[SharedOptions]) -> list[str]:
     from dq_deploy.comparison import cell_name
 
     return [cell_name(own) for own in options]
 
 
-def _subject(given: QuantizeArguments, settings: Settings, options: Sequence[QuantizeOptions], out: Path) -> Subject:
+def _subject(given: QuantizeArguments, settings: Settings, options: Sequence[SharedOptions], out: Path) -> Subject:
     """The float model with its images; every file that is given is read here."""
     from dq_deploy.cli.frame import progress
     from dq_deploy.comparison import Measures, check_layers, prepare_subject, read_real_images

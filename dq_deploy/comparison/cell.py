@@ -19,7 +19,7 @@ from dq_deploy.comparison.subject import Subject
 from dq_deploy.comparison.worker import TrainingRequest, train
 from dq_deploy.engines.base import Runner
 from dq_deploy.errors import explained
-from dq_deploy.methods import Progress, QuantizeOptions
+from dq_deploy.methods import Progress, SharedOptions
 from dq_deploy.open_engine import open_engine
 from dq_deploy.quality import row_of
 from dq_deploy.sampling import denoiser_of_runner
@@ -99,7 +99,7 @@ class Cell:
         return cls(**known)
 
 
-def cell_name(options: QuantizeOptions) -> str:
+def cell_name(options: SharedOptions) -> str:
     """Name of the cell and stem of its record."""
     parts = "".join(f"-no-{part}" for part in options.without)
     return f"{options.method}-w{options.weight_bits}a{options.activation_bits}{parts}"
@@ -110,15 +110,16 @@ def digest(*values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def empty_cell(subject: Subject, options: QuantizeOptions, calibration: Mapping[str, Any]) -> Cell:
+def empty_cell(subject: Subject, options: SharedOptions, calibration: Mapping[str, Any]) -> Cell:
     """The cell before anything is measured, with the hashes of what it will depend on."""
+    from dq_deploy.methods.options import json_of_options
     from dq_deploy.methods.prepare.assembly import versions
 
     files = {
         name: sha256_of_file(Path(value)) if name != "kind" and value is not None else value
         for name, value in calibration.items()
     }
-    values = dict(json.loads(json.dumps(options.as_json())))
+    values = dict(json.loads(json.dumps(json_of_options(options))))
     denoiser = subject.denoiser
     made_from = digest(versions(), denoiser.source_sha256, denoiser.scheduler_sha256, values, files)
     name = cell_name(options)
@@ -137,7 +138,7 @@ def empty_cell(subject: Subject, options: QuantizeOptions, calibration: Mapping[
 
 def run_cell(
     subject: Subject,
-    options: QuantizeOptions,
+    options: SharedOptions,
     folder: Path,
     *,
     calibration: Mapping[str, str | None] | None = None,

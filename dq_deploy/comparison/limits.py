@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dq_deploy.errors import OptionError
-from dq_deploy.methods import QuantizeOptions
+from dq_deploy.methods import DmqOptions, SharedOptions
 from dq_deploy.open_engine import ENGINES
 
 ONE_WEIGHT_SET = tuple(name for name in ENGINES if name != "native")
 """Engines whose form holds one weight set a layer."""
 
 
-def check_engine(options: QuantizeOptions, engine: str) -> tuple[str, ...]:
+def check_engine(options: SharedOptions, engine: str) -> tuple[str, ...]:
     """What the engine cannot run in integers of what the options ask for; empty where it runs everything.
 
     Weights and activations of 2 to 8 bits run in integers on every engine: fewer than 8 are held in 8 bits, or in 4
-    where the engine has such a product. Other bits are refused by `QuantizeOptions` itself.
+    where the engine has such a product. Other bits are refused by the options themselves.
 
     Args:
         options: of the method.
@@ -37,7 +37,7 @@ def check_engine(options: QuantizeOptions, engine: str) -> tuple[str, ...]:
                 "engine"
             )
         return (f"engine native {words}",)
-    by_step = options.method == "dmq" and options.uses("power-of-two") and options.power_of_two == "per-group"
+    by_step = isinstance(options, DmqOptions) and options.uses("power-of-two") and options.power_of_two == "per-group"
     if by_step and engine in ONE_WEIGHT_SET:
         return (
             f'on {engine} skip convolutions whose weights differ by step run in float: `engine="native"` runs them in '

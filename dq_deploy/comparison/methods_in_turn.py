@@ -14,7 +14,7 @@ from dq_deploy.comparison.cell import Cell, cell_name, run_cell
 from dq_deploy.comparison.subject import Subject
 from dq_deploy.comparison.table import Row, row_of_cell
 from dq_deploy.errors import FileProblemError
-from dq_deploy.methods import Progress, QuantizeOptions
+from dq_deploy.methods import Progress, SharedOptions
 from dq_deploy.methods.layer_bits import plan_sites
 from dq_deploy.models import Denoiser, quantizable_layers
 
@@ -63,7 +63,7 @@ def open_folder(folder: Path) -> None:
     check_writable(folder / FILE_NAME)
 
 
-def check_layers(denoiser: Denoiser, options: Sequence[QuantizeOptions]) -> None:
+def check_layers(denoiser: Denoiser, options: Sequence[SharedOptions]) -> None:
     """Refuse patterns of `keep` and `layer_bits` that match nothing, before anything is trained.
 
     Raises:
@@ -99,7 +99,7 @@ def read_cells(folder: Path) -> dict[str, Cell]:
 
 def compare_methods(
     subject: Subject,
-    options: Sequence[QuantizeOptions],
+    options: Sequence[SharedOptions],
     folder: Path,
     *,
     calibration: Mapping[str, str | None] | None = None,

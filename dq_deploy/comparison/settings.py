@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dq_deploy.errors import OptionError
-from dq_deploy.methods import METHODS, QuantizeOptions, options_from_preset
+from dq_deploy.methods import METHODS, SharedOptions, options_from_preset
 
 RUNNABLE = ("native", "onnxruntime", "openvino")
 """Engines that a comparison can run its records on: those that need no build and no GPU."""
@@ -65,7 +65,7 @@ class Settings:
         return {name: asdict(self)[name] for name in ("images", "steps", "seed")}
 
 
-def options_by_method(methods: Sequence[str], preset: str, **overrides: Any) -> tuple[tuple[QuantizeOptions, ...], str]:
+def options_by_method(methods: Sequence[str], preset: str, **overrides: Any) -> tuple[tuple[SharedOptions, ...], str]:
     """The options of each method, all on the same calibration samples.
 
     Where a preset gives methods different numbers of samples, all get the largest.
@@ -73,7 +73,7 @@ def options_by_method(methods: Sequence[str], preset: str, **overrides: Any) -> 
     Args:
         methods: names, each once.
         preset: as of `dq_deploy.methods.options_from_preset`.
-        **overrides: fields of `QuantizeOptions`; None replaces nothing.
+        **overrides: options of the methods; None replaces nothing.
 
     Returns:
         The options in the order of the methods, and a remark about changed samples, or "".

@@ -33,7 +33,7 @@ class TrainingRequest:
 
     Attributes:
         model: folder of the float model.
-        options: of `QuantizeOptions`, JSON values by name.
+        options: of the method, JSON values by name.
         out: record to write.
         variant: file variant of the model, or None.
         calibration: `kind`, `conditions` and `latents` of `dq_deploy.calibration.read_source`.
@@ -140,12 +140,12 @@ def _ending(code: int, log: str) -> str:
 def perform(request: TrainingRequest, tell: Callable[[dict[str, Any]], None]) -> Trained:
     """Quantize and save in this process; `tell` gets the progress reports as JSON values."""
     from dq_deploy.calibration import read_source
-    from dq_deploy.methods import QuantizeOptions, quantize
+    from dq_deploy.methods import options_for, quantize
     from dq_deploy.methods.training.resume import Spent, discard_state
     from dq_deploy.models import input_specs, load_model
     from dq_deploy.record import save_record
 
-    options = QuantizeOptions(**request.options)
+    options = options_for(**request.options)
     denoiser = load_model(request.model, variant=request.variant)
     files = {name: None if value is None else Path(value) for name, value in request.calibration.items()}
     kind = request.calibration.get("kind")

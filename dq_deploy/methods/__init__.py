@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from dq_deploy.errors import OptionError
 from dq_deploy.methods.layer_bits import LayerPlan, plan_layers
-from dq_deploy.methods.options import METHODS, PARTS, QuantizeOptions
+from dq_deploy.methods.options import (
+    METHODS,
+    PARTS,
+    DilateQuantOptions,
+    DmqOptions,
+    EdaDmOptions,
+    MinmaxOptions,
+    QuestOptions,
+    SharedOptions,
+    check_names,
+    options_for,
+)
 from dq_deploy.methods.presets import DEFAULT_PRESET, PRESETS, options_from_preset
 from dq_deploy.methods.progress import Progress
 
@@ -21,18 +32,29 @@ __all__ = [
     "METHODS",
     "PARTS",
     "PRESETS",
+    "DilateQuantOptions",
+    "DmqOptions",
+    "EdaDmOptions",
     "LayerPlan",
+    "MinmaxOptions",
     "Progress",
     "QuantizeOptions",
+    "QuestOptions",
+    "SharedOptions",
+    "options_for",
     "options_from_preset",
     "plan_layers",
     "quantize",
 ]
 
 
+QuantizeOptions = options_for
+"""The former name of `options_for`, from when one class held the options of every method."""
+
+
 def quantize(
     denoiser: Denoiser,
-    options: QuantizeOptions | None = None,
+    options: SharedOptions | None = None,
     *,
     calibration: CalibrationSource | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -46,14 +68,14 @@ def quantize(
 
     Args:
         denoiser: from `dq_deploy.load_model`; it is not changed.
-        options: what to do; or give its fields as keyword arguments, `method="minmax"` and so on.
+        options: what to do, as of `options_for`; or give the options as keyword arguments, `method="minmax"` and so on.
         calibration: where calibration inputs come from; by default the model's own sampling trajectory, with random
             embeddings where the model is conditioned on some.
         progress: called with a `Progress` now and then.
         resume_dir: folder where a method that trains keeps its state after each block, and continues from
             when it is called again with the same model and options.
         init: record of the same model that method quest finetunes, instead of one of its own.
-        **kwargs: fields of `QuantizeOptions`, instead of `options`; the others are those of `preset`, by default
+        **kwargs: options by name, instead of `options`; the others are those of `preset`, by default
             `balanced`, which has rates of its own for some methods.
 
     Returns:
@@ -70,10 +92,7 @@ def quantize(
         raise OptionError(f"got options and {', '.join(kwargs)}, expected one of the two")
     if options is None:
         preset = kwargs.pop("preset", DEFAULT_PRESET)
-        unknown = set(kwargs) - set(QuantizeOptions.__dataclass_fields__)
-        if unknown:
-            known = ", ".join(QuantizeOptions.__dataclass_fields__)
-            raise OptionError(f"unknown option {', '.join(sorted(unknown))}, expected {known}")
+        check_names(kwargs)
         options = options_from_preset(str(preset), **kwargs)
     from dq_deploy.calibration import CalibrationSource
 
@@ -90,7 +109,7 @@ def quantize(
 
 def _within_budget(
     denoiser: Denoiser,
-    options: QuantizeOptions,
+    options: SharedOptions,
     source: CalibrationSource,
     report: Callable[[Progress], None],
     folder: Path | None,
@@ -111,28 +130,29 @@ def _within_budget(
 
 def _by_method(
     denoiser: Denoiser,
-    options: QuantizeOptions,
+    options: SharedOptions,
     source: CalibrationSource,
     progress: Callable[[Progress], None],
     folder: Path | None,
     init: Record | None,
 ) -> Record:
-    if options.method == "minmax":
+    if isinstance(options, MinmaxOptions):
         from dq_deploy.methods.minmax import quantize_minmax
 
         return quantize_minmax(denoiser, options, source, progress)
-    if options.method == "dilatequant":
+    if isinstance(options, DilateQuantOptions):
         from dq_deploy.methods.dilatequant import quantize_dilatequant
 
         return quantize_dilatequant(denoiser, options, source, progress, folder)
-    if options.method == "dmq":
+    if isinstance(options, DmqOptions):
         from dq_deploy.methods.dmq import quantize_dmq
 
         return quantize_dmq(denoiser, options, source, progress, folder)
-    if options.method == "eda-dm":
+    if isinstance(options, EdaDmOptions):
         from dq_deploy.methods.eda_dm import quantize_eda_dm
 
         return quantize_eda_dm(denoiser, options, source, progress, folder)
+    assert isinstance(options, QuestOptions)
     from dq_deploy.methods.quest import quantize_quest
 
     return quantize_quest(denoiser, options, source, progress, folder, init)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dq_deploy.calibration import CalibrationSource
-from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.options import DilateQuantOptions
 from dq_deploy.methods.prepare.assembly import build_record
 from dq_deploy.methods.prepare.preparation import prepare
 from dq_deploy.methods.prepare.starting_point import starting_point
@@ -19,7 +19,7 @@ from dq_deploy.record import Record
 
 def quantize_dilatequant(
     denoiser: Denoiser,
-    options: QuantizeOptions,
+    options: DilateQuantOptions,
     source: CalibrationSource,
     progress: ProgressCallback,
     resume_dir: Path | None,
@@ -29,7 +29,8 @@ def quantize_dilatequant(
     Folds come first, then ranges, then training: what is calibrated is the model that will run. Without part
     `temporal-quantizer` all steps share one activation quantizer.
     """
-    prepared = prepare(denoiser, options, dilate=options.uses("weight-dilation"))
+    bound = options.dilation_bound if options.uses("weight-dilation") else None
+    prepared = prepare(denoiser, options, dilation_bound=bound)
     state = state_of_run(resume_dir, denoiser, options, source)
     start = starting_point(denoiser, prepared, options, source, progress, state)
     layers, history = start.layers, start.history

@@ -8,7 +8,7 @@ from typing import Any
 from dq_deploy.calibration import CalibrationInputs, CalibrationSource
 from dq_deploy.errors import NonFiniteError
 from dq_deploy.methods.minmax import initial_layers
-from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.options import DmqOptions
 from dq_deploy.methods.prepare.assembly import build_record
 from dq_deploy.methods.prepare.calibration_inputs import batch_of
 from dq_deploy.methods.prepare.preparation import Prepared, prepare, with_equivalent_scales
@@ -30,7 +30,7 @@ SCALES = "equivalent-scales"
 
 def quantize_dmq(
     denoiser: Denoiser,
-    options: QuantizeOptions,
+    options: DmqOptions,
     source: CalibrationSource,
     progress: ProgressCallback,
     resume_dir: Path | None,
@@ -77,7 +77,7 @@ def quantize_dmq(
 def _learned_scales(
     prepared: Prepared,
     calibration: CalibrationInputs,
-    options: QuantizeOptions,
+    options: DmqOptions,
     batch: int,
     progress: ProgressCallback,
     state: ResumeFolder | None,

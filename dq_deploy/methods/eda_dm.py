@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dq_deploy.calibration import CalibrationSource
-from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.options import EdaDmOptions
 from dq_deploy.methods.prepare.assembly import build_record
 from dq_deploy.methods.prepare.preparation import prepare
 from dq_deploy.methods.prepare.starting_point import starting_point
@@ -19,7 +19,7 @@ from dq_deploy.record import Record
 
 def quantize_eda_dm(
     denoiser: Denoiser,
-    options: QuantizeOptions,
+    options: EdaDmOptions,
     source: CalibrationSource,
     progress: ProgressCallback,
     resume_dir: Path | None,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from dq_deploy.errors import OptionError
-from dq_deploy.methods.options import FLOAT_ACTIVATIONS, QuantizeOptions, bits_pair
+from dq_deploy.methods.options import FLOAT_ACTIVATIONS, MinmaxOptions, SharedOptions, bits_pair
 from dq_deploy.models.layers import LayerSite
 
 DEFAULT_KEEP = ("time_embedding.*", "add_embedding.*")
@@ -66,7 +66,7 @@ def _check_patterns(names: Sequence[str], option: str, patterns: Iterable[str]) 
             raise OptionError(f"{option} {pattern!r} matches no layer; see the names with `quantizable_layers`")
 
 
-def plan_layers(names: Sequence[str], options: QuantizeOptions) -> dict[str, LayerPlan]:
+def plan_layers(names: Sequence[str], options: SharedOptions) -> dict[str, LayerPlan]:
     """Bits of every quantizable layer, in the order given.
 
     Patterns the user gave come before the defaults; a layer under both `keep` and `layer_bits` is refused.
@@ -101,7 +101,7 @@ def plan_layers(names: Sequence[str], options: QuantizeOptions) -> dict[str, Lay
     return plans
 
 
-def plan_sites(sites: Iterable[LayerSite], options: QuantizeOptions) -> dict[str, LayerPlan]:
+def plan_sites(sites: Iterable[LayerSite], options: SharedOptions) -> dict[str, LayerPlan]:
     """`plan_layers` for real layers: those asked to be weight-only that cannot be stay float, and the reason says why.
 
     Raises:
@@ -109,6 +109,8 @@ def plan_sites(sites: Iterable[LayerSite], options: QuantizeOptions) -> dict[str
     """
     known = {site.name: site for site in sites}
     plans = plan_layers(list(known), options)
+    if not isinstance(options, MinmaxOptions):
+        return plans
     for name, plan in plans.items():
         why = _weight_only_refusal(known[name], options.block_size) if plan.is_weight_only else ""
         if why:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dq_deploy.calibration import CalibrationSource
-from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.options import MinmaxOptions, SharedOptions
 from dq_deploy.methods.prepare.assembly import build_layer, build_record
 from dq_deploy.methods.prepare.calibration_inputs import batch_of, collect_inputs
 from dq_deploy.methods.prepare.preparation import Prepared, prepare
@@ -21,7 +21,7 @@ from dq_deploy.record import Layer, Record
 def initial_layers(
     prepared: Prepared,
     ranges: Mapping[str, LayerRanges],
-    options: QuantizeOptions,
+    options: SharedOptions,
     *,
     search: bool,
     progress: ProgressCallback = silent,
@@ -57,7 +57,7 @@ def initial_layers(
 
 
 def quantize_minmax(
-    denoiser: Denoiser, options: QuantizeOptions, source: CalibrationSource, progress: ProgressCallback
+    denoiser: Denoiser, options: MinmaxOptions, source: CalibrationSource, progress: ProgressCallback
 ) -> Record:
     """Quantize by ranges, static or per step; see `dq_deploy.methods.quantize`.
 

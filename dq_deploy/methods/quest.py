@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dq_deploy.calibration import CalibrationInputs, CalibrationSource, sampling_timesteps
 from dq_deploy.errors import NonFiniteError
-from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.options import QuestOptions, json_of_options
 from dq_deploy.methods.prepare.assembly import build_record, versions
 from dq_deploy.methods.prepare.calibration_inputs import batch_of
 from dq_deploy.methods.prepare.initial_record import (
@@ -43,7 +43,7 @@ from dq_deploy.simulation.fake_quant import IntegerLayer, simulate
 
 def quantize_quest(
     denoiser: Denoiser,
-    options: QuantizeOptions,
+    options: QuestOptions,
     source: CalibrationSource,
     progress: ProgressCallback,
     resume_dir: Path | None,
@@ -68,12 +68,12 @@ def quantize_quest(
         record = replace(init, provenance=_provenance(denoiser, options, calibration, init))
     record = _finetuned(denoiser, options, calibration, progress, state, record)
     # a run that goes on with lower rates begins with a record of the former ones
-    return replace(record, provenance={**record.provenance, "options": options.as_json()})
+    return replace(record, provenance={**record.provenance, "options": json_of_options(options)})
 
 
 def _finetuned(
     denoiser: Denoiser,
-    options: QuantizeOptions,
+    options: QuestOptions,
     calibration: CalibrationInputs,
     progress: ProgressCallback,
     state: ResumeFolder | None,
@@ -117,7 +117,7 @@ def _named(error: NonFiniteError, state: ResumeFolder | None, stage: str, last: 
 
 def _base(
     denoiser: Denoiser,
-    options: QuantizeOptions,
+    options: QuestOptions,
     source: CalibrationSource,
     progress: ProgressCallback,
     state: ResumeFolder | None,
@@ -135,7 +135,7 @@ def _base(
 
 
 def _provenance(
-    denoiser: Denoiser, options: QuantizeOptions, calibration: CalibrationInputs, init: Record
+    denoiser: Denoiser, options: QuestOptions, calibration: CalibrationInputs, init: Record
 ) -> dict[str, Any]:
     told = init.provenance
     begun = {
@@ -148,7 +148,7 @@ def _provenance(
         "source": denoiser.source,
         "source_sha256": denoiser.source_sha256,
         "method": options.method,
-        "options": options.as_json(),
+        "options": json_of_options(options),
         "calibration": dict(calibration.provenance),
         "versions": versions(),
         "history": [begun],
@@ -177,7 +177,7 @@ def _keep(state: ResumeFolder | None, name: str, record: Record) -> None:
 
 
 @torch.no_grad()
-def _with_output_tables(record: Record, calibration: CalibrationInputs, options: QuantizeOptions, batch: int) -> Record:
+def _with_output_tables(record: Record, calibration: CalibrationInputs, options: QuestOptions, batch: int) -> Record:
     """The record with 8-bit output tables of what its integer layers now give, or with none."""
     if not options.outputs:
         return replace(record, layers={n: _with_table(layer, None) for n, layer in record.layers.items()})

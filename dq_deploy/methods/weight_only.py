@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dq_deploy.calibration import CalibrationInputs, sampling_timesteps
 from dq_deploy.methods.layer_bits import KEPT_FLOAT
-from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.options import MinmaxOptions
 from dq_deploy.methods.prepare.preparation import Prepared
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.methods.ranges.scales import search_weight_scale, weight_codes
@@ -36,7 +36,7 @@ def search_block_scales(weight: F32, bits: int, block_size: int) -> tuple[NDArra
 
 
 def weight_only_layers(
-    prepared: Prepared, options: QuantizeOptions, progress: ProgressCallback
+    prepared: Prepared, options: MinmaxOptions, progress: ProgressCallback
 ) -> dict[str, WeightOnlyLayer]:
     """The weight-only layers of a plan, in execution order.
 
@@ -66,7 +66,7 @@ def weight_only_layers(
     return layers
 
 
-def timesteps_alone(denoiser: Denoiser, options: QuantizeOptions) -> CalibrationInputs:
+def timesteps_alone(denoiser: Denoiser, options: MinmaxOptions) -> CalibrationInputs:
     """No calibration inputs, but the timesteps of the sampler: what a record of weight-only layers alone needs."""
     return CalibrationInputs(
         inputs={},
@@ -75,7 +75,7 @@ def timesteps_alone(denoiser: Denoiser, options: QuantizeOptions) -> Calibration
     )
 
 
-def weight_only_history(prepared: Prepared, options: QuantizeOptions) -> list[dict[str, Any]]:
+def weight_only_history(prepared: Prepared, options: MinmaxOptions) -> list[dict[str, Any]]:
     """What a record's history says of weight-only layers: how many there are, and which could not be, by reason.
 
     Returns:

@@ -12,10 +12,10 @@ from dq_deploy import save_record
 from dq_deploy.comparison import Cell, Subject, cell_name, run_cell
 from dq_deploy.comparison import cell as module
 from dq_deploy.comparison.worker import Trained, TrainingRequest
-from dq_deploy.methods import QuantizeOptions
+from dq_deploy.methods import options_for
 from tests.tiny import random_record, tiny_denoiser
 
-OPTIONS = QuantizeOptions(method="minmax", activation_bits=4, steps=2, samples=2)
+OPTIONS = options_for(method="minmax", activation_bits=4, steps=2, samples=2)
 
 
 @pytest.fixture
@@ -95,5 +95,5 @@ def test_a_failure_says_what_was_done_before_it(
 
 
 def test_names_tell_bits_and_left_out_parts() -> None:
-    options = QuantizeOptions(weight_bits=4, activation_bits=6, without=("distillation",))
+    options = options_for(weight_bits=4, activation_bits=6, without=("distillation",))
     assert cell_name(options) == "dilatequant-w4a6-no-distillation"

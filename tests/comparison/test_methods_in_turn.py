@@ -22,7 +22,7 @@ from dq_deploy.comparison import (
 from dq_deploy.comparison import cell as module
 from dq_deploy.comparison.worker import Trained, TrainingError, TrainingRequest
 from dq_deploy.errors import FileProblemError, OptionError
-from dq_deploy.methods import QuantizeOptions
+from dq_deploy.methods import options_for
 from tests.comparison.test_table import FIRST
 
 METHODS = ["minmax", "dmq", "dilatequant"]
@@ -128,4 +128,4 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 def test_patterns_that_match_nothing_are_refused_before_training(model_dir: Path) -> None:
     with pytest.raises(OptionError, match="matches no layer"):
-        check_layers(load_model(model_dir), [QuantizeOptions(keep=("nothing.*",))])
+        check_layers(load_model(model_dir), [options_for(keep=("nothing.*",))])

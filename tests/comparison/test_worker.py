@@ -14,13 +14,13 @@ from dq_deploy import load_model, load_record, quantize
 from dq_deploy.comparison import worker
 from dq_deploy.comparison.worker import TrainingError, TrainingRequest, perform, train
 from dq_deploy.errors import OptionError
-from dq_deploy.methods import Progress, QuantizeOptions
+from dq_deploy.methods import Progress, SharedOptions, options_for
 from dq_deploy.record import content_sha256
 
-OPTIONS = QuantizeOptions(method="minmax", steps=2, samples=2)
+OPTIONS = options_for(method="minmax", steps=2, samples=2)
 
 
-def request(model_dir: Path, out: Path, options: QuantizeOptions = OPTIONS) -> TrainingRequest:
+def request(model_dir: Path, out: Path, options: SharedOptions = OPTIONS) -> TrainingRequest:
     return TrainingRequest(model=str(model_dir), options=options.as_json(), out=str(out))
 
 
@@ -78,7 +78,7 @@ def test_a_failure_is_the_processs_last_word(
 
 
 def test_a_stopped_run_is_continued_and_says_so(model_dir: Path, tmp_path: Path) -> None:
-    options = QuantizeOptions(steps=2, samples=2, iterations=1)
+    options = options_for(steps=2, samples=2, iterations=1)
     state = tmp_path / "state"
     wanted = TrainingRequest(
         model=str(model_dir), options=options.as_json(), out=str(tmp_path / "a.pt"), state=str(state)
@@ -103,6 +103,6 @@ def test_a_stopped_run_is_continued_and_says_so(model_dir: Path, tmp_path: Path)
 
 
 def test_the_methods_own_message_is_the_failure(model_dir: Path, tmp_path: Path) -> None:
-    options = QuantizeOptions(method="minmax", steps=2, samples=2, keep=("nothing.*",))
+    options = options_for(method="minmax", steps=2, samples=2, keep=("nothing.*",))
     with pytest.raises(OptionError, match="matches no layer"):
         perform(request(model_dir, tmp_path / "a.pt", options), lambda message: None)

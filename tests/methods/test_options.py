@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dq_deploy.errors import FileProblemError, OptionError
-from dq_deploy.methods import METHODS, PRESETS, QuantizeOptions, options_from_preset, plan_layers, quantize
+from dq_deploy.methods import METHODS, PRESETS, SharedOptions, options_for, options_from_preset, plan_layers, quantize
+from dq_deploy.methods.options import OPTION_NAMES, json_of_options
 from tests.tiny import tiny_denoiser
 
 NAMES = [
@@ -23,7 +24,7 @@ NAMES = [
 
 
 def bits(**options: Any) -> dict[str, tuple[int | None, int | None]]:
-    plans = plan_layers(NAMES, QuantizeOptions(**options))
+    plans = plan_layers(NAMES, options_for(**options))
     return {name: (plan.weight_bits, plan.activation_bits) for name, plan in plans.items()}
 
 
@@ -84,14 +85,33 @@ def test_patterns_that_cannot_be_meant_are_refused(options: dict[str, Any], mess
 )
 def test_values_out_of_range_are_refused_by_name(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="expected"):
-        QuantizeOptions(**options)
+        options_for(**options)
+
+
+def test_a_method_holds_what_it_reads_and_the_provenance_every_option() -> None:
+    options = options_for("minmax", block_size=128, lr_rounding=0.3)
+    assert not hasattr(options, "lr_rounding")
+    assert options.unused == {"lr_rounding": 0.3}
+    told = json_of_options(options)
+    assert tuple(told) == OPTION_NAMES
+    assert (told["block_size"], told["lr_rounding"], told["power_of_two"]) == (128, 0.3, "one-vote")
+    assert options_for(**told) == replace(options, unused={**options_for(**told).unused})
+    with pytest.raises(OptionError, match="lr_rounding is 11, expected a number from 0 to 10"):
+        options_for("minmax", lr_rounding=11)
+
+
+def test_an_option_has_one_default_whatever_the_method() -> None:
+    held = [(option.name, option.default) for m in METHODS for option in fields(options_for(m))]
+    by_name = {name: default for name, default in held if name != "unused"}
+    assert {*by_name, "method"} == set(OPTION_NAMES)
+    assert all(by_name[name] is default or by_name[name] == default for name, default in held if name != "unused")
 
 
 def test_unknown_keyword_arguments_are_refused() -> None:
     with pytest.raises(OptionError, match="unknown option bitz"):
         quantize(tiny_denoiser(), bitz=4)
     with pytest.raises(OptionError, match="expected one of the two"):
-        quantize(tiny_denoiser(), QuantizeOptions(), steps=3)
+        quantize(tiny_denoiser(), options_for(), steps=3)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -104,7 +124,7 @@ def test_a_method_has_the_same_rates_from_python_the_command_line_and_a_users_fi
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mine.yaml").write_text("weight_bits: 6")
-    found: list[QuantizeOptions] = []
+    found: list[SharedOptions] = []
     monkeypatch.setattr("dq_deploy.methods._by_method", lambda denoiser, options, *rest: found.append(options))
     quantize(tiny_denoiser(), method=method)
     quantize(tiny_denoiser(), method=method, preset="fast")

@@ -9,7 +9,7 @@ import torch
 from dq_deploy import export, load_record, open_engine, quantize, save_record
 from dq_deploy.calibration import CalibrationSource
 from dq_deploy.errors import OptionError, RecordError
-from dq_deploy.methods import QuantizeOptions, options_from_preset
+from dq_deploy.methods import options_for, options_from_preset
 from dq_deploy.methods.layer_bits import plan_sites
 from dq_deploy.methods.options import BLOCK_SIZES
 from dq_deploy.methods.ranges.scales import search_weight_scale, weight_codes
@@ -95,7 +95,7 @@ def test_only_linear_layers_of_whole_blocks_are_weight_only_and_the_rest_says_wh
 
 def test_blocks_of_128_leave_narrower_layers_float(denoiser):
     sites = quantizable_layers(denoiser.module, denoiser.config)
-    options = QuantizeOptions(method="minmax", activation_bits=16, block_size=128, keep=())
+    options = options_for(method="minmax", activation_bits=16, block_size=128, keep=())
     plans = plan_sites(sites, options)
     narrow = [s for s in sites if s.kind == "linear" and s.in_channels == 64]
     assert narrow
@@ -215,7 +215,7 @@ def test_a_layer_that_is_not_linear_in_the_denoiser_is_refused(alone, denoiser):
 )
 def test_options_that_cannot_be_are_refused(options, message):
     with pytest.raises(OptionError, match=message):
-        QuantizeOptions(**options)
+        options_for(**options)
 
 
 def test_a_preset_may_ask_for_them(tmp_path):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dq_deploy.cli.frame import console, warn, write_json
 
 if TYPE_CHECKING:
-    from dq_deploy.methods import QuantizeOptions
+    from dq_deploy.methods import SharedOptions
     from dq_deploy.models import Denoiser
     from dq_deploy.record import Record
 
@@ -87,7 +87,7 @@ def show_summary(summary: dict[str, Any]) -> None:
     console().print(table)
 
 
-def say_engine_limits(options: QuantizeOptions, engine: str | None) -> None:
+def say_engine_limits(options: SharedOptions, engine: str | None) -> None:
     """Warn of what the engine would not run in integers.
 
     Raises:
@@ -101,7 +101,7 @@ def say_engine_limits(options: QuantizeOptions, engine: str | None) -> None:
         warn(remark)
 
 
-def list_layers(model: Path, variant: str | None, options: QuantizeOptions, json: Path | None) -> None:
+def list_layers(model: Path, variant: str | None, options: SharedOptions, json: Path | None) -> None:
     """Print the layers of a float model and what the options make of them, and write them as JSON."""
     from rich.table import Table
 
@@ -121,7 +121,7 @@ def list_layers(model: Path, variant: str | None, options: QuantizeOptions, json
     console().print(table)
 
 
-def layer_rows(denoiser: Denoiser, options: QuantizeOptions) -> list[dict[str, Any]]:
+def layer_rows(denoiser: Denoiser, options: SharedOptions) -> list[dict[str, Any]]:
     """One JSON table a layer, in execution order: shapes at batch 1, MACs, bits and why, fold."""
     from dq_deploy.methods.layer_bits import plan_sites
     from dq_deploy.methods.prepare.preparation import fold_decisions

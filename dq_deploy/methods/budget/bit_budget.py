@@ -14,7 +14,7 @@ from dq_deploy.calibration import CalibrationSource
 from dq_deploy.errors import GuaranteeError, OptionError
 from dq_deploy.methods.budget.sensitivity import Sensitivity, measure_sensitivity
 from dq_deploy.methods.layer_bits import LayerPlan, plan_sites
-from dq_deploy.methods.options import FLOAT_ACTIVATIONS, QuantizeOptions
+from dq_deploy.methods.options import FLOAT_ACTIVATIONS, SharedOptions
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.models import Denoiser, quantizable_layers
 from dq_deploy.numerics.arrays import F64, I64
@@ -102,8 +102,8 @@ def words_of_bits(average: float, widths: Sequence[int]) -> str:
 
 
 def options_within_budget(
-    denoiser: Denoiser, options: QuantizeOptions, source: CalibrationSource, progress: ProgressCallback
-) -> tuple[QuantizeOptions, ChosenBits]:
+    denoiser: Denoiser, options: SharedOptions, source: CalibrationSource, progress: ProgressCallback
+) -> tuple[SharedOptions, ChosenBits]:
     """Options whose `layer_bits` keep the budget, and the choice behind them.
 
     Layers that `layer_bits` names, weight-only ones, and those that have 8 bits by default keep their bits; they
@@ -131,7 +131,7 @@ def options_within_budget(
 
 
 def _capacity(
-    options: QuantizeOptions, plans: Mapping[str, LayerPlan], sizes: Mapping[str, int], free: Sequence[str]
+    options: SharedOptions, plans: Mapping[str, LayerPlan], sizes: Mapping[str, int], free: Sequence[str]
 ) -> int:
     """Bits left for the layers that may be chosen for."""
     assert options.budget is not None

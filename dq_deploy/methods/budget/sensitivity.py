@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dq_deploy.calibration import CalibrationSource, output_influence
 from dq_deploy.methods.minmax import initial_layers
-from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.options import SharedOptions
 from dq_deploy.methods.prepare.calibration_inputs import batch_of, collect_inputs
 from dq_deploy.methods.prepare.preparation import Prepared, prepare
 from dq_deploy.methods.progress import Progress, ProgressCallback
@@ -53,7 +53,7 @@ class Sensitivity:
 
 def measure_sensitivity(
     denoiser: Denoiser,
-    options: QuantizeOptions,
+    options: SharedOptions,
     source: CalibrationSource,
     names: Sequence[str],
     progress: ProgressCallback,

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from dq_deploy.calibration import CalibrationInputs
-from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.options import SharedOptions, json_of_options
 from dq_deploy.methods.prepare.preparation import Prepared, PreparedLayer
 from dq_deploy.methods.ranges.scales import code_range
 from dq_deploy.models import Denoiser, call_of
@@ -109,7 +109,7 @@ def build_record(
     prepared: Prepared,
     layers: Mapping[str, Layer],
     calibration: CalibrationInputs,
-    options: QuantizeOptions,
+    options: SharedOptions,
     history: list[dict[str, Any]],
     *,
     float_ranges: Mapping[str, float],
@@ -149,7 +149,7 @@ def build_record(
             "source": denoiser.source,
             "source_sha256": denoiser.source_sha256,
             "method": options.method,
-            "options": options.as_json(),
+            "options": json_of_options(options),
             "calibration": dict(calibration.provenance),
             "versions": versions(),
             "history": history,

@@ -26,7 +26,7 @@ from dq_deploy.calibration import (
     sampling_timesteps,
 )
 from dq_deploy.errors import OptionError
-from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.options import SharedOptions
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.models import (
     Denoiser,
@@ -49,7 +49,7 @@ def batch_of(denoiser: Denoiser, most: int) -> int:
 
 
 def collect_inputs(
-    denoiser: Denoiser, options: QuantizeOptions, source: CalibrationSource, progress: ProgressCallback
+    denoiser: Denoiser, options: SharedOptions, source: CalibrationSource, progress: ProgressCallback
 ) -> CalibrationInputs:
     """Calibration inputs by name, and where they came from.
 
@@ -76,7 +76,7 @@ def collect_inputs(
     return CalibrationInputs(inputs=inputs, timesteps=drawn.timesteps, provenance=provenance)
 
 
-def _check_choice(options: QuantizeOptions, source: CalibrationSource) -> None:
+def _check_choice(options: SharedOptions, source: CalibrationSource) -> None:
     choice = options.calibration_choice
     if source.kind == "latents" and choice != "uniform":
         raise OptionError(
@@ -91,7 +91,7 @@ def _check_choice(options: QuantizeOptions, source: CalibrationSource) -> None:
 
 
 def _drawn(
-    denoiser: Denoiser, options: QuantizeOptions, source: CalibrationSource, samples: int, progress: ProgressCallback
+    denoiser: Denoiser, options: SharedOptions, source: CalibrationSource, samples: int, progress: ProgressCallback
 ) -> tuple[Trajectory, str]:
     """So many trajectories, or fewer where memory does not hold them, and the sampler in words."""
     shared: dict[str, Any] = {
@@ -118,7 +118,7 @@ def _drawn(
     return drawn, "ddim, eta 0" + (" with diffusers' defaults: the model has no scheduler" if silent else "")
 
 
-def _choice_of_steps(denoiser: Denoiser, options: QuantizeOptions, source: CalibrationSource) -> StepChoice | None:
+def _choice_of_steps(denoiser: Denoiser, options: SharedOptions, source: CalibrationSource) -> StepChoice | None:
     """How many inputs each step gives; None where every trajectory gives one a step."""
     name = str(options.calibration_choice)
     if name == "uniform":
@@ -158,7 +158,7 @@ def _choice_of_steps(denoiser: Denoiser, options: QuantizeOptions, source: Calib
     return choose_steps(name, weights, samples=options.samples, details=details)
 
 
-def _features_that_fit(denoiser: Denoiser, options: QuantizeOptions, steps: int) -> int:
+def _features_that_fit(denoiser: Denoiser, options: SharedOptions, steps: int) -> int:
     """Trajectories whose middle features, and as much again to compare them, fit in half of `memory_gib`.
 
     Their samples have a quarter of it, in which the calibration's own come later.
@@ -170,7 +170,7 @@ def _features_that_fit(denoiser: Denoiser, options: QuantizeOptions, steps: int)
 
 
 def _conditions(
-    denoiser: Denoiser, options: QuantizeOptions, source: CalibrationSource, samples: int
+    denoiser: Denoiser, options: SharedOptions, source: CalibrationSource, samples: int
 ) -> dict[str, NDArray[Any]]:
     """A row of each condition for each trajectory."""
     names = _condition_names(denoiser)
@@ -187,7 +187,7 @@ def _condition_names(denoiser: Denoiser) -> list[str]:
     return [name for name in names if name not in ("sample", "timestep", "class_labels")]
 
 
-def _words_of_conditions(denoiser: Denoiser, options: QuantizeOptions, source: CalibrationSource) -> dict[str, Any]:
+def _words_of_conditions(denoiser: Denoiser, options: SharedOptions, source: CalibrationSource) -> dict[str, Any]:
     """What the provenance says of the conditions."""
     if not _condition_names(denoiser):
         return {}
@@ -198,7 +198,7 @@ def _words_of_conditions(denoiser: Denoiser, options: QuantizeOptions, source: C
     return {"conditions": f"random normal embeddings, seed {options.seed}; no text was encoded"}
 
 
-def _from_latents(options: QuantizeOptions, source: CalibrationSource) -> CalibrationInputs:
+def _from_latents(options: SharedOptions, source: CalibrationSource) -> CalibrationInputs:
     inputs, timesteps = recorded_inputs(source.latents, memory_gib=options.memory_gib)
     provenance = {
         "inputs": len(inputs["step"]),

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from dq_deploy.errors import OptionError
 from dq_deploy.methods.layer_bits import LayerPlan
-from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.options import QuestOptions, SharedOptions
 from dq_deploy.methods.prepare.dilation import scale_input_channels
 from dq_deploy.methods.prepare.preparation import PreparedLayer
 from dq_deploy.methods.training.trainable import CentredCodes, TrainableLayer
@@ -64,10 +64,10 @@ class InitialState:
     output_factors: Mapping[str, F32]
 
 
-def options_of_initial(record: Record, denoiser: Denoiser, options: QuantizeOptions) -> QuantizeOptions:
+def options_of_initial(record: Record, denoiser: Denoiser, options: QuestOptions) -> QuestOptions:
     """Options that say of bits and quantizers what the record has; training changes none of them.
 
-    Bits left at `QuantizeOptions`' own are the record's most frequent; any others must be those.
+    Bits left at their defaults are the record's most frequent; any others must be those.
 
     Raises:
         OptionError: the record is of another model, has no integer layer, or differs from what was asked for.
@@ -83,7 +83,7 @@ def options_of_initial(record: Record, denoiser: Denoiser, options: QuantizeOpti
     found = _quantizers_of(record)
     for name in ("weight_bits", "activation_bits"):
         asked = getattr(options, name)
-        if asked not in (QuantizeOptions.__dataclass_fields__[name].default, found[name]):
+        if asked not in (getattr(SharedOptions, name), found[name]):
             raise OptionError(f"{name} is {asked}, the initial record has {found[name]}; leave it out or give another")
     for name in ("split_skips", "asymmetric_weights", "symmetric_activations", "static"):
         if getattr(options, name) and not found[name]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dq_deploy.errors import OptionError
 from dq_deploy.methods.layer_bits import LayerPlan, plan_sites
-from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.options import SharedOptions
 from dq_deploy.methods.prepare.dilation import common_dilation, dilation_of, scale_input_channels
 from dq_deploy.models import (
     Denoiser,
@@ -92,17 +92,18 @@ class Prepared:
     plans: Mapping[str, LayerPlan]
 
 
-def prepare(denoiser: Denoiser, options: QuantizeOptions, *, dilate: bool = False) -> Prepared:
+def prepare(denoiser: Denoiser, options: SharedOptions, *, dilation_bound: str | None = None) -> Prepared:
     """Decide bits, compute dilations, and fold those that may be folded.
 
     Args:
         denoiser: the float model; it is not changed.
-        options: which layers get which bits, split skips, the dilation bound.
-        dilate: compute weight dilation; otherwise `pre` is one everywhere.
+        options: which layers get which bits, split skips.
+        dilation_bound: of weight dilation, see `dilation_of`; None leaves it out: `pre` is one everywhere.
 
     Raises:
         OptionError: patterns that match nothing, or options that contradict each other.
     """
+    dilate = dilation_bound is not None
     sites = {site.name: site for site in quantizable_layers(denoiser.module, denoiser.config)}
     plans = plan_sites(sites.values(), options)
     module = _sharing_copy(denoiser.module)
@@ -110,7 +111,7 @@ def prepare(denoiser: Denoiser, options: QuantizeOptions, *, dilate: bool = Fals
     if options.split_skips and not splits:
         raise OptionError("`split_skips` was given, expected a model with skip concatenations; leave it out")
     chosen = [name for name in sites if plans[name].is_integer]
-    factors = {name: _dilation(module, sites[name], splits, options, dilate) for name in chosen}
+    factors = {name: _dilation(module, sites[name], splits, dilation_bound) for name in chosen}
     reasons = fold_refusals(module)
     folded: dict[str, Fold] = {}
     for site in fold_sites(module):
@@ -148,18 +149,12 @@ def _widths(site: LayerSite, splits: Mapping[str, int]) -> tuple[int, ...]:
     return (site.in_channels,)
 
 
-def _dilation(
-    module: torch.nn.Module,
-    site: LayerSite,
-    splits: Mapping[str, int],
-    options: QuantizeOptions,
-    dilate: bool,
-) -> F64:
+def _dilation(module: torch.nn.Module, site: LayerSite, splits: Mapping[str, int], bound: str | None) -> F64:
     """Dilation of a layer, each part within its own weight range."""
-    if not dilate:
+    if bound is None:
         return np.ones(site.in_channels)
     pieces = np.split(_weight(module, site.name), np.cumsum(_widths(site, splits))[:-1], axis=1)
-    return np.concatenate([dilation_of(w, bound=options.dilation_bound, groups=site.groups) for w in pieces])
+    return np.concatenate([dilation_of(w, bound=bound, groups=site.groups) for w in pieces])
 
 
 def _refusal(module: torch.nn.Module, site: FoldSite, factors: Mapping[str, F64]) -> str | None:

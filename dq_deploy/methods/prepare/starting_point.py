@@ -8,7 +8,7 @@ from typing import Any
 
 from dq_deploy.calibration import CalibrationInputs, CalibrationSource
 from dq_deploy.methods.minmax import initial_layers
-from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.options import SharedOptions
 from dq_deploy.methods.prepare.calibration_inputs import batch_of, collect_inputs
 from dq_deploy.methods.prepare.preparation import Prepared
 from dq_deploy.methods.progress import Progress, ProgressCallback
@@ -40,7 +40,7 @@ class StartingPoint:
 
 def inputs_of(
     denoiser: Denoiser,
-    options: QuantizeOptions,
+    options: SharedOptions,
     source: CalibrationSource,
     progress: ProgressCallback,
     state: ResumeFolder | None,
@@ -58,7 +58,7 @@ def inputs_of(
 def starting_point(
     denoiser: Denoiser,
     prepared: Prepared,
-    options: QuantizeOptions,
+    options: SharedOptions,
     source: CalibrationSource,
     progress: ProgressCallback,
     state: ResumeFolder | None,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dq_deploy.errors import FileProblemError, OptionError
-from dq_deploy.methods.options import METHODS, QuantizeOptions
+from dq_deploy.methods.options import DEFAULT_METHOD, METHODS, OPTION_NAMES, SharedOptions, options_for
 
 PRESETS = ("fast", "balanced", "best")
 """Files beside this module, `<name>.yaml`."""
@@ -56,21 +56,20 @@ def read_preset(preset: str, method: str | None = None) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise FileProblemError(f"preset {path} holds a {type(values).__name__}, expected `option: value` lines")
-    known = QuantizeOptions.__dataclass_fields__
     sections = {name: values.pop(name) or {} for name in METHODS if name in values}
     for name, section in sections.items():
         if not isinstance(section, dict):
             raise OptionError(f"preset {path} has {name!r}: {section!r}, expected `option: value` lines under it")
     for section in sections.values():
         for name in section:
-            if name not in known or name == "method":
-                raise OptionError(f"preset {path} has option {name!r}, expected one of {', '.join(known)}")
-    chosen = method or values.get("method") or known["method"].default
+            if name not in OPTION_NAMES or name == "method":
+                raise OptionError(f"preset {path} has option {name!r}, expected one of {', '.join(OPTION_NAMES)}")
+    chosen = method or values.get("method") or DEFAULT_METHOD
     if isinstance(chosen, str):
         values.update(sections.get(chosen, {}))
     for name in values:
-        if name not in known:
-            raise OptionError(f"preset {path} has option {name!r}, expected one of {', '.join(known)}")
+        if name not in OPTION_NAMES:
+            raise OptionError(f"preset {path} has option {name!r}, expected one of {', '.join(OPTION_NAMES)}")
     for name in ("keep", "labels"):
         if isinstance(values.get(name), str):
             values[name] = [piece.strip() for piece in values[name].split(",") if piece.strip()]
@@ -79,7 +78,7 @@ def read_preset(preset: str, method: str | None = None) -> dict[str, Any]:
     return values
 
 
-def options_from_preset(preset: str, **overrides: Any) -> QuantizeOptions:
+def options_from_preset(preset: str, **overrides: Any) -> SharedOptions:
     """Options of a preset with some of them replaced; a given None replaces nothing.
 
     What a user's file leaves out is as in `DEFAULT_PRESET`, its table of the method included.
@@ -94,6 +93,6 @@ def options_from_preset(preset: str, **overrides: Any) -> QuantizeOptions:
         values = {**read_preset(DEFAULT_PRESET, method), **values}
     values.update({name: value for name, value in overrides.items() if value is not None})
     try:
-        return QuantizeOptions(**values)
+        return options_for(**values)
     except (TypeError, AttributeError) as error:
         raise OptionError(f"preset {preset}: {error}; see the option list of `QuantizeOptions`") from error

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from dq_deploy.errors import NonFiniteError
-from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.options import DmqOptions
 from dq_deploy.methods.prepare.preparation import Prepared, PreparedLayer
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.methods.ranges.activations import batches, first_of_every_step, model_inputs
@@ -70,7 +70,7 @@ class LearnedScales:
 def learn_equivalent_scales(
     prepared: Prepared,
     inputs: Mapping[str, NDArray[Any]],
-    options: QuantizeOptions,
+    options: DmqOptions,
     *,
     steps: int,
     batch: int,
@@ -126,9 +126,7 @@ def _bytes_of(layer: PreparedLayer, inputs: int) -> int:
     return 4 * inputs * min(ROWS, positions) * site.in_channels * math.prod(site.kernel)
 
 
-def _within_memory(
-    prepared: Prepared, names: Sequence[str], inputs: int, options: QuantizeOptions
-) -> Iterator[list[str]]:
+def _within_memory(prepared: Prepared, names: Sequence[str], inputs: int, options: DmqOptions) -> Iterator[list[str]]:
     """Layers whose rows fit into half of `memory_gib` together; at least one at a time."""
     limit = options.memory_gib * GIB / 2
     some: list[str] = []
@@ -149,7 +147,7 @@ def collect_rows(
     seeds: Mapping[str, int],
     inputs: Mapping[str, NDArray[Any]],
     chosen: NDArray[np.int64],
-    options: QuantizeOptions,
+    options: DmqOptions,
     *,
     steps: int,
     batch: int,
@@ -178,7 +176,7 @@ def collect_rows(
     return {name: hooks.pop(name).result(step, group) for name in seeds}  # a hook's pieces go with it
 
 
-def _rows_that_fit(layer: PreparedLayer, options: QuantizeOptions, inputs: int) -> int:
+def _rows_that_fit(layer: PreparedLayer, options: DmqOptions, inputs: int) -> int:
     size = _bytes_of(layer, inputs)
     return max(1, min(ROWS, int(ROWS * options.memory_gib * GIB / 2 / max(1, size))))
 
@@ -266,7 +264,7 @@ class _RoundedWeights(torch.autograd.Function):
 class ScaledLayer:
     """One layer's output under both quantizers as a function of its factors."""
 
-    def __init__(self, layer: PreparedLayer, data: LayerRows, options: QuantizeOptions) -> None:
+    def __init__(self, layer: PreparedLayer, data: LayerRows, options: DmqOptions) -> None:
         self.layer = layer
         self.data = data
         self.symmetric = options.symmetric_activations
@@ -334,7 +332,7 @@ class ScaledLayer:
 
 
 def learn_layer(
-    layer: PreparedLayer, data: LayerRows, options: QuantizeOptions, *, steps: int, seed: int
+    layer: PreparedLayer, data: LayerRows, options: DmqOptions, *, steps: int, seed: int
 ) -> tuple[F64, float, float]:
     """Factors of one layer, [C_in], and its weighted relative output error with ones and with them.
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.options import DmqOptions
 from dq_deploy.methods.prepare.preparation import Prepared
 from dq_deploy.methods.ranges.activations import batches, first_of_every_step, model_inputs
 from dq_deploy.models import call_denoiser
@@ -55,7 +55,7 @@ def scale_skips(
     prepared: Prepared,
     layers: Mapping[str, Layer],
     inputs: Mapping[str, NDArray[Any]],
-    options: QuantizeOptions,
+    options: DmqOptions,
     *,
     steps: int,
     batch: int,

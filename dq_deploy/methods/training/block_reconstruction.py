@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from dq_deploy.errors import NonFiniteError, OptionError, library_errors
-from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.options import SharedOptions
 from dq_deploy.methods.prepare.preparation import Prepared
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.methods.ranges.activations import (
@@ -96,7 +96,7 @@ class BlockReconstruction:
         start: Mapping[str, Layer],
         ranges: Mapping[str, LayerRanges],
         inputs: Mapping[str, NDArray[Any]],
-        options: QuantizeOptions,
+        options: SharedOptions,
         settings: Reconstruction,
         progress: ProgressCallback,
     ) -> None:

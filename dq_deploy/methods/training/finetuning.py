@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from dq_deploy.errors import NonFiniteError, OptionError, library_errors
-from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.options import QuestOptions
 from dq_deploy.methods.prepare.initial_record import InitialState, initial_state, working_module
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.methods.ranges.activations import model_inputs
@@ -69,7 +69,7 @@ class Stage:
     layers: tuple[str, ...]
 
 
-def stages_of(names: Iterable[str], options: QuantizeOptions) -> list[Stage]:
+def stages_of(names: Iterable[str], options: QuestOptions) -> list[Stage]:
     """The stages that the options leave in.
 
     Args:
@@ -161,7 +161,7 @@ class Finetuner:
         self,
         denoiser: Denoiser,
         inputs: Mapping[str, NDArray[Any]],
-        options: QuantizeOptions,
+        options: QuestOptions,
         progress: ProgressCallback,
         *,
         stages: int,
@@ -384,7 +384,7 @@ def train_and_held_out(inputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[np.i
     return np.concatenate([order[~held], order[held]]), int(held.sum())
 
 
-def _inputs_at_once(denoiser: Denoiser, options: QuantizeOptions) -> int:
+def _inputs_at_once(denoiser: Denoiser, options: QuestOptions) -> int:
     """Inputs whose activations autograd can keep in half of `memory_gib`, at most the batch."""
     sites = quantizable_layers(denoiser.module, denoiser.config)
     values = sum(int(np.prod(site.input_shape)) + int(np.prod(site.output_shape)) for site in sites)

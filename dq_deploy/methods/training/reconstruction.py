@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import torch
 
-from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.options import AdaRoundOptions, DilateQuantOptions, EdaDmOptions
 
 SampleWeights = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(step bucket [B], relative loss [B] without gradients) to the weight [B] of each sample in the batch's mean."""
@@ -52,7 +52,7 @@ class Reconstruction:
         return self.layer_loss > 0 or self.input_mix > 0
 
 
-def bkd_settings(options: QuantizeOptions) -> Reconstruction:
+def bkd_settings(options: DilateQuantOptions) -> Reconstruction:
     """Block-wise knowledge distillation (DilateQuant): everything is trained, on the block's output alone."""
     return Reconstruction(
         iterations=options.iterations,
@@ -71,7 +71,7 @@ def bkd_settings(options: QuantizeOptions) -> Reconstruction:
     )
 
 
-def fbr_settings(options: QuantizeOptions) -> Reconstruction:
+def fbr_settings(options: EdaDmOptions) -> Reconstruction:
     """Fine-grained block reconstruction (EDA-DM): rounding and activation scales, on block and layer outputs.
 
     The paper leaves the rounding penalty out, drops half of the activation quantization and mixes half of the block's
@@ -89,7 +89,7 @@ def fbr_settings(options: QuantizeOptions) -> Reconstruction:
     )
 
 
-def adaround_settings(options: QuantizeOptions) -> Reconstruction:
+def adaround_settings(options: AdaRoundOptions) -> Reconstruction:
     """Block reconstruction by AdaRound alone (BRECQ, Q-Diffusion): rounding, on the block's output and the penalty."""
     return Reconstruction(
         iterations=options.iterations,

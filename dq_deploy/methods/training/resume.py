@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from dq_deploy.artifacts import atomic_path, utf8_name, write_text_atomic
 from dq_deploy.calibration import CalibrationInputs, CalibrationSource
 from dq_deploy.errors import FileProblemError, OptionError
-from dq_deploy.methods.options import QuantizeOptions
+from dq_deploy.methods.options import SharedOptions, json_of_options
 from dq_deploy.methods.prepare.assembly import layer_of_parts, versions
 from dq_deploy.methods.prepare.preparation import PreparedLayer
 from dq_deploy.models import Denoiser
@@ -150,7 +150,7 @@ class ResumeFolder:
 
 
 def state_of_run(
-    folder: Path | None, denoiser: Denoiser, options: QuantizeOptions, source: CalibrationSource, **more: Any
+    folder: Path | None, denoiser: Denoiser, options: SharedOptions, source: CalibrationSource, **more: Any
 ) -> ResumeFolder | None:
     """The state of the run that these arguments ask for, or None where none is kept; `more` belongs to its identity.
 
@@ -163,7 +163,7 @@ def state_of_run(
     identity: dict[str, Any] = {
         "source_sha256": denoiser.source_sha256,
         "scheduler_sha256": denoiser.scheduler_sha256,
-        "options": options.as_json(),
+        "options": json_of_options(options),
         "versions": versions(),
     }
     if source.kind != "trajectory" or source.files:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dq_deploy.calibration import CalibrationSource
-from dq_deploy.methods import QuantizeOptions, quantize
+from dq_deploy.methods import SharedOptions, options_for, quantize
 from dq_deploy.methods.budget.sensitivity import MOST_INPUTS, Sensitivity, _inputs_to_measure, measure_sensitivity
 from dq_deploy.methods.progress import Progress
 from dq_deploy.models import Denoiser
@@ -19,11 +19,11 @@ from tests.tiny import tiny_conditional_denoiser, tiny_denoiser
 NAMES = ("down_blocks.0.resnets.0.conv1", "mid_block.attentions.0.to_v", "up_blocks.1.resnets.1.conv2")
 
 
-def options(**changes: object) -> QuantizeOptions:
-    return QuantizeOptions(**{"method": "minmax", "steps": 4, "samples": 4, "budget_widths": (2, 4, 8), **changes})  # type: ignore[arg-type]
+def options(**changes: object) -> SharedOptions:
+    return options_for(**{"method": "minmax", "steps": 4, "samples": 4, "budget_widths": (2, 4, 8), **changes})  # type: ignore[arg-type]
 
 
-def measure(denoiser: Denoiser, chosen: QuantizeOptions, names: tuple[str, ...] = NAMES) -> Sensitivity:
+def measure(denoiser: Denoiser, chosen: SharedOptions, names: tuple[str, ...] = NAMES) -> Sensitivity:
     return measure_sensitivity(denoiser, chosen, CalibrationSource(), names, lambda report: None)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dq_deploy.methods import QuantizeOptions
+from dq_deploy.methods import options_for
 from dq_deploy.methods.prepare.assembly import build_layer
 from dq_deploy.methods.prepare.preparation import prepare
 from tests.tiny import tiny_denoiser
@@ -13,7 +13,7 @@ TABLE = (np.ones(1, np.float32), np.zeros(1, np.int32))
 
 
 def build(code: int, zero: int | None):
-    layer = prepare(tiny_denoiser(), QuantizeOptions(layer_bits={"conv_in": 8}, outputs=False)).layers["conv_in"]
+    layer = prepare(tiny_denoiser(), options_for(layer_bits={"conv_in": 8}, outputs=False)).layers["conv_in"]
     codes = np.full(layer.weight.shape, code, np.int8)
     scale = np.ones(len(codes), np.float32)
     zeros = None if zero is None else np.full(len(codes), zero, np.int32)

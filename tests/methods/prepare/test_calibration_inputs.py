@@ -9,7 +9,7 @@ import pytest
 
 from dq_deploy.calibration import CalibrationInputs, CalibrationSource, collect_trajectory
 from dq_deploy.errors import OptionError
-from dq_deploy.methods import QuantizeOptions, quantize
+from dq_deploy.methods import options_for, quantize
 from dq_deploy.methods.prepare.calibration_inputs import collect_inputs
 from dq_deploy.methods.prepare.preparation import prepare
 from dq_deploy.methods.progress import silent
@@ -21,7 +21,7 @@ from tests.tiny import tiny_conditional_denoiser, tiny_denoiser
 def collect(denoiser: Any = None, source: CalibrationSource | None = None, **options: Any) -> CalibrationInputs:
     values = {"steps": 6, "samples": 8, "calibration_choice": "tdac", **options}
     return collect_inputs(
-        denoiser or tiny_denoiser(classes=3), QuantizeOptions(**values), source or CalibrationSource(), silent
+        denoiser or tiny_denoiser(classes=3), options_for(**values), source or CalibrationSource(), silent
     )
 
 
@@ -110,7 +110,7 @@ def test_too_few_samples_are_refused_before_anything_runs() -> None:
 def test_a_step_with_few_inputs_still_gives_enough_values_for_the_range_search() -> None:
     denoiser = tiny_denoiser()
     inputs = collect(denoiser, calibration_choice="normal-biased", samples=16, steps=5)
-    prepared = prepare(denoiser, QuantizeOptions(method="minmax"))
+    prepared = prepare(denoiser, options_for(method="minmax"))
     ranges = collect_ranges(prepared, inputs.inputs, steps=5, draw_values=True)
     for found in ranges.values():
         for part in found.parts:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dq_deploy.errors import OptionError
-from dq_deploy.methods import QuantizeOptions
+from dq_deploy.methods import options_for
 from dq_deploy.methods.prepare.dilation import LARGEST, dilation_of, scale_input_channels
 from dq_deploy.methods.prepare.preparation import prepare
 from dq_deploy.models import Denoiser
@@ -94,7 +94,7 @@ def uneven_denoiser() -> Denoiser:
 
 def test_folds_leave_the_float_function_unchanged() -> None:
     denoiser = uneven_denoiser()
-    prepared = prepare(denoiser, QuantizeOptions(steps=4), dilate=True)
+    prepared = prepare(denoiser, options_for(steps=4), dilation_bound="asymmetric")
     folded = [layer for layer in prepared.layers.values() if layer.fold.startswith("folded")]
     assert len(folded) >= 4
     assert all((layer.pre == 1).all() for layer in folded)
@@ -116,8 +116,8 @@ def test_folds_leave_the_float_function_unchanged() -> None:
 
 
 def test_a_fold_is_refused_where_a_consumer_stays_float() -> None:
-    options = QuantizeOptions(steps=4, keep=("mid_block.attentions.0.to_k",))
-    prepared = prepare(uneven_denoiser(), options, dilate=True)
+    options = options_for(steps=4, keep=("mid_block.attentions.0.to_k",))
+    prepared = prepare(uneven_denoiser(), options, dilation_bound="asymmetric")
     layer = prepared.layers["mid_block.attentions.0.to_q"]
     assert layer.fold.startswith("not folded into mid_block.attentions.0.group_norm")
     assert (layer.pre < 1).any()
@@ -126,7 +126,7 @@ def test_a_fold_is_refused_where_a_consumer_stays_float() -> None:
 def test_a_fold_is_refused_where_a_parameter_would_leave_the_normal_range() -> None:
     denoiser = uneven_denoiser()
     denoiser.module.get_submodule("mid_block.attentions.0.group_norm").weight.data[0] = 1.3e-38
-    layer = prepare(denoiser, QuantizeOptions(steps=4), dilate=True).layers["mid_block.attentions.0.to_q"]
+    layer = prepare(denoiser, options_for(steps=4), dilation_bound="asymmetric").layers["mid_block.attentions.0.to_q"]
     assert "normal range" in layer.fold
 
 
@@ -135,9 +135,9 @@ def test_a_fold_into_quantized_value_rows_leaves_their_codes(monkeypatch: pytest
 
     denoiser = uneven_denoiser()
     name = "mid_block.attentions.0.to_v"
-    with_rows = prepare(denoiser, QuantizeOptions(steps=4), dilate=True).layers[name]
-    kept = QuantizeOptions(steps=4, keep=("mid_block.attentions.0.to_out.0", "time_embedding.*"))
-    without = prepare(denoiser, kept, dilate=True).layers[name]
+    with_rows = prepare(denoiser, options_for(steps=4), dilation_bound="asymmetric").layers[name]
+    kept = options_for(steps=4, keep=("mid_block.attentions.0.to_out.0", "time_embedding.*"))
+    without = prepare(denoiser, kept, dilation_bound="asymmetric").layers[name]
     codes = []
     for layer in (with_rows, without):
         scale = search_weight_scale(layer.weight, 4)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dq_deploy.errors import OptionError
-from dq_deploy.methods import QuantizeOptions, quantize
+from dq_deploy.methods import options_for, quantize
 from dq_deploy.methods.prepare.initial_record import (
     check_timesteps,
     groups_of_record,
@@ -88,7 +88,7 @@ def test_untrained_layers_are_the_record_bit_for_bit(family: str, kind: str) -> 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_float_weights_behind_folds_are_found_again(family: str) -> None:
     record = folded(family)
-    prepared = prepare(denoiser(family), QuantizeOptions(weight_bits=8), dilate=True)
+    prepared = prepare(denoiser(family), options_for(weight_bits=8), dilation_bound="asymmetric")
     state = initial_state(record, denoiser(family))
     assert state.output_factors
     for name, layer in state.layers.items():
@@ -129,7 +129,7 @@ def test_steps_that_share_every_quantizer_are_one_group() -> None:
 
 def test_options_say_what_the_record_has() -> None:
     record = made(split_skips=True, asymmetric_weights=True, weight_bits=3, activation_bits=6)
-    options = options_of_initial(record, denoiser(), QuantizeOptions(method="quest", steps=2))
+    options = options_of_initial(record, denoiser(), options_for(method="quest", steps=2))
     assert (options.weight_bits, options.activation_bits) == (3, 6)
     assert options.split_skips
     assert options.asymmetric_weights
@@ -149,11 +149,11 @@ def test_options_say_what_the_record_has() -> None:
 )
 def test_options_that_ask_for_another_record_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        options_of_initial(made(), denoiser(), QuantizeOptions(method="quest", **changes))
+        options_of_initial(made(), denoiser(), options_for(method="quest", **changes))
 
 
 def test_a_record_of_another_model_or_other_steps_is_refused() -> None:
-    options = QuantizeOptions(method="quest")
+    options = options_for(method="quest")
     with pytest.raises(OptionError, match=r"made from tiny with hash 000000000000, this model has 999999999999"):
         options_of_initial(made(), replace(denoiser(), source_sha256="9" * 64), options)
     with pytest.raises(OptionError, match="family unet2d, the model of unet2d_condition"):

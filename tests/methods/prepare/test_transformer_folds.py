@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dq_deploy.errors import OptionError
-from dq_deploy.methods import QuantizeOptions, quantize
+from dq_deploy.methods import options_for, quantize
 from dq_deploy.methods.prepare.preparation import _apply_fold, _sharing_copy, divided_rows, prepare
 from dq_deploy.models import (
     Denoiser,
@@ -140,7 +140,7 @@ def test_a_producer_of_another_width_is_refused() -> None:
 
 def test_dilation_is_folded_where_it_may_be_and_the_given_model_stays_as_it_was(denoiser: Denoiser) -> None:
     before = {key: value.clone() for key, value in denoiser.module.state_dict().items()}
-    prepared = prepare(denoiser, QuantizeOptions(), dilate=True)
+    prepared = prepare(denoiser, options_for(), dilation_bound="asymmetric")
     for key, value in denoiser.module.state_dict().items():
         assert torch.equal(value, before[key])
     assert change(prepared.module, denoiser) < 50 * SAME
@@ -153,7 +153,7 @@ def test_dilation_is_folded_where_it_may_be_and_the_given_model_stays_as_it_was(
 
 
 def test_without_dilation_every_weight_is_shared_with_the_given_model(denoiser: Denoiser) -> None:
-    prepared = prepare(denoiser, QuantizeOptions(method="minmax"))
+    prepared = prepare(denoiser, options_for(method="minmax"))
     for key, value in prepared.module.state_dict().items():
         assert value.data_ptr() == denoiser.module.state_dict()[key].data_ptr(), key
     for name, layer in prepared.layers.items():
@@ -162,7 +162,7 @@ def test_without_dilation_every_weight_is_shared_with_the_given_model(denoiser: 
 
 def test_a_consumer_that_stays_float_forbids_the_fold() -> None:
     denoiser = tiny_conditional_denoiser()
-    prepared = prepare(denoiser, QuantizeOptions(keep=("*.attn1.to_q",)), dilate=True)
+    prepared = prepare(denoiser, options_for(keep=("*.attn1.to_q",)), dilation_bound="asymmetric")
     name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_k"
     assert "to_q stays float and reads the same tensor" in prepared.layers[name].fold
     assert change(prepared.module, denoiser) < 50 * SAME

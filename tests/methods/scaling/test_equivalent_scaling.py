@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dq_deploy.errors import NonFiniteError
-from dq_deploy.methods import QuantizeOptions
+from dq_deploy.methods import SharedOptions, options_for
 from dq_deploy.methods.layer_bits import LayerPlan
 from dq_deploy.methods.prepare.preparation import Prepared, PreparedLayer, prepare, with_equivalent_scales
 from dq_deploy.methods.progress import Progress
@@ -32,9 +32,9 @@ FAMILIES = (tiny_denoiser, tiny_conditional_denoiser)
 STEPS = 4
 
 
-def options(**changes: Any) -> QuantizeOptions:
+def options(**changes: Any) -> SharedOptions:
     values = {"method": "dmq", "steps": STEPS, "activation_bits": 4, "batch": 8, "scaling_iterations": 60}
-    return QuantizeOptions(**{**values, "lr_equivalent": 0.05, **changes})
+    return options_for(**{**values, "lr_equivalent": 0.05, **changes})
 
 
 def calibration(denoiser: Any, count: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dq_deploy.errors import NonFiniteError
-from dq_deploy.methods import Progress, QuantizeOptions
+from dq_deploy.methods import Progress, options_for
 from dq_deploy.methods.minmax import initial_layers
 from dq_deploy.methods.prepare.preparation import prepare
 from dq_deploy.methods.progress import silent
@@ -22,17 +22,23 @@ from tests.tiny import tiny_denoiser
 
 STEPS = 2
 FIRST, SECOND = "mid_block.resnets.0", "mid_block.attentions.0"
-OPTIONS = QuantizeOptions(
-    method="eda-dm",
-    steps=STEPS,
-    weight_bits=4,
-    activation_bits=4,
-    split_skips=False,
-    layer_bits={"*.time_emb_proj": (4, 4)},
-    iterations=15,
-    batch=8,
-    lr_rounding=0.3,
-)
+
+
+def options_of(method: str) -> Any:
+    return options_for(
+        method=method,
+        steps=STEPS,
+        weight_bits=4,
+        activation_bits=4,
+        split_skips=False,
+        layer_bits={"*.time_emb_proj": (4, 4)},
+        iterations=15,
+        batch=8,
+        lr_rounding=0.3,
+    )
+
+
+OPTIONS, DILATEQUANT, DMQ = options_of("eda-dm"), options_of("dilatequant"), options_of("dmq")
 
 
 @functools.cache
@@ -69,9 +75,9 @@ def fbr() -> Reconstructed:
     return train(fbr_settings(OPTIONS))
 
 
-@pytest.mark.parametrize("settings_of", [bkd_settings, fbr_settings, adaround_settings])
-def test_training_lowers_the_error_that_rounding_to_nearest_leaves(settings_of: Any) -> None:
-    settings = replace(settings_of(OPTIONS), layer_loss=0.0, activation_drop=0.0, input_mix=0.0)
+@pytest.mark.parametrize("settings", [bkd_settings(DILATEQUANT), fbr_settings(OPTIONS), adaround_settings(DMQ)])
+def test_training_lowers_the_error_that_rounding_to_nearest_leaves(settings: Reconstruction) -> None:
+    settings = replace(settings, layer_loss=0.0, activation_drop=0.0, input_mix=0.0)
     assert error_of(train(settings)) < 0.95 * error_of(train(replace(settings, iterations=0)))
 
 
@@ -89,7 +95,7 @@ def test_the_same_seed_gives_the_same_layers() -> None:
 
 def test_adaround_alone_leaves_scales_zero_points_and_biases_as_they_are() -> None:
     start = beginning()[1]
-    for name, layer in train(adaround_settings(OPTIONS)).layers.items():
+    for name, layer in train(adaround_settings(DMQ)).layers.items():
         np.testing.assert_array_equal(layer.bias, start[name].bias)
         for mine, was in zip(layer.parts, start[name].parts, strict=True):
             for field in ("scale", "zero_point", "weight_scale"):
@@ -98,7 +104,7 @@ def test_adaround_alone_leaves_scales_zero_points_and_biases_as_they_are() -> No
 
 
 def test_the_rounding_penalty_has_an_effect() -> None:
-    settings = replace(adaround_settings(OPTIONS), rounding_penalty=0.0)
+    settings = replace(adaround_settings(DMQ), rounding_penalty=0.0)
     penalised = train(replace(settings, rounding_penalty=1.0))
     assert not np.array_equal(codes_of(train(settings)), codes_of(penalised))
 
@@ -110,7 +116,7 @@ def test_weights_of_samples_are_asked_for_with_their_steps_and_losses() -> None:
         seen.append((step.shape, losses.shape, losses.requires_grad))
         return torch.ones_like(losses)
 
-    settings = replace(adaround_settings(OPTIONS), iterations=2)
+    settings = replace(adaround_settings(DMQ), iterations=2)
     weighted, plain = train(replace(settings, sample_weights=weigh)), train(settings)
     assert seen == [((8,), (8,), False)] * 4
     assert error_of(weighted) == pytest.approx(error_of(plain), rel=0.05)
@@ -118,7 +124,7 @@ def test_weights_of_samples_are_asked_for_with_their_steps_and_losses() -> None:
 
 def test_a_block_that_training_makes_worse_is_left_untrained_and_says_so() -> None:
     reports: list[Progress] = []
-    settings = replace(bkd_settings(OPTIONS), rates={"scale": 50.0}, worse_allowed=1.0, iterations=3)
+    settings = replace(bkd_settings(DILATEQUANT), rates={"scale": 50.0}, worse_allowed=1.0, iterations=3)
     trained = train(settings, reports.append)
     assert all(note["note"].startswith("left untrained: its relative error was") for note in trained.history)
     assert any(f"block {FIRST} is left untrained" in report.note for report in reports)
@@ -141,7 +147,7 @@ def after(calls: int) -> Any:
 
 
 def test_a_loss_of_nan_names_the_block_and_the_last_good_one() -> None:
-    settings = replace(adaround_settings(OPTIONS), iterations=2)
+    settings = replace(adaround_settings(DMQ), iterations=2)
     with pytest.raises(NonFiniteError, match=rf"block {FIRST}: the loss is nan at iteration 1.*no block before it"):
         train(replace(settings, sample_weights=after(0)))
     with pytest.raises(NonFiniteError, match=rf"block {SECOND}: .* iteration 2.*last good block is {FIRST}"):
@@ -153,13 +159,13 @@ def test_a_value_that_leaves_the_finite_numbers_in_the_last_iteration_is_noticed
         return torch.full_like(losses, 1e38)
 
     with pytest.raises(NonFiniteError, match=rf"block {FIRST}: "):
-        train(replace(bkd_settings(OPTIONS), rates={"weight": 1e38}, iterations=1, sample_weights=weigh))
+        train(replace(bkd_settings(DILATEQUANT), rates={"weight": 1e38}, iterations=1, sample_weights=weigh))
 
 
 def test_both_inputs_of_a_block_count_towards_memory() -> None:
     engines = [
-        BlockReconstruction(*beginning(), OPTIONS, settings_of(OPTIONS), silent)
-        for settings_of in (adaround_settings, fbr_settings)
+        BlockReconstruction(*beginning(), OPTIONS, settings, silent)
+        for settings in (adaround_settings(DMQ), fbr_settings(OPTIONS))
     ]
     peaks = [engine.reference.flow.peak_bytes for engine in engines]
     assert peaks[0] < peaks[1] < 2 * peaks[0]

@@ -12,7 +12,7 @@ import torch
 
 from dq_deploy.calibration import CalibrationSource, collect_trajectory
 from dq_deploy.errors import NonFiniteError, OptionError
-from dq_deploy.methods import QuantizeOptions, quantize
+from dq_deploy.methods import options_for, quantize
 from dq_deploy.methods.prepare.calibration_inputs import collect_inputs
 from dq_deploy.methods.training import finetuning
 from dq_deploy.methods.training.finetuning import STAGES, Finetuner, Stage, stages_of, train_and_held_out
@@ -51,12 +51,12 @@ def start() -> Record:
 
 
 def tuner(**changes: Any) -> Finetuner:
-    options = QuantizeOptions(method="quest", **{**SHARED, **RATES, "finetune_iterations": 4, "batch": 8, **changes})
+    options = options_for(method="quest", **{**SHARED, **RATES, "finetune_iterations": 4, "batch": 8, **changes})
     return Finetuner(denoiser(), inputs(0), options, lambda report: None, stages=1)
 
 
 def attention() -> Stage:
-    return stages_of(start().layers, QuantizeOptions(method="quest"))[1]
+    return stages_of(start().layers, options_for(method="quest"))[1]
 
 
 @functools.cache
@@ -75,7 +75,7 @@ def output_error(record: Record) -> float:
 def test_stages_take_the_time_projections_and_what_belongs_to_attention() -> None:
     conditional = tiny_conditional_denoiser()
     names = [site.name for site in quantizable_layers(conditional.module, conditional.config)]
-    time, attended = stages_of(names, QuantizeOptions(method="quest"))
+    time, attended = stages_of(names, options_for(method="quest"))
     assert (time.name, attended.name) == tuple(STAGES)
     assert {name.rpartition(".")[2] for name in time.layers} == {"time_emb_proj"}
     assert {".".join(name.split(".")[-2:]) for name in attended.layers} >= {"attn1.to_q", "attn2.to_k", "net.2"}
@@ -84,7 +84,7 @@ def test_stages_take_the_time_projections_and_what_belongs_to_attention() -> Non
 
 def test_parts_left_out_leave_their_stage_or_loss_out() -> None:
     def left(*without: str) -> list[str]:
-        return [s.name for s in stages_of(start().layers, QuantizeOptions(method="quest", without=without))]
+        return [s.name for s in stages_of(start().layers, options_for(method="quest", without=without))]
 
     assert left("time-embedding") == ["attention"]
     assert left("attention", "local-loss") == ["time-embedding"]
@@ -151,7 +151,7 @@ def test_a_loss_that_is_not_finite_names_stage_and_iteration(monkeypatch: pytest
 
 @pytest.mark.parametrize("choice", ["uniform", "normal-biased", "tdac"])
 def test_no_trajectory_is_both_trained_on_and_held_out(choice: str) -> None:
-    options = QuantizeOptions(method="quest", **{**SHARED, "steps": 4, "samples": 24}, calibration_choice=choice)
+    options = options_for(method="quest", **{**SHARED, "steps": 4, "samples": 24}, calibration_choice=choice)
     drawn = collect_inputs(denoiser(), options, CalibrationSource(), lambda report: None).inputs
     order, held = train_and_held_out(drawn)
     assert sorted(order) == list(range(len(drawn["step"])))

@@ -11,7 +11,7 @@ import torch
 
 from dq_deploy import numerics
 from dq_deploy.errors import OptionError
-from dq_deploy.methods import QuantizeOptions
+from dq_deploy.methods import options_for
 from dq_deploy.methods.minmax import initial_layers
 from dq_deploy.methods.prepare.preparation import PreparedLayer, prepare
 from dq_deploy.methods.ranges.activations import collect_ranges
@@ -32,8 +32,8 @@ LAYERS = (
 
 @functools.cache
 def start(**changes: object) -> tuple[dict[str, PreparedLayer], dict[str, Layer]]:
-    options = QuantizeOptions(steps=STEPS, weight_bits=4, activation_bits=4, split_skips=True, **changes)  # type: ignore[arg-type]
-    prepared = prepare(tiny_denoiser(), options, dilate=True)
+    options = options_for(steps=STEPS, weight_bits=4, activation_bits=4, split_skips=True, **changes)  # type: ignore[arg-type]
+    prepared = prepare(tiny_denoiser(), options, dilation_bound="asymmetric")
     rng = np.random.default_rng(0)
     step = np.arange(16) % STEPS
     inputs = {
