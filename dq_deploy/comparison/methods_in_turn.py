@@ -15,7 +15,7 @@ from dq_deploy.comparison.subject import Subject
 from dq_deploy.comparison.table import Row, row_of_cell
 from dq_deploy.errors import FileProblemError
 from dq_deploy.methods import Progress, SharedOptions
-from dq_deploy.methods.layer_bits import plan_sites
+from dq_deploy.methods.layer_bits import bits_of_sites
 from dq_deploy.models import Denoiser, quantizable_layers
 
 FORMAT = "dq_deploy.comparison"
@@ -71,7 +71,7 @@ def check_layers(denoiser: Denoiser, options: Sequence[SharedOptions]) -> None:
     """
     sites = quantizable_layers(denoiser.module, denoiser.config)
     for own in options:
-        plan_sites(sites, own)
+        bits_of_sites(sites, own)
 
 
 def read_cells(folder: Path) -> dict[str, Cell]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.errors import OptionError
-from dq_deploy.methods.layer_bits import LayerPlan, plan_layers
+from dq_deploy.methods.layer_bits import LayerBits, bits_of_layers
 from dq_deploy.methods.options import (
     METHODS,
     PARTS,
@@ -35,15 +35,15 @@ __all__ = [
     "DilateQuantOptions",
     "DmqOptions",
     "EdaDmOptions",
-    "LayerPlan",
+    "LayerBits",
     "MinmaxOptions",
     "Progress",
     "QuantizeOptions",
     "QuestOptions",
     "SharedOptions",
+    "bits_of_layers",
     "options_for",
     "options_from_preset",
-    "plan_layers",
     "quantize",
 ]
 

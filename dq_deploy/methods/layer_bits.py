@@ -21,8 +21,8 @@ KEPT_FLOAT = "float: "
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerPlan:
-    """What one layer becomes.
+class LayerBits:
+    """The bits of one layer.
 
     Attributes:
         name: module path.
@@ -66,7 +66,7 @@ def _check_patterns(names: Sequence[str], option: str, patterns: Iterable[str]) 
             raise OptionError(f"{option} {pattern!r} matches no layer; see the names with `quantizable_layers`")
 
 
-def plan_layers(names: Sequence[str], options: SharedOptions) -> dict[str, LayerPlan]:
+def bits_of_layers(names: Sequence[str], options: SharedOptions) -> dict[str, LayerBits]:
     """Bits of every quantizable layer, in the order given.
 
     Patterns the user gave come before the defaults; a layer under both `keep` and `layer_bits` is refused.
@@ -77,7 +77,7 @@ def plan_layers(names: Sequence[str], options: SharedOptions) -> dict[str, Layer
     keep = () if options.keep is None else options.keep
     _check_patterns(names, "keep", keep)
     _check_patterns(names, "layer_bits", options.layer_bits)
-    plans: dict[str, LayerPlan] = {}
+    found: dict[str, LayerBits] = {}
     for name in names:
         kept = _last_match(name, keep)
         chosen = _last_match(name, options.layer_bits)
@@ -95,32 +95,32 @@ def plan_layers(names: Sequence[str], options: SharedOptions) -> dict[str, Layer
             bits, reason = (None, None), "time or added embedding, float by default"
         elif options.activation_bits != FLOAT_ACTIVATIONS and _last_match(name, DEFAULT_EIGHT_BITS):
             bits, reason = (8, 8), "first, last and time projection layers, 8 bits by default"
-        plans[name] = LayerPlan(name=name, weight_bits=bits[0], activation_bits=bits[1], reason=reason)
-    if all(plan.is_float for plan in plans.values()):
+        found[name] = LayerBits(name=name, weight_bits=bits[0], activation_bits=bits[1], reason=reason)
+    if all(own.is_float for own in found.values()):
         raise OptionError("every layer stays float, expected at least one to quantize; narrow keep")
-    return plans
+    return found
 
 
-def plan_sites(sites: Iterable[LayerSite], options: SharedOptions) -> dict[str, LayerPlan]:
-    """`plan_layers` for real layers: those asked to be weight-only that cannot be stay float, and the reason says why.
+def bits_of_sites(sites: Iterable[LayerSite], options: SharedOptions) -> dict[str, LayerBits]:
+    """`bits_of_layers` for real layers: what was asked to be weight-only and cannot be stays float, for a reason.
 
     Raises:
-        OptionError: as `plan_layers`, or no layer can be what was asked.
+        OptionError: as `bits_of_layers`, or no layer can be what was asked.
     """
     known = {site.name: site for site in sites}
-    plans = plan_layers(list(known), options)
+    found = bits_of_layers(list(known), options)
     if not isinstance(options, MinmaxOptions):
-        return plans
-    for name, plan in plans.items():
-        why = _weight_only_refusal(known[name], options.block_size) if plan.is_weight_only else ""
+        return found
+    for name, own in found.items():
+        why = _weight_only_refusal(known[name], options.block_size) if own.is_weight_only else ""
         if why:
-            plans[name] = replace(plan, weight_bits=None, activation_bits=None, reason=f"{KEPT_FLOAT}{why}")
-    if all(plan.is_float for plan in plans.values()):
+            found[name] = replace(own, weight_bits=None, activation_bits=None, reason=f"{KEPT_FLOAT}{why}")
+    if all(own.is_float for own in found.values()):
         raise OptionError(
             f"no layer can be weight-only in blocks of {options.block_size}, expected a linear one whose input "
             "channels are a multiple; choose another `block_size` or integer activations"
         )
-    return plans
+    return found
 
 
 def _weight_only_refusal(site: LayerSite, block_size: int) -> str:

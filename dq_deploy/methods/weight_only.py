@@ -38,24 +38,24 @@ def search_block_scales(weight: F32, bits: int, block_size: int) -> tuple[NDArra
 def weight_only_layers(
     prepared: Prepared, options: MinmaxOptions, progress: ProgressCallback
 ) -> dict[str, WeightOnlyLayer]:
-    """The weight-only layers of a plan, in execution order.
+    """The layers that were asked to be weight-only, in execution order.
 
     Args:
-        prepared: the float model and its plans.
+        prepared: the float model and the bits of its layers.
         options: the block size.
         progress: called with the weights done.
     """
-    chosen = {name: plan for name, plan in prepared.plans.items() if plan.is_weight_only}
+    chosen = {name: bits for name, bits in prepared.bits.items() if bits.is_weight_only}
     weights = {name: prepared.module.get_submodule(name).weight.detach().numpy() for name in chosen}
     total = sum(weight.size for weight in weights.values())
     done, layers = 0, {}
-    for name, plan in chosen.items():
-        assert plan.weight_bits is not None
-        codes, scale = search_block_scales(weights[name], plan.weight_bits, options.block_size)
+    for name, bits in chosen.items():
+        assert bits.weight_bits is not None
+        codes, scale = search_block_scales(weights[name], bits.weight_bits, options.block_size)
         bias = prepared.module.get_submodule(name).bias
         layers[name] = WeightOnlyLayer(
             name=name,
-            weight_bits=plan.weight_bits,
+            weight_bits=bits.weight_bits,
             block_size=options.block_size,
             w_code=codes,
             scale=scale,
@@ -83,15 +83,15 @@ def weight_only_history(prepared: Prepared, options: MinmaxOptions) -> list[dict
     """
     if not options.has_weight_only:
         return []
-    plans = prepared.plans.values()
+    every = prepared.bits.values()
     kept: dict[str, list[str]] = {}
-    for plan in plans:
-        if plan.reason.startswith(KEPT_FLOAT):
-            kept.setdefault(plan.reason.removeprefix(KEPT_FLOAT), []).append(plan.name)
+    for bits in every:
+        if bits.reason.startswith(KEPT_FLOAT):
+            kept.setdefault(bits.reason.removeprefix(KEPT_FLOAT), []).append(bits.name)
     return [
         {
             "stage": "weight-only",
-            "layers": sum(plan.is_weight_only for plan in plans),
+            "layers": sum(bits.is_weight_only for bits in every),
             "block_size": options.block_size,
             "kept_float": kept,
         }

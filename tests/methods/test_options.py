@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from dq_deploy.errors import FileProblemError, OptionError
-from dq_deploy.methods import METHODS, PRESETS, SharedOptions, options_for, options_from_preset, plan_layers, quantize
+from dq_deploy.methods import (
+    METHODS,
+    PRESETS,
+    SharedOptions,
+    bits_of_layers,
+    options_for,
+    options_from_preset,
+    quantize,
+)
 from dq_deploy.methods.options import OPTION_NAMES, json_of_options
 from tests.tiny import tiny_denoiser
 
@@ -24,8 +32,8 @@ NAMES = [
 
 
 def bits(**options: Any) -> dict[str, tuple[int | None, int | None]]:
-    plans = plan_layers(NAMES, options_for(**options))
-    return {name: (plan.weight_bits, plan.activation_bits) for name, plan in plans.items()}
+    found = bits_of_layers(NAMES, options_for(**options))
+    return {name: (own.weight_bits, own.activation_bits) for name, own in found.items()}
 
 
 def test_first_last_and_time_layers_have_their_defaults() -> None:

@@ -10,7 +10,7 @@ from dq_deploy import export, load_record, open_engine, quantize, save_record
 from dq_deploy.calibration import CalibrationSource
 from dq_deploy.errors import OptionError, RecordError
 from dq_deploy.methods import options_for, options_from_preset
-from dq_deploy.methods.layer_bits import plan_sites
+from dq_deploy.methods.layer_bits import bits_of_sites
 from dq_deploy.methods.options import BLOCK_SIZES
 from dq_deploy.methods.ranges.scales import search_weight_scale, weight_codes
 from dq_deploy.methods.weight_only import search_block_scales
@@ -96,13 +96,13 @@ def test_only_linear_layers_of_whole_blocks_are_weight_only_and_the_rest_says_wh
 def test_blocks_of_128_leave_narrower_layers_float(denoiser):
     sites = quantizable_layers(denoiser.module, denoiser.config)
     options = options_for(method="minmax", activation_bits=16, block_size=128, keep=())
-    plans = plan_sites(sites, options)
+    bits = bits_of_sites(sites, options)
     narrow = [s for s in sites if s.kind == "linear" and s.in_channels == 64]
     assert narrow
     for site in narrow:
-        assert plans[site.name].is_float
-        assert "64 input channels are no multiple of the block size 128" in plans[site.name].reason
-    assert any(plan.is_weight_only for plan in plans.values())
+        assert bits[site.name].is_float
+        assert "64 input channels are no multiple of the block size 128" in bits[site.name].reason
+    assert any(own.is_weight_only for own in bits.values())
 
 
 def test_a_model_without_such_a_layer_is_refused():

@@ -123,12 +123,12 @@ def list_layers(model: Path, variant: str | None, options: SharedOptions, json: 
 
 def layer_rows(denoiser: Denoiser, options: SharedOptions) -> list[dict[str, Any]]:
     """One JSON table a layer, in execution order: shapes at batch 1, MACs, bits and why, fold."""
-    from dq_deploy.methods.layer_bits import plan_sites
+    from dq_deploy.methods.layer_bits import bits_of_sites
     from dq_deploy.methods.prepare.preparation import fold_decisions
     from dq_deploy.models import quantizable_layers
 
     sites = quantizable_layers(denoiser.module, denoiser.config)
-    plans = plan_sites(sites, options)
+    bits = bits_of_sites(sites, options)
     folds = fold_decisions(denoiser)
     return [
         {
@@ -138,9 +138,9 @@ def layer_rows(denoiser: Denoiser, options: SharedOptions) -> list[dict[str, Any
             "output_shape": list(site.output_shape),
             "kernel": list(site.kernel),
             "macs": site.macs,
-            "weight_bits": plans[site.name].weight_bits,
-            "activation_bits": plans[site.name].activation_bits,
-            "bits_reason": plans[site.name].reason,
+            "weight_bits": bits[site.name].weight_bits,
+            "activation_bits": bits[site.name].activation_bits,
+            "bits_reason": bits[site.name].reason,
             "fold": folds[site.name],
         }
         for site in sites

@@ -13,7 +13,7 @@ import numpy as np
 from dq_deploy.calibration import CalibrationSource
 from dq_deploy.errors import GuaranteeError, OptionError
 from dq_deploy.methods.budget.sensitivity import Sensitivity, measure_sensitivity
-from dq_deploy.methods.layer_bits import LayerPlan, plan_sites
+from dq_deploy.methods.layer_bits import LayerBits, bits_of_sites
 from dq_deploy.methods.options import FLOAT_ACTIVATIONS, SharedOptions
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.models import Denoiser, quantizable_layers
@@ -21,7 +21,7 @@ from dq_deploy.numerics.arrays import F64, I64
 from dq_deploy.record import Record
 
 FREE = "general"
-"""Reason of a plan whose bits nobody named; only those are chosen."""
+"""Reason of bits that nobody named; only those are chosen."""
 
 NIBBLE_BITS = 4
 MOST_CUTS = 64
@@ -114,24 +114,24 @@ def options_within_budget(
     """
     assert options.budget is not None
     sites = quantizable_layers(denoiser.module, denoiser.config)
-    plans = {name: plan for name, plan in plan_sites(sites, options).items() if not plan.is_float}
+    given = {name: bits for name, bits in bits_of_sites(sites, options).items() if not bits.is_float}
     sizes = {s.name: s.out_channels * (s.in_channels // s.groups) * math.prod(s.kernel) for s in sites}
-    sizes = {name: sizes[name] for name in plans}
-    free = [name for name, plan in plans.items() if plan.is_integer and plan.reason == FREE]
-    capacity = _capacity(options, plans, sizes, free)
+    sizes = {name: sizes[name] for name in given}
+    free = [name for name, bits in given.items() if bits.is_integer and bits.reason == FREE]
+    capacity = _capacity(options, given, sizes, free)
     sensitivity = measure_sensitivity(denoiser, options, source, free, progress)
     widths = options.budget_widths
     errors = np.array([[sensitivity.total(name, width) for width in widths] for name in free])
     picked = choose_widths(errors, [sizes[name] for name in free], widths, capacity)
-    bits = {name: (plan.weight_bits or 0, plan.activation_bits or 0) for name, plan in plans.items()}
-    found = {name: (width, bits[name][1]) for name, width in zip(free, picked, strict=True)}
-    chosen = ChosenBits(budget=options.budget, layers={**bits, **found}, sizes=sizes, sensitivity=sensitivity)
+    pairs = {name: (bits.weight_bits or 0, bits.activation_bits or 0) for name, bits in given.items()}
+    found = {name: (width, pairs[name][1]) for name, width in zip(free, picked, strict=True)}
+    chosen = ChosenBits(budget=options.budget, layers={**pairs, **found}, sizes=sizes, sensitivity=sensitivity)
     progress(Progress(stage="sensitivity", done=1, total=1, note=chosen.in_words()))
     return replace(options, layer_bits={**options.layer_bits, **found}), chosen
 
 
 def _capacity(
-    options: SharedOptions, plans: Mapping[str, LayerPlan], sizes: Mapping[str, int], free: Sequence[str]
+    options: SharedOptions, given: Mapping[str, LayerBits], sizes: Mapping[str, int], free: Sequence[str]
 ) -> int:
     """Bits left for the layers that may be chosen for."""
     assert options.budget is not None
@@ -141,7 +141,7 @@ def _capacity(
             "neither layer_bits nor a default fixes; leave `budget` out or name fewer layers"
         )
     total = sum(sizes.values())
-    fixed = sum(sizes[name] * (plan.weight_bits or 0) for name, plan in plans.items() if name not in free)
+    fixed = sum(sizes[name] * (bits.weight_bits or 0) for name, bits in given.items() if name not in free)
     least = fixed + options.budget_widths[0] * sum(sizes[name] for name in free)
     allowed = math.floor(options.budget * total + 1e-6)
     if least > allowed:

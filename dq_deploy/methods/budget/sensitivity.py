@@ -17,7 +17,7 @@ from dq_deploy.methods.prepare.calibration_inputs import batch_of, collect_input
 from dq_deploy.methods.prepare.preparation import Prepared, prepare
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.methods.ranges.activations import batches, collect_ranges, model_inputs
-from dq_deploy.methods.training.prefix import trace_flow
+from dq_deploy.methods.training.prefix import flow_of_blocks
 from dq_deploy.models import Denoiser, blocks_of, call_denoiser
 from dq_deploy.numerics.arrays import F64, I64
 from dq_deploy.record import Layer
@@ -95,7 +95,7 @@ def measure_sensitivity(
 
 def _at_width(prepared: Prepared, width: int) -> Prepared:
     layers = {
-        name: replace(layer, plan=replace(layer.plan, weight_bits=width)) for name, layer in prepared.layers.items()
+        name: replace(layer, bits=replace(layer.bits, weight_bits=width)) for name, layer in prepared.layers.items()
     }
     return replace(prepared, layers=layers)
 
@@ -123,7 +123,7 @@ class _Measurement:
         self.inputs = inputs
         self.progress = progress
         blocks = {block.name: block for block in blocks_of(self.module)}
-        flow = trace_flow(self.module, list(blocks.values()), inputs)
+        flow = flow_of_blocks(self.module, list(blocks.values()), inputs)
         self.order = flow.order
         self.position = {layer: i for i, name in enumerate(self.order) for layer in blocks[name].layers}
         each = 4 * sum(int(np.prod(shape)) for shape in flow.output_shape.values())

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from dq_deploy.errors import OptionError
-from dq_deploy.methods.layer_bits import LayerPlan
+from dq_deploy.methods.layer_bits import LayerBits
 from dq_deploy.methods.options import QuestOptions, SharedOptions
 from dq_deploy.methods.prepare.dilation import scale_input_channels
 from dq_deploy.methods.prepare.preparation import PreparedLayer
@@ -265,7 +265,7 @@ def _scaled_weight(
 
 
 def _prepared(site: LayerSite, layer: Layer, weight: F32) -> PreparedLayer:
-    plan = LayerPlan(
+    bits = LayerBits(
         name=layer.name,
         weight_bits=layer.weight_bits,
         activation_bits=layer.activation_bits,
@@ -273,7 +273,7 @@ def _prepared(site: LayerSite, layer: Layer, weight: F32) -> PreparedLayer:
     )
     return PreparedLayer(
         site=site,
-        plan=plan,
+        bits=bits,
         widths=tuple(len(part.pre) for part in layer.parts),
         pre=np.concatenate([part.pre for part in layer.parts]),
         weight=weight,

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from dq_deploy.errors import OptionError
-from dq_deploy.methods.layer_bits import LayerPlan, plan_sites
+from dq_deploy.methods.layer_bits import LayerBits, bits_of_sites
 from dq_deploy.methods.options import SharedOptions
 from dq_deploy.methods.prepare.dilation import common_dilation, dilation_of, scale_input_channels
 from dq_deploy.models import (
@@ -36,7 +36,7 @@ class PreparedLayer:
 
     Attributes:
         site: name, kind and geometry.
-        plan: bits.
+        bits: of weights and activations, and why.
         widths: input channels of each part.
         pre: [C_in] float32.
         weight: [C_out, C_in / groups, ...] float32, with every dilation in it; the module's own where that is one.
@@ -46,7 +46,7 @@ class PreparedLayer:
     """
 
     site: LayerSite
-    plan: LayerPlan
+    bits: LayerBits
     widths: tuple[int, ...]
     pre: F32
     weight: F32
@@ -57,14 +57,14 @@ class PreparedLayer:
     @property
     def weight_bits(self) -> int:
         """Bits of the weights."""
-        assert self.plan.weight_bits is not None
-        return self.plan.weight_bits
+        assert self.bits.weight_bits is not None
+        return self.bits.weight_bits
 
     @property
     def activation_bits(self) -> int:
         """Bits of the activations."""
-        assert self.plan.activation_bits is not None
-        return self.plan.activation_bits
+        assert self.bits.activation_bits is not None
+        return self.bits.activation_bits
 
     def weight_parts(self) -> list[F32]:
         """The weight of each part, sliced along the input channels."""
@@ -84,12 +84,12 @@ class Prepared:
     Attributes:
         module: the denoiser's module with folds done, same float function; it shares every weight no fold changed.
         layers: layers to become integer ones, by name, in execution order.
-        plans: bits of every quantizable layer, weight-only and float ones included.
+        bits: of every quantizable layer, weight-only and float ones included.
     """
 
     module: torch.nn.Module
     layers: Mapping[str, PreparedLayer]
-    plans: Mapping[str, LayerPlan]
+    bits: Mapping[str, LayerBits]
 
 
 def prepare(denoiser: Denoiser, options: SharedOptions, *, dilation_bound: str | None = None) -> Prepared:
@@ -105,12 +105,12 @@ def prepare(denoiser: Denoiser, options: SharedOptions, *, dilation_bound: str |
     """
     dilate = dilation_bound is not None
     sites = {site.name: site for site in quantizable_layers(denoiser.module, denoiser.config)}
-    plans = plan_sites(sites.values(), options)
+    bits = bits_of_sites(sites.values(), options)
     module = _sharing_copy(denoiser.module)
     splits = skip_splits(module) if options.split_skips else {}
     if options.split_skips and not splits:
         raise OptionError("`split_skips` was given, expected a model with skip concatenations; leave it out")
-    chosen = [name for name in sites if plans[name].is_integer]
+    chosen = [name for name in sites if bits[name].is_integer]
     factors = {name: _dilation(module, sites[name], splits, dilation_bound) for name in chosen}
     reasons = fold_refusals(module)
     folded: dict[str, Fold] = {}
@@ -126,9 +126,9 @@ def prepare(denoiser: Denoiser, options: SharedOptions, *, dilation_bound: str |
     layers = {}
     for name in chosen:
         left = np.ones_like(factors[name]) if name in folded else factors[name]
-        layer = _layer(module, sites[name], plans[name], splits, left, reasons[name], dilate)
+        layer = _layer(module, sites[name], bits[name], splits, left, reasons[name], dilate)
         layers[name] = replace(layer, folded=folded.get(name))
-    return Prepared(module=module, layers=layers, plans=plans)
+    return Prepared(module=module, layers=layers, bits=bits)
 
 
 def _sharing_copy(module: torch.nn.Module) -> torch.nn.Module:
@@ -222,7 +222,7 @@ def _replace(owner: torch.nn.Module, name: str, values: NDArray[np.floating]) ->
 def _layer(
     module: torch.nn.Module,
     site: LayerSite,
-    plan: LayerPlan,
+    chosen: LayerBits,
     splits: Mapping[str, int],
     factor: F64,
     reason: str,
@@ -235,7 +235,7 @@ def _layer(
     pre, weight = _divided_input(_weight(module, site.name), factor, site.groups)
     return PreparedLayer(
         site=replace(site),
-        plan=plan,
+        bits=chosen,
         widths=_widths(site, splits),
         pre=pre,
         weight=weight,

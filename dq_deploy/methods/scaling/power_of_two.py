@@ -7,7 +7,7 @@ Channel k is quantized with the step ``s m_k``, ``m_k = 2^-j_k``::
 
 In a record that is `pre` times 2^j_k, weights shifted left by J - j_k, and weight scales over 2^J. All are powers of
 two, so nothing is rounded anew. Shifted columns need more bits than the others: such a layer is stored with 8-bit
-weights, whatever its plan says.
+weights, whatever bits it was given.
 
 `pre` is one for all steps, and so is m_k: codes of one channel at two step sizes that change by step have no form in
 the integer layer. Votes counted by group of steps therefore end in one m_k too; see `elected_exponents`.

@@ -29,7 +29,7 @@ from dq_deploy.methods.ranges.activations import (
     steps_of,
 )
 from dq_deploy.methods.training.block_training import DivergedError, TrainedBlock, call_block, train_block
-from dq_deploy.methods.training.prefix import CHUNK, BlockInputs, Flow, Prefix, joined, trace_flow
+from dq_deploy.methods.training.prefix import CHUNK, BlockInputs, Flow, Prefix, flow_of_blocks, joined
 from dq_deploy.methods.training.reconstruction import Reconstruction
 from dq_deploy.methods.training.resume import ResumeFolder
 from dq_deploy.methods.training.trainable import TrainableLayer
@@ -109,7 +109,7 @@ class BlockReconstruction:
         blocks = {block.name: block for block in blocks_of(prepared.module)}
         self.steps = steps_of(ranges)
         self.groups = options.groups_of_steps(self.steps)
-        flow = trace_flow(prepared.module, list(blocks.values()), inputs, both_inputs=settings.needs_float_inputs)
+        flow = flow_of_blocks(prepared.module, list(blocks.values()), inputs, both_inputs=settings.needs_float_inputs)
         self.blocks = [blocks[name] for name in flow.order]
         self.count = self._count(flow, inputs)
         chosen = {name: value[: self.count] for name, value in inputs.items()}

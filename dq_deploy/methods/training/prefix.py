@@ -68,7 +68,7 @@ def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Ten
     return [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
 
 
-def trace_flow(
+def flow_of_blocks(
     module: torch.nn.Module,
     blocks: Sequence[Block],
     inputs: Mapping[str, NDArray[Any]],

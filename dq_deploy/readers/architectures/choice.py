@@ -89,16 +89,16 @@ def without_prefix(state: Mapping[str, Any], source: str, architecture: Architec
     Raises:
         FileProblemError: the network's keys are not among them.
     """
-    probe = f"{architecture.first}.weight"
+    first = f"{architecture.first}.weight"
     keys = [f"{path}.{end}" for path in architecture.targets for end in ("weight", "bias")]
     average = {key: f"model_ema.diffusion_model{key.replace('.', '')}" for key in keys}
-    if average[probe] in state:
+    if average[first] in state:
         return Tensors({key: state[name] for key, name in average.items() if name in state}, f"{source} (average)")
     for prefix in ("model.diffusion_model.", "", "module.", "model."):
-        if prefix + probe in state:
+        if prefix + first in state:
             mine = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
             return Tensors(mine, source)
     there = few(sorted(state))
     raise FileProblemError(
-        f"{source} has no {probe}; it holds {there}: check `float_model` and the architecture's family"
+        f"{source} has no {first}; it holds {there}: check `float_model` and the architecture's family"
     )

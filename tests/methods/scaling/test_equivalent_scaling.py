@@ -12,7 +12,7 @@ import torch
 
 from dq_deploy.errors import NonFiniteError
 from dq_deploy.methods import SharedOptions, options_for
-from dq_deploy.methods.layer_bits import LayerPlan
+from dq_deploy.methods.layer_bits import LayerBits
 from dq_deploy.methods.prepare.preparation import Prepared, PreparedLayer, prepare, with_equivalent_scales
 from dq_deploy.methods.progress import Progress
 from dq_deploy.methods.scaling.equivalent_scaling import (
@@ -59,9 +59,9 @@ def linear(weight: Any, widths: tuple[int, ...] = ()) -> PreparedLayer:
         input_shape=(1, n_in),
         output_shape=(1, n_out),
     )
-    plan = LayerPlan(name="layer", weight_bits=4, activation_bits=4, reason="general")
+    bits = LayerBits(name="layer", weight_bits=4, activation_bits=4, reason="general")
     return PreparedLayer(
-        site=site, plan=plan, widths=widths or (n_in,), pre=np.ones(n_in, np.float32), weight=weight, bias=None, fold=""
+        site=site, bits=bits, widths=widths or (n_in,), pre=np.ones(n_in, np.float32), weight=weight, bias=None, fold=""
     )
 
 
@@ -162,7 +162,7 @@ def test_little_memory_means_fewer_layers_at_a_time_and_the_same_names() -> None
     some = dict(list(prepared.layers.items())[:6])
     reports: list[Progress] = []
     learned = learn_equivalent_scales(
-        Prepared(module=prepared.module, layers=some, plans=prepared.plans),
+        Prepared(module=prepared.module, layers=some, bits=prepared.bits),
         calibration(denoiser, 8),
         chosen,
         steps=STEPS,
@@ -177,7 +177,7 @@ def test_little_memory_means_fewer_layers_at_a_time_and_the_same_names() -> None
 def test_a_run_goes_on_behind_the_layers_that_are_learned() -> None:
     denoiser, chosen = tiny_denoiser(), options(scaling_iterations=2)
     prepared = prepare(denoiser, chosen)
-    some = Prepared(module=prepared.module, layers=dict(list(prepared.layers.items())[:5]), plans=prepared.plans)
+    some = Prepared(module=prepared.module, layers=dict(list(prepared.layers.items())[:5]), bits=prepared.bits)
     kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
     def learn(known: LearnedScales | None = None) -> LearnedScales:
