@@ -60,7 +60,7 @@ def test_a_diverged_run_keeps_its_finished_blocks_and_goes_on_at_other_rates_onl
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dq_deploy.methods.training import block_reconstruction
-    from dq_deploy.methods.training.block_training import DivergedError
+    from dq_deploy.methods.training.block_reconstruction import DivergedError
 
     real = block_reconstruction.train_block
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from dq_deploy.methods.ranges.activations import (
     output_table,
     steps_of,
 )
-from dq_deploy.methods.training.block_training import DivergedError, TrainedBlock, call_block, train_block
+from dq_deploy.methods.training.block_loss import BlockLoss, TrainedBlock, call_block
 from dq_deploy.methods.training.prefix import CHUNK, BlockInputs, Flow, Prefix, flow_of_blocks, joined
 from dq_deploy.methods.training.reconstruction import Reconstruction
 from dq_deploy.methods.training.resume import ResumeFolder
@@ -40,8 +40,17 @@ from dq_deploy.simulation.fake_quant import IntegerLayer, StepContext, replace_l
 GIB = 1 << 30
 
 COMPARED_INPUTS = 256
-_ADVICE = "check the model's configuration and the options"
 """Inputs on which a trained block is compared with the untrained one."""
+
+REPORT_EVERY = 10
+EPSILON = 1e-12
+"""Adam's, far below any gradient of a relative loss."""
+
+_ADVICE = "check the model's configuration and the options"
+
+
+class DivergedError(Exception):
+    """A block's training gave NaN or infinity; the message says where."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -309,6 +318,53 @@ class BlockReconstruction:
     def _with_output(self, layer: Layer, seen: StepRange) -> Layer:
         scale, zero = output_table(seen, self.groups)
         return replace(layer, out_scale=scale, out_zero_point=zero)
+
+
+def train_block(
+    block: TrainedBlock,
+    settings: Reconstruction,
+    *,
+    seed: int,
+    generator: torch.Generator,
+    report: Callable[[int, float], None],
+) -> None:
+    """Train the layers of a block in place.
+
+    Args:
+        block: what is trained, on what.
+        settings: on which loss, at which rates.
+        seed: of the batches.
+        generator: of what is dropped and mixed.
+        report: called now and then with (iterations done, mean loss of the last ones).
+
+    Raises:
+        DivergedError: a loss, or at the end a trained value, is not finite.
+    """
+    groups = [group for layer in block.layers.values() for group in layer.parameter_groups(settings.rates)]
+    if not groups or not settings.iterations:
+        return
+    optimizer = torch.optim.Adam(groups, eps=EPSILON, fused=True)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    batches = torch.Generator().manual_seed(seed)
+    recent: list[float] = []
+    with BlockLoss(block, settings, generator).watching() as loss_of:
+        for i in range(settings.iterations):
+            fade = 0.5 * (1 + math.cos(math.pi * i / settings.iterations))
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * fade
+            index = torch.randint(0, len(block.step), (settings.batch,), generator=batches)
+            loss = loss_of(index, i)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise DivergedError(f"the loss is {value} at iteration {i + 1}")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            recent.append(value)
+            if (i + 1) % REPORT_EVERY == 0 or i + 1 == settings.iterations:
+                report(i + 1, sum(recent[-REPORT_EVERY:]) / len(recent[-REPORT_EVERY:]))
+    if not all(bool(torch.isfinite(p).all()) for group in groups for p in group["params"]):
+        raise DivergedError("a trained value is not finite after the last iteration")
 
 
 def _stopped(block: str, reason: str, history: list[dict[str, Any]], state: ResumeFolder | None) -> str:

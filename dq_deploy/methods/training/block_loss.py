@@ -1,9 +1,8 @@
-"""The training of one block: its loss, its iterations, and what stops it."""
+"""The loss of one block in training: how far its output, and those of its layers, are from the float block's."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,14 +15,6 @@ from dq_deploy.methods.training.reconstruction import Reconstruction
 from dq_deploy.methods.training.trainable import TrainableLayer
 from dq_deploy.methods.training.weight_rounding import penalty_beta, rounding_penalty
 from dq_deploy.simulation.fake_quant import StepContext
-
-REPORT_EVERY = 10
-EPSILON = 1e-12
-"""Adam's, far below any gradient of a relative loss."""
-
-
-class DivergedError(Exception):
-    """A block's training gave NaN or infinity; the message says where."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,54 +42,7 @@ class TrainedBlock:
     context: StepContext
 
 
-def train_block(
-    block: TrainedBlock,
-    settings: Reconstruction,
-    *,
-    seed: int,
-    generator: torch.Generator,
-    report: Callable[[int, float], None],
-) -> None:
-    """Train the layers of a block in place.
-
-    Args:
-        block: what is trained, on what.
-        settings: on which loss, at which rates.
-        seed: of the batches.
-        generator: of what is dropped and mixed.
-        report: called now and then with (iterations done, mean loss of the last ones).
-
-    Raises:
-        DivergedError: a loss, or at the end a trained value, is not finite.
-    """
-    groups = [group for layer in block.layers.values() for group in layer.parameter_groups(settings.rates)]
-    if not groups or not settings.iterations:
-        return
-    optimizer = torch.optim.Adam(groups, eps=EPSILON, fused=True)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    batches = torch.Generator().manual_seed(seed)
-    recent: list[float] = []
-    with _BlockLoss(block, settings, generator).watching() as loss_of:
-        for i in range(settings.iterations):
-            fade = 0.5 * (1 + math.cos(math.pi * i / settings.iterations))
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * fade
-            index = torch.randint(0, len(block.step), (settings.batch,), generator=batches)
-            loss = loss_of(index, i)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise DivergedError(f"the loss is {value} at iteration {i + 1}")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            recent.append(value)
-            if (i + 1) % REPORT_EVERY == 0 or i + 1 == settings.iterations:
-                report(i + 1, sum(recent[-REPORT_EVERY:]) / len(recent[-REPORT_EVERY:]))
-    if not all(bool(torch.isfinite(p).all()) for group in groups for p in group["params"]):
-        raise DivergedError("a trained value is not finite after the last iteration")
-
-
-class _BlockLoss:
+class BlockLoss:
     """Loss of a batch: see `Reconstruction`."""
 
     def __init__(self, block: TrainedBlock, settings: Reconstruction, generator: torch.Generator) -> None:
