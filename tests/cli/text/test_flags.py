@@ -104,6 +104,27 @@ def test_an_option_is_said_as_the_flag_of_the_command(message, said):
     assert with_flags(message, "dq-build") == said
 
 
+@pytest.mark.parametrize(
+    ("name", "message", "said"),
+    [
+        ("dq-quantize", 'tdac with `kind="random"`, expected', "tdac with --calibration random, expected"),
+        ("dq-quantize", "see the option list of `QuantizeOptions`", "see the option list of dq-quantize --help"),
+        (
+            "dq-quantize",
+            "matches no layer; see the names with `quantizable_layers`",
+            "see the names with --list-layers",
+        ),
+        ("dq-quantize", "choose another `folder`", "choose another --out"),
+        ("dq-import", "`reader` got 'eda', expected", "--from got 'eda', expected"),
+        ("dq-import", "differ from `float_model`; expected", "differ from --float; expected"),
+        ("dq-sample", 'use `scheduler="ddim"`', "use --scheduler ddim"),
+        ("dq-bench", "`batches` got 8", "--batch got 8"),
+    ],
+)
+def test_each_command_has_its_own_table(name, message, said):
+    assert with_flags(message, name).endswith(said)
+
+
 def test_a_flag_that_another_command_has_is_said_too():
     assert with_flags("build it with `shapes`", "dq-verify") == "build it with --shapes"
 
