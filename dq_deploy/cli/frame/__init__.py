@@ -109,7 +109,7 @@ def _with_debug(command: Callable[..., None], state: dict[str, bool]) -> Callabl
             raise _Stopped("interrupted", EXIT_INTERRUPTED) from None
 
     parameters = [*signature.parameters.values(), option, _version_option()]
-    wrapped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    wrapped.__dict__["__signature__"] = signature.replace(parameters=parameters)
     wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
     return wrapped
 

@@ -84,7 +84,7 @@ def usable_streams() -> Iterator[None]:
         for stream in (out, err):
             if getattr(stream, "errors", None) in ("strict", "surrogateescape") and hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
-        sys.stdout, sys.stderr = _Stream(out, is_needed=True), _Stream(err, is_needed=False)  # type: ignore[assignment]
+        sys.stdout, sys.stderr = _Stream(out, is_needed=True), _Stream(err, is_needed=False)
         try:
             yield
         finally:

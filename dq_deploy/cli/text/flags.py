@@ -80,6 +80,7 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "settings": "--settings",
         "masks": "--masks",
     },
+    "dq-tune": {"model": "--model", "dtype": "--dtype", "device": "--device", "op": "--op"},
 }
 """Command -> Python name of an option -> its flag; `--on/--off` where False or None has a flag of its own."""
 
