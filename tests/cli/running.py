@@ -20,11 +20,11 @@ class Done:
     err: str
 
 
-def command(name: str, *arguments: Any) -> Done:
-    """Run `dq-<name>` with these arguments."""
+def command(name: str, *arguments: Any, script: str = "") -> Done:
+    """Run `dq-<name>`, or the script of another name, with these arguments."""
     main = importlib.import_module(f"dq_deploy.cli.{name}").main
     out, err, code = io.StringIO(), io.StringIO(), 0
-    argv = [f"dq-{name}", *(str(argument) for argument in arguments)]
+    argv = [script or f"dq-{name}", *(str(argument) for argument in arguments)]
     with mock.patch.object(sys, "argv", argv), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             main()
