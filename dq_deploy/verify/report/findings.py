@@ -27,9 +27,7 @@ from dq_deploy.verify.report.values import LayerReport, Report, StepCell
 if TYPE_CHECKING:
     from dq_deploy.models import Macs
 
-GRAPH_ONLY = (
-    "shown for the graph only: what the engine runs is in its plan (dq-build, then dq-verify --engine unet.plan)"
-)
+GRAPH_ONLY = "shown for the graph only: what the engine runs is in its plan (dq-build, then dq-verify of that plan)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +142,7 @@ def _failures(findings: Findings) -> list[str]:
         prefix = "" if layer.reason.startswith("layer ") else f"layer {layer.name}: "
         found.append(f"{prefix}{layer.reason}" + ("" if layer.status == "differs" else f" ({layer.status})"))
     if not findings.layers:
-        found.append("the record has no integer layer, so there is nothing to prove exact; expected one or no --exact")
+        found.append("the record has no integer layer, so there is nothing to prove exact; expected at least one")
     if findings.parity.edge_problem:
         looked_up = any(layer.integer for layer in findings.layers)  # else no layer asks for a bucket
         found.insert(0 if looked_up else len(found), findings.parity.edge_problem)
