@@ -14,8 +14,8 @@ from dq_deploy.methods.prepare.calibration_inputs import batch_of
 from dq_deploy.methods.prepare.preparation import Prepared, prepare, with_equivalent_scales
 from dq_deploy.methods.prepare.starting_point import inputs_of
 from dq_deploy.methods.progress import Progress, ProgressCallback
-from dq_deploy.methods.ranges.activations import collect_ranges
 from dq_deploy.methods.ranges.float_ranges import watch_outputs
+from dq_deploy.methods.ranges.step_ranges import collect_ranges
 from dq_deploy.methods.scaling.equivalent_scaling import LearnedScales, learn_equivalent_scales
 from dq_deploy.methods.scaling.power_of_two import scale_skips
 from dq_deploy.methods.training.block_reconstruction import BlockReconstruction

@@ -10,9 +10,9 @@ from dq_deploy.methods.prepare.assembly import build_layer, build_record
 from dq_deploy.methods.prepare.calibration_inputs import batch_of, collect_inputs
 from dq_deploy.methods.prepare.preparation import Prepared, prepare
 from dq_deploy.methods.progress import Progress, ProgressCallback, silent
-from dq_deploy.methods.ranges.activations import LayerRanges, collect_ranges, steps_of
 from dq_deploy.methods.ranges.float_ranges import watch_outputs
 from dq_deploy.methods.ranges.scales import quantized_weight
+from dq_deploy.methods.ranges.step_ranges import LayerRanges, collect_ranges, steps_of
 from dq_deploy.methods.weight_only import timesteps_alone, weight_only_history, weight_only_layers
 from dq_deploy.models import Denoiser
 from dq_deploy.record import Layer, Record

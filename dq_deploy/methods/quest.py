@@ -31,7 +31,7 @@ from dq_deploy.methods.prepare.initial_record import (
 from dq_deploy.methods.prepare.preparation import prepare
 from dq_deploy.methods.prepare.starting_point import inputs_of, starting_point
 from dq_deploy.methods.progress import ProgressCallback
-from dq_deploy.methods.ranges.activations import StepRange, batches, model_inputs, output_table
+from dq_deploy.methods.ranges.step_ranges import StepRange, batches, model_inputs, output_table
 from dq_deploy.methods.training.block_reconstruction import BlockReconstruction
 from dq_deploy.methods.training.finetuning import Finetuner, stages_of
 from dq_deploy.methods.training.reconstruction import adaround_settings

@@ -15,7 +15,7 @@ from dq_deploy.artifacts import sha256_of_file
 from dq_deploy.errors import FileProblemError, ModelError, OptionError
 from dq_deploy.models import LayerSite
 from dq_deploy.numerics.arrays import Array
-from dq_deploy.readers.architectures.choice import architecture_of, moved
+from dq_deploy.readers.architectures.described_network import architecture_of, moved
 from dq_deploy.readers.architectures.module_paths import Architecture
 from dq_deploy.readers.channel_factors import CHOICES
 from dq_deploy.readers.float_model import FloatModel, load_float_model

@@ -13,7 +13,7 @@ from dq_deploy import models
 from dq_deploy.artifacts import sha256_of_file
 from dq_deploy.errors import FileProblemError
 from dq_deploy.numerics.arrays import Array
-from dq_deploy.readers.architectures.choice import float_state, without_prefix
+from dq_deploy.readers.architectures.described_network import float_state, without_prefix
 from dq_deploy.readers.architectures.module_paths import Architecture, Target
 from dq_deploy.readers.tensors import few, load_float_file
 

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from dq_deploy.models import build_denoiser, quantizable_layers, skip_splits
 from dq_deploy.readers import settings_from
-from dq_deploy.readers.architectures.choice import architecture_of
+from dq_deploy.readers.architectures.described_network import architecture_of
 
 DDIM = {
     "family": "ddim",

@@ -12,7 +12,7 @@ import torch
 from dq_deploy.errors import DqError, FileProblemError, ModelError, OptionError
 from dq_deploy.models import denoiser_from_record
 from dq_deploy.readers import import_checkpoint, settings_from
-from dq_deploy.readers.architectures.choice import architecture_of
+from dq_deploy.readers.architectures.described_network import architecture_of
 from tests.readers.foreign_files import (
     DDIM,
     DDIM_SMALL,

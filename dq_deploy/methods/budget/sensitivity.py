@@ -16,7 +16,7 @@ from dq_deploy.methods.options import SharedOptions
 from dq_deploy.methods.prepare.calibration_inputs import batch_of, collect_inputs
 from dq_deploy.methods.prepare.preparation import Prepared, prepare
 from dq_deploy.methods.progress import Progress, ProgressCallback
-from dq_deploy.methods.ranges.activations import batches, collect_ranges, model_inputs
+from dq_deploy.methods.ranges.step_ranges import batches, collect_ranges, model_inputs
 from dq_deploy.methods.training.prefix import flow_of_blocks
 from dq_deploy.models import Denoiser, blocks_of, call_denoiser
 from dq_deploy.numerics.arrays import F64, I64

@@ -12,8 +12,8 @@ from dq_deploy.methods.options import SharedOptions
 from dq_deploy.methods.prepare.calibration_inputs import batch_of, collect_inputs
 from dq_deploy.methods.prepare.preparation import Prepared
 from dq_deploy.methods.progress import Progress, ProgressCallback
-from dq_deploy.methods.ranges.activations import LayerRanges, collect_ranges
 from dq_deploy.methods.ranges.float_ranges import watch_outputs
+from dq_deploy.methods.ranges.step_ranges import LayerRanges, collect_ranges
 from dq_deploy.methods.training.resume import ResumeFolder
 from dq_deploy.models import Denoiser
 from dq_deploy.record import Layer

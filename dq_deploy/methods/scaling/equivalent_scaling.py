@@ -25,8 +25,8 @@ from dq_deploy.errors import NonFiniteError
 from dq_deploy.methods.options import DmqOptions
 from dq_deploy.methods.prepare.preparation import Prepared, PreparedLayer
 from dq_deploy.methods.progress import Progress, ProgressCallback
-from dq_deploy.methods.ranges.activations import batches, first_of_every_step, model_inputs
 from dq_deploy.methods.ranges.scales import code_range, weight_range
+from dq_deploy.methods.ranges.step_ranges import batches, first_of_every_step, model_inputs
 from dq_deploy.methods.scaling.timestep_weighting import TimestepWeighting
 from dq_deploy.models import call_denoiser
 from dq_deploy.numerics.arrays import F64

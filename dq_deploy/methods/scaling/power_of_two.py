@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from dq_deploy.methods.options import DmqOptions
 from dq_deploy.methods.prepare.preparation import Prepared
-from dq_deploy.methods.ranges.activations import batches, first_of_every_step, model_inputs
+from dq_deploy.methods.ranges.step_ranges import batches, first_of_every_step, model_inputs
 from dq_deploy.models import call_denoiser
 from dq_deploy.numerics import reciprocal, table_at
 from dq_deploy.numerics.arrays import I64

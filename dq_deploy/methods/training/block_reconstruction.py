@@ -20,7 +20,7 @@ from dq_deploy.errors import NonFiniteError, OptionError, library_errors
 from dq_deploy.methods.options import SharedOptions
 from dq_deploy.methods.prepare.preparation import Prepared
 from dq_deploy.methods.progress import Progress, ProgressCallback
-from dq_deploy.methods.ranges.activations import (
+from dq_deploy.methods.ranges.step_ranges import (
     LayerRanges,
     StepRange,
     batches,

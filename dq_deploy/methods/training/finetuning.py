@@ -30,7 +30,7 @@ from dq_deploy.errors import NonFiniteError, OptionError, library_errors
 from dq_deploy.methods.options import QuestOptions
 from dq_deploy.methods.prepare.initial_record import InitialState, initial_state, working_module
 from dq_deploy.methods.progress import Progress, ProgressCallback
-from dq_deploy.methods.ranges.activations import model_inputs
+from dq_deploy.methods.ranges.step_ranges import model_inputs
 from dq_deploy.methods.training.trainable import TrainableLayer
 from dq_deploy.models import Denoiser, call_denoiser, quantizable_layers
 from dq_deploy.record import Record

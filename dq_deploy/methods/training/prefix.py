@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from dq_deploy.errors import ModelError
-from dq_deploy.methods.ranges.activations import batches, model_inputs
+from dq_deploy.methods.ranges.step_ranges import batches, model_inputs
 from dq_deploy.models import Block, call_denoiser
 
 CHUNK = 64

@@ -9,7 +9,7 @@ import numpy as np
 
 from dq_deploy.errors import FileProblemError
 from dq_deploy.numerics.arrays import F32, I32, Array
-from dq_deploy.readers.architectures.choice import float_state
+from dq_deploy.readers.architectures.described_network import float_state
 from dq_deploy.readers.foreign import ForeignLayer, ForeignModel, ForeignPart
 from dq_deploy.readers.formats.attention_quantizers import Names, by_time, read_attention
 from dq_deploy.readers.formats.quantizer_tensors import Source, halves, positive, tables_by_time, weight_tables, whole

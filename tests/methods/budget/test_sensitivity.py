@@ -53,7 +53,7 @@ def test_the_error_is_that_of_a_model_with_this_layer_alone(family: str) -> None
     parent = model.get_submodule(name.rpartition(".")[0])
     parent.conv1 = kept
     from dq_deploy.methods.prepare.calibration_inputs import collect_inputs
-    from dq_deploy.methods.ranges.activations import model_inputs
+    from dq_deploy.methods.ranges.step_ranges import model_inputs
     from dq_deploy.models import call_denoiser
 
     inputs = collect_inputs(denoiser, alone, CalibrationSource(), lambda report: None).inputs

@@ -13,7 +13,7 @@ from dq_deploy.methods import options_for, quantize
 from dq_deploy.methods.prepare.calibration_inputs import collect_inputs
 from dq_deploy.methods.prepare.preparation import prepare
 from dq_deploy.methods.progress import silent
-from dq_deploy.methods.ranges.activations import VALUES_A_STEP, collect_ranges
+from dq_deploy.methods.ranges.step_ranges import VALUES_A_STEP, collect_ranges
 from dq_deploy.models import example_inputs, middle_of
 from tests.tiny import tiny_conditional_denoiser, tiny_denoiser
 

@@ -15,7 +15,7 @@ from dq_deploy.methods import Progress, options_for
 from dq_deploy.methods.minmax import initial_layers
 from dq_deploy.methods.prepare.preparation import prepare
 from dq_deploy.methods.progress import silent
-from dq_deploy.methods.ranges.activations import collect_ranges
+from dq_deploy.methods.ranges.step_ranges import collect_ranges
 from dq_deploy.methods.training.block_reconstruction import BlockReconstruction, Reconstructed
 from dq_deploy.methods.training.reconstruction import Reconstruction, adaround_settings, bkd_settings, fbr_settings
 from tests.tiny import tiny_denoiser

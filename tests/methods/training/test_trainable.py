@@ -14,7 +14,7 @@ from dq_deploy.errors import OptionError
 from dq_deploy.methods import options_for
 from dq_deploy.methods.minmax import initial_layers
 from dq_deploy.methods.prepare.preparation import PreparedLayer, prepare
-from dq_deploy.methods.ranges.activations import collect_ranges
+from dq_deploy.methods.ranges.step_ranges import collect_ranges
 from dq_deploy.methods.training.trainable import WEIGHTS, CentredCodes, TrainableLayer
 from dq_deploy.record import Layer
 from dq_deploy.simulation.fake_quant import StepContext

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dq_deploy.methods.ranges.activations import StepRange, first_of_every_step, output_table
+from dq_deploy.methods.ranges.step_ranges import StepRange, first_of_every_step, output_table
 
 
 def test_momentum_follows_each_step_from_its_first_batch() -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from dq_deploy.errors import FileProblemError, OptionError
 from dq_deploy.models import build_denoiser
 from dq_deploy.readers import settings_from
-from dq_deploy.readers.architectures.choice import architecture_of, float_state, moved, without_prefix
+from dq_deploy.readers.architectures.described_network import architecture_of, float_state, moved, without_prefix
 from dq_deploy.readers.tensors import Tensors
 from tests.readers.foreign_files import DDIM, LDM, LDM_TEXT, foreign
 
