@@ -25,6 +25,7 @@ from dq_deploy.methods.progress import Progress
 
 if TYPE_CHECKING:
     from dq_deploy.calibration import CalibrationSource
+    from dq_deploy.methods.run import Run
     from dq_deploy.models import Denoiser
     from dq_deploy.record import Record
 
@@ -95,26 +96,23 @@ def quantize(
         check_names(kwargs)
         options = options_from_preset(str(preset), **kwargs)
     from dq_deploy.calibration import CalibrationSource
+    from dq_deploy.methods.run import Run
 
-    source = calibration or CalibrationSource()
-    report = progress or silent
-    folder = None if resume_dir is None else Path(resume_dir)
-    if folder is not None:
-        from dq_deploy.artifacts import hold_folder
+    run = Run(
+        denoiser=denoiser,
+        source=calibration or CalibrationSource(),
+        progress=progress or silent,
+        resume_dir=None if resume_dir is None else Path(resume_dir),
+    )
+    if run.resume_dir is None:
+        return _within_budget(run, options, init)
+    from dq_deploy.artifacts import hold_folder
 
-        with hold_folder(folder):
-            return _within_budget(denoiser, options, source, report, folder, init)
-    return _within_budget(denoiser, options, source, report, None, init)
+    with hold_folder(run.resume_dir):
+        return _within_budget(run, options, init)
 
 
-def _within_budget(
-    denoiser: Denoiser,
-    options: SharedOptions,
-    source: CalibrationSource,
-    report: Callable[[Progress], None],
-    folder: Path | None,
-    init: Record | None,
-) -> Record:
+def _within_budget(run: Run, options: SharedOptions, init: Record | None) -> Record:
     if init is not None and options.method != "quest":
         raise OptionError(f"an initial record was given with method {options.method}, expected method quest")
     if options.budget is not None and init is not None:
@@ -122,37 +120,29 @@ def _within_budget(
     if options.budget is not None:
         from dq_deploy.methods.budget.bit_budget import options_within_budget
 
-        options, chosen = options_within_budget(denoiser, options, source, report)
-        record = _by_method(denoiser, options, source, report, folder, init)
-        return chosen.noted_in(record)
-    return _by_method(denoiser, options, source, report, folder, init)
+        options, chosen = options_within_budget(run.denoiser, options, run.source, run.progress)
+        return chosen.noted_in(_by_method(run, options, init))
+    return _by_method(run, options, init)
 
 
-def _by_method(
-    denoiser: Denoiser,
-    options: SharedOptions,
-    source: CalibrationSource,
-    progress: Callable[[Progress], None],
-    folder: Path | None,
-    init: Record | None,
-) -> Record:
+def _by_method(run: Run, options: SharedOptions, init: Record | None) -> Record:
     if isinstance(options, MinmaxOptions):
         from dq_deploy.methods.minmax import quantize_minmax
 
-        return quantize_minmax(denoiser, options, source, progress)
+        return quantize_minmax(run, options)
     if isinstance(options, DilateQuantOptions):
         from dq_deploy.methods.dilatequant import quantize_dilatequant
 
-        return quantize_dilatequant(denoiser, options, source, progress, folder)
+        return quantize_dilatequant(run, options)
     if isinstance(options, DmqOptions):
         from dq_deploy.methods.dmq import quantize_dmq
 
-        return quantize_dmq(denoiser, options, source, progress, folder)
+        return quantize_dmq(run, options)
     if isinstance(options, EdaDmOptions):
         from dq_deploy.methods.eda_dm import quantize_eda_dm
 
-        return quantize_eda_dm(denoiser, options, source, progress, folder)
+        return quantize_eda_dm(run, options)
     assert isinstance(options, QuestOptions)
     from dq_deploy.methods.quest import quantize_quest
 
-    return quantize_quest(denoiser, options, source, progress, folder, init)
+    return quantize_quest(run, options, init)

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from dq_deploy.calibration import CalibrationInputs, CalibrationSource
+from dq_deploy.calibration import CalibrationInputs
 from dq_deploy.errors import NonFiniteError
-from dq_deploy.methods.minmax import initial_layers
 from dq_deploy.methods.options import DmqOptions
 from dq_deploy.methods.prepare.assembly import build_record
 from dq_deploy.methods.prepare.calibration_inputs import batch_of
+from dq_deploy.methods.prepare.initial_layers import initial_layers
 from dq_deploy.methods.prepare.preparation import Prepared, prepare, with_equivalent_scales
 from dq_deploy.methods.prepare.starting_point import inputs_of
-from dq_deploy.methods.progress import Progress, ProgressCallback
-from dq_deploy.methods.ranges.float_ranges import watch_outputs
-from dq_deploy.methods.ranges.step_ranges import collect_ranges
+from dq_deploy.methods.ranges.measured_ranges import FLOAT_BATCH, measure_ranges
+from dq_deploy.methods.run import Run
 from dq_deploy.methods.scaling.equivalent_scaling import LearnedScales, learn_equivalent_scales
 from dq_deploy.methods.scaling.power_of_two import scale_skips
 from dq_deploy.methods.training.block_reconstruction import BlockReconstruction
 from dq_deploy.methods.training.reconstruction import adaround_settings
 from dq_deploy.methods.training.resume import ResumeFolder, state_of_run
-from dq_deploy.models import Denoiser
 from dq_deploy.record import Record
 
 RANGE_MOMENTUM = 0.95
 SCALES = "equivalent-scales"
 
 
-def quantize_dmq(
-    denoiser: Denoiser,
-    options: DmqOptions,
-    source: CalibrationSource,
-    progress: ProgressCallback,
-    resume_dir: Path | None,
-) -> Record:
+def quantize_dmq(run: Run, options: DmqOptions) -> Record:
     """Scale, calibrate, round, then scale the skips; see `dq_deploy.methods.quantize`.
 
     1. Learned equivalent scaling: a factor an input channel, layer by layer, on the layer's own output error, each
@@ -43,43 +34,36 @@ def quantize_dmq(
     3. AdaRound, block by block, on the block's output error and the rounding penalty.
     4. Power-of-two factors of the 1x1 skip convolutions, by the votes of the calibration inputs.
     """
-    prepared = prepare(denoiser, options)
-    state = state_of_run(resume_dir, denoiser, options, source)
-    calibration = inputs_of(denoiser, options, source, progress, state)
-    inputs, steps, batch = calibration.inputs, len(calibration.timesteps), batch_of(denoiser, 64)
+    prepared = prepare(run.denoiser, options)
+    state = state_of_run(run, options)
+    calibration = inputs_of(run, options, state)
+    inputs, steps, batch = calibration.inputs, len(calibration.timesteps), batch_of(run.denoiser, FLOAT_BATCH)
     history: list[dict[str, Any]] = []
     if options.uses("learned-scaling"):
-        learned = _learned_scales(prepared, calibration, options, batch, progress, state)
+        learned = _learned_scales(run, prepared, calibration, options, batch, state)
         prepared = with_equivalent_scales(prepared, learned.factors)
         history.append(learned.history)
-    with watch_outputs(prepared.module) as float_ranges:
-        ranges = collect_ranges(
-            prepared,
-            inputs,
-            steps=steps,
-            batch=batch,
-            momentum=RANGE_MOMENTUM,
-            progress=lambda done, total: progress(Progress(stage="ranges", done=done, total=total)),
-        )
+    ranges = measure_ranges(run, prepared, calibration, momentum=RANGE_MOMENTUM)
     history.append({"stage": "ranges", "inputs": calibration.count})
-    layers = initial_layers(prepared, ranges, options, search=False, progress=progress)
+    layers = initial_layers(prepared, ranges.layers, options, search=False, progress=run.progress)
     if options.uses("reconstruction"):
         settings = adaround_settings(options)
-        trained = BlockReconstruction(prepared, layers, ranges, inputs, options, settings, progress).run(state)
+        blocks = BlockReconstruction(prepared, layers, ranges.layers, inputs, options, settings, run.progress)
+        trained = blocks.run(state)
         layers, history = trained.layers, history + trained.history
     if options.uses("power-of-two"):
         scaled = scale_skips(prepared, layers, inputs, options, steps=steps, batch=batch)
         layers = scaled.layers
         history.append(scaled.history)
-    return build_record(denoiser, prepared, layers, calibration, options, history, float_ranges=float_ranges)
+    return build_record(run.denoiser, prepared, layers, calibration, options, history, float_ranges=ranges.modules)
 
 
 def _learned_scales(
+    run: Run,
     prepared: Prepared,
     calibration: CalibrationInputs,
     options: DmqOptions,
     batch: int,
-    progress: ProgressCallback,
     state: ResumeFolder | None,
 ) -> LearnedScales:
     """The equivalent scales; layers that an earlier run of this state has learned are taken from it."""
@@ -98,7 +82,7 @@ def _learned_scales(
             options,
             steps=steps,
             batch=batch,
-            progress=progress,
+            progress=run.progress,
             known=known,
             keep=keep,
         )

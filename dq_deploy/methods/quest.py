@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dq_deploy.calibration import CalibrationInputs, CalibrationSource, sampling_timesteps
+from dq_deploy.calibration import CalibrationInputs, sampling_timesteps
 from dq_deploy.errors import NonFiniteError
 from dq_deploy.methods.options import QuestOptions, json_of_options
-from dq_deploy.methods.prepare.assembly import build_record, versions
+from dq_deploy.methods.prepare.assembly import provenance_of
 from dq_deploy.methods.prepare.calibration_inputs import batch_of
 from dq_deploy.methods.prepare.initial_record import (
     check_timesteps,
@@ -29,64 +29,58 @@ from dq_deploy.methods.prepare.initial_record import (
     options_of_initial,
 )
 from dq_deploy.methods.prepare.preparation import prepare
-from dq_deploy.methods.prepare.starting_point import inputs_of, starting_point
-from dq_deploy.methods.progress import ProgressCallback
-from dq_deploy.methods.ranges.step_ranges import StepRange, batches, model_inputs, output_table
-from dq_deploy.methods.training.block_reconstruction import BlockReconstruction
+from dq_deploy.methods.prepare.starting_point import inputs_of
+from dq_deploy.methods.ranges.measured_ranges import FLOAT_BATCH
+from dq_deploy.methods.ranges.step_ranges import StepRange, batches, model_inputs, output_table, watch_steps
+from dq_deploy.methods.run import Run
 from dq_deploy.methods.training.finetuning import Finetuner, stages_of
 from dq_deploy.methods.training.reconstruction import adaround_settings
 from dq_deploy.methods.training.resume import ResumeFolder, state_of_run
-from dq_deploy.models import Denoiser, call_denoiser
+from dq_deploy.methods.training.trained_record import trained_record
+from dq_deploy.models import call_denoiser
 from dq_deploy.record import Layer, Record, content_sha256, load_record, save_record
-from dq_deploy.simulation.fake_quant import IntegerLayer, simulate
+from dq_deploy.simulation.fake_quant import simulate
 
 
-def quantize_quest(
-    denoiser: Denoiser,
-    options: QuestOptions,
-    source: CalibrationSource,
-    progress: ProgressCallback,
-    resume_dir: Path | None,
-    init: Record | None,
-) -> Record:
+def quantize_quest(run: Run, options: QuestOptions, init: Record | None) -> Record:
     """Finetune a record, or one made here, in two stages; see `dq_deploy.methods.quantize`."""
+    denoiser = run.denoiser
     if init is not None:
         options = options_of_initial(init, denoiser, options)
-        if source.kind != "latents":
+        if run.source.kind != "latents":
             check_timesteps(init, sampling_timesteps(denoiser.scheduler_config, options.steps))
     stages_of((), options)  # parts left out that leave nothing to train on are refused before anything runs
     known = {} if init is None else {"initial record": content_sha256(init)}
-    state = state_of_run(resume_dir, denoiser, options, source, **known)
+    state = state_of_run(run, options, **known)
     record = _kept(state, "start") if init is None else init
     if record is None:
-        record, calibration = _base(denoiser, options, source, progress, state)
+        prepared = prepare(denoiser, options)
+        settings = adaround_settings(options) if options.uses("reconstruction") else None
+        made = trained_record(run, prepared, options, settings, state)
+        record, calibration = made.record, made.calibration
         _keep(state, "start", record)
     else:
-        calibration = inputs_of(denoiser, options, source, progress, state)
+        calibration = inputs_of(run, options, state)
     if init is not None:
         check_timesteps(init, calibration.timesteps)
-        record = replace(init, provenance=_provenance(denoiser, options, calibration, init))
-    record = _finetuned(denoiser, options, calibration, progress, state, record)
+        record = replace(init, provenance=provenance_of(denoiser, calibration, options, [_begun(init)]))
+    record = _finetuned(run, options, calibration, state, record)
     # a run that goes on with lower rates begins with a record of the former ones
     return replace(record, provenance={**record.provenance, "options": json_of_options(options)})
 
 
 def _finetuned(
-    denoiser: Denoiser,
-    options: QuestOptions,
-    calibration: CalibrationInputs,
-    progress: ProgressCallback,
-    state: ResumeFolder | None,
-    record: Record,
+    run: Run, options: QuestOptions, calibration: CalibrationInputs, state: ResumeFolder | None, record: Record
 ) -> Record:
     """Every stage in turn, then output tables; a finished stage is kept as a record of its own."""
+    denoiser = run.denoiser
     stages = stages_of(initial_state(record, denoiser).layers, options)
     finetuner: Finetuner | None = None
     last, kept_start = "start", True
     for number, stage in enumerate(stages):
         done = _kept(state, stage.name)
         if done is None:
-            finetuner = finetuner or Finetuner(denoiser, calibration.inputs, options, progress, stages=len(stages))
+            finetuner = finetuner or Finetuner(denoiser, calibration.inputs, options, run.progress, stages=len(stages))
             try:
                 done, note = finetuner.run(stage, number, record)
             except NonFiniteError as error:
@@ -98,7 +92,7 @@ def _finetuned(
     has_tables = all(layer.out_scale is not None for layer in record.layers.values())
     if kept_start and has_tables == options.outputs:
         return record  # bit for bit what it began with
-    finished: Record = _with_output_tables(record, calibration, options, batch_of(denoiser, 64))
+    finished: Record = _with_output_tables(record, calibration, options, batch_of(denoiser, FLOAT_BATCH))
     return finished
 
 
@@ -115,43 +109,14 @@ def _named(error: NonFiniteError, state: ResumeFolder | None, stage: str, last: 
     )
 
 
-def _base(
-    denoiser: Denoiser,
-    options: QuestOptions,
-    source: CalibrationSource,
-    progress: ProgressCallback,
-    state: ResumeFolder | None,
-) -> tuple[Record, CalibrationInputs]:
-    """A record by range search and AdaRound reconstruction of the blocks, and what it was calibrated with."""
-    prepared = prepare(denoiser, options)
-    start = starting_point(denoiser, prepared, options, source, progress, state)
-    layers, history, calibration = start.layers, start.history, start.calibration
-    if options.uses("reconstruction"):
-        inputs, settings = calibration.inputs, adaround_settings(options)
-        built = BlockReconstruction(prepared, layers, start.ranges, inputs, options, settings, progress).run(state)
-        layers, history = built.layers, history + built.history
-    record = build_record(denoiser, prepared, layers, calibration, options, history, float_ranges=start.float_ranges)
-    return record, calibration
-
-
-def _provenance(
-    denoiser: Denoiser, options: QuestOptions, calibration: CalibrationInputs, init: Record
-) -> dict[str, Any]:
+def _begun(init: Record) -> dict[str, Any]:
+    """What the history says of the record that was given."""
     told = init.provenance
-    begun = {
+    return {
         "stage": "initial record",
         "method": told.get("method", "unknown"),
         "content_sha256": content_sha256(init),
         "options": told.get("options", {}),
-    }
-    return {
-        "source": denoiser.source,
-        "source_sha256": denoiser.source_sha256,
-        "method": options.method,
-        "options": json_of_options(options),
-        "calibration": dict(calibration.provenance),
-        "versions": versions(),
-        "history": [begun],
     }
 
 
@@ -183,22 +148,11 @@ def _with_output_tables(record: Record, calibration: CalibrationInputs, options:
         return replace(record, layers={n: _with_table(layer, None) for n, layer in record.layers.items()})
     simulation = simulate(record)
     context = simulation.context
-    seen = {name: StepRange.empty(record.steps) for name in record.layers}
-
-    def hook(into: StepRange) -> Any:
-        def note(_module: torch.nn.Module, _args: Any, output: torch.Tensor) -> None:
-            into.add(output.reshape(len(output), -1), context.step.numpy(), None)
-
-        return note
-
-    for name in record.layers:
-        layer = simulation.denoiser.get_submodule(name)
-        assert isinstance(layer, IntegerLayer)
-        layer.register_forward_hook(hook(seen[name]))
     step = torch.from_numpy(calibration.inputs["step"])
-    for chosen in batches(len(step), batch):
-        context.step = step[chosen]
-        call_denoiser(simulation.denoiser, model_inputs(calibration.inputs, chosen))
+    with watch_steps(simulation.denoiser, record.layers, context, record.steps) as seen:
+        for chosen in batches(len(step), batch):
+            context.step = step[chosen]
+            call_denoiser(simulation.denoiser, model_inputs(calibration.inputs, chosen))
     groups = groups_of_record(record)
     layers = {name: _with_table(layer, seen[name], groups) for name, layer in record.layers.items()}
     return replace(record, layers=layers)

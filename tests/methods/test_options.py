@@ -133,7 +133,7 @@ def test_a_method_has_the_same_rates_from_python_the_command_line_and_a_users_fi
 ) -> None:
     (tmp_path / "mine.yaml").write_text("weight_bits: 6")
     found: list[SharedOptions] = []
-    monkeypatch.setattr("dq_deploy.methods._by_method", lambda denoiser, options, *rest: found.append(options))
+    monkeypatch.setattr("dq_deploy.methods._by_method", lambda run, options, init: found.append(options))
     quantize(tiny_denoiser(), method=method)
     quantize(tiny_denoiser(), method=method, preset="fast")
     assert found == [options_from_preset("balanced", method=method), options_from_preset("fast", method=method)]

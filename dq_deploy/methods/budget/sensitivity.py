@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from dq_deploy.calibration import CalibrationSource, output_influence
-from dq_deploy.methods.minmax import initial_layers
 from dq_deploy.methods.options import SharedOptions
 from dq_deploy.methods.prepare.calibration_inputs import batch_of, collect_inputs
+from dq_deploy.methods.prepare.initial_layers import initial_layers
 from dq_deploy.methods.prepare.preparation import Prepared, prepare
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.methods.ranges.step_ranges import batches, collect_ranges, model_inputs

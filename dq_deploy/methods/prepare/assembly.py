@@ -145,13 +145,20 @@ def build_record(
         weight_only={name: weight_only[name] for name in order if name in weight_only},
         float_ranges=float_ranges,
         call=call_of(denoiser.config),
-        provenance={
-            "source": denoiser.source,
-            "source_sha256": denoiser.source_sha256,
-            "method": options.method,
-            "options": json_of_options(options),
-            "calibration": dict(calibration.provenance),
-            "versions": versions(),
-            "history": history,
-        },
+        provenance=provenance_of(denoiser, calibration, options, history),
     )
+
+
+def provenance_of(
+    denoiser: Denoiser, calibration: CalibrationInputs, options: SharedOptions, history: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What a record says of how it was made, as JSON values."""
+    return {
+        "source": denoiser.source,
+        "source_sha256": denoiser.source_sha256,
+        "method": options.method,
+        "options": json_of_options(options),
+        "calibration": dict(calibration.provenance),
+        "versions": versions(),
+        "history": history,
+    }

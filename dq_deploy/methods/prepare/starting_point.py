@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dq_deploy.calibration import CalibrationInputs, CalibrationSource
-from dq_deploy.methods.minmax import initial_layers
+from dq_deploy.calibration import CalibrationInputs
 from dq_deploy.methods.options import SharedOptions
-from dq_deploy.methods.prepare.calibration_inputs import batch_of, collect_inputs
+from dq_deploy.methods.prepare.calibration_inputs import collect_inputs
+from dq_deploy.methods.prepare.initial_layers import initial_layers
 from dq_deploy.methods.prepare.preparation import Prepared
-from dq_deploy.methods.progress import Progress, ProgressCallback
-from dq_deploy.methods.ranges.float_ranges import watch_outputs
-from dq_deploy.methods.ranges.step_ranges import LayerRanges, collect_ranges
+from dq_deploy.methods.ranges.measured_ranges import MeasuredRanges, measure_ranges
+from dq_deploy.methods.run import Run
 from dq_deploy.methods.training.resume import ResumeFolder
-from dq_deploy.models import Denoiser
 from dq_deploy.record import Layer
 
 
@@ -25,60 +22,35 @@ class StartingPoint:
 
     Attributes:
         calibration: inputs of the float model.
-        ranges: of its layers.
-        float_ranges: largest |output| of each of its modules.
+        ranges: of its layers and modules.
         layers: untrained integer layers, weights rounded to nearest.
         history: what happened so far, JSON values.
     """
 
     calibration: CalibrationInputs
-    ranges: Mapping[str, LayerRanges]
-    float_ranges: Mapping[str, float]
+    ranges: MeasuredRanges
     layers: dict[str, Layer]
     history: list[dict[str, Any]]
 
 
-def inputs_of(
-    denoiser: Denoiser,
-    options: SharedOptions,
-    source: CalibrationSource,
-    progress: ProgressCallback,
-    state: ResumeFolder | None,
-) -> CalibrationInputs:
+def inputs_of(run: Run, options: SharedOptions, state: ResumeFolder | None) -> CalibrationInputs:
     """Calibration inputs, from the state of an earlier run where it has them."""
     found = state.load_inputs() if state else None
     if found is not None:
         return found
-    calibration = collect_inputs(denoiser, options, source, progress)
+    calibration = collect_inputs(run.denoiser, options, run.source, run.progress)
     if state:
         state.save_inputs(calibration)
     return calibration
 
 
-def starting_point(
-    denoiser: Denoiser,
-    prepared: Prepared,
-    options: SharedOptions,
-    source: CalibrationSource,
-    progress: ProgressCallback,
-    state: ResumeFolder | None,
-) -> StartingPoint:
+def starting_point(run: Run, prepared: Prepared, options: SharedOptions, state: ResumeFolder | None) -> StartingPoint:
     """Calibrate what `prepare` gave: ranges by L2.4 search, weight scales likewise."""
-    calibration = inputs_of(denoiser, options, source, progress, state)
-    with watch_outputs(prepared.module) as float_ranges:
-        ranges = collect_ranges(
-            prepared,
-            calibration.inputs,
-            steps=len(calibration.timesteps),
-            draw_values=True,
-            seed=options.seed,
-            batch=batch_of(denoiser, 64),
-            progress=lambda done, total: progress(Progress(stage="ranges", done=done, total=total)),
-        )
+    calibration = inputs_of(run, options, state)
+    ranges = measure_ranges(run, prepared, calibration, draw_values=True, seed=options.seed)
     return StartingPoint(
         calibration=calibration,
         ranges=ranges,
-        float_ranges=float_ranges,
-        layers=initial_layers(prepared, ranges, options, search=True, progress=progress),
+        layers=initial_layers(prepared, ranges.layers, options, search=True, progress=run.progress),
         history=[{"stage": "ranges", "inputs": calibration.count}],
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from dq_deploy.methods.ranges.scales import activation_table, search_activation_
 from dq_deploy.models import INPUT_NAMES, call_denoiser
 from dq_deploy.numerics import channel_axis_of
 from dq_deploy.numerics.arrays import F32, I32
+from dq_deploy.simulation.fake_quant import StepContext
 
 VALUES_A_STEP = 2048
 """Input values kept per layer, part and step for the range search."""
@@ -196,6 +197,29 @@ def output_table(seen: StepRange, groups: NDArray[np.int64]) -> tuple[F32, I32]:
     high = np.where(known, seen.high, seen.high[known].max()).astype(np.float32)
     ends = StepRange(low=low, high=high, draws=[]).ends(groups)
     return of_steps(activation_table(*ends, bits=8), groups)
+
+
+@contextmanager
+def watch_steps(
+    module: torch.nn.Module, names: Iterable[str], context: StepContext, steps: int
+) -> Iterator[dict[str, StepRange]]:
+    """Inside, every pass through the module notes what these layers give at the steps of the context.
+
+    Yields:
+        The range of each layer's output, by name.
+    """
+    seen = {name: StepRange.empty(steps) for name in names}
+
+    def hook(into: StepRange) -> Callable[..., None]:
+        def note(_module: torch.nn.Module, _args: object, output: torch.Tensor) -> None:
+            into.add(output.reshape(len(output), -1), context.step.numpy(), None)
+
+        return note
+
+    with ExitStack() as stack:
+        for name, into in seen.items():
+            stack.callback(module.get_submodule(name).register_forward_hook(hook(into)).remove)
+        yield seen
 
 
 def batches(count: int, batch: int) -> list[slice]:

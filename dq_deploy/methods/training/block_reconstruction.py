@@ -27,6 +27,7 @@ from dq_deploy.methods.ranges.step_ranges import (
     first_of_every_step,
     output_table,
     steps_of,
+    watch_steps,
 )
 from dq_deploy.methods.training.block_loss import BlockLoss, TrainedBlock, call_block
 from dq_deploy.methods.training.prefix import CHUNK, BlockInputs, Flow, Prefix, flow_of_blocks, joined
@@ -294,26 +295,14 @@ class BlockReconstruction:
         """Put integer layers in place, compute the block's output, calibrate output tables."""
         finished = {name: replace(layer, out_scale=None, out_zero_point=None) for name, layer in layers.items()}
         self._place(finished)
-        seen = {name: StepRange.empty(self.steps) for name in finished}
-        handles = [
-            self.quantized.module.get_submodule(name).register_forward_hook(self._range_hook(seen[name]))
-            for name in finished
-        ]
-        output = self._output(reached.block, reached.given)
-        for handle in handles:
-            handle.remove()
+        with watch_steps(self.quantized.module, finished, self.context, self.steps) as seen:
+            output = self._output(reached.block, reached.given)
         if not bool(torch.isfinite(output).all()):
             raise DivergedError("its quantized output is not finite")
         if self.options.outputs:
             finished = {name: self._with_output(layer, seen[name]) for name, layer in finished.items()}
             self._place(finished)
         return finished, output, {**note, "relative_error": _relative_error(output, reached.target)}
-
-    def _range_hook(self, into: StepRange) -> Any:
-        def hook(module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-            into.add(output.reshape(len(output), -1), self.context.step.numpy(), None)
-
-        return hook
 
     def _with_output(self, layer: Layer, seen: StepRange) -> Layer:
         scale, zero = output_table(seen, self.groups)

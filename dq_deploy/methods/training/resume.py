@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.artifacts import atomic_path, utf8_name, write_text_atomic
-from dq_deploy.calibration import CalibrationInputs, CalibrationSource
+from dq_deploy.calibration import CalibrationInputs
 from dq_deploy.errors import FileProblemError, OptionError
 from dq_deploy.methods.options import SharedOptions, json_of_options
 from dq_deploy.methods.prepare.assembly import layer_of_parts, versions
 from dq_deploy.methods.prepare.preparation import PreparedLayer
-from dq_deploy.models import Denoiser
+from dq_deploy.methods.run import Run
 from dq_deploy.record import Layer, Part
 
 FORMAT = "dq_deploy.resume"
@@ -149,17 +149,16 @@ class ResumeFolder:
         _save(self._path(index), arrays, note)
 
 
-def state_of_run(
-    folder: Path | None, denoiser: Denoiser, options: SharedOptions, source: CalibrationSource, **more: Any
-) -> ResumeFolder | None:
-    """The state of the run that these arguments ask for, or None where none is kept; `more` belongs to its identity.
+def state_of_run(run: Run, options: SharedOptions, **more: Any) -> ResumeFolder | None:
+    """The state of a run with these options, or None where none is kept; `more` belongs to its identity.
 
     Raises:
         OptionError: the folder holds the state of another run.
         FileProblemError: it cannot be read or written.
     """
-    if folder is None:
+    if run.resume_dir is None:
         return None
+    denoiser, source = run.denoiser, run.source
     identity: dict[str, Any] = {
         "source_sha256": denoiser.source_sha256,
         "scheduler_sha256": denoiser.scheduler_sha256,
@@ -168,7 +167,7 @@ def state_of_run(
     }
     if source.kind != "trajectory" or source.files:
         identity["calibration"] = {"kind": source.kind, **source.files}
-    return ResumeFolder(folder, {**identity, **more})
+    return ResumeFolder(run.resume_dir, {**identity, **more})
 
 
 def _arrays_from_layer(layer: Layer) -> Arrays:

@@ -12,7 +12,7 @@ import torch
 
 from dq_deploy.errors import NonFiniteError
 from dq_deploy.methods import Progress, options_for
-from dq_deploy.methods.minmax import initial_layers
+from dq_deploy.methods.prepare.initial_layers import initial_layers
 from dq_deploy.methods.prepare.preparation import prepare
 from dq_deploy.methods.progress import silent
 from dq_deploy.methods.ranges.step_ranges import collect_ranges

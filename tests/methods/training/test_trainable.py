@@ -12,7 +12,7 @@ import torch
 from dq_deploy import numerics
 from dq_deploy.errors import OptionError
 from dq_deploy.methods import options_for
-from dq_deploy.methods.minmax import initial_layers
+from dq_deploy.methods.prepare.initial_layers import initial_layers
 from dq_deploy.methods.prepare.preparation import PreparedLayer, prepare
 from dq_deploy.methods.ranges.step_ranges import collect_ranges
 from dq_deploy.methods.training.trainable import WEIGHTS, CentredCodes, TrainableLayer
