@@ -102,6 +102,7 @@ def main(
 
     from dq_deploy import load_model, quantize
     from dq_deploy.methods import options_from_preset
+    from dq_deploy.methods.options import json_of_options
     from dq_deploy.quality.bootstrap import interval_of_mean, interval_of_paired_difference
     from dq_deploy.quality.image import psnr_db
     from dq_deploy.simulation.fake_quant import simulate
@@ -124,7 +125,7 @@ def main(
         line = {
             "variant": name,
             "preset": preset,
-            "options": options.as_json(),
+            "options": json_of_options(options),
             "images": count,
             "psnr_db": interval_of_mean(psnr).__dict__,
             "recognised": interval_of_mean(seen).__dict__,

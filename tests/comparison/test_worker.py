@@ -15,13 +15,14 @@ from dq_deploy.comparison import worker
 from dq_deploy.comparison.worker import TrainingError, TrainingRequest, perform, train
 from dq_deploy.errors import OptionError
 from dq_deploy.methods import Progress, SharedOptions, options_for
+from dq_deploy.methods.options import json_of_options
 from dq_deploy.record import content_sha256
 
 OPTIONS = options_for(method="minmax", steps=2, samples=2)
 
 
 def request(model_dir: Path, out: Path, options: SharedOptions = OPTIONS) -> TrainingRequest:
-    return TrainingRequest(model=str(model_dir), options=options.as_json(), out=str(out))
+    return TrainingRequest(model=str(model_dir), options=json_of_options(options), out=str(out))
 
 
 def test_the_process_writes_the_record_that_quantize_gives(model_dir: Path, tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_a_stopped_run_is_continued_and_says_so(model_dir: Path, tmp_path: Path)
     options = options_for(steps=2, samples=2, iterations=1)
     state = tmp_path / "state"
     wanted = TrainingRequest(
-        model=str(model_dir), options=options.as_json(), out=str(tmp_path / "a.pt"), state=str(state)
+        model=str(model_dir), options=json_of_options(options), out=str(tmp_path / "a.pt"), state=str(state)
     )
 
     def stop(message: dict) -> None:
