@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dq_deploy.models.layers import FoldSite, is_quantizable
+from dq_deploy.models.families.unets import refusals_beside
+from dq_deploy.models.layers import FoldSite
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +73,4 @@ def _refusal(name: str) -> str:
 
 def transformer_fold_refusals(module: torch.nn.Module) -> dict[str, str]:
     """Reason for every quantizable layer outside `transformer_fold_sites`."""
-    folded = {name for site in transformer_fold_sites(module) for name in site.consumers}
-    names = [name for name, child in module.named_modules() if is_quantizable(child)]
-    return {name: _refusal(name) for name in names if name not in folded}
+    return refusals_beside(module, transformer_fold_sites(module), _refusal)

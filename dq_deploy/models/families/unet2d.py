@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dq_deploy.errors import ModelError, raise_if_out_of_memory
+from dq_deploy.errors import ModelError
 from dq_deploy.models.families.stem import unet2d_with_stem
+from dq_deploy.models.families.unets import blocks_around, checked_module, refusals_beside, sample_specs
+from dq_deploy.models.families.unets import output_specs as output_specs  # of the family, as the others below
 from dq_deploy.models.layers import (
     Block,
     FoldSite,
@@ -17,8 +19,6 @@ from dq_deploy.models.layers import (
     TensorSpec,
     Walk,
     check_block_types,
-    check_layers_supported,
-    first_line,
     macs_of_walk,
     walk,
 )
@@ -60,51 +60,25 @@ def build(config: Mapping[str, Any], *, device: str = "cpu") -> torch.nn.Module:
     Raises:
         ModelError: diffusers cannot build it, or it has layers or blocks that are not supported.
     """
-    import torch
     from diffusers.models.embeddings import GaussianFourierProjection
 
     _check_config(config)
     plain = {key: value for key, value in config.items() if not key.startswith("_")}
-    try:
-        with torch.device(device):
-            module = unet2d_with_stem(plain)
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"config.json does not describe a UNet2DModel that can be built: {first_line(error)}"
-        ) from error
-    check_layers_supported(module, (GaussianFourierProjection,))
-    try:
-        _walk(module, config, 1)
-    except ModelError:
-        raise
-    except Exception as error:  # diffusers checks little of its configuration: torch meets what is wrong
-        raise_if_out_of_memory(error)
-        raise ModelError(
-            f"config.json describes a model that cannot run at its sample_size: {first_line(error)}"
-        ) from error
-    return module.eval().requires_grad_(False)
+    return checked_module(
+        "UNet2DModel",
+        lambda: unet2d_with_stem(plain),
+        lambda module: _walk(module, config, 1),
+        device=device,
+        also_supported=(GaussianFourierProjection,),
+    )
 
 
 def input_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
     """Inputs of the denoiser."""
-    height, width = sample_size(config)
-    specs = [
-        TensorSpec(name="sample", dtype="float32", shape=("B", channels_of(config, "in_channels"), height, width)),
-        TensorSpec(name="timestep", dtype="float32", shape=("B",)),
-    ]
+    specs = sample_specs(config)
     if config.get("num_class_embeds") is not None:
         specs.append(TensorSpec(name="class_labels", dtype="int64", shape=("B",)))
     return tuple(specs)
-
-
-def output_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
-    """Outputs of the denoiser."""
-    height, width = sample_size(config)
-    return (
-        TensorSpec(name="output", dtype="float32", shape=("B", channels_of(config, "out_channels"), height, width)),
-    )
 
 
 def example_inputs(config: Mapping[str, Any], batch: int, seed: int) -> dict[str, np.ndarray]:
@@ -204,11 +178,7 @@ def _refusal(name: str) -> str:
 
 def fold_refusals(module: torch.nn.Module) -> dict[str, str]:
     """Reason for every quantizable layer outside `fold_sites`."""
-    from dq_deploy.models.layers import is_quantizable
-
-    folded = {name for site in fold_sites(module) for name in site.consumers}
-    names = [name for name, child in module.named_modules() if is_quantizable(child)]
-    return {name: _refusal(name) for name in names if name not in folded}
+    return refusals_beside(module, fold_sites(module), _refusal)
 
 
 def blocks_of(module: Any) -> list[Block]:
@@ -217,11 +187,5 @@ def blocks_of(module: Any) -> list[Block]:
     from diffusers.models.embeddings import TimestepEmbedding
     from diffusers.models.resnet import ResnetBlock2D
 
-    whole = [
-        n for n, child in module.named_modules() if isinstance(child, (ResnetBlock2D, Attention, TimestepEmbedding))
-    ]
-    members: dict[str, list[str]] = {}
-    for site in quantizable_layers(module, module.config):
-        owner = next((name for name in whole if site.name.startswith(f"{name}.")), site.name)
-        members.setdefault(owner, []).append(site.name)
-    return [Block(name=name, layers=tuple(layers)) for name, layers in members.items()]
+    kinds = (ResnetBlock2D, Attention, TimestepEmbedding)
+    return blocks_around(module, kinds, quantizable_layers(module, module.config))

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dq_deploy.errors import ModelError, raise_if_out_of_memory
+from dq_deploy.errors import ModelError
 from dq_deploy.models.conditions import random_conditions
 from dq_deploy.models.families import unet2d
 from dq_deploy.models.families.transformer_folds import transformer_fold_refusals, transformer_fold_sites
+from dq_deploy.models.families.unets import blocks_around, checked_module, sample_specs
+from dq_deploy.models.families.unets import output_specs as output_specs  # of the family, as the others below
 from dq_deploy.models.layers import (
     Block,
     FoldSite,
@@ -19,13 +21,11 @@ from dq_deploy.models.layers import (
     TensorSpec,
     Walk,
     check_block_types,
-    check_layers_supported,
-    first_line,
     macs_of_walk,
     walk,
 )
 from dq_deploy.models.sizes import TOKENS, sized
-from dq_deploy.record.model_config import channels_of, sample_size, value_of
+from dq_deploy.record.model_config import sample_size, value_of
 
 if TYPE_CHECKING:
     import torch
@@ -108,51 +108,26 @@ def build(config: Mapping[str, Any], *, device: str = "cpu") -> torch.nn.Module:
     Raises:
         ModelError: diffusers cannot build it, or it has layers, blocks or conditions that are not supported.
     """
-    import torch
     from diffusers import UNet2DConditionModel
 
     _check_config(config)
     plain = {key: value for key, value in config.items() if not key.startswith("_")}
-    try:
-        with torch.device(device):
-            module = UNet2DConditionModel(**plain)
-    except Exception as error:
-        raise ModelError(
-            f"config.json does not describe a UNet2DConditionModel that can be built: {first_line(error)}"
-        ) from error
-    check_layers_supported(module, ())
-    try:
-        _walk(module, config, 1)
-    except ModelError:
-        raise
-    except Exception as error:  # diffusers checks little of its configuration: torch meets what is wrong
-        raise_if_out_of_memory(error)
-        raise ModelError(
-            f"config.json describes a model that cannot run at its sample_size: {first_line(error)}"
-        ) from error
-    return module.eval().requires_grad_(False)
+    return checked_module(
+        "UNet2DConditionModel",
+        lambda: UNet2DConditionModel(**plain),
+        lambda module: _walk(module, config, 1),
+        device=device,
+    )
 
 
 def input_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
     """Inputs of the denoiser."""
-    height, width = sample_size(config)
-    specs = [
-        TensorSpec(name="sample", dtype="float32", shape=("B", channels_of(config, "in_channels"), height, width)),
-        TensorSpec(name="timestep", dtype="float32", shape=("B",)),
-        TensorSpec(name="encoder_hidden_states", dtype="float32", shape=("B", TOKENS, _text_width(config))),
-    ]
+    specs = sample_specs(config)
+    specs.append(TensorSpec(name="encoder_hidden_states", dtype="float32", shape=("B", TOKENS, _text_width(config))))
     if config.get("addition_embed_type") == "text_time":
         specs.append(TensorSpec(name="text_embeds", dtype="float32", shape=("B", _pooled_width(config))))
         specs.append(TensorSpec(name="time_ids", dtype="float32", shape=("B", TIME_IDS)))
     return tuple(specs)
-
-
-def output_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
-    """Outputs of the denoiser."""
-    height, width = sample_size(config)
-    return (
-        TensorSpec(name="output", dtype="float32", shape=("B", channels_of(config, "out_channels"), height, width)),
-    )
 
 
 def example_inputs(config: Mapping[str, Any], batch: int, seed: int) -> dict[str, np.ndarray]:
@@ -211,9 +186,4 @@ def blocks_of(module: Any) -> list[Block]:
     from diffusers.models.resnet import ResnetBlock2D
 
     kinds = (ResnetBlock2D, BasicTransformerBlock, TimestepEmbedding)
-    whole = [name for name, child in module.named_modules() if isinstance(child, kinds)]
-    members: dict[str, list[str]] = {}
-    for site in quantizable_layers(module, module.config):
-        owner = next((name for name in whole if site.name.startswith(f"{name}.")), site.name)
-        members.setdefault(owner, []).append(site.name)
-    return [Block(name=name, layers=tuple(layers)) for name, layers in members.items()]
+    return blocks_around(module, kinds, quantizable_layers(module, module.config))
