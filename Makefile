@@ -14,11 +14,12 @@ READY := $(VENV)/.ready
 KERNELS := kernels/dq_kernels/_cpu.so
 KERNEL_SOURCES := $(foreach d,*/ */*/,$(wildcard $(addprefix kernels/dq_kernels/$(d),*.cpp *.h *.inc))) kernels/dq_kernels/cpu/build.py
 
-.PHONY: help setup test demo lint format wheel clean
+.PHONY: help setup test demo docs lint format wheel clean
 
 help:
 	@echo "make demo    quantize, export, verify, time and sample the demo model into $(DEMO_OUT)/"
 	@echo "make test    the whole test suite"
+	@echo "make docs    build the documentation site into site/"
 	@echo "make lint    ruff check, ruff format --check, mypy"
 	@echo "make format  let ruff rewrite the tree"
 	@echo "make wheel   build the wheel into dist/"
@@ -29,7 +30,7 @@ setup: $(READY) $(KERNELS)
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 found; install one or give PYTHON=..." >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,openvino,report,quality,tensorrt-rtx,cuda,gpu-kernels]'
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,docs,openvino,report,quality,tensorrt-rtx,cuda,gpu-kernels]'
 	@touch $@
 
 # no compiler, no kernels: the rest of the project works without
@@ -41,6 +42,10 @@ test: $(READY) $(KERNELS)
 
 demo: $(READY) $(KERNELS)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python examples/demo.py --out $(DEMO_OUT) $(DEMO_FLAGS)
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "the site is in site/: open site/index.html"
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -55,4 +60,4 @@ wheel: $(READY)
 	$(BIN)/python -m pip wheel --disable-pip-version-check -q --no-deps -w dist .
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(DEMO_OUT)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis site $(DEMO_OUT)

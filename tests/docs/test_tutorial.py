@@ -1,0 +1,80 @@
+"""Every command and program of docs/tutorial.md runs, in order, and prints what the page shows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.docs.tutorial_blocks import blocks_of, comparable, mark, script_of
+from tests.readers.foreign_files import DDIM_SMALL, foreign, save_checkpoint, save_float, wrapped
+
+WORKING_FOLDER = Path("demo-out/tutorial")
+
+
+@pytest.fixture(scope="module")
+def blocks(repository):
+    return blocks_of((repository / "docs" / "tutorial.md").read_text(encoding="utf-8"))
+
+
+def save_files_of_another_project(folder: Path) -> None:
+    """The checkpoint, float model and settings that a reader of the page brings along."""
+    model = foreign(DDIM_SMALL, timesteps=[900, 500, 100], scheduler={"_class_name": "DDIMScheduler"})
+    save_checkpoint(folder / "quant.pth", wrapped(model)[0])
+    save_float(folder / "float.safetensors", model.state)
+    (folder / "settings.yaml").write_text(yaml.safe_dump(model.settings))
+
+
+@pytest.fixture(scope="module")
+def output(blocks, repository, tmp_path_factory):
+    """What the whole page prints, in a folder that has nothing but the examples."""
+    clone = tmp_path_factory.mktemp("clone")
+    (clone / "examples").symlink_to(repository / "examples")
+    (clone / WORKING_FOLDER).mkdir(parents=True)
+    save_files_of_another_project(clone / WORKING_FOLDER)
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": f"{repository}{os.pathsep}{repository / 'kernels'}",
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "80",
+        "TERM": "dumb",
+    }
+    done = subprocess.run(
+        ["bash", "-c", script_of(blocks)],
+        cwd=clone,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    return done.stdout
+
+
+def test_every_command_and_program_runs(blocks, output):
+    assert sum(block.language == "bash" for block in blocks) == output.count("===== block") >= 10
+    assert sum(block.language == "python" for block in blocks) == 2
+
+
+def test_the_page_shows_what_is_printed(blocks, output):
+    """Line by line; numbers are of another run, so only the words are compared."""
+    for number, block in enumerate(blocks):
+        if block.language != "text":
+            continue
+        ran = max(other for other in range(number) if blocks[other].language == "bash")
+        printed = output.split(f"{mark(ran)}\n")[1].split("===== block")[0]
+        there = {comparable(line) for line in printed.splitlines()}
+        missing = [line for line in block.text.splitlines() if line != "..." and comparable(line) not in there]
+        assert not missing, f"the page shows lines that block {ran} does not print: {missing}"
+
+
+def test_a_program_of_the_page_needs_nothing_of_this_package(blocks):
+    (plain,) = [block for block in blocks if block.title == "plain.py"]
+    assert "dq_deploy" not in plain.text.replace("dq_deploy.manifest", "")
+    assert len([line for line in plain.text.splitlines() if line.strip()]) <= 12
