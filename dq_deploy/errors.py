@@ -39,7 +39,7 @@ class InputError(DqError):
 
 
 class OptionError(DqError):
-    """A command-line option or preset is contradictory or out of range."""
+    """An option or a preset is contradictory or out of range."""
 
 
 class MissingDependencyError(DqError):
