@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dq_deploy.artifacts import sha256_of_file, utf8_name
 from dq_deploy.errors import FileProblemError, InputError, OptionError
-from dq_deploy.numerics.arrays import F32
+from dq_deploy.numerics.arrays import F32, Array
 
-Arrays = dict[str, NDArray[Any]]
+Arrays = dict[str, Array]
 
 CALIBRATIONS = ("trajectory", "random", "latents")
 """Where calibration inputs come from: the model's own sampling, unit noise, or a file."""
@@ -51,8 +50,8 @@ class CalibrationSource:
     """
 
     kind: str = "trajectory"
-    conditions: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    latents: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    conditions: Mapping[str, Array] = field(default_factory=dict)
+    latents: Mapping[str, Array] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -82,7 +81,7 @@ class CalibrationInputs:
         provenance: how they came about, JSON values.
     """
 
-    inputs: Mapping[str, NDArray[Any]]
+    inputs: Mapping[str, Array]
     timesteps: F32
     provenance: Mapping[str, Any]
 
@@ -157,7 +156,7 @@ def read_inputs(path: Path, specs: Sequence[Spec]) -> Arrays:
     return checked
 
 
-def _checked(path: Path, spec: Spec, value: NDArray[Any]) -> NDArray[Any]:
+def _checked(path: Path, spec: Spec, value: Array) -> Array:
     whole = spec.dtype.startswith("int")
     numbers = spec.name in ("timestep", "time_ids")  # steps and sizes, often saved as integers
     if value.dtype.kind not in ("iu" if whole else "fiu" if numbers else "f"):
@@ -180,12 +179,12 @@ def _checked(path: Path, spec: Spec, value: NDArray[Any]) -> NDArray[Any]:
     return result
 
 
-def rows_in_turn(conditions: Mapping[str, NDArray[Any]], count: int) -> Arrays:
+def rows_in_turn(conditions: Mapping[str, Array], count: int) -> Arrays:
     """`count` rows of each condition, from the first on and again where there are fewer."""
     return {name: np.take(value, np.arange(count), axis=0, mode="wrap") for name, value in conditions.items()}
 
 
-def recorded_inputs(latents: Mapping[str, NDArray[Any]], *, memory_gib: float) -> tuple[Arrays, F32]:
+def recorded_inputs(latents: Mapping[str, Array], *, memory_gib: float) -> tuple[Arrays, F32]:
     """Recorded inputs with their step buckets, in an order that takes the steps in turn.
 
     Args:

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dq_deploy.errors import ModelError, OptionError
-from dq_deploy.numerics.arrays import F32
+from dq_deploy.numerics.arrays import F32, F64
 from dq_deploy.record.scheduler import SERVED, TRAIN_TIMESTEPS, check_scheduler
 
 KINDS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler"}
@@ -91,7 +90,7 @@ def noise_levels(config: Mapping[str, Any] | None, timesteps: F32) -> tuple[F32,
     return np.sqrt(level).astype(np.float32), np.sqrt(1 - level).astype(np.float32)
 
 
-def _cumulative_alphas(config: Mapping[str, Any]) -> NDArray[np.float64] | None:
+def _cumulative_alphas(config: Mapping[str, Any]) -> F64 | None:
     import diffusers
     from diffusers import SchedulerMixin
 

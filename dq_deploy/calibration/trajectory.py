@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dq_deploy.calibration.non_finite import first_non_finite
 from dq_deploy.calibration.schedulers import DEFAULT_CONFIG, build_scheduler
 from dq_deploy.errors import ModelError, NonFiniteError, OptionError, library_errors
-from dq_deploy.numerics.arrays import F32
+from dq_deploy.numerics.arrays import F32, F64, I64, Array
 from dq_deploy.record.model_config import channels_of, sample_shape
 
 if TYPE_CHECKING:
@@ -41,11 +40,11 @@ class Trajectory:
 
     samples: F32
     timesteps: F32
-    labels: NDArray[np.int64] | None
+    labels: I64 | None
     asked: int
-    conditions: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    conditions: Mapping[str, Array] = field(default_factory=dict)
 
-    def flat(self) -> dict[str, NDArray[Any]]:
+    def flat(self) -> dict[str, Array]:
         """All T * N inputs by name, steps mixed: entry i is trajectory i // T at step i % T.
 
         Returns:
@@ -56,9 +55,9 @@ class Trajectory:
         step = np.tile(np.arange(steps, dtype=np.int64), count)
         return self.at(step, np.repeat(np.arange(count, dtype=np.int64), steps))
 
-    def at(self, step: NDArray[np.int64], trajectory: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    def at(self, step: I64, trajectory: I64) -> dict[str, Array]:
         """Inputs by name, as `flat` gives them: entry i is trajectory[i] at step[i]."""
-        inputs: dict[str, NDArray[Any]] = {
+        inputs: dict[str, Array] = {
             "sample": self.samples[step, trajectory],
             "timestep": self.timesteps[step],
             "step": step,
@@ -88,7 +87,7 @@ def sampling_timesteps(scheduler_config: Mapping[str, Any] | None, steps: int) -
     return np.unique(values)
 
 
-def output_influence(scheduler_config: Mapping[str, Any] | None, steps: int) -> NDArray[np.float64]:
+def output_influence(scheduler_config: Mapping[str, Any] | None, steps: int) -> F64:
     """How far a DDIM step moves the next sample for an error of one in the model's output: [T], index 0 the last step.
 
     The coefficient of the output in the next sample, ``sqrt(1 - a') - sqrt(a' (1 - a) / a)`` where noise is predicted,
@@ -121,9 +120,7 @@ def _labels(config: Mapping[str, Any], labels: Sequence[int] | None, count: int,
     return allowed[order].astype(np.int64)
 
 
-def _count(
-    steps: int, shape: tuple[int, ...], conditions: Mapping[str, NDArray[Any]], samples: int, memory_gib: float
-) -> int:
+def _count(steps: int, shape: tuple[int, ...], conditions: Mapping[str, Array], samples: int, memory_gib: float) -> int:
     """Trajectories that fit in `memory_gib`, at most `samples`."""
     if samples < 1:
         raise OptionError(f"samples is {samples}, expected at least 1")
@@ -154,7 +151,7 @@ def collect_trajectory(
     batch: int = 32,
     seed: int = 0,
     labels: Sequence[int] | None = None,
-    conditions: Mapping[str, NDArray[Any]] | None = None,
+    conditions: Mapping[str, Array] | None = None,
     denoise: Denoise | None = None,
     memory_gib: float = 2.0,
     progress: Callable[[int, int], None] | None = None,
@@ -221,7 +218,7 @@ def random_trajectory(
     samples: int,
     seed: int = 0,
     labels: Sequence[int] | None = None,
-    conditions: Mapping[str, NDArray[Any]] | None = None,
+    conditions: Mapping[str, Array] | None = None,
     memory_gib: float = 2.0,
 ) -> Trajectory:
     """Unit normal noise at every timestep instead of a sampling run: costs nothing, resembles images only when noisy.

@@ -13,9 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dq_deploy.calibration import CalibrationInputs, sampling_timesteps
 from dq_deploy.errors import NonFiniteError
@@ -38,6 +36,7 @@ from dq_deploy.methods.training.reconstruction import adaround_settings
 from dq_deploy.methods.training.resume import ResumeFolder, state_of_run
 from dq_deploy.methods.training.trained_record import trained_record
 from dq_deploy.models import call_denoiser
+from dq_deploy.numerics.arrays import I64
 from dq_deploy.record import Layer, Record, content_sha256, load_record, save_record
 from dq_deploy.simulation.fake_quant import simulate
 
@@ -158,7 +157,7 @@ def _with_output_tables(record: Record, calibration: CalibrationInputs, options:
     return replace(record, layers=layers)
 
 
-def _with_table(layer: Layer, seen: StepRange | None, groups: NDArray[np.int64] | None = None) -> Layer:
+def _with_table(layer: Layer, seen: StepRange | None, groups: I64 | None = None) -> Layer:
     if seen is None or groups is None:
         return replace(layer, out_scale=None, out_zero_point=None)
     scale, zero = output_table(seen, groups)

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dq_deploy.models.layers import TensorSpec
 from dq_deploy.models.sizes import EXAMPLE_SIZES, sized
+from dq_deploy.numerics.arrays import Array
 
 PIXELS_A_LATENT = 8
 """Pixels of the picture along each side of a latent pixel, for the sizes in `time_ids`."""
@@ -21,7 +21,7 @@ def random_conditions(
     batch: int,
     generator: np.random.Generator,
     sizes: Mapping[str, int] = EXAMPLE_SIZES,
-) -> dict[str, NDArray[Any]]:
+) -> dict[str, Array]:
     """Valid values of every input besides `sample` and `timestep`.
 
     Class labels are drawn uniformly, embeddings from a normal distribution of unit variance; `time_ids` say that the
@@ -34,7 +34,7 @@ def random_conditions(
         generator: where the numbers come from; drawn in the order of the inputs.
         sizes: of the axes that vary, by name.
     """
-    found: dict[str, NDArray[Any]] = {}
+    found: dict[str, Array] = {}
     for spec in specs:
         if spec.name == "class_labels":
             found[spec.name] = generator.integers(0, int(config["num_class_embeds"]), batch, dtype=np.int64)

@@ -8,9 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dq_deploy.errors import ModelError, RecordError
+from dq_deploy.numerics.arrays import F32
 from dq_deploy.record import check_can_run
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dq_deploy.record import Layer, Record
 
 
-def dequantized_weight(layer: Layer) -> NDArray[np.float32]:
+def dequantized_weight(layer: Layer) -> F32:
     """w_q * s_w * pre of weight set 0 over all parts: float32 [C_out, C_in / groups, ...]."""
     pieces = []
     for part in layer.parts:
@@ -113,7 +113,7 @@ class LazyWeight:
     """
 
     shape: tuple[int, ...]
-    read: Callable[[], NDArray[np.float32]]
+    read: Callable[[], F32]
 
 
 def lazy_weights(record: Record) -> dict[str, LazyWeight]:

@@ -15,10 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from dq_deploy.numerics.arrays import F32, I32, Array
+from dq_deploy.numerics.arrays import F32, I32, I64, Array
 from dq_deploy.record import AttentionQuantizers
 
 
@@ -40,7 +37,7 @@ class ForeignPart:
     alpha: Array | None
     act_delta: F32
     act_zero_point: I32
-    masks: NDArray[np.int64] | None = None
+    masks: I64 | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dq_deploy.errors import FileProblemError, OptionError, RecordError
 from dq_deploy.models import LayerSite
-from dq_deploy.numerics.arrays import F32
+from dq_deploy.numerics.arrays import F32, I32, I64
 from dq_deploy.readers.architectures.module_paths import Target
 from dq_deploy.readers.channel_factors import differ_by_step, elected, shifted
 from dq_deploy.readers.foreign import ForeignLayer, ForeignPart
@@ -43,7 +42,7 @@ class Converted:
 class _Codes:
     """Integers of one part: `q` is the code less its zero point, `span` what it was before clamping, [C_out]."""
 
-    q: NDArray[np.int32]
+    q: I32
     span: F32
 
 
@@ -160,7 +159,7 @@ def _layer(
     codes: list[_Codes],
     target: Target,
     site: LayerSite,
-    exponents: list[NDArray[np.int64] | None],
+    exponents: list[I64 | None],
 ) -> Layer:
     rows = slice(None) if target.rows is None else target.rows
     half = 2 ** (layer.weight_bits - 1)
@@ -202,7 +201,7 @@ def _layer(
     )
 
 
-def _shifted(part: Part, exponents: NDArray[np.int64]) -> Part:
+def _shifted(part: Part, exponents: I64) -> Part:
     result = shifted(part, exponents)
     if result is None:
         raise RecordError("weights shifted by power-of-two channel factors leave int8")

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dq_deploy.calibration import CalibrationSource, output_influence
 from dq_deploy.methods.options import SharedOptions
@@ -19,7 +18,7 @@ from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.methods.ranges.step_ranges import batches, collect_ranges, model_inputs
 from dq_deploy.methods.training.prefix import flow_of_blocks
 from dq_deploy.models import Denoiser, blocks_of, call_denoiser
-from dq_deploy.numerics.arrays import F64, I64
+from dq_deploy.numerics.arrays import F64, I64, Array
 from dq_deploy.record import Layer
 from dq_deploy.simulation.fake_quant import IntegerLayer, StepContext, replace_layer
 
@@ -114,7 +113,7 @@ class _Measurement:
         self,
         prepared: Prepared,
         layers: Mapping[int, Mapping[str, Layer]],
-        inputs: Mapping[str, NDArray[Any]],
+        inputs: Mapping[str, Array],
         memory_gib: float,
         progress: ProgressCallback,
     ) -> None:

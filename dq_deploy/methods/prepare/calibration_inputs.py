@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dq_deploy.calibration import (
     FEATURE_TRAJECTORIES,
@@ -36,6 +35,7 @@ from dq_deploy.models import (
     quantizable_layers,
     random_conditions,
 )
+from dq_deploy.numerics.arrays import Array
 
 BATCH_VALUES = 1 << 26
 """Values of the largest tensor in one batch of a float pass, which bounds the memory of all of them."""
@@ -171,7 +171,7 @@ def _features_that_fit(denoiser: Denoiser, options: SharedOptions, steps: int) -
 
 def _conditions(
     denoiser: Denoiser, options: SharedOptions, source: CalibrationSource, samples: int
-) -> dict[str, NDArray[Any]]:
+) -> dict[str, Array]:
     """A row of each condition for each trajectory."""
     names = _condition_names(denoiser)
     if not names:

@@ -8,16 +8,15 @@ meets the end of its output channel's range.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dq_deploy.errors import OptionError
-from dq_deploy.numerics.arrays import F32
+from dq_deploy.numerics.arrays import F32, F64
 
 LARGEST = 2.0**20
 """Factors stop here: a channel of almost nothing but zeros needs no more."""
 
 
-def dilation_of(weight: F32, *, bound: str = "asymmetric", groups: int = 1) -> NDArray[np.float64]:
+def dilation_of(weight: F32, *, bound: str = "asymmetric", groups: int = 1) -> F64:
     """Dilation factor of each input channel.
 
     ``d_k = min over n and kernel positions of max_n / w (w > 0) and min_n / w (w < 0)``, where [min_n, max_n]
@@ -40,7 +39,7 @@ def dilation_of(weight: F32, *, bound: str = "asymmetric", groups: int = 1) -> N
     return np.concatenate(pieces)
 
 
-def _of_group(weight: NDArray[np.float64], bound: str) -> NDArray[np.float64]:
+def _of_group(weight: F64, bound: str) -> F64:
     rows = weight.reshape(weight.shape[0], weight.shape[1], -1)
     if bound == "symmetric":
         top = np.abs(rows).max(axis=(1, 2))[:, None, None]
@@ -55,13 +54,13 @@ def _of_group(weight: NDArray[np.float64], bound: str) -> NDArray[np.float64]:
     return np.clip(d, 1.0, LARGEST)
 
 
-def common_dilation(factors: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+def common_dilation(factors: list[F64]) -> F64:
     """The least factor over several consumers of one tensor: legal for all of them."""
-    least: NDArray[np.float64] = np.minimum.reduce(factors)
+    least: F64 = np.minimum.reduce(factors)
     return least
 
 
-def scale_input_channels(weight: F32, factor: NDArray[np.float64], groups: int = 1) -> F32:
+def scale_input_channels(weight: F32, factor: F64, groups: int = 1) -> F32:
     """Each weight times the factor of its input channel, float32."""
     tail = (1,) * (weight.ndim - 2)
     per_group = factor.reshape(groups, -1)

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dq_deploy.errors import OptionError
 from dq_deploy.methods.layer_bits import LayerBits
@@ -35,7 +34,7 @@ from dq_deploy.models import (
     quantizable_layers,
 )
 from dq_deploy.models.rebuild import dequantized_weight
-from dq_deploy.numerics.arrays import F32, F64
+from dq_deploy.numerics.arrays import F32, F64, I64
 from dq_deploy.record import Layer, Record
 from dq_deploy.simulation.fake_quant import IntegerLayer, StepContext, along, per_sample, replace_layer
 
@@ -138,7 +137,7 @@ def _quantizers_of(record: Record) -> dict[str, Any]:
     }
 
 
-def groups_of_record(record: Record) -> NDArray[np.int64]:
+def groups_of_record(record: Record) -> I64:
     """Group of each step, [T] from 0: neighbouring steps that share every activation quantizer of the record."""
     change = np.zeros(record.steps, bool)
     for layer in record.layers.values():

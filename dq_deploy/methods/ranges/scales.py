@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from dq_deploy.numerics.arrays import F32, I32
+from dq_deploy.numerics.arrays import F32, F64, I32, I64
 from dq_deploy.record.checks import SCALE_MAX, SCALE_MIN
 
 SEARCH_POWER = 2.4
@@ -35,7 +35,7 @@ def weight_range(bits: int) -> tuple[int, int]:
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
 
-def _safe_scale(scale: NDArray[np.float64]) -> F32:
+def _safe_scale(scale: F64) -> F32:
     """float32 in the record's allowed range; a range of nothing but zeros gets 1."""
     scale = np.where(scale > 0, scale, 1.0)
     return np.clip(scale, SCALE_MIN * 2, SCALE_MAX / 2).astype(np.float32)
@@ -104,7 +104,7 @@ def full_weight_scale(weight: F32, bits: int) -> F32:
     return _safe_scale(np.maximum(high / q_high, low / q_low))
 
 
-def _row_ends(weight: F32) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _row_ends(weight: F32) -> tuple[F64, F64]:
     """Least and greatest weight of each output channel."""
     rows = weight.reshape(len(weight), -1)
     return rows.min(axis=1).astype(np.float64), rows.max(axis=1).astype(np.float64)
@@ -183,7 +183,7 @@ def quantized_weight(weight: F32, bits: int, *, asymmetric: bool) -> tuple[NDArr
     return weight_codes(weight, scale, bits, zero), scale, zero
 
 
-def _search(rows: F32, full: F32, ends: F32, shrinks: NDArray[np.float64]) -> F32:
+def _search(rows: F32, full: F32, ends: F32, shrinks: F64) -> F32:
     """Best of `full` times each of `shrinks` by row; codes before scaling lie within `ends`, [rows, 2]."""
     import torch
 
@@ -200,7 +200,7 @@ def _search(rows: F32, full: F32, ends: F32, shrinks: NDArray[np.float64]) -> F3
         return np.concatenate(list(pool.map(search, pieces)))
 
 
-def _search_rows(rows: F32, full: F32, ends: F32, shrinks: NDArray[np.float64]) -> F32:
+def _search_rows(rows: F32, full: F32, ends: F32, shrinks: F64) -> F32:
     """`_search` of some output channels, [rows, values].
 
     Narrow rows try every scale. Wide ones, whose error is a smooth function of the scale, try every fourth and then
@@ -210,7 +210,7 @@ def _search_rows(rows: F32, full: F32, ends: F32, shrinks: NDArray[np.float64]) 
     best, chosen = np.full(len(rows), np.inf), np.zeros(len(rows), np.int64)
     work = np.empty_like(rows)
 
-    def try_scales(index: NDArray[np.int64]) -> None:
+    def try_scales(index: I64) -> None:
         nonlocal best, chosen
         column = _safe_scale(full.astype(np.float64) * shrinks[index])[:, None]
         np.divide(rows, column, out=work)
@@ -237,10 +237,10 @@ def _search_rows(rows: F32, full: F32, ends: F32, shrinks: NDArray[np.float64]) 
     return _safe_scale(full.astype(np.float64) * shrinks[chosen])
 
 
-def _cost(work: F32, rows: F32) -> NDArray[np.float64]:
+def _cost(work: F32, rows: F32) -> F64:
     """Mean |work - rows|^2.4 of each row; overwrites `work`."""
     np.subtract(work, rows, out=work)
     np.abs(work, out=work)
     np.power(work, np.float32(SEARCH_POWER), out=work)
-    cost: NDArray[np.float64] = work.mean(axis=1, dtype=np.float64)
+    cost: F64 = work.mean(axis=1, dtype=np.float64)
     return cost

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dq_deploy.errors import NonFiniteError
 from dq_deploy.methods.prepare.preparation import Prepared, PreparedLayer
 from dq_deploy.methods.ranges.scales import activation_table, search_activation_table
 from dq_deploy.models import INPUT_NAMES, call_denoiser
 from dq_deploy.numerics import channel_axis_of
-from dq_deploy.numerics.arrays import F32, I32
+from dq_deploy.numerics.arrays import F32, I32, I64, Array
 from dq_deploy.simulation.fake_quant import StepContext
 
 VALUES_A_STEP = 2048
@@ -55,9 +54,9 @@ class StepRange:
     def add(
         self,
         rows: torch.Tensor,
-        step: NDArray[np.int64],
+        step: I64,
         positions: torch.Tensor | None,
-        counts: NDArray[np.int64] | None = None,
+        counts: I64 | None = None,
     ) -> None:
         """Take in [B, V] values, sample i at step[i]; keep those at the first counts[step[i]] of `positions`."""
         low, high = (end.numpy() for end in torch.aminmax(rows, dim=1))
@@ -71,13 +70,13 @@ class StepRange:
             for i, t in enumerate(step):
                 self.draws[t].append(drawn[i, : None if counts is None else int(counts[t])].copy())
 
-    def _follow(self, low: F32, high: F32, step: NDArray[np.int64], momentum: float) -> None:
+    def _follow(self, low: F32, high: F32, step: I64, momentum: float) -> None:
         for t in np.unique(step):
             mine = step == t
             for end, empty, new in ((self.low, np.inf, low[mine].min()), (self.high, -np.inf, high[mine].max())):
                 end[t] = new if end[t] == empty else momentum * end[t] + (1 - momentum) * new
 
-    def ends(self, groups: NDArray[np.int64]) -> tuple[F32, F32]:
+    def ends(self, groups: I64) -> tuple[F32, F32]:
         """(low, high) of each group of steps, each [G].
 
         Args:
@@ -89,7 +88,7 @@ class StepRange:
         np.maximum.at(high, groups, self.high)
         return low, high
 
-    def values(self, groups: NDArray[np.int64]) -> F32:
+    def values(self, groups: I64) -> F32:
         """[G, V] drawn values of each group of steps; a group of more steps gives fewer values of each."""
         per_group = [
             np.concatenate([piece for t in np.flatnonzero(groups == g) for piece in self.draws[t]])
@@ -108,7 +107,7 @@ class LayerRanges:
     output: StepRange
 
     def input_tables(
-        self, layer: PreparedLayer, *, groups: NDArray[np.int64], symmetric: bool, search: bool
+        self, layer: PreparedLayer, *, groups: I64, symmetric: bool, search: bool
     ) -> list[tuple[F32, I32]]:
         """Activation scale and zero point of each part, [T], or [1] where all steps are one group."""
         tables = []
@@ -122,13 +121,13 @@ class LayerRanges:
             tables.append(of_steps(table, groups))
         return tables
 
-    def output_table(self, groups: NDArray[np.int64]) -> tuple[F32, I32]:
+    def output_table(self, groups: I64) -> tuple[F32, I32]:
         """8-bit scale and zero point of the output, [T], or [1] where all steps are one group."""
         low, high = self.output.ends(groups)
         return of_steps(activation_table(low, high, bits=8), groups)
 
 
-def of_steps(table: tuple[F32, I32], groups: NDArray[np.int64]) -> tuple[F32, I32]:
+def of_steps(table: tuple[F32, I32], groups: I64) -> tuple[F32, I32]:
     """A table of groups [G] as one of steps [T]; one group stays [1]."""
     if len(table[0]) == 1:
         return table
@@ -143,9 +142,7 @@ def steps_of(ranges: Mapping[str, LayerRanges]) -> int:
 class _Collector:
     """Forward hook of one layer."""
 
-    def __init__(
-        self, layer: PreparedLayer, steps: int, draws: NDArray[np.int64] | None, seed: int, momentum: float | None
-    ) -> None:
+    def __init__(self, layer: PreparedLayer, steps: int, draws: I64 | None, seed: int, momentum: float | None) -> None:
         self.layer = layer
         self.draws = draws
         self.generator = torch.Generator().manual_seed(seed)
@@ -153,7 +150,7 @@ class _Collector:
         self.result = LayerRanges(
             parts=tuple(StepRange.empty(steps, momentum) for _ in layer.widths), output=StepRange.empty(steps)
         )
-        self.step: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.step: I64 = np.zeros(0, np.int64)
 
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
         x = args[0]
@@ -173,7 +170,7 @@ class _Collector:
         self.result.output.add(output.reshape(len(output), -1), self.step, None)
 
 
-def first_of_every_step(step: NDArray[np.int64], steps: int, most: int) -> NDArray[np.int64]:
+def first_of_every_step(step: I64, steps: int, most: int) -> I64:
     """Indices of about `most` inputs, the first of every step in equal shares and at least one, in the order they have.
 
     Args:
@@ -185,7 +182,7 @@ def first_of_every_step(step: NDArray[np.int64], steps: int, most: int) -> NDArr
     return np.sort(np.concatenate([np.flatnonzero(step == t)[:share] for t in range(steps)]))
 
 
-def output_table(seen: StepRange, groups: NDArray[np.int64]) -> tuple[F32, I32]:
+def output_table(seen: StepRange, groups: I64) -> tuple[F32, I32]:
     """8-bit scale and zero point of an output, [T] or [1]; a step that was not seen has the widest range of all.
 
     Args:
@@ -227,14 +224,14 @@ def batches(count: int, batch: int) -> list[slice]:
     return [slice(start, min(start + batch, count)) for start in range(0, count, batch)]
 
 
-def model_inputs(inputs: Mapping[str, NDArray[Any]], chosen: slice) -> dict[str, torch.Tensor]:
+def model_inputs(inputs: Mapping[str, Array], chosen: slice) -> dict[str, torch.Tensor]:
     """Some of the calibration inputs, by name."""
     return {name: torch.from_numpy(inputs[name][chosen]) for name in INPUT_NAMES if name in inputs}
 
 
 def collect_ranges(
     prepared: Prepared,
-    inputs: Mapping[str, NDArray[Any]],
+    inputs: Mapping[str, Array],
     *,
     steps: int,
     draw_values: bool = False,

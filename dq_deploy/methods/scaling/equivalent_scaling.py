@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dq_deploy.errors import NonFiniteError
 from dq_deploy.methods.options import DmqOptions
@@ -29,7 +28,7 @@ from dq_deploy.methods.ranges.scales import code_range, weight_range
 from dq_deploy.methods.ranges.step_ranges import batches, first_of_every_step, model_inputs
 from dq_deploy.methods.scaling.timestep_weighting import TimestepWeighting
 from dq_deploy.models import call_denoiser
-from dq_deploy.numerics.arrays import F64
+from dq_deploy.numerics.arrays import F64, I64, Array
 from dq_deploy.record.checks import SCALE_MAX, SCALE_MIN
 
 GIB = 1 << 30
@@ -69,7 +68,7 @@ class LearnedScales:
 
 def learn_equivalent_scales(
     prepared: Prepared,
-    inputs: Mapping[str, NDArray[Any]],
+    inputs: Mapping[str, Array],
     options: DmqOptions,
     *,
     steps: int,
@@ -145,8 +144,8 @@ def _within_memory(prepared: Prepared, names: Sequence[str], inputs: int, option
 def collect_rows(
     prepared: Prepared,
     seeds: Mapping[str, int],
-    inputs: Mapping[str, NDArray[Any]],
-    chosen: NDArray[np.int64],
+    inputs: Mapping[str, Array],
+    chosen: I64,
     options: DmqOptions,
     *,
     steps: int,

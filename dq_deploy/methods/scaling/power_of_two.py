@@ -29,7 +29,7 @@ from dq_deploy.methods.prepare.preparation import Prepared
 from dq_deploy.methods.ranges.step_ranges import batches, first_of_every_step, model_inputs
 from dq_deploy.models import call_denoiser
 from dq_deploy.numerics import reciprocal, table_at
-from dq_deploy.numerics.arrays import I64
+from dq_deploy.numerics.arrays import I64, Array
 from dq_deploy.record import Layer, Part
 
 MOST_SHIFT = 3
@@ -54,7 +54,7 @@ def is_skip_convolution(layer: Layer) -> bool:
 def scale_skips(
     prepared: Prepared,
     layers: Mapping[str, Layer],
-    inputs: Mapping[str, NDArray[Any]],
+    inputs: Mapping[str, Array],
     options: DmqOptions,
     *,
     steps: int,

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dq_deploy.errors import NonFiniteError, OptionError, library_errors
 from dq_deploy.methods.options import SharedOptions
@@ -35,6 +34,7 @@ from dq_deploy.methods.training.reconstruction import Reconstruction
 from dq_deploy.methods.training.resume import ResumeFolder
 from dq_deploy.methods.training.trainable import TrainableLayer
 from dq_deploy.models import Block, blocks_of
+from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Layer
 from dq_deploy.simulation.fake_quant import IntegerLayer, StepContext, replace_layer
 
@@ -105,7 +105,7 @@ class BlockReconstruction:
         prepared: Prepared,
         start: Mapping[str, Layer],
         ranges: Mapping[str, LayerRanges],
-        inputs: Mapping[str, NDArray[Any]],
+        inputs: Mapping[str, Array],
         options: SharedOptions,
         settings: Reconstruction,
         progress: ProgressCallback,
@@ -133,7 +133,7 @@ class BlockReconstruction:
     def _layers_of(self, block: Block) -> list[str]:
         return [name for name in block.layers if name in self.start]
 
-    def _count(self, flow: Flow, inputs: Mapping[str, NDArray[Any]]) -> int:
+    def _count(self, flow: Flow, inputs: Mapping[str, Array]) -> int:
         """Calibration inputs whose block inputs and outputs fit into memory beside themselves, whole trajectories."""
         available = len(inputs["step"])
         memory = int(self.options.memory_gib * GIB) - sum(value.nbytes for value in inputs.values())

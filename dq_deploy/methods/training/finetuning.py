@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dq_deploy.errors import NonFiniteError, OptionError, library_errors
 from dq_deploy.methods.options import QuestOptions
@@ -33,6 +32,7 @@ from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.methods.ranges.step_ranges import model_inputs
 from dq_deploy.methods.training.trainable import TrainableLayer
 from dq_deploy.models import Denoiser, call_denoiser, quantizable_layers
+from dq_deploy.numerics.arrays import I64, Array
 from dq_deploy.record import Record
 from dq_deploy.simulation.fake_quant import StepContext
 
@@ -160,7 +160,7 @@ class Finetuner:
     def __init__(
         self,
         denoiser: Denoiser,
-        inputs: Mapping[str, NDArray[Any]],
+        inputs: Mapping[str, Array],
         options: QuestOptions,
         progress: ProgressCallback,
         *,
@@ -358,7 +358,7 @@ def _relative_error(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.mse_loss(given, wanted) / wanted.square().mean().clamp_min(1e-20)
 
 
-def train_and_held_out(inputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[np.int64], int]:
+def train_and_held_out(inputs: Mapping[str, Array]) -> tuple[I64, int]:
     """An order of the inputs in which those that are not trained on are the last, and how many they are.
 
     Held out are whole trajectories, the last ones; or a quarter of the inputs where there are fewer than two

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
 from dq_deploy.errors import ModelError
 from dq_deploy.methods.ranges.step_ranges import batches, model_inputs
 from dq_deploy.models import Block, call_denoiser
+from dq_deploy.numerics.arrays import Array
 
 CHUNK = 64
 """Inputs at a time when a block's outputs are computed; part of what makes a resumed run equal."""
@@ -71,7 +71,7 @@ def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Ten
 def flow_of_blocks(
     module: torch.nn.Module,
     blocks: Sequence[Block],
-    inputs: Mapping[str, NDArray[Any]],
+    inputs: Mapping[str, Array],
     *,
     both_inputs: bool = False,
 ) -> Flow:
@@ -154,7 +154,7 @@ def joined(pieces: Iterable[tuple[slice, torch.Tensor]], count: int) -> torch.Te
 class Prefix:
     """A module whose blocks are finished one after another, and the outputs still needed of them."""
 
-    def __init__(self, module: torch.nn.Module, flow: Flow, inputs: Mapping[str, NDArray[Any]], count: int) -> None:
+    def __init__(self, module: torch.nn.Module, flow: Flow, inputs: Mapping[str, Array], count: int) -> None:
         self.module = module
         self.flow = flow
         self.inputs = inputs

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dq_deploy.artifacts import atomic_path, utf8_name, write_text_atomic
 from dq_deploy.calibration import CalibrationInputs
@@ -24,6 +23,7 @@ from dq_deploy.methods.options import SharedOptions, json_of_options
 from dq_deploy.methods.prepare.assembly import layer_of_parts, versions
 from dq_deploy.methods.prepare.preparation import PreparedLayer
 from dq_deploy.methods.run import Run
+from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Layer, Part
 
 FORMAT = "dq_deploy.resume"
@@ -35,7 +35,7 @@ RATES = "lr_"
 
 PART_ARRAYS = tuple(field.name for field in fields(Part))
 
-Arrays = dict[str, NDArray[Any]]
+Arrays = dict[str, Array]
 
 
 class ResumeFolder:

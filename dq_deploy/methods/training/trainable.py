@@ -31,7 +31,7 @@ from dq_deploy.methods.ranges.scales import weight_range
 from dq_deploy.methods.training.random_mask import random_mask
 from dq_deploy.methods.training.weight_rounding import rounding_of_rest, soft_rounding
 from dq_deploy.numerics import channel_axis_of
-from dq_deploy.numerics.arrays import F32, I32
+from dq_deploy.numerics.arrays import F32, I32, I64
 from dq_deploy.record import Layer, Part
 from dq_deploy.record.checks import SCALE_MAX, SCALE_MIN
 from dq_deploy.simulation.fake_quant import StepContext, along, per_sample
@@ -109,7 +109,7 @@ class TrainablePart(torch.nn.Module):
         bits: int,
         codes: tuple[int, int],
         weights: str,
-        groups: NDArray[np.int64] | None,
+        groups: I64 | None,
     ) -> None:
         super().__init__()
         self.q_min, self.q_max = codes
@@ -146,7 +146,7 @@ class TrainablePart(torch.nn.Module):
         zero = torch.from_numpy(self.w_zero_point.astype(np.float32)).reshape(-1, *self.tail)
         return (low - zero).clamp(-128, 127), (high - zero).clamp(-128, 127)
 
-    def _start_tables(self, start: Part, groups: NDArray[np.int64] | None) -> None:
+    def _start_tables(self, start: Part, groups: I64 | None) -> None:
         self.groups: torch.Tensor | None = None
         first: Any = slice(None)
         if groups is not None and len(start.scale) > 1 and int(groups.max()) + 1 < len(groups):
@@ -223,7 +223,7 @@ class TrainableLayer(torch.nn.Module):
         context: StepContext,
         *,
         weights: str = "straight-through",
-        groups: NDArray[np.int64] | None = None,
+        groups: I64 | None = None,
         drop: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:

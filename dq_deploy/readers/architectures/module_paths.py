@@ -8,9 +8,9 @@ from reprlib import repr as short
 from typing import Any, NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dq_deploy.errors import OptionError
+from dq_deploy.numerics.arrays import I64
 
 LARGEST, MOST_LEVELS, MOST_BLOCKS = 2**16, 16, 64
 """Beyond these a network is a typing error."""
@@ -21,7 +21,7 @@ class Target:
     """A diffusers module that takes a source module's parameters, or these of its output rows."""
 
     name: str
-    rows: NDArray[np.int64] | None = None
+    rows: I64 | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,7 +106,7 @@ def one(name: str) -> tuple[Target, ...]:
     return (Target(name=name),)
 
 
-def fused_rows(channels: int, heads: int, *, by_head: bool) -> Sequence[NDArray[np.int64]]:
+def fused_rows(channels: int, heads: int, *, by_head: bool) -> Sequence[I64]:
     """Rows of queries, keys and values in a fused projection of 3 * channels outputs.
 
     Args:

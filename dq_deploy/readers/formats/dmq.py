@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dq_deploy.errors import FileProblemError
-from dq_deploy.numerics.arrays import F32
+from dq_deploy.numerics.arrays import F32, I64
 from dq_deploy.readers.foreign import ForeignLayer, ForeignModel, ForeignPart
 from dq_deploy.readers.formats.quantizer_tensors import Source, halves, positive, weight_tables, whole
 from dq_deploy.readers.tensors import Tensors, few
@@ -146,7 +145,7 @@ def _table(sets: list[Tensors], name: str) -> F32:
     return np.asarray(values, np.float32)
 
 
-def _exponents(sets: list[Tensors], name: str, width: int) -> NDArray[np.int64] | None:
+def _exponents(sets: list[Tensors], name: str, width: int) -> I64 | None:
     """[T, C] exponents j of the factors 2^-j, or None where there are none."""
     held = [name in tensors for tensors in sets]
     if not any(held):
