@@ -29,7 +29,8 @@ def readme(repository):
 
 
 def commands_in(text: str) -> list[list[str]]:
-    return [shlex.split(line) for line in text.splitlines() if re.match(r" {4}dq-\w+ ", line)]
+    lines = text.replace("\\\n", " ").splitlines()
+    return [shlex.split(line) for line in lines if re.match(r" {4}dq-\w+ ", line)]
 
 
 def save_tiny_model(folder: Path) -> None:
