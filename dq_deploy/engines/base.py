@@ -27,19 +27,19 @@ class TensorSpec:
 
 
 class Runner(ABC):
-    """Runs one engine.
+    """Runs one engine: named numpy arrays in, named numpy arrays out. Use it as a context manager.
 
-    Inputs are checked before they reach the engine: names, dtypes, shapes, one batch size, finite numbers, labels in
-    range and, where the engine takes one step a batch, a common step bucket. Outputs are checked for NaN and infinity,
-    and belong to the caller. Threads may share a runner; whoever closes it waits for those that still run it.
+    Inputs are checked before they reach the engine: names, dtypes, shapes, one batch size, finite numbers, class labels
+    in range. If the engine takes one step bucket a batch, that is checked too. Outputs are checked for NaN and infinity,
+    and belong to the caller. Threads may share a runner; `close` waits until no thread runs it.
 
     Attributes:
-        engine: its name.
-        side_by_side: whether the engine runs several threads at once; else they follow one another.
+        engine: name of the engine, such as `onnxruntime`.
+        side_by_side: whether several threads can run the engine at once; otherwise they take turns.
         forkable: whether a forked child may go on using it.
         manifest: what the exporter said of the engine, or None.
-        inputs: specifications in the engine's order.
-        outputs: likewise.
+        inputs: specifications of the inputs, in the engine's order.
+        outputs: specifications of the outputs, in the engine's order.
         finite_check: whether NaN and infinity are looked for.
         finite_check_ms: time spent looking, over all runs.
         runs: number of runs.

@@ -47,7 +47,7 @@ class Fold:
 class Branch:
     """A low-rank float product of a layer's input that is added behind its integer product.
 
-    What is added::
+    What is added, in float32:
 
         scale * up @ down(x)        down has the layer's geometry, up is 1 x 1
 

@@ -32,7 +32,7 @@ class Part:
     What is multiplied is w_q = w_code - w_zero_point. It need not fit int8: the zero point may be any that keeps the
     layer's sums in int32.
 
-    Invariants::
+    Invariants, checked when it is made:
 
         len(scale) == len(zero_point)            1 (static) or T
         w_code.shape == (G, C_out, C_in / groups, ...)
@@ -123,7 +123,7 @@ class Part:
 class Layer:
     """One integer layer: a linear or 2-D convolution of the denoiser.
 
-    Invariants::
+    Invariants, checked when it is made:
 
         len(parts) >= 1
         -2^(weight_bits-1) <= w_code <= 2^(weight_bits-1) - 1
@@ -290,7 +290,7 @@ class Layer:
 class Record:
     """A quantized denoiser: integers, scales, step tables, the float rest and where it came from.
 
-    Invariants::
+    Invariants, checked when it is made:
 
         len(timesteps) == T, len(step_edges) == T - 1, step_edges strictly increasing
         every table of every layer has 1 or T entries

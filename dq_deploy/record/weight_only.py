@@ -16,12 +16,12 @@ from dq_deploy.record.checks import check_bias, check_module_path, check_scales,
 class WeightOnlyLayer:
     """One linear layer whose weights are codes with a scale for each block of input channels; activations stay float.
 
-    What is computed::
+    What is computed, in float32:
 
         w[n, k] = w_code[n, k] * scale[n, k // block_size]        float32
         y[n]    = sum over k of x[k] * w[n, k] + bias[n]
 
-    Invariants::
+    Invariants, checked when it is made:
 
         -2^(weight_bits-1) <= w_code <= 2^(weight_bits-1) - 1
         C_in % block_size == 0,  scale.shape == (C_out, C_in / block_size)

@@ -39,26 +39,28 @@ class SharedOptions:
     """Options that every method reads; each method adds its own in a subclass.
 
     Attributes:
-        method: its name.
+        method: name of the method.
         parts: what the method is made of; `without` leaves parts out, which is how its ablation is run.
         own: what the method chooses where an option is None.
         has_float_activations: whether the method makes weight-only layers, whose activations stay float.
         weight_bits: bits of the layers that are not named otherwise, 2 to 8.
-        activation_bits: likewise; or 16, which makes layers weight-only: linear ones get 4-bit weights with a scale a
-            block, all others stay float. Method `minmax` alone has them.
+        activation_bits: bits of the activations of these layers, 2 to 8; or 16, which makes layers weight-only: linear
+            layers get 4-bit weights with a scale for each block, all others stay float. Only `minmax` can do that.
         steps: sampling steps that get their own activation quantizers.
         step_groups: groups of neighbouring steps that share an activation quantizer; None gives each step its own.
         static: one activation quantizer for all steps, the same as one group; None is the method's own choice.
         symmetric_activations: zero points 0, codes -2^(b-1)..2^(b-1)-1.
-        asymmetric_weights: weights have a zero point an output channel; None is the method's own choice.
+        asymmetric_weights: weights have a zero point for each output channel; None is the method's own choice.
         keep: patterns of layers that stay float; None is `layer_bits.DEFAULT_KEEP`.
         layer_bits: pattern to bits, or to (weight bits, activation bits); the last match counts.
-        budget: average bits a weight over all quantized layers; chosen a layer by measured sensitivity.
+        budget: average number of weight bits over all quantized layers; the bits of each layer follow from its
+            measured sensitivity.
         budget_widths: weight bits a layer may get under `budget`.
         split_skips: layers behind a skip concatenation get a quantizer for each half; None is the method's own choice.
-        seed: of noise, labels and training batches.
-        samples: calibration trajectories; each gives one input a step, or as many in all by `calibration_choice`.
-        labels: classes to calibrate with, () for all.
+        seed: seed of noise, labels and training batches.
+        samples: calibration trajectories. Each gives one input for each step, or as many in all where
+            `calibration_choice` picks the steps.
+        labels: classes to calibrate with; () takes all.
         calibration_choice: which steps calibration inputs come from, one of `CALIBRATION_CHOICES`; None is the
             method's own choice.
         tdac_radius: mean square within which two steps' features count as near, in means over all pairs (EDA-DM, r).
