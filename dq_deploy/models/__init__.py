@@ -5,14 +5,22 @@ Functions take the configuration to find the family, so that callers stay the sa
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from reprlib import repr as short
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from dq_deploy.errors import ModelError
 from dq_deploy.models.call import INPUT_NAMES, call_arguments, call_denoiser
+from dq_deploy.models.family import (
+    CLASS_NAMES,
+    FAMILIES,
+    build_denoiser,
+    call_of,
+    family_of,
+    family_of_config,
+    family_of_module,
+    input_specs,
+    output_specs,
+)
 from dq_deploy.models.layers import Block, Denoiser, Family, FoldSite, LayerSite, Macs, TensorSpec
 
 if TYPE_CHECKING:
@@ -21,13 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dq_deploy.models.rebuild import LazyWeight
-    from dq_deploy.record import Call, Record
-
-FAMILIES = ("unet2d", "unet2d_condition")
-"""Names of the denoiser families; each is a module of this package."""
-
-CLASS_NAMES = {"UNet2DModel": "unet2d", "UNet2DConditionModel": "unet2d_condition"}
-"""diffusers class name of each family."""
+    from dq_deploy.record import Record
 
 __all__ = [
     "CLASS_NAMES",
@@ -62,35 +64,6 @@ __all__ = [
 ]
 
 
-def family_of(config: Mapping[str, Any]) -> str:
-    """Family of a diffusers configuration, by its `_class_name`.
-
-    Raises:
-        ModelError: the class is not one of the supported ones.
-    """
-    name = config.get("_class_name")
-    if not isinstance(name, str) or name not in CLASS_NAMES:
-        raise ModelError(f"config.json names the class {short(name)}, expected one of {', '.join(CLASS_NAMES)}")
-    return CLASS_NAMES[name]
-
-
-def _module_of(family: str) -> Family:
-    if family not in FAMILIES:
-        raise ModelError(f"denoiser family {family!r} is unknown, expected one of {', '.join(FAMILIES)}")
-    return cast("Family", importlib.import_module(f"dq_deploy.models.families.{family}"))
-
-
-def _of(config: Mapping[str, Any]) -> Family:
-    return _module_of(family_of(config))
-
-
-def _of_module(module: torch.nn.Module) -> Family:
-    name = type(module).__name__
-    if name not in CLASS_NAMES:
-        raise ModelError(f"module is a {name}, expected one of {', '.join(CLASS_NAMES)}")
-    return _module_of(CLASS_NAMES[name])
-
-
 def load_model(path: str | Path, *, variant: str | None = None) -> Denoiser:
     """Load a float denoiser from a folder on disk; nothing is downloaded and no code in it is run.
 
@@ -107,15 +80,6 @@ def load_model(path: str | Path, *, variant: str | None = None) -> Denoiser:
     from dq_deploy.models.load.folder import load_folder
 
     return load_folder(Path(path), variant=variant)
-
-
-def build_denoiser(family: str, config: Mapping[str, Any], *, device: str = "cpu") -> torch.nn.Module:
-    """A denoiser with random weights, float32, eval mode; `device="meta"` makes shapes only, at no cost.
-
-    Raises:
-        ModelError: unknown family, or a configuration that diffusers cannot build or that is not supported.
-    """
-    return _module_of(family).build(config, device=device)
 
 
 def denoiser_from_record(record: Record, *, dequantize: bool = True) -> torch.nn.Module:
@@ -145,35 +109,18 @@ def lazy_weights(record: Record) -> dict[str, LazyWeight]:
 
 def quantizable_layers(module: torch.nn.Module, config: Mapping[str, Any], *, batch: int = 1) -> list[LayerSite]:
     """Every linear and 2-D convolution in execution order, with shapes at `batch` and MACs of one sample."""
-    return _of(config).quantizable_layers(module, config, batch=batch)
+    return family_of_config(config).quantizable_layers(module, config, batch=batch)
 
 
 def macs_of(module: torch.nn.Module | None, config: Mapping[str, Any]) -> Macs:
     """Multiply-accumulates of one sample at the configuration's sample size; None needs no weights at all."""
-    family = _of(config)
+    family = family_of_config(config)
     return family.macs_of(family.build(config, device="meta") if module is None else module, config)
-
-
-def input_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
-    """Inputs: `sample`, `timestep`, and what the model is conditioned on, in the order of `INPUT_NAMES`."""
-    return _of(config).input_specs(config)
-
-
-def output_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
-    """Outputs: `output`, with twice the channels where the variance is learned."""
-    return _of(config).output_specs(config)
-
-
-def call_of(config: Mapping[str, Any]) -> Call:
-    """How a denoiser of this configuration is called: its inputs by the names its forward has for them."""
-    from dq_deploy.models.recorded_call import call_of_specs
-
-    return call_of_specs(input_specs(config))
 
 
 def example_inputs(config: Mapping[str, Any], batch: int, seed: int) -> dict[str, np.ndarray]:
     """Random valid inputs by name: normal samples, whole timesteps, conditions; the same for the same seed."""
-    return _of(config).example_inputs(config, batch, seed)
+    return family_of_config(config).example_inputs(config, batch, seed)
 
 
 def random_conditions(
@@ -195,24 +142,24 @@ def random_conditions(
 
 def skip_splits(module: torch.nn.Module) -> dict[str, int]:
     """Layers whose input is a concatenation with a skip, and the channels of its first half."""
-    return _of_module(module).skip_splits(module)
+    return family_of_module(module).skip_splits(module)
 
 
 def middle_of(module: torch.nn.Module) -> str:
     """Path of the middle attention, or of what stands in the middle where there is none: its input is the feature."""
-    return _of_module(module).middle_of(module)
+    return family_of_module(module).middle_of(module)
 
 
 def fold_sites(module: torch.nn.Module) -> list[FoldSite]:
     """Producers that may take over `pre` of all their consumers."""
-    return _of_module(module).fold_sites(module)
+    return family_of_module(module).fold_sites(module)
 
 
 def fold_refusals(module: torch.nn.Module) -> dict[str, str]:
     """Reason why `pre` cannot be folded, for every quantizable layer that no fold site serves."""
-    return _of_module(module).fold_refusals(module)
+    return family_of_module(module).fold_refusals(module)
 
 
 def blocks_of(module: torch.nn.Module) -> list[Block]:
     """Reconstruction blocks as they run: residual blocks, attentions, the time embedding, single layers."""
-    return _of_module(module).blocks_of(module)
+    return family_of_module(module).blocks_of(module)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dq_deploy.errors import ModelError, RecordError
+from dq_deploy.models.family import build_denoiser, call_of
 from dq_deploy.numerics.arrays import F32
 from dq_deploy.record import check_can_run
 
@@ -62,7 +63,6 @@ def module_from_record(record: Record, *, dequantize: bool = True) -> torch.nn.M
     """See `dq_deploy.models.denoiser_from_record`."""
     import torch
 
-    from dq_deploy.models import build_denoiser
     from dq_deploy.models.load.folder import fit_state
 
     check_can_run(record)
@@ -86,8 +86,6 @@ def module_from_record(record: Record, *, dequantize: bool = True) -> torch.nn.M
 
 def _check_extensions(record: Record, module: torch.nn.Module) -> None:
     """Folds and attention quantizers name modules of the denoiser; the call is the one that this version makes."""
-    from dq_deploy.models import call_of
-
     modules = {name for name, _ in module.named_modules()}
     named = [(f"layer {n} is folded into", layer.folded.producer) for n, layer in record.layers.items() if layer.folded]
     named += [("there are quantizers of the attention", name) for name in record.attention]

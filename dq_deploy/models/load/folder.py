@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dq_deploy.artifacts import utf8_name
 from dq_deploy.errors import DqError, ModelError, raise_if_out_of_memory
+from dq_deploy.models.family import build_denoiser, family_of
 from dq_deploy.models.layers import Denoiser, first_line
 from dq_deploy.models.load.scheduler_file import INDEX, find_scheduler, read_scheduler
 from dq_deploy.models.load.weight_files import WeightFiles, find_weights
@@ -186,8 +187,6 @@ def fit_state(
 
 def load_folder(path: Path, *, variant: str | None = None) -> Denoiser:
     """See `dq_deploy.models.load_model`."""
-    from dq_deploy.models import build_denoiser, family_of
-
     folder = find_denoiser(path)
     config = read_json(folder / "config.json")
     _check_finite(config, folder / "config.json")
