@@ -177,7 +177,16 @@ def quantize(
 
 
 @quantize.register_fake
-def _(x, step, pre, inverse_scale, zero_point, q_min, q_max, first=0):  # type: ignore[no-untyped-def]
+def _(
+    x: Tensor,
+    step: Tensor,
+    pre: Tensor,
+    inverse_scale: Tensor,
+    zero_point: Tensor,
+    q_min: int,
+    q_max: int,
+    first: int = 0,
+) -> list[Tensor]:
     return _fake_results(x, [pre], None)
 
 
@@ -208,7 +217,18 @@ def group_norm_silu_quantize(
 
 
 @group_norm_silu_quantize.register_fake
-def _(x, step, gamma, beta, groups, eps, silu, pre, *tables, with_y=False):  # type: ignore[no-untyped-def]
+def _(
+    x: Tensor,
+    step: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    groups: int,
+    eps: float,
+    silu: bool,
+    pre: list[Tensor],
+    *tables: Any,
+    with_y: bool = False,
+) -> list[Tensor]:
     with_y = tables[5] if len(tables) > 5 else with_y
     return _fake_results(x, pre, _channels(x) if with_y else None)
 
@@ -238,7 +258,16 @@ def layer_norm_quantize(
 
 
 @layer_norm_quantize.register_fake
-def _(x, step, gamma, beta, eps, pre, *tables, with_y=False):  # type: ignore[no-untyped-def]
+def _(
+    x: Tensor,
+    step: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    pre: list[Tensor],
+    *tables: Any,
+    with_y: bool = False,
+) -> list[Tensor]:
     with_y = tables[5] if len(tables) > 5 else with_y
     return _fake_results(x, pre, _channels(x) if with_y else None)
 
@@ -263,7 +292,16 @@ def geglu_quantize(
 
 
 @geglu_quantize.register_fake
-def _(x, step, pre, inverse_scale, zero_point, q_min, q_max, with_y=False):  # type: ignore[no-untyped-def]
+def _(
+    x: Tensor,
+    step: Tensor,
+    pre: Tensor,
+    inverse_scale: Tensor,
+    zero_point: Tensor,
+    q_min: int,
+    q_max: int,
+    with_y: bool = False,
+) -> list[Tensor]:
     return _fake_results(x, [pre], _channels(x) // 2 if with_y else None)
 
 
@@ -325,7 +363,16 @@ def int_linear(
 
 
 @int_linear.register_fake
-def _(codes, packed, scale, zero_point, step, weight_scale, *rest, **extras):  # type: ignore[no-untyped-def]
+def _(
+    codes: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    step: Tensor,
+    weight_scale: Tensor,
+    *_rest: Any,
+    **_named: Any,
+) -> Tensor:
     return _empty_like(codes, weight_scale.shape[0], torch.float32)
 
 
@@ -380,7 +427,22 @@ def out_size(codes: Tensor, kernel: Any, stride: Any, padding: Any, dilation: An
 
 
 @int_conv2d.register_fake
-def _(codes, packed, scale, zero_point, step, weight_scale, q_min, q_max, kernel, stride, padding, dilation, *_extras, **_named):  # type: ignore[no-untyped-def]  # fmt: skip # noqa: E501
+def _(
+    codes: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    step: Tensor,
+    weight_scale: Tensor,
+    q_min: int,
+    q_max: int,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    *_rest: Any,
+    **_named: Any,
+) -> Tensor:
     shape = (codes.shape[0], *out_size(codes, kernel, stride, padding, dilation), weight_scale.shape[0])
     return codes.new_empty(shape, dtype=torch.float32).permute(0, 3, 1, 2)
 

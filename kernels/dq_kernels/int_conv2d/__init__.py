@@ -108,10 +108,8 @@ def run(
         (height + 2 * padding[0] - dilation[0] * (kernel_h - 1) - 1) // stride[0] + 1,
         (width + 2 * padding[1] - dilation[1] * (kernel_w - 1) - 1) // stride[1] + 1,
     )
-    reach = [
-        (o - 1) * s - p + d * (k - 1)
-        for o, s, p, d, k in zip((out_h, out_w), stride, padding, dilation, weights.shape[1:3], strict=True)
-    ]
+    window = zip((out_h, out_w), stride, padding, dilation, (kernel_h, kernel_w), strict=True)
+    reach = [(o - 1) * s - p + d * (k - 1) for o, s, p, d, k in window]
     padded = max(padding) > 0 or reach[0] >= height or reach[1] >= width
     reason = supports(weights, q_min=q_min, q_max=q_max, zero_point=zero_point, padded=padded, weight_zero=weight_zero)
     if reason:

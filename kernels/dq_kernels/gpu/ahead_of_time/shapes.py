@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from dq_kernels.gpu.launch.calls import Blank, KernelCall
@@ -16,15 +16,13 @@ from dq_kernels.gpu.launch.float_calls import (
 )
 from dq_kernels.gpu.launch.product_calls import Epilogue, Window, int_conv2d_calls, int_linear_calls
 from dq_kernels.gpu.launch.weights import ALIGNMENT, Quantizer, Weights, int4_pitch
-from dq_kernels.gpu.tune.configurations import choose
+from dq_kernels.gpu.tune.configurations import Table, choose
 
 MODELS = ("cifar", "sd15", "sdxl")
 FLOAT_OPS = ("quantize", "group_norm_silu_quantize", "layer_norm_quantize", "geglu_quantize")
 PRODUCT_OPS = ("int_linear", "int_conv2d")
 EXTRAS = (("bias",), ("bias", "row"), ("bias", "residual"))
 """What the epilogues of a UNet's layers add: nothing but a bias, a time embedding's row, a residual."""
-
-Table = Sequence[Mapping[str, Any]]
 
 
 def calls_of_model(model: str, architecture: int, dtype: str, table: Table | None = None) -> Iterator[KernelCall]:

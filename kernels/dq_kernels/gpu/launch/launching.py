@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,9 +28,8 @@ from dq_kernels.gpu.launch.float_calls import (
 )
 from dq_kernels.gpu.launch.product_calls import Epilogue, Window, int_conv2d_calls, int_linear_calls
 from dq_kernels.gpu.launch.weights import Quantizer, Weights
-from dq_kernels.gpu.tune.configurations import BlockConfiguration, ProductConfiguration, architecture_of, choose
+from dq_kernels.gpu.tune.configurations import BlockConfiguration, ProductConfiguration, Table, architecture_of, choose
 
-Table = Sequence[Mapping[str, Any]]
 INTERPRETED_ARCHITECTURE = 80
 """Whose configurations the interpreter gets."""
 

@@ -36,6 +36,8 @@ from typing import Any
 from dq_kernels.cpu.library import KernelInputError
 from dq_kernels.gpu import ARCHITECTURES
 
+Table = Sequence[Mapping[str, Any]]
+"""Rules in order, as a file of configurations holds them."""
 TABLE_FILE = Path(__file__).with_name("configurations.json")
 FORMAT = 1
 MIN_CAPABILITY = (8, 0)
@@ -160,7 +162,7 @@ def choose(
     op: str,
     architecture: int,
     facts: Mapping[str, int],
-    table: Sequence[Mapping[str, Any]] | None = None,
+    table: Table | None = None,
 ) -> Configuration:
     """Configuration of the first rule that fits.
 
