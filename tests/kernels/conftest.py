@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from dq_kernels.cpu.library import Context, known_isas
@@ -31,10 +31,16 @@ def context_of(opened_contexts):
     return open_context
 
 
-@pytest.fixture(params=[(isa, threads) for isa in ISAS for threads in (1, 2)], ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.fixture(params=ISAS)
 def each_context(request, context_of) -> Context:
-    """Each instruction set, with one thread and with two."""
-    return context_of(*request.param)
+    """Each instruction set, one thread."""
+    return context_of(request.param, 1)
+
+
+@pytest.fixture(params=ISAS)
+def contexts(request, context_of) -> Callable[[bool], list[Context]]:
+    """Each instruction set: function of whether the work has several tiles to one thread, and two where it has."""
+    return lambda several: [context_of(request.param, threads) for threads in ((1, 2) if several else (1,))]
 
 
 @pytest.fixture

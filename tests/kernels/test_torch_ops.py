@@ -266,7 +266,7 @@ def head_layer(case):
 INTERPRETED = """
 import torch
 from dq_kernels import torch_ops
-from dq_kernels.gpu import torch_kernels
+from dq_kernels.gpu.launch import torch_kernels
 from tests.kernels import test_torch_ops as t
 
 def signed(codes):

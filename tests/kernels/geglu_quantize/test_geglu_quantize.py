@@ -33,9 +33,10 @@ def assert_equals_reference(context, inputs, name: str = "", **options) -> None:
 
 
 @pytest.mark.parametrize("case", TEST_CASES, ids=lambda case: case.name)
-def test_y_and_codes_equal_the_reference(each_context, case):
-    assert_equals_reference(each_context, case.inputs(), case.name)
-    assert_equals_reference(each_context, case.inputs(), case.name, with_y=False, pitch_multiple=32)
+def test_y_and_codes_equal_the_reference(contexts, case):
+    for context in contexts(case.batch > 1):
+        assert_equals_reference(context, case.inputs(), case.name)
+        assert_equals_reference(context, case.inputs(), case.name, with_y=False, pitch_multiple=32)
 
 
 def test_a_row_longer_than_a_tile_equals_the_reference(each_context):
@@ -50,8 +51,9 @@ def test_gelu_equals_the_reference_from_end_to_end_of_exp(each_context):
         assert_same_bits(y[0, 0], gelu32(gates), "gelu")
 
 
-def test_many_tasks_equal_the_reference(each_context):
-    assert_equals_reference(each_context, Case("", 3, 130, 321, steps=5, seed=29).inputs(), pitch_multiple=64)
+def test_many_tasks_equal_the_reference(contexts):
+    for context in contexts(True):
+        assert_equals_reference(context, Case("", 3, 130, 321, steps=5, seed=29).inputs(), pitch_multiple=64)
 
 
 def test_rows_of_x_and_y_may_lie_apart(each_context):

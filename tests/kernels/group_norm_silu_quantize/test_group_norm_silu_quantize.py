@@ -28,13 +28,15 @@ def assert_equals_reference(context, inputs, name: str = "", **options) -> None:
 
 
 @pytest.mark.parametrize("case", TEST_CASES, ids=lambda case: case.name)
-def test_y_and_codes_equal_the_reference(each_context, case):
-    assert_equals_reference(each_context, case.inputs(), case.name)
+def test_y_and_codes_equal_the_reference(contexts, case):
+    for context in contexts(case.batch > 1):
+        assert_equals_reference(context, case.inputs(), case.name)
 
 
 @pytest.mark.parametrize("case", TEST_CASES, ids=lambda case: case.name)
-def test_codes_without_y_are_the_same(each_context, case):
-    assert_equals_reference(each_context, case.inputs(), case.name, with_y=False, pitch_multiple=32)
+def test_codes_without_y_are_the_same(contexts, case):
+    for context in contexts(case.batch > 1):
+        assert_equals_reference(context, case.inputs(), case.name, with_y=False, pitch_multiple=32)
 
 
 @pytest.mark.parametrize("name", ["cifar 4x4 512", "cifar 16x16 256 no silu", "cifar 32x32 384 in two"])
@@ -44,9 +46,10 @@ def test_a_models_shape_equals_the_reference(best_context, name):
 
 
 @pytest.mark.parametrize(("channels", "groups", "parts"), [(320, 32, (192, 128)), (128, 32, (128,)), (90, 3, (41, 49))])
-def test_many_tasks_equal_the_reference(each_context, channels, groups, parts):
+def test_many_tasks_equal_the_reference(contexts, channels, groups, parts):
     inputs = Case("", 3, 130, channels, groups, parts, steps=5, seed=29).inputs()
-    assert_equals_reference(each_context, inputs, with_y=False, pitch_multiple=64)
+    for context in contexts(True):
+        assert_equals_reference(context, inputs, with_y=False, pitch_multiple=64)
 
 
 def test_silu_equals_the_reference_from_end_to_end_of_exp(each_context):

@@ -26,8 +26,9 @@ def assert_equals_reference(context, case, **changed):
 
 
 @pytest.mark.parametrize("case", [*TEST_CASES, *ZERO_CASES], ids=lambda c: c.name)
-def test_a_case_equals_the_reference(each_context, case):
-    assert_equals_reference(each_context, case)
+def test_a_case_equals_the_reference(contexts, case):
+    for context in contexts(case.batch * case.rows > 12 or case.out_channels > 64):
+        assert_equals_reference(context, case)
 
 
 @pytest.mark.parametrize("isa", ISAS)

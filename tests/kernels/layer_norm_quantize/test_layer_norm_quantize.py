@@ -29,13 +29,15 @@ def assert_equals_reference(context, inputs, name: str = "", **options) -> None:
 
 
 @pytest.mark.parametrize("case", TEST_CASES, ids=lambda case: case.name)
-def test_y_and_codes_equal_the_reference(each_context, case):
-    assert_equals_reference(each_context, case.inputs(), case.name)
+def test_y_and_codes_equal_the_reference(contexts, case):
+    for context in contexts(case.batch > 1):
+        assert_equals_reference(context, case.inputs(), case.name)
 
 
 @pytest.mark.parametrize("case", TEST_CASES, ids=lambda case: case.name)
-def test_codes_without_y_are_the_same(each_context, case):
-    assert_equals_reference(each_context, case.inputs(), case.name, with_y=False, pitch_multiple=32)
+def test_codes_without_y_are_the_same(contexts, case):
+    for context in contexts(case.batch > 1):
+        assert_equals_reference(context, case.inputs(), case.name, with_y=False, pitch_multiple=32)
 
 
 def test_a_models_shape_equals_the_reference(best_context):
@@ -43,9 +45,10 @@ def test_a_models_shape_equals_the_reference(best_context):
     assert_equals_reference(best_context, case.inputs(), case.name, with_y=False)
 
 
-def test_many_tasks_equal_the_reference(each_context):
+def test_many_tasks_equal_the_reference(contexts):
     inputs = Case("", 3, 130, 321, ((0, 321), (5, 64)), steps=5, seed=29).inputs()
-    assert_equals_reference(each_context, inputs, with_y=False, pitch_multiple=64)
+    for context in contexts(True):
+        assert_equals_reference(context, inputs, with_y=False, pitch_multiple=64)
 
 
 def test_rows_of_x_and_y_may_lie_apart(each_context):
