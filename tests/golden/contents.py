@@ -73,8 +73,7 @@ def graph_text(model: onnx.ModelProto) -> str:
     """A line for each input, node and output of a graph: the operation, the node's name, what it reads and writes."""
     graph = model.graph
     lines = [f"input {value.name}" for value in graph.input]
-    for node in graph.node:
-        lines.append(f"{node.op_type} {node.name!r}: {_listed(node.input)} -> {_listed(node.output)}")
+    lines += [f"{n.op_type} {n.name!r}: {_listed(n.input)} -> {_listed(n.output)}" for n in graph.node]
     lines += [f"output {value.name}" for value in graph.output]
     return "\n".join(lines) + "\n"
 
