@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +16,7 @@ from dq_deploy.manifest.plan import is_plan, read_plan_manifest
 
 if TYPE_CHECKING:
     from dq_deploy.engines.base import Runner
+    from dq_deploy.manifest.values import PlanManifest
 
 GRAPH_TARGETS = RUNTIMES
 """Targets whose ONNX file is not what runs: a plan is built from it."""
@@ -85,15 +85,15 @@ def open_engine(
         raise OptionError(f"engine native runs records ({' or '.join(RECORD_SUFFIXES)}), not {path}; give the record")
     path = with_files_beside(path)
     if is_plan(path):
-        manifest = read_plan_manifest(path, check_hash=hash_check)
-        return _open_plan(path, manifest, engine, finite_check, optimized_model_path)
+        plan_manifest = read_plan_manifest(path, check_hash=hash_check)
+        return _open_plan(path, plan_manifest, engine, finite_check, optimized_model_path)
     if not is_utf8(path):
         raise FileProblemError(f"the name {path} is no UTF-8, which the engine's library cannot open; rename it")
     # onnx takes 50 MiB, which a plan and a record do without
     from dq_deploy.graph.onnx_file import read_manifest, read_manifest_if_any
 
     manifest = (read_manifest if require_manifest else read_manifest_if_any)(path, hash_check=hash_check)
-    name = engine or (manifest["target"] if manifest is not None else "onnxruntime")
+    name = engine or (manifest.target if manifest is not None else "onnxruntime")
     optimized = None if optimized_model_path is None else Path(optimized_model_path)
     if name == "onnxruntime":
         from dq_deploy.engines.onnxruntime import OnnxRuntimeRunner
@@ -104,7 +104,7 @@ def open_engine(
             threads=threads,
             finite_check=finite_check,
             optimized_model_path=optimized,
-            optimize=optimize and (manifest is None or manifest["target"] not in GRAPH_TARGETS),
+            optimize=optimize and (manifest is None or manifest.target not in GRAPH_TARGETS),
         )
     if name == "openvino":
         from dq_deploy.engines.openvino import OpenVinoRunner
@@ -157,15 +157,15 @@ def _open_record(
 
 def _open_plan(
     path: Path,
-    manifest: Mapping[str, Any],
+    manifest: PlanManifest,
     engine: str | None,
     finite_check: bool,
     optimized_model_path: str | Path | None,
 ) -> Runner:
     from dq_deploy.engines.tensorrt.runner import TensorRtRunner
 
-    if engine is not None and engine != manifest["runtime"]:
-        raise OptionError(f"engine is {engine!r}, expected {manifest['runtime']}, by which plan {path} was built")
+    if engine is not None and engine != manifest.runtime:
+        raise OptionError(f"engine is {engine!r}, expected {manifest.runtime}, by which plan {path} was built")
     if optimized_model_path is not None:
         raise OptionError(f"plan {path} has no graph to write; dq-verify `engine` reads what its layers became")
     return TensorRtRunner(path, manifest, finite_check=finite_check)

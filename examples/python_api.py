@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # the record becomes an engine file; its manifest says what it is
     engine = args.out / "unet.onnx"
     manifest = dq_deploy.export(record, engine, target="onnxruntime", mode="exact")
-    print(f"exported {engine} from record {manifest['record_sha256'][:12]}")
+    print(f"exported {engine} from record {str(manifest.record_sha256)[:12]}")
 
     # run it: named numpy arrays in and out; samples of one batch may be at different steps
     rng = np.random.default_rng(0)

@@ -24,6 +24,7 @@ from benchmarks.unets.denoisers import denoiser_of
 from dq_deploy.bench.environment import describe_environment
 from dq_deploy.engines.tensorrt.build.builder import BuildOptions, build_plan
 from dq_deploy.manifest.plan import write_plan_manifest
+from dq_deploy.manifest.values import EngineManifest
 from dq_deploy.targets import float_graph
 from dq_deploy.verify.plan.attestation import PlanAttestation, attest_plan
 
@@ -32,22 +33,24 @@ RUNTIME = "tensorrt-rtx"
 MIB = 2**20
 
 
-def build(path: Path, capability: str | None, exported: dict[str, Any]) -> tuple[dict[str, Any], PlanAttestation]:
+def build(path: Path, capability: str | None, exported: EngineManifest) -> tuple[dict[str, Any], PlanAttestation]:
     """Build one ONNX file; what the build took, and what the plan says of the exported layers."""
     plan = path.with_suffix(".plan")
     options = BuildOptions(runtime=RUNTIME, compute_capabilities=(capability,) if capability else ())
     manifest = build_plan(path, plan, options, manifest=exported)
     found = attest_plan(plan, manifest)
     write_plan_manifest(plan, manifest)
+    took = manifest.build
+    assert took is not None  # the build tells
     facts = {
         "compute_capability": capability,
         "onnx_mib": path.stat().st_size / MIB,
-        "build_s": manifest["build"]["seconds"],
-        "build_peak_mib": manifest["build"]["peak_mib"],
+        "build_s": took.seconds,
+        "build_peak_mib": took.peak_mib,
         "plan_mib": plan.stat().st_size / MIB,
-        "source_mib": manifest["build"]["text_bytes"] / MIB,
+        "source_mib": (took.text_bytes or 0) / MIB,
         "integer_mac_share": found.integer_mac_share,
-        "runtime_version": manifest["runtime_version"],
+        "runtime_version": manifest.runtime_version,
     }
     return facts, found
 
@@ -70,7 +73,7 @@ def measure(
         "export_s": export_s,
         **facts,
         "layers": executed,
-        "im2col_mib_a_sample": sum(layer.get("im2col_bytes", 0) for layer in exported["layers"]) / MIB,
+        "im2col_mib_a_sample": sum(layer.im2col_bytes or 0 for layer in exported.layers) / MIB,
     }
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from dq_deploy.graph.onnx_file import MANIFEST_KEY, read_manifest, write_onnx
+from dq_deploy.graph.onnx_file import read_manifest, write_onnx
+from dq_deploy.manifest.values import EngineManifest
 from dq_deploy.open_engine import open_engine
 
 PRODUCTS, WIDTH = 13, 4096
@@ -34,9 +35,18 @@ def write_large(path: Path) -> None:
         value = nodes[-1].outputs[0]
         value.name, value.type, value.shape = f"y{index}", kind, ir.Shape(["B", WIDTH])
     graph = ir.Graph([x], [value], nodes=nodes, initializers=weights, opset_imports={"": 21}, name="large")
-    empty = {"inputs": [], "outputs": [], "layers": [], "step_edges": [], "model_config": {}, "scheduler_config": None}
-    manifest = {"format": MANIFEST_KEY, "version": 1, "target": "onnxruntime", "mode": "exact", "timesteps": [0.0]}
-    write_onnx(ir.Model(graph, ir_version=10), path, manifest | empty)
+    manifest = EngineManifest(
+        target="onnxruntime",
+        mode="exact",
+        model_config={},
+        scheduler_config=None,
+        inputs=(),
+        outputs=(),
+        timesteps=(0.0,),
+        step_edges=(),
+        layers=(),
+    )
+    write_onnx(ir.Model(graph, ir_version=10), path, manifest)
 
 
 def main() -> None:

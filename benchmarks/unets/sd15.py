@@ -26,6 +26,8 @@ from benchmarks.machine.commit import commit
 from benchmarks.unets.denoisers import sd15_denoiser
 from dq_deploy.bench.environment import describe_environment
 from dq_deploy.engines.tensorrt.library import RUNTIMES
+from dq_deploy.manifest.plan import read_plan_manifest
+from dq_deploy.manifest.values import PlanManifest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -71,13 +73,14 @@ def export_stage(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     record = load_record(folder / "sd15.pt")
     loaded = time.perf_counter() - start
     manifest = export(record, path, target=arguments.target)
-    integer = [layer for layer in manifest["layers"] if layer["integer"]]
-    work = sum(manifest["macs"]["layers"][layer["name"]] for layer in integer)
+    integer, macs = [layer for layer in manifest.layers if layer.integer], manifest.macs
+    assert macs is not None  # an export counts them
+    work = sum(macs.layers[layer.name] for layer in integer)
     data = path.with_name(path.name + ".data")
     return {
         "record_load_s": round(loaded, 1),
         "integer_layers": len(integer),
-        "declared_integer_mac_share": work / manifest["macs"]["of_all"],
+        "declared_integer_mac_share": work / macs.of_all,
         "onnx_mib": path.stat().st_size / 2**20,
         "data_mib": data.stat().st_size / 2**20 if data.is_file() else 0.0,
     }
@@ -97,18 +100,19 @@ def build_stage(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
         raise SystemExit(f"dq-build ended with {done.returncode}: {lines[-1]}")
-    side = json.loads(plan.with_name(plan.name + ".json").read_text())
+    manifest = read_plan_manifest(plan, check_hash=False)
     return {
         "plan_mib": plan.stat().st_size / 2**20,
-        "integer_mac_share": integer_share(side),
-        "build": side.get("build"),
+        "integer_mac_share": integer_share(manifest),
+        "build": None if manifest.build is None else manifest.build.to_json(),
     }
 
 
-def integer_share(manifest: dict[str, Any]) -> float:
+def integer_share(manifest: PlanManifest) -> float:
     """Share of all multiply-accumulates that the plan itself shows in integers, by its manifest."""
-    work = sum(row["macs"] for row in manifest.get("layers_built", []) if row["executed"] == "integer")
-    return float(work / manifest["macs"]["of_all"])
+    assert manifest.macs is not None  # an export counts them
+    work = sum(row.macs for row in manifest.layers_built or () if row.executed == "integer")
+    return work / manifest.macs.of_all
 
 
 STAGES = {"quantize": quantize_stage, "export": export_stage, "build": build_stage}

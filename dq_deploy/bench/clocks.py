@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.engines.base import Runner, TensorSpec
 from dq_deploy.errors import OptionError
+from dq_deploy.manifest.values import EngineManifest, PlanManifest
 
 if TYPE_CHECKING:
     from dq_deploy.engines.tensorrt.runner import TensorRtRunner
@@ -30,7 +31,7 @@ Feeds = Mapping[str, NDArray[np.generic]]
 
 
 def feeds_for(
-    inputs: tuple[TensorSpec, ...], batch: int, manifest: Mapping[str, Any] | None
+    inputs: tuple[TensorSpec, ...], batch: int, manifest: EngineManifest | None
 ) -> dict[str, NDArray[np.generic]]:
     """Random inputs of one batch: noise, one common timestep, labels that every model has.
 
@@ -40,11 +41,11 @@ def feeds_for(
         manifest: gives a calibrated timestep, and of a plan the best size of other free dimensions; or None.
     """
     rng = np.random.default_rng(0)
-    timesteps = manifest["timesteps"] if manifest else [500.0]
-    profile = (manifest or {}).get("profiles", [{}])[0]
+    timesteps = (500.0,) if manifest is None else manifest.timesteps
+    profile = manifest.profiles[0] if isinstance(manifest, PlanManifest) else {}
     feeds: dict[str, NDArray[np.generic]] = {}
     for spec in inputs:
-        best = profile.get(spec.name, {}).get("opt", [batch] * len(spec.shape))
+        best = profile[spec.name].opt if spec.name in profile else (batch,) * len(spec.shape)
         shape = tuple(
             size if isinstance(size, int) else batch if i == 0 else best[i] for i, size in enumerate(spec.shape)
         )

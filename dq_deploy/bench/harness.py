@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from dq_deploy.bench.plan_baseline import check_batches, float_plan
 from dq_deploy.bench.worker import Worker, WorkerSettings, workers
 from dq_deploy.errors import OptionError
 from dq_deploy.manifest.plan import is_plan
+from dq_deploy.manifest.values import EngineManifest, PlanManifest
 from dq_deploy.open_engine import RECORD_SUFFIXES, open_engine
 
 if TYPE_CHECKING:
@@ -141,9 +142,7 @@ def file_mib(path: Path) -> float:
 
 
 @contextlib.contextmanager
-def _baseline_file(
-    path: Path, manifest: Mapping[str, Any], record: Record | None, wanted: bool
-) -> Iterator[Path | None]:
+def _baseline_file(path: Path, manifest: EngineManifest, record: Record | None, wanted: bool) -> Iterator[Path | None]:
     """The float graph of the same tracer in a temporary folder, for a plan built like it; or None."""
     if not wanted:
         yield None
@@ -271,8 +270,9 @@ def benchmark(
         device=options.device,
         hash_check=options.hash_check,
     ) as runner:
-        manifest, kind = runner.manifest or {}, runner.engine
-        if is_plan(path):
+        manifest, kind = runner.manifest, runner.engine
+        assert manifest is not None  # required by default
+        if isinstance(manifest, PlanManifest):
             check_batches(manifest, options.batches, path)
             environment["gpu"] = asdict(runner.cuda.facts())  # type: ignore[attr-defined]
         if path.suffix in RECORD_SUFFIXES:
@@ -285,8 +285,8 @@ def benchmark(
     return BenchReport(
         engine=kind,
         engine_path=str(path),
-        target=manifest.get("target"),
-        mode=manifest.get("mode"),
+        target=manifest.target,
+        mode=manifest.mode,
         **_numbers(by_batch, options.batches[0], clocks),
         file_mib=sizes["engine"],
         baseline_file_mib=sizes.get("baseline"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.bench.worker import WorkerSettings
+from dq_deploy.manifest.values import EngineManifest
 from dq_deploy.record import load_record
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ FLOAT_ENGINE = "onnxruntime"
 """Runs the float graph."""
 
 
-def of_native_engine(path: Path, manifest: Mapping[str, Any], record: Record | None) -> tuple[dict[str, Any], Record]:
+def of_native_engine(path: Path, manifest: EngineManifest, record: Record | None) -> tuple[EngineManifest, Record]:
     """What `float_graph` is given for a record: the weights are at hand.
 
     Args:
@@ -26,7 +28,7 @@ def of_native_engine(path: Path, manifest: Mapping[str, Any], record: Record | N
         manifest: of its runner.
         record: the same, where it was read already.
     """
-    return {**manifest, "target": FLOAT_ENGINE}, record or load_record(path, hash_check=False)
+    return replace(manifest, target=FLOAT_ENGINE), record or load_record(path, hash_check=False)
 
 
 def native_facts(runner: Any) -> dict[str, Any]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dq_deploy.errors import OptionError
+from dq_deploy.manifest.values import PlanManifest
 
 if TYPE_CHECKING:
     from dq_deploy.record import Record
 
 FLOAT_TYPE = "float16"
-_OF_LAYERS = ("layers", "layers_built", "float_precision", "record_sha256")
-"""Keys of the manifest that say what was quantized, which the baseline is not."""
 
 
 def float_plan(plan: Path, folder: Path, record: Record | None) -> Path:
@@ -31,27 +31,26 @@ def float_plan(plan: Path, folder: Path, record: Record | None) -> Path:
         BuildError: the builder fails.
     """
     from dq_deploy.engines.tensorrt.build.builder import BuildOptions, build_plan
-    from dq_deploy.engines.tensorrt.build.shapes import text_of
     from dq_deploy.manifest.plan import read_plan_manifest, write_plan_manifest
     from dq_deploy.targets import float_graph
 
     manifest = read_plan_manifest(plan, check_hash=False)
     onnx, target = folder / "float.onnx", folder / "float.plan"
     float_graph(manifest, onnx, record=record, float_type=FLOAT_TYPE)
-    profile = manifest["profiles"][0]
+    profile = manifest.profiles[0]
     options = BuildOptions(
-        runtime=manifest["runtime"],
-        compute_capabilities=() if manifest.get("portable") else tuple(manifest["compute_capabilities"]),
-        shapes=tuple(f"{name}:{text_of(profile, name)}" for name in profile),
-        workspace_mib=manifest.get("build", {}).get("workspace_mib"),
+        runtime=manifest.runtime,
+        compute_capabilities=() if manifest.portable else manifest.compute_capabilities,
+        shapes=tuple(f"{name}:{sizes.text()}" for name, sizes in profile.items()),
+        workspace_mib=None if manifest.build is None else manifest.build.workspace_mib,
     )
-    rest = {key: value for key, value in manifest.items() if key not in _OF_LAYERS}
-    built = build_plan(onnx, target, options, manifest={**rest, "layers": []})
+    unquantized = replace(manifest, layers=(), float_precision=None, record_sha256=None)
+    built = build_plan(onnx, target, options, manifest=unquantized)
     write_plan_manifest(target, built)
     return target
 
 
-def check_batches(manifest: Mapping[str, Any], batches: Sequence[int], plan: Path) -> None:
+def check_batches(manifest: PlanManifest, batches: Sequence[int], plan: Path) -> None:
     """Refuse batch sizes that a plan was not built for.
 
     Raises:

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,8 @@ from dq_deploy.cli.frame.hash_check import HashCheck
 if TYPE_CHECKING:
     from dq_deploy.engines.tensorrt.build.builder import BuildOptions
     from dq_deploy.engines.tensorrt.build.process import BuildProgress
+    from dq_deploy.manifest.values import PlanManifest
+    from dq_deploy.verify.plan.attestation import PlanAttestation
 
 _LINE_EVERY_S = 2.0
 
@@ -84,7 +87,7 @@ def build(
     summary = summary_of(manifest, attestation, out, seconds=time.perf_counter() - started)
     if json is not None:
         write_json(json, summary)
-    _print(summary)
+    _print(summary, manifest)
 
 
 @contextlib.contextmanager
@@ -111,22 +114,22 @@ def _exported(
         yield path
 
 
-def _build(onnx: Path, out: Path, options: BuildOptions) -> tuple[dict[str, Any], Any]:
+def _build(onnx: Path, out: Path, options: BuildOptions) -> tuple[PlanManifest, PlanAttestation]:
     from dq_deploy.engines.tensorrt.build.builder import build_plan
     from dq_deploy.engines.tensorrt.plan.inspector import store_layers
     from dq_deploy.manifest.plan import write_plan_manifest
     from dq_deploy.verify.plan.attestation import attest_plan
 
-    found: list[Any] = []
+    found: list[PlanAttestation] = []
 
-    def inspect(plan: Path, manifest: dict[str, Any]) -> None:
+    def inspect(plan: Path, manifest: PlanManifest) -> PlanManifest:
         found.append(attest_plan(plan, manifest))
-        manifest["layers_built"] = found[0].to_json()["layers"]
+        return replace(manifest, layers_built=found[0].layers_built())
 
     with _progress() as progress:
         manifest = build_plan(onnx, out, options, progress=progress, inspect=inspect)
     write_plan_manifest(out, manifest)
-    if manifest["runtime"] == "tensorrt":  # what dq-verify reads where the engine's GPU is not at hand
+    if manifest.runtime == "tensorrt":  # what dq-verify reads where the engine's GPU is not at hand
         store_layers(out)
     return manifest, found[0]
 
@@ -154,37 +157,34 @@ def _state_text(state: BuildProgress) -> str:
     return f"build: {state.phase}{steps}, {state.seconds:.1f} s{memory}"
 
 
-def summary_of(manifest: dict[str, Any], attestation: Any, out: Path, *, seconds: float) -> dict[str, Any]:
+def summary_of(manifest: PlanManifest, attestation: PlanAttestation, out: Path, *, seconds: float) -> dict[str, Any]:
     """What was built, as JSON values."""
-    layers, built = manifest["layers"], manifest["layers_built"]
-    rest = [row for row in built if row["executed"] != "integer"]
+    stored, layers, built = manifest.to_json(), manifest.layers, manifest.layers_built or ()
     return {
         "plan": str(out),
-        "runtime": manifest["runtime"],
-        "runtime_version": manifest["runtime_version"],
-        "compute_capabilities": manifest["compute_capabilities"],
-        "portable": manifest["portable"],
-        "record_sha256": manifest.get("record_sha256"),
-        "onnx_sha256": manifest["onnx_sha256"],
-        "plan_sha256": manifest["plan_sha256"],
-        "profiles": manifest["profiles"],
-        "options": manifest["options"],
-        "build": manifest["build"],
-        "plan_mib": manifest["build"]["plan_bytes"] / 2**20,
+        "runtime": manifest.runtime,
+        "runtime_version": manifest.runtime_version,
+        "compute_capabilities": list(manifest.compute_capabilities),
+        "portable": manifest.portable,
+        "record_sha256": manifest.record_sha256,
+        "onnx_sha256": manifest.onnx_sha256,
+        "plan_sha256": manifest.plan_sha256,
+        "profiles": stored["profiles"],
+        "options": dict(sorted(stored["options"].items())),
+        "build": stored["build"],
+        "plan_mib": stored["build"]["plan_bytes"] / 2**20,
         "seconds": seconds,
         "layers": len(built),
-        "requested": dict(sorted(Counter("integer" if layer["integer"] else "float" for layer in layers).items())),
-        "executed": dict(sorted(Counter(row["executed"] for row in built).items())),
+        "requested": dict(sorted(Counter("integer" if layer.integer else "float" for layer in layers).items())),
+        "executed": dict(sorted(Counter(row.executed for row in built).items())),
         "integer_mac_share": attestation.integer_mac_share,
-        "im2col_mib_per_sample": sum(layer.get("im2col_bytes", 0) for layer in layers) / 2**20,
-        "not_integer": {row["name"]: f"{row['executed']}: {row['why']}" for row in rest},
+        "im2col_mib_per_sample": sum(layer.im2col_bytes or 0 for layer in layers) / 2**20,
+        "not_integer": {row.name: f"{row.executed}: {row.why}" for row in built if row.executed != "integer"},
     }
 
 
-def _print(summary: dict[str, Any]) -> None:
+def _print(summary: dict[str, Any], manifest: PlanManifest) -> None:
     from rich.table import Table
-
-    from dq_deploy.engines.tensorrt.build.shapes import text_of
 
     build_facts = summary["build"]
     peak = build_facts["peak_mib"]
@@ -197,9 +197,9 @@ def _print(summary: dict[str, Any]) -> None:
     table.add_row("builder's peak memory", "unknown" if peak is None else f"{peak:.0f} MiB")
     later = " and later" if summary["portable"] else ""
     table.add_row("compute capabilities", ", ".join(summary["compute_capabilities"]) + later)
-    for profile in summary["profiles"]:
-        for name in profile:
-            table.add_row(f"shapes of {name}", text_of(profile, name))
+    for profile in manifest.profiles:
+        for name, sizes in profile.items():
+            table.add_row(f"shapes of {name}", sizes.text())
     for word in ("requested", "executed"):
         counts = ", ".join(f"{count} {kind}" for kind, count in summary[word].items())
         table.add_row(f"layers {word}", counts)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dq_deploy.cli.frame import check_outputs, console, run, write_json
 from dq_deploy.cli.frame.hash_check import HashCheck
+
+if TYPE_CHECKING:
+    from dq_deploy.manifest.values import EngineManifest
 
 _MOST_LINES = 12
 
@@ -57,32 +60,34 @@ def export(
     _print(summary, manifest)
 
 
-def summary_of(manifest: dict[str, Any], out: Path, *, seconds: float) -> dict[str, Any]:
+def summary_of(manifest: EngineManifest, out: Path, *, seconds: float) -> dict[str, Any]:
     """What was exported, as JSON values."""
-    layers, macs = manifest["layers"], manifest["macs"]
-    integer = sum(macs["layers"].get(layer["name"], 0) for layer in layers if layer["integer"])
+    layers, macs = manifest.layers, manifest.macs
+    assert macs is not None  # an export counts them
+    patches = [layer.im2col_bytes or 0 for layer in layers]
+    integer = sum(macs.layers.get(layer.name, 0) for layer in layers if layer.integer)
     data = Path(f"{out}.data")
     return {
         "engine": str(out),
-        "target": manifest["target"],
-        "mode": manifest["mode"],
-        "record_sha256": manifest["record_sha256"],
+        "target": manifest.target,
+        "mode": manifest.mode,
+        "record_sha256": manifest.record_sha256,
         "file_mib": (out.stat().st_size + (data.stat().st_size if data.is_file() else 0)) / 2**20,
         "seconds": seconds,
         "layers": len(layers),
-        "integer_layers": sum(bool(layer["integer"]) for layer in layers),
-        "declared_integer_mac_share": integer / macs["of_all"],
-        "forms": dict(sorted(Counter(layer["form"] for layer in layers).items())),
-        "float_layers": {layer["name"]: layer["reason"] for layer in layers if not layer["integer"]},
-        "notes": list(manifest.get("notes", ())),
-        "options": dict(manifest["options"]),
-        "im2col_bytes": sum(layer.get("im2col_bytes", 0) for layer in layers),
-        "largest_im2col_bytes": max((layer.get("im2col_bytes", 0) for layer in layers), default=0),
-        "float_precision": list(manifest.get("float_precision", ())),
+        "integer_layers": sum(layer.integer for layer in layers),
+        "declared_integer_mac_share": integer / macs.of_all,
+        "forms": dict(sorted(Counter(str(layer.form) for layer in layers).items())),
+        "float_layers": {layer.name: layer.reason for layer in layers if not layer.integer},
+        "notes": list(manifest.notes or ()),
+        "options": {} if manifest.options is None else manifest.options.to_json(),
+        "im2col_bytes": sum(patches),
+        "largest_im2col_bytes": max(patches, default=0),
+        "float_precision": [row.to_json() for row in manifest.float_precision or ()],
     }
 
 
-def _print(summary: dict[str, Any], manifest: dict[str, Any]) -> None:
+def _print(summary: dict[str, Any], manifest: EngineManifest) -> None:
     from rich.table import Table
 
     table = Table(title=f"{summary['engine']} for {summary['target']}, mode {summary['mode']}")
@@ -100,7 +105,7 @@ def _print(summary: dict[str, Any], manifest: dict[str, Any]) -> None:
         table.add_row("int8 patches of one sample", f"{whole:.2f} MiB written, {largest:.2f} MiB at once")
     if "float_type" in summary["options"]:
         table.add_row("float type", summary["options"]["float_type"])
-    table.add_row("step buckets", str(len(manifest["timesteps"])))
+    table.add_row("step buckets", str(len(manifest.timesteps)))
     table.add_row("time", f"{summary['seconds']:.1f} s")
     console().print(table)
     _print_floats(summary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,8 @@ from dq_deploy.errors import FileProblemError, OptionError
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from dq_deploy.manifest.values import EngineManifest, TensorEntry
 
 
 def info(
@@ -33,15 +36,20 @@ def info(
         raise OptionError(f"--native goes with a record ({' or '.join(RECORD_SUFFIXES)}), got {path}; leave it out")
     if path.suffix not in RECORD_SUFFIXES and is_plan(path):
         from dq_deploy.cli.text.plan import show_plan, summary_of_plan
+        from dq_deploy.manifest.plan import read_plan_manifest
 
-        summary = summary_of_plan(path, hash_check=hash_check)
-        show = show_plan
+        plan = read_plan_manifest(path, check_hash=hash_check)
+        summary = summary_of_plan(path, plan)
+        show = partial(show_plan, manifest=plan)
     elif path.suffix == ".onnx":
-        summary = summary_of_engine(path, hash_check=hash_check)
-        show = _show_engine
+        from dq_deploy.graph.onnx_file import read_manifest
+
+        manifest = read_manifest(path, hash_check=hash_check)
+        summary = summary_of_engine(path, manifest)
+        show = partial(_show_engine, manifest=manifest)
     else:
         summary = summary_of_record(path, hash_check=hash_check)
-        show = _show_record
+        show = partial(_show_record)
     if native:
         from dq_deploy.cli.text.native import show_native, summary_of_native
 
@@ -62,34 +70,40 @@ def summary_of_record(path: Path, *, hash_check: bool = True) -> dict[str, Any]:
     return {"path": str(path), "file_mib": path.stat().st_size / MIB, **summary}
 
 
-def summary_of_engine(path: Path, *, hash_check: bool = True) -> dict[str, Any]:
-    """Manifest of an exported ONNX file with the shares its layers declare.
+def summary_of_engine(path: Path, manifest: EngineManifest) -> dict[str, Any]:
+    """Manifest of an exported ONNX file with the shares its layers declare, as JSON values.
 
     Raises:
-        FileProblemError: not an ONNX file, one this project did not write, or not as it was written.
+        FileProblemError: the manifest lacks what this release writes.
     """
-    from dq_deploy.graph.onnx_file import read_manifest
+    from dq_deploy.manifest.engine import stored_json
 
-    manifest = read_manifest(path, hash_check=hash_check)
+    macs = manifest.macs
+    if macs is None or manifest.record_sha256 is None:
+        raise _incomplete(path, "macs" if macs is None else "record_sha256")
+    for index, layer in enumerate(manifest.layers):
+        absent = [name for name in ("form", "kind", "reason") if getattr(layer, name) is None]
+        if absent:
+            raise _incomplete(path, f"layers[{index}].{absent[0]}")
+        if layer.integer and layer.name not in macs.layers:
+            raise _incomplete(path, f"macs.layers.{layer.name}")
     data = path.with_name(path.name + ".data")
     size = path.stat().st_size + (data.stat().st_size if data.is_file() else 0)
-    try:
-        layers, macs = manifest["layers"], manifest["macs"]
-        integer = [layer for layer in layers if layer["integer"]]
-        work = sum(macs["layers"][layer["name"]] for layer in integer)
-        summary = {
-            "kind": "engine",
-            "path": str(path),
-            "file_mib": size / 2**20,
-            "integer_layers": len(integer),
-            "layers_total": len(layers),
-            "declared_integer_mac_share": work / macs["of_all"],
-            "declared_integer_mac_share_of_quantizable": work / macs["of_quantizable"],
-        }
-        _ = [(layer["form"], layer["kind"], layer["reason"]) for layer in layers], manifest["record_sha256"]
-        return {**summary, "manifest": manifest}
-    except (KeyError, TypeError, ZeroDivisionError) as error:
-        raise FileProblemError(f"manifest inside {path} is incomplete ({error}); export the file again") from error
+    work = sum(macs.layers[layer.name] for layer in manifest.layers if layer.integer)
+    return {
+        "kind": "engine",
+        "path": str(path),
+        "file_mib": size / 2**20,
+        "integer_layers": sum(layer.integer for layer in manifest.layers),
+        "layers_total": len(manifest.layers),
+        "declared_integer_mac_share": work / macs.of_all,
+        "declared_integer_mac_share_of_quantizable": work / macs.of_quantizable,
+        "manifest": stored_json(manifest),
+    }
+
+
+def _incomplete(path: Path, entry: str) -> FileProblemError:
+    return FileProblemError(f"manifest inside {path} is incomplete ({entry} is missing); export the file again")
 
 
 def _facts(title: str, rows: Mapping[str, Any]) -> Table:
@@ -198,40 +212,38 @@ def _layer_table(layers: list[dict[str, Any]], notes: list[str]) -> Table:
     return table
 
 
-def _show_engine(summary: dict[str, Any]) -> None:
+def _show_engine(summary: dict[str, Any], manifest: EngineManifest) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    manifest = summary["manifest"]
     share = 100 * summary["declared_integer_mac_share"]
+    versions = None if manifest.versions is None else dict(sorted(manifest.versions.items()))
     facts = {
-        "target": f"{manifest.get('target')}, mode {manifest.get('mode')}",
-        "family": manifest.get("family"),
-        "made from record": manifest["record_sha256"],
+        "target": f"{manifest.target}, mode {manifest.mode}",
+        "family": manifest.family,
+        "made from record": manifest.record_sha256,
         "file": f"{summary['file_mib']:.3f} MiB",
-        "inputs": _tensors(manifest.get("inputs")),
-        "outputs": _tensors(manifest.get("outputs")),
-        "step buckets": len(manifest.get("timesteps") or ()),
-        "timesteps": _short(manifest.get("timesteps") or ()),
-        "batch": "one step bucket in a batch" if manifest.get("single_step_batch") else "steps may be mixed",
+        "inputs": _tensors(manifest.inputs),
+        "outputs": _tensors(manifest.outputs),
+        "step buckets": len(manifest.timesteps),
+        "timesteps": _short(manifest.timesteps),
+        "batch": "one step bucket in a batch" if manifest.single_step_batch else "steps may be mixed",
         "integer layers": f"{summary['integer_layers']} of {summary['layers_total']}, as declared",
         "integer share of MACs": f"{share:.2f} %, as declared; dq-verify measures it",
-        "versions": _value(manifest.get("versions")),
+        "versions": _value(versions),
     }
     out = console()
     out.print(_facts(summary["path"], facts), markup=False)
     table = Table(title=f"{summary['layers_total']} layers")
     for name in ("layer", "kind", "form", "reason"):
         table.add_column(name, overflow="fold")
-    for layer in manifest["layers"]:
-        table.add_row(*(Text(str(layer[key])) for key in ("name", "kind", "form", "reason")))
+    for layer in manifest.layers:
+        table.add_row(*(Text(str(cell)) for cell in (layer.name, layer.kind, layer.form, layer.reason)))
     out.print(table)
 
 
-def _tensors(specs: Any) -> str:
-    if not isinstance(specs, list):
-        return "none"
-    return ", ".join(f"{s.get('name')} {s.get('dtype')} {s.get('shape')}" for s in specs if isinstance(s, dict))
+def _tensors(tensors: Sequence[TensorEntry]) -> str:
+    return ", ".join(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in tensors)
 
 
 def _short(values: Any) -> str:

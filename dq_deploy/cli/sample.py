@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,8 +27,8 @@ class _Subject:
 
     model_config: Mapping[str, Any]
     scheduler_config: Mapping[str, Any] | None
-    timesteps: list[float]
-    step_edges: list[float]
+    timesteps: Sequence[float]
+    step_edges: Sequence[float]
     record: Record | None
     runner: Runner | None
 
@@ -160,16 +160,16 @@ def _open_subject(
     runner = stack.enter_context(open_engine(engine, threads=threads, device=device, hash_check=hash_check))
     manifest = runner.manifest
     assert manifest is not None  # open_engine requires it by default
-    if record is not None and content_sha256(record) != manifest.get("record_sha256"):
+    if record is not None and content_sha256(record) != manifest.record_sha256:
         raise FileProblemError(
-            f"engine {engine} was exported from the record {str(manifest.get('record_sha256'))[:12]}, expected "
+            f"engine {engine} was exported from the record {str(manifest.record_sha256)[:12]}, expected "
             f"{content_sha256(record)[:12]} as in {ckpt}; export it again or give its own --ckpt"
         )
     return _Subject(
-        model_config=manifest["model_config"],
-        scheduler_config=manifest["scheduler_config"],
-        timesteps=manifest["timesteps"],
-        step_edges=manifest["step_edges"],
+        model_config=manifest.model_config,
+        scheduler_config=manifest.scheduler_config,
+        timesteps=manifest.timesteps,
+        step_edges=manifest.step_edges,
         record=record,
         runner=runner,
     )

@@ -106,12 +106,12 @@ class Subject:
 
     def float_graph(self) -> Path:
         """The model's float graph as an ONNX file, made when it is first asked for."""
-        from dq_deploy.targets import float_graph
+        from dq_deploy.targets import write_float_graph
 
         path = self.cache / f"float-{self.denoiser.source_sha256[:12]}.onnx"
         if not path.is_file():
-            named = {"family": self.denoiser.family, "model_config": self.denoiser.config, "target": "onnxruntime"}
-            float_graph(named, path)  # random weights: they cost the same time
+            # random weights: they cost the same time
+            write_float_graph(self.denoiser.family, self.denoiser.config, path)
         return path
 
 

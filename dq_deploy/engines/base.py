@@ -13,6 +13,7 @@ import numpy as np
 
 from dq_deploy.engines.turns import Turns
 from dq_deploy.errors import DqError, InputError, NonFiniteError
+from dq_deploy.manifest.values import EngineManifest
 from dq_deploy.numerics import step_bucket
 from dq_deploy.numerics.arrays import Array
 
@@ -49,7 +50,7 @@ class Runner(ABC):
     side_by_side = False
     forkable = True
 
-    def __init__(self, manifest: Mapping[str, Any] | None, *, finite_check: bool) -> None:
+    def __init__(self, manifest: EngineManifest | None, *, finite_check: bool) -> None:
         self.manifest = manifest
         self.finite_check = finite_check
         self.finite_check_ms = 0.0
@@ -189,11 +190,11 @@ class Runner(ABC):
             self._count_check(start)
         if self.manifest is None:
             return
-        labels, classes = feeds.get("class_labels"), self.manifest["model_config"].get("num_class_embeds")
+        labels, classes = feeds.get("class_labels"), self.manifest.model_config.get("num_class_embeds")
         if labels is not None and classes and (labels.min() < 0 or labels.max() >= classes):
             raise InputError(f"class_labels span {labels.min()}..{labels.max()}, expected 0..{classes - 1}")
-        if self.manifest.get("single_step_batch") and "timestep" in feeds:
-            edges = np.asarray(self.manifest["step_edges"], np.float32)
+        if self.manifest.single_step_batch and "timestep" in feeds:
+            edges = np.asarray(self.manifest.step_edges, np.float32)
             buckets = np.unique(step_bucket(feeds["timestep"], edges))
             if len(buckets) > 1:
                 raise InputError(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from dq_deploy.manifest.values import EngineManifest
     from dq_deploy.numerics.arrays import Array
 
 AT_ONCE = 48
@@ -18,7 +19,7 @@ RunWith = Callable[[Sequence[str]], Mapping[str, "Array"]]
 """From names of inner tensors to their values, for the inputs in question."""
 
 
-def first_layer(path: Path, manifest: Mapping[str, Any] | None, run_with: RunWith) -> str:
+def first_layer(path: Path, manifest: EngineManifest | None, run_with: RunWith) -> str:
     """The end of a sentence: which layer is the first whose input is not finite, by its place in the graph.
 
     Args:
@@ -40,12 +41,12 @@ def first_layer(path: Path, manifest: Mapping[str, Any] | None, run_with: RunWit
     return "; the input of every quantized layer is finite, so it arises behind them" if names else ""
 
 
-def _layers_by_input(manifest: Mapping[str, Any]) -> dict[str, str]:
+def _layers_by_input(manifest: EngineManifest) -> dict[str, str]:
     found: dict[str, str] = {}
-    for layer in manifest["layers"]:
-        for part in layer.get("parts", ()):
-            if isinstance(part.get("input"), str):
-                found.setdefault(part["input"], str(layer["name"]))
+    for layer in manifest.layers:
+        for part in layer.parts or ():
+            if part.input is not None:
+                found.setdefault(part.input, layer.name)
     return found
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from dq_deploy.engines.base import Runner, TensorSpec, reason_of
 from dq_deploy.engines.first_layer import first_layer
 from dq_deploy.errors import DqError, FileProblemError, InputError, MissingDependencyError, raise_if_out_of_memory
+from dq_deploy.manifest.values import EngineManifest
 from dq_deploy.numerics.arrays import Array
 
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -37,7 +38,7 @@ class OnnxRuntimeRunner(Runner):
     def __init__(
         self,
         model: Path | bytes,
-        manifest: Mapping[str, Any] | None,
+        manifest: EngineManifest | None,
         *,
         threads: int | None = None,
         finite_check: bool = True,

@@ -15,6 +15,7 @@ from dq_deploy.artifacts import write_text_atomic
 from dq_deploy.engines.base import Runner, TensorSpec, reason_of
 from dq_deploy.engines.first_layer import first_layer
 from dq_deploy.errors import DqError, FileProblemError, InputError, MissingDependencyError, raise_if_out_of_memory
+from dq_deploy.manifest.values import EngineManifest
 from dq_deploy.numerics.arrays import Array
 
 RUNTIME_GRAPH_FORMAT = "dq_deploy.openvino_runtime_graph"
@@ -42,7 +43,7 @@ class OpenVinoRunner(Runner):
     def __init__(
         self,
         model: Path | bytes,
-        manifest: Mapping[str, Any] | None,
+        manifest: EngineManifest | None,
         *,
         threads: int | None = None,
         finite_check: bool = True,
@@ -190,9 +191,10 @@ def _onnx_names(model: Path | bytes) -> tuple[list[str], list[str]]:
     return [value.name for value in proto.graph.input], [value.name for value in proto.graph.output]
 
 
-def _named_sizes(spec: TensorSpec, manifest: Mapping[str, Any] | None) -> TensorSpec:
+def _named_sizes(spec: TensorSpec, manifest: EngineManifest | None) -> TensorSpec:
     """The input with the names that its manifest has for sizes that vary."""
-    said = {str(entry["name"]): entry["shape"] for entry in (manifest or {}).get("inputs", ())}.get(spec.name, ())
+    tensors = () if manifest is None else manifest.inputs
+    said = next((tensor.shape for tensor in tensors if tensor.name == spec.name), ())
     if len(said) != len(spec.shape):
         return spec
     sizes = tuple(str(name) if size == "?" else size for size, name in zip(spec.shape, said, strict=True))

@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import onnx
 
 from dq_deploy.artifacts import sha256_of_file
 from dq_deploy.errors import FileProblemError
 from dq_deploy.graph.external_data import DataFile
-
-MANIFEST_KEY = "dq_deploy.manifest"
-FILE_SHA256 = "onnx_sha256"
-"""In the manifest beside the file: of the whole file."""
-DATA_SHA256 = "data_sha256"
-"""In both manifests: of the data file, null where there is none."""
-CONTENT_SHA256 = "content_sha256"
-"""In the manifest inside the file: of all that is outside it, and of itself without this entry."""
+from dq_deploy.manifest.engine import MANIFEST_KEY, HashesBeside, hashed_bytes, hashes_beside, manifest_path
+from dq_deploy.manifest.values import EngineManifest
 
 _METADATA_FIELD = 14
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5  # protobuf's wire types
 
 
-def manifest_path(path: Path) -> Path:
-    """`unet.onnx` -> `unet.onnx.json`."""
-    return Path(f"{path}.json")  # a path such as "." has no name to be changed
-
-
-def content_sha256(serialized: bytes, manifest: Mapping[str, Any]) -> str:
+def content_sha256(serialized: bytes, manifest: EngineManifest) -> str:
     """SHA-256 of a serialized model without its manifest, then of the manifest without its own hash.
 
     Args:
@@ -46,12 +33,11 @@ def content_sha256(serialized: bytes, manifest: Mapping[str, Any]) -> str:
         if number == _METADATA_FIELD and _is_manifest(bytes(view[inside:end])):
             continue
         digest.update(view[start:end])
-    rest = {key: value for key, value in manifest.items() if key != CONTENT_SHA256}
-    digest.update(json.dumps(rest, sort_keys=True).encode("utf-8"))
+    digest.update(hashed_bytes(manifest))
     return digest.hexdigest()
 
 
-def check_file(path: Path, *, ours: bool) -> dict[str, Any] | None:
+def check_file(path: Path, *, ours: bool) -> HashesBeside | None:
     """Refuse an ONNX file that is not the one its manifest beside it is of.
 
     Args:
@@ -59,19 +45,19 @@ def check_file(path: Path, *, ours: bool) -> dict[str, Any] | None:
         ours: whether it has a manifest inside; what lies beside a file of others may be anything.
 
     Returns:
-        The manifest beside it, or None where there is none.
+        What the manifest beside it says, or None where there is none.
 
     Raises:
         FileProblemError: names the file.
     """
-    side = _side_manifest(path, ours)
+    side = hashes_beside(path, ours=ours)
     if side is not None:
-        _compare(path, sha256_of_file(path), side[FILE_SHA256], manifest_path(path).name)
+        _compare(path, sha256_of_file(path), side.file_sha256, manifest_path(path).name)
     return side
 
 
 def check_content(
-    path: Path, manifest: Mapping[str, Any] | None, side: Mapping[str, Any] | None, data: tuple[DataFile, ...]
+    path: Path, manifest: EngineManifest | None, side: HashesBeside | None, data: tuple[DataFile, ...]
 ) -> None:
     """Refuse what `check_file` could not see: a file without its manifest beside it, and another data file.
 
@@ -86,51 +72,28 @@ def check_content(
     Raises:
         FileProblemError: names the file.
     """
-    if side is None and manifest is not None and CONTENT_SHA256 in manifest:
+    written = None if manifest is None else manifest.content_sha256
+    if side is None and manifest is not None and written is not None:
         try:
             found = content_sha256(path.read_bytes(), manifest)
         except ValueError as error:
             raise FileProblemError(f"{path} is not an ONNX file or is truncated; export it again") from error
-        _compare(path, found, manifest[CONTENT_SHA256], "inside it")
-    wanted = next((m[DATA_SHA256] for m in (manifest, side) if m is not None and DATA_SHA256 in m), None)
-    for file in data if wanted is not None else ():
+        _compare(path, found, written, "inside it")
+    wanted = None if side is None else side.data_sha256
+    if manifest is not None and (manifest.data_sha256 is not None or "data_sha256" in manifest.nulls):
+        wanted = manifest.data_sha256
+    if wanted is None:
+        return
+    for file in data:
         _compare(file.path, sha256_of_file(file.path), wanted, f"in {path.name}")
 
 
-def _compare(path: Path, found: str, wanted: Any, where: str) -> None:
+def _compare(path: Path, found: str, wanted: str, where: str) -> None:
     if found != wanted:
         raise FileProblemError(
             f"{path} is not what was written: its content hash is {found[:12]}, its manifest {where} says "
-            f"{str(wanted)[:12]}; copy it again with what lies beside it, or export it again"
+            f"{wanted[:12]}; copy it again with what lies beside it, or export it again"
         )
-
-
-def _side_manifest(path: Path, ours: bool) -> dict[str, Any] | None:
-    """The manifest beside a file; None where there is none, or something of others beside a file of others.
-
-    Raises:
-        FileProblemError: it cannot be read, or is damaged.
-    """
-    side = manifest_path(path)
-    if not side.exists():
-        return None
-    try:
-        value = json.loads(side.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        if not ours:
-            return None
-        raise FileProblemError(
-            f"{side} cannot be read as the manifest of {path.name}; copy it again, or remove it or export again"
-        ) from error
-    known = isinstance(value, dict) and value.get("format") == MANIFEST_KEY and isinstance(value.get(FILE_SHA256), str)
-    if known:
-        return dict(value)
-    if not ours:
-        return None
-    raise FileProblemError(
-        f"{side} is not the manifest of {path.name} or was edited: it has no {FILE_SHA256}; copy it again, or export "
-        "the file again"
-    )
 
 
 def _is_manifest(payload: bytes) -> bool:

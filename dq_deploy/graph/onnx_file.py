@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
 
 from dq_deploy.artifacts import atomic_path, sha256_of_file, write_text_atomic
 from dq_deploy.errors import FileProblemError, ModelError
-from dq_deploy.graph.content_hash import (
-    CONTENT_SHA256,
-    DATA_SHA256,
-    FILE_SHA256,
-    MANIFEST_KEY,
-    check_content,
-    check_file,
-    content_sha256,
-    manifest_path,
-)
+from dq_deploy.graph.content_hash import check_content, check_file, content_sha256
 from dq_deploy.graph.external_data import check_data_files, data_files
-from dq_deploy.manifest.checks import ENGINE, flaw_of
+from dq_deploy.manifest.engine import (
+    MANIFEST_KEY,
+    manifest_inside,
+    manifest_path,
+    text_beside,
+    text_inside,
+    with_data_hash,
+)
+from dq_deploy.manifest.values import EngineManifest
 
 __all__ = ["IR_VERSION", "MANIFEST_KEY", "manifest_path", "read_manifest", "read_manifest_if_any", "write_onnx"]
 
@@ -33,7 +30,7 @@ EXTERNAL_DATA_BYTES = 1 << 28
 
 
 def write_onnx(
-    model: ir.Model, path: Path, manifest: Mapping[str, Any] | None, *, external_above: int = EXTERNAL_DATA_BYTES
+    model: ir.Model, path: Path, manifest: EngineManifest | None, *, external_above: int = EXTERNAL_DATA_BYTES
 ) -> None:
     """Check the model with onnx.checker and write it, its data and its manifest.
 
@@ -52,7 +49,7 @@ def write_onnx(
     model.metadata_props.pop(MANIFEST_KEY, None)
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     data = path.with_name(path.name + ".data")
-    inside: dict[str, Any] = {}
+    inside: EngineManifest | None = None
     with atomic_path(path) as temporary:
         if size > external_above:
             with atomic_path(data) as temporary_data:
@@ -64,21 +61,20 @@ def write_onnx(
             inside = _write_with_manifest(proto, temporary, manifest, None)
     if size <= external_above:
         data.unlink(missing_ok=True)
-    if manifest is not None:
-        side = {**inside, FILE_SHA256: sha256_of_file(path)}
-        write_text_atomic(manifest_path(path), json.dumps(side, sort_keys=True, indent=1) + "\n")
+    if inside is not None:
+        write_text_atomic(manifest_path(path), text_beside(inside, sha256_of_file(path)))
 
 
 def _write_with_manifest(
-    proto: onnx.ModelProto, path: Path, manifest: Mapping[str, Any] | None, data_sha256: str | None
-) -> dict[str, Any]:
+    proto: onnx.ModelProto, path: Path, manifest: EngineManifest | None, data_sha256: str | None
+) -> EngineManifest | None:
     """Write a model with its manifest and the hashes inside; returns that manifest."""
     if manifest is None:
         path.write_bytes(proto.SerializeToString(deterministic=True))
-        return {}
-    inside = {**manifest, DATA_SHA256: data_sha256}
-    inside[CONTENT_SHA256] = content_sha256(proto.SerializeToString(deterministic=True), inside)
-    proto.metadata_props.add(key=MANIFEST_KEY, value=json.dumps(inside, sort_keys=True))
+        return None
+    inside = with_data_hash(manifest, data_sha256)
+    inside = replace(inside, content_sha256=content_sha256(proto.SerializeToString(deterministic=True), inside))
+    proto.metadata_props.add(key=MANIFEST_KEY, value=text_inside(inside))
     path.write_bytes(proto.SerializeToString(deterministic=True))
     return inside
 
@@ -103,7 +99,7 @@ def _check(proto: onnx.ModelProto) -> None:
         raise ModelError(f"exported graph is not valid ONNX: {reason}; please report this model") from error
 
 
-def read_manifest(path: Path, *, hash_check: bool = False) -> dict[str, Any]:
+def read_manifest(path: Path, *, hash_check: bool = False) -> EngineManifest:
     """The manifest inside an ONNX file.
 
     Args:
@@ -120,7 +116,7 @@ def read_manifest(path: Path, *, hash_check: bool = False) -> dict[str, Any]:
     return manifest
 
 
-def read_manifest_if_any(path: Path, *, hash_check: bool = False) -> dict[str, Any] | None:
+def read_manifest_if_any(path: Path, *, hash_check: bool = False) -> EngineManifest | None:
     """As `read_manifest`, but None for an ONNX file of others, which has none.
 
     Raises:
@@ -138,26 +134,9 @@ def read_manifest_if_any(path: Path, *, hash_check: bool = False) -> dict[str, A
         raise FileProblemError(f"{path} is not an ONNX file or is truncated; export it again") from error
     text = next((p.value for p in proto.metadata_props if p.key == MANIFEST_KEY), None)
     side = check_file(path, ours=text is not None) if hash_check else None
-    manifest = None if text is None else _manifest_of(path, text)
+    manifest = None if text is None else manifest_inside(path, text)
     files = data_files(path, proto)
     check_data_files(path, files)
     if hash_check:
         check_content(path, manifest, side, files)
-    return manifest
-
-
-def _manifest_of(path: Path, text: str) -> dict[str, Any]:
-    try:
-        manifest = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", error)
-        raise FileProblemError(f"manifest inside {path} is not JSON ({reason}); export the file again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_KEY:
-        raise FileProblemError(f"manifest inside {path} is not of this project; expected one made by dq-export")
-    if manifest.get("version") != 1:
-        raise FileProblemError(
-            f"manifest inside {path} has version {manifest.get('version')}, this release reads 1; upgrade dq_deploy"
-        )
-    if flaw := flaw_of(manifest, ENGINE):
-        raise FileProblemError(f"manifest inside {path} is incomplete or was edited: {flaw}; export the file again")
     return manifest

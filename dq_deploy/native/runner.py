@@ -12,6 +12,7 @@ import numpy as np
 
 from dq_deploy.engines.base import Runner, TensorSpec, reason_of
 from dq_deploy.errors import InputError, MissingDependencyError
+from dq_deploy.manifest.values import EngineManifest, TensorEntry
 from dq_deploy.models import input_specs, output_specs
 from dq_deploy.models.sizes import varying_axes
 from dq_deploy.native.trace.traced import traced_program
@@ -58,20 +59,24 @@ class RecordRunner(Runner):
         """
         record = source if isinstance(source, Record) else load_record(source, hash_check=hash_check)
         check_can_run(record)
-        manifest = {
-            "target": "native",
-            "mode": "exact",
-            "family": record.family,
-            "model_config": dict(record.model_config),
-            "scheduler_config": None if record.scheduler_config is None else dict(record.scheduler_config),
-            "record_sha256": content_sha256(record),
-            "timesteps": [float(timestep) for timestep in record.timesteps],
-            "step_edges": [float(edge) for edge in record.step_edges],
-        }
+        inputs, outputs = input_specs(record.model_config), output_specs(record.model_config)
+        manifest = EngineManifest(
+            target="native",
+            mode="exact",
+            family=record.family,
+            model_config=dict(record.model_config),
+            scheduler_config=None if record.scheduler_config is None else dict(record.scheduler_config),
+            record_sha256=content_sha256(record),
+            inputs=tuple(TensorEntry(name=spec.name, dtype=spec.dtype, shape=tuple(spec.shape)) for spec in inputs),
+            outputs=tuple(TensorEntry(name=spec.name, dtype=spec.dtype, shape=tuple(spec.shape)) for spec in outputs),
+            timesteps=tuple(float(timestep) for timestep in record.timesteps),
+            step_edges=tuple(float(edge) for edge in record.step_edges),
+            layers=(),
+        )
         super().__init__(manifest, finite_check=finite_check)
         self.record = record
-        self.inputs = tuple(_spec(spec) for spec in input_specs(record.model_config))
-        self.outputs = tuple(_spec(spec) for spec in output_specs(record.model_config))
+        self.inputs = tuple(_spec(spec) for spec in inputs)
+        self.outputs = tuple(_spec(spec) for spec in outputs)
 
 
 class NativeRunner(RecordRunner):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.artifacts import check_writable, file_for_several
-from dq_deploy.errors import OptionError
+from dq_deploy.errors import ModelError, OptionError
+from dq_deploy.manifest.values import EngineManifest, ManifestOptions
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -60,7 +61,7 @@ def export(
     mode: str = "exact",
     float_type: str | None = None,
     conv: str | None = None,
-) -> dict[str, Any]:
+) -> EngineManifest:
     """Write the integer graph of a record for one engine, with its manifest.
 
     Args:
@@ -100,7 +101,7 @@ class EngineGraph:
     """
 
     model: ir.Model
-    manifest: dict[str, Any]
+    manifest: EngineManifest
 
 
 def engine_graph(
@@ -130,26 +131,31 @@ def engine_graph(
     from dq_deploy.targets import onnxruntime as onnxruntime_target
     from dq_deploy.targets.manifest import manifest_of
 
-    options: dict[str, Any] = {}
+    options = ManifestOptions(target=target, mode=mode)
     if CONVS[target]:
         from dq_deploy.targets import tensorrt as tensorrt_target
 
-        options = {"float_type": float_type or FLOAT_TYPES[target][0], "conv": conv or CONVS[target][0]}
-        result = tensorrt_target.integer_graph(record, target=target, traced=traced, **options)
+        float_type, conv = float_type or FLOAT_TYPES[target][0], conv or CONVS[target][0]
+        options = replace(options, float_type=float_type, conv=conv)
+        result = tensorrt_target.integer_graph(record, target=target, float_type=float_type, conv=conv, traced=traced)
     elif target == "openvino":
         from dq_deploy.targets import openvino as openvino_target
 
         result = openvino_target.integer_graph(record, traced=traced)
     else:
         result = onnxruntime_target.integer_graph(record, mode=mode, traced=traced)
-    manifest = manifest_of(record, target=target, mode=mode, layers=result.layers, notes=result.notes, options=options)
-    if result.float_precision is not None:
-        manifest["float_precision"] = result.float_precision
+    manifest = manifest_of(
+        record,
+        layers=result.layers,
+        notes=result.notes,
+        options=options,
+        float_precision=result.float_precision,
+    )
     return EngineGraph(model=result.model, manifest=manifest)
 
 
 def float_graph(
-    manifest: Mapping[str, Any], path: str | Path, *, record: Record | None = None, float_type: str = "float32"
+    manifest: EngineManifest, path: str | Path, *, record: Record | None = None, float_type: str = "float32"
 ) -> None:
     """Write the float graph of the same tracer: the baseline an engine is timed against.
 
@@ -161,6 +167,36 @@ def float_graph(
 
     Raises:
         OptionError: another float type.
+        ModelError: the manifest names no family.
+    """
+    if manifest.family is None:
+        raise ModelError("the manifest names no denoiser family, expected one such as unet2d; export the engine again")
+    write_float_graph(
+        manifest.family, manifest.model_config, path, target=manifest.target, record=record, float_type=float_type
+    )
+
+
+def write_float_graph(
+    family: str,
+    config: Mapping[str, Any],
+    path: str | Path,
+    *,
+    target: str = "onnxruntime",
+    record: Record | None = None,
+    float_type: str = "float32",
+) -> None:
+    """Write the float graph of a denoiser.
+
+    Args:
+        family: of the denoiser, as `unet2d`.
+        config: its diffusers configuration.
+        path: `.onnx` file to write.
+        target: engine it is for: its norms are in the form that this engine computes fastest.
+        record: as of `float_graph`.
+        float_type: as of `float_graph`.
+
+    Raises:
+        OptionError: another float type.
     """
     if float_type not in FLOAT_TYPES["tensorrt"]:
         raise OptionError(f"float type is {float_type!r}, expected one of {', '.join(FLOAT_TYPES['tensorrt'])}")
@@ -168,10 +204,7 @@ def float_graph(
     from dq_deploy.graph.passes.float_types import FloatTypes
     from dq_deploy.targets.traced_graphs import traced_float_graph
 
-    instance_norms = not CONVS[manifest.get("target", "onnxruntime")]
-    model = traced_float_graph(
-        str(manifest["family"]), dict(manifest["model_config"]), record, instance_norms=instance_norms
-    )
+    model = traced_float_graph(family, dict(config), record, instance_norms=not CONVS.get(target))
     FloatTypes(float_type, {} if record is None else record.float_ranges).apply(model)
     write_onnx(model, Path(path), None)
 

@@ -3,72 +3,82 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from dq_deploy.manifest.values import (
+    EngineManifest,
+    KeptFloat,
+    ManifestLayer,
+    ManifestMacs,
+    ManifestOptions,
+    TensorEntry,
+)
 from dq_deploy.models import input_specs, macs_of, output_specs
 from dq_deploy.record import content_sha256
 
 if TYPE_CHECKING:
+    from dq_deploy.models.layers import Macs, TensorSpec
     from dq_deploy.record import Record
 
-FORMAT = "dq_deploy.manifest"
-VERSION = 1
 _PACKAGES = ("dq_deploy", "torch", "diffusers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 
 
 def manifest_of(
     record: Record,
     *,
-    target: str,
-    mode: str,
-    layers: Sequence[dict[str, Any]],
+    layers: Sequence[ManifestLayer],
     notes: Sequence[str],
-    options: Mapping[str, Any] = MappingProxyType({}),
-) -> dict[str, Any]:
-    """JSON values that describe one exported engine; the same record and options give the same manifest.
+    options: ManifestOptions,
+    float_precision: Sequence[KeptFloat] | None = None,
+) -> EngineManifest:
+    """What one exported engine says of itself; the same record and options give the same manifest.
 
     Args:
         record: what the engine was made from.
-        target: one of `targets.TARGETS`.
-        mode: `exact` or `fast`.
         layers: per layer its form and the names of its tensors.
         notes: what the passes declined.
-        options: further options of the target.
+        options: target, mode, and further options of the target.
+        float_precision: float operations kept in float32; None where the target has no choice.
     """
     config = dict(record.model_config)
     macs = macs_of(None, config)
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "record_sha256": content_sha256(record),
-        "target": target,
-        "mode": mode,
-        "single_step_batch": mode == "fast",
-        "family": record.family,
-        "model_config": config,
-        "scheduler_config": None if record.scheduler_config is None else dict(record.scheduler_config),
-        "inputs": [_spec(spec) for spec in input_specs(config)],
-        "outputs": [_spec(spec) for spec in output_specs(config)],
-        "timesteps": [float(t) for t in record.timesteps],
-        "step_edges": [float(e) for e in record.step_edges],
-        "versions": {"python": platform.python_version(), **versions_used()},
-        "options": {"target": target, "mode": mode, **options},
-        "macs": {
-            "of_all": int(macs.of_all),
-            "of_quantizable": int(macs.of_quantizable),
-            "attention": int(macs.attention),
-            "layers": {name: int(count) for name, count in macs.layers.items()},
-        },
-        "layers": list(layers),
-        "notes": list(notes),
-    }
+    assert options.target is not None
+    assert options.mode is not None
+    return EngineManifest(
+        record_sha256=content_sha256(record),
+        target=options.target,
+        mode=options.mode,
+        single_step_batch=options.mode == "fast",
+        family=record.family,
+        model_config=config,
+        scheduler_config=None if record.scheduler_config is None else dict(record.scheduler_config),
+        inputs=tuple(_tensor(spec) for spec in input_specs(config)),
+        outputs=tuple(_tensor(spec) for spec in output_specs(config)),
+        timesteps=tuple(float(t) for t in record.timesteps),
+        step_edges=tuple(float(e) for e in record.step_edges),
+        versions={"python": platform.python_version(), **versions_used()},
+        options=options,
+        macs=manifest_macs(macs),
+        layers=tuple(layers),
+        notes=tuple(notes),
+        float_precision=None if float_precision is None else tuple(float_precision),
+    )
 
 
-def _spec(spec: Any) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+def manifest_macs(macs: Macs) -> ManifestMacs:
+    """A model's multiply-accumulates as the manifest has them."""
+    return ManifestMacs(
+        of_all=int(macs.of_all),
+        of_quantizable=int(macs.of_quantizable),
+        attention=int(macs.attention),
+        layers={name: int(count) for name, count in macs.layers.items()},
+    )
+
+
+def _tensor(spec: TensorSpec) -> TensorEntry:
+    return TensorEntry(name=spec.name, dtype=spec.dtype, shape=tuple(spec.shape))
 
 
 def versions_used() -> dict[str, str]:

@@ -10,6 +10,7 @@ from dq_deploy.graph.passes.cleanup import RemoveUnused
 from dq_deploy.graph.passes.onnxruntime_layers import IntegerLayers
 from dq_deploy.graph.passes.pads import PadsAsModules
 from dq_deploy.graph.passes.weight_only_layers import WeightOnlyLayers
+from dq_deploy.manifest.values import KeptFloat, ManifestLayer
 from dq_deploy.targets.traced_graphs import traced_float_graph
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ class IntegerGraph:
     """
 
     model: ir.Model
-    layers: list[dict[str, Any]]
+    layers: list[ManifestLayer]
     notes: tuple[str, ...]
-    float_precision: list[dict[str, Any]] | None = None
+    float_precision: list[KeptFloat] | None = None
 
 
 def integer_graph(record: Record, *, mode: str, traced: ir.Model | None = None) -> IntegerGraph:

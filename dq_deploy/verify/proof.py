@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dq_deploy.artifacts import with_files_beside
 from dq_deploy.engines.base import Runner
 from dq_deploy.errors import DqError, GuaranteeError, InputError, OptionError
 from dq_deploy.graph.onnx_file import read_manifest
+from dq_deploy.manifest.values import EngineManifest, ManifestLayer
 from dq_deploy.models import build_denoiser, macs_of, quantizable_layers
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.open_engine import GRAPH_TARGETS, RECORD_SUFFIXES
@@ -154,10 +155,10 @@ class GraphOptions:
 
 
 def _proof_or_twin(
-    record: Record, path: Path, manifest: Mapping[str, Any], options: GraphOptions, traced: TracedOnce, start: float
+    record: Record, path: Path, manifest: EngineManifest, options: GraphOptions, traced: TracedOnce, start: float
 ) -> Report:
     """The proof of a file, or of its float32 form where its float part is narrower."""
-    if not (manifest["target"] in GRAPH_TARGETS and is_narrow(manifest)):
+    if not (manifest.target in GRAPH_TARGETS and is_narrow(manifest)):
         return _proof(record, path, manifest, options, traced, start)
     with tempfile.TemporaryDirectory(prefix="dq-verify-") as folder:
         options.progress("exporting the float32 form of the graph, and comparing the two")
@@ -168,15 +169,15 @@ def _proof_or_twin(
 
 
 def _proof(
-    record: Record, path: Path, manifest: Mapping[str, Any], options: GraphOptions, traced: TracedOnce, start: float
+    record: Record, path: Path, manifest: EngineManifest, options: GraphOptions, traced: TracedOnce, start: float
 ) -> Report:
     """The proof of one file as it lies."""
     from dq_deploy.verify.output.float_replay import compare_float_paths  # loads torch
 
-    graph_only = manifest["target"] in GRAPH_TARGETS
-    runtime = options.engine or ("onnxruntime" if graph_only else str(manifest["target"]))
-    entries = {str(entry["name"]): entry for entry in manifest["layers"]}
-    mixed = not manifest.get("single_step_batch", False)
+    graph_only = manifest.target in GRAPH_TARGETS
+    runtime = options.engine or ("onnxruntime" if graph_only else manifest.target)
+    entries = {entry.name: entry for entry in manifest.layers}
+    mixed = not manifest.single_step_batch
     blank = build_denoiser(record.family, record.model_config)
     macs = macs_of(blank, record.model_config)
     batches = plan_batches(record, steps=options.steps, inputs=options.inputs, mixed=mixed, seed=options.seed)
@@ -186,17 +187,17 @@ def _proof(
         shipped = ShippedGraph(
             path, Path(folder), engine=runtime, threads=options.threads, optimize=not graph_only, twins=twins
         )
-        graph, batch_note = _run(shipped, str(manifest["outputs"][0]["name"]), runs, options.progress)
+        graph, batch_note = _run(shipped, manifest.outputs[0].name, runs, options.progress)
         parity = _compared(shipped, record, entries, graph, runs, options, blank, mixed=mixed)
         options.progress("comparing outputs with the simulation")
         # a faulty engine differs from its twin anyway
-        fast = manifest.get("mode") == "fast"  # where no accumulator can be read
+        fast = manifest.mode == "fast"  # where no accumulator can be read
         sound = not any(t.first or (t.problems and not fast) for t in parity.layers.values())
         twin = traced if sound else None
         steps_out, output_notes = _outputs(shipped, record, manifest, batches, runs.finals, options.model, twin)
         parting = lowest_parting(record, batches, parity.kept, runs.finals, steps_out, requantized=fast)
         options.progress(f"comparing the float operations between the layers on {len(runs.all)} batches")
-        in_float = [name for name, entry in entries.items() if not entry.get("integer")]
+        in_float = [name for name, entry in entries.items() if not entry.integer]
         float_path, why = compare_float_paths(record, runs.all, parity.kept, runs.finals, in_float=in_float)
         layers = _layer_reports(shipped, record, entries, graph, parity, macs)
         tables = table_problems(shipped, record, blank)
@@ -212,7 +213,7 @@ def _proof(
         tables=tables,
         parting=parting,
     )
-    notes = [graph_note(str(manifest["target"])), *output_notes] if graph_only else output_notes
+    notes = [graph_note(manifest.target), *output_notes] if graph_only else output_notes
     more = {"steps": options.steps, "seed": options.seed, "runtime": runtime, "start": start}
     return assembled_report(path, record, findings, batches, notes=notes, **more)
 
@@ -263,7 +264,7 @@ def _run(shipped: ShippedGraph, output: str, runs: _Runs, progress: Progress) ->
 def _compared(
     shipped: ShippedGraph,
     record: Record,
-    entries: Mapping[str, Mapping[str, Any]],
+    entries: Mapping[str, ManifestLayer],
     graph: KernelGraph,
     runs: _Runs,
     options: GraphOptions,
@@ -285,7 +286,7 @@ def _compared(
 def _layer_reports(
     shipped: ShippedGraph,
     record: Record,
-    entries: Mapping[str, Mapping[str, Any]],
+    entries: Mapping[str, ManifestLayer],
     graph: KernelGraph,
     parity: Parity,
     macs: Macs,
@@ -293,7 +294,7 @@ def _layer_reports(
     return tuple(
         layer_report(
             layer,
-            entries.get(name, {}),
+            entries.get(name),
             parity.layers[name],
             _kernels(graph, entries.get(name), layer),
             _requested(shipped, entries.get(name)),
@@ -323,11 +324,11 @@ def _with_quantization_error(report: Report, record: Record, model: Denoiser | N
     return replace(report, quantization=replace(found, seconds=seconds), seconds=report.seconds + seconds)
 
 
-def _check_belongs(record: Record, manifest: Mapping[str, Any], path: Path, model: Denoiser | None) -> None:
+def _check_belongs(record: Record, manifest: EngineManifest, path: Path, model: Denoiser | None) -> None:
     mine = content_sha256(record)
-    if manifest.get("record_sha256") != mine:
+    if manifest.record_sha256 != mine:
         raise InputError(
-            f"engine {path} was exported from the record {str(manifest.get('record_sha256'))[:12]}, the checkpoint is "
+            f"engine {path} was exported from the record {str(manifest.record_sha256)[:12]}, the checkpoint is "
             f"{mine[:12]}; give the checkpoint it was made from or export again"
         )
     source = record.provenance.get("source_sha256")
@@ -352,17 +353,17 @@ def _batch_note(
     return None if at is None else batch_difference(shipped, runner, batches[at], outputs[at])
 
 
-def _kernels(graph: KernelGraph, entry: Mapping[str, Any] | None, layer: Layer) -> tuple[Kernel, ...]:
-    parts = (entry or {}).get("parts") or []
+def _kernels(graph: KernelGraph, entry: ManifestLayer | None, layer: Layer) -> tuple[Kernel, ...]:
+    parts = () if entry is None else entry.parts or ()
     if not parts:
         return (MISSING,) * len(layer.parts)
     return tuple(graph.kernel(part, layer, min(i, len(layer.parts) - 1)) for i, part in enumerate(parts))
 
 
-def _requested(shipped: ShippedGraph, entry: Mapping[str, Any] | None) -> tuple[str, ...]:
+def _requested(shipped: ShippedGraph, entry: ManifestLayer | None) -> tuple[str, ...]:
     found = []
-    for part in (entry or {}).get("parts") or []:
-        node = shipped.node(str(part.get("node") or ""), str(part.get("accumulator") or ""))
+    for part in () if entry is None else entry.parts or ():
+        node = shipped.node(part.node or "", part.accumulator or "")
         found.append("missing" if node is None else f"{node.domain}.{node.op_type}" if node.domain else node.op_type)
     return tuple(found)
 
@@ -370,14 +371,14 @@ def _requested(shipped: ShippedGraph, entry: Mapping[str, Any] | None) -> tuple[
 def _outputs(
     shipped: ShippedGraph,
     record: Record,
-    manifest: Mapping[str, Any],
+    manifest: EngineManifest,
     batches: Sequence[Batch],
     finals: Sequence[Array],
     model: Denoiser | None,
     traced: TracedOnce | None,
 ) -> tuple[list[StepOutput], list[str]]:
     """Errors of the output by step; without a trace there is no twin."""
-    fast = manifest.get("mode") == "fast"
+    fast = manifest.mode == "fast"
     notes = []
     try:
         trained = run_module(simulation(record, requantized=fast), batches)
@@ -386,7 +387,7 @@ def _outputs(
     twin = None
     if traced is not None:
         try:
-            mode, target = str(manifest["mode"]), str(manifest["target"])
+            mode, target = manifest.mode, manifest.target
             twin = twin_outputs(shipped, record, batches, mode=mode, target=target, traced=traced())
         except DqError as error:
             notes.append(f"output was compared with the training simulation only: {error}")

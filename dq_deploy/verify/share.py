@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from dq_deploy.errors import FileProblemError
 from dq_deploy.graph.onnx_file import read_manifest
 from dq_deploy.manifest.plan import is_plan, read_plan_manifest
 from dq_deploy.open_engine import RECORD_SUFFIXES, open_engine
@@ -57,17 +58,19 @@ def attest(engine_path: str | Path, *, device: str | None = None, hash_check: bo
     with tempfile.TemporaryDirectory(prefix="dq-attest-") as folder:
         optimized = Path(folder) / "optimized.onnx"
         with open_engine(path, optimized_model_path=optimized, hash_check=hash_check):
-            shipped = ShippedGraph(path, Path(folder), engine=str(manifest["target"]), threads=None)
+            shipped = ShippedGraph(path, Path(folder), engine=manifest.target, threads=None)
             graph = read_kernels(shipped, optimized)
-    macs, integer, float_layers = manifest["macs"], 0, []
-    for layer in manifest["layers"]:
-        if layer["parts"] and all(graph.is_integer(part) for part in layer["parts"]):
-            integer += macs["layers"][layer["name"]]
+    macs, integer, float_layers = manifest.macs, 0, []
+    if macs is None:
+        raise FileProblemError(f"manifest inside {path} is incomplete: macs is missing; export the file again")
+    for layer in manifest.layers:
+        if layer.parts and all(graph.is_integer(part) for part in layer.parts):
+            integer += macs.layers[layer.name]
         else:
-            float_layers.append(str(layer["name"]))
+            float_layers.append(layer.name)
     return Attestation(
-        integer_mac_share=integer / macs["of_all"],
-        integer_mac_share_of_quantizable=integer / macs["of_quantizable"],
+        integer_mac_share=integer / macs.of_all,
+        integer_mac_share_of_quantizable=integer / macs.of_quantizable,
         float_layers=tuple(float_layers),
     )
 

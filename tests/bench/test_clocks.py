@@ -17,6 +17,7 @@ from dq_deploy.engines.base import TensorSpec
 from dq_deploy.errors import OptionError
 from dq_deploy.open_engine import open_engine
 from tests.engines.cuda.gpu import without_driver
+from tests.manifests import plan_manifest
 
 QUICK = BenchOptions(batches=(1,), rounds=7, runs=2, warmup=1, seconds=0.0, threads=1)
 
@@ -57,8 +58,9 @@ def test_free_sizes_behind_the_batch_are_the_best_of_the_profile():
         TensorSpec(name="timestep", dtype=np.dtype(np.float32), shape=("B",)),
         TensorSpec(name="class_labels", dtype=np.dtype(np.int64), shape=("B",)),
     )
-    profile = {"sample": {"opt": [2, 4, 64, 96]}, "timestep": {"opt": [2]}, "class_labels": {"opt": [2]}}
-    feeds = feeds_for(inputs, 3, {"timesteps": [1.0, 7.0, 9.0], "profiles": [profile]})
+    best = {"sample": [2, 4, 64, 96], "timestep": [2], "class_labels": [2]}
+    profile = {name: {"min": sizes, "opt": sizes, "max": sizes} for name, sizes in best.items()}
+    feeds = feeds_for(inputs, 3, plan_manifest(timesteps=[1.0, 7.0, 9.0], profiles=[profile]))
     assert {name: value.shape for name, value in feeds.items()} == {
         "sample": (3, 4, 64, 96),
         "timestep": (3,),
@@ -171,10 +173,10 @@ def test_a_timing_without_a_baseline_has_no_speedup():
 
 
 def test_batches_the_plan_was_not_built_for_are_refused(tmp_path):
-    manifest = {
-        "inputs": [{"name": "sample"}],
-        "profiles": [{"sample": {"min": [1, 3], "opt": [1, 3], "max": [4, 3]}}],
-    }
+    manifest = plan_manifest(
+        inputs=[{"name": "sample", "dtype": "float32", "shape": ["B", 3]}],
+        profiles=[{"sample": {"min": [1, 3], "opt": [1, 3], "max": [4, 3]}}],
+    )
     check_batches(manifest, (1, 4), tmp_path / "unet.plan")
     with pytest.raises(OptionError, match=r"`batches` got 8.*batches of 1 to 4"):
         check_batches(manifest, (1, 8), tmp_path / "unet.plan")

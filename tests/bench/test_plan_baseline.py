@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx
 import pytest
 
@@ -11,6 +13,7 @@ from dq_deploy.bench.plan_baseline import float_plan
 from dq_deploy.engines.tensorrt.library import tensorrt_library
 from dq_deploy.graph.onnx_file import read_manifest
 from dq_deploy.manifest.plan import plan_manifest_of, read_plan_manifest, write_plan_manifest
+from dq_deploy.manifest.values import PlanFacts
 
 PROFILE = {
     "sample": {"min": [1, 1, 8, 8], "opt": [2, 1, 8, 8], "max": [4, 1, 8, 8]},
@@ -22,7 +25,7 @@ PROFILE = {
 @pytest.fixture(scope="module")
 def plan(tiny_engine, tmp_path_factory):
     """The manifest of a quantized plan; the baseline is built from that alone, its bytes are not read."""
-    manifest = {**read_manifest(tiny_engine), "target": "tensorrt-rtx"}
+    manifest = replace(read_manifest(tiny_engine), target="tensorrt-rtx")
     facts = {
         "plan_sha256": "0" * 64,
         "onnx_sha256": "0" * 64,
@@ -35,7 +38,7 @@ def plan(tiny_engine, tmp_path_factory):
     }
     path = tmp_path_factory.mktemp("plan") / "unet.plan"
     path.write_bytes(b"")
-    write_plan_manifest(path, plan_manifest_of(manifest, facts))
+    write_plan_manifest(path, plan_manifest_of(manifest, PlanFacts.from_json(facts)))
     return path
 
 
@@ -43,10 +46,10 @@ def test_the_baseline_is_float16_and_takes_the_same_inputs(plan, tiny_record, tm
     found = read_plan_manifest(float_plan(plan, tmp_path, tiny_record))
     own = read_plan_manifest(plan, check_hash=False)
     for key in ("inputs", "outputs", "profiles", "compute_capabilities", "runtime", "runtime_version", "model_config"):
-        assert found[key] == own[key], key
-    assert found["build"]["workspace_mib"] == 64
-    assert found["layers"] == []
-    assert "record_sha256" not in found
+        assert getattr(found, key) == getattr(own, key), key
+    assert found.build.workspace_mib == 64
+    assert found.layers == ()
+    assert "record_sha256" not in found.to_json()
     graph = onnx.load(tmp_path / "float.onnx").graph
     operators = {node.op_type for node in graph.node}
     assert not {"QuantizeLinear", "DequantizeLinear"} & operators

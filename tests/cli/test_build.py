@@ -61,11 +61,11 @@ def test_a_build_describes_the_plan_and_writes_its_manifest(from_record, tmp_pat
     assert done.code == 0, done.err
     values = json.loads(summary.read_text())
     manifest = read_plan_manifest(out)
-    assert values["compute_capabilities"] == manifest["compute_capabilities"] == ["8.0", "8.9"]
+    assert values["compute_capabilities"] == list(manifest.compute_capabilities) == ["8.0", "8.9"]
     assert values["build"]["workspace_mib"] == 256
-    assert manifest["profiles"][0]["timestep"] == {"min": [1], "opt": [2], "max": [4]}
-    assert [row["name"] for row in manifest["layers_built"]] == [layer["name"] for layer in manifest["layers"]]
-    assert sum(values["executed"].values()) == values["layers"] == len(manifest["layers"])
+    assert manifest.profiles[0]["timestep"].text() == "1..2..4"
+    assert [row.name for row in manifest.layers_built] == [layer.name for layer in manifest.layers]
+    assert sum(values["executed"].values()) == values["layers"] == len(manifest.layers)
     assert 0 < values["integer_mac_share"] <= 1
     assert "shapes of sample" in done.out
     assert "integer share of all MACs" in done.out
@@ -77,9 +77,9 @@ def test_a_record_is_exported_and_built_at_once(from_record):
     assert done.code == 0, done.err
     assert "exported in" in done.err
     manifest = read_plan_manifest(out)
-    assert manifest["runtime"] == "tensorrt-rtx"
-    assert manifest["options"]["float_type"] == "float32"
-    assert manifest["onnx_sha256"] == sha256_of_file(kept)
+    assert manifest.runtime == "tensorrt-rtx"
+    assert manifest.options.float_type == "float32"
+    assert manifest.onnx_sha256 == sha256_of_file(kept)
     assert sorted(path.name for path in out.parent.iterdir()) == [
         "kept.onnx", "kept.onnx.json", "unet.plan", "unet.plan.json",
     ]  # fmt: skip

@@ -78,10 +78,10 @@ def test_a_file_that_is_not_onnx_is_refused_in_one_line(tmp_path):
 def test_the_runtime_graph_names_the_onnx_nodes_and_their_operands(engine, tmp_path):
     written = tmp_path / "runtime.json"
     with open_engine(engine, threads=1, optimized_model_path=written) as runner:
-        layers = runner.manifest["layers"]
+        layers = runner.manifest.layers
     nodes = json.loads(written.read_text())["nodes"]
     by_name = {name.removesuffix("/DequantizationMultiply"): node for node in nodes for name in node["originals"]}
     for layer in layers:
-        for name in layer["parts"][0]["products"]:
-            assert by_name[name]["operands"][:2] == ["uint8", "int8"], layer["name"]
-            assert by_name[name]["kernel"].lower().endswith("i8"), layer["name"]
+        for name in layer.parts[0].products:
+            assert by_name[name]["operands"][:2] == ["uint8", "int8"], layer.name
+            assert by_name[name]["kernel"].lower().endswith("i8"), layer.name

@@ -15,6 +15,7 @@ import pytest
 from dq_deploy.errors import DqError, FileProblemError
 from dq_deploy.graph.content_hash import content_sha256
 from dq_deploy.graph.onnx_file import MANIFEST_KEY, manifest_path, read_manifest, write_onnx
+from dq_deploy.manifest.values import EngineManifest
 from dq_deploy.open_engine import open_engine
 
 FLOAT = ir.TensorType(ir.DataType.FLOAT)
@@ -43,7 +44,12 @@ def written(path, *, external: bool, seed: int = 0):
     y = node.outputs[0]
     y.name, y.type, y.shape = "y", FLOAT, ir.Shape(["B", 64])
     graph = ir.Graph([x], [y], nodes=[node], initializers=[w], opset_imports={"": 21}, name="one")
-    write_onnx(ir.Model(graph, ir_version=10), path, MANIFEST, external_above=0 if external else 1 << 20)
+    write_onnx(
+        ir.Model(graph, ir_version=10),
+        path,
+        EngineManifest.from_json(MANIFEST),
+        external_above=0 if external else 1 << 20,
+    )
     return path
 
 
@@ -72,12 +78,12 @@ def refused(path, **options) -> str:
 def test_the_hashes_are_of_what_was_written(file):
     inside = read_manifest(file, hash_check=True)
     beside = json.loads(manifest_path(file).read_text())
-    assert inside == {key: value for key, value in beside.items() if key != "onnx_sha256"}
-    assert (inside["data_sha256"] is None) == (not data_of(file).exists())
+    assert inside.to_json() == {key: value for key, value in beside.items() if key != "onnx_sha256"}
+    assert (inside.data_sha256 is None) == (not data_of(file).exists())
     model = onnx.load(file, load_external_data=False)
-    assert content_sha256(file.read_bytes(), inside) == inside["content_sha256"]
+    assert content_sha256(file.read_bytes(), inside) == inside.content_sha256
     model.ClearField("metadata_props")
-    assert content_sha256(model.SerializeToString(deterministic=True), inside) == inside["content_sha256"]
+    assert content_sha256(model.SerializeToString(deterministic=True), inside) == inside.content_sha256
 
 
 @pytest.mark.parametrize("beside", [True, False])

@@ -167,7 +167,7 @@ def test_the_rebuilt_denoiser_and_the_simulation_have_the_dequantized_weight(den
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 def test_an_engine_gives_what_the_simulation_gives(alone, target, tmp_path):
     manifest = export(alone, tmp_path / "m.onnx", target=target)
-    assert {entry["form"] for entry in manifest["layers"]} == {"int4 weight-only, block 64"}
+    assert {entry.form for entry in manifest.layers} == {"int4 weight-only, block 64"}
     inputs = example_inputs(dict(alone.model_config), 3, 1)
     with torch.inference_mode():
         want = simulate(alone)(**{name: torch.from_numpy(value) for name, value in inputs.items()}).numpy()

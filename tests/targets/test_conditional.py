@@ -65,7 +65,7 @@ def test_the_engine_takes_the_inputs_the_manifest_names(files):
     ckpt, engine = files.ckpt, files.engine
     record = load_record(ckpt)
     names = list(example_inputs(record.model_config, 1, 0))
-    assert [spec["name"] for spec in read_manifest(engine)["inputs"]] == names
+    assert [tensor.name for tensor in read_manifest(engine).inputs] == names
     with open_engine(engine, threads=1) as runner:
         assert [spec.name for spec in runner.inputs] == names
         for batch in (1, 3):

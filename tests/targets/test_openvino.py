@@ -63,9 +63,9 @@ def test_four_bit_weights_are_stored_in_four_bits(made):
 def test_eight_bit_weights_become_two_summands_and_the_manifest_says_so(made):
     from dq_deploy.graph.onnx_file import read_manifest
 
-    layers = read_manifest(made(8, 8)[1])["layers"]
-    assert {layer["form"] for layer in layers} == {"u8 x s8 in 2 summands"}
-    assert {layer["form"] for layer in read_manifest(made(4, 8)[1])["layers"]} == {"u8 x s8"}
+    layers = read_manifest(made(8, 8)[1]).layers
+    assert {layer.form for layer in layers} == {"u8 x s8 in 2 summands"}
+    assert {layer.form for layer in read_manifest(made(4, 8)[1]).layers} == {"u8 x s8"}
 
 
 def damaged(path, tmp_path, damage):

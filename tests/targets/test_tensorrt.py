@@ -120,27 +120,32 @@ def test_verify_finds_a_wrong_weight_and_a_wrong_bias_table(record, graph, tmp_p
 def test_the_manifest_tells_what_attestation_needs(record, graph):
     manifest = read_manifest(graph)
     options = {"target": "tensorrt-rtx", "mode": "exact", "float_type": "float32", "conv": "gemm"}
-    assert manifest["options"] == options
-    assert manifest["float_precision"] == []
-    for entry in manifest["layers"]:
-        assert entry["integer"]
-        for part, held in zip(entry["parts"], record.layers[entry["name"]].parts, strict=True):
-            product = part["product"]
-            assert product["kind"] == "gemm"
-            assert product["n"] == held.w_code.shape[1]
-            assert product["k"] == np.prod(held.w_code.shape[2:])
+    assert manifest.options.to_json() == options
+    assert manifest.float_precision == ()
+    for entry in manifest.layers:
+        assert entry.integer
+        for part, held in zip(entry.parts, record.layers[entry.name].parts, strict=True):
+            product = part.product
+            assert product.kind == "gemm"
+            assert product.n == held.w_code.shape[1]
+            assert product.k == np.prod(held.w_code.shape[2:])
             # TensorRT-RTX fails on a 4-bit matrix with one column
-            assert part["weight_type"] == ("int8" if product["n"] == 1 else "int4")
-    macs = {e["name"]: sum(np.prod([p["product"][x] for x in "mnk"]) for p in e["parts"]) for e in manifest["layers"]}
-    assert macs == {name: manifest["macs"]["layers"][name] for name in macs}
+            assert part.weight_type == ("int8" if product.n == 1 else "int4")
+    macs = {e.name: sum(np.prod([getattr(p.product, x) for x in "mnk"]) for p in e.parts) for e in manifest.layers}
+    assert macs == {name: manifest.macs.layers[name] for name in macs}
 
 
 def test_the_full_tensorrt_gets_convolutions_and_weights_in_eight_bits(record, tmp_path):
     manifest = export(record, tmp_path / "unet.onnx", target="tensorrt")
-    assert manifest["options"] == {"target": "tensorrt", "mode": "exact", "float_type": "float16", "conv": "native"}
-    for entry in manifest["layers"]:
-        kind = "conv" if record.layers[entry["name"]].kind == "conv2d" else "gemm"
-        assert {(p["product"]["kind"], p["weight_type"]) for p in entry["parts"]} == {(kind, "int8")}
+    assert manifest.options.to_json() == {
+        "target": "tensorrt",
+        "mode": "exact",
+        "float_type": "float16",
+        "conv": "native",
+    }
+    for entry in manifest.layers:
+        kind = "conv" if record.layers[entry.name].kind == "conv2d" else "gemm"
+        assert {(p.product.kind, p.weight_type) for p in entry.parts} == {(kind, "int8")}
 
 
 def test_the_float_graph_is_written_in_the_float_type(record, graph, tmp_path):

@@ -8,6 +8,7 @@ from dq_deploy import verify
 from dq_deploy.graph.onnx_file import read_manifest, write_onnx
 from dq_deploy.verify import proof
 from dq_deploy.verify.file.same_file import TracedOnce, compare_file
+from tests.manifests import engine_manifest
 from tests.tiny import random_record, tiny_denoiser
 from tests.verify.damages import DAMAGES
 from tests.verify.sabotage import Engine
@@ -32,7 +33,7 @@ def made(tmp_path_factory):
             parameter.data += 0.3 * torch.randn(parameter.shape)
     record = random_record(denoiser, steps=3)
     path, traced = tmp_path_factory.mktemp("damages") / "unet.onnx", TracedOnce(record)
-    engine = traced.engine({"target": "onnxruntime", "mode": "exact"})  # as `export` does, but traced once for all
+    engine = traced.engine(engine_manifest())  # as `export` does, but traced once for all
     write_onnx(engine.model, path, engine.manifest)
     return record, traced, path
 

@@ -8,6 +8,7 @@ from dq_deploy import verify
 from dq_deploy.graph.onnx_file import read_manifest, write_onnx
 from dq_deploy.verify import proof
 from dq_deploy.verify.file.same_file import TracedOnce, compare_file
+from tests.manifests import engine_manifest
 from tests.tiny import random_record, tiny_denoiser
 from tests.verify import damages
 from tests.verify.sabotage import Engine
@@ -63,7 +64,7 @@ def made(tmp_path_factory):
     record = random_record(tiny_denoiser(classes=3, **SMALL), steps=3)
     traced, folder = TracedOnce(record), tmp_path_factory.mktemp("elsewhere")
     for name, manifest in TARGETS.items():
-        engine = traced.engine(manifest)
+        engine = traced.engine(engine_manifest(**manifest))
         write_onnx(engine.model, folder / f"{name}.onnx", engine.manifest)
     return record, traced, folder
 

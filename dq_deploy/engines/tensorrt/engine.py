@@ -20,6 +20,7 @@ from dq_deploy.engines.tensorrt.plan.checks import (
     validity_text,
 )
 from dq_deploy.errors import DqError, FileProblemError, InputError, MissingDependencyError
+from dq_deploy.manifest.values import PlanManifest
 
 if TYPE_CHECKING:
     from dq_deploy.engines.cuda.interface import CudaBackend, CudaStream
@@ -168,7 +169,7 @@ class PlanEngine:
         profiles: optimization profiles.
     """
 
-    def __init__(self, plan: Path, manifest: Mapping[str, Any], cuda: CudaBackend, *, any_gpu: bool = False) -> None:
+    def __init__(self, plan: Path, manifest: PlanManifest, cuda: CudaBackend, *, any_gpu: bool = False) -> None:
         """Load a plan.
 
         Args:
@@ -229,7 +230,7 @@ class PlanEngine:
     def memory(self) -> PlanMemory:
         """What the engine says of its memory."""
         weights = self._engine.get_engine_stat(self._library.EngineStat.TOTAL_WEIGHTS_SIZE)
-        limit = self.manifest.get("build", {}).get("workspace_mib")
+        limit = None if self.manifest.build is None else self.manifest.build.workspace_mib
         return PlanMemory(
             weights_mib=weights / 2**20,
             activations_mib=self.activation_bytes / 2**20,
@@ -274,14 +275,14 @@ class PlanEngine:
                 delattr(self, name)
 
 
-def check_library(plan: Path, manifest: Mapping[str, Any]) -> Library:
+def check_library(plan: Path, manifest: PlanManifest) -> Library:
     """The library a plan needs, after what can be checked without a GPU.
 
     Raises:
         FileProblemError: the plan was cut off, or is of another version.
         MissingDependencyError: the library is not installed.
     """
-    runtime = str(manifest["runtime"])
+    runtime = manifest.runtime
     if runtime not in NAMES:
         raise FileProblemError(f"plan {plan} is for runtime {runtime!r}, expected one of {', '.join(NAMES)}")
     check_size(manifest, plan)
@@ -309,11 +310,12 @@ def _logger(library: Library, messages: list[str]) -> Any:
 
 
 def _specs(
-    manifest: Mapping[str, Any], engine: CudaEngine, library: Library, plan: Path
+    manifest: PlanManifest, engine: CudaEngine, library: Library, plan: Path
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Inputs and outputs: the order and the names of free sizes from the manifest, the rest from the engine."""
     found: dict[str, dict[str, TensorSpec]] = {"inputs": {}, "outputs": {}}
-    free = {str(s["name"]): s["shape"] for kind in found for s in manifest[kind]}
+    said = {"inputs": manifest.inputs, "outputs": manifest.outputs}
+    free = {tensor.name: tensor.shape for tensors in said.values() for tensor in tensors}
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)
         kind = "inputs" if engine.get_tensor_mode(name) == library.TensorIOMode.INPUT else "outputs"
@@ -321,11 +323,11 @@ def _specs(
         if element not in _DTYPES:
             raise FileProblemError(f"tensor {name} of {plan} is {element}, expected one of {', '.join(_DTYPES)}")
         sizes = [int(size) for size in engine.get_tensor_shape(name)]
-        named = free.get(name, [])
+        named = free.get(name, ())
         shape = tuple(size if size >= 0 else str(named[i]) if i < len(named) else "?" for i, size in enumerate(sizes))
         found[kind][name] = TensorSpec(name=name, dtype=dtype_of(_DTYPES[element]), shape=shape)
     for kind, specs in found.items():
-        wanted = [str(spec["name"]) for spec in manifest[kind]]
+        wanted = [tensor.name for tensor in said[kind]]
         if set(specs) != set(wanted):
             raise FileProblemError(
                 f"plan {plan} has the {kind} {', '.join(sorted(specs))}, expected {', '.join(wanted)} as its manifest "

@@ -24,6 +24,7 @@ from dq_deploy.engines.cuda.interface import (
 from dq_deploy.engines.tensorrt.engine import PlanContext, PlanEngine, PlanMemory, check_library
 from dq_deploy.engines.tensorrt.plan.checks import largest_batch, profile_for
 from dq_deploy.errors import DqError, InputError
+from dq_deploy.manifest.values import PlanManifest
 from dq_deploy.numerics.arrays import Array
 
 KEPT_GRAPHS = 4
@@ -63,7 +64,7 @@ class TensorRtRunner(Runner):
     def __init__(
         self,
         plan: Path,
-        manifest: Mapping[str, Any],
+        manifest: PlanManifest,
         *,
         finite_check: bool = True,
         cuda: CudaBackend | str = "cuda-core",
@@ -89,7 +90,7 @@ class TensorRtRunner(Runner):
             MissingDependencyError: TensorRT, the CUDA library, the driver or a GPU is missing or too old.
             DeviceMemoryError: not enough memory.
         """
-        self.engine = str(manifest["runtime"])
+        self.engine = manifest.runtime
         super().__init__(manifest, finite_check=finite_check)
         check_library(plan, manifest)  # before the driver: it is said on any machine
         self.cuda = open_cuda(cuda, device=device) if isinstance(cuda, str) else cuda

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from dq_deploy.graph.pass_contract import PassResult
 from dq_deploy.graph.trace import MODULE_KEY
+from dq_deploy.manifest.values import KeptFloat, ManifestLayer, ManifestPart
 
 FLOAT32 = ir.DataType.FLOAT
 TYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
@@ -66,9 +66,9 @@ class FloatTypes:
 
     float_type: str
     float_ranges: Mapping[str, float] = field(default_factory=dict)
-    entries: list[dict[str, Any]] = field(default_factory=list)
+    entries: list[ManifestLayer] = field(default_factory=list)
     weight_only: Collection[str] = ()
-    kept: list[dict[str, Any]] = field(default_factory=list)
+    kept: list[KeptFloat] = field(default_factory=list)
     name: str = "float-types"
 
     def apply(self, model: ir.Model) -> PassResult:
@@ -126,7 +126,7 @@ class FloatTypes:
         return (node.name or "").startswith("dq/") and _path(node) not in self.weight_only
 
     def _keep(self, name: str, largest: float, why: str) -> None:
-        row = {"name": name, "largest": float(largest), "kept": "float32", "why": why}
+        row = KeptFloat(name=name, largest=float(largest), kept="float32", why=why)
         if row not in self.kept:
             self.kept.append(row)
 
@@ -139,7 +139,7 @@ class _Retyper:
         self._casts: dict[tuple[str, int], ir.Value] = {}
         self._constants: dict[str, ir.Value] = {}
 
-    def run(self, entries: list[dict[str, Any]]) -> None:
+    def run(self, entries: list[ManifestLayer]) -> None:
         for node in list(self.graph):
             for index, value in enumerate(node.inputs):
                 if value is None or not is_float(value) or index in _FLOAT32_INPUTS.get(node.op_type, ()):
@@ -157,9 +157,13 @@ class _Retyper:
             for value in node.outputs:
                 if is_float(value):
                     value.type = ir.TensorType(self.dtype)
-        for part in [part for entry in entries for part in entry["parts"]]:
-            wide = self._casts.get((str(part["input"]), int(FLOAT32)))
-            part["input"] = part["input"] if wide is None else wide.name
+        for index, entry in enumerate(entries):
+            entries[index] = replace(entry, parts=tuple(self._widened(part) for part in entry.parts or ()))
+
+    def _widened(self, part: ManifestPart) -> ManifestPart:
+        """The part with the float32 tensor that its layer reads now."""
+        wide = self._casts.get((str(part.input), int(FLOAT32)))
+        return part if wide is None else replace(part, input=wide.name)
 
     def _narrowed(self, value: ir.Value) -> ir.Value:
         if value.producer() in self.narrow:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +14,7 @@ from dq_deploy.graph.writing.held_codes import pair_safe
 from dq_deploy.graph.writing.layer_writer import LayerWriter, write_layers
 from dq_deploy.graph.writing.sites import Site
 from dq_deploy.graph.writing.wide_weights import unsigned_weight
+from dq_deploy.manifest.values import ManifestLayer, ManifestPart
 from dq_deploy.numerics import bias_codes
 from dq_deploy.record import Part, Record
 
@@ -37,7 +37,7 @@ class RequantizedLayers:
     """
 
     record: Record
-    entries: list[dict[str, Any]] = field(default_factory=list)
+    entries: list[ManifestLayer] = field(default_factory=list)
     name: str = "requantized-layers"
 
     def apply(self, model: ir.Model) -> PassResult:
@@ -77,7 +77,7 @@ def fast_reason(site: Site) -> str:
 class _FastWriter(LayerWriter):
     """QLinearConv with declared output codes, or a product with float output."""
 
-    def write(self) -> dict[str, Any]:
+    def write(self) -> ManifestLayer:
         total, entries = self._parts()
         if not self.conv and self.layer.bias is not None:
             # an own Add: the product's bias input would be fused with one rounding less than the numerics
@@ -85,24 +85,22 @@ class _FastWriter(LayerWriter):
         replace_uses(self.site.output, total)
         form = "qlinear conv, 8-bit output" if self.conv else "u8 product, float output"
         codes = f"dq/{self.layer.name}/product" if self.conv else None
-        return self._entry(form, entries, output_codes=codes)
+        return replace(self._entry(form, entries), output_codes=codes, nulls=frozenset({"output_codes"}))
 
-    def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, dict[str, Any]]:
+    def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, ManifestPart]:
         codes, zero = self._codes(x, part)
         term, product = self._convolution(codes, zero, part) if self.conv else self._linear(codes, zero, part)
         return term, self._part_entry(x, codes, product)
 
-    def _part_entry(self, x: ir.Value, codes: ir.Value, product: str) -> dict[str, Any]:
-        return {
-            "input": x.name,
-            "codes": codes.name,
-            "accumulator": None,
-            "accumulator_holds": None,
-            "node": product,
-            "offset": None if self.layer.q_min == 0 else -self.layer.q_min,
-            "offset_table": "zero_point" if self.layer.q_min == 0 else None,
-            "layout": "nchw" if self.conv else "last",
-        }
+    def _part_entry(self, x: ir.Value, codes: ir.Value, product: str) -> ManifestPart:
+        return ManifestPart(
+            input=x.name,
+            codes=codes.name,
+            node=product,
+            offset=None if self.layer.q_min == 0 else -self.layer.q_min,
+            offset_table="zero_point" if self.layer.q_min == 0 else None,
+            layout="nchw" if self.conv else "last",
+        )
 
     def _held_zero(self, part: Part) -> np.ndarray:
         """Code of 0 at each step: z[t] for unsigned ranges, -q_min for symmetric ones."""

@@ -15,6 +15,7 @@ from dq_deploy.graph.writing.layer_writer import LayerWriter, write_layers
 from dq_deploy.graph.writing.sites import Site
 from dq_deploy.graph.writing.steps import StepTables
 from dq_deploy.graph.writing.wide_weights import unsigned_weight
+from dq_deploy.manifest.values import ManifestLayer, ManifestPart
 from dq_deploy.numerics.arrays import I64
 from dq_deploy.numerics.geometry import Pair, Window
 from dq_deploy.record import Part, Record
@@ -57,7 +58,7 @@ class IntegerLayers:
     """
 
     record: Record
-    entries: list[dict[str, Any]] = field(default_factory=list)
+    entries: list[ManifestLayer] = field(default_factory=list)
     name: str = "integer-layers"
 
     def apply(self, model: ir.Model) -> PassResult:
@@ -74,12 +75,12 @@ class _ProductWriter(LayerWriter):
         super().__init__(graph, site, steps, shared)
         self.rank_out = 3 if self.conv else self.rank
 
-    def write(self) -> dict[str, Any]:
+    def write(self) -> ManifestLayer:
         total, entries = self._parts()
         self._replace(self._bias(total))
         return self._entry(" + ".join(dict.fromkeys(self.forms)), entries)
 
-    def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, dict[str, Any]]:
+    def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, ManifestPart]:
         held = held_codes(self.layer, part)
         codes = self._once(x, part, lambda: self._quantize(x, part, held))
         rows = self._rows(codes, part, held) if self.conv else codes
@@ -88,16 +89,16 @@ class _ProductWriter(LayerWriter):
         canonical = self._canonical(accumulator, q_weight, part, held)
         if accumulator.dtype == INT32:
             accumulator = canonical
-        entry = {
-            "input": x.name,
-            "codes": codes.name,
-            "accumulator": accumulator.name,
-            "accumulator_holds": "canonical" if held.offset is not None or accumulator is canonical else "shifted",
-            "node": node,
-            "offset": held.offset,
-            "offset_table": None if held.offset is not None else "zero_point",
-            "layout": "nhwc" if self.conv else "last",
-        }
+        entry = ManifestPart(
+            input=x.name,
+            codes=codes.name,
+            accumulator=accumulator.name,
+            accumulator_holds="canonical" if held.offset is not None or accumulator is canonical else "shifted",
+            node=node,
+            offset=held.offset,
+            offset_table=None if held.offset is not None else "zero_point",
+            layout="nhwc" if self.conv else "last",
+        )
         scale = self.steps.scalar(part.scale, self.rank_out)
         factor = self.b.op("Mul", [scale, self._channel_row(part.weight_scale[0], "weight_scale")], "factor")
         self.forms.append(form)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +13,7 @@ from dq_deploy.graph.writing.builder import convolution_attributes, replace_uses
 from dq_deploy.graph.writing.held_codes import PAIR_LIMIT, HeldCodes, held_codes
 from dq_deploy.graph.writing.layer_writer import LayerWriter, write_layers
 from dq_deploy.graph.writing.wide_weights import MOST_PIECES, split_weight
+from dq_deploy.manifest.values import ManifestLayer, ManifestPart
 from dq_deploy.numerics import FLOAT32_EXACT, worst_pair_product
 from dq_deploy.numerics.arrays import Integers
 from dq_deploy.numerics.geometry import Pair, Window
@@ -111,7 +111,7 @@ class OpenVinoLayers:
     """
 
     record: Record
-    entries: list[dict[str, Any]] = field(default_factory=list)
+    entries: list[ManifestLayer] = field(default_factory=list)
     name: str = "openvino-layers"
 
     def apply(self, model: ir.Model) -> PassResult:
@@ -124,12 +124,12 @@ class OpenVinoLayers:
 class _QdqWriter(LayerWriter):
     """Q and DQ with scale 1 around a product."""
 
-    def write(self) -> dict[str, Any]:
+    def write(self) -> ManifestLayer:
         total, entries = self._parts()
         self._replace(total)
         return self._entry(" + ".join(dict.fromkeys(self.forms)), entries)
 
-    def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, dict[str, Any]]:
+    def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, ManifestPart]:
         held = held_codes(self.layer, part)
         codes, values = self._once(x, part, lambda: self._quantize(x, part, held))
         summands = exact_summands(self.layer, part, held)
@@ -145,17 +145,17 @@ class _QdqWriter(LayerWriter):
             total = self.b.op("Add", [total, value], f"sum{index}", dtype=FLOAT)
         shown = products[0] if len(summands) == 1 else total
         holds = "canonical" if held.offset is not None or shown is total else "shifted"
-        entry = {
-            "input": x.name,
-            "codes": codes.name,
-            "accumulator": shown.name,
-            "accumulator_holds": "shifted_inside" if holds == "shifted" and any(self.layer.padding) else holds,
-            "products": [value.name for value in products],
-            "node": products[0].name,
-            "offset": held.offset,
-            "offset_table": None if held.offset is not None else "zero_point",
-            "layout": "nchw" if self.conv else "last",
-        }
+        entry = ManifestPart(
+            input=x.name,
+            codes=codes.name,
+            accumulator=shown.name,
+            accumulator_holds="shifted_inside" if holds == "shifted" and any(self.layer.padding) else holds,
+            products=tuple(str(value.name) for value in products),
+            node=products[0].name,
+            offset=held.offset,
+            offset_table=None if held.offset is not None else "zero_point",
+            layout="nchw" if self.conv else "last",
+        )
         scale = self.steps.scalar(part.scale, self.rank)
         factor = self.b.op("Mul", [scale, self._channels(part.weight_scale[0], "weight_scale")], "factor")
         form = "u8 x s8" if len(summands) == 1 else f"u8 x s8 in {len(summands)} summands"

@@ -18,6 +18,7 @@ from dq_deploy.graph.writing.signed_codes import SignedCodes, padding_reason, si
 from dq_deploy.graph.writing.sites import Site
 from dq_deploy.graph.writing.steps import StepTables
 from dq_deploy.graph.writing.wide_weights import MOST_PIECES, int8_pieces
+from dq_deploy.manifest.values import GEMM_NULLS, ManifestLayer, ManifestPart, ProductShape
 from dq_deploy.numerics.geometry import NO_PADDING, Padding, Pair, Window, padded_size
 from dq_deploy.record import Layer, Part, Record
 
@@ -67,7 +68,7 @@ class TensorRtLayers:
     conv: str = NATIVE
     pixels_as_rows: bool = False
     int4: bool = True
-    entries: list[dict[str, Any]] = field(default_factory=list)
+    entries: list[ManifestLayer] = field(default_factory=list)
     name: str = "tensorrt-layers"
 
     def apply(self, model: ir.Model) -> PassResult:
@@ -97,11 +98,11 @@ class _Int8Writer(LayerWriter):
         self.channel_axis = self.rank_out - 1 if as_rows else 1
         self.corrections: list[NDArray[np.float64] | None] = []
 
-    def write(self) -> dict[str, Any]:
+    def write(self) -> ManifestLayer:
         total, entries = self._parts()
         y = self._replace(self._bias(total, self.corrections))
         patches = sum(self._patch_bytes(p) for p in self.layer.parts) if self._is_patches() else 0
-        return self._entry(self._form(), entries, output=y, im2col_bytes=patches)
+        return replace(self._entry(self._form(), entries), output=y, im2col_bytes=patches)
 
     def _is_patches(self) -> bool:
         return self.conv and self.as_rows
@@ -138,7 +139,7 @@ class _Int8Writer(LayerWriter):
         """Height and width of the codes."""
         return padded_size(self.site.spatial, self._float_padding(part))
 
-    def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, dict[str, Any]]:
+    def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, ManifestPart]:
         b, held = self.b, signed_codes(self.layer, part)
         self.corrections.append(correction_table(part, held))
         padding = self._float_padding(part)
@@ -161,22 +162,22 @@ class _Int8Writer(LayerWriter):
             product = b.op(
                 "Conv", [values, real], "product", attributes=convolution_attributes(self._window(part)), dtype=FLOAT
             )
-        entry = {
-            "input": x.name,
-            "codes": codes.name,
-            "codes_padding": list(padding),
-            "rows": rows.name,
-            "weight": weight.name,
-            "weight_type": kind,
-            "accumulator": f"{b.prefix}/accumulator",
-            "accumulator_holds": "canonical" if held.offset == 0 else "held",
-            "node": product.name,
-            "offset": held.offset,
-            "offset_table": None if held.offset is not None else "zero_point",
-            "offset_shift": held.shift,
-            "layout": ("nhwc" if self.as_rows else "nchw") if self.conv else "last",
-            "product": self._shape(part),
-        }
+        entry = ManifestPart(
+            input=x.name,
+            codes=codes.name,
+            codes_padding=padding,
+            rows=rows.name,
+            weight=weight.name,
+            weight_type=kind,
+            accumulator=f"{b.prefix}/accumulator",
+            accumulator_holds="canonical" if held.offset == 0 else "held",
+            node=product.name,
+            offset=held.offset,
+            offset_table=None if held.offset is not None else "zero_point",
+            offset_shift=held.shift,
+            layout=("nhwc" if self.as_rows else "nchw") if self.conv else "last",
+            product=self._shape(part),
+        )
         scaled = b.op("Mul", [product, self.steps.scalar(part.scale, self.rank_out)], "scaled", dtype=FLOAT)
         return scaled, entry
 
@@ -212,7 +213,7 @@ class _Int8Writer(LayerWriter):
         )
         return self.b.tensor(lazy), "int4" if kind == I4 else "int8"
 
-    def _shape(self, part: Part) -> dict[str, Any]:
+    def _shape(self, part: Part) -> ProductShape:
         """What the engine multiplies for one sample."""
         pieces = _pieces_of(part)
         n, k = self.layer.out_channels, pieces * int(np.prod(part.w_code.shape[2:]))
@@ -220,26 +221,22 @@ class _Int8Writer(LayerWriter):
             shape = self.site.input.shape
             middle = list(shape)[1:-1] if shape is not None else []
             known = all(isinstance(size, int) for size in middle)  # a text's length is not
-            return {
-                "kind": "gemm",
-                "m": int(np.prod([int(size) for size in middle])) if known else None,
-                "n": n,
-                "k": k,
-            }
+            known_rows = int(np.prod([int(size) for size in middle])) if known else None
+            return ProductShape(kind="gemm", m=known_rows, n=n, k=k, nulls=GEMM_NULLS)
         window, (rows, columns) = self._window(part), self.site.spatial_out
         if self.as_rows:
-            return {"kind": "gemm", "m": rows * columns, "n": n, "k": k}
-        return {
-            "kind": "conv",
-            "n": n,
-            "c": pieces * len(part.pre),
-            "kernel": list(window.kernel),
-            "stride": list(window.stride),
-            "padding": list(window.padding),
-            "dilation": list(window.dilation),
-            "spatial": list(self._size(part)),
-            "spatial_out": [rows, columns],
-        }
+            return ProductShape(kind="gemm", m=rows * columns, n=n, k=k)
+        return ProductShape(
+            kind="conv",
+            n=n,
+            c=pieces * len(part.pre),
+            kernel=window.kernel,
+            stride=window.stride,
+            padding=window.padding,
+            dilation=window.dilation,
+            spatial=self._size(part),
+            spatial_out=(rows, columns),
+        )
 
     def _bias(self, total: ir.Value, corrections: list[NDArray[np.float64] | None]) -> ir.Value:
         """Add b; less what shifted codes add, by step where the shift or its scale differs by step."""

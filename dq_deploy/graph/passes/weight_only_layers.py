@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +12,7 @@ from dq_deploy.graph.pass_contract import PassResult
 from dq_deploy.graph.trace import MODULE_KEY
 from dq_deploy.graph.writing.builder import CONTRIB_DOMAIN, Builder, replace_uses
 from dq_deploy.graph.writing.sites import behind_bias
+from dq_deploy.manifest.values import GEMM_NULLS, ManifestLayer, ProductShape
 from dq_deploy.numerics import pack_nibbles
 from dq_deploy.record import Record, WeightOnlyLayer
 
@@ -52,7 +52,7 @@ class WeightOnlyLayers:
 
     record: Record
     form: str = "dequantize"
-    entries: list[dict[str, Any]] = field(default_factory=list)
+    entries: list[ManifestLayer] = field(default_factory=list)
     name: str = "weight-only-layers"
 
     def apply(self, model: ir.Model) -> PassResult:
@@ -72,7 +72,7 @@ class WeightOnlyLayers:
             self.entries.append(self._write(model.graph, layer, node))
         return PassResult(model=model, modified=len(notes) < len(sites), notes=tuple(notes))
 
-    def _write(self, graph: ir.Graph, layer: WeightOnlyLayer, node: ir.Node) -> dict[str, Any]:
+    def _write(self, graph: ir.Graph, layer: WeightOnlyLayer, node: ir.Node) -> ManifestLayer:
         b = Builder(graph, node, f"dq/{layer.name}")
         x, output = node.inputs[0], behind_bias(node)
         assert x is not None
@@ -122,26 +122,27 @@ def _matmul_nbits(b: Builder, x: ir.Value, layer: WeightOnlyLayer) -> ir.Value:
     return b.op("MatMulNBits", inputs, "product", domain=CONTRIB_DOMAIN, attributes=attributes, dtype=FLOAT)
 
 
-def _entry(layer: WeightOnlyLayer, node: ir.Node, *, form: str, reason: str) -> dict[str, Any]:
+def _entry(layer: WeightOnlyLayer, node: ir.Node, *, form: str, reason: str) -> ManifestLayer:
     x = node.inputs[0]
     shape = None if x is None else x.shape
     rows = None if shape is None else list(shape)[1:-1]
     known = rows is not None and all(isinstance(d, int) for d in rows)
-    return {
-        "name": layer.name,
-        "kind": "linear",
-        "integer": False,
-        "form": form,
-        "reason": reason,
-        "parts": [],
-        "weight_type": "float" if form == "float" else "int4",
-        "product": {
-            "kind": "gemm",
-            "m": int(np.prod([int(d) for d in rows or ()])) if known else None,
-            "n": layer.out_channels,
-            "k": layer.in_channels,
-        },
-    }
+    return ManifestLayer(
+        name=layer.name,
+        kind="linear",
+        integer=False,
+        form=form,
+        reason=reason,
+        parts=(),
+        weight_type="float" if form == "float" else "int4",
+        product=ProductShape(
+            kind="gemm",
+            m=int(np.prod([int(d) for d in rows or ()])) if known else None,
+            n=layer.out_channels,
+            k=layer.in_channels,
+            nulls=GEMM_NULLS,
+        ),
+    )
 
 
 def _find_sites(graph: ir.Graph, record: Record) -> list[tuple[WeightOnlyLayer, ir.Node]]:

@@ -13,24 +13,19 @@ from dq_deploy.graph.pass_contract import PassResult
 from dq_deploy.graph.writing.builder import Builder
 from dq_deploy.graph.writing.sites import Site, find_sites
 from dq_deploy.graph.writing.steps import StepTables
+from dq_deploy.manifest.values import ManifestLayer, ManifestPart
 from dq_deploy.numerics import reciprocal
 from dq_deploy.record import Part, Record
 
 FLOAT = ir.DataType.FLOAT
 Codes = TypeVar("Codes")
-Entry = dict[str, Any]
 
 
-def float_entry(site: Site, reason: str) -> Entry:
+def float_entry(site: Site, reason: str) -> ManifestLayer:
     """Manifest entry of a layer that stays float."""
-    return {
-        "name": site.layer.name,
-        "kind": site.layer.kind,
-        "integer": False,
-        "form": "float",
-        "reason": reason,
-        "parts": [],
-    }
+    return ManifestLayer(
+        name=site.layer.name, kind=site.layer.kind, integer=False, form="float", reason=reason, parts=()
+    )
 
 
 class LayerWriter:
@@ -55,15 +50,15 @@ class LayerWriter:
         self.rank = 4 if self.conv else len(shape) if shape is not None else 3
         self.forms: list[str] = []
 
-    def write(self) -> Entry:
+    def write(self) -> ManifestLayer:
         """Put the layer's nodes in and return its manifest entry."""
         raise NotImplementedError
 
-    def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, Entry]:
+    def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, ManifestPart]:
         """The float term of one part and what the manifest says of it."""
         raise NotImplementedError
 
-    def _parts(self) -> tuple[ir.Value, list[Entry]]:
+    def _parts(self) -> tuple[ir.Value, list[ManifestPart]]:
         """The sum of all parts' terms, in order, and the entry of each."""
         entries = []
         total: ir.Value | None = None
@@ -80,9 +75,10 @@ class LayerWriter:
         assert total is not None
         return total, entries
 
-    def _entry(self, form: str, parts: list[Entry], **more: Any) -> Entry:
-        head = {"name": self.layer.name, "kind": self.layer.kind, "integer": True, "form": form, "reason": ""}
-        return {**head, **more, "parts": parts}
+    def _entry(self, form: str, parts: list[ManifestPart]) -> ManifestLayer:
+        return ManifestLayer(
+            name=self.layer.name, kind=self.layer.kind, integer=True, form=form, reason="", parts=tuple(parts)
+        )
 
     def _slice(self, start: int, width: int) -> ir.Value:
         """Input channels of one part."""
@@ -126,7 +122,7 @@ class LayerWriter:
 def write_layers(
     model: ir.Model,
     record: Record,
-    entries: list[Entry],
+    entries: list[ManifestLayer],
     *,
     decline: Callable[[Site], str],
     writer: Callable[[ir.Graph, Site, StepTables, dict[tuple[str, bytes], Any]], LayerWriter],

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from dq_deploy.errors import DqError
+from dq_deploy.manifest.values import EngineManifest
 from dq_deploy.record import Record
 from dq_deploy.verify.file.same_file import SameFile
 from dq_deploy.verify.report.values import Report, failure_of_file
@@ -42,7 +41,7 @@ def with_file(report: Report, same: SameFile | None) -> Report:
 
 
 def unrun_report(
-    record: Record, path: Path, manifest: Mapping[str, Any], error: DqError, *, seed: int, start: float
+    record: Record, path: Path, manifest: EngineManifest, error: DqError, *, seed: int, start: float
 ) -> Report:
     """The report of a file that is damaged so far that it does not run: nothing was compared in it.
 
@@ -54,19 +53,20 @@ def unrun_report(
         seed: as asked for.
         start: when it began, by `time.perf_counter`.
     """
-    macs = manifest.get("macs") or {}
+    macs = manifest.macs
     return Report(
         engine=path.name,
-        target=str(manifest["target"]),
-        mode=str(manifest["mode"]),
-        record_sha256=str(manifest.get("record_sha256")),
+        target=manifest.target,
+        mode=manifest.mode,
+        record_sha256=str(manifest.record_sha256),
         runtime="not run",
         processor="",
         integer_mac_share=0.0,
         integer_mac_share_of_quantizable=0.0,
         macs={
-            **{key: max(1, int(macs.get(key, 1))) for key in ("of_all", "of_quantizable")},
-            "attention": int(macs.get("attention", 0)),
+            "of_all": 1 if macs is None else macs.of_all,
+            "of_quantizable": 1 if macs is None else macs.of_quantizable,
+            "attention": 0 if macs is None else macs.attention,
             "integer": 0,
         },
         max_code_difference=None,

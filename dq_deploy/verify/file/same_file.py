@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dq_deploy.artifacts import sha256_of_file
 from dq_deploy.errors import DqError
-from dq_deploy.graph.content_hash import CONTENT_SHA256, DATA_SHA256, FILE_SHA256, content_sha256, manifest_path
+from dq_deploy.graph.content_hash import content_sha256
+from dq_deploy.manifest.engine import FILE_SHA256, json_beside, manifest_path, stored_json
+from dq_deploy.manifest.values import EngineManifest, ManifestOptions
 from dq_deploy.record import Record
 from dq_deploy.targets import EngineGraph, engine_graph
 from dq_deploy.targets.manifest import versions_used
@@ -24,7 +25,7 @@ DECIDING = ("dq_deploy", "torch", "diffusers", "onnx", "onnx-ir", "onnxscript")
 """Packages whose version decides which graph a record makes."""
 
 
-_BY_THEMSELVES = ("versions", DATA_SHA256, CONTENT_SHA256)
+_BY_THEMSELVES = ("versions", "data_sha256", "content_sha256")
 
 
 class TracedOnce:
@@ -46,16 +47,15 @@ class TracedOnce:
             self._model = traced_denoiser(self.record.family, self.record.model_config, self.record)
         return self._model
 
-    def engine(self, manifest: Mapping[str, Any]) -> EngineGraph:
+    def engine(self, manifest: EngineManifest) -> EngineGraph:
         """What the record makes with the options of a manifest; the same each time, not to be changed.
 
         Raises:
             OptionError: there are no such options.
             ModelError: torch cannot trace the denoiser.
         """
-        options = manifest.get("options") or {}
-        target, mode = str(manifest["target"]), str(manifest["mode"])
-        float_type, conv = options.get("float_type"), options.get("conv")
+        options = manifest.options or ManifestOptions()
+        target, mode, float_type, conv = manifest.target, manifest.mode, options.float_type, options.conv
         key = (target, mode, str(float_type), str(conv))
         if key not in self._made:
             self._made[key] = engine_graph(
@@ -77,7 +77,7 @@ class SameFile:
     unknown: str = ""
 
 
-def compare_file(path: Path, manifest: Mapping[str, Any], traced: TracedOnce) -> SameFile:
+def compare_file(path: Path, manifest: EngineManifest, traced: TracedOnce) -> SameFile:
     """Export a record again and compare the file with that, its manifest and its hash included.
 
     Where they differ and the file was written by other versions, nobody can say which is right: that is `unknown`.
@@ -103,16 +103,16 @@ def compare_file(path: Path, manifest: Mapping[str, Any], traced: TracedOnce) ->
     return SameFile(differences=(*found, *_hash_differences(path, manifest)))
 
 
-def _manifest_differences(manifest: Mapping[str, Any], made: Mapping[str, Any]) -> list[FileDifference]:
+def _manifest_differences(manifest: EngineManifest, made: EngineManifest) -> list[FileDifference]:
     """What the manifest inside says and the record does not make; versions and hashes are looked at by themselves."""
-    pair = (manifest, json.loads(json.dumps(made)))
+    pair = (stored_json(manifest), json.loads(json.dumps(made.to_json())))
     got, expected = ({key: value for key, value in m.items() if key not in _BY_THEMSELVES} for m in pair)
     return value_differences("manifest", got, expected)
 
 
-def _other_versions(manifest: Mapping[str, Any]) -> str:
+def _other_versions(manifest: EngineManifest) -> str:
     """The packages of other versions than those here, as `torch 2.3 (here 2.4)`, or an empty string."""
-    said, mine = manifest.get("versions") or {}, versions_used()
+    said, mine = manifest.versions or {}, versions_used()
     return ", ".join(
         f"{name} {shown(said.get(name, 'of unknown version'))} (here {mine[name]})"
         for name in DECIDING
@@ -120,28 +120,23 @@ def _other_versions(manifest: Mapping[str, Any]) -> str:
     )
 
 
-def _hash_differences(path: Path, manifest: Mapping[str, Any]) -> list[FileDifference]:
+def _hash_differences(path: Path, manifest: EngineManifest) -> list[FileDifference]:
     """The hashes of the manifests against the file and its data, and the manifest beside it against the one inside."""
-    found, side = [], manifest_path(path)
-    said: Any = dict(manifest)
-    if side.is_file():
-        try:
-            said = json.loads(side.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            said = None
-    if not isinstance(said, Mapping):
+    stored, side = stored_json(manifest), manifest_path(path)
+    said = json_beside(path) if side.is_file() else stored
+    if said is None:
         return [FileDifference(place=f"manifest {side.name}", got="unreadable", expected="the manifest of the file")]
-    hashes = [(path.name, FILE_SHA256, sha256_of_file(path), said)]
-    if CONTENT_SHA256 in manifest:
+    hashes = [(path.name, sha256_of_file(path), said.get(FILE_SHA256))]
+    if manifest.content_sha256 is not None:
         mine = content_sha256(path.read_bytes(), manifest)
-        hashes.append((f"the content of {path.name}", CONTENT_SHA256, mine, manifest))
-    if manifest.get(DATA_SHA256) is not None:
+        hashes.append((f"the content of {path.name}", mine, manifest.content_sha256))
+    if manifest.data_sha256 is not None:
         data = path.with_name(f"{path.name}.data")
-        mine = sha256_of_file(data) if data.is_file() else "missing"
-        hashes.append((data.name, DATA_SHA256, mine, manifest))
-    for what, key, mine, holder in hashes:
-        if key in holder and holder[key] != mine:
-            expected = f"{str(holder[key])[:12]} as its manifest has it"
-            found.append(FileDifference(place=f"sha256 of {what}", got=mine[:12], expected=expected))
+        hashes.append((data.name, sha256_of_file(data) if data.is_file() else "missing", manifest.data_sha256))
+    found = [
+        FileDifference(place=f"sha256 of {what}", got=mine[:12], expected=f"{str(wanted)[:12]} as its manifest has it")
+        for what, mine, wanted in hashes
+        if wanted is not None and wanted != mine
+    ]
     inside = {key: value for key, value in said.items() if key != FILE_SHA256}
-    return found + value_differences(side.name, inside, dict(manifest))
+    return found + value_differences(side.name, inside, stored)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dq_deploy.manifest.values import ManifestPart
 from dq_deploy.numerics import worst_pair_product
 from dq_deploy.record import Layer
 from dq_deploy.verify.onnx.instrument import initializer
@@ -113,7 +113,7 @@ class OptimizedGraph:
             node = self._producer.get(node.input[0]) if node.input else None
         return None
 
-    def kernel(self, entry: Mapping[str, Any], layer: Layer, part_index: int) -> Kernel:
+    def kernel(self, entry: ManifestPart, layer: Layer, part_index: int) -> Kernel:
         """What multiplies one part of a layer.
 
         Args:
@@ -123,7 +123,7 @@ class OptimizedGraph:
         """
         found = []
         for name in product_names(entry):
-            node = self.node(name, str(entry.get("accumulator") or name))
+            node = self.node(name, entry.accumulator or name)
             if node is None:
                 return MISSING
             op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
@@ -134,9 +134,9 @@ class OptimizedGraph:
             found.append(Kernel(op=op, operands=operands, saturation=danger))
         return joined_kernel(found)
 
-    def is_integer(self, entry: Mapping[str, Any]) -> bool:
+    def is_integer(self, entry: ManifestPart) -> bool:
         """Whether every product of a part takes two integer operands."""
-        nodes = [self.node(name, str(entry.get("accumulator") or name)) for name in product_names(entry)]
+        nodes = [self.node(name, entry.accumulator or name) for name in product_names(entry)]
         return all(
             node is not None
             and node.op_type in OPERANDS
@@ -145,9 +145,9 @@ class OptimizedGraph:
         )
 
 
-def product_names(entry: Mapping[str, Any]) -> list[str]:
+def product_names(entry: ManifestPart) -> list[str]:
     """Names of the integer products of one part: several where its weights are split into summands."""
-    return [str(name) for name in entry.get("products") or [entry.get("node") or ""]]
+    return list(entry.products or (entry.node or "",))
 
 
 def joined_kernel(kernels: list[Kernel]) -> Kernel:
@@ -174,7 +174,7 @@ FLOAT_PRODUCTS = (
 
 
 def saturation(
-    operands: tuple[str, str], weight: Any, convolution: bool, entry: Mapping[str, Any], layer: Layer, part_index: int
+    operands: tuple[str, str], weight: Any, convolution: bool, entry: ManifestPart, layer: Layer, part_index: int
 ) -> str:
     """Why a product of u8 codes and s8 weights is not exact on every CPU, or an empty string.
 
@@ -206,12 +206,12 @@ def worst_pair(weight: NDArray[np.int64]) -> int:
     return worst_pair_product(weight, 1)
 
 
-def highest_code(entry: Mapping[str, Any], layer: Layer, part_index: int) -> int:
+def highest_code(entry: ManifestPart, layer: Layer, part_index: int) -> int:
     """Largest unsigned code the engine can hold for a part."""
-    if entry.get("offset") is None:
+    if entry.offset is None:
         return 255
     zero = layer.parts[part_index].zero_point.astype(np.int64)
-    return int(min(255, max(0, layer.q_max - int(zero.min())) + int(entry["offset"])))
+    return int(min(255, max(0, layer.q_max - int(zero.min())) + entry.offset))
 
 
 def _declared_types(proto: onnx.ModelProto) -> dict[str, str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dq_deploy.manifest.values import ManifestLayer, ManifestPart
 from dq_deploy.numerics import (
     accumulate_conv2d,
     accumulate_linear,
@@ -188,7 +189,7 @@ def compare_part(
     record: Record,
     layer: Layer,
     part_index: int,
-    entry: Mapping[str, Any],
+    entry: ManifestPart,
     tensors: PartTensors,
     buckets: NDArray[np.int64],
     result: LayerTally,
@@ -217,13 +218,12 @@ def compare_part(
         return None
     single = dataclasses.replace(layer, parts=(part,), bias=None, out_scale=None, out_zero_point=None)
     expected = integer_layer(single, tensors.x, buckets)
-    layout = str(entry.get("layout", "nchw"))
-    offset = part.zero_point + entry.get("offset_shift", 0) if entry.get("offset") is None else [entry["offset"]]
-    offset = table_at(np.asarray(offset), buckets).astype(np.int64)
-    inner = _without_padding(tensors.codes, entry.get("codes_padding"), offset, result)
-    # codes lie as the layer's input does, unless the manifest says otherwise
-    codes = held_in_canonical_layout(inner, tensors.x.shape, str(entry.get("codes_layout", "nchw")))
-    holds = str(entry.get("accumulator_holds", "canonical"))
+    layout = entry.layout or "nchw"
+    table = part.zero_point + (entry.offset_shift or 0) if entry.offset is None else np.asarray([entry.offset])
+    offset = table_at(table, buckets).astype(np.int64)
+    inner = _without_padding(tensors.codes, entry.codes_padding, offset, result)
+    codes = held_in_canonical_layout(inner, tensors.x.shape, "nchw")  # they lie as the layer's input does
+    holds = entry.accumulator_holds or "canonical"
     want = expected_accumulator(layer, part_index, expected.codes[0], expected.accumulators[0], buckets, holds, offset)
     seen = tensors.accumulator
     held = None if seen is None else held_in_canonical_layout(seen, want.shape, layout)
@@ -294,11 +294,11 @@ def layer_output(layer: Layer, terms: Sequence[F32]) -> F32:
     return (y + layer.bias.reshape(shape)).astype(np.float32)
 
 
-def float_product_slack(layer: Layer, entry: Mapping[str, Any], buckets: NDArray[np.int64]) -> F32:
+def float_product_slack(layer: Layer, entry: ManifestLayer, buckets: NDArray[np.int64]) -> F32:
     """What a sample's output may be off by because its products are float sums: [B], 0 where they are not."""
     slack = np.zeros(len(buckets), np.float32)
-    for part, held in zip(layer.parts, entry["parts"], strict=True):
-        if held.get("weight"):
+    for part, held in zip(layer.parts, entry.parts or (), strict=True):
+        if held.weight:
             rows = np.abs(part.q_weight(0).astype(np.float64)).reshape(layer.out_channels, -1)
             largest = float((rows.sum(axis=1) * part.weight_scale[0]).max(initial=0)) * 128 * np.sqrt(rows.shape[1])
             slack += table_at(part.scale, buckets) * np.float32(largest * FLOAT_PRODUCT_TOLERANCE)

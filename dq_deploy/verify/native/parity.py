@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dq_deploy.graph.writing.steps import TIMESTEP
+from dq_deploy.manifest.values import ManifestPart
 from dq_deploy.models import LayerSite
 from dq_deploy.native.runner import NativeRunner
 from dq_deploy.numerics.arrays import F32, Array
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     AnyNative = NativeRunner | NativeCudaRunner
 
-CENTRED = {"offset": 0}
+CENTRED = ManifestPart(offset=0)
 """What compare_part is told of each part: codes and accumulators come as the numerics define them."""
 
 EDGES_AT_ONCE = 8

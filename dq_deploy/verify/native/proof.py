@@ -14,12 +14,14 @@ import numpy as np
 
 from dq_deploy.engines.base import Runner
 from dq_deploy.errors import DqError, InputError, MissingDependencyError
+from dq_deploy.manifest.values import EngineManifest, ManifestLayer
 from dq_deploy.models import Macs, build_denoiser, macs_of, quantizable_layers
 from dq_deploy.native.program.layer_constants import kernel_weights
 from dq_deploy.native.runner import LayerForm, NativeRunner
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.open_engine import open_engine
 from dq_deploy.record import Layer, Record, content_sha256
+from dq_deploy.targets.manifest import manifest_macs
 from dq_deploy.verify.file.findings import with_file
 from dq_deploy.verify.file.same_file import SameFile
 from dq_deploy.verify.inputs import Batch, plan_batches
@@ -140,7 +142,7 @@ def check_same_record(record: Record, runner: Runner, path: Path, model: Denoise
     Raises:
         InputError: naming the two hashes.
     """
-    mine, other = content_sha256(record), str((runner.manifest or {})["record_sha256"])
+    mine, other = content_sha256(record), str(runner.manifest and runner.manifest.record_sha256)
     if mine != other:
         raise InputError(
             f"engine {path} is the record {other[:12]}, the checkpoint is {mine[:12]}; give the same record twice, or "
@@ -248,10 +250,10 @@ def runtime_text(runner: Any) -> str:
     return f"native {version}, {executor.device}, {executor.dtype}"
 
 
-def _manifest(runner: Runner, macs: Macs) -> dict[str, Any]:
+def _manifest(runner: Runner, macs: Macs) -> EngineManifest:
     """What `assembled_report` asks of an engine's manifest; the shares are those measured here."""
-    said = {"of_all": macs.of_all, "of_quantizable": macs.of_quantizable, "attention": macs.attention}
-    return {**(runner.manifest or {}), "macs": {**said, "layers": dict(macs.layers)}}
+    assert runner.manifest is not None  # a record's own
+    return replace(runner.manifest, macs=manifest_macs(macs))
 
 
 def kernel_of(form: LayerForm, layer: Layer, part: int) -> Kernel:
@@ -282,7 +284,7 @@ def native_layer_report(
     words = "; ".join(dict.fromkeys(form.form for form in forms))
     asked = "int_conv2d" if layer.kind == "conv2d" else "int_linear"
     requested = (f"{asked} W{layer.weight_bits}A{layer.activation_bits}",) * len(layer.parts)
-    entry = {"integer": True, "form": words}
+    entry = ManifestLayer(name=name, integer=True, form=words)
     found = layer_report(layer, entry, parity.layers[name], kernels, requested, macs)
     reasons = "; ".join(dict.fromkeys(form.reason for form in forms if form.reason))
     return replace(found, reason=f"in numpy, not in a kernel: {reasons}") if reasons and not found.reason else found

@@ -7,13 +7,14 @@ node by node and constant by constant, so that the proof holds for the integers 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dq_deploy.graph.onnx_file import write_onnx
+from dq_deploy.manifest.values import EngineManifest
 from dq_deploy.targets import engine_graph
 
 if TYPE_CHECKING:
@@ -28,13 +29,13 @@ _ADDED = "cast/"
 Node = tuple[str, str, str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]
 
 
-def is_narrow(manifest: Mapping[str, Any]) -> bool:
+def is_narrow(manifest: EngineManifest) -> bool:
     """Whether the float part of a graph is in float16 or bfloat16."""
-    return manifest.get("options", {}).get("float_type", WIDE) in _NARROW
+    return manifest.options is not None and manifest.options.float_type in _NARROW
 
 
 def float32_twin(
-    record: Record, path: Path, manifest: Mapping[str, Any], folder: Path, *, traced: ir.Model
+    record: Record, path: Path, manifest: EngineManifest, folder: Path, *, traced: ir.Model
 ) -> tuple[Path, str]:
     """Export the float32 form of a graph and compare the two.
 
@@ -50,9 +51,8 @@ def float32_twin(
         empty string.
     """
     twin = folder / f"{path.stem}.{WIDE}.onnx"
-    options = manifest["options"]
-    target = str(manifest["target"])
-    made = engine_graph(record, target=target, float_type=WIDE, conv=options.get("conv"), traced=traced)
+    conv = None if manifest.options is None else manifest.options.conv
+    made = engine_graph(record, target=manifest.target, float_type=WIDE, conv=conv, traced=traced)
     write_onnx(made.model, twin, made.manifest)
     difference = first_difference(path, twin)
     if not difference:
@@ -63,10 +63,11 @@ def float32_twin(
     )
 
 
-def narrow_note(manifest: Mapping[str, Any]) -> str:
+def narrow_note(manifest: EngineManifest) -> str:
     """What was proven in place of the file that was given."""
+    float_type = None if manifest.options is None else manifest.options.float_type
     return (
-        f"the float part of this graph is in {manifest['options']['float_type']}; its {WIDE} form was proven, and the "
+        f"the float part of this graph is in {float_type}; its {WIDE} form was proven, and the "
         "file differs from that in Casts and float types alone, compared node by node and constant by constant"
     )
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from dq_deploy.errors import FileProblemError
+from dq_deploy.manifest.values import ManifestPart
 from dq_deploy.record import Layer
 from dq_deploy.verify.layers.attestation import (
     INTEGER_TYPES,
@@ -27,11 +27,11 @@ _PRODUCTS = ("Convolution", "FullyConnected", "MatMul", "Deconvolution", "GroupC
 class KernelGraph(Protocol):
     """Tells which kernel multiplies a part of a layer."""
 
-    def kernel(self, entry: Mapping[str, Any], layer: Layer, part_index: int) -> Kernel:
+    def kernel(self, entry: ManifestPart, layer: Layer, part_index: int) -> Kernel:
         """What multiplies one part of a layer."""
         ...
 
-    def is_integer(self, entry: Mapping[str, Any]) -> bool:
+    def is_integer(self, entry: ManifestPart) -> bool:
         """Whether every product of a part takes two integer operands."""
         ...
 
@@ -60,16 +60,16 @@ class DeclaredGraph:
     def __init__(self, shipped: ShippedGraph) -> None:
         self._shipped = shipped
 
-    def kernel(self, entry: Mapping[str, Any], layer: Layer, part_index: int) -> Kernel:
+    def kernel(self, entry: ManifestPart, layer: Layer, part_index: int) -> Kernel:
         """What the graph asks for; never integer, for it does not say what runs."""
-        name = str(entry.get("node") or "")
+        name = entry.node or ""
         node = self._shipped.node(name, name)
         if node is None or len(node.input) < 2:
             return MISSING
         operands = self._held(node.input[0]), self._held(node.input[1])
         return Kernel(op=f"{node.op_type} in the graph", operands=operands, declared=True)
 
-    def is_integer(self, entry: Mapping[str, Any]) -> bool:
+    def is_integer(self, entry: ManifestPart) -> bool:
         """False: a graph does not say what runs."""
         return False
 
@@ -105,7 +105,7 @@ class OpenVinoGraph:
             for name in node["originals"]
         }
 
-    def kernel(self, entry: Mapping[str, Any], layer: Layer, part_index: int) -> Kernel:
+    def kernel(self, entry: ManifestPart, layer: Layer, part_index: int) -> Kernel:
         """What multiplies one part of a layer."""
         found = []
         for name in product_names(entry):
@@ -120,7 +120,7 @@ class OpenVinoGraph:
             found.append(Kernel(op=f"{node['type']} {node['kernel']}", operands=operands, saturation=danger))
         return joined_kernel(found)
 
-    def is_integer(self, entry: Mapping[str, Any]) -> bool:
+    def is_integer(self, entry: ManifestPart) -> bool:
         """Whether every product of a part takes two integer operands."""
         nodes = [self._node_of.get(name) for name in product_names(entry)]
         return all(node is not None and all(kind in INTEGER_TYPES for kind in node["operands"][:2]) for node in nodes)

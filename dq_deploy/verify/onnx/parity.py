@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from dq_deploy.errors import DqError
 from dq_deploy.graph.writing.steps import BUCKET, TIMESTEP
+from dq_deploy.manifest.values import ManifestLayer, ManifestPart
 from dq_deploy.models import LayerSite
 from dq_deploy.numerics import step_bucket
 from dq_deploy.numerics.arrays import Array
@@ -80,7 +80,7 @@ class ParityCheck:
         self,
         shipped: ShippedGraph,
         record: Record,
-        entries: Mapping[str, Mapping[str, Any]],
+        entries: Mapping[str, ManifestLayer],
         graph: KernelGraph | None,
         batches: Sequence[Batch],
         sites: Mapping[str, LayerSite],
@@ -90,7 +90,7 @@ class ParityCheck:
         self.sites, self.paths = sites, paths
         tallies = {name: LayerTally() for name in record.layers}
         self.result = Parity(layers=tallies, kept=KeptTensors(shipped.folder))
-        self._ends = {name: output_tensor(shipped, name, entries.get(name, {})) for name in record.layers}
+        self._ends = {name: output_tensor(shipped, name, entries.get(name)) for name in record.layers}
 
     def run(self, outputs: list[dict[str, Array]], progress: Progress) -> Parity:
         """Compare all layers.
@@ -113,22 +113,23 @@ class ParityCheck:
         if entry is None:
             tally.problem("the engine's manifest does not name this layer")
             return False
-        if not entry.get("integer"):
-            tally.problem(f"not an integer layer in this engine: {entry.get('reason') or 'no reason given'}")
+        if not entry.integer:
+            tally.problem(f"not an integer layer in this engine: {entry.reason or 'no reason given'}")
             return False
-        parts = entry.get("parts") or []
+        parts = entry.parts or ()
         if len(parts) != len(self.record.layers[name].parts):
             tally.problem(f"engine has {len(parts)} parts, expected {len(self.record.layers[name].parts)}")
             return False
         for part in parts:
-            for role in ("input", "codes", "accumulator"):
-                if part.get(role) is None:
+            for role, tensor in (("input", part.input), ("codes", part.codes), ("accumulator", part.accumulator)):
+                if tensor is None:
                     tally.problem(f"this form shows no {role}")
-                elif part[role] not in self.shipped.tensors:
-                    tally.problem(f"{role} tensor {part[role]} is not in the engine")
-        return all(
-            part.get("input") in self.shipped.tensors and part.get("codes") in self.shipped.tensors for part in parts
-        )
+                elif tensor not in self.shipped.tensors:
+                    tally.problem(f"{role} tensor {tensor} is not in the engine")
+        return all(part.input in self.shipped.tensors and part.codes in self.shipped.tensors for part in parts)
+
+    def _parts(self, name: str) -> tuple[ManifestPart, ...]:
+        return self.entries[name].parts or ()
 
     def _chunks(self, names: Sequence[str]) -> list[list[str]]:
         """Groups of layers whose inner tensors fit CHUNK_BYTES in the largest batch."""
@@ -146,9 +147,9 @@ class ParityCheck:
         return [chunk for chunk in chunks if chunk]
 
     def _names(self, chunk: Sequence[str]) -> list[str]:
-        parts = [part for name in chunk for part in self.entries[name]["parts"]]
-        names = [part[role] for part in parts for role in ("input", "codes", "accumulator") if part.get(role)]
-        names += [code for name in chunk if (code := self.entries[name].get("output_codes"))]
+        parts = [part for name in chunk for part in self._parts(name)]
+        names = [tensor for part in parts for tensor in (part.input, part.codes, part.accumulator) if tensor]
+        names += [code for name in chunk if (code := self.entries[name].output_codes)]
         return [*names, *(end for n in chunk if (end := self._ends[n])), BUCKET]
 
     def _prove(self, chunk: Sequence[str]) -> None:
@@ -199,7 +200,7 @@ class ParityCheck:
     def _changed_kernel(self, chunk: Sequence[str], copied: KernelGraph) -> str:
         for name in chunk:
             layer = self.record.layers[name]
-            for index, entry in enumerate(self.entries[name]["parts"]):
+            for index, entry in enumerate(self._parts(name)):
                 shipped, other = self.graph.kernel(entry, layer, index), copied.kernel(entry, layer, index)
                 if (shipped.op, shipped.operands) != (other.op, other.operands):
                     return f"instrumented copy runs {other.op} where the shipped engine runs {shipped.op}"
@@ -208,32 +209,32 @@ class ParityCheck:
     def _compare(self, name: str, tensors: Mapping[str, Array], batch: Batch, tally: LayerTally) -> None:
         layer, entry = self.record.layers[name], self.entries[name]
         terms = []
-        for index, part in enumerate(entry["parts"]):
+        for index, part in enumerate(self._parts(name)):
             read = PartTensors(
-                x=tensors[part["input"]],
-                codes=tensors[part["codes"]],
-                accumulator=tensors.get(part.get("accumulator") or ""),
+                x=tensors[str(part.input)],
+                codes=tensors[str(part.codes)],
+                accumulator=tensors.get(part.accumulator or ""),
             )
-            self.result.shapes[part["input"]] = read.x.shape[1:]
+            self.result.shapes[str(part.input)] = read.x.shape[1:]
             term = compare_part(self.record, layer, index, part, read, batch.buckets, tally)
             if term is not None:
                 terms.append(term)
         if len(terms) != len(layer.parts):
             return
-        y, end, output_codes = layer_output(layer, terms), self._ends[name], entry.get("output_codes")
-        if output_codes in tensors:
-            x = tensors[entry["parts"][0]["input"]]
+        y, end, output_codes = layer_output(layer, terms), self._ends[name], entry.output_codes
+        if output_codes is not None and output_codes in tensors:
+            x = tensors[str(self._parts(name)[0].input)]
             compare_output_codes(self.record, layer, x, tensors[output_codes], batch.buckets, tally)
-        elif end in tensors and tensors[end].dtype == np.float32:
-            layout = str(entry["parts"][0].get("layout", "nchw"))
+        elif end is not None and end in tensors and tensors[end].dtype == np.float32:
+            layout = self._parts(name)[0].layout or "nchw"
             slack = float_product_slack(layer, entry, batch.buckets)
             compare_output(self.record, layer, y, tensors[end], layout, batch.buckets, tally, slack=slack)
 
     def _keep(self, batch: int, name: str, tensors: Mapping[str, Array]) -> None:
         end = self._ends[name]
-        if end not in tensors or tensors[end].dtype != np.float32:
+        if end is None or end not in tensors or tensors[end].dtype != np.float32:
             return
-        inputs = [tensors[part["input"]] for part in self.entries[name]["parts"]]
+        inputs = [tensors[str(part.input)] for part in self._parts(name)]
         axis = 1 if self.record.layers[name].kind == "conv2d" else -1
         joined = inputs[0] if len(inputs) == 1 else np.concatenate(inputs, axis=axis)
         self.result.kept.put(batch, name, joined, tensors[end])
@@ -256,10 +257,10 @@ class ParityCheck:
         self.result.edge_problem = edge_problem(self.record, timesteps, got) or ""
 
 
-def output_tensor(shipped: ShippedGraph, name: str, entry: Mapping[str, Any]) -> str | None:
+def output_tensor(shipped: ShippedGraph, name: str, entry: ManifestLayer | None) -> str | None:
     """The float tensor a layer hands on: what the manifest says, else the end of the nodes named after the layer."""
-    if entry.get("output"):
-        return str(entry["output"])
+    if entry is not None and entry.output:
+        return entry.output
     prefix = f"dq/{name}/"
     own = [node for node in shipped.proto.graph.node if node.name.startswith(prefix)]
     consumed = {tensor for node in own for tensor in node.input}

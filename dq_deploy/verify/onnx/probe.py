@@ -7,12 +7,12 @@ stay unseen. The pieces are cut from the shipped file and run by the same engine
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from dq_deploy.errors import DqError
 from dq_deploy.graph.writing.steps import TIMESTEP
+from dq_deploy.manifest.values import ManifestLayer
 from dq_deploy.numerics import reciprocal, table_at
 from dq_deploy.numerics.arrays import F32, Array
 from dq_deploy.record import Layer, Part, Record
@@ -27,7 +27,7 @@ def probe_layer(
     shipped: ShippedGraph,
     record: Record,
     name: str,
-    entry: Mapping[str, Any],
+    entry: ManifestLayer,
     shapes: Mapping[str, tuple[int, ...]],
     tally: LayerTally,
     *,
@@ -47,14 +47,14 @@ def probe_layer(
         mixed: whether a batch may hold several steps.
     """
     layer = record.layers[name]
-    for index, part_entry in enumerate(entry["parts"]):
-        x_name = part_entry["input"]
+    for index, part_entry in enumerate(entry.parts or ()):
+        x_name = str(part_entry.input)
         if x_name not in shapes:
             continue
         shape = shapes[x_name]
-        names = [part_entry["codes"]]
-        if part_entry.get("accumulator") in shipped.producer:
-            names.append(part_entry["accumulator"])
+        names = [str(part_entry.codes)]
+        if part_entry.accumulator is not None and part_entry.accumulator in shipped.producer:
+            names.append(part_entry.accumulator)
         inputs: dict[str, tuple[int, list[int | str]]] = {x_name: (1, ["B", *shape])}
         try:
             runner = shipped.open(shipped.piece(inputs, names))

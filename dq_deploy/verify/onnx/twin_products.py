@@ -8,12 +8,13 @@ parts where one float32 could not hold the sum.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dq_deploy.errors import ModelError
 from dq_deploy.graph.onnx_file import read_manifest
+from dq_deploy.manifest.values import ManifestPart
 from dq_deploy.numerics import FLOAT32_EXACT
 
 if TYPE_CHECKING:
@@ -44,14 +45,14 @@ def twin_products(path: Path) -> list[onnx.NodeProto]:
     graph = onnx.load(str(path), load_external_data=False).graph
     made = {name: node for node in graph.node for name in node.output}
     nodes: list[onnx.NodeProto] = []
-    for layer in read_manifest(path)["layers"]:
-        for part in layer["parts"]:
-            if part.get("accumulator") and part["accumulator"] not in made and part["node"] in made:
-                nodes += twin_nodes(part, made[part["node"]])
+    for layer in read_manifest(path).layers:
+        for part in layer.parts or ():
+            if part.accumulator and part.accumulator not in made and part.node is not None and part.node in made:
+                nodes += twin_nodes(part, made[part.node])
     return nodes
 
 
-def twin_nodes(part: Mapping[str, Any], product: onnx.NodeProto) -> list[onnx.NodeProto]:
+def twin_nodes(part: ManifestPart, product: onnx.NodeProto) -> list[onnx.NodeProto]:
     """The twin of one product: nodes that end in the tensor the part names as its accumulator.
 
     Args:
@@ -60,21 +61,22 @@ def twin_nodes(part: Mapping[str, Any], product: onnx.NodeProto) -> list[onnx.No
     """
     from onnx import TensorProto, helper
 
-    out, weight = str(part["accumulator"]), str(part["weight"])
-    if part["product"]["kind"] == "gemm":
+    out, weight, rows, shape = str(part.accumulator), str(part.weight), str(part.rows), part.product
+    if shape is None or part.weight_type not in LARGEST_WEIGHT:
+        raise ModelError(f"the manifest's part with node {part.node} has no product or weight type; export it again")
+    if shape.kind == "gemm":
         nodes = []
-        if part["weight_type"] == "int4":
+        if part.weight_type == "int4":
             nodes.append(helper.make_node("Cast", [weight], [f"{out}/weight"], to=TensorProto.INT8))
             weight = f"{out}/weight"
-        return [*nodes, helper.make_node("MatMulInteger", [part["rows"], weight], [out])]
+        return [*nodes, helper.make_node("MatMulInteger", [rows, weight], [out])]
     nodes = [
-        helper.make_node("Cast", [part["rows"]], [f"{out}/codes"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", [rows], [f"{out}/codes"], to=TensorProto.FLOAT),
         helper.make_node("Cast", [weight], [f"{out}/weight"], to=TensorProto.FLOAT),
     ]
-    shape = part["product"]
-    terms = shape["c"] * prod(shape["kernel"])
+    terms = (shape.c or 0) * prod(shape.kernel or ())
     attributes = {a.name: helper.get_attribute_value(a) for a in product.attribute}
-    if terms * LARGEST_CODE * LARGEST_WEIGHT[part["weight_type"]] < FLOAT32_EXACT:
+    if terms * LARGEST_CODE * LARGEST_WEIGHT[part.weight_type] < FLOAT32_EXACT:
         return [*nodes, helper.make_node("Conv", [f"{out}/codes", f"{out}/weight"], [out], **attributes)]
     return nodes + _split(out, attributes)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from dq_deploy.engines.tensorrt.plan.inspector import read_inspector
 from dq_deploy.engines.tensorrt.plan.products import Kernel, PlanText, Product
 from dq_deploy.engines.tensorrt.plan.text import read_plan_text
 from dq_deploy.errors import FileProblemError
+from dq_deploy.manifest.values import LayerBuilt, PlanManifest
 from dq_deploy.verify.plan.kernels import kernel_counts, standing_alone
 from dq_deploy.verify.plan.matching import Matching, Verdict, wanted_products, worst
 
@@ -71,6 +72,10 @@ class PlanAttestation:
         """Names of the layers that are float or unknown."""
         return tuple(layer.name for layer in self.layers if layer.executed != "integer")
 
+    def layers_built(self) -> tuple[LayerBuilt, ...]:
+        """The layers as the manifest of a plan has them."""
+        return tuple(LayerBuilt(**vars(layer)) for layer in self.layers)
+
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
         value = asdict(self)
@@ -79,7 +84,7 @@ class PlanAttestation:
         return {**value, "layers": list(value["layers"]), "unfused": list(value["unfused"])}
 
 
-def attest_plan(plan_path: str | Path, manifest: Mapping[str, Any]) -> PlanAttestation:
+def attest_plan(plan_path: str | Path, manifest: PlanManifest) -> PlanAttestation:
     """Say what each layer of a plan became, without running it.
 
     TensorRT-RTX: from the text in the plan. TensorRT: from the engine inspector's JSON, `<plan>.layers.json` where it
@@ -98,45 +103,51 @@ def attest_plan(plan_path: str | Path, manifest: Mapping[str, Any]) -> PlanAttes
     path = Path(plan_path)
     if not path.is_file():
         raise FileProblemError(f"plan {path} does not exist; expected a file made by dq-build")
-    try:
-        entries = [(entry, wanted_products(entry)) for entry in manifest["layers"]]
-        of_layer = {str(name): int(count) for name, count in manifest["macs"]["layers"].items()}
-        totals = {key: int(manifest["macs"][key]) for key in ("of_all", "of_quantizable", "attention")}
-        runtime = str(manifest["runtime"])
-        names = [str(entry["name"]) for entry, _ in entries]
-        macs = [of_layer[name] for name in names]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _incomplete(path, error) from error
-    told = _evidence(path, manifest, runtime)
-    wanted = [want for _, wants in entries for want in wants]
+    if manifest.macs is None:
+        raise _incomplete(path, "macs is missing")
+    for index, entry in enumerate(manifest.layers):
+        if entry.parts is None:
+            raise _incomplete(path, f"layers[{index}].parts is missing")
+        for number, part in enumerate(entry.parts):
+            for size in () if part.product is None else part.product.missing():
+                raise _incomplete(path, f"layers[{index}].parts[{number}].product.{size} is missing")
+        if entry.name not in manifest.macs.layers:
+            raise _incomplete(path, f"macs.layers.{entry.name} is missing")
+    told = _evidence(path, manifest)
+    wanted = [want for entry in manifest.layers for want in wanted_products(entry)]
     try:
         found = _verdicts(told, manifest, wanted)
-    except (KeyError, TypeError, ValueError) as error:
-        raise _incomplete(path, error) from error
+    except ValueError as error:  # sizes of another number than the plan has
+        raise _incomplete(path, str(error)) from error
     verdicts: dict[str, list[Verdict]] = defaultdict(list)
     for want, verdict in zip(wanted, found, strict=True):
         verdicts[want.layer].append(verdict)
     rows = []
-    for (entry, _), name, count in zip(entries, names, macs, strict=True):
-        requested = "integer" if entry["integer"] else "float"
-        verdict = worst(verdicts[name])
+    for entry in manifest.layers:
+        requested = "integer" if entry.integer else "float"
+        verdict = worst(verdicts[entry.name])
         why = verdict.why
         if requested == "float" and verdict.executed == "float":
-            why = str(entry.get("reason") or verdict.why)
+            why = entry.reason or verdict.why
         row = LayerAttestation(
-            name=name,
+            name=entry.name,
             requested=requested,
             executed=verdict.executed,
             operands=verdict.operands,
-            macs=count,
+            macs=manifest.macs.layers[entry.name],
             why=why,
         )
         rows.append(row)
     sums = {kind: sum(row.macs for row in rows if row.executed == kind) for kind in ("integer", "unknown")}
+    totals = {
+        "of_all": manifest.macs.of_all,
+        "of_quantizable": manifest.macs.of_quantizable,
+        "attention": manifest.macs.attention,
+    }
     return PlanAttestation(
-        runtime=runtime,
+        runtime=manifest.runtime,
         version=told.version,
-        compute_capabilities=tuple(str(c) for c in manifest.get("compute_capabilities") or ()),
+        compute_capabilities=manifest.compute_capabilities,
         problem=told.problem,
         layers=tuple(rows),
         integer_mac_share=_share(sums["integer"], totals["of_all"]),
@@ -147,20 +158,18 @@ def attest_plan(plan_path: str | Path, manifest: Mapping[str, Any]) -> PlanAttes
     )
 
 
-def _incomplete(path: Path, error: Exception) -> FileProblemError:
-    return FileProblemError(
-        f"the manifest of {path} is incomplete ({type(error).__name__}: {error}); build the plan again"
-    )
+def _incomplete(path: Path, flaw: str) -> FileProblemError:
+    return FileProblemError(f"the manifest of {path} is incomplete ({flaw}); build the plan again")
 
 
 def _share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-def _evidence(path: Path, manifest: Mapping[str, Any], runtime: str) -> PlanText:
+def _evidence(path: Path, manifest: PlanManifest) -> PlanText:
     """What the plan says, or an account whose problem makes every layer unknown."""
-    expected = manifest.get("plan_sha256")
-    if expected is not None and sha256_of_file(path) != expected:
+    runtime, built_by = manifest.runtime, manifest.runtime_version
+    if sha256_of_file(path) != manifest.plan_sha256:
         return PlanText(version="", problem="the manifest belongs to another plan: the SHA-256 differs")
     if runtime == "tensorrt-rtx":
         told = read_plan_text(path)
@@ -168,18 +177,16 @@ def _evidence(path: Path, manifest: Mapping[str, Any], runtime: str) -> PlanText
         told = read_inspector(path)
     else:
         return PlanText(version="", problem=f"plans of {runtime} cannot be read")
-    built_by = manifest.get("runtime_version")
-    if not told.problem and built_by is not None and told.version and built_by != told.version:
+    if not told.problem and told.version and built_by != told.version:
         problem = f"the manifest says {runtime} {built_by}, the plan {told.version}"
         return PlanText(version=told.version, problem=problem)
     return told
 
 
-def _verdicts(told: PlanText, manifest: Mapping[str, Any], wanted: Sequence[Any]) -> list[Verdict]:
+def _verdicts(told: PlanText, manifest: PlanManifest, wanted: Sequence[Any]) -> list[Verdict]:
     """The worst verdict over all GPU architectures the plan is for."""
     if told.problem:
         return [Verdict(executed="unknown", operands=(), why=told.problem)] * len(wanted)
-    profiles = manifest.get("profiles") or []
     by_architecture = []
     for name in _architectures(told, manifest):
         products = [p for p in told.products if _runs_on(p, name)]
@@ -192,22 +199,22 @@ def _verdicts(told: PlanText, manifest: Mapping[str, Any], wanted: Sequence[Any]
             products=products,
             kernels=[k for k in told.kernels if _runs_on(k, name)],
             batch=fixed_batch(manifest),
-            copies=max(1, len(profiles)),
+            copies=max(1, len(manifest.profiles)),
         )
         by_architecture.append(matching.verdicts())
     return [worst(column) for column in zip(*by_architecture, strict=True)]
 
 
-def _architectures(told: PlanText, manifest: Mapping[str, Any]) -> list[str]:
+def _architectures(told: PlanText, manifest: PlanManifest) -> list[str]:
     """`sm80` and so on; one empty name where the evidence does not tell architectures apart.
 
     A portable plan says `sm80` for 8.0 and all that came later; there the plan's own list is what can be counted.
     """
     if not told.accelerators:
         return [""]
-    if manifest.get("portable"):
+    if manifest.portable:
         return list(told.accelerators)
-    named = [f"sm{str(c).replace('.', '')}" for c in manifest.get("compute_capabilities") or ()]
+    named = [f"sm{capability.replace('.', '')}" for capability in manifest.compute_capabilities]
     return list(dict.fromkeys([*named, *told.accelerators]))
 
 
@@ -215,13 +222,13 @@ def _runs_on(item: Product | Kernel, name: str) -> bool:
     return not name or not item.accelerators or name in item.accelerators
 
 
-def fixed_batch(manifest: Mapping[str, Any]) -> int | None:
+def fixed_batch(manifest: PlanManifest) -> int | None:
     """The batch of a plan whose profiles allow one only, else None."""
-    try:
-        first = manifest["inputs"][0]
-        told = [profile[first["name"]] for profile in manifest.get("profiles") or () if first["name"] in profile]
-        sizes = {shape[0] for shapes in told for shape in shapes.values()} or {first["shape"][0]}
-    except (KeyError, IndexError, TypeError, AttributeError):
+    if not manifest.inputs:
         return None
+    first = manifest.inputs[0]
+    ranges = [profile[first.name] for profile in manifest.profiles if first.name in profile]
+    shapes: list[tuple[int | str, ...]] = [shape for sizes in ranges for shape in (sizes.min, sizes.opt, sizes.max)]
+    sizes = {shape[0] if shape else None for shape in shapes or [first.shape]}
     (size,) = sizes if len(sizes) == 1 else (None,)
-    return size if isinstance(size, int) and size > 0 else None
+    return size if isinstance(size, int) else None

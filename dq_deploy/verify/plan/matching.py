@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from dq_deploy.engines.tensorrt.plan.products import Kernel, Product
 from dq_deploy.engines.tensorrt.plan.symbols import Size
+from dq_deploy.manifest.values import ManifestLayer, ProductShape
 from dq_deploy.verify.layers.attestation import product_names
 
 INTEGER_OPERANDS = ("int8", "int4")
@@ -45,19 +45,19 @@ class Wanted:
 
     layer: str
     node: str
-    shape: Mapping[str, Any] | None
+    shape: ProductShape | None
     integer: bool
 
 
-def wanted_products(entry: Mapping[str, Any]) -> list[Wanted]:
+def wanted_products(entry: ManifestLayer) -> list[Wanted]:
     """Products of one layer of the manifest: one a part, or one for a layer without parts."""
-    layer, integer = str(entry["name"]), bool(entry["integer"])
-    if not entry["parts"]:
-        node = str(entry.get("node") or f"dq/{layer}/product")
-        return [Wanted(layer=layer, node=node, shape=entry.get("product"), integer=integer)]
+    layer, integer = entry.name, entry.integer
+    if not entry.parts:
+        node = entry.node or f"dq/{layer}/product"
+        return [Wanted(layer=layer, node=node, shape=entry.product, integer=integer)]
     return [
-        Wanted(layer=layer, node=name, shape=part.get("product"), integer=integer)
-        for part in entry["parts"]
+        Wanted(layer=layer, node=name, shape=part.product, integer=integer)
+        for part in entry.parts
         for name in product_names(part)
     ]
 
@@ -137,9 +137,9 @@ class Matching:
         assert want.shape is not None
         columns = 0
         for other in (self._own[node] for node in product.nodes if node in self._own):
-            if other.shape is None or other.shape["kind"] != want.shape["kind"]:
+            if other.shape is None or other.shape.kind != want.shape.kind:
                 return f"its product is merged with that of {other.layer}, which has another shape"
-            columns += int(other.shape["n"])
+            columns += other.shape.n or 0
         if fits(want.shape, product, columns=columns, batch=self.batch):
             return ""
         return f"the product of its name is {shape_text(product)}, expected {_wanted_text(want.shape, columns)}"
@@ -155,11 +155,11 @@ class Matching:
         for index in open_ones:
             shape = self.wanted[index].shape
             if shape is not None:
-                groups[repr(sorted(shape.items()))].append(index)
+                groups[repr(shape)].append(index)
         for indices in groups.values():
             shape = self.wanted[indices[0]].shape
             assert shape is not None
-            found = [p for p in nameless if fits(shape, p, columns=int(shape["n"]), batch=self.batch)]
+            found = [p for p in nameless if fits(shape, p, columns=shape.n or 0, batch=self.batch)]
             if found:
                 self._verdicts |= dict(zip(indices, self._shared_shape(indices, found), strict=True))
 
@@ -204,7 +204,7 @@ class Matching:
         return Verdict(executed="unknown", operands=(), why="no product of the plan has its name or its shape")
 
 
-def fits(shape: Mapping[str, Any], product: Product, *, columns: int, batch: int | None) -> bool:
+def fits(shape: ProductShape, product: Product, *, columns: int, batch: int | None) -> bool:
     """Whether a product has the shape a layer needs.
 
     Args:
@@ -213,52 +213,56 @@ def fits(shape: Mapping[str, Any], product: Product, *, columns: int, batch: int
         columns: N, of all layers that share the product.
         batch: the batch where it is fixed, else None.
     """
-    if shape["kind"] != product.kind or product.batch != Size.of(1):
+    if shape.kind != product.kind or product.batch != Size.of(1):
         return False
-    if shape["kind"] == "conv":
+    if shape.kind == "conv":
         return _conv_fits(shape, product, columns, batch)
-    if not _padded(product.k, int(shape["k"])):
+    if not _padded(product.k, shape.k):
         return False
-    rows = shape.get("m")
+    rows = shape.m
     upright = _rows_fit(product.m, rows, batch) and _padded(product.n, columns)
     return upright or (_rows_fit(product.n, rows, batch) and _padded(product.m, columns))
 
 
-def _rows_fit(size: Size, rows: Any, batch: int | None) -> bool:
+def _rows_fit(size: Size, rows: int | None, batch: int | None) -> bool:
     """Rows of a sample times the batch; with further dynamic sizes, or unknown ones, the rows tell nothing."""
     if size.factor is None:
         return False
     if rows is None or len(size.symbols) > 1:
         return bool(size.symbols) or rows is None
     if size.symbols:
-        return size.factor == int(rows)
-    return batch is not None and size.factor == int(rows) * batch
+        return size.factor == rows
+    return batch is not None and size.factor == rows * batch
 
 
-def _padded(size: Size, wanted: int) -> bool:
+def _padded(size: Size, wanted: int | None) -> bool:
     number = size.number
-    return number is not None and number in {wanted, *(-(-wanted // step) * step for step in PADDED_TO)}
+    return (
+        number is not None
+        and wanted is not None
+        and number in {wanted, *(-(-wanted // step) * step for step in PADDED_TO)}
+    )
 
 
-def _conv_fits(shape: Mapping[str, Any], product: Product, columns: int, batch: int | None) -> bool:
+def _conv_fits(shape: ProductShape, product: Product, columns: int, batch: int | None) -> bool:
     found = product.convolution
     if found is None or found.groups != 1:
         return False
     same = (
-        (shape["kernel"], found.kernel),
-        (shape["stride"], found.stride),
-        (shape["padding"], found.padding),
-        (shape["dilation"], found.dilation),
+        (shape.kernel, found.kernel),
+        (shape.stride, found.stride),
+        (shape.padding, found.padding),
+        (shape.dilation, found.dilation),
     )
-    if any(tuple(int(v) for v in wanted) != told for wanted, told in same):
+    if any(wanted != told for wanted, told in same):
         return False
     sizes = (
-        *zip(shape["spatial"], found.spatial, strict=True),
-        *zip(shape["spatial_out"], found.spatial_out, strict=True),
+        *zip(shape.spatial or (), found.spatial, strict=True),
+        *zip(shape.spatial_out or (), found.spatial_out, strict=True),
     )
-    if any(told.number is not None and told.number != int(wanted) for wanted, told in sizes):
+    if any(told.number is not None and told.number != wanted for wanted, told in sizes):
         return False
-    channels = _padded(Size.of(found.c), int(shape["c"])) and _padded(Size.of(found.n), columns)
+    channels = _padded(Size.of(found.c), shape.c) and _padded(Size.of(found.n), columns)
     return channels and _rows_fit(product.m, 1, batch)
 
 
@@ -271,10 +275,10 @@ def shape_text(product: Product) -> str:
     return f"{times}{product.m} by {product.k} by {product.n}"
 
 
-def _wanted_text(shape: Mapping[str, Any], columns: int) -> str:
-    if shape["kind"] == "conv":
-        return f"a convolution of {shape['c']} to {columns} channels, kernel {'x'.join(map(str, shape['kernel']))}"
-    return f"{shape['m']} rows a sample by {shape['k']} by {columns}"
+def _wanted_text(shape: ProductShape, columns: int) -> str:
+    if shape.kind == "conv":
+        return f"a convolution of {shape.c} to {columns} channels, kernel {'x'.join(map(str, shape.kernel or ()))}"
+    return f"{shape.m} rows a sample by {shape.k} by {columns}"
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:

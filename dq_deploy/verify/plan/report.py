@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.errors import FileProblemError
+from dq_deploy.manifest.engine import stored_json
 from dq_deploy.manifest.plan import read_plan_manifest
+from dq_deploy.manifest.values import PlanManifest
 from dq_deploy.record import content_sha256
 from dq_deploy.verify.plan.attestation import PlanAttestation, attest_plan
 
@@ -36,7 +38,7 @@ class PlanReport:
     """
 
     engine: str
-    manifest: dict[str, Any]
+    manifest: PlanManifest
     record_checked: bool
     attestation: PlanAttestation
     comparison: str
@@ -59,8 +61,8 @@ class PlanReport:
         ]
         known = {layer.name for layer in self.attestation.layers}
         rows += [
-            {"name": name, "macs": int(count), "reason": "not quantized"}
-            for name, count in self.manifest["macs"]["layers"].items()
+            {"name": name, "macs": count, "reason": "not quantized"}
+            for name, count in ({} if self.manifest.macs is None else self.manifest.macs.layers).items()
             if name not in known
         ]
         return tuple(rows)
@@ -74,10 +76,11 @@ class PlanReport:
         """JSON values; the attestation's names stand at the top level."""
         kept = ("target", "mode", "options", "record_sha256", "onnx_sha256", "plan_sha256", "runtime_version", "build",
                 "profiles", "float_precision")  # fmt: skip
+        stored = stored_json(self.manifest)
         return {
             "engine": self.engine,
             "exact": None,
-            **{key: self.manifest.get(key) for key in kept},
+            **{key: stored.get(key) for key in kept},
             **self.attestation.to_json(),
             "float_layers": list(self.float_layers),
             "record_checked": self.record_checked,
@@ -112,9 +115,9 @@ def verify_plan(
     manifest = read_plan_manifest(path)
     if record is not None:
         expected = content_sha256(record)
-        if manifest.get("record_sha256") != expected:
+        if manifest.record_sha256 != expected:
             raise FileProblemError(
-                f"{path} was made from another record: {str(manifest.get('record_sha256'))[:12]}, expected "
+                f"{path} was made from another record: {str(manifest.record_sha256)[:12]}, expected "
                 f"{expected[:12]}; build it again with dq-build"
             )
     say("reading the plan")
@@ -135,19 +138,20 @@ def verify_plan(
         comparison=comparison,
         failures=failures,
         seconds=time.perf_counter() - started,
-        im2col_bytes=sum(int(layer.get("im2col_bytes") or 0) for layer in manifest["layers"]),
+        im2col_bytes=sum(layer.im2col_bytes or 0 for layer in manifest.layers),
     )
 
 
 def summary_rows(report: PlanReport) -> list[tuple[str, str]]:
     """The summary in words, for the terminal and the HTML page."""
     told, manifest = report.attestation, report.manifest
+    options = {} if manifest.options is None else manifest.options.to_json()
     asked = Counter(layer.requested for layer in told.layers)
     became = Counter(layer.executed for layer in told.layers)
     rows = [
-        ("plan", f"{told.runtime} {manifest.get('runtime_version')}, for {', '.join(told.compute_capabilities)}"),
-        ("made from record", str(manifest.get("record_sha256")) + (", as given" if report.record_checked else "")),
-        ("options", ", ".join(f"{key} {value}" for key, value in sorted((manifest.get("options") or {}).items()))),
+        ("plan", f"{told.runtime} {manifest.runtime_version}, for {', '.join(told.compute_capabilities)}"),
+        ("made from record", str(manifest.record_sha256) + (", as given" if report.record_checked else "")),
+        ("options", ", ".join(f"{key} {value}" for key, value in sorted(options.items()))),
         ("layers requested", _counts(asked)),
         ("layers executed", _counts(became)),
         (

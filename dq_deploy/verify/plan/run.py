@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from dq_deploy.errors import DqError
 from dq_deploy.manifest.plan import read_plan_manifest
+from dq_deploy.manifest.values import ManifestOptions, SizeRange
 from dq_deploy.open_engine import open_engine
 from dq_deploy.targets import export
 from dq_deploy.verify.inputs import batch_at, spread_buckets
@@ -46,14 +47,14 @@ def run_of_plan(path: Path, record: Record | None) -> str:
     with runner:
         if record is None:
             return "not compared: give --ckpt, from which the graph to compare with is exported"
-        options = manifest["options"]
+        options = manifest.options or ManifestOptions()
         with tempfile.TemporaryDirectory(prefix="dq-plan-") as folder:
             graph = Path(folder) / "graph.onnx"
-            export(record, graph, target=manifest["target"], float_type=options["float_type"], conv=options["conv"])
+            export(record, graph, target=manifest.target, float_type=options.float_type, conv=options.conv)
             with open_engine(graph, engine="onnxruntime", optimize=False) as reference:
-                batch = _smallest_batch(manifest["profiles"])
+                batch = _smallest_batch(manifest.profiles)
                 psnr = least_agreement_db(runner, reference, record, batch=batch)
-    return agreement_text(psnr, str(options["float_type"]))
+    return agreement_text(psnr, str(options.float_type))
 
 
 def least_agreement_db(runner: Runner, reference: Runner, record: Record, *, batch: int) -> float:
@@ -79,5 +80,5 @@ def agreement_text(psnr: float, float_type: str) -> str:
     )
 
 
-def _smallest_batch(profiles: Sequence[dict[str, dict[str, list[int]]]]) -> int:
-    return int(profiles[0]["sample"]["min"][0]) if profiles else 1
+def _smallest_batch(profiles: Sequence[Mapping[str, SizeRange]]) -> int:
+    return profiles[0]["sample"].min[0] if profiles else 1

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dq_deploy.manifest.values import EngineManifest, ManifestLayer
 from dq_deploy.numerics import FLOAT32_EXACT
 from dq_deploy.record import Layer, Record
 from dq_deploy.verify.inputs import Batch, spread_buckets
@@ -36,7 +37,7 @@ class Findings:
 
     parity: Parity
     layers: tuple[LayerReport, ...]
-    manifest: Mapping[str, Any]
+    manifest: EngineManifest
     macs: Macs
     steps_out: list[StepOutput]
     batch_note: str | None
@@ -48,7 +49,7 @@ class Findings:
 
 def layer_report(
     layer: Layer,
-    entry: Mapping[str, Any],
+    entry: ManifestLayer | None,
     tally: LayerTally,
     kernels: tuple[Kernel, ...],
     requested: tuple[str, ...],
@@ -58,7 +59,7 @@ def layer_report(
 
     Args:
         layer: the record's.
-        entry: the manifest's.
+        entry: the manifest's, or None where it does not name the layer.
         tally: what was compared.
         kernels: what the engine runs, by part.
         requested: what the file asks for, by part.
@@ -76,7 +77,7 @@ def layer_report(
         kind=layer.kind,
         weight_bits=layer.weight_bits,
         activation_bits=layer.activation_bits,
-        form=str(entry.get("form", "")),
+        form="" if entry is None else entry.form or "",
         requested=requested,
         executed=tuple(kernel.op for kernel in kernels),
         operands=tuple(kernel.operands for kernel in kernels),
@@ -97,14 +98,17 @@ def layer_report(
     )
 
 
-def _status(entry: Mapping[str, Any], tally: LayerTally, kernels: Sequence[Kernel], integer: bool) -> tuple[str, str]:
+def _status(
+    entry: ManifestLayer | None, tally: LayerTally, kernels: Sequence[Kernel], integer: bool
+) -> tuple[str, str]:
     if tally.first is not None:
         return "differs", tally.first.text()
     if not integer and not any(kernel.declared for kernel in kernels):
         ran = ", ".join(f"{k.op} on {' x '.join(k.operands)}" for k in kernels)
-        reason = entry.get("reason") or "; ".join(tally.problems)
+        reason = (None if entry is None else entry.reason) or "; ".join(tally.problems)
         if all(kernel is MISSING for kernel in kernels):
-            return ("float" if not entry.get("integer") else "unproven"), str(reason) or "the engine shows no kernel"
+            status = "float" if entry is None or not entry.integer else "unproven"
+            return status, reason or "the engine shows no kernel"
         return "float", f"no integer product: the engine runs {ran}" + (f"; {reason}" if reason else "")
     unsafe = next((kernel.saturation for kernel in kernels if kernel.saturation), "")
     if unsafe:
@@ -176,15 +180,15 @@ def _low_margins(findings: Findings) -> list[str]:
     ]
 
 
-def _mac_problems(manifest: Mapping[str, Any], macs: Macs) -> list[str]:
-    said = manifest.get("macs") or {}
+def _mac_problems(manifest: EngineManifest, macs: Macs) -> list[str]:
+    said = manifest.macs
     mine = {"of_all": macs.of_all, "of_quantizable": macs.of_quantizable, "attention": macs.attention}
     problems = [
-        f"manifest says macs {key} is {said.get(key)}, the model has {value}"
+        f"manifest says macs {key} is {getattr(said, key, None)}, the model has {value}"
         for key, value in mine.items()
-        if said.get(key) != value
+        if getattr(said, key, None) != value
     ]
-    layers = said.get("layers") or {}
+    layers = {} if said is None else said.layers
     return problems + [
         f"layer {name}: manifest says {layers.get(name)} macs, the model has {count}"
         for name, count in macs.layers.items()
@@ -237,9 +241,9 @@ def assembled_report(
     all_notes = [*notes, *record_notes(record), *_notes(layers, findings.batch_note, guessed), *_margin_note(findings)]
     return Report(
         engine=path.name,
-        target=str(findings.manifest["target"]),
-        mode=str(findings.manifest["mode"]),
-        record_sha256=str(findings.manifest["record_sha256"]),
+        target=findings.manifest.target,
+        mode=findings.manifest.mode,
+        record_sha256=str(findings.manifest.record_sha256),
         runtime=f"{runtime} {_version(runtime)}",
         processor=_processor(),
         integer_mac_share=work / macs.of_all,

@@ -30,6 +30,7 @@ from dq_deploy.engines.cuda.interface import (
 )
 from dq_deploy.engines.tensorrt.library import tensorrt_library
 from dq_deploy.engines.tensorrt.plan.checks import profiles_of
+from dq_deploy.manifest.values import PlanManifest
 from dq_deploy.open_engine import open_engine
 
 ACTIVATION_BYTES = 3000
@@ -229,7 +230,7 @@ class HostEngine:
 
     device_memory_size_v2 = ACTIVATION_BYTES
 
-    def __init__(self, onnx: Path, manifest: dict[str, Any], cuda: HostCuda, library: Any) -> None:
+    def __init__(self, onnx: Path, manifest: PlanManifest, cuda: HostCuda, library: Any) -> None:
         self.runner = open_engine(onnx, engine="onnxruntime", threads=1)
         self.cuda, self._library = cuda, library
         self.profiles = profiles_of(manifest, onnx)
@@ -264,7 +265,7 @@ class HostEngine:
 class HostLibrary:
     """TensorRT-RTX as it is installed, with another `Runtime`."""
 
-    def __init__(self, onnx: Path, manifest: dict[str, Any], cuda: HostCuda) -> None:
+    def __init__(self, onnx: Path, manifest: PlanManifest, cuda: HostCuda) -> None:
         self._real = tensorrt_library("tensorrt-rtx")
         self._made = (onnx, manifest, cuda)
 

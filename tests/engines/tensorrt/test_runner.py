@@ -30,6 +30,7 @@ from dq_deploy.manifest.plan import plan_manifest_path, read_plan_manifest
 from dq_deploy.open_engine import open_engine
 from tests.engines.cuda.gpu import without_driver
 from tests.engines.tensorrt.plans import build_linear, copy_with
+from tests.manifests import changed
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ def test_a_plan_for_another_gpu_is_refused(manifest, plan):
 
 
 def test_a_portable_plan_is_tried_on_later_gpus_only(manifest, plan):
-    portable = {**manifest, "portable": True, "compute_capabilities": ["8.0", "8.6", "8.9", "12.0"]}
+    portable = changed(manifest, portable=True, compute_capabilities=["8.0", "8.6", "8.9", "12.0"])
     for capability in ("8.0", "9.0", "12.1"):
         check_compute_capability(portable, capability, "GPU", plan)
     with pytest.raises(FileProblemError, match=r"has 7\.5"):
@@ -216,7 +217,7 @@ def test_the_profiles_of_a_real_plan_are_read(manifest, plan):
     (profile,) = profiles_of(manifest, plan)
     assert (2, 64) in profile["sample"]
     assert (9, 64) not in profile["sample"]
-    assert json.dumps(manifest["profiles"])
+    assert json.dumps(manifest.to_json()["profiles"])
 
 
 SPEC = TensorSpec(name="sample", dtype=np.dtype(np.float32), shape=("B", 3))

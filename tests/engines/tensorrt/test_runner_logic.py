@@ -45,7 +45,7 @@ def opened(plan, cuda, monkeypatch):
         monkeypatch.setattr(tensorrt_engine, "tensorrt_library", lambda runtime: library)
         return TensorRtRunner(path, found, **{"cuda": cuda, **options})
 
-    assert manifest["compute_capabilities"] == ["8.0"]
+    assert manifest.compute_capabilities == ("8.0",)
     return make
 
 
@@ -208,7 +208,7 @@ def test_a_closed_runner_says_so(opened, cuda):
     ):
         with pytest.raises(InputError, match="closed"):
             call()
-    assert runner.manifest["runtime"] == runner.engine
+    assert runner.manifest.runtime == runner.engine
 
 
 @pytest.mark.parametrize("cuda_graph", [False, True])

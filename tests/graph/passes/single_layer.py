@@ -13,6 +13,7 @@ from dq_deploy import numerics
 from dq_deploy.graph.pass_contract import run_passes
 from dq_deploy.graph.passes.cleanup import RemoveUnused
 from dq_deploy.graph.trace import MODULE_KEY
+from dq_deploy.manifest.values import ManifestLayer
 from dq_deploy.record import Layer, Part, Record, edges_from_timesteps
 
 FLOAT = ir.TensorType(ir.DataType.FLOAT)
@@ -152,7 +153,7 @@ class EngineRun:
     """What the engine computed: outputs by tensor name, and the manifest entry of the layer."""
 
     values: dict[str, np.ndarray]
-    entry: dict
+    entry: ManifestLayer
 
 
 def run_integer(layer: Layer, x: np.ndarray, timestep: np.ndarray, layers_pass_of, steps: int = 3) -> EngineRun:
@@ -162,8 +163,8 @@ def run_integer(layer: Layer, x: np.ndarray, timestep: np.ndarray, layers_pass_o
     model = run_passes(float_model(layer, size), [layers, RemoveUnused()]).model
     entry = layers.entries[0]
     proto = ir.to_proto(model)
-    names = [p[key] for p in entry["parts"] for key in ("codes", "accumulator") if p[key]]
-    names += [entry["output_codes"]] if entry.get("output_codes") else []
+    names = [name for p in entry.parts for name in (p.codes, p.accumulator) if name]
+    names += [entry.output_codes] if entry.output_codes else []
     for name in names:
         proto.graph.output.add().name = name
     options = onnxruntime.SessionOptions()
@@ -180,18 +181,18 @@ def assert_codes_and_accumulators_equal(
     """Bit for bit against numerics; prints the first bad coordinate through numpy's own message."""
     step = numerics.step_bucket(timestep, record_of(layer, steps).step_edges)
     expected = numerics.integer_layer(layer, x, step)
-    for index, part in enumerate(run.entry["parts"]):
-        codes = run.values[part["codes"]].astype(np.int64)
+    for index, part in enumerate(run.entry.parts):
+        codes = run.values[part.codes].astype(np.int64)
         z = layer.parts[index].zero_point[step].reshape((-1,) + (1,) * (codes.ndim - 1))
-        held = expected.codes[index] + (z if part["offset"] is None else part["offset"])
+        held = expected.codes[index] + (z if part.offset is None else part.offset)
         np.testing.assert_array_equal(codes, held)
-        if part["accumulator"] is None:
+        if part.accumulator is None:
             continue
         total = expected.accumulators[index].astype(np.int64)
         if layer.kind == "conv2d":
             total = total.reshape(*total.shape[:2], -1).transpose(0, 2, 1)
-        if part["accumulator_holds"] == "shifted":
+        if part.accumulator_holds == "shifted":
             sums = layer.parts[index].q_weight(0).reshape(layer.out_channels, -1).sum(axis=1, dtype=np.int64)
             total = total + layer.parts[index].zero_point[step].reshape((-1,) + (1,) * (total.ndim - 1)) * sums
-        got = run.values[part["accumulator"]]
+        got = run.values[part.accumulator]
         np.testing.assert_array_equal(got.view(np.int32), total.astype(np.float32).view(np.int32))

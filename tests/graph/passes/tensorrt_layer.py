@@ -29,9 +29,9 @@ def run_tensorrt(layer, x, timestep, *, conv="gemm", float_type="float32", steps
     size = x.shape[2:] if layer.kind == "conv2d" else x.shape[1:-1]
     proto, entry = tensorrt_model(layer, size, conv=conv, float_type=float_type, steps=steps)
     nodes = {node.name: node for node in proto.graph.node}
-    for part in entry["parts"]:
-        proto.graph.node.extend(twin_nodes(part, nodes[part["node"]]))
-        for name in (part["codes"], part["accumulator"]):
+    for part in entry.parts:
+        proto.graph.node.extend(twin_nodes(part, nodes[part.node]))
+        for name in (part.codes, part.accumulator):
             proto.graph.output.add().name = name
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
@@ -55,13 +55,13 @@ def check(layer, x, timestep, *, conv="gemm", output=True, steps=3) -> EngineRun
     run = run_tensorrt(layer, x, timestep, conv=conv, steps=steps)
     step = numerics.step_bucket(timestep, record_of(layer, steps).step_edges)
     expected = numerics.integer_layer(layer, x, step)
-    for index, part in enumerate(run.entry["parts"]):
-        held = run.values[part["codes"]]
+    for index, part in enumerate(run.entry.parts):
+        held = run.values[part.codes]
         assert held.dtype == np.int8
-        table = layer.parts[index].zero_point + part["offset_shift"] if part["offset"] is None else [part["offset"]]
+        table = layer.parts[index].zero_point + part.offset_shift if part.offset is None else [part.offset]
         offset = numerics.table_at(np.asarray(table), step).astype(np.int64)
-        if any(part["codes_padding"]):
-            held, border = without_border(held, part["codes_padding"])
+        if any(part.codes_padding):
+            held, border = without_border(held, part.codes_padding)
             np.testing.assert_array_equal(border, np.broadcast_to(offset[:, None, None], border.shape))
         shift = offset.reshape((-1,) + (1,) * (held.ndim - 1))
         np.testing.assert_array_equal(held.astype(np.int64) - shift, expected.codes[index])
@@ -69,9 +69,9 @@ def check(layer, x, timestep, *, conv="gemm", output=True, steps=3) -> EngineRun
         axis = 1 if layer.kind == "conv2d" else total.ndim - 1
         sums = layer.parts[index].q_weight(0).reshape(layer.out_channels, -1).sum(axis=1, dtype=np.int64)
         total = total + offset.reshape((-1,) + (1,) * (total.ndim - 1)) * numerics.per_channel(sums, total.ndim, axis)
-        if part["layout"] == "nhwc":
+        if part.layout == "nhwc":
             total = total.reshape(*total.shape[:2], -1).transpose(0, 2, 1)
-        got = run.values[part["accumulator"]]
+        got = run.values[part.accumulator]
         np.testing.assert_array_equal(got.astype(np.int64), total)
         assert (got == np.rint(got)).all()
     if not output:

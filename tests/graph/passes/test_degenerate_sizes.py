@@ -68,7 +68,7 @@ sizes = pytest.mark.parametrize(
 def test_onnxruntime_exact(case, steps, bits):
     layer, x = layer_and_input(case, steps, bits)
     run = run_integer(layer, x, TIMESTEPS, IntegerLayers, steps)
-    assert run.entry["integer"]
+    assert run.entry.integer
     assert_codes_and_accumulators_equal(layer, x, TIMESTEPS, run, steps)
 
 
@@ -77,10 +77,10 @@ def test_onnxruntime_fast(case, steps, bits):
     layer, x = layer_and_input(case, steps, bits)
     when = np.full(len(x), TIMESTEPS[-1])
     run = run_integer(layer, x, when, RequantizedLayers, steps)
-    if run.entry["integer"]:
+    if run.entry.integer:
         assert_codes_and_accumulators_equal(layer, x, when, run, steps)
     else:
-        assert run.entry["reason"]
+        assert run.entry.reason
 
 
 @pytest.mark.parametrize("conv", ["gemm", "native"])
@@ -118,5 +118,5 @@ FORMS = {
 def test_as_many_groups_as_channels_stay_float_with_the_reason(form):
     layers = FORMS[form](record_of(grouped_layer()))
     run_passes(float_model(grouped_layer(), (4, 3)), [layers])
-    assert not layers.entries[0]["integer"]
-    assert "4 channel groups" in layers.entries[0]["reason"]
+    assert not layers.entries[0].integer
+    assert "4 channel groups" in layers.entries[0].reason

@@ -84,7 +84,7 @@ def test_integer_layers_tables_step_path_and_ends_stay_float32(record, traced):
     assert not any("float16" in name for name in sine.input)
     for value in (*graph.input, *graph.output):
         assert value.type.tensor_type.elem_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.INT64)
-    read = {part["input"] for entry in entries for part in entry["parts"]}
+    read = {part.input for entry in entries for part in entry.parts}
     assert any(name.startswith("cast/") and name.endswith("/float32") for name in read)
     assert all(name in sources or name in {v.name for v in graph.input} for name in read)
 
@@ -136,7 +136,7 @@ def test_a_layer_above_a_quarter_of_the_range_and_what_reads_it_stay_float32():
     model = chain(*steps)
     types = FloatTypes("float16", {"a": 9.0, "big": 3e4, "big2": 2.4e5, "small": 240.0})
     types.apply(model)
-    assert types.kept == [
+    assert [row.to_json() for row in types.kept] == [
         {"name": "big", "largest": 3e4, "kept": "float32", "why": "largest |activation| in calibration"},
         {"name": "big2", "largest": 2.4e5, "kept": "float32", "why": "largest |activation| in calibration"},
     ]
@@ -158,8 +158,8 @@ def test_a_constant_that_float16_cannot_hold_keeps_its_operation_float32(constan
     model = chain(("Mul", "a", constant), ("Mul", "b", 1 / constant if constant > 1 else 1e3))
     types = FloatTypes("float16", {})
     types.apply(model)
-    assert types.kept[0]["name"] == "n0"
-    assert types.kept[0]["largest"] == pytest.approx(constant)
+    assert types.kept[0].name == "n0"
+    assert types.kept[0].largest == pytest.approx(constant)
     assert np.isfinite(run(model, np.full((1, 4), 0.5, np.float32))).all()
 
 
@@ -204,9 +204,9 @@ def test_a_bias_beyond_float16_keeps_its_layer_wide_without_calibration_too(reco
     """An imported record has no ranges: what it adds is known all the same."""
     large, edited = with_bias(record, traced, name, 1e6)
     graph, types, _ = graph_of(large, edited, "float16")
-    (row,) = (row for row in types.kept if row["name"] == name)
-    assert (row["kept"], row["why"]) == ("float32", "constant that is added")
-    assert row["largest"] == pytest.approx(1e6, rel=1e-3)  # a bias row a step: the largest of all
+    (row,) = (row for row in types.kept if row.name == name)
+    assert (row.kept, row.why) == ("float32", "constant that is added")
+    assert row.largest == pytest.approx(1e6, rel=1e-3)  # a bias row a step: the largest of all
     narrow = {n.input[0] for n in graph.node if n.op_type == "Cast" and n.name.endswith("/float16")}
     made = {o for n in graph.node for o in n.output if name in n.name}
     assert not narrow & made
@@ -216,6 +216,6 @@ def test_a_bias_beyond_float16_keeps_its_layer_wide_without_calibration_too(reco
 
 def test_a_bias_that_float16_holds_keeps_nothing_wide(record, traced):
     _, types, _ = graph_of(*with_bias(record, traced, "conv_in", 100.0), "float16")
-    assert "conv_in" not in {row["name"] for row in types.kept}
+    assert "conv_in" not in {row.name for row in types.kept}
     _, types, _ = graph_of(*with_bias(record, traced, "conv_in", 1e6), "bfloat16")
     assert types.kept == []

@@ -34,7 +34,7 @@ def test_convolution_codes_and_output_codes_are_exact(bits, timestep, symmetric)
     codes = numerics.requantize_accumulator(
         result.accumulators[0], bias=layer.bias, scale=part.scale, weight_scale=part.weight_scale[0], **tables
     )
-    np.testing.assert_array_equal(run.values[run.entry["output_codes"]], codes)
+    np.testing.assert_array_equal(run.values[run.entry.output_codes], codes)
     assert np.abs(codes - numerics.requantize(result.output, **tables)).max() <= 1
 
 
@@ -55,7 +55,7 @@ def test_convolution_without_output_table_stays_float_with_a_reason():
     rng = np.random.default_rng(7)
     layer = dataclasses.replace(random_layer(rng), out_scale=None, out_zero_point=None)
     run = run_integer(layer, rng.normal(size=(1, 5, 4, 4)).astype(np.float32), np.zeros(1), RequantizedLayers)
-    assert "no output table" in run.entry["reason"]
+    assert "no output table" in run.entry.reason
 
 
 def test_weights_with_a_zero_point_per_column_run_in_linear_layers_and_stay_float_in_convolutions():
@@ -67,7 +67,7 @@ def test_weights_with_a_zero_point_per_column_run_in_linear_layers_and_stay_floa
         np.testing.assert_allclose(run.values["y"], expected, rtol=0, atol=2**-20 * np.abs(expected).max())
     for layer, x in wide_layers("uint8 codes, any uint8 zero point", "conv2d", (8, False), widths=(33,)):
         run = run_integer(layer, x, when, RequantizedLayers)
-        assert "one zero point for all channels" in run.entry["reason"]
+        assert "one zero point for all channels" in run.entry.reason
     for layer, x in wide_layers("far from the codes", "linear", (8, False), widths=(33,)):
         run = run_integer(layer, x, when, RequantizedLayers)
-        assert "outside 0..255" in run.entry["reason"]
+        assert "outside 0..255" in run.entry.reason

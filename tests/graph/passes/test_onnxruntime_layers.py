@@ -24,7 +24,7 @@ TIMESTEPS = np.array([0.0, 50.0, 149.99, 150.0, 210.0], np.float32)
 
 def check(layer, x, timestep=TIMESTEPS):
     run = run_integer(layer, x, timestep, IntegerLayers)
-    assert run.entry["integer"]
+    assert run.entry.integer
     assert_codes_and_accumulators_equal(layer, x, timestep, run)
     return run
 
@@ -91,14 +91,14 @@ def test_extreme_weights_and_codes_do_not_saturate(bits):
     layer = random_layer(rng, weight_bits=bits, widths=(32,), outputs=32, extreme=True, padding=(1, 1, 1, 1))
     x = np.full((5, 32, 5, 5), 1e4, np.float32)
     run = check(layer, x)
-    assert run.entry["form"] == ("u8 x s8" if bits == 4 else "u8 x u8")
+    assert run.entry.form == ("u8 x s8" if bits == 4 else "u8 x u8")
 
 
 def test_accumulators_beyond_float32_are_corrected_in_int32():
     rng = np.random.default_rng(2)
     layer = random_layer(rng, kind="linear", weight_bits=8, widths=(1024,), extreme=True)
     run = check(layer, np.full((5, 3, 1024), 1e4, np.float32))
-    assert run.entry["form"] == "u8 x u8 int32"
+    assert run.entry.form == "u8 x u8 int32"
 
 
 def test_grouped_convolution_stays_float_with_a_reason():
@@ -109,8 +109,8 @@ def test_grouped_convolution_stays_float_with_a_reason():
         layer, groups=2, parts=(dataclasses.replace(part, w_code=np.ascontiguousarray(part.w_code[:, :, :2])),)
     )
     run = run_integer(grouped, rng.normal(size=(2, 4, 3, 3)).astype(np.float32), np.zeros(2), IntegerLayers)
-    assert not run.entry["integer"]
-    assert "2 channel groups" in run.entry["reason"]
+    assert not run.entry.integer
+    assert "2 channel groups" in run.entry.reason
 
 
 def test_signed_codes_with_zero_points_that_differ_by_step_stay_float_with_a_reason():
@@ -119,7 +119,7 @@ def test_signed_codes_with_zero_points_that_differ_by_step_stay_float_with_a_rea
     z = np.array([-5, 0, 7], np.int32)
     shifted = dataclasses.replace(layer, parts=(dataclasses.replace(layer.parts[0], zero_point=z),))
     run = run_integer(shifted, rng.normal(size=(2, 5)).astype(np.float32), np.zeros(2), IntegerLayers)
-    assert "codes start at -128" in run.entry["reason"]
+    assert "codes start at -128" in run.entry.reason
 
 
 @given(

@@ -55,13 +55,13 @@ def check(layer, x, timestep=TIMESTEPS, steps=3):
     model = run_passes(float_model(layer, size), [layers, RemoveUnused()]).model
     proto = ir.to_proto(model)
     entry = layers.entries[0]
-    assert entry["integer"], entry["reason"]
+    assert entry.integer, entry.reason
     feeds = {"x": x, "timestep": timestep}
     with OpenVinoRunner(proto.SerializeToString(), None, threads=1, finite_check=False) as runner:
         hidden = runner.run(feeds)[runner.outputs[0].name]
         kernels = products(runner)
-    for part in entry["parts"]:
-        for name in (part["codes"], part["accumulator"]):
+    for part in entry.parts:
+        for name in (part.codes, part.accumulator):
             if name not in [o.name for o in proto.graph.output]:
                 proto.graph.output.add().name = name
     with OpenVinoRunner(proto.SerializeToString(), None, threads=1, finite_check=False) as runner:
@@ -72,20 +72,20 @@ def check(layer, x, timestep=TIMESTEPS, steps=3):
     assert {(k["kernel"], *k["operands"][:2]) for k in kernels} == {(k["kernel"], *k["operands"][:2]) for k in others}
     step = numerics.step_bucket(timestep, record.step_edges)
     expected = numerics.integer_layer(layer, x, step)
-    for index, shape in enumerate(entry["parts"]):
+    for index, shape in enumerate(entry.parts):
         part = layer.parts[index]
-        codes = shown[shape["codes"]].astype(np.int64)
-        assert shown[shape["codes"]].dtype == np.uint8
+        codes = shown[shape.codes].astype(np.int64)
+        assert shown[shape.codes].dtype == np.uint8
         z = numerics.table_at(part.zero_point, step).astype(np.int64)
         spread = z.reshape((-1,) + (1,) * (codes.ndim - 1))
-        held = expected.codes[index] + (spread if shape["offset"] is None else shape["offset"])
+        held = expected.codes[index] + (spread if shape.offset is None else shape.offset)
         np.testing.assert_array_equal(codes, held)
         total = expected.accumulators[index].astype(np.int64)
-        if shape["accumulator_holds"] == "shifted_inside":
+        if shape.accumulator_holds == "shifted_inside":
             total = numerics.accumulate_conv2d(held.astype(np.int32), part.q_weight(0), layer.window)
         else:
-            total = total + shift_of(layer, part, z, shape["accumulator_holds"], total)
-        got = shown[shape["accumulator"]]
+            total = total + shift_of(layer, part, z, shape.accumulator_holds, total)
+        got = shown[shape.accumulator]
         np.testing.assert_array_equal(got + np.float32(0), total.astype(np.float32))
     np.testing.assert_allclose(hidden, expected.output, rtol=0, atol=2**-20 * np.abs(expected.output).max())
     return entry, kernels
@@ -133,7 +133,7 @@ def test_weights_with_any_zero_point_equal_numerics(what, kind, activations):
             assert "weights need more than 2 summands of 8 pieces" in reason
             continue
         entry, kernels = check(layer, x)
-        assert "pieces" in entry["form"]
+        assert "pieces" in entry.form
         assert all(kernel["operands"][:2] == ["uint8", "int8"] for kernel in kernels)
 
 
@@ -166,7 +166,7 @@ def test_extreme_weights_and_codes_do_not_saturate(kind, weight_bits, activation
     )  # fmt: skip
     x = np.full((5, 32, 5, 5) if kind == "conv2d" else (5, 7, 32), 1e4, np.float32)
     entry, kernels = check(layer, x)
-    assert len(entry["parts"][0]["products"]) == summands
+    assert len(entry.parts[0].products) == summands
     integer = [k for k in kernels if k["operands"][:2] == ["uint8", "int8"]]
     assert len(integer) == summands == len(kernels)
 
@@ -187,7 +187,7 @@ def test_sums_beyond_float32_are_split_until_they_are_exact():
     part = layer.parts[0]
     for (q,) in exact_summands(layer, part, held_codes(layer, part)):
         assert 255 * np.abs(q.astype(int)).sum(axis=1).max() < 2**24
-    assert len(entry["parts"][0]["products"]) == 2
+    assert len(entry.parts[0].products) == 2
 
 
 def test_a_strided_kernel_of_one_keeps_its_padding():

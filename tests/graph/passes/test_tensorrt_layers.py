@@ -66,9 +66,9 @@ def test_each_width_of_the_record_is_exact_in_each_form(bits, conv, kind):
     x = rng.normal(0, 6, (5, 13, 7, 6) if kind == "conv2d" else (5, 6, 13)).astype(np.float32)
     run = check(layer, x, TIMESTEPS, conv=conv)
     weight = "int4" if bits[0] == 4 and conv == "gemm" else "int8"
-    assert {part["weight_type"] for part in run.entry["parts"]} == {weight}
-    assert f"int8 x {weight}" in run.entry["form"]
-    assert all((part["offset"] == 0) == (bits[1] < 8) for part in run.entry["parts"])
+    assert {part.weight_type for part in run.entry.parts} == {weight}
+    assert f"int8 x {weight}" in run.entry.form
+    assert all((part.offset == 0) == (bits[1] < 8) for part in run.entry.parts)
 
 
 @pytest.mark.parametrize("what", WEIGHT_ZEROS)
@@ -76,7 +76,7 @@ def test_each_width_of_the_record_is_exact_in_each_form(bits, conv, kind):
 @pytest.mark.parametrize("activations", [(8, False), (6, False)])
 def test_weights_with_any_zero_point_equal_numerics(what, conv, kind, activations):
     for layer, x in wide_layers(what, kind, activations):
-        assert check(layer, x, TIMESTEPS, conv=conv).entry["integer"]
+        assert check(layer, x, TIMESTEPS, conv=conv).entry.integer
 
 
 @pytest.mark.parametrize("activation_bits", [2, 4, 7, 8])
@@ -101,7 +101,7 @@ def test_accumulators_beyond_float32_are_exact_in_the_twin(conv):
     run = check(
         layer, np.full((3, 1200, 3, 3), 1e4, np.float32), np.array([0.0, 100.0, 200.0]), conv=conv, output=False
     )
-    assert np.abs(run.values[run.entry["parts"][0]["accumulator"]]).max() > 2**24
+    assert np.abs(run.values[run.entry.parts[0].accumulator]).max() > 2**24
 
 
 def test_an_accumulator_above_16_times_float16_stays_finite_and_within_one_float16_step():
@@ -141,31 +141,31 @@ def test_codes_that_fit_centred_pad_with_zero_and_shifted_ones_pad_the_float_ten
         proto, entry = tensorrt_model(layer, (5, 5))
         pads = [node for node in proto.graph.node if node.op_type == "Pad"]
         assert [n.input[0] == "x" for n in pads] == [padded == "Pad(float)"]
-        assert any(entry["parts"][0]["codes_padding"]) == (padded == "Pad(float)")
+        assert any(entry.parts[0].codes_padding) == (padded == "Pad(float)")
 
 
 def test_the_entry_tells_the_product_of_one_sample_and_the_bytes_of_its_patches():
     layer = random_layer(np.random.default_rng(7), widths=(5,), outputs=6, stride=(2, 1), padding=(1, 1, 1, 1))
     _, entry = tensorrt_model(layer, (6, 7))
-    assert entry["parts"][0]["product"] == {"kind": "gemm", "m": 3 * 7, "n": 6, "k": 45}
-    assert entry["im2col_bytes"] == 3 * 7 * 45
+    assert entry.parts[0].product.to_json() == {"kind": "gemm", "m": 3 * 7, "n": 6, "k": 45}
+    assert entry.im2col_bytes == 3 * 7 * 45
     _, entry = tensorrt_model(layer, (6, 7), conv="native")
-    assert entry["im2col_bytes"] == 0
-    product = entry["parts"][0]["product"]
-    assert (product["kind"], product["n"], product["c"], product["kernel"]) == ("conv", 6, 5, [3, 3])
-    assert product["spatial_out"] == [3, 7]
+    assert entry.im2col_bytes == 0
+    product = entry.parts[0].product
+    assert (product.kind, product.n, product.c, product.kernel) == ("conv", 6, 5, (3, 3))
+    assert product.spatial_out == (3, 7)
     pixel = random_layer(np.random.default_rng(8), widths=(5,), kernel=(1, 1))
     for conv in ("gemm", "native"):
         _, entry = tensorrt_model(pixel, (6, 7), conv=conv)
-        assert entry["im2col_bytes"] == 0
-        assert entry["parts"][0]["product"] == {"kind": "gemm", "m": 42, "n": 6, "k": 5}
+        assert entry.im2col_bytes == 0
+        assert entry.parts[0].product.to_json() == {"kind": "gemm", "m": 42, "n": 6, "k": 5}
 
 
 def declined(layer):
     layers = TensorRtLayers(record_of(layer))
     run_passes(float_model(layer, (3, 3)), [layers])
-    assert not layers.entries[0]["integer"]
-    return layers.entries[0]["reason"]
+    assert not layers.entries[0].integer
+    return layers.entries[0].reason
 
 
 def test_what_the_form_cannot_express_stays_float_with_a_reason():

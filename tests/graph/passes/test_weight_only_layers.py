@@ -149,7 +149,7 @@ def test_onnx_runtime_computes_what_the_float_model_with_that_weight_does(form, 
     assert not [t for t in held if t.dtype == ir.DataType.FLOAT and t.size >= 128 * 40], "a weight was unpacked"
     assert result.modified
     assert result.notes == ()
-    assert [entry["name"] for entry in step.entries] == ["a", "b"]
+    assert [entry.name for entry in step.entries] == ["a", "b"]
 
 
 def test_the_trap_is_there_codes_as_columns_make_onnx_runtime_quantize_the_activations(tmp_path):
@@ -195,7 +195,7 @@ def test_blocks_that_onnx_runtimes_operator_refuses_are_dequantized(tmp_path):
 
 def test_the_manifest_entry_says_what_the_layer_is():
     _, step = rewritten([light_layer("a", 128, 256, block=128)], rank=3)
-    assert step.entries == [
+    assert [entry.to_json() for entry in step.entries] == [
         {
             "name": "a",
             "kind": "linear",
@@ -207,14 +207,14 @@ def test_the_manifest_entry_says_what_the_layer_is():
             "product": {"kind": "gemm", "m": TOKENS, "n": 128, "k": 256},
         }
     ]
-    assert rewritten([light_layer("a", 8, 64)], rank=2)[1].entries[0]["product"]["m"] == 1
+    assert rewritten([light_layer("a", 8, 64)], rank=2)[1].entries[0].product.m == 1
 
 
 def test_more_than_four_bits_stay_float_with_a_reason():
     result, step = rewritten([light_layer("a", 8, 64, bits=6)])
     assert not result.modified
     assert result.notes == ("weight-only-layers: a stays float: weight-only with 6 bits; this form stores 4",)
-    assert step.entries[0]["form"] == step.entries[0]["weight_type"] == "float"
+    assert step.entries[0].form == step.entries[0].weight_type == "float"
     assert {node.op_type for node in result.model.graph} == {"MatMul", "Add"}
 
 

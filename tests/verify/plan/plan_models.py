@@ -10,6 +10,7 @@ from dq_deploy import export, save_record
 from dq_deploy.engines.tensorrt.build.builder import BuildOptions, build_plan
 from dq_deploy.graph.onnx_file import read_manifest
 from dq_deploy.manifest.plan import write_plan_manifest
+from dq_deploy.manifest.values import EngineManifest
 from dq_deploy.record import Record
 from dq_deploy.targets import float_graph
 from dq_deploy.verify.plan.attestation import attest_plan
@@ -42,9 +43,8 @@ def with_float_layer(record: Record, state: dict[str, Any], name: str) -> Record
     return replace(record, layers=layers, float_parameters={**record.float_parameters, **floats})
 
 
-def _build(folder: Path, name: str, manifest: dict[str, Any] | None) -> None:
+def _build(folder: Path, name: str, manifest: EngineManifest | None) -> None:
     plan = folder / f"{name}.plan"
     options = BuildOptions(compute_capabilities=CAPABILITIES)
     built = build_plan(folder / f"{name}.onnx", plan, options, manifest=manifest)
-    built["layers_built"] = attest_plan(plan, built).to_json()["layers"]
-    write_plan_manifest(plan, built)
+    write_plan_manifest(plan, replace(built, layers_built=attest_plan(plan, built).layers_built()))

@@ -10,21 +10,29 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dq_deploy.artifacts import sha256_of_file
 from dq_deploy.engines.tensorrt.plan.products import Convolution, Product
 from dq_deploy.engines.tensorrt.plan.symbols import Size
 from dq_deploy.engines.tensorrt.plan.text import read_plan_text
 from dq_deploy.errors import FileProblemError
 from dq_deploy.manifest.plan import read_plan_manifest
+from dq_deploy.manifest.values import ManifestLayer, ManifestPart, PlanManifest, ProductShape
 from dq_deploy.verify.plan.attestation import attest_plan, fixed_batch
 from dq_deploy.verify.plan.matching import Matching, Wanted, fits, wanted_products
 from tests.engines.tensorrt.rtx_plans import build_plans, linears, needs_builder
+from tests.manifests import changed, plan_manifest
 from tests.verify.plan.plan_models import KEPT
 
 
 def attested(folder: Path, name: str, **changes: Any):
-    """Attestation of a plan, with some of its manifest's keys changed; None takes one out."""
-    manifest = {**read_plan_manifest(folder / f"{name}.plan"), **changes}
-    return attest_plan(folder / f"{name}.plan", {key: value for key, value in manifest.items() if value is not None})
+    """Attestation of a plan, with some of its manifest's entries changed."""
+    path = folder / f"{name}.plan"
+    return attest_plan(path, changed(read_plan_manifest(path), **changes))
+
+
+def of(path: Path, manifest: PlanManifest) -> PlanManifest:
+    """The manifest, as if it were of this plan."""
+    return replace(manifest, plan_sha256=sha256_of_file(path))
 
 
 def executed(told) -> dict[str, str]:
@@ -58,9 +66,8 @@ def test_one_layer_kept_float_is_exactly_one_less(small_plans):
     assert set(executed(kept).values()) == {"integer"}
     assert whole.macs["integer"] - kept.macs["integer"] == next(la.macs for la in whole.layers if la.name == KEPT)
     assert whole.kernels["integer_products"] - kept.kernels["integer_products"] == 1
-    manifest = read_plan_manifest(small_plans / "int.plan")
-    del manifest["plan_sha256"]
-    asked = executed(attest_plan(small_plans / "kept.plan", manifest))
+    plan = small_plans / "kept.plan"
+    asked = executed(attest_plan(plan, of(plan, read_plan_manifest(small_plans / "int.plan"))))
     assert asked.pop(KEPT) == "unknown"
     assert set(asked.values()) == {"integer"}
 
@@ -76,18 +83,18 @@ def test_a_plan_of_another_builder_version_is_all_unknown(small_plans, tmp_path)
     data = bytearray((small_plans / "int.plan").read_bytes())
     data[0x1B] += 1
     (tmp_path / "x.plan").write_bytes(data)
-    manifest = {**read_plan_manifest(small_plans / "int.plan"), "plan_sha256": None}
-    all_unknown(attest_plan(tmp_path / "x.plan", manifest), "only studied for 1.7.1.116")
+    manifest = read_plan_manifest(small_plans / "int.plan")
+    all_unknown(attest_plan(tmp_path / "x.plan", of(tmp_path / "x.plan", manifest)), "only studied for 1.7.1.116")
     all_unknown(attested(small_plans, "int", runtime_version="1.6.0.9"), "the manifest says tensorrt-rtx 1.6.0.9")
 
 
 @needs_builder
 def test_random_and_truncated_plans_are_all_unknown(small_plans, tmp_path):
-    manifest = {**read_plan_manifest(small_plans / "int.plan"), "plan_sha256": None}
+    manifest = read_plan_manifest(small_plans / "int.plan")
     data = (small_plans / "int.plan").read_bytes()
     for content in (b"", np.random.default_rng(0).bytes(50_000), data[:5000], data[:-1]):
         (tmp_path / "x.plan").write_bytes(content)
-        all_unknown(attest_plan(tmp_path / "x.plan", manifest), "")
+        all_unknown(attest_plan(tmp_path / "x.plan", of(tmp_path / "x.plan", manifest)), "")
 
 
 @needs_builder
@@ -96,7 +103,7 @@ def test_a_swapped_plan_does_not_attest(small_plans, tmp_path):
     all_unknown(attest_plan(small_plans / "kept.plan", manifest), "the SHA-256 differs")
     job = {"onnx": str(linears(tmp_path / "l.onnx", 2)), "plan": str(tmp_path / "l.plan")}
     build_plans([{**job, "capabilities": ["SM80", "SM89"], "profile": {}}])
-    other = attest_plan(tmp_path / "l.plan", {**manifest, "plan_sha256": None})
+    other = attest_plan(tmp_path / "l.plan", of(tmp_path / "l.plan", manifest))
     assert other.problem == ""
     all_unknown(other, "no product of the plan has its name or its shape")
 
@@ -111,30 +118,34 @@ def test_each_compute_capability_of_the_manifest_must_be_in_the_plan(small_plans
 
 def test_missing_plans_and_incomplete_manifests_are_errors(tmp_path):
     with pytest.raises(FileProblemError, match="does not exist"):
-        attest_plan(tmp_path / "none.plan", {})
+        attest_plan(tmp_path / "none.plan", plan_manifest())
     (tmp_path / "x.plan").write_bytes(b"x")
     macs = {"layers": {}, "of_all": 1, "of_quantizable": 1, "attention": 0}
-    no_parts = {"layers": [{"name": "a"}], "macs": macs, "runtime": "tensorrt-rtx"}
-    for manifest in ({}, {"layers": 3}, {"layers": [], "runtime": "tensorrt"}, no_parts):
-        with pytest.raises(FileProblemError, match="incomplete"):
+    of_plan = plan_manifest(plan_sha256=sha256_of_file(tmp_path / "x.plan"), macs=macs, runtime="other")
+    for manifest, flaw in (
+        (plan_manifest(), "macs is missing"),
+        (changed(of_plan, layers=[{"name": "a", "integer": True}]), r"layers\[0\]\.parts is missing"),
+        (changed(of_plan, layers=[{"name": "a", "integer": True, "parts": []}]), r"macs\.layers\.a is missing"),
+    ):
+        with pytest.raises(FileProblemError, match=rf"incomplete \({flaw}\)"):
             attest_plan(tmp_path / "x.plan", manifest)
-    told = attest_plan(tmp_path / "x.plan", {"layers": [], "macs": macs, "runtime": "other"})
+    told = attest_plan(tmp_path / "x.plan", of_plan)
     assert told.problem == "plans of other cannot be read"
 
 
-def gemm(m: int, k: int, n: int) -> dict[str, Any]:
-    return {"kind": "gemm", "m": m, "n": n, "k": k}
+def gemm(m: int, k: int, n: int) -> ProductShape:
+    return ProductShape(kind="gemm", m=m, n=n, k=k)
 
 
-def entry(name: str, *parts: tuple[str, dict[str, Any]]) -> dict[str, Any]:
-    rows = [{"node": f"{node}/product", "product": shape} for node, shape in parts]
-    return {"name": name, "integer": True, "parts": rows}
+def entry(name: str, *parts: tuple[str, ProductShape]) -> ManifestLayer:
+    rows = tuple(ManifestPart(node=f"{node}/product", product=shape) for node, shape in parts)
+    return ManifestLayer(name=name, integer=True, parts=rows)
 
 
-CONV = {
-    "kind": "conv", "n": 32, "c": 3, "kernel": [3, 3], "stride": [2, 2], "padding": [1, 1, 1, 1], "dilation": [1, 1],
-    "spatial": [8, 8], "spatial_out": [4, 4],
-}  # fmt: skip
+CONV = ProductShape(
+    kind="conv", n=32, c=3, kernel=(3, 3), stride=(2, 2), padding=(1, 1, 1, 1), dilation=(1, 1), spatial=(8, 8),
+    spatial_out=(4, 4),
+)  # fmt: skip
 FIRST, SECOND, THIRD = ("first", gemm(7, 64, 96)), ("second", gemm(7, 96, 40)), ("third", gemm(7, 40, 24))
 QKV = [(name, gemm(7, 24, 16)) for name in "qkv"]
 
@@ -169,10 +180,12 @@ def test_products_are_matched_by_name_and_shape(products):
 
 @needs_builder
 def test_a_manifest_whose_shapes_lack_numbers_is_an_error(small_plans):
-    manifest = read_plan_manifest(small_plans / "int.plan")
-    del manifest["layers"][3]["parts"][0]["product"]["k"]
-    with pytest.raises(FileProblemError, match=r"int\.plan is incomplete \(KeyError: 'k'\)"):
-        attest_plan(small_plans / "int.plan", manifest)
+    entries = read_plan_manifest(small_plans / "int.plan").to_json()
+    del entries["layers"][3]["parts"][0]["product"]["k"]
+    with pytest.raises(
+        FileProblemError, match=r"int\.plan is incomplete \(layers\[3\].parts\[0\].product.k is missing"
+    ):
+        attest_plan(small_plans / "int.plan", PlanManifest.from_json(entries))
 
 
 @needs_builder
@@ -254,15 +267,15 @@ SIZES = Product(
     ],
 )
 def test_sizes_may_be_padded_turned_and_dynamic_and_nothing_else(changes, shape, fit):
-    assert fits(shape, replace(SIZES, **changes), columns=shape["n"], batch=None) is fit
+    assert fits(shape, replace(SIZES, **changes), columns=shape.n, batch=None) is fit
 
 
 @pytest.mark.parametrize(
     ("key", "value", "fit"),
     [
-        ("n", 32, True), ("c", 4, True), ("c", 5, False), ("n", 16, False), ("kernel", [1, 1], False),
-        ("stride", [1, 1], False), ("padding", [0, 0, 0, 0], False), ("dilation", [2, 2], False),
-        ("spatial", [16, 16], False), ("spatial_out", [8, 8], False),
+        ("n", 32, True), ("c", 4, True), ("c", 5, False), ("n", 16, False), ("kernel", (1, 1), False),
+        ("stride", (1, 1), False), ("padding", (0, 0, 0, 0), False), ("dilation", (2, 2), False),
+        ("spatial", (16, 16), False), ("spatial_out", (8, 8), False),
     ],
 )  # fmt: skip
 def test_a_convolution_must_have_the_layers_geometry(key, value, fit):
@@ -271,8 +284,8 @@ def test_a_convolution_must_have_the_layers_geometry(key, value, fit):
         spatial=(Size.of(8),) * 2, spatial_out=(Size.of(4),) * 2,
     )  # fmt: skip
     product = replace(SIZES, kind="conv", m=Size(1, ("b",)), convolution=geometry)
-    shape = {**CONV, key: value}
-    assert fits(shape, product, columns=shape["n"], batch=None) is fit
+    shape = replace(CONV, **{key: value})
+    assert fits(shape, product, columns=shape.n, batch=None) is fit
 
 
 @needs_builder
@@ -302,12 +315,13 @@ def test_the_worst_architecture_counts(small_plans, tmp_path, monkeypatch):
     ],
 )
 def test_the_batch_is_fixed_where_all_profiles_agree(shape, profiles, batch):
-    assert fixed_batch({"inputs": [{"name": "x", "shape": shape}], "profiles": profiles}) == batch
+    manifest = plan_manifest(inputs=[{"name": "x", "dtype": "float32", "shape": shape}], profiles=profiles)
+    assert fixed_batch(manifest) == batch
 
 
 @needs_builder
 def test_full_tensorrt_without_its_library_or_json_is_all_unknown(small_plans, tmp_path):
     shutil.copy(small_plans / "int.plan", tmp_path / "x.plan")
     manifest = read_plan_manifest(small_plans / "int.plan")
-    told = attest_plan(tmp_path / "x.plan", {**manifest, "runtime": "tensorrt"})
+    told = attest_plan(tmp_path / "x.plan", replace(manifest, runtime="tensorrt"))
     all_unknown(told, "x.plan.layers.json is not there and the engine cannot be loaded")

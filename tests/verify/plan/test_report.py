@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def of_another_version(small_plans, tmp_path) -> Path:
     path = tmp_path / "x.plan"
     path.write_bytes(data)
     manifest = read_plan_manifest(small_plans / "int.plan")
-    write_plan_manifest(path, {**manifest, "plan_sha256": sha256_of_file(path)})
+    write_plan_manifest(path, replace(manifest, plan_sha256=sha256_of_file(path)))
     return path
 
 

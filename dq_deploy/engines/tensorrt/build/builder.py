@@ -19,10 +19,11 @@ from dq_deploy.engines.tensorrt.build.process import BuildProcess, BuildProgress
 from dq_deploy.engines.tensorrt.build.worker import BuildRequest
 from dq_deploy.engines.tensorrt.build.intake import check_onnx, external_data_of
 from dq_deploy.manifest.plan import plan_manifest_of
-from dq_deploy.engines.tensorrt.build.shapes import profile_from_texts
+from dq_deploy.engines.tensorrt.build.shapes import Profile, profile_from_texts
 from dq_deploy.engines.tensorrt.library import RUNTIMES, check_runtime, rtx_library, tensorrt_library
 from dq_deploy.errors import MissingDependencyError, OptionError
 from dq_deploy.graph.onnx_file import read_manifest
+from dq_deploy.manifest.values import BuildFacts, EngineManifest, PlanFacts, PlanManifest
 
 PORTABLE = ("8.0", "8.6", "8.9", "12.0")
 """What TensorRT-RTX builds for where no compute capability is given, by its documentation; it adds: and later."""
@@ -131,10 +132,10 @@ def build_plan(
     plan_path: str | Path,
     options: BuildOptions | None = None,
     *,
-    manifest: Mapping[str, Any] | None = None,
+    manifest: EngineManifest | None = None,
     progress: Callable[[BuildProgress], None] | None = None,
-    inspect: Callable[[Path, dict[str, Any]], None] | None = None,
-) -> dict[str, Any]:
+    inspect: Callable[[Path, PlanManifest], PlanManifest] | None = None,
+) -> PlanManifest:
     """Build a plan.
 
     The builder runs in a process of its own, which ends with this one. The plan appears under its name only when it is
@@ -146,11 +147,11 @@ def build_plan(
         options: defaults where None.
         manifest: of the ONNX file where it has none inside, as a float baseline; None reads it.
         progress: called with each phase of the builder.
-        inspect: called with the finished plan under its temporary name and its manifest, to which it may add; what it
-            raises leaves the old plan in place.
+        inspect: called with the finished plan under its temporary name and its manifest; gives the manifest with what the
+            layers became. What it raises leaves the old plan in place.
 
     Returns:
-        The plan's manifest, without `layers_built`.
+        The plan's manifest, with `layers_built` where `inspect` gave it.
 
     Raises:
         FileProblemError: the ONNX file is missing, foreign or truncated, or the plan cannot be written.
@@ -162,7 +163,7 @@ def build_plan(
     plan_path = file_for_several(Path(plan_path), "the manifest")
     if manifest is None:
         manifest = read_manifest(onnx_path, hash_check=options.hash_check)
-    runtime = runtime_of(options, str(manifest["target"]))
+    runtime = runtime_of(options, manifest.target)
     check_options(options, runtime)
     profile = profile_from_texts(options.shapes, manifest)
     for path in (plan_path, options.timing_cache, options.log):
@@ -175,7 +176,7 @@ def build_plan(
             onnx=str(onnx_path),
             plan=str(temporary),
             compute_capabilities=list(options.compute_capabilities),
-            profile=profile,
+            profile={name: sizes.to_json() for name, sizes in profile.items()},
             timing_cache=None if options.timing_cache is None else str(options.timing_cache),
             workspace_mib=options.workspace_mib,
             parent=os.getpid(),
@@ -184,9 +185,9 @@ def build_plan(
         process = BuildProcess(request, manifest, time_limit_s=options.time_limit_s, log=options.log, progress=progress)
         done = process.run()
         done |= {"seconds": round(time.monotonic() - started, 3), "text_bytes": text_bytes(temporary)}
-        plan_manifest = plan_manifest_of(manifest, _facts(request, done, options))
+        plan_manifest = plan_manifest_of(manifest, _facts(request, profile, done, options))
         if inspect is not None:
-            inspect(temporary, plan_manifest)
+            plan_manifest = inspect(temporary, plan_manifest)
     return plan_manifest
 
 
@@ -208,26 +209,29 @@ def text_bytes(plan: Path) -> int:
     return found
 
 
-def _facts(request: BuildRequest, done: Mapping[str, Any], options: BuildOptions) -> dict[str, Any]:
+def _facts(request: BuildRequest, profile: Profile, done: Mapping[str, Any], options: BuildOptions) -> PlanFacts:
     """What the build adds to the ONNX file's manifest."""
     onnx_path = Path(request.onnx)
     portable = request.runtime == "tensorrt-rtx" and not options.compute_capabilities
-    return {
-        "onnx": onnx_path.name,
-        "onnx_sha256": sha256_of_file(onnx_path),
-        "onnx_data_sha256": {path.name: sha256_of_file(path) for path in external_data_of(onnx_path)},
-        "plan_sha256": done["plan_sha256"],
-        "runtime": request.runtime,
-        "runtime_version": done["runtime_version"],
-        "compute_capabilities": list(PORTABLE) if portable else done["compute_capabilities"],
-        "portable": portable,
-        "profiles": [request.profile],
-        "build": {
-            **{key: done[key] for key in ("seconds", "parse_seconds", "build_seconds", "peak_mib")},
-            "workspace_mib": options.workspace_mib,
-            "timing_cache": None if options.timing_cache is None else options.timing_cache.name,
-            "network_layers": done["network_layers"],
-            "plan_bytes": done["plan_bytes"],
-            "text_bytes": done["text_bytes"],
-        },
-    }
+    return PlanFacts(
+        onnx=onnx_path.name,
+        onnx_sha256=sha256_of_file(onnx_path),
+        onnx_data_sha256={path.name: sha256_of_file(path) for path in external_data_of(onnx_path)},
+        plan_sha256=done["plan_sha256"],
+        runtime=request.runtime,
+        runtime_version=done["runtime_version"],
+        compute_capabilities=tuple(PORTABLE if portable else done["compute_capabilities"]),
+        portable=portable,
+        profiles=(profile,),
+        build=BuildFacts(
+            seconds=done["seconds"],
+            parse_seconds=done["parse_seconds"],
+            build_seconds=done["build_seconds"],
+            peak_mib=done["peak_mib"],
+            workspace_mib=options.workspace_mib,
+            timing_cache=None if options.timing_cache is None else options.timing_cache.name,
+            network_layers=done["network_layers"],
+            plan_bytes=done["plan_bytes"],
+            text_bytes=done["text_bytes"],
+        ),
+    )

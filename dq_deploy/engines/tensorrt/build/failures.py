@@ -11,6 +11,7 @@ from typing import Any
 
 from dq_deploy.engines.tensorrt.build.intake import find_node, steps_at_scales
 from dq_deploy.errors import BuildError, DqError, FileProblemError, MissingDependencyError, OptionError
+from dq_deploy.manifest.values import EngineManifest
 
 _ONLY_ONNX_RUNTIME = ("Integer", "QLinear", "com.microsoft", "DynamicQuantize")
 _NO_MEMORY = re.compile(r"bad_alloc|out ?of ?memory|cannot allocate memory|MEM_ALLOC_FAILED", re.IGNORECASE)
@@ -39,7 +40,7 @@ class Ending:
     """
 
     onnx: Path
-    manifest: Mapping[str, Any]
+    manifest: EngineManifest
     runtime: str
     code: int
     event: Mapping[str, Any] | None

@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 from dq_deploy.errors import BuildError, FileProblemError
 from dq_deploy.graph.external_data import check_data_files, data_files
+from dq_deploy.manifest.values import EngineManifest
 
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -47,7 +48,7 @@ def load_graph(path: Path) -> onnx.ModelProto:
         raise FileProblemError(f"{path} is not an ONNX file or is truncated; export it again") from error
 
 
-def check_onnx(path: Path, manifest: Mapping[str, Any]) -> None:
+def check_onnx(path: Path, manifest: EngineManifest) -> None:
     """Refuse what a TensorRT builder would take wrongly or refuse in worse words.
 
     Raises:
@@ -68,7 +69,7 @@ def check_onnx(path: Path, manifest: Mapping[str, Any]) -> None:
             raise BuildError(
                 f"{node.op_type} {node.name}{_of_layer(facts.layer)} has a zero point of type {kind}"
                 f"{'' if unsigned else ' that is not 0'}; TensorRT takes int8 with zero point 0 only: export the "
-                f'record again with dq-export `target="{manifest.get("target")}"`'
+                f'record again with dq-export `target="{manifest.target}"`'
             )
 
 
@@ -77,7 +78,7 @@ def external_data_of(path: Path) -> list[Path]:
     return [file.path for file in data_files(path, load_graph(path))]
 
 
-def find_node(path: Path, manifest: Mapping[str, Any], *, name: str, index: int) -> NodeFacts | None:
+def find_node(path: Path, manifest: EngineManifest, *, name: str, index: int) -> NodeFacts | None:
     """The node of a builder's complaint, by its name, else by its place."""
     nodes = (model := load_graph(path)).graph.node
     found = next((node for node in nodes if name and node.name == name), None)
@@ -86,7 +87,7 @@ def find_node(path: Path, manifest: Mapping[str, Any], *, name: str, index: int)
     return None if found is None else facts_of(model, manifest, found)
 
 
-def facts_of(model: onnx.ModelProto, manifest: Mapping[str, Any], node: onnx.NodeProto) -> NodeFacts:
+def facts_of(model: onnx.ModelProto, manifest: EngineManifest, node: onnx.NodeProto) -> NodeFacts:
     """Operator, opset and layer of a node."""
     domain = "" if node.domain == "ai.onnx" else node.domain
     opset = next((o.version for o in model.opset_import if o.domain in (domain, domain or "ai.onnx")), 0)
@@ -94,7 +95,7 @@ def facts_of(model: onnx.ModelProto, manifest: Mapping[str, Any], node: onnx.Nod
     return NodeFacts(name=node.name, operator=operator, opset=opset, layer=_layer_of(node, manifest))
 
 
-def steps_at_scales(path: Path, manifest: Mapping[str, Any]) -> list[NodeFacts]:
+def steps_at_scales(path: Path, manifest: EngineManifest) -> list[NodeFacts]:
     """Quantizers whose scale is computed in the graph: TensorRT-RTX 1.7 crashes on them in front of a convolution."""
     model = load_graph(path)
     constant = {tensor.name for tensor in model.graph.initializer}
@@ -106,8 +107,8 @@ def steps_at_scales(path: Path, manifest: Mapping[str, Any]) -> list[NodeFacts]:
     ]
 
 
-def _layer_of(node: onnx.NodeProto, manifest: Mapping[str, Any]) -> str:
-    layers = [str(layer["name"]) for layer in manifest.get("layers", ())]
+def _layer_of(node: onnx.NodeProto, manifest: EngineManifest) -> str:
+    layers = [layer.name for layer in manifest.layers]
     text = f"/{node.name}/"
     inside = [layer for layer in layers if f"/{layer}/" in text]
     if inside:

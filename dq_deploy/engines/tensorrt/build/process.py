@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from dq_deploy.engines.tensorrt.build.failures import Ending, error_of, time_limit_error
 from dq_deploy.engines.tensorrt.build.worker import BuildRequest
+from dq_deploy.manifest.values import EngineManifest
 from dq_deploy.processes import peak_mib
 
 _LOOK_EVERY_S = 0.2
@@ -68,7 +69,7 @@ class BuildProcess:
     def __init__(
         self,
         request: BuildRequest,
-        manifest: Mapping[str, Any],
+        manifest: EngineManifest,
         *,
         time_limit_s: float | None,
         log: Path | None,

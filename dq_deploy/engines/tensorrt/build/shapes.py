@@ -6,17 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dq_deploy.errors import OptionError
+from dq_deploy.manifest.values import EngineManifest, SizeRange
 
-Profile = dict[str, dict[str, list[int]]]
-"""Input name -> `min`, `opt` and `max` shape."""
+Profile = Mapping[str, SizeRange]
+"""Smallest, best and largest shape of each input, by its name."""
 
-KINDS = ("min", "opt", "max")
 BATCHES = (1, 1, 8)
 TOKENS = 77
 _EXAMPLE = "such as sample:1x4x64x64..2x4x64x64..8x4x96x96"
 
 
-def profile_from_texts(texts: Iterable[str], manifest: Mapping[str, Any]) -> Profile:
+def profile_from_texts(texts: Iterable[str], manifest: EngineManifest) -> Profile:
     """One optimization profile for all inputs of an engine.
 
     A free dimension that several inputs share has one range in all of them. One that no text gives is, for the batch,
@@ -31,22 +31,18 @@ def profile_from_texts(texts: Iterable[str], manifest: Mapping[str, Any]) -> Pro
         OptionError: no such input, another rank, a fixed dimension with another size, min > opt or opt > max, or two
             inputs that disagree on a common dimension.
     """
-    inputs = {str(spec["name"]): list(spec["shape"]) for spec in manifest["inputs"]}
+    inputs = {tensor.name: list(tensor.shape) for tensor in manifest.inputs}
     given = _given(texts, inputs)
     ranges = _ranges(given, inputs)
-    profile: Profile = {}
+    profile = {}
     for name, dims in inputs.items():
         rows = [
             ranges[dim] if dim in ranges else _default(name, index, dim, inputs, manifest)
             for index, dim in enumerate(dims)
         ]
-        profile[name] = {kind: [row[i] for row in rows] for i, kind in enumerate(KINDS)}
+        least, best, most = (tuple(row[i] for row in rows) for i in range(3))
+        profile[name] = SizeRange(min=least, opt=best, max=most)
     return profile
-
-
-def text_of(profile: Mapping[str, Mapping[str, Sequence[int]]], name: str) -> str:
-    """`1x4x64x64..2x4x64x64..8x4x96x96` of one input."""
-    return "..".join("x".join(str(d) for d in profile[name][kind]) for kind in KINDS)
 
 
 def _given(texts: Iterable[str], inputs: Mapping[str, list[Any]]) -> dict[str, list[list[int]]]:
@@ -115,14 +111,14 @@ def _ranges(given: Mapping[str, list[list[int]]], inputs: Mapping[str, list[Any]
 
 
 def _default(
-    name: str, index: int, dim: Any, inputs: Mapping[str, list[Any]], manifest: Mapping[str, Any]
+    name: str, index: int, dim: Any, inputs: Mapping[str, list[Any]], manifest: EngineManifest
 ) -> tuple[int, int, int]:
     if not isinstance(dim, str):
         return (dim, dim, dim)
     if index == 0:
         return BATCHES
     sample = inputs.get("sample", [])
-    size = manifest.get("model_config", {}).get("sample_size")
+    size = manifest.model_config.get("sample_size")
     if dim in sample[2:] and size is not None:
         sizes = [size, size] if isinstance(size, int) else list(size)
         value = int(sizes[sample.index(dim) - 2])

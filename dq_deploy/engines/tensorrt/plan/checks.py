@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dq_deploy.errors import FileProblemError, InputError
+from dq_deploy.manifest.values import PlanManifest, SizeRange
 
 VALIDITY_REASONS = {
     1: "it was built by another version of TensorRT-RTX",
@@ -26,7 +26,7 @@ VALIDITY_REASONS = {
 NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 
 
-def check_runtime_version(manifest: Mapping[str, Any], found: str, plan: Path) -> None:
+def check_runtime_version(manifest: PlanManifest, found: str, plan: Path) -> None:
     """Refuse a plan of another version: TensorRT loads those of its own version only.
 
     Args:
@@ -37,16 +37,16 @@ def check_runtime_version(manifest: Mapping[str, Any], found: str, plan: Path) -
     Raises:
         FileProblemError: another version.
     """
-    built = str(manifest["runtime_version"])
+    built = manifest.runtime_version
     if built != found:
-        name = NAMES.get(str(manifest["runtime"]), str(manifest["runtime"]))
+        name = NAMES.get(manifest.runtime, manifest.runtime)
         raise FileProblemError(
             f"plan {plan} was built by {name} {built}, {found} is installed here, expected the same: build it again "
             f"with dq-build, or install {name} {built}"
         )
 
 
-def check_compute_capability(manifest: Mapping[str, Any], found: str, gpu: str, plan: Path) -> None:
+def check_compute_capability(manifest: PlanManifest, found: str, gpu: str, plan: Path) -> None:
     """Refuse a plan for other GPUs; one for TensorRT-RTX's portable set also runs on later ones, its library decides.
 
     Args:
@@ -58,8 +58,8 @@ def check_compute_capability(manifest: Mapping[str, Any], found: str, gpu: str, 
     Raises:
         FileProblemError: the plan was not built for it.
     """
-    built = [str(capability) for capability in manifest["compute_capabilities"]]
-    if manifest.get("portable") and _number(found) >= min(_number(capability) for capability in built):
+    built = manifest.compute_capabilities
+    if manifest.portable and _number(found) >= min(_number(capability) for capability in built):
         return
     if found not in built:
         raise FileProblemError(
@@ -73,13 +73,13 @@ def _number(capability: str) -> tuple[int, ...]:
     return tuple(int(part) for part in capability.split("."))
 
 
-def check_size(manifest: Mapping[str, Any], plan: Path) -> None:
+def check_size(manifest: PlanManifest, plan: Path) -> None:
     """Refuse a file that is shorter or longer than the plan that was written.
 
     Raises:
         FileProblemError: another size.
     """
-    wanted, found = manifest.get("build", {}).get("plan_bytes"), plan.stat().st_size
+    wanted, found = None if manifest.build is None else manifest.build.plan_bytes, plan.stat().st_size
     if wanted is not None and wanted != found:
         raise FileProblemError(
             f"plan {plan} has {found} bytes, expected {wanted} as its manifest says; it was cut off or replaced: copy "
@@ -114,16 +114,16 @@ class ShapeRange:
 Profile = dict[str, ShapeRange]
 
 
-def profiles_of(manifest: Mapping[str, Any], plan: Path) -> tuple[Profile, ...]:
+def profiles_of(manifest: PlanManifest, plan: Path) -> tuple[Profile, ...]:
     """The optimization profiles of a plan, in the order of their index.
 
     Raises:
         FileProblemError: the manifest's profiles are broken, or lack an input.
     """
-    names = [str(spec["name"]) for spec in manifest["inputs"]]
+    names = [tensor.name for tensor in manifest.inputs]
     try:
-        found = tuple({name: _range(entry[name]) for name in names} for entry in manifest["profiles"])
-    except (KeyError, TypeError, ValueError) as error:
+        found = tuple({name: _range(entry[name]) for name in names} for entry in manifest.profiles)
+    except (KeyError, ValueError) as error:
         raise FileProblemError(
             f"the manifest of {plan} has profiles that cannot be read ({error!r}), expected min, opt and max of "
             f"{', '.join(names)}; build it again with dq-build"
@@ -133,8 +133,8 @@ def profiles_of(manifest: Mapping[str, Any], plan: Path) -> tuple[Profile, ...]:
     return found
 
 
-def _range(entry: Mapping[str, Sequence[int]]) -> ShapeRange:
-    least, best, most = (tuple(int(size) for size in entry[key]) for key in ("min", "opt", "max"))
+def _range(entry: SizeRange) -> ShapeRange:
+    least, best, most = entry.min, entry.opt, entry.max
     if not len(least) == len(best) == len(most) or not all(
         0 < a <= b <= c for a, b, c in zip(least, best, most, strict=True)
     ):

@@ -9,6 +9,7 @@ import pytest
 from dq_deploy.engines.tensorrt.build.failures import Ending, error_of
 from dq_deploy.errors import BuildError, FileProblemError, OptionError
 from tests.engines.tensorrt import plan_models
+from dq_deploy.manifest.values import EngineManifest
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def ending(tmp_path):
     def make(**changes) -> Ending:
         values = {
             "onnx": onnx,
-            "manifest": plan_models.linear_manifest(("mid.0", "mid.1")),
+            "manifest": EngineManifest.from_json(plan_models.linear_manifest(("mid.0", "mid.1"))),
             "runtime": "tensorrt",
             "code": 1,
             "event": None,

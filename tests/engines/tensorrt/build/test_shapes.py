@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from dq_deploy.engines.tensorrt.build.shapes import profile_from_texts, text_of
+from dq_deploy.engines.tensorrt.build.shapes import profile_from_texts
 from dq_deploy.errors import OptionError
+from dq_deploy.manifest.values import SizeRange
+from tests.manifests import engine_manifest
 
 FIXED = {
     "inputs": [
@@ -27,32 +29,32 @@ EXAMPLE = "sample:1x4x64x64..2x4x64x64..8x4x96x96"
 
 
 def test_the_default_is_one_to_eight_samples_of_the_models_size():
-    profile = profile_from_texts([], FIXED)
-    assert profile["sample"] == {"min": [1, 1, 32, 32], "opt": [1, 1, 32, 32], "max": [8, 1, 32, 32]}
-    assert profile["timestep"] == {"min": [1], "opt": [1], "max": [8]}
-    free = profile_from_texts([], FREE)
-    assert text_of(free, "sample") == "1x4x64x64..1x4x64x64..8x4x64x64"
-    assert text_of(free, "encoder_hidden_states") == "1x77x768..1x77x768..8x77x768"
+    profile = profile_from_texts([], engine_manifest(**FIXED))
+    assert profile["sample"].text() == "1x1x32x32..1x1x32x32..8x1x32x32"
+    assert profile["timestep"] == SizeRange(min=(1,), opt=(1,), max=(8,))
+    free = profile_from_texts([], engine_manifest(**FREE))
+    assert free["sample"].text() == "1x4x64x64..1x4x64x64..8x4x64x64"
+    assert free["encoder_hidden_states"].text() == "1x77x768..1x77x768..8x77x768"
 
 
 def test_a_given_range_holds_for_every_input_that_shares_the_dimension():
-    profile = profile_from_texts([EXAMPLE], FREE)
-    assert text_of(profile, "sample") == EXAMPLE.removeprefix("sample:")
-    assert text_of(profile, "timestep") == "1..2..8"
-    assert text_of(profile, "time_ids") == "1x6..2x6..8x6"
+    profile = profile_from_texts([EXAMPLE], engine_manifest(**FREE))
+    assert profile["sample"].text() == EXAMPLE.removeprefix("sample:")
+    assert profile["timestep"].text() == "1..2..8"
+    assert profile["time_ids"].text() == "1x6..2x6..8x6"
 
 
 def test_several_inputs_come_in_one_text_or_in_several():
     tokens = "encoder_hidden_states:1x8x768..2x77x768..8x154x768"
-    together = profile_from_texts([f"{EXAMPLE}, {tokens}"], FREE)
-    assert together == profile_from_texts([EXAMPLE, tokens], FREE)
-    assert together["encoder_hidden_states"]["max"] == [8, 154, 768]
+    together = profile_from_texts([f"{EXAMPLE}, {tokens}"], engine_manifest(**FREE))
+    assert together == profile_from_texts([EXAMPLE, tokens], engine_manifest(**FREE))
+    assert together["encoder_hidden_states"].max == (8, 154, 768)
 
 
 def test_one_shape_is_all_three():
-    profile = profile_from_texts(["sample:2x1x32x32"], FIXED)
-    assert profile["sample"]["min"] == profile["sample"]["max"] == [2, 1, 32, 32]
-    assert profile["timestep"] == {"min": [2], "opt": [2], "max": [2]}
+    profile = profile_from_texts(["sample:2x1x32x32"], engine_manifest(**FIXED))
+    assert profile["sample"].min == profile["sample"].max == (2, 1, 32, 32)
+    assert profile["timestep"].text() == "2..2..2"
 
 
 @pytest.mark.parametrize(
@@ -83,5 +85,5 @@ def test_one_shape_is_all_three():
 )
 def test_a_mistake_gets_one_line(manifest, texts, message):
     with pytest.raises(OptionError, match=message) as caught:
-        profile_from_texts(texts, manifest)
+        profile_from_texts(texts, engine_manifest(**manifest))
     assert "\n" not in str(caught.value)

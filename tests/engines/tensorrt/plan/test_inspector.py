@@ -17,7 +17,9 @@ from dq_deploy.engines.tensorrt.plan.inspector import (
     read_inspector,
     type_of,
 )
+from dq_deploy.manifest.values import PlanManifest
 from dq_deploy.verify.plan.attestation import attest_plan
+from tests.manifests import plan_manifest
 
 DATA = Path(__file__).parent / "data"
 SAMPLES = ("inspector-10-synthetic.json", "inspector-11-synthetic.json")
@@ -64,20 +66,20 @@ LAYERS = {
 }
 
 
-def manifest() -> dict[str, Any]:
+def manifest(plan) -> PlanManifest:
     layers = [
         {"name": name, "integer": True, "reason": "", "parts": [{"node": f"dq/{name}/product", "product": shape}]}
         for name, shape in LAYERS.items()
     ]
-    return {
-        "runtime": "tensorrt",
-        "runtime_version": "10.16.0",
-        "compute_capabilities": ["9.0"],
-        "inputs": [{"name": "sample", "shape": [1, 4, 8, 8]}],
-        "profiles": [],
-        "layers": layers,
-        "macs": {"layers": dict.fromkeys(LAYERS, 10), "of_all": 100, "of_quantizable": 80, "attention": 20},
-    }
+    return plan_manifest(
+        plan_sha256=sha256_of_file(plan),
+        runtime="tensorrt",
+        runtime_version="10.16.0",
+        compute_capabilities=["9.0"],
+        inputs=[{"name": "sample", "dtype": "float32", "shape": [1, 4, 8, 8]}],
+        layers=layers,
+        macs={"layers": dict.fromkeys(LAYERS, 10), "of_all": 100, "of_quantizable": 80, "attention": 20},
+    )
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -85,7 +87,7 @@ def test_a_plan_of_full_tensorrt_is_attested_from_the_json_beside_it(tmp_path, n
     plan = tmp_path / "unet.plan"
     plan.write_bytes(b"ftrt engine")
     layers_path(plan).write_text(json.dumps({**sample(name), "plan_sha256": sha256_of_file(plan)}))
-    told = attest_plan(plan, manifest())
+    told = attest_plan(plan, manifest(plan))
     assert told.problem == ""
     assert {layer.name: layer.executed for layer in told.layers} == {
         "conv_in": "integer", "mid/conv1": "float", "to_q": "integer", "to_k": "integer", "to_out": "integer",
@@ -130,7 +132,7 @@ def test_json_of_another_plan_is_a_problem(tmp_path, added):
     plan = tmp_path / "unet.plan"
     plan.write_bytes(b"ftrt engine")
     layers_path(plan).write_text(json.dumps({**sample(SAMPLES[0]), **added}))
-    told = attest_plan(plan, manifest())
+    told = attest_plan(plan, manifest(plan))
     assert "is of another plan" in told.problem
     assert {layer.executed for layer in told.layers} == {"unknown"}
 
