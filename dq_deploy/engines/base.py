@@ -31,8 +31,8 @@ class Runner(ABC):
     """Runs one engine: named numpy arrays in, named numpy arrays out. Use it as a context manager.
 
     Inputs are checked before they reach the engine: names, dtypes, shapes, one batch size, finite numbers, class labels
-    in range. If the engine takes one step bucket a batch, that is checked too. Outputs are checked for NaN and infinity,
-    and belong to the caller. Threads may share a runner; `close` waits until no thread runs it.
+    in range. If the engine takes only one step bucket in a batch, that is checked too. Outputs are checked for NaN and
+    infinity, and belong to the caller. Threads may share a runner; `close` waits until no thread runs it.
 
     Attributes:
         engine: name of the engine, such as `onnxruntime`.
