@@ -84,6 +84,15 @@ class _Reached:
     target: torch.Tensor
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Finished:
+    """A block whose integer layers are in place: they, its output for all inputs, and its note (JSON values)."""
+
+    layers: dict[str, Layer]
+    output: torch.Tensor
+    note: dict[str, Any]
+
+
 class BlockReconstruction:
     """Trains the blocks of one model in order.
 
@@ -160,29 +169,36 @@ class BlockReconstruction:
         for index, block in enumerate(self.blocks):
             with library_errors(f"block {block.name}", _ADVICE):
                 reached = self._reach(index, block)
-            loaded = state.load_block(index, block.name, self.prepared.layers) if state and reached.layers else None
-            if loaded is not None:
-                finished, note = loaded
-                self._place(finished)
-                output = self._output(block, reached.given)
-                done = reached.done + self.settings.iterations
-                self.progress(Progress(stage="distill", done=done, total=self.total))
-            else:
+            finished = self._loaded(reached, state)
+            if finished is None:
                 try:
                     with library_errors(f"training block {block.name}", _ADVICE):
-                        finished, output, note = self._reconstruct(reached)
+                        finished = self._reconstruct(reached)
                 except DivergedError as error:
                     if state is not None:
                         state.note_divergence(block.name)
                     raise NonFiniteError(_stopped(block.name, str(error), history, state)) from error
                 if state is not None and reached.layers:
-                    state.save_block(index, block.name, finished, note)
+                    state.save_block(index, block.name, finished.layers, finished.note)
             self.reference.finish(reached.target)
-            self.quantized.finish(output)
-            layers.update(finished)
+            self.quantized.finish(finished.output)
+            layers.update(finished.layers)
             if reached.layers:
-                history.append(note)
+                history.append(finished.note)
         return Reconstructed(layers=layers, history=history)
+
+    def _loaded(self, reached: _Reached, state: ResumeFolder | None) -> _Finished | None:
+        """The block as an earlier run finished it, or None."""
+        name = reached.block.name
+        loaded = state.load_block(reached.index, name, self.prepared.layers) if state and reached.layers else None
+        if loaded is None:
+            return None
+        layers, note = loaded
+        self._place(layers)
+        output = self._output(reached.block, reached.given)
+        done = reached.done + self.settings.iterations
+        self.progress(Progress(stage="distill", done=done, total=self.total))
+        return _Finished(layers=layers, output=output, note=note)
 
     def _reach(self, index: int, block: Block) -> _Reached:
         behind_float = self.reference.next_inputs()
@@ -217,18 +233,18 @@ class BlockReconstruction:
         with torch.no_grad():
             return joined(((chunk, run(chunk)) for chunk in batches(self.count, CHUNK)), self.count)
 
-    def _reconstruct(self, reached: _Reached) -> tuple[dict[str, Layer], torch.Tensor, dict[str, Any]]:
-        """Layers of a block, its quantized output for all inputs, and the block's note."""
+    def _reconstruct(self, reached: _Reached) -> _Finished:
+        """Train a block, and leave it untrained where that made it worse."""
         untrained = {name: self.start[name] for name in reached.layers}
         if not reached.layers:
-            return {}, self._output(reached.block, reached.given), {}
+            return _Finished(layers={}, output=self._output(reached.block, reached.given), note={})
         note: dict[str, Any] = {"block": reached.block.name, "layers": reached.layers}
         if not self.settings.iterations:
             return self._finish(reached, untrained, note)
         compared = torch.from_numpy(first_of_every_step(self.step.numpy(), self.steps, COMPARED_INPUTS))
         before = _relative_error(self._untrained_output(reached, untrained, compared), reached.target[compared])
-        finished, output, finished_note = self._finish(reached, self._train(reached), note)
-        after = _relative_error(output[compared], reached.target[compared])
+        finished = self._finish(reached, self._train(reached), note)
+        after = _relative_error(finished.output[compared], reached.target[compared])
         if after > before * self.settings.worse_allowed:
             words = f"left untrained: its relative error was {before:.3g}, and {after:.3g} after training"
             self.progress(
@@ -241,7 +257,7 @@ class BlockReconstruction:
                 )
             )
             return self._finish(reached, untrained, {**note, "note": words})
-        return finished, output, finished_note
+        return finished
 
     @torch.no_grad()
     def _untrained_output(self, reached: _Reached, layers: Mapping[str, Layer], index: torch.Tensor) -> torch.Tensor:
@@ -289,9 +305,7 @@ class BlockReconstruction:
         train_block(block, settings, seed=seed, generator=generator, report=report)
         return {layer_name: layer.harvest() for layer_name, layer in layers.items()}
 
-    def _finish(
-        self, reached: _Reached, layers: Mapping[str, Layer], note: Mapping[str, Any]
-    ) -> tuple[dict[str, Layer], torch.Tensor, dict[str, Any]]:
+    def _finish(self, reached: _Reached, layers: Mapping[str, Layer], note: Mapping[str, Any]) -> _Finished:
         """Put integer layers in place, compute the block's output, calibrate output tables."""
         finished = {name: replace(layer, out_scale=None, out_zero_point=None) for name, layer in layers.items()}
         self._place(finished)
@@ -302,7 +316,8 @@ class BlockReconstruction:
         if self.options.outputs:
             finished = {name: self._with_output(layer, seen[name]) for name, layer in finished.items()}
             self._place(finished)
-        return finished, output, {**note, "relative_error": _relative_error(output, reached.target)}
+        told = {**note, "relative_error": _relative_error(output, reached.target)}
+        return _Finished(layers=finished, output=output, note=told)
 
     def _with_output(self, layer: Layer, seen: StepRange) -> Layer:
         scale, zero = output_table(seen, self.groups)

@@ -30,9 +30,10 @@ from dq_deploy.methods.options import QuestOptions
 from dq_deploy.methods.prepare.initial_record import InitialState, initial_state, working_module
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.methods.ranges.step_ranges import model_inputs
+from dq_deploy.methods.training.held_out import train_and_held_out
 from dq_deploy.methods.training.trainable import TrainableLayer
 from dq_deploy.models import Denoiser, call_denoiser, quantizable_layers
-from dq_deploy.numerics.arrays import I64, Array
+from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Record
 from dq_deploy.simulation.fake_quant import StepContext
 
@@ -43,10 +44,6 @@ STAGES = {
 }
 """Patterns of the layers whose weights a stage trains, in the order of the stages."""
 
-HELD_OUT_SHARE = 8
-"""One in so many trajectories is never trained on and decides what is kept."""
-HELD_OUT_MOST = 160
-"""Inputs held out at most, but at least one trajectory."""
 CHECKS = 2
 """Times a stage looks at the held-out error, its end included; more often where that is over CHECK_EVERY iterations."""
 CHECK_EVERY = 100
@@ -356,32 +353,6 @@ def _go_back(optimizer: torch.optim.Optimizer, values: list[list[torch.Tensor]])
 
 def _relative_error(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.mse_loss(given, wanted) / wanted.square().mean().clamp_min(1e-20)
-
-
-def train_and_held_out(inputs: Mapping[str, Array]) -> tuple[I64, int]:
-    """An order of the inputs in which those that are not trained on are the last, and how many they are.
-
-    Held out are whole trajectories, the last ones; or a quarter of the inputs where there are fewer than two
-    trajectories, or it is not known which one an input is from.
-
-    Args:
-        inputs: by name, with `step`, and `trajectory` where they are from some.
-    """
-    step = inputs["step"]
-    count, steps = len(step), int(step.max()) + 1
-    order = np.arange(count, dtype=np.int64)
-    most = max(HELD_OUT_MOST // steps, 1)
-    wanted = steps * min(max(count // (HELD_OUT_SHARE * steps), 1), most)
-    trajectory = inputs.get("trajectory")
-    if trajectory is None and 2 * wanted <= count:
-        return order, wanted
-    source = order if trajectory is None else trajectory
-    names, sizes = np.unique(source, return_counts=True)
-    if 2 * wanted > count or len(names) < 2:
-        return order, max(count // 4, 1)
-    last = min(int(np.searchsorted(np.cumsum(sizes[::-1]), wanted)) + 1, len(names) - 1)
-    held = np.isin(source, names[-last:])
-    return np.concatenate([order[~held], order[held]]), int(held.sum())
 
 
 def _inputs_at_once(denoiser: Denoiser, options: QuestOptions) -> int:

@@ -15,7 +15,8 @@ from dq_deploy.errors import NonFiniteError, OptionError
 from dq_deploy.methods import options_for, quantize
 from dq_deploy.methods.prepare.calibration_inputs import collect_inputs
 from dq_deploy.methods.training import finetuning
-from dq_deploy.methods.training.finetuning import STAGES, Finetuner, Stage, stages_of, train_and_held_out
+from dq_deploy.methods.training.finetuning import STAGES, Finetuner, Stage, stages_of
+from dq_deploy.methods.training.held_out import train_and_held_out
 from dq_deploy.models import Denoiser, quantizable_layers
 from dq_deploy.record import Record
 from dq_deploy.simulation.fake_quant import simulate
