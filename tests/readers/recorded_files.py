@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from safetensors import safe_open
 
+from dq_deploy.errors import DqError
 from dq_deploy.models import LayerSite
 from dq_deploy.readers import settings_from
 from dq_deploy.readers.architectures.module_paths import Architecture, Target, fused_rows
@@ -77,6 +79,25 @@ def recorded(path: Path, change: Callable[[dict[str, Any]], None] = lambda check
     converted = convert(model.layers[name], targets, {t.name: site(t.name, shape) for t in targets}, masks="float")
     assert converted.reason == ""
     return Recorded(tensors=tensors, meta=meta, model=model, targets=targets, layers=converted.layers)
+
+
+def assert_refused(path: Path, change: Callable[[dict[str, Any]], None], match: str) -> None:
+    """A file that was changed so is refused in one line that says this."""
+    with pytest.raises(DqError, match=match) as caught:
+        recorded(path, change)
+    assert "\n" not in str(caught.value)
+
+
+def with_tensor(name: str, value: np.ndarray | None) -> Callable[[dict[str, Any]], None]:
+    """A change of one tensor of a state dict; None leaves it out."""
+
+    def change(checkpoint: dict[str, Any]) -> None:
+        if value is None:
+            del checkpoint[name]
+        else:
+            checkpoint[name] = value
+
+    return change
 
 
 def site(name: str, shape: tuple[int, ...]) -> LayerSite:

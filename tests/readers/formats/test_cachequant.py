@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dq_deploy.errors import DqError
-from tests.readers.recorded_files import DATA, recorded
+from tests.readers.recorded_files import DATA, assert_refused, recorded, with_tensor
 
 FILE = DATA / "cachequant.safetensors"
 LAYER = "model.up.0.block.0.nin_shortcut"
@@ -58,12 +57,7 @@ def test_the_trained_weight_is_the_file_s() -> None:
     ],
 )
 def test_a_wrong_table_is_refused_in_one_line(name: str, value: np.ndarray, match: str) -> None:
-    def change(checkpoint: dict[str, Any]) -> None:
-        checkpoint[f"{LAYER}.{name}"] = value
-
-    with pytest.raises(DqError, match=match) as caught:
-        recorded(FILE, change)
-    assert "\n" not in str(caught.value)
+    assert_refused(FILE, with_tensor(f"{LAYER}.{name}", value), match)
 
 
 def test_halves_of_other_numbers_of_steps_are_refused() -> None:
@@ -71,5 +65,4 @@ def test_halves_of_other_numbers_of_steps_are_refused() -> None:
         for end in ("delta", "zero_point"):
             checkpoint[f"{LAYER}.act_quantizer.{end}"] = np.ones(5, np.float32)
 
-    with pytest.raises(DqError, match=r"activation tables of \[5, 20\] steps, expected one number of steps"):
-        recorded(FILE, change)
+    assert_refused(FILE, change, r"activation tables of \[5, 20\] steps, expected one number of steps")
