@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -115,7 +114,7 @@ def main(
     print(f"float: recognised {interval_of_mean(right)}", flush=True)
     for name in names:
         chosen = {**VARIANTS[name], **json.loads(overrides)}
-        options = replace(options_from_preset(preset), steps=steps, **chosen)
+        options = options_from_preset(preset, steps=steps, **chosen)
         start = time.perf_counter()
         record = quantize(denoiser, options)
         seconds = time.perf_counter() - start

@@ -15,7 +15,8 @@ from dq_deploy.comparison.worker import Trained, TrainingRequest
 from dq_deploy.methods import options_for
 from tests.tiny import random_record, tiny_denoiser
 
-OPTIONS = options_for(method="minmax", activation_bits=4, steps=2, samples=2)
+SMALL = {"activation_bits": 4, "steps": 2, "samples": 2}
+OPTIONS = options_for(method="minmax", **SMALL)
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_a_changed_record_or_option_is_made_again(
 def test_the_state_of_a_stopped_training_is_used_or_removed(
     subject: Subject, tmp_path: Path, resume: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options, seen = replace(OPTIONS, method="dilatequant"), []
+    options, seen = options_for(method="dilatequant", **SMALL), []
 
     def train(request: TrainingRequest, on_progress: object) -> Trained:
         seen.append(Path(str(request.state)).exists())
