@@ -113,7 +113,7 @@ PART_NULLS = frozenset({"accumulator", "accumulator_holds", "offset", "offset_ta
 
 @dataclass(frozen=True, kw_only=True)
 class ManifestPart(Entries):
-    """Where codes and accumulators of one part of a layer can be read; tensors are named.
+    """Where codes and accumulators of one part of a layer can be read. Tensors are given by their names in the graph.
 
     Attributes:
         input: float tensor that is quantized.
@@ -124,13 +124,13 @@ class ManifestPart(Entries):
         weight_type: `int8` or `int4`.
         accumulator: sums of the product; None where they cannot be read.
         accumulator_holds: `canonical`, `shifted`, `shifted_inside` or `held`.
-        products: the tensors that are added up to it, where there are several.
+        products: the tensors that are added up to the accumulator, where there are several.
         node: ONNX node of the product.
         offset: what is added to a centred code; None where that differs by step.
         offset_table: name of the step table with the offsets then.
         offset_shift: what is added to an entry of that table.
         layout: `nchw`, `nhwc` or `last`: the axis of channels.
-        product: its sizes.
+        product: sizes of the product.
     """
 
     input: TextOrNull = None
@@ -160,11 +160,11 @@ class ManifestLayer(Entries):
         kind: `conv2d` or `linear`.
         integer: whether its products are integer ones.
         form: how it is written, in words.
-        reason: why it is not integer, or empty.
-        output: float tensor it hands on.
+        reason: why it is not integer, or an empty text.
+        output: name of the float tensor it hands on.
         output_codes: node that makes its output's codes, in mode fast.
-        im2col_bytes: int8 patches of one sample.
-        parts: in the order in which they are summed; empty for a float layer.
+        im2col_bytes: bytes of the int8 patches of one sample, for a convolution written as a product.
+        parts: its parts, in the order in which they are summed; empty for a float layer.
         node: ONNX node of its product, for a layer without parts.
         weight_type: `int4` or `float`, of a layer whose activations are float.
         product: sizes of its product, for a layer without parts.
@@ -202,22 +202,22 @@ class EngineManifest(Entries):
         record_sha256: content hash of the record it was made from.
         target: one of `targets.TARGETS`, or `native`.
         mode: `exact` or `fast`.
-        single_step_batch: whether all samples of a batch are of one step bucket.
-        family: of the denoiser.
-        model_config: of the denoiser, as diffusers has it.
-        scheduler_config: of its scheduler, or None.
-        inputs: in the engine's order.
-        outputs: likewise.
-        timesteps: the calibrated ones, one a step bucket.
-        step_edges: between the buckets.
-        versions: of the packages that made it, by name.
-        options: of the export.
-        macs: of one sample.
-        layers: in the record's order.
-        notes: what was declined, with reasons.
+        single_step_batch: whether all samples of a batch must be in the same step bucket, as in mode fast.
+        family: family of the denoiser, as `unet2d`.
+        model_config: diffusers configuration of the denoiser.
+        scheduler_config: diffusers configuration of its scheduler, or None.
+        inputs: input tensors, in the engine's order.
+        outputs: output tensors, in the engine's order.
+        timesteps: the calibrated timesteps, one for each step bucket.
+        step_edges: limits between the step buckets.
+        versions: versions of the packages that made it, by name.
+        options: options of the export.
+        macs: multiply-accumulates of one sample.
+        layers: the layers, in the record's order.
+        notes: rewrites that were declined, with reasons.
         float_precision: float operations kept in float32; None where the target has no choice.
-        data_sha256: of the data file; None where there is none.
-        content_sha256: of the file without its manifest, and of the manifest without this.
+        data_sha256: hash of the `.data` file; None where there is none.
+        content_sha256: hash of the file without its manifest, and of the manifest without this entry.
     """
 
     FORMAT: ClassVar[str] = "dq_deploy.manifest"
