@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from dq_deploy.cli.frame import check_outputs, console, run, write_json
+from dq_deploy.cli.frame import check_outputs, run, write_json
 from dq_deploy.cli.frame.hash_check import HashCheck
-
-if TYPE_CHECKING:
-    from dq_deploy.manifest.values import EngineManifest
-
-_MOST_LINES = 12
 
 
 def export(
@@ -48,93 +42,17 @@ def export(
     out = file_for_several(out, "the manifest")
     check_outputs(out, Path(f"{out}.json"), Path(f"{out}.data"), json, inputs=(ckpt,))
 
+    from dq_deploy.cli.text.export_summary import show_export, summary_of_export
     from dq_deploy.record import load_record
     from dq_deploy.targets import export as export_record
 
     started = time.perf_counter()
     record = load_record(ckpt, hash_check=hash_check)
     manifest = export_record(record, out, target=target, mode=mode, float_type=float_type, conv=conv)
-    summary = summary_of(manifest, out, seconds=time.perf_counter() - started)
+    summary = summary_of_export(manifest, out, seconds=time.perf_counter() - started)
     if json is not None:
         write_json(json, summary)
-    _print(summary, manifest)
-
-
-def summary_of(manifest: EngineManifest, out: Path, *, seconds: float) -> dict[str, Any]:
-    """What was exported, as JSON values."""
-    layers, macs = manifest.layers, manifest.macs
-    assert macs is not None  # an export counts them
-    patches = [layer.im2col_bytes or 0 for layer in layers]
-    integer = sum(macs.layers.get(layer.name, 0) for layer in layers if layer.integer)
-    data = Path(f"{out}.data")
-    return {
-        "engine": str(out),
-        "target": manifest.target,
-        "mode": manifest.mode,
-        "record_sha256": manifest.record_sha256,
-        "file_mib": (out.stat().st_size + (data.stat().st_size if data.is_file() else 0)) / 2**20,
-        "seconds": seconds,
-        "layers": len(layers),
-        "integer_layers": sum(layer.integer for layer in layers),
-        "declared_integer_mac_share": integer / macs.of_all,
-        "forms": dict(sorted(Counter(str(layer.form) for layer in layers).items())),
-        "float_layers": {layer.name: layer.reason for layer in layers if not layer.integer},
-        "notes": list(manifest.notes or ()),
-        "options": {} if manifest.options is None else manifest.options.to_json(),
-        "im2col_bytes": sum(patches),
-        "largest_im2col_bytes": max(patches, default=0),
-        "float_precision": [row.to_json() for row in manifest.float_precision or ()],
-    }
-
-
-def _print(summary: dict[str, Any], manifest: EngineManifest) -> None:
-    from rich.table import Table
-
-    table = Table(title=f"{summary['engine']} for {summary['target']}, mode {summary['mode']}")
-    table.add_column("what")
-    table.add_column("value", justify="right")
-    table.add_row("file", f"{summary['file_mib']:.2f} MiB")
-    table.add_row("integer layers", f"{summary['integer_layers']} of {summary['layers']}")
-    share = 100 * summary["declared_integer_mac_share"]
-    table.add_row("declared integer share of all MACs", f"{share:.2f} %")
-    for form, count in summary["forms"].items():
-        table.add_row(f"form {form}", str(count))
-    if summary["im2col_bytes"]:
-        largest = summary["largest_im2col_bytes"] / 2**20
-        whole = summary["im2col_bytes"] / 2**20
-        table.add_row("int8 patches of one sample", f"{whole:.2f} MiB written, {largest:.2f} MiB at once")
-    if "float_type" in summary["options"]:
-        table.add_row("float type", summary["options"]["float_type"])
-    table.add_row("step buckets", str(len(manifest.timesteps)))
-    table.add_row("time", f"{summary['seconds']:.1f} s")
-    console().print(table)
-    _print_floats(summary)
-    if summary["target"].startswith("tensorrt"):
-        print(f"build the engine with: dq-build --onnx {summary['engine']} --out {out_plan(summary['engine'])}")
-    exact = " --exact" if summary["integer_layers"] else ""
-    print(f"wrote {summary['engine']}; prove it with: dq-verify --ckpt ... --engine {summary['engine']}{exact}")
-
-
-def _print_floats(summary: dict[str, Any]) -> None:
-    """What stays float, one line a layer; a reason that many layers share gets one line."""
-    names_of: dict[str, list[str]] = {}
-    for name, reason in summary["float_layers"].items():
-        names_of.setdefault(reason, []).append(name)
-    for reason, names in names_of.items():
-        if len(names) > _MOST_LINES:
-            print(f"float: {len(names)} layers, {names[0]} to {names[-1]}: {reason}")
-        else:
-            print(*(f"float: {name}: {reason}" for name in names), sep="\n")
-    rows = summary["float_precision"]
-    for row in rows[:_MOST_LINES]:
-        print(f"{row['kept']}: {row['name']}: {row['why']} {row['largest']:.4g}")
-    if len(rows) > _MOST_LINES:
-        print(f"{len(rows) - _MOST_LINES} more operations are kept so; the manifest's float_precision lists them")
-
-
-def out_plan(engine: str) -> str:
-    """Name of the plan that is built from an ONNX file: unet.onnx -> unet.plan."""
-    return engine.removesuffix(".onnx") + ".plan"
+    show_export(summary, manifest)
 
 
 def main() -> None:

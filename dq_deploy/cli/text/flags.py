@@ -58,6 +58,7 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "workspace_mib": "--workspace-mib",
         "time_limit_s": "--time-limit",
         "log": "--log",
+        "keep_onnx": "--keep-onnx",
         "float_type": "--float-type",
         "conv": "--conv",
         "hash_check": "--hash-check/--no-hash-check",
