@@ -43,7 +43,7 @@ def builders_of(process: int) -> list[Path]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == process and b"build_worker" in (folder / "cmdline").read_bytes():
+            if parent == process and b"build.worker" in (folder / "cmdline").read_bytes():
                 found.append(folder)
         except OSError:
             continue
