@@ -17,7 +17,7 @@ from dq_deploy.record.model_config import channels_of, sample_shape
 if TYPE_CHECKING:
     import torch
 
-Denoise = Callable[[Mapping[str, Any]], Any]
+DenoiseFeeds = Callable[[Mapping[str, Any]], Any]
 """A denoiser as a function of its named inputs."""
 
 GIB = 1 << 30
@@ -152,7 +152,7 @@ def collect_trajectory(
     seed: int = 0,
     labels: Sequence[int] | None = None,
     conditions: Mapping[str, Array] | None = None,
-    denoise: Denoise | None = None,
+    denoise: DenoiseFeeds | None = None,
     memory_gib: float = 2.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Trajectory:
@@ -252,7 +252,7 @@ def random_trajectory(
 
 def _walk(
     module: torch.nn.Module,
-    denoise: Denoise,
+    denoise: DenoiseFeeds,
     scheduler: Any,
     noise: torch.Tensor,
     conditions: Mapping[str, torch.Tensor],
@@ -279,7 +279,7 @@ def _walk(
                 )
 
 
-def _first_non_finite(module: torch.nn.Module, denoise: Denoise, feeds: Mapping[str, torch.Tensor]) -> str:
+def _first_non_finite(module: torch.nn.Module, denoise: DenoiseFeeds, feeds: Mapping[str, torch.Tensor]) -> str:
     """Where it came from and what to do, in words."""
     import torch
 

@@ -103,7 +103,7 @@ def _shapes_exported(
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    class Call(torch.nn.Module):  # type: ignore[misc]
+    class Call(torch.nn.Module):
         def __init__(self, denoiser: Any) -> None:
             super().__init__()
             self.denoiser = denoiser
