@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.artifacts import is_utf8, with_files_beside
+from dq_deploy.engines.options import NativeOptions, OnnxRuntimeOptions, OpenVinoOptions, PlanOptions
 from dq_deploy.engines.tensorrt.library import RUNTIMES
 from dq_deploy.errors import FileProblemError, InputError, OptionError
 from dq_deploy.manifest.plan import is_plan, read_plan_manifest
 
 if TYPE_CHECKING:
     from dq_deploy.engines.base import Runner
-    from dq_deploy.manifest.values import PlanManifest
 
 GRAPH_TARGETS = RUNTIMES
 """Targets whose ONNX file is not what runs: a plan is built from it."""
@@ -63,112 +63,105 @@ def open_engine(
         MissingDependencyError: the engine's library is not installed; for a plan, no driver.
         OptionError: an engine that does not exist or does not run this file.
     """
-    if not isinstance(path, (str, os.PathLike)):
-        raise InputError(f"engine is a {type(path).__name__}, expected the path of an ONNX file, a plan or a record")
-    path = Path(path)
-    if path.is_dir():
-        raise FileProblemError(f"engine {path} is a folder, expected an ONNX file, a plan or a record")
-    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool)):
-        raise OptionError(f"threads is {threads!r}, expected a whole number from 1")
-    if engine is not None and engine not in ENGINES:
-        raise OptionError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
+    path = _checked_path(path)
+    _check_options(engine, threads)
+    optimized = None if optimized_model_path is None else Path(optimized_model_path)
     if path.suffix in RECORD_SUFFIXES:
-        given = _RecordOptions(
+        own = NativeOptions(
             threads=threads, isa=isa, device=device or "auto", finite_check=finite_check, hash_check=hash_check
         )
-        return _open_record(path, engine, given, optimized_model_path)
-    if device is not None:
-        raise OptionError(f"device is {device!r} for {path}, expected none: only the native engine can be told its own")
-    if isa is not None:
-        raise OptionError(f"isa is {isa!r} for {path}, expected none: only the native engine can be told its own")
+        return _open_record(path, engine, own, optimized)
+    for name, value in (("device", device), ("isa", isa)):
+        if value is not None:
+            raise OptionError(
+                f"{name} is {value!r} for {path}, expected none: only the native engine can be told its own"
+            )
     if engine == "native":
         raise OptionError(f"engine native runs records ({' or '.join(RECORD_SUFFIXES)}), not {path}; give the record")
     path = with_files_beside(path)
     if is_plan(path):
-        plan_manifest = read_plan_manifest(path, check_hash=hash_check)
-        return _open_plan(path, plan_manifest, engine, finite_check, optimized_model_path)
+        return _open_plan(path, engine, PlanOptions(finite_check=finite_check, hash_check=hash_check), optimized)
     if not is_utf8(path):
         raise FileProblemError(f"the name {path} is no UTF-8, which the engine's library cannot open; rename it")
     # onnx takes 50 MiB, which a plan and a record do without
     from dq_deploy.graph.onnx_file import read_manifest, read_manifest_if_any
 
     manifest = (read_manifest if require_manifest else read_manifest_if_any)(path, hash_check=hash_check)
-    name = engine or (manifest.target if manifest is not None else "onnxruntime")
-    optimized = None if optimized_model_path is None else Path(optimized_model_path)
-    if name == "onnxruntime":
-        from dq_deploy.engines.onnxruntime import OnnxRuntimeRunner
-
-        return OnnxRuntimeRunner(
-            path,
-            manifest,
-            threads=threads,
-            finite_check=finite_check,
-            optimized_model_path=optimized,
-            optimize=optimize and (manifest is None or manifest.target not in GRAPH_TARGETS),
-        )
-    if name == "openvino":
-        from dq_deploy.engines.openvino import OpenVinoRunner
-
-        return OpenVinoRunner(
-            path, manifest, threads=threads, finite_check=finite_check, optimized_model_path=optimized
-        )
-    raise OptionError(
-        f"{path} is an ONNX file for {name}, which runs plans: build one with dq-build `onnx` {path}, or give the "
-        "engine onnxruntime where its operators are known there"
+    graph = OnnxRuntimeOptions(
+        threads=threads, finite_check=finite_check, optimized_model_path=optimized, optimize=optimize
     )
+    return _open_graph(path, engine, manifest, graph)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _RecordOptions:
-    """How a record is opened; see `open_engine`."""
-
-    threads: int | None
-    isa: str | None
-    device: str
-    finite_check: bool
-    hash_check: bool
+def _checked_path(path: str | Path) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"engine is a {type(path).__name__}, expected the path of an ONNX file, a plan or a record")
+    path = Path(path)
+    if path.is_dir():
+        raise FileProblemError(f"engine {path} is a folder, expected an ONNX file, a plan or a record")
+    return path
 
 
-def _open_record(
-    path: Path, engine: str | None, given: _RecordOptions, optimized_model_path: str | Path | None
-) -> Runner:
+def _check_options(engine: str | None, threads: int | None) -> None:
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool)):
+        raise OptionError(f"threads is {threads!r}, expected a whole number from 1")
+    if engine is not None and engine not in ENGINES:
+        raise OptionError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
+
+
+def _open_record(path: Path, engine: str | None, options: NativeOptions, optimized: Path | None) -> Runner:
     from dq_deploy.native.devices import chosen_device
 
     if engine not in (None, "native"):
         raise OptionError(f"{path} is a record, which the engine native runs; export it first to run it on {engine}")
-    if optimized_model_path is not None:
+    if optimized is not None:
         raise OptionError(f"record {path} has no graph to write; the native engine runs it as it is")
-    # threads or an instruction set are asked of a CPU
-    device = "cpu" if given.device == "auto" and (given.isa or given.threads) else given.device
-    if chosen_device(device) == "cuda":
+    if chosen_device(options.wanted_device) == "cuda":
         from dq_deploy.native.cuda.runner import NativeCudaRunner
 
-        return NativeCudaRunner(path, finite_check=given.finite_check, hash_check=given.hash_check)
+        return NativeCudaRunner(path, finite_check=options.finite_check, hash_check=options.hash_check)
     from dq_deploy.native.runner import NativeRunner
 
     return NativeRunner(
         path,
-        threads=given.threads,
-        isa=given.isa,
-        finite_check=given.finite_check,
-        hash_check=given.hash_check,
+        threads=options.threads,
+        isa=options.isa,
+        finite_check=options.finite_check,
+        hash_check=options.hash_check,
     )
 
 
-def _open_plan(
-    path: Path,
-    manifest: PlanManifest,
-    engine: str | None,
-    finite_check: bool,
-    optimized_model_path: str | Path | None,
-) -> Runner:
+def _open_plan(path: Path, engine: str | None, options: PlanOptions, optimized: Path | None) -> Runner:
+    manifest = read_plan_manifest(path, check_hash=options.hash_check)
     from dq_deploy.engines.tensorrt.runner import TensorRtRunner
 
     if engine is not None and engine != manifest.runtime:
         raise OptionError(f"engine is {engine!r}, expected {manifest.runtime}, by which plan {path} was built")
-    if optimized_model_path is not None:
+    if optimized is not None:
         raise OptionError(f"plan {path} has no graph to write; dq-verify `engine` reads what its layers became")
-    return TensorRtRunner(path, manifest, finite_check=finite_check)
+    return TensorRtRunner(path, manifest, finite_check=options.finite_check)
+
+
+def _open_graph(path: Path, engine: str | None, manifest: EngineManifest | None, options: OnnxRuntimeOptions) -> Runner:
+    name = engine or (manifest.target if manifest is not None else "onnxruntime")
+    if name == "onnxruntime":
+        from dq_deploy.engines.onnxruntime import OnnxRuntimeRunner
+
+        as_it_stands = manifest is not None and manifest.target in GRAPH_TARGETS
+        return OnnxRuntimeRunner(path, manifest, replace(options, optimize=options.optimize and not as_it_stands))
+    if name == "openvino":
+        from dq_deploy.engines.openvino import OpenVinoRunner
+
+        own = OpenVinoOptions(
+            threads=options.threads,
+            finite_check=options.finite_check,
+            optimized_model_path=options.optimized_model_path,
+        )
+        return OpenVinoRunner(path, manifest, own)
+    raise OptionError(
+        f"{path} is an ONNX file for {name}, which runs plans: build one with dq-build `onnx` {path}, or give the "
+        "engine onnxruntime where its operators are known there"
+    )
 
 
 class _CallableModule(ModuleType):

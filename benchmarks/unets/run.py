@@ -191,8 +191,8 @@ def take_turns(
         for name, worker in running.items():
             time.sleep(0.05)  # the threads of the one before end their spinning
             answer = worker.time(batch=batch, warmup=2, runs=3, seconds=seconds, clock="host")
-            turns[name].append(tuple(answer["latency_ms"]))
-            peaks[name] = answer["peak_mib"]
+            turns[name].append(answer.latency_ms)
+            peaks[name] = answer.peak_mib
     series = {
         name: Series(rounds=tuple(turns[name]), peak_mib=peaks[name], load_ms=worker.load_ms)
         for name, worker in running.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from dq_deploy.bench.harness import BenchOptions, BenchReport, Latency, Round, benchmark
+from dq_deploy.bench.harness import BenchReport, Latency, Round, benchmark
+from dq_deploy.bench.options import BenchOptions
 
 __all__ = ["BenchOptions", "BenchReport", "Latency", "Round", "benchmark"]

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.engines.base import Runner, TensorSpec
+from dq_deploy.engines.capabilities import DeviceRuns
 from dq_deploy.errors import OptionError
 from dq_deploy.manifest.values import EngineManifest, PlanManifest
-
-if TYPE_CHECKING:
-    from dq_deploy.engines.tensorrt.runner import TensorRtRunner
 
 HOST = "host"
 CUDA_GRAPH = "cuda-graph"
@@ -96,8 +93,8 @@ def time_runs(
         raise OptionError(f"clock is {clock!r}, expected one of {', '.join(CLOCKS)}")
     if clock == HOST:
         run = _on_host(runner, feeds)
-    elif hasattr(runner, "run_device"):
-        run = _on_device(runner, feeds, cuda_graph=clock == CUDA_GRAPH)
+    elif runner.device_runs is not None:
+        run = _on_device(runner.device_runs, feeds, cuda_graph=clock == CUDA_GRAPH)
     else:
         raise OptionError(f"clock is {clock!r}, expected {HOST} for {runner.engine}, which runs on the CPU")
     return latencies_ms(run, warmup=warmup, runs=runs, seconds=seconds)
@@ -112,7 +109,7 @@ def _on_host(runner: Runner, feeds: Feeds) -> Callable[[], float]:
     return run
 
 
-def _on_device(runner: TensorRtRunner, feeds: Feeds, *, cuda_graph: bool) -> Callable[[], float]:
+def _on_device(runner: DeviceRuns, feeds: Feeds, *, cuda_graph: bool) -> Callable[[], float]:
     """Inputs are copied once; the events stand directly around the run."""
     placed = runner.place(feeds)
     start, end = runner.cuda.create_event(), runner.cuda.create_event()

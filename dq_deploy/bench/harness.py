@@ -16,7 +16,7 @@ from dq_deploy.bench.environment import describe_environment
 from dq_deploy.bench.native_baseline import native_facts, of_native_engine, worker_settings
 from dq_deploy.bench.options import BenchOptions
 from dq_deploy.bench.plan_baseline import check_batches, float_plan
-from dq_deploy.bench.worker import Worker, WorkerSettings, workers
+from dq_deploy.bench.worker import GpuMemory, Worker, WorkerSettings, workers
 from dq_deploy.errors import OptionError
 from dq_deploy.manifest.plan import is_plan
 from dq_deploy.manifest.values import EngineManifest, PlanManifest
@@ -122,7 +122,7 @@ class BenchReport:
     options: dict[str, Any] = field(default_factory=dict)
     clock: str = HOST
     timings: dict[str, Timing] | None = None
-    gpu_memory: dict[str, dict[str, Any]] | None = None
+    gpu_memory: dict[str, GpuMemory] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; the per-round ratios come once more as a list of their own, keys of a plan only for a plan."""
@@ -164,11 +164,11 @@ def _baseline_file(path: Path, manifest: EngineManifest, record: Record | None, 
 class _Series:
     """What one engine gave so far."""
 
-    latency_ms: list[list[float]] = field(default_factory=list)
+    latency_ms: list[Sequence[float]] = field(default_factory=list)
     load_ms: float = 0.0
     peak_mib: float = 0.0
     finite_check_ms: float = 0.0
-    gpu_memory: dict[str, Any] | None = None
+    gpu_memory: GpuMemory | None = None
 
 
 def _latency(series: _Series) -> Latency:
@@ -199,11 +199,11 @@ def _take_turns(
                     batch=batch, warmup=options.warmup, runs=options.runs, seconds=options.seconds, clock=clock
                 )
                 own = series[clock][name]
-                own.latency_ms.append(answer["latency_ms"])
-                own.peak_mib = answer["peak_mib"]
+                own.latency_ms.append(answer.latency_ms)
+                own.peak_mib = answer.peak_mib
                 own.load_ms = running[name].load_ms
-                own.finite_check_ms = answer["finite_check_ms"]
-                own.gpu_memory = answer.get("gpu_memory")
+                own.finite_check_ms = answer.finite_check_ms
+                own.gpu_memory = answer.gpu_memory
                 tick()
     return series
 
@@ -272,11 +272,11 @@ def benchmark(
     ) as runner:
         manifest, kind = runner.manifest, runner.engine
         assert manifest is not None  # required by default
-        if isinstance(manifest, PlanManifest):
+        if isinstance(manifest, PlanManifest) and runner.device_runs is not None:
             check_batches(manifest, options.batches, path)
-            environment["gpu"] = asdict(runner.cuda.facts())  # type: ignore[attr-defined]
-        if path.suffix in RECORD_SUFFIXES:
-            environment["native"] = native_facts(runner)
+            environment["gpu"] = asdict(runner.device_runs.cuda.facts())
+        if runner.layer_runs is not None:
+            environment["native"] = native_facts(runner.layer_runs)
     with _baseline_file(path, manifest, record, baseline) as float_path:
         files = {"engine": path} | ({} if float_path is None else {"baseline": float_path})
         settings = worker_settings(files, kind, options)

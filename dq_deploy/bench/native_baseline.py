@@ -14,6 +14,7 @@ from dq_deploy.record import load_record
 
 if TYPE_CHECKING:
     from dq_deploy.bench.options import BenchOptions
+    from dq_deploy.engines.capabilities import LayerRuns
     from dq_deploy.record import Record
 
 FLOAT_ENGINE = "onnxruntime"
@@ -31,18 +32,13 @@ def of_native_engine(path: Path, manifest: EngineManifest, record: Record | None
     return replace(manifest, target=FLOAT_ENGINE), record or load_record(path, hash_check=False)
 
 
-def native_facts(runner: Any) -> dict[str, Any]:
+def native_facts(runner: LayerRuns) -> dict[str, Any]:
     """How an opened native engine runs its record: in words, instruction set, threads, layer parts by kernel."""
     forms = [form for parts in runner.layer_forms().values() for form in parts]
     counts = Counter(f"{form.kernel}: {form.form}" for form in forms)
-    executor = runner.executor
-    context = getattr(executor, "context", None)  # a GPU has none
-    if context is None:
-        words, own = f"{executor.device}, {executor.dtype}", {"isa": None, "threads": None}
-    else:
-        words = f"instruction set {context.isa}, {context.threads} threads"
-        own = {"isa": context.isa, "threads": context.threads}
-    return {"runs_on": words, **own, "kernels": dict(counts.most_common())}
+    on = runner.runs_on
+    words = f"instruction set {on.isa}, {on.threads} threads" if on.isa else f"{on.device}, {on.float_type}"
+    return {"runs_on": words, "isa": on.isa, "threads": on.threads, "kernels": dict(counts.most_common())}
 
 
 def worker_settings(files: Mapping[str, Path], kind: str, options: BenchOptions) -> dict[str, WorkerSettings]:

@@ -1,28 +1,18 @@
-"""A method in a process of its own: its memory peak is its own, and its crash is one row, not the end.
-
-The process is given a `TrainingRequest` as its one argument and writes JSON lines on stdout: progress reports, then
-`{"done": {...}}` or `{"error": "...", "exit_code": 2}`.
-"""
+"""A method in a process of its own: its memory peak is its own, and its crash is one row, not the end."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import signal
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from dq_deploy.errors import DqError, explained
+from dq_deploy.errors import DqError
 from dq_deploy.methods import Progress
-from dq_deploy.processes import peak_mib
+from dq_deploy.processes import Handler, WorkerEndedError, WorkerError, WorkerProcess, command_of, peak_mib, serve
 
-COMMAND = (sys.executable, "-m", "dq_deploy.comparison.worker")
+COMMAND = command_of("dq_deploy.comparison.worker")
 GRACE_S = 5.0
 """How long a stopped process may take to end by itself."""
 
@@ -81,64 +71,17 @@ def train(request: TrainingRequest, on_progress: Callable[[Progress], None]) -> 
     Raises:
         TrainingError: the method's own message, or how the process ended.
     """
-    # a file, not a pipe: nobody reads it while the process runs
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            [*COMMAND, json.dumps(asdict(request))],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-        assert process.stdout is not None
+    with WorkerProcess(COMMAND, grace_s=GRACE_S) as process:
         try:
-            last = _followed(process.stdout, on_progress)
-            code = process.wait()
-        finally:
-            _end(process)
-            process.stdout.close()
-        if "done" in last:
-            return Trained(**last["done"])
-        if "error" in last:
-            raise TrainingError(str(last["error"]), int(last["exit_code"]))
-        log.seek(0)
-        raise TrainingError(_ending(code, log.read()), 1)
+            return process.ask(request, Trained, event=Progress, on_event=on_progress)
+        except WorkerError as error:
+            raise TrainingError(str(error), error.failure.exit_code) from error
+        except WorkerEndedError as error:
+            raise TrainingError(f"its process {error.ending.words}", 1) from error
 
 
-def _followed(lines: IO[str], on_progress: Callable[[Progress], None]) -> Mapping[str, Any]:
-    """The last line that is no progress report."""
-    last: Mapping[str, Any] = {}
-    for line in lines:
-        message = json.loads(line)
-        if "progress" in message:
-            on_progress(Progress(**message["progress"]))
-        else:
-            last = message
-    return last
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    if process.poll() is not None:
-        return
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(GRACE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _ending(code: int, log: str) -> str:
-    if code < 0:
-        name = signal.Signals(-code).name
-        hint = "; is there enough memory?" if name == "SIGKILL" else ""
-        return f"its process was ended by {name}{hint}"
-    lines = log.strip().splitlines()
-    return f"its process ended with code {code}" + (f": {lines[-1]}" if lines else "")
-
-
-def perform(request: TrainingRequest, tell: Callable[[dict[str, Any]], None]) -> Trained:
-    """Quantize and save in this process; `tell` gets the progress reports as JSON values."""
+def perform(request: TrainingRequest, tell: Callable[[Progress], None]) -> Trained:
+    """Quantize and save in this process; `tell` gets the progress reports."""
     from dq_deploy.calibration import read_source
     from dq_deploy.methods import options_for, quantize
     from dq_deploy.methods.training.resume import Spent, discard_state
@@ -157,7 +100,7 @@ def perform(request: TrainingRequest, tell: Callable[[dict[str, Any]], None]) ->
     spent = Spent(state)
 
     def report(progress: Progress) -> None:
-        tell({"progress": asdict(progress)})
+        tell(progress)
         spent.note(peak_mib() or 0.0)
 
     try:
@@ -177,30 +120,6 @@ def perform(request: TrainingRequest, tell: Callable[[dict[str, Any]], None]) ->
     return found
 
 
-def main() -> None:
-    """Entry of the process."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-
-    def tell(message: dict[str, Any]) -> None:
-        answers.write(json.dumps(message) + "\n")
-        answers.flush()
-
-    try:
-        tell({"done": asdict(perform(TrainingRequest(**json.loads(sys.argv[1])), tell))})
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    except BrokenPipeError:
-        raise SystemExit(141) from None
-    except DqError as error:
-        tell({"error": str(error), "exit_code": error.exit_code})
-    except Exception as error:
-        with contextlib.suppress(BrokenPipeError):
-            message, code = explained(error)
-            tell({"error": message, "exit_code": code})
-        raise
-
-
 if __name__ == "__main__":
-    main()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    serve(Handler(TrainingRequest, perform))

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from dq_deploy.engines.capabilities import DeviceRuns, LayerRuns
 from dq_deploy.engines.turns import Turns
 from dq_deploy.errors import DqError, InputError, NonFiniteError
 from dq_deploy.manifest.values import EngineManifest
@@ -58,6 +59,26 @@ class Runner(ABC):
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
         self._turns = Turns(self.engine, side_by_side=self.side_by_side)
+
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """Of the library that runs the engine."""
+
+    @property
+    def runtime_words(self) -> str:
+        """Name and version, for a report."""
+        return f"{self.engine} {self.version}"
+
+    @property
+    def layer_runs(self) -> LayerRuns | None:
+        """What runs layer by layer; None where the engine is one piece."""
+        return None
+
+    @property
+    def device_runs(self) -> DeviceRuns | None:
+        """What takes device memory; None where the engine runs on the CPU."""
+        return None
 
     @abstractmethod
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from dq_deploy.engines.base import Runner, TensorSpec, reason_of
 from dq_deploy.engines.first_layer import first_layer
+from dq_deploy.engines.options import OnnxRuntimeOptions
 from dq_deploy.errors import DqError, FileProblemError, InputError, MissingDependencyError, raise_if_out_of_memory
 from dq_deploy.manifest.values import EngineManifest
 from dq_deploy.numerics.arrays import Array
@@ -28,6 +29,8 @@ _DTYPES = {
     "tensor(bool)": "bool",
 }
 
+_DEFAULT = OnnxRuntimeOptions()
+
 
 class OnnxRuntimeRunner(Runner):
     """An ONNX file in an ONNX Runtime CPU session, with all graph optimizations or none."""
@@ -39,45 +42,38 @@ class OnnxRuntimeRunner(Runner):
         self,
         model: Path | bytes,
         manifest: EngineManifest | None,
-        *,
-        threads: int | None = None,
-        finite_check: bool = True,
-        optimized_model_path: Path | None = None,
-        optimize: bool = True,
+        options: OnnxRuntimeOptions = _DEFAULT,
     ) -> None:
         """Load the model.
 
         Args:
             model: ONNX file, or its bytes.
             manifest: the exporter's, or None.
-            threads: intra-op threads; None is ONNX Runtime's choice.
-            finite_check: refuse NaN and infinity.
-            optimized_model_path: where to write the optimized graph.
-            optimize: False runs each node as the file has it, for graphs that were written for another engine.
+            options: how it runs.
 
         Raises:
             MissingDependencyError: onnxruntime is not installed.
             FileProblemError: ONNX Runtime refuses the file.
         """
-        super().__init__(manifest, finite_check=finite_check)
+        super().__init__(manifest, finite_check=options.finite_check)
         try:
             import onnxruntime
         except ImportError as error:
             raise MissingDependencyError(
                 f"onnxruntime cannot be imported ({error}); install it: pip install onnxruntime"
             ) from error
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what it logs is in its exceptions, too
-        if not optimize:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        if optimized_model_path is not None:
-            options.optimized_model_filepath = str(optimized_model_path)
-        self._model, self._options, self._library = model, options, onnxruntime
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 4  # what it logs is in its exceptions, too
+        if not options.optimize:
+            settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if options.threads is not None:
+            settings.intra_op_num_threads = options.threads
+        if options.optimized_model_path is not None:
+            settings.optimized_model_filepath = str(options.optimized_model_path)
+        self._model, self._settings, self._library = model, settings, onnxruntime
         source = model if isinstance(model, bytes) else str(model)
         try:
-            self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no public base class
             raise_if_out_of_memory(error)
             name = "model" if isinstance(model, bytes) else str(model)
@@ -86,6 +82,11 @@ class OnnxRuntimeRunner(Runner):
         self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
         self._names = [spec.name for spec in self.outputs]
+
+    @property
+    def version(self) -> str:
+        """Of onnxruntime."""
+        return str(self._library.__version__)
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         try:
@@ -107,13 +108,13 @@ class OnnxRuntimeRunner(Runner):
 
             proto = onnx.load(str(path), load_external_data=False)
             proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-            options = self._library.SessionOptions()
-            options.log_severity_level = 4
-            options.graph_optimization_level = self._options.graph_optimization_level
-            options.intra_op_num_threads = self._options.intra_op_num_threads
-            options.add_session_config_entry(EXTERNAL_FOLDER, str(path.parent))
+            settings = self._library.SessionOptions()
+            settings.log_severity_level = 4
+            settings.graph_optimization_level = self._settings.graph_optimization_level
+            settings.intra_op_num_threads = self._settings.intra_op_num_threads
+            settings.add_session_config_entry(EXTERNAL_FOLDER, str(path.parent))
             session = self._library.InferenceSession(
-                proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                proto.SerializeToString(), settings, providers=["CPUExecutionProvider"]
             )
             return dict(zip(names, session.run(list(names), dict(feeds)), strict=True))
 

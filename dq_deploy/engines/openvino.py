@@ -14,6 +14,7 @@ import numpy as np
 from dq_deploy.artifacts import write_text_atomic
 from dq_deploy.engines.base import Runner, TensorSpec, reason_of
 from dq_deploy.engines.first_layer import first_layer
+from dq_deploy.engines.options import OpenVinoOptions
 from dq_deploy.errors import DqError, FileProblemError, InputError, MissingDependencyError, raise_if_out_of_memory
 from dq_deploy.manifest.values import EngineManifest
 from dq_deploy.numerics.arrays import Array
@@ -31,6 +32,8 @@ _DTYPES = {
     "boolean": "bool",
 }
 
+_DEFAULT = OpenVinoOptions()
+
 
 class OpenVinoRunner(Runner):
     """An ONNX file compiled for OpenVINO's CPU plugin, one stream.
@@ -44,25 +47,20 @@ class OpenVinoRunner(Runner):
         self,
         model: Path | bytes,
         manifest: EngineManifest | None,
-        *,
-        threads: int | None = None,
-        finite_check: bool = True,
-        optimized_model_path: Path | None = None,
+        options: OpenVinoOptions = _DEFAULT,
     ) -> None:
         """Compile the model.
 
         Args:
             model: ONNX file, or its bytes.
             manifest: the exporter's, or None.
-            threads: threads of one run; None is OpenVINO's choice.
-            finite_check: refuse NaN and infinity.
-            optimized_model_path: where to write what `runtime_graph` tells, as JSON.
+            options: how it runs; to `optimized_model_path` what `runtime_graph` tells is written, as JSON.
 
         Raises:
             MissingDependencyError: openvino is not installed.
             FileProblemError: OpenVINO refuses the file.
         """
-        super().__init__(manifest, finite_check=finite_check)
+        super().__init__(manifest, finite_check=options.finite_check)
         try:
             import openvino
         except ImportError as error:
@@ -75,8 +73,9 @@ class OpenVinoRunner(Runner):
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
         }
-        if threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = threads
+        if options.threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = options.threads
+        self._version = str(openvino.__version__)
         core = openvino.Core()
         self._model, self._core, self._settings = model, core, settings
         try:
@@ -99,9 +98,14 @@ class OpenVinoRunner(Runner):
         if len(outputs) != len(self._compiled.outputs):
             raise DqError(f"OpenVINO has {len(self._compiled.outputs)} outputs, expected {len(outputs)}: {outputs}")
         self.outputs = tuple(_spec(port, [name]) for port, name in zip(self._compiled.outputs, outputs, strict=True))
-        if optimized_model_path is not None:
+        if options.optimized_model_path is not None:
             self._settle_kernels()
-            write_text_atomic(optimized_model_path, json.dumps(self.runtime_graph(), indent=1) + "\n")
+            write_text_atomic(options.optimized_model_path, json.dumps(self.runtime_graph(), indent=1) + "\n")
+
+    @property
+    def version(self) -> str:
+        """Of openvino."""
+        return self._version
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         try:
@@ -169,7 +173,7 @@ def _text(info: Mapping[str, Any], key: str) -> str:
 
 
 def _dtype_name(element: Any) -> str:
-    name = element.get_type_name()
+    name = str(element.get_type_name())
     return _DTYPES.get(name, name)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from functools import partial
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dq_deploy.engines.base import Runner, TensorSpec, reason_of
+from dq_deploy.engines.capabilities import LayerForm, LayerRuns, LayerTrace, RecordMemory, RunsOn
 from dq_deploy.errors import InputError, MissingDependencyError
 from dq_deploy.manifest.values import EngineManifest, TensorEntry
 from dq_deploy.models import input_specs, output_specs
@@ -18,28 +20,6 @@ from dq_deploy.models.sizes import varying_axes
 from dq_deploy.native.trace.traced import traced_program
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Record, check_can_run, content_sha256, load_record
-
-if TYPE_CHECKING:
-    from dq_deploy.native.observe.layer_trace import LayerTrace
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerForm:
-    """How one part of an integer layer runs.
-
-    Attributes:
-        kernel: op and instruction set, or `reference`.
-        form: how weights are held and multiplied, in words.
-        reason: why no kernel takes it, or an empty string; the product is then an integer one in numpy.
-        memory_bits: of a weight in memory, 4 or 8.
-        pairs: products of two codes that are summed in int16 before they are widened; 0 where none are.
-    """
-
-    kernel: str
-    form: str
-    reason: str
-    memory_bits: int
-    pairs: int
 
 
 class RecordRunner(Runner):
@@ -77,6 +57,45 @@ class RecordRunner(Runner):
         self.record = record
         self.inputs = tuple(_spec(spec) for spec in inputs)
         self.outputs = tuple(_spec(spec) for spec in outputs)
+
+    @property
+    def layer_runs(self) -> LayerRuns:
+        """Itself."""
+        return self
+
+    @property
+    def version(self) -> str:
+        """Of this package, whose own kernels run."""
+        try:
+            return metadata.version("dq-deploy")
+        except metadata.PackageNotFoundError:
+            return "of unknown version"
+
+    @property
+    @abstractmethod
+    def runs_on(self) -> RunsOn:
+        """Device, instruction set, threads."""
+
+    @abstractmethod
+    def layer_forms(self) -> dict[str, tuple[LayerForm, ...]]:
+        """How each integer layer runs, part by part, by module path."""
+
+    @abstractmethod
+    def probe(
+        self, feeds: Mapping[str, Array], layers: Collection[str] | None = None
+    ) -> tuple[dict[str, Array], dict[str, LayerTrace]]:
+        """Run once and write down what integer layers saw and computed; see `LayerRuns.probe`."""
+
+    def memory(self) -> RecordMemory | None:
+        """Not known."""
+        return None
+
+    @property
+    def runtime_words(self) -> str:
+        """Engine, version, and instruction set and threads, or device and float type."""
+        on = self.runs_on
+        where = f"{on.device}, {on.float_type}" if on.isa is None else f"{on.isa}, {on.threads} threads"
+        return f"{super().runtime_words}, {where}"
 
 
 class NativeRunner(RecordRunner):
@@ -148,15 +167,7 @@ class NativeRunner(RecordRunner):
     def probe(
         self, feeds: Mapping[str, Array], layers: Collection[str] | None = None
     ) -> tuple[dict[str, Array], dict[str, LayerTrace]]:
-        """Run once and write down what integer layers saw and computed; see `layer_trace.LayerTrace`.
-
-        Args:
-            feeds: as of `run`.
-            layers: module paths of those to look at; None looks at all, which takes memory.
-
-        Raises:
-            InputError: as `run`.
-        """
+        """Run once and write down what integer layers saw and computed; see `LayerRuns.probe`."""
         from dq_deploy.native.observe.probing import probe
 
         with self.using():
@@ -175,6 +186,19 @@ class NativeRunner(RecordRunner):
                 LayerForm(kernel=kernel, form=own.form, reason=own.reason, memory_bits=bits, pairs=pairs)
             )
         return {name: tuple(parts) for name, parts in forms.items()}
+
+    @property
+    def runs_on(self) -> RunsOn:
+        """The CPU's instruction set, and threads."""
+        context = self.executor.context
+        return RunsOn(device="cpu", float_type="float32", isa=context.isa, threads=context.threads)
+
+    def memory(self) -> RecordMemory:
+        """Of packed weights, and of the values of a batch of 1."""
+        with self.using():
+            packed = sum(own.packed.nbytes for own in self.executor.constants.values() if own.packed is not None)
+            block = self.executor.plan(1).memory.block
+        return RecordMemory(packed_weights_mib=packed / 2**20, batch_1_mib=block.nbytes / 2**20)
 
     def _first_layer(self, feeds: Mapping[str, Array]) -> str:
         from dq_deploy.native.observe.probing import probe

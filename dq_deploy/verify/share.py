@@ -83,7 +83,8 @@ def _of_record(path: Path, device: str | None, hash_check: bool) -> Attestation:
     config = dict(load_record(path, hash_check=hash_check).model_config)
     macs = macs_of(None, config)  # loads torch, so that tracing needs no other process
     with open_engine(path, device=device, hash_check=False) as runner:  # checked above
-        forms = runner.layer_forms()  # type: ignore[attr-defined]
+        assert runner.layer_runs is not None
+        forms = runner.layer_runs.layer_forms()
     work = sum(count for name, count in macs.layers.items() if name in forms)
     return Attestation(
         integer_mac_share=work / macs.of_all,

@@ -66,7 +66,7 @@ def test_without_a_baseline_its_fields_are_empty(tiny_engine):
 def test_memory_is_the_engines_own_and_not_its_parents(tiny_engine):
     ballast = np.ones(400 * 2**20 // 8)  # resident in this process before the worker is forked
     with Worker(WorkerSettings(path=str(tiny_engine), threads=1)) as worker:
-        peak = worker.time(batch=1, warmup=1, runs=1, seconds=0.0)["peak_mib"]
+        peak = worker.time(batch=1, warmup=1, runs=1, seconds=0.0).peak_mib
     assert ballast.sum() == ballast.size
     assert 20 < peak < 350
 

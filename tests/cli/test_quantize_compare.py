@@ -33,7 +33,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """No process and no engine: those have their own tests."""
 
     def train(request: TrainingRequest, on_progress: Callable[[Progress], None]) -> Trained:
-        return perform(request, lambda message: on_progress(Progress(**message["progress"])))
+        return perform(request, on_progress)
 
     monkeypatch.setattr(module, "train", train)
     monkeypatch.setattr(module, "measured", measured)

@@ -18,6 +18,8 @@ from dq_deploy.methods import Progress, SharedOptions, options_for
 from dq_deploy.methods.options import json_of_options
 from dq_deploy.record import content_sha256
 
+LOSS = '{"error": {"kind": "GuaranteeError", "message": "loss is NaN", "exit_code": 3}}'
+
 OPTIONS = options_for(method="minmax", steps=2, samples=2)
 
 
@@ -47,7 +49,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 
 def test_an_interrupt_ends_the_process(script: Callable[[str], None], model_dir: Path, tmp_path: Path) -> None:
-    report = '{"progress": {"stage": "ranges", "done": 1, "total": 2}}'
+    report = '{"event": {"stage": "ranges", "done": 1, "total": 2}}'
     script(f"import time; print({report!r}, flush=True); time.sleep(60)")
     children: list[psutil.Process] = []
 
@@ -66,7 +68,7 @@ def test_an_interrupt_ends_the_process(script: Callable[[str], None], model_dir:
     [
         ("import os; os.kill(os.getpid(), 9)", "ended by SIGKILL; is there enough memory", 1),
         ("raise MemoryError('no room')", "code 1: MemoryError: no room", 1),
-        ("""print('{"error": "loss is NaN", "exit_code": 3}')""", "^loss is NaN$", 3),
+        (f"print({LOSS!r})", "^loss is NaN$", 3),
     ],
 )
 def test_a_failure_is_the_processs_last_word(
@@ -85,8 +87,8 @@ def test_a_stopped_run_is_continued_and_says_so(model_dir: Path, tmp_path: Path)
         model=str(model_dir), options=json_of_options(options), out=str(tmp_path / "a.pt"), state=str(state)
     )
 
-    def stop(message: dict) -> None:
-        if message["progress"]["stage"] == "distill" and message["progress"]["done"] > 2:
+    def stop(report: Progress) -> None:
+        if report.stage == "distill" and report.done > 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

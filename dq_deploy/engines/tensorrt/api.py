@@ -335,11 +335,28 @@ class CudaEngine(Protocol):
     def get_engine_stat(self, stat: EnumValue) -> int:
         """A number of `EngineStat`."""
 
-    def create_execution_context(self, strategy: EnumValue) -> ExecutionContext | None:
+    def create_execution_context(self, strategy: EnumValue | RtxRuntimeConfig) -> ExecutionContext | None:
         """A context; None where memory is short."""
 
     def create_engine_inspector(self) -> EngineInspector:
         """What the engine is made of."""
+
+
+class RtxRuntimeConfig(Protocol):
+    """How TensorRT-RTX makes a context."""
+
+    dynamic_shapes_kernel_specialization_strategy: Any
+    cuda_graph_strategy: Any
+
+    def set_execution_context_allocation_strategy(self, strategy: EnumValue) -> None:
+        """Who gives the activation memory."""
+
+
+class RtxCudaEngine(CudaEngine, Protocol):
+    """What TensorRT-RTX's `ICudaEngine` has on top."""
+
+    def create_runtime_config(self) -> RtxRuntimeConfig:
+        """A configuration to change and give to `create_execution_context`."""
 
 
 class Runtime(Protocol):
@@ -393,3 +410,7 @@ class RtxLibrary(Library, Protocol):
 
     ComputeCapability: Any
     """Enumeration with one member for each architecture: `SM80`."""
+    DynamicShapesKernelSpecializationStrategy: Any
+    """When kernels of free shapes are compiled: `EAGER` is before the first run."""
+    CudaGraphStrategy: Any
+    """Whether the library captures CUDA graphs itself: `DISABLED`."""

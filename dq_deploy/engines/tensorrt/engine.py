@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dq_deploy.engines.base import TensorSpec
+from dq_deploy.engines.capabilities import PlanMemory
 from dq_deploy.engines.cuda.arrays import dtype_of
 from dq_deploy.engines.cuda.interface import DeviceMemoryError, SharedWorkspace
 from dq_deploy.engines.tensorrt.library import tensorrt_library
@@ -24,7 +24,14 @@ from dq_deploy.manifest.values import PlanManifest
 
 if TYPE_CHECKING:
     from dq_deploy.engines.cuda.interface import CudaBackend, CudaStream
-    from dq_deploy.engines.tensorrt.api import CudaEngine, ExecutionContext, Library
+    from dq_deploy.engines.tensorrt.api import (
+        CudaEngine,
+        ExecutionContext,
+        Library,
+        RtxCudaEngine,
+        RtxLibrary,
+        RtxRuntimeConfig,
+    )
 
 _DTYPES = {
     "FLOAT": "float32",
@@ -37,21 +44,6 @@ _DTYPES = {
     "BOOL": "bool",
 }
 KEPT_MESSAGES = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanMemory:
-    """GPU memory of one plan in MiB, as the engine says.
-
-    Attributes:
-        weights_mib: its weights.
-        activations_mib: what one run needs besides: activations and scratch memory of its kernels together.
-        workspace_limit_mib: what the builder was allowed for scratch memory, or None where it was not limited.
-    """
-
-    weights_mib: float
-    activations_mib: float
-    workspace_limit_mib: float | None
 
 
 def reason_of(messages: Sequence[str], default: str) -> str:
@@ -84,7 +76,7 @@ def error_of(messages: Sequence[str], what: str, plan: Path) -> DqError:
 class PlanContext:
     """One execution context of a plan: shapes, addresses, and activation memory that it does not own."""
 
-    def __init__(self, engine: PlanEngine, context: ExecutionContext, config: Any = None) -> None:
+    def __init__(self, engine: PlanEngine, context: ExecutionContext, config: RtxRuntimeConfig | None = None) -> None:
         """Wrap one.
 
         Args:
@@ -223,6 +215,11 @@ class PlanEngine:
         self.take_messages()
 
     @property
+    def version(self) -> str:
+        """Of the library."""
+        return self._library.__version__
+
+    @property
     def activation_bytes(self) -> int:
         """Bytes of activation memory that one context needs."""
         return int(self._engine.device_memory_size_v2)
@@ -243,15 +240,18 @@ class PlanEngine:
         Raises:
             DeviceMemoryError: not enough memory.
         """
-        strategy: Any = self._library.ExecutionContextAllocationStrategy.USER_MANAGED
-        config: Any = None
-        specialization = getattr(self._library, "DynamicShapesKernelSpecializationStrategy", None)
-        if specialization is not None:  # TensorRT-RTX compiles kernels when shapes are known: before the first run
-            config = self._engine.create_runtime_config()  # type: ignore[attr-defined] # TensorRT-RTX only
+        strategy = self._library.ExecutionContextAllocationStrategy.USER_MANAGED
+        config: RtxRuntimeConfig | None = None
+        if hasattr(self._library, "DynamicShapesKernelSpecializationStrategy"):
+            # TensorRT-RTX compiles kernels when shapes are known: before the first run
+            library, engine = cast("RtxLibrary", self._library), cast("RtxCudaEngine", self._engine)
+            config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
-            config.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER
-            config.cuda_graph_strategy = self._library.CudaGraphStrategy.DISABLED  # type: ignore[attr-defined]
-            context = self._engine.create_execution_context(config)
+            config.dynamic_shapes_kernel_specialization_strategy = (
+                library.DynamicShapesKernelSpecializationStrategy.EAGER
+            )
+            config.cuda_graph_strategy = library.CudaGraphStrategy.DISABLED
+            context = engine.create_execution_context(config)
         else:
             context = self._engine.create_execution_context(strategy)
         if context is None:
@@ -297,7 +297,9 @@ def _logger(library: Library, messages: list[str]) -> Any:
     severities = library.ILogger.Severity
     serious = (severities.INTERNAL_ERROR, severities.ERROR)
 
-    class Log(library.ILogger):  # type: ignore[misc, name-defined]
+    base: Any = library.ILogger
+
+    class Log(base):
         def __init__(self) -> None:
             library.ILogger.__init__(self)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dq_deploy.engines.base import Runner, TensorSpec
+from dq_deploy.engines.capabilities import DeviceRuns, PlanMemory
 from dq_deploy.engines.cuda.arrays import DeviceArray, device_array_of, nbytes_of
 from dq_deploy.engines.cuda.backends import open_cuda
 from dq_deploy.engines.cuda.interface import (
@@ -21,7 +22,7 @@ from dq_deploy.engines.cuda.interface import (
     PinnedBuffer,
     SharedWorkspace,
 )
-from dq_deploy.engines.tensorrt.engine import PlanContext, PlanEngine, PlanMemory, check_library
+from dq_deploy.engines.tensorrt.engine import PlanContext, PlanEngine, check_library
 from dq_deploy.engines.tensorrt.plan.checks import largest_batch, profile_for
 from dq_deploy.errors import DqError, InputError
 from dq_deploy.manifest.values import PlanManifest
@@ -113,6 +114,16 @@ class TensorRtRunner(Runner):
     def largest_batch(self) -> int:
         """The largest batch the plan was built for."""
         return largest_batch(self.profiles)
+
+    @property
+    def version(self) -> str:
+        """Of TensorRT or TensorRT-RTX."""
+        return self._plan.version
+
+    @property
+    def device_runs(self) -> DeviceRuns:
+        """Itself."""
+        return self
 
     def memory(self) -> PlanMemory:
         """GPU memory of the plan, as the engine says."""

@@ -11,7 +11,8 @@ from dq_deploy.numerics.arrays import Array
 
 
 def _silu(x: Array) -> Array:
-    return (x / (1 + np.exp(-x))).astype(x.dtype)
+    y: Array = (x / (1 + np.exp(-x))).astype(x.dtype)
+    return y
 
 
 def _pad(x: Array, widths: list[int], value: float = 0.0) -> Array:

@@ -51,7 +51,7 @@ def output(own: LayerConstants, op: Op, reads: Mapping[str, Array], step: Array)
     total = accumulators(own, op, reads["codes"], step)
     weight_scale = part.weight_scale[table_at(part.group_of_step, step)]
     factor = (table_at(part.scale, step)[:, None] * weight_scale).astype(np.float32)
-    y = (total.astype(np.float32) * factor[:, None, :]).astype(np.float32)
+    y: Array = (total.astype(np.float32) * factor[:, None, :]).astype(np.float32)
     like = op.writes["y"].sizes
     if own.layer.kind == "conv2d":
         y = y.reshape(like[0], like[2], like[3], like[1]).transpose(0, 3, 1, 2)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from dq_deploy.engines.capabilities import LayerTrace
 from dq_deploy.native.cuda.executor import CudaExecutor, Prepared
 from dq_deploy.native.observe.layer_trace import (
-    LayerTrace,
     ObservedProduct,
     codes_key,
     is_wanted,

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from dq_deploy.engines.capabilities import LayerForm, LayerTrace, RunsOn
 from dq_deploy.errors import InputError, OptionError
 from dq_deploy.models.sizes import sized
-from dq_deploy.native.runner import LayerForm, RecordRunner
+from dq_deploy.native.runner import RecordRunner
 from dq_deploy.native.trace.traced import traced_program
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Record
-
-if TYPE_CHECKING:
-    from dq_deploy.native.observe.layer_trace import LayerTrace
 
 FLOAT_TYPES = ("float16", "bfloat16", "float32")
 
@@ -90,6 +87,11 @@ class NativeCudaRunner(RecordRunner):
                 LayerForm(kernel=f"{kind} triton", form=form, reason="", memory_bits=held, pairs=0)
             )
         return {name: tuple(parts) for name, parts in forms.items()}
+
+    @property
+    def runs_on(self) -> RunsOn:
+        """The GPU, and the float type of images."""
+        return RunsOn(device=str(self.executor.device), float_type=self.executor.dtype)
 
     def _free(self) -> None:
         self.executor.close()

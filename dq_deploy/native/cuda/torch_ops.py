@@ -6,12 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from dq_deploy.errors import DqError
 from dq_deploy.native.program.program import Op, View
-
-Tensor = torch.Tensor
 
 ELEMENTWISE: dict[str, Callable[[Tensor, Any, float], Tensor]] = {
     "copy": lambda a, b, s: a,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.fx import Node
 
 from dq_deploy.errors import ModelError
 from dq_deploy.native.lower import fusion
@@ -13,7 +14,7 @@ from dq_deploy.native.program.program import View
 from dq_deploy.native.program.views import broadcast, channels_last_strides
 
 aten = torch.ops.aten
-Node = torch.fx.Node
+
 
 _SHAPING = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking")
 """Arguments of torch that say how the result is held, which the program says too."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.fx import Node
 
 from dq_deploy.errors import ModelError
 from dq_deploy.native.program import views
@@ -16,7 +17,7 @@ from dq_deploy.native.trace.geometry import Geometry
 from dq_deploy.numerics.geometry import NO_PADDING, Padding
 
 aten = torch.ops.aten
-Node = torch.fx.Node
+
 
 MAX_OUTS = {aten.native_group_norm.default: 3, aten.native_layer_norm.default: 3, aten.gelu.default: 1}
 """Code outputs of each fused op."""

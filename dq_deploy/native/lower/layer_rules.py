@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.fx import Node
 
 from dq_deploy.errors import ModelError
 from dq_deploy.native.lower import fusion
@@ -15,7 +16,7 @@ from dq_deploy.native.program.program import View
 from dq_deploy.native.trace.geometry import Geometry
 
 aten = torch.ops.aten
-Node = torch.fx.Node
+
 
 CODE_PITCH = 16
 """Codes of a pixel fill a multiple of this many bytes, the widest load of a GPU."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.fx import Node
 
 from dq_deploy.errors import ModelError
 from dq_deploy.native.lower import float_rules, fusion
@@ -25,7 +26,7 @@ from dq_deploy.native.program.program import Program, without_unused_buffers
 from dq_deploy.native.trace.geometry import Geometry
 
 aten = torch.ops.aten
-Node = torch.fx.Node
+
 Rule = Callable[[Values, Node], None]
 
 _SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int)

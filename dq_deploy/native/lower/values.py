@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.fx import Node
 
 from dq_deploy.errors import ModelError
 from dq_deploy.native.lower import fusion
@@ -15,7 +16,7 @@ from dq_deploy.native.program import views
 from dq_deploy.native.program.program import Buffer, Op, View
 
 aten = torch.ops.aten
-Node = torch.fx.Node
+
 
 DTYPES = ("float32", "float16", "float64", "int64", "int32", "uint8", "bool")
 """Of values; kernels take float32 alone, the others are the host's."""

@@ -8,29 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from dq_deploy.engines.capabilities import LayerTrace
 from dq_deploy.native.program.program import Op, Program, View
 from dq_deploy.numerics import table_at
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Layer, Record
 
 PRODUCTS = ("int_linear", "int_conv2d")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerTrace:
-    """One integer layer in one step; axes are the layer's own, [B, C, H, W] or [B, rows, C].
-
-    Attributes:
-        inputs: of each part, float32, with the zeros the denoiser puts around an image.
-        codes: of each part, centred, int32.
-        accumulators: of each part, canonical, int32.
-        output: float32, before the row and the residual that the same kernel adds.
-    """
-
-    inputs: tuple[Array, ...]
-    codes: tuple[Array, ...]
-    accumulators: tuple[Array, ...]
-    output: Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +99,14 @@ def _without_bias(layer: Layer, index: int, product: ObservedProduct, step: Arra
     part = layer.parts[index]
     weight_scale = part.weight_scale[table_at(part.group_of_step, step)]
     factor = (table_at(part.scale, step)[:, None] * weight_scale).astype(np.float32)
-    return (product.accumulators.astype(np.float32) * factor[:, None, :]).astype(np.float32)
+    term: Array = (product.accumulators.astype(np.float32) * factor[:, None, :]).astype(np.float32)
+    return term
 
 
 def _centred(layer: Layer, index: int, codes: Array, step: Array) -> Array:
     zero = (table_at(layer.parts[index].zero_point, step) - layer.q_min).reshape(-1, 1, 1)
-    return (codes.astype(np.int32) - zero).astype(np.int32)
+    centred: Array = (codes.astype(np.int32) - zero).astype(np.int32)
+    return centred
 
 
 def _as_input(values: Array, op: Op, fill: float) -> Array:

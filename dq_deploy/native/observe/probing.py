@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from dq_deploy.engines.capabilities import LayerTrace
 from dq_deploy.native.cpu import reference_product
 from dq_deploy.native.cpu.executor import CpuExecutor, Plan, outputs_of
 from dq_deploy.native.observe.layer_trace import (
-    LayerTrace,
     ObservedProduct,
     codes_key,
     is_wanted,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from dq_deploy.numerics.geometry import Window
 from dq_deploy.record import Layer, Part, Record
@@ -29,10 +27,6 @@ class Geometry:
     parts: tuple[int, ...]
     quantizers: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
-
 
 def geometry_of(layer: Layer) -> Geometry:
     """Shape of a record's layer."""
@@ -48,17 +42,6 @@ def geometry_of(layer: Layer) -> Geometry:
 def geometries(record: Record) -> dict[str, Geometry]:
     """Shapes of all integer layers by module path."""
     return {name: geometry_of(layer) for name, layer in record.layers.items()}
-
-
-def from_json(value: dict[str, Any]) -> Geometry:
-    """The inverse of `Geometry.to_json`."""
-    window = None if value["window"] is None else Window(**_tuples(value["window"]))
-    return Geometry(**_tuples(value) | {"window": window})
-
-
-def _tuples(value: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no tuples."""
-    return {key: tuple(entry) if isinstance(entry, list) else entry for key, entry in value.items()}
 
 
 def _quantizer_hash(layer: Layer, part: Part) -> str:

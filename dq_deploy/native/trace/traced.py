@@ -5,19 +5,52 @@ A process that serves an engine then never loads torch: it stays small and start
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from dq_deploy.errors import DqError, ModelError
 from dq_deploy.models.sizes import EXAMPLE_SIZES
 from dq_deploy.native.program import program as programs
-from dq_deploy.native.trace.geometry import Geometry, from_json, geometries
+from dq_deploy.native.trace.geometry import Geometry, geometries
+from dq_deploy.processes import (
+    Handler,
+    Tell,
+    WorkerEndedError,
+    WorkerError,
+    WorkerProcess,
+    WorkerTimeoutError,
+    command_of,
+    serve,
+)
 from dq_deploy.record import Record
 
 TRACE_SECONDS = 600
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceRequest:
+    """What the tracing process traces.
+
+    Attributes:
+        family: denoiser family.
+        config: its diffusers configuration.
+        layers: quantized layers by module path.
+        sizes: of the axes that vary besides the batch, by name.
+    """
+
+    family: str
+    config: dict[str, Any]
+    layers: dict[str, Geometry]
+    sizes: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traced:
+    """The joined program, as `programs.dumps` writes it."""
+
+    program: str
 
 
 def traced_program(record: Record, sizes: Mapping[str, int] = EXAMPLE_SIZES) -> dict[str, Any]:
@@ -34,35 +67,30 @@ def traced_program(record: Record, sizes: Mapping[str, int] = EXAMPLE_SIZES) -> 
     layers = geometries(record)
     if "torch" in sys.modules:
         return joined_program(record.family, record.model_config, layers, sizes)
-    request = {
-        "family": record.family,
-        "config": dict(record.model_config),
-        "sizes": dict(sizes),
-        "layers": {name: layer.to_json() for name, layer in layers.items()},
-    }
+    request = TraceRequest(family=record.family, config=dict(record.model_config), layers=layers, sizes=dict(sizes))
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "dq_deploy.native.trace.traced"],
-            input=json.dumps(request),
-            capture_output=True,
-            text=True,
-            timeout=TRACE_SECONDS,
-            check=False,
-        )
+        process = WorkerProcess(command_of(__name__))
     except OSError as error:
         raise DqError(
             f"the process that traces the record's denoiser cannot start: {error.strerror}; is there enough memory?"
         ) from error
-    except subprocess.TimeoutExpired as error:
-        raise DqError(
-            f"tracing took more than {TRACE_SECONDS} s, expected seconds; is the machine swapping?"
-        ) from error
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]
-        if last.startswith("error: "):
-            raise ModelError(last.removeprefix("error: "))
-        raise DqError(f"the process that traces the record's denoiser failed: {last:.200}; is there enough memory?")
-    return programs.loads(done.stdout)
+    with process:
+        try:
+            return programs.loads(process.ask(request, Traced, time_limit_s=TRACE_SECONDS).program)
+        except WorkerTimeoutError as error:
+            raise DqError(
+                f"tracing took more than {TRACE_SECONDS} s, expected seconds; is the machine swapping?"
+            ) from error
+        except WorkerError as error:
+            if error.failure.own_error is not None:
+                raise ModelError(str(error)) from error
+            raise DqError(_failed(str(error))) from error
+        except WorkerEndedError as error:
+            raise DqError(_failed(error.ending.last_words)) from error
+
+
+def _failed(words: str) -> str:
+    return f"the process that traces the record's denoiser failed: {words:.200}; is there enough memory?"
 
 
 def joined_program(
@@ -75,26 +103,20 @@ def joined_program(
 
     names = [spec.name for spec in input_specs(config)]
     output = output_specs(config)[0].name
-    found = []
-    for batch in programs.TRACED_BATCHES:
+
+    def of_batch(batch: int) -> dict[str, Any]:
         graph, keys = trace(family, config, layers, batch, sizes)
-        found.append(programs.to_json(Lowering(graph, keys, layers).program(names, output)))
-    joined: dict[str, Any] = programs.join_batches(*found)
+        return programs.to_json(Lowering(graph, keys, layers).program(names, output))
+
+    first, second = (of_batch(batch) for batch in programs.TRACED_BATCHES)
+    joined: dict[str, Any] = programs.join_batches(first, second)
     return joined
 
 
-def main() -> None:
-    """Entry of the tracing process: a request on stdin, the program on stdout."""
-    request = json.load(sys.stdin)
-    layers = {name: from_json(value) for name, value in request["layers"].items()}
-    try:
-        print(programs.dumps(joined_program(request["family"], request["config"], layers, request["sizes"])))
-    except DqError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+def _trace(request: TraceRequest, _tell: Tell) -> Traced:
+    joined = joined_program(request.family, request.config, request.layers, request.sizes)
+    return Traced(program=programs.dumps(joined))
 
 
 if __name__ == "__main__":
-    main()
+    serve(Handler(TraceRequest, _trace))

@@ -31,8 +31,8 @@ from dq_deploy.verify.onnx.probe import PROBE_ELEMENTS, extreme_inputs
 from dq_deploy.verify.output.kept_tensors import KeptTensors
 
 if TYPE_CHECKING:
+    from dq_deploy.engines.capabilities import LayerTrace
     from dq_deploy.native.cuda.runner import NativeCudaRunner
-    from dq_deploy.native.observe.layer_trace import LayerTrace
 
     AnyNative = NativeRunner | NativeCudaRunner
 

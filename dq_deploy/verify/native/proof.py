@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dq_deploy.engines.base import Runner
+from dq_deploy.engines.capabilities import LayerForm
 from dq_deploy.errors import DqError, InputError, MissingDependencyError
 from dq_deploy.manifest.values import EngineManifest, ManifestLayer
 from dq_deploy.models import Macs, build_denoiser, macs_of, quantizable_layers
 from dq_deploy.native.program.layer_constants import kernel_weights
-from dq_deploy.native.runner import LayerForm, NativeRunner
+from dq_deploy.native.runner import NativeRunner
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.open_engine import open_engine
 from dq_deploy.record import Layer, Record, content_sha256

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dq_deploy import numerics
+from dq_deploy.engines.options import OpenVinoOptions
 from dq_deploy.graph.pass_contract import run_passes
 from dq_deploy.graph.passes.cleanup import RemoveUnused
 from dq_deploy.graph.passes.openvino_layers import OpenVinoLayers, decline_reason, exact_summands
@@ -25,6 +26,9 @@ pytest.importorskip("openvino", reason="openvino is not installed: pip install '
 
 ROOT = Path(__file__).parents[3]
 TIMESTEPS = np.array([0.0, 50.0, 149.99, 150.0, 210.0], np.float32)
+
+
+PLAIN = OpenVinoOptions(threads=1, finite_check=False)
 
 
 def shift_of(layer, part, z, holds, like):
@@ -57,14 +61,14 @@ def check(layer, x, timestep=TIMESTEPS, steps=3):
     entry = layers.entries[0]
     assert entry.integer, entry.reason
     feeds = {"x": x, "timestep": timestep}
-    with OpenVinoRunner(proto.SerializeToString(), None, threads=1, finite_check=False) as runner:
+    with OpenVinoRunner(proto.SerializeToString(), None, PLAIN) as runner:
         hidden = runner.run(feeds)[runner.outputs[0].name]
         kernels = products(runner)
     for part in entry.parts:
         for name in (part.codes, part.accumulator):
             if name not in [o.name for o in proto.graph.output]:
                 proto.graph.output.add().name = name
-    with OpenVinoRunner(proto.SerializeToString(), None, threads=1, finite_check=False) as runner:
+    with OpenVinoRunner(proto.SerializeToString(), None, PLAIN) as runner:
         shown = runner.run(feeds)
         others = products(runner)
         assert shown[runner.outputs[0].name].tobytes() == hidden.tobytes()

@@ -7,8 +7,6 @@ from typing import Any
 
 from dq_deploy.cli.frame import console
 
-MIB = 2**20
-
 
 def summary_of_native(path: Path, *, hash_check: bool = True) -> dict[str, Any]:
     """Instruction set, kernels and memory as JSON values; the record is opened, which traces its denoiser.
@@ -19,18 +17,17 @@ def summary_of_native(path: Path, *, hash_check: bool = True) -> dict[str, Any]:
         ModelError: an operation the native engine does not know.
     """
     from dq_deploy.bench.native_baseline import native_facts
-    from dq_deploy.native.runner import NativeRunner
     from dq_deploy.open_engine import open_engine
 
     with open_engine(path, engine="native", device="cpu", hash_check=hash_check) as runner:
-        assert isinstance(runner, NativeRunner)
-        constants = runner.executor.constants.values()
-        packed = sum(own.packed.nbytes for own in constants if own.packed is not None)
-        forms = runner.layer_forms()
+        layers = runner.layer_runs
+        assert layers is not None
+        memory, forms = layers.memory(), layers.layer_forms()
+        assert memory is not None
         return {
-            **native_facts(runner),
-            "packed_weights_mib": packed / MIB,
-            "batch_1_memory_mib": runner.executor.plan(1).memory.block.nbytes / MIB,
+            **native_facts(layers),
+            "packed_weights_mib": memory.packed_weights_mib,
+            "batch_1_memory_mib": memory.batch_1_mib,
             "in_numpy": {name: p.reason for name, parts in forms.items() for p in parts if p.reason},
         }
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from dq_deploy.artifacts import atomic_path, check_writable, file_for_several, sha256_of_file
-from dq_deploy.engines.tensorrt.build.process import BuildProcess, BuildProgress
-from dq_deploy.engines.tensorrt.build.worker import BuildRequest
+from dq_deploy.engines.tensorrt.build.messages import BuildProgress, BuildRequest, Built
+from dq_deploy.engines.tensorrt.build.process import build_in_a_process
 from dq_deploy.engines.tensorrt.build.intake import check_onnx, external_data_of
 from dq_deploy.manifest.plan import plan_manifest_of
 from dq_deploy.engines.tensorrt.build.shapes import Profile, profile_from_texts
@@ -175,17 +175,18 @@ def build_plan(
             runtime=runtime,
             onnx=str(onnx_path),
             plan=str(temporary),
-            compute_capabilities=list(options.compute_capabilities),
+            compute_capabilities=options.compute_capabilities,
             profile={name: sizes.to_json() for name, sizes in profile.items()},
             timing_cache=None if options.timing_cache is None else str(options.timing_cache),
             workspace_mib=options.workspace_mib,
-            parent=os.getpid(),
         )
         started = time.monotonic()
-        process = BuildProcess(request, manifest, time_limit_s=options.time_limit_s, log=options.log, progress=progress)
-        done = process.run()
-        done |= {"seconds": round(time.monotonic() - started, 3), "text_bytes": text_bytes(temporary)}
-        plan_manifest = plan_manifest_of(manifest, _facts(request, profile, done, options))
+        built = build_in_a_process(
+            request, manifest, time_limit_s=options.time_limit_s, log=options.log, progress=progress
+        )
+        seconds = round(time.monotonic() - started, 3)
+        facts = _facts(request, profile, built, options, seconds=seconds, text=text_bytes(temporary))
+        plan_manifest = plan_manifest_of(manifest, facts)
         if inspect is not None:
             plan_manifest = inspect(temporary, plan_manifest)
     return plan_manifest
@@ -209,7 +210,9 @@ def text_bytes(plan: Path) -> int:
     return found
 
 
-def _facts(request: BuildRequest, profile: Profile, done: Mapping[str, Any], options: BuildOptions) -> PlanFacts:
+def _facts(
+    request: BuildRequest, profile: Profile, built: Built, options: BuildOptions, *, seconds: float, text: int
+) -> PlanFacts:
     """What the build adds to the ONNX file's manifest."""
     onnx_path = Path(request.onnx)
     portable = request.runtime == "tensorrt-rtx" and not options.compute_capabilities
@@ -217,21 +220,21 @@ def _facts(request: BuildRequest, profile: Profile, done: Mapping[str, Any], opt
         onnx=onnx_path.name,
         onnx_sha256=sha256_of_file(onnx_path),
         onnx_data_sha256={path.name: sha256_of_file(path) for path in external_data_of(onnx_path)},
-        plan_sha256=done["plan_sha256"],
+        plan_sha256=built.plan_sha256,
         runtime=request.runtime,
-        runtime_version=done["runtime_version"],
-        compute_capabilities=tuple(PORTABLE if portable else done["compute_capabilities"]),
+        runtime_version=built.runtime_version,
+        compute_capabilities=PORTABLE if portable else built.compute_capabilities,
         portable=portable,
         profiles=(profile,),
         build=BuildFacts(
-            seconds=done["seconds"],
-            parse_seconds=done["parse_seconds"],
-            build_seconds=done["build_seconds"],
-            peak_mib=done["peak_mib"],
+            seconds=seconds,
+            parse_seconds=built.parse_seconds,
+            build_seconds=built.build_seconds,
+            peak_mib=built.peak_mib,
             workspace_mib=options.workspace_mib,
             timing_cache=None if options.timing_cache is None else options.timing_cache.name,
-            network_layers=done["network_layers"],
-            plan_bytes=done["plan_bytes"],
-            text_bytes=done["text_bytes"],
+            network_layers=built.network_layers,
+            plan_bytes=built.plan_bytes,
+            text_bytes=text,
         ),
     )

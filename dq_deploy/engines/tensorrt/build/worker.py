@@ -1,35 +1,23 @@
-"""Builds one plan in a process of its own: a builder that crashes or eats the memory takes nobody along.
-
-The process gets one JSON object as its argument (`BuildRequest`) and writes JSON lines on stdout::
-
-    {"event": "phase", "phase": "Optimizing graph", "done": 3, "total": 30}
-    {"event": "done", "plan_sha256": "...", "plan_bytes": 294780, "peak_mib": 412.0, ...}
-    {"event": "error", "kind": "parser", "errors": [...]}
-
-Everything the library says goes to stderr, one message a line. The process dies with the one that started it.
-"""
+"""Builds one plan in a process of its own: a builder that crashes or eats the memory takes nobody along."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import hashlib
 import io
-import json
 import os
-import signal
-import sys
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dq_deploy.artifacts import write_bytes_atomic
-from dq_deploy.processes import peak_mib
+from dq_deploy.engines.tensorrt.build.messages import BuildAnswer, BuildRequest, Built, ParserError, Phase, Refusal
 from dq_deploy.engines.tensorrt.library import tensorrt_library
-from dq_deploy.errors import DqError
+from dq_deploy.errors import DqError, MissingDependencyError
+from dq_deploy.processes import Handler, own_peak_mib, serve
 
 if TYPE_CHECKING:
     from dq_deploy.engines.tensorrt.api import (
@@ -45,60 +33,26 @@ if TYPE_CHECKING:
         RtxLibrary,
     )
 
-Emit = Callable[[dict[str, Any]], None]
-_PR_SET_PDEATHSIG = 1
+TellPhase = Callable[[Phase], None]
 _STEP_EVERY_S = 0.1
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 
 
-@dataclass(frozen=True, kw_only=True)
-class BuildRequest:
-    """What the process builds.
-
-    Attributes:
-        runtime: `tensorrt` or `tensorrt-rtx`.
-        onnx: file to parse; its external data lies beside it.
-        plan: file to write, a temporary name that the starter renames.
-        compute_capabilities: as `8.9`; none is the library's default. For TensorRT what the GPU must be.
-        profile: `min`, `opt` and `max` shape of each input.
-        timing_cache: file to read and update, or None.
-        workspace_mib: limit of the workspace pool, or None.
-        parent: process id of the starter.
-    """
-
-    runtime: str
-    onnx: str
-    plan: str
-    compute_capabilities: list[str]
-    profile: dict[str, dict[str, list[int]]]
-    timing_cache: str | None
-    workspace_mib: int | None
-    parent: int
-
-
 class _Refused(Exception):
-    """The build ends here; the values go to the starter as the error event."""
+    """The build ends here; the refusal goes to the starter."""
 
-    def __init__(self, kind: str, **values: Any) -> None:
-        super().__init__(kind)
-        self.values = {"kind": kind, **values}
-
-
-def die_with(parent: int) -> None:
-    """Have the kernel kill this process when its starter ends, however that happens."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before the line above
-        os._exit(1)
-    # where memory ends, this process goes, not its starter
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.kind)
+        self.refusal = refusal
 
 
 def logger_of(library: Library, errors: list[str]) -> Logger:
     """A logger that writes each message to stderr at once, so that a crash loses none, and keeps the errors."""
     serious = [library.ILogger.Severity.INTERNAL_ERROR, library.ILogger.Severity.ERROR]
 
-    class Log(library.ILogger):  # type: ignore[misc, name-defined]
+    base: Any = library.ILogger
+
+    class Log(base):
         def __init__(self) -> None:
             library.ILogger.__init__(self)
 
@@ -113,10 +67,12 @@ def logger_of(library: Library, errors: list[str]) -> Logger:
     return logger
 
 
-def monitor_of(library: Library, emit: Emit) -> ProgressMonitor:
+def monitor_of(library: Library, tell: TellPhase) -> ProgressMonitor:
     """A monitor that tells of each phase, and of its steps now and then."""
 
-    class Monitor(library.IProgressMonitor):  # type: ignore[misc, name-defined]
+    base: Any = library.IProgressMonitor
+
+    class Monitor(base):
         def __init__(self) -> None:
             library.IProgressMonitor.__init__(self)
             self.totals: dict[str, int] = {}
@@ -136,7 +92,7 @@ def monitor_of(library: Library, emit: Emit) -> ProgressMonitor:
 
         def _tell(self, phase: str, done: int) -> None:
             self.told = time.monotonic()
-            emit({"event": "phase", "phase": phase, "done": done, "total": self.totals.get(phase, 0)})
+            tell(Phase(phase=phase, done=done, total=self.totals.get(phase, 0)))
 
     monitor: ProgressMonitor = Monitor()
     return monitor
@@ -170,25 +126,25 @@ def parsed_network(library: Library, request: BuildRequest, logger: Logger) -> t
         parser: OnnxParser
         builder, network, parser = loader.BaseNetworkFromOnnx(strongly_typed=True)()
     except TypeError as error:  # what the bindings raise where the library gives no builder
-        raise _Refused("no_builder", message=str(error)) from error
+        raise _Refused(Refusal(kind="no_builder", message=str(error))) from error
     if not parser.parse_from_file(request.onnx) or parser.num_errors:
         found = (parser.get_error(index) for index in range(parser.num_errors))
-        errors = [
-            {
-                "code": str(error.code().name),
-                "message": error.desc(),
-                "index": error.node(),
-                "node": error.node_name(),
-                "operator": error.node_operator(),
-            }
+        errors = tuple(
+            ParserError(
+                code=str(error.code().name),
+                message=error.desc(),
+                index=error.node(),
+                node=error.node_name(),
+                operator=error.node_operator(),
+            )
             for error in found
-        ]
-        raise _Refused("parser", errors=errors)
+        )
+        raise _Refused(Refusal(kind="parser", errors=errors))
     return builder, network
 
 
 def builder_config(
-    library: Library, request: BuildRequest, builder: Builder, network: NetworkDefinition, emit: Emit
+    library: Library, request: BuildRequest, builder: Builder, network: NetworkDefinition, tell: TellPhase
 ) -> BuilderConfig:
     """Profile, memory, verbosity, timing cache and architectures."""
     from polygraphy.backend.trt import CreateConfig, Profile
@@ -198,7 +154,7 @@ def builder_config(
         profile.add(name, *(tuple(shapes[kind]) for kind in ("min", "opt", "max")))
     inputs = {network.get_input(index).name for index in range(network.num_inputs)}
     if inputs != set(request.profile):
-        raise _Refused("inputs", found=sorted(inputs), expected=sorted(request.profile))
+        raise _Refused(Refusal(kind="inputs", found=tuple(sorted(inputs)), expected=tuple(sorted(request.profile))))
     limits = None
     if request.workspace_mib is not None:
         limits = {library.MemoryPoolType.WORKSPACE: request.workspace_mib << 20}
@@ -210,23 +166,29 @@ def builder_config(
         memory_pool_limits=limits,
         profiling_verbosity=library.ProfilingVerbosity.DETAILED,
         load_timing_cache=cache,
-        progress_monitor=monitor_of(library, emit),
+        progress_monitor=monitor_of(library, tell),
     )(builder, network)
     return config
 
 
-def set_architectures(library: RtxLibrary, config: RtxBuilderConfig, wanted: list[str]) -> None:
+def set_architectures(library: RtxLibrary, config: RtxBuilderConfig, wanted: Sequence[str]) -> None:
     """Architectures of a TensorRT-RTX plan."""
     config.num_compute_capabilities = len(wanted)
     for index, capability in enumerate(wanted):
         value = getattr(library.ComputeCapability, "SM" + capability.replace(".", ""))
         if not config.set_compute_capability(value, index):
-            raise _Refused("capability", wanted=capability, found=None)
+            raise _Refused(Refusal(kind="capability", expected=(capability,)))
 
 
-def built(request: BuildRequest, emit: Emit, errors: list[str]) -> dict[str, Any]:
-    """Parse, build and write the plan; the values of the last event."""
-    emit({"event": "phase", "phase": "loading the library", "done": 0, "total": 0})
+def built(request: BuildRequest, tell: TellPhase, errors: list[str]) -> Built:
+    """Parse, build and write the plan.
+
+    Args:
+        request: what is built.
+        tell: gets each phase.
+        errors: gets the errors that the library logs.
+    """
+    tell(Phase(phase="loading the library", done=0, total=0))
     library = tensorrt_library(request.runtime)
     rtx = request.runtime == "tensorrt-rtx"
     logger = logger_of(library, errors)
@@ -234,83 +196,57 @@ def built(request: BuildRequest, emit: Emit, errors: list[str]) -> dict[str, Any
     if not rtx:
         gpu = gpu_compute_capability()
         if gpu is None:
-            raise _Refused("no_builder", message="no driver or no GPU")
-        if capabilities and capabilities != [gpu]:
-            raise _Refused("capability", wanted=", ".join(capabilities), found=gpu)
-        capabilities = [gpu]
-    emit({"event": "phase", "phase": "parsing", "done": 0, "total": 0})
+            raise _Refused(Refusal(kind="no_builder", message="no driver or no GPU"))
+        if capabilities and capabilities != (gpu,):
+            raise _Refused(Refusal(kind="capability", expected=capabilities, found=(gpu,)))
+        capabilities = (gpu,)
+    tell(Phase(phase="parsing", done=0, total=0))
     started = time.monotonic()
     builder, network = parsed_network(library, request, logger)
-    config = builder_config(library, request, builder, network, emit)
+    config = builder_config(library, request, builder, network, tell)
     if rtx and capabilities:
-        set_architectures(library, config, capabilities)  # type: ignore[arg-type] # the RTX library has more
+        set_architectures(cast("RtxLibrary", library), cast("RtxBuilderConfig", config), capabilities)
     parsed = time.monotonic()
     plan: HostMemory | None = builder.build_serialized_network(network, config)
     if plan is None:
-        raise _Refused("builder", errors=errors[-5:])
+        raise _Refused(Refusal(kind="builder"))
     finished = time.monotonic()
-    emit({"event": "phase", "phase": "writing", "done": 0, "total": 0})
+    tell(Phase(phase="writing", done=0, total=0))
     with Path(request.plan).open("wb") as stream:
         stream.write(plan)
     if request.timing_cache is not None and (cache := config.get_timing_cache()) is not None:
         write_bytes_atomic(Path(request.timing_cache), bytes(cache.serialize()))
-    return {
-        "event": "done",
-        "plan_sha256": hashlib.sha256(plan).hexdigest(),
-        "plan_bytes": plan.nbytes,
-        "runtime_version": library.__version__,
-        "compute_capabilities": capabilities,
-        "parse_seconds": round(parsed - started, 3),
-        "build_seconds": round(finished - parsed, 3),
-        "network_layers": network.num_layers,
-        "peak_mib": peak_mib(),
-    }
+    return Built(
+        plan_sha256=hashlib.sha256(plan).hexdigest(),
+        plan_bytes=plan.nbytes,
+        runtime_version=library.__version__,
+        compute_capabilities=capabilities,
+        parse_seconds=round(parsed - started, 3),
+        build_seconds=round(finished - parsed, 3),
+        network_layers=network.num_layers,
+        peak_mib=own_peak_mib(),
+    )
 
 
-def answer(request: BuildRequest, emit: Emit) -> int:
-    """Build and tell how it went; the exit code."""
+def answer(request: BuildRequest, tell: TellPhase) -> BuildAnswer:
+    """Build and tell how it went."""
+    # polygraphy reads both when it is imported
+    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = str(int(request.runtime == "tensorrt-rtx"))
+    os.environ["POLYGRAPHY_AUTOINSTALL_DEPS"] = "0"
     errors: list[str] = []
     try:
-        emit(built(request, emit, errors))
-        return 0
+        return BuildAnswer(built=built(request, tell, errors))
     except _Refused as refused:
-        values = {"log": errors[-5:], **refused.values}
-    except MemoryError:
-        values = {"kind": "memory"}
-    except DqError as error:
-        values = {"kind": "dependency", "message": str(error)}
+        return BuildAnswer(refusal=replace(refused.refusal, log=tuple(errors[-5:])))
+    except (MemoryError, DqError, OSError):
+        raise
     except ImportError as error:
-        values = {"kind": "dependency", "message": f"{error.name or error} cannot be imported ({error})"}
-    except OSError as error:
-        values = {"kind": "write", "errno": error.errno, "message": error.strerror or str(error)}
+        raise MissingDependencyError(f"{error.name or error} cannot be imported ({error})") from error
     except Exception as error:  # polygraphy and the bindings raise what they like
         traceback.print_exc()
         reason = " ".join(str(error).split())
-        values = {"kind": "builder", "log": [*errors[-4:], f"{type(error).__name__}: {reason}"]}
-    emit({"event": "error", "peak_mib": peak_mib(), **values})
-    return 1
-
-
-def main() -> None:
-    """Entry of the process."""
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints must not get between the events
-
-    def emit(event: dict[str, Any]) -> None:
-        channel.write(json.dumps(event) + "\n")
-        channel.flush()
-
-    request = BuildRequest(**json.loads(sys.argv[1]))
-    die_with(request.parent)
-    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = str(int(request.runtime == "tensorrt-rtx"))
-    os.environ["POLYGRAPHY_AUTOINSTALL_DEPS"] = "0"
-    sys.stdout = sys.stderr
-    code = answer(request, emit)
-    # the library's destructors have nothing left to do and can only fail
-    channel.close()
-    sys.stderr.flush()
-    os._exit(code)
+        return BuildAnswer(refusal=Refusal(kind="builder", log=(*errors[-4:], f"{type(error).__name__}: {reason}")))
 
 
 if __name__ == "__main__":
-    main()
+    serve(Handler(BuildRequest, answer))

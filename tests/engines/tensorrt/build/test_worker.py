@@ -19,13 +19,13 @@ ASK = """
 import json, os, sys
 os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"
 import tensorrt_rtx as trt
-from dq_deploy.open_engine import build_worker as worker
+from dq_deploy.engines.tensorrt.build import worker
 from dq_deploy.engines.tensorrt.library import rtx_library
 
 onnx, workspace = sys.argv[1], json.loads(sys.argv[2])
 library = rtx_library()
 request = worker.BuildRequest(
-    runtime="tensorrt-rtx", onnx=onnx, plan="", compute_capabilities=[], timing_cache=None, parent=os.getppid(),
+    runtime="tensorrt-rtx", onnx=onnx, plan="", compute_capabilities=(), timing_cache=None,
     profile={"sample": {"min": [1, 64], "opt": [2, 64], "max": [4, 64]}}, workspace_mib=workspace,
 )
 builder, network = worker.parsed_network(library, request, worker.logger_of(library, []))
