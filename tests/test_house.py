@@ -28,7 +28,13 @@ LEVELS = (
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
 # modules of one level that may build on each other, in this order
-WITHIN = {("errors", "numerics"), ("errors", "artifacts"), ("models", "readers"), ("models", "simulation")}
+WITHIN = {
+    ("errors", "numerics"),
+    ("errors", "processes"),
+    ("errors", "artifacts"),
+    ("models", "readers"),
+    ("models", "simulation"),
+}
 
 HEAVY = {"torch", "diffusers", "onnxruntime", "openvino", "matplotlib", "skimage", "triton"}
 HEAVY |= {"tensorrt", "tensorrt_rtx", "polygraphy", "cuda", "pycuda", "pynvml"}

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dq_deploy.cli.frame import check_outputs, console, numbers_from_text, progress, run, write_json
+from dq_deploy.cli.frame import check_outputs, numbers_from_text, progress, run, write_json
 from dq_deploy.cli.frame.hash_check import HashCheck
 
 if TYPE_CHECKING:
-    from dq_deploy.bench import BenchReport
+    from dq_deploy.bench import BenchOptions, BenchReport
 
 
 def bench(
@@ -47,12 +46,9 @@ def bench(
     """
     batches = numbers_from_text(batch, "--batch", low=1)
     check_outputs(json, png, inputs=(engine, ckpt))
-    from dq_deploy.bench import BenchOptions, benchmark
+    from dq_deploy.bench import BenchOptions
     from dq_deploy.bench.chart import require_matplotlib, write_chart
-    from dq_deploy.manifest.plan import is_plan
-    from dq_deploy.open_engine import open_engine
-    from dq_deploy.record import load_record
-    from dq_deploy.verify.share import attest
+    from dq_deploy.cli.text.bench_report import show_bench
 
     if png is not None:
         require_matplotlib()
@@ -67,103 +63,34 @@ def bench(
         device=device,
         hash_check=hash_check,
     )
-    if is_plan(engine):  # a missing driver is said before a record is read and a baseline built
-        open_engine(engine, hash_check=hash_check).close()
-    record = None if ckpt is None else load_record(ckpt, hash_check=hash_check)
-    attested = attest(engine, device=device, hash_check=hash_check)
-    share = None if attested is None else attested.integer_mac_share
-    with progress("timing") as advance:
-        report = benchmark(
-            engine,
-            baseline=baseline,
-            record=record,
-            options=options,
-            integer_mac_share=share,
-            on_progress=advance,
-        )
+    report = _measured(engine, ckpt, options, baseline=baseline)
     if json is not None:
         write_json(json, report.to_json())
     if png is not None:
         write_chart(report, png)
-    _print(report)
+    show_bench(report)
 
 
-def _add_plan_rows(report: BenchReport, row: Callable[..., None]) -> None:
-    """The other clocks and the GPU memory, which only a plan has."""
-    from dq_deploy.bench.clocks import CUDA
+def _measured(engine: Path, ckpt: Path | None, options: BenchOptions, *, baseline: bool) -> BenchReport:
+    from dq_deploy.bench import benchmark
+    from dq_deploy.manifest.plan import is_plan
+    from dq_deploy.open_engine import open_engine
+    from dq_deploy.record import load_record
+    from dq_deploy.verify.share import attest
 
-    for clock, timing in (report.timings or {}).items():
-        if clock != report.clock:
-            base = timing.baseline_latency_ms
-            name = "without CUDA graph" if clock == CUDA else "numpy in and out"
-            row(f"latency p50, {name}", timing.latency_ms.p50, None if base is None else base.p50, "ms")
-    if report.gpu_memory is None:
-        return
-    own, other = report.gpu_memory["engine"], report.gpu_memory.get("baseline", {})
-    for key, name in (
-        ("weights_mib", "weights"),
-        ("activations_mib", "activations and workspace"),
-        ("peak_mib", "peak"),
-    ):
-        if own[key] is not None:
-            row(f"GPU memory, {name}", own[key], other.get(key), "MiB")
-
-
-def _print(report: BenchReport) -> None:
-    from rich.table import Table
-
-    from dq_deploy.bench.clocks import CLOCKS
-
-    mode = "" if report.mode is None else f", mode {report.mode}"
-    table = Table(title=f"{report.engine_path} on {report.engine}{mode}")
-    table.add_column("what")
-    table.add_column("engine", justify="right")
-    base = report.baseline_latency_ms
-    if base is not None:
-        table.add_column("float", justify="right")
-        table.add_column("ratio", justify="right")
-
-    def row(name: str, own: float, other: float | None, unit: str, *, higher_is_better: bool = False) -> None:
-        cells = [name, f"{own:.2f} {unit}"]
-        if base is not None and other is not None:
-            above, below = (own, other) if higher_is_better else (other, own)
-            cells += [f"{other:.2f} {unit}", f"{above / below:.2f}x" if below else "unknown"]
-        table.add_row(*cells)
-
-    for name in ("p50", "p90", "p99"):
-        other = None if base is None else getattr(base, name)
-        row(f"latency {name}, batch {report.batch}", getattr(report.latency_ms, name), other, "ms")
-    for entry in report.batches:
-        row(
-            f"images a second, batch {entry.batch}",
-            entry.images_per_s,
-            entry.baseline_images_per_s,
-            "/s",
-            higher_is_better=True,
+    if is_plan(engine):  # a missing driver is said before a record is read and a baseline built
+        open_engine(engine, hash_check=options.hash_check).close()
+    record = None if ckpt is None else load_record(ckpt, hash_check=options.hash_check)
+    attested = attest(engine, device=options.device, hash_check=options.hash_check)
+    with progress("timing") as advance:
+        return benchmark(
+            engine,
+            baseline=baseline,
+            record=record,
+            options=options,
+            integer_mac_share=None if attested is None else attested.integer_mac_share,
+            on_progress=advance,
         )
-    row(f"peak memory, batch {report.batch}", report.peak_mib, report.baseline_peak_mib, "MiB")
-    row("file", report.file_mib, report.baseline_file_mib, "MiB")
-    row("load, from the file to the first run", report.load_ms, report.baseline_load_ms, "ms")
-    _add_plan_rows(report, row)
-    console().print(table)
-    if report.integer_mac_share is not None:
-        print(f"integer share of all MACs, attested: {100 * report.integer_mac_share:.2f} %")
-    print("images a second: of one denoising step")
-    if report.timings is not None:
-        print(f"latency and images a second: {CLOCKS[report.clock]}")
-    print(f"looking for NaN and infinity: {report.finite_check_ms:.3f} ms of each run")
-    if report.speedup is not None:
-        ratios = ", ".join(f"{r.ratio:.2f}" for r in report.rounds if r.ratio is not None)
-        print(f"speedup {report.speedup:.2f}x at the median; round by round: {ratios}")
-    env = report.environment
-    if native := env.get("native"):
-        print(f"{native['runs_on']}; layer parts by kernel:")
-        for kernel, count in native["kernels"].items():
-            print(f"  {count:4d}  {kernel}")
-    if gpu := env.get("gpu"):
-        print(f"{gpu['name']}, compute capability {gpu['compute_capability']}, driver for CUDA {gpu['driver_cuda']}")
-    cores = f"{env['usable_cores']} cores, threads {env['threads'] or 'default'}"
-    print(f"{env['cpu']}; {' '.join(env['cpu_flags'])}; {cores}, load {env['load_average_1min']} at the start")
 
 
 def main() -> None:

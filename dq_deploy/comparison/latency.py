@@ -43,13 +43,13 @@ def step_time(path: Path, float_graph: Path, settings: Settings) -> StepTime:
         "own": WorkerSettings(path=str(path), engine=settings.engine, threads=settings.threads),
         "float": WorkerSettings(path=str(float_graph), engine=FLOAT_ENGINE, threads=settings.threads),
     }
-    turns: dict[str, list[list[float]]] = {name: [] for name in files}
+    turns: dict[str, list[tuple[float, ...]]] = {name: [] for name in files}
     with workers(files) as running:
         for turn in range(settings.rounds):
             names = list(files) if turn % 2 == 0 else list(reversed(files))
             for name in names:
                 answer = running[name].time(batch=1, warmup=WARM_UP, runs=settings.runs, seconds=settings.seconds)
-                turns[name].append(answer["latency_ms"])
+                turns[name].append(answer.latency_ms)
     ratios = [float(np.median(b) / np.median(a)) for a, b in zip(turns["own"], turns["float"], strict=True)]
     medians = {name: float(np.median(np.concatenate(series))) for name, series in turns.items()}
     return StepTime(
