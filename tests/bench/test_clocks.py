@@ -12,7 +12,7 @@ from dq_deploy.bench.clocks import CLOCKS, HOST, PLAN_CLOCKS, feeds_for, latenci
 from dq_deploy.bench.gpu_memory import GpuPeak
 from dq_deploy.bench.harness import BenchReport, Latency, Timing, _numbers, _Series, _take_turns
 from dq_deploy.bench.plan_baseline import check_batches
-from dq_deploy.bench.worker import WorkerSettings, workers
+from dq_deploy.bench.worker import GpuMemory, WorkerSettings, workers
 from dq_deploy.engines.base import TensorSpec
 from dq_deploy.errors import OptionError
 from dq_deploy.open_engine import open_engine
@@ -96,7 +96,9 @@ def series(*rounds, memory=None):
 @pytest.fixture
 def plan_report():
     """A report over made-up latencies of a plan: what is computed of them is looked at."""
-    memory = {"weights_mib": 3.0, "activations_mib": 2.0, "workspace_limit_mib": None, "peak_mib": 9.0}
+    memory = GpuMemory(
+        weights_mib=3.0, activations_mib=2.0, workspace_limit_mib=None, peak_mib=9.0, peak_source="process"
+    )
     measured = {
         1: {
             clock: {

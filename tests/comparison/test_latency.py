@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dq_deploy.bench.worker import WorkerSettings
+from dq_deploy.bench.worker import Timed, WorkerSettings
 from dq_deploy.comparison import Settings, latency
 
 ORDER: list[str] = []
@@ -21,10 +21,11 @@ class Engine:
     def __init__(self, settings: WorkerSettings) -> None:
         self.settings, self.turn = settings, 0
 
-    def time(self, **asked: Any) -> dict[str, Any]:
+    def time(self, **asked: Any) -> Timed:
         ORDER.append(str(self.settings.engine))
         self.turn += 1
-        return {"latency_ms": [2.0, 2.0] if self.settings.engine == "native" else [4.0 + 2 * self.turn] * 2}
+        latency_ms = (2.0, 2.0) if self.settings.engine == "native" else (4.0 + 2 * self.turn,) * 2
+        return Timed(latency_ms=latency_ms, peak_mib=1.0, finite_check_ms=0.0)
 
 
 def test_record_and_float_graph_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
