@@ -17,6 +17,7 @@ from dq_deploy.manifest.plan import is_plan, read_plan_manifest
 
 if TYPE_CHECKING:
     from dq_deploy.engines.base import Runner
+    from dq_deploy.manifest.values import EngineManifest
 
 GRAPH_TARGETS = RUNTIMES
 """Targets whose ONNX file is not what runs: a plan is built from it."""

@@ -146,7 +146,7 @@ def test_the_report_of_a_plan_is_given_for_its_first_clock(plan_report):
 def test_the_report_of_a_plan_is_printed(plan_report, capsys):
     from dataclasses import replace
 
-    from dq_deploy.cli.bench import _print
+    from dq_deploy.cli.text.bench_report import show_bench
 
     gpu = {"name": "GPU X", "compute_capability": "8.9", "driver_cuda": "13.0"}
     environment = {
@@ -157,7 +157,7 @@ def test_the_report_of_a_plan_is_printed(plan_report, capsys):
         "cpu_flags": [],
         "load_average_1min": 0.0,
     }
-    _print(replace(plan_report, environment=environment))
+    show_bench(replace(plan_report, environment=environment))
     text = capsys.readouterr().out
     for word in ("without CUDA graph", "GPU memory, weights", CLOCKS["cuda-graph"], "GPU X", "compute capability 8.9"):
         assert word in text
