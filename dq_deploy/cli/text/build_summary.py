@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dq_deploy.cli.frame import console, stderr_console
 
 if TYPE_CHECKING:
-    from dq_deploy.engines.tensorrt.build.process import BuildProgress
+    from dq_deploy.engines.tensorrt.build.messages import BuildProgress
     from dq_deploy.manifest.values import PlanManifest
     from dq_deploy.verify.plan.attestation import PlanAttestation
 

@@ -20,7 +20,7 @@ from dq_deploy.targets import check_target, export
 from dq_deploy.verify.plan.attestation import PlanAttestation, attest_plan
 
 if TYPE_CHECKING:
-    from dq_deploy.engines.tensorrt.build.process import BuildProgress
+    from dq_deploy.engines.tensorrt.build.messages import BuildProgress
     from dq_deploy.manifest.values import PlanManifest
 
 DEFAULT_RUNTIME = "tensorrt-rtx"
