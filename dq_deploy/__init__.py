@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dq_deploy.version import __version__
+
 if TYPE_CHECKING:
     from dq_deploy.bench import benchmark
     from dq_deploy.methods import quantize
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
     from dq_deploy.record import load_record, save_record
     from dq_deploy.targets import export
     from dq_deploy.verify import verify
-
-__version__ = "0.1.0"
 
 __all__ = [
     "__version__",

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dq_deploy"
 
 LEVELS = (
-    ("errors", "artifacts", "processes", "numerics"),
+    ("errors", "artifacts", "version", "processes", "numerics"),
     ("manifest", "record"),
     ("simulation", "graph", "readers", "models", "calibration"),
     ("methods", "targets"),

@@ -167,7 +167,7 @@ def _perform(app: typer.Typer, argv: list[str] | None, prog: str, state: dict[st
 def _version_option() -> inspect.Parameter:
     def show(asked: bool) -> None:
         if asked:
-            from dq_deploy import __version__
+            from dq_deploy.version import __version__
 
             print(f"dq_deploy {__version__}")
             raise typer.Exit
