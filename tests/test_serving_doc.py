@@ -29,7 +29,7 @@ def manifest(made_once, demo_record):
         options = BuildOptions(compute_capabilities=("8.0",), shapes=(SHAPES,))
         write_plan_manifest(path, build_plan(onnx, path, options))
 
-    return read_plan_manifest(made_once("serving.plan", make))
+    return read_plan_manifest(made_once("serving.plan", make)).to_json()
 
 
 @pytest.fixture(scope="module")
