@@ -8,7 +8,7 @@ import pytest
 
 from dq_deploy.models import example_inputs
 from dq_deploy.native.runner import NativeRunner
-from tests.tiny import random_record, tiny_denoiser
+from tests.tiny import ONE_LEVEL, random_record, tiny_denoiser
 
 
 def test_without_a_gpu_it_says_so_and_exits_2(monkeypatch, capsys, tmp_path):
@@ -25,7 +25,7 @@ def test_without_a_gpu_it_says_so_and_exits_2(monkeypatch, capsys, tmp_path):
 def test_the_gate_finds_one_wrong_weight(wrong):
     from benchmarks.unets.gpu import wrong_values
 
-    record = random_record(tiny_denoiser())
+    record = random_record(tiny_denoiser(**ONE_LEVEL))
     other = record
     if wrong:
         layer = record.layers["conv_out"]
