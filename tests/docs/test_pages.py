@@ -80,3 +80,10 @@ def test_each_command_is_on_the_first_page_of_the_site(repository):
     index = (repository / "docs" / "index.md").read_text(encoding="utf-8")
     assert scripts
     assert not [name for name in scripts if f"`{name}`" not in index]
+
+
+def test_changelog_and_status_are_of_this_version(pages, repository):
+    from dq_deploy import __version__
+
+    assert re.findall(r"^## \[([\d.]+)\]", pages[repository / "CHANGELOG.md"], re.MULTILINE)[0] == __version__
+    assert f"version {__version__}" in pages[repository / "docs" / "status.md"]
