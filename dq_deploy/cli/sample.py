@@ -5,18 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
-from dq_deploy.cli.frame import check_outputs, console, numbers_from_text, progress, run, warn, write_json
+from dq_deploy.cli.frame import check_outputs, numbers_from_text, progress, run, warn, write_json
 from dq_deploy.cli.frame.hash_check import HashCheck
+from dq_deploy.cli.text.sample_summary import Samples, show_samples
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from dq_deploy.engines.base import Runner
-    from dq_deploy.numerics.arrays import F32
+    from dq_deploy.numerics.arrays import F32, I64, Array
     from dq_deploy.record import Record
     from dq_deploy.sampling import SampleOptions, SamplingStopped
 
@@ -66,15 +70,9 @@ def sample(
     """Draw images with an engine in the denoiser's place."""
     check_outputs(out, json, inputs=(ckpt, engine, conditions, model))
     wanted = None if labels is None else numbers_from_text(labels, "--labels", low=0)
-    from dq_deploy.errors import OptionError
+    _set_threads(threads)
     from dq_deploy.sampling import SampleOptions, labels_for
 
-    if threads is not None and threads < 1:
-        raise OptionError(f"threads is {threads}, expected at least 1")
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
     with ExitStack() as stack:
         subject = _open_subject(ckpt, engine, stack, threads=threads, device=device, hash_check=hash_check)
         options = SampleOptions(
@@ -84,21 +82,93 @@ def sample(
         given = labels_for(subject.model_config, wanted)
         number = count if given is None else len(given)
         embeddings, words = _conditions(subject, conditions, number, seed)
+        task = _Task(options=options, count=number, labels=given, conditions=embeddings, words=words)
         float_module = _float_module(subject, model, ckpt or engine) if compare else None
-        distance = _report_distance(subject, options)
-        summary: dict[str, Any] = {
-            "options": asdict(options),
-            "labels": None if given is None else given.tolist(),
-            "conditions": words,
-            "count": number,
-            "furthest_from_calibrated": distance,
-        }
-        images, summary["seconds"] = _draw(subject, options, number, given, embeddings, None)
-        reference = None
-        if float_module is not None:
-            reference, summary["float_seconds"] = _draw(subject, options, number, given, embeddings, float_module)
-    captions = [f"#{i}" if given is None else str(given[i]) for i in range(number)]
-    _finish(out, json, summary, subject, images, reference, captions)
+        samples, rows = _sampled(subject, task, float_module)
+    _write(out, json, samples, rows)
+    show_samples(samples, out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """What is drawn of any denoiser.
+
+    Attributes:
+        options: how.
+        count: images.
+        labels: [count], or None for a model without classes.
+        conditions: embeddings by input name.
+        words: what the embeddings are, or None where there are none.
+    """
+
+    options: SampleOptions
+    count: int
+    labels: I64 | None
+    conditions: dict[str, Array]
+    words: str | None
+
+    @property
+    def captions(self) -> list[str]:
+        """Of each image."""
+        return [f"#{i}" if self.labels is None else str(self.labels[i]) for i in range(self.count)]
+
+
+def _set_threads(threads: int | None) -> None:
+    from dq_deploy.errors import OptionError
+
+    if threads is None:
+        return
+    if threads < 1:
+        raise OptionError(f"threads is {threads}, expected at least 1")
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _sampled(subject: _Subject, task: _Task, float_module: nn.Module | None) -> tuple[Samples, list[tuple[str, F32]]]:
+    """What the command reports, and the rows of images."""
+    from dq_deploy.quality.image import image_distances
+    from dq_deploy.sampling import constant_images, draws_latents
+
+    distance = _report_distance(subject, task.options)
+    images, seconds = _draw(subject, task, None)
+    name = "simulation" if subject.runner is None else "engine"
+    rows = [(name, images)]
+    latents = draws_latents(subject.model_config)
+    distances = float_seconds = None
+    if float_module is not None:
+        reference, float_seconds = _draw(subject, task, float_module)
+        rows = [("float", reference), *rows, ("difference", (images - reference) / np.float32(2))]
+        # latents have no range of their own; pictures lie in [-1, 1]
+        span = float(reference.max() - reference.min()) if latents else 2.0
+        distances = image_distances(images, reference, task.captions, data_range=span)
+    return Samples(
+        name=name,
+        latents=latents,
+        options=task.options,
+        labels=None if task.labels is None else tuple(task.labels.tolist()),
+        conditions=task.words,
+        captions=tuple(task.captions),
+        furthest_from_calibrated=distance,
+        seconds=seconds,
+        float_seconds=float_seconds,
+        distances=distances,
+        constant_images=tuple(constant_images(images)),
+    ), rows
+
+
+def _write(out: Path, json: Path | None, samples: Samples, rows: list[tuple[str, F32]]) -> None:
+    """The grid, or the numbers of the images, and the JSON."""
+    from dq_deploy.sampling.grid import write_grid, write_samples
+
+    for index in samples.constant_images:
+        warn(f"image {index} (label {samples.captions[index]}) holds one single value")
+    if out.suffix == ".safetensors":
+        write_samples(out, dict(rows))
+    else:
+        write_grid(out, rows, list(samples.captions))
+    if json is not None:
+        write_json(json, samples.to_json())
 
 
 def _check_picture(out: Path, subject: _Subject) -> None:
@@ -113,7 +183,7 @@ def _check_picture(out: Path, subject: _Subject) -> None:
         )
 
 
-def _conditions(subject: _Subject, path: Path | None, number: int, seed: int) -> tuple[dict[str, Any], str | None]:
+def _conditions(subject: _Subject, path: Path | None, number: int, seed: int) -> tuple[dict[str, Array], str | None]:
     """Embeddings of each image, and what they are, in words."""
     from dq_deploy.calibration import read_source
     from dq_deploy.models import input_specs
@@ -175,7 +245,7 @@ def _open_subject(
     )
 
 
-def _float_module(subject: _Subject, model: Path | None, ckpt: Path | None) -> Any:
+def _float_module(subject: _Subject, model: Path | None, ckpt: Path | None) -> nn.Module:
     """The float model that was quantized, or the one the user names."""
     from dq_deploy.errors import OptionError
     from dq_deploy.models import load_model
@@ -214,9 +284,7 @@ def _report_distance(subject: _Subject, options: SampleOptions) -> float:
     return float(distances[worst])
 
 
-def _draw(
-    subject: _Subject, options: SampleOptions, number: int, labels: Any, conditions: dict[str, Any], float_module: Any
-) -> tuple[F32, float]:
+def _draw(subject: _Subject, task: _Task, float_module: nn.Module | None) -> tuple[F32, float]:
     """Images and seconds, of the float module if there is one, else of the engine or the simulation."""
     from dq_deploy.sampling import (
         SamplingStopped,
@@ -241,10 +309,10 @@ def _draw(
                 denoise,
                 model_config=subject.model_config,
                 scheduler_config=subject.scheduler_config,
-                count=number,
-                labels=labels,
-                options=options,
-                conditions=conditions,
+                count=task.count,
+                labels=task.labels,
+                options=task.options,
+                conditions=task.conditions,
                 on_step=advance,
             )
     except SamplingStopped as stop:
@@ -252,100 +320,22 @@ def _draw(
     return images, time.perf_counter() - started
 
 
-def _first_layer(subject: _Subject, stop: SamplingStopped, float_module: Any) -> str:
+def _first_layer(subject: _Subject, stop: SamplingStopped, float_module: nn.Module | None) -> str:
     """Where the float module, or else the record's simulation, leaves the finite numbers on the same input."""
-    if subject.record is None and float_module is None:
-        return "; give --ckpt to learn which layer is the first"
     from dq_deploy.sampling import first_non_finite_layer
     from dq_deploy.simulation.fake_quant import simulate
 
-    module = simulate(subject.record) if float_module is None else float_module
+    module = float_module
+    if module is None:
+        if subject.record is None:
+            return "; give --ckpt to learn which layer is the first"
+        module = simulate(subject.record)
     layer = first_non_finite_layer(module, stop.sample, stop.timestep, stop.conditions)
     if layer is None and (float_module is not None or subject.runner is None):
         return "; every layer's output is finite there: check the scheduler's configuration"
     if layer is None:
         return "; the checkpoint's simulation is finite there, so the engine differs from it: run dq-verify"
     return f"; the first layer whose output is not finite is {layer}"
-
-
-def _finish(
-    out: Path,
-    json: Path | None,
-    summary: dict[str, Any],
-    subject: _Subject,
-    images: F32,
-    reference: F32 | None,
-    captions: list[str],
-) -> None:
-    """Write the grid and the numbers, and print them."""
-    from dq_deploy.sampling import constant_images, draws_latents
-    from dq_deploy.sampling.grid import write_grid, write_samples
-
-    name = "simulation" if subject.runner is None else "engine"
-    rows = [(name, images)]
-    if reference is not None:
-        rows = [("float", reference), *rows, ("difference", (images - reference) / 2)]
-        # latents have no range of their own; pictures lie in [-1, 1]
-        span = float(reference.max() - reference.min()) if draws_latents(subject.model_config) else 2.0
-        summary |= _distances(images, reference, captions, span)
-    summary["constant_images"] = constant_images(images)
-    for index in summary["constant_images"]:
-        warn(f"image {index} (label {captions[index]}) holds one single value")
-    if out.suffix == ".safetensors":
-        write_samples(out, dict(rows))
-    else:
-        write_grid(out, rows, captions)
-    if json is not None:
-        write_json(json, summary)
-    if reference is not None:
-        _print_distances(summary)
-    rate = len(images) / summary["seconds"]
-    what = "latents" if draws_latents(subject.model_config) else "images"
-    print(f"{len(images)} {what} by the {name} in {summary['seconds']:.1f} s, {rate:.2f} a second; wrote {out}")
-
-
-def _distances(images: F32, reference: F32, captions: list[str], span: float) -> dict[str, Any]:
-    import numpy as np
-
-    from dq_deploy.quality import SSIM_WINDOW, psnr_db, ssim
-
-    psnr = psnr_db(images, reference, data_range=span)
-    # an image smaller than the window has no SSIM
-    similarity = ssim(images, reference, data_range=span) if min(images.shape[2:]) >= SSIM_WINDOW else None
-    differing = psnr[np.isfinite(psnr)]
-    return {
-        "data_range": span,
-        "images": [
-            {
-                "caption": caption,
-                "psnr_db": float(psnr[i]),
-                "ssim": None if similarity is None else float(similarity[i]),
-            }
-            for i, caption in enumerate(captions)
-        ],
-        "mean_psnr_db": float(differing.mean()) if len(differing) else None,
-        "identical_images": int(len(psnr) - len(differing)),
-        "mean_ssim": None if similarity is None else float(similarity.mean()),
-    }
-
-
-def _print_distances(summary: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    def cell(value: float | None, digits: int) -> str:
-        return "-" if value is None else f"{value:.{digits}f}"
-
-    table = Table(title=f"against the float model, same noise, peak {summary['data_range']:.4g}")
-    for heading in ("image", "PSNR, dB", "SSIM"):
-        table.add_column(heading, justify="right")
-    for entry in summary["images"]:
-        psnr = "identical" if entry["psnr_db"] == float("inf") else cell(entry["psnr_db"], 2)
-        table.add_row(entry["caption"], psnr, cell(entry["ssim"], 4))
-    mean = "identical" if summary["mean_psnr_db"] is None else cell(summary["mean_psnr_db"], 2)
-    table.add_row("mean", mean, cell(summary["mean_ssim"], 4))
-    console().print(table)
-    if 0 < summary["identical_images"] < len(summary["images"]):
-        print(f"{summary['identical_images']} images are identical and not in the mean PSNR")
 
 
 def main() -> None:

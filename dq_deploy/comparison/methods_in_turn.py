@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ def compare_methods(
             calibration=calibration,
             before=before,
             resume=resume,
-            on_progress=lambda report, name=name: on_progress(name, report),
+            on_progress=partial(on_progress, name),
             on_trained=write,
         )
         write(cell)

@@ -241,7 +241,7 @@ def _usable(measures: Measures, denoiser: Denoiser) -> tuple[Measures, tuple[str
                 "no classifier and no real images apply; leave them out"
             )
         return bare, ("the model draws latents: features are not measured, PSNR is of latents",)
-    if measures.extractor != Measures.extractor:
+    if measures.extractor is None or measures.extractor != Measures.extractor:
         return measures, ()
     try:
         load_extractor(measures.extractor)

@@ -329,9 +329,10 @@ def kernel_distance(
     kernels = _cubic(a, a), _cubic(b, b), _cubic(a, b)
     value = float(_discrepancy((np.ones((1, len(a))), np.ones((1, len(b)))), kernels)[0])
     _check_confidence(confidence)
-    draws = _resampling(len(a), resamples, rng), _resampling(len(b), resamples, rng)
+    draws_a, draws_b = _resampling(len(a), resamples, rng), _resampling(len(b), resamples, rng)
+    weights = draws_a.astype(np.float64), draws_b.astype(np.float64)
     tail = 50 * (1 - confidence)
-    low, high = np.nanpercentile(_discrepancy((draws[0] * 1.0, draws[1] * 1.0), kernels), [tail, 100 - tail])
+    low, high = np.nanpercentile(_discrepancy(weights, kernels), [tail, 100 - tail])
     members = _members(len(a), size, subsets, rng), _members(len(b), size, subsets, rng)
     return KernelDistance(
         interval=Interval(mean=value, low=float(low), high=float(high), confidence=confidence, count=len(a)),

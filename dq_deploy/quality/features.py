@@ -89,7 +89,8 @@ def checked_images(images: NDArray[Any]) -> F32:
         raise InputError(f"images are {x.shape}, expected [N, C, H, W] with 1 or 3 channels (decode latents first)")
     if not np.issubdtype(x.dtype, np.floating) or not np.isfinite(x).all():
         raise InputError(f"images are {x.dtype}, or some values are not finite; expected finite floats in [-1, 1]")
-    return np.clip(x, -1, 1).astype(np.float32, copy=False)
+    checked: F32 = np.clip(x, -1, 1).astype(np.float32, copy=False)
+    return checked
 
 
 def as_rgb(images: F32) -> F32:

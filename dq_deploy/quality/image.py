@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.errors import InputError
-from dq_deploy.numerics.arrays import F64
+from dq_deploy.numerics.arrays import F32, F64
 
 SSIM_SIGMA = 1.5
 SSIM_RADIUS = 5
@@ -87,3 +90,63 @@ def ssim(images: NDArray[np.generic], reference: NDArray[np.generic], *, data_ra
     luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
     structure = (2 * covariance + c2) / (var_a + var_b + c2)
     return np.asarray((luminance * structure).mean(axis=(1, 2, 3)), np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageDistance:
+    """One image beside its reference; no SSIM where it is smaller than the window."""
+
+    caption: str
+    psnr_db: float
+    ssim: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageDistances:
+    """Images beside their references, one by one.
+
+    Attributes:
+        data_range: largest less smallest value that an image can have.
+        images: each one.
+        mean_psnr_db: over the images that are not identical to their references; None where all are.
+        identical_images: how many are.
+        mean_ssim: over all images, or None.
+    """
+
+    data_range: float
+    images: tuple[ImageDistance, ...]
+    mean_psnr_db: float | None
+    identical_images: int
+    mean_ssim: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return {**asdict(self), "images": [asdict(image) for image in self.images]}
+
+
+def image_distances(images: F32, reference: F32, captions: Sequence[str], *, data_range: float) -> ImageDistances:
+    """PSNR and SSIM of each image.
+
+    Args:
+        images: [N, C, H, W].
+        reference: of the same shape.
+        captions: of each image.
+        data_range: largest less smallest value that an image can have.
+    """
+    psnr = psnr_db(images, reference, data_range=data_range)
+    similarity = ssim(images, reference, data_range=data_range) if min(images.shape[2:]) >= SSIM_WINDOW else None
+    differing = psnr[np.isfinite(psnr)]
+    return ImageDistances(
+        data_range=data_range,
+        images=tuple(
+            ImageDistance(
+                caption=caption,
+                psnr_db=float(psnr[i]),
+                ssim=None if similarity is None else float(similarity[i]),
+            )
+            for i, caption in enumerate(captions)
+        ),
+        mean_psnr_db=float(differing.mean()) if len(differing) else None,
+        identical_images=int(len(psnr) - len(differing)),
+        mean_ssim=None if similarity is None else float(similarity.mean()),
+    )

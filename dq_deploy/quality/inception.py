@@ -243,7 +243,8 @@ def inception_from_weights(weights: dict[str, Tensor], path: Path) -> FidIncepti
             f"the first {wrong[0]}; expected pt_inception-2015-12-05-6726825d.pth"
         )
     network.load_state_dict(weights, assign=True)
-    return network.float().eval()
+    network.float().eval()
+    return network
 
 
 def load_inception(path: Path) -> FeatureExtractor:

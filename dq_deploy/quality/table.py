@@ -201,7 +201,7 @@ def quality_baseline(
     reference_features = real_features = spread = reference_frechet = None
     if network is not None:
         reference_features = network.features(reference)
-    if network is not None and real is not None:
+    if network is not None and reference_features is not None and real is not None:
         rng = np.random.default_rng(seed)
         chosen = np.asarray(real)
         if len(chosen) < 8 or len(reference) < 4:

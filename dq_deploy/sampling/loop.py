@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -223,19 +224,19 @@ def _denoise_batch(
         given = np.ascontiguousarray(scheduler.scale_model_input(latent, t).numpy(), np.float32)
         timestep = np.full(len(given), value, np.float32)
         place = f"step {step + 1} of {len(timesteps)} (timestep {value:g})"
-        state = {"step": step, "sample": given, "timestep": timestep, "conditions": conditions}
+        stopped = partial(SamplingStopped, step=step, sample=given, timestep=timestep, conditions=conditions)
         try:
             with library_errors(place, "check the shapes of what it is given"):
                 output = denoise(given, timestep, conditions)
         except NonFiniteError as error:
-            raise SamplingStopped(f"{place}: {error}", **state) from error
+            raise stopped(f"{place}: {error}") from error
         if not np.isfinite(output).all():
-            raise SamplingStopped(f"{place}: the denoiser's output is not finite", **state)
+            raise stopped(f"{place}: the denoiser's output is not finite")
         used = _without_learned_variance(scheduler, torch.from_numpy(output), latent.shape[1])
         with library_errors(place, "check the scheduler's configuration"):
             latent = scheduler.step(used, t, latent, generator=generators, **extra).prev_sample
         if not bool(torch.isfinite(latent).all()):
-            raise SamplingStopped(f"{place}: the latent behind the step is not finite", **state)
+            raise stopped(f"{place}: the latent behind the step is not finite")
         report(step + 1, len(timesteps))
     return np.asarray(latent.numpy(), np.float32)
 
@@ -273,7 +274,8 @@ def bucket_distances(timesteps: Sequence[float], calibrated: F32, edges: F32) ->
         [S] float32, 0 where the timestep was calibrated.
     """
     asked = np.asarray(timesteps, np.float32)
-    return np.abs(asked - np.asarray(calibrated, np.float32)[step_bucket(asked, edges)])
+    distances: F32 = np.abs(asked - np.asarray(calibrated, np.float32)[step_bucket(asked, edges)])
+    return distances
 
 
 def constant_images(images: F32) -> list[int]:
