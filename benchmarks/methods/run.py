@@ -56,6 +56,7 @@ from dq_deploy.comparison import (
     run_cell,
     with_quality,
 )
+from dq_deploy.comparison.latency import StepTime
 from dq_deploy.errors import DqError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -202,9 +203,9 @@ class Run:
         return calibration, noise
 
 
-def _peer_latency(found: dict[str, Any], engine: str) -> dict[str, Any] | None:
+def _peer_latency(found: dict[str, Any], engine: str) -> StepTime | None:
     own, other = found["latency_ms"], found["float_latency_ms"]
-    return None if own is None else {"ms": own, "float_ms": other, "ratio": other / own, "engine": engine}
+    return None if own is None else StepTime(ms=own, float_ms=other, ratio=other / own, engine=engine)
 
 
 def facts(threads: int, busy: float) -> dict[str, Any]:

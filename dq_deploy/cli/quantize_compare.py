@@ -167,7 +167,8 @@ class _Watch:
 
 
 def _finish(comparison: Comparison, out: Path, json: Path | None) -> None:
-    from dq_deploy.comparison import FILE_NAME, rich_table
+    from dq_deploy.cli.text.comparison_table import rich_table
+    from dq_deploy.comparison import FILE_NAME
 
     if json is not None:
         write_json(json, comparison.as_json())

@@ -8,7 +8,7 @@ from dq_deploy.comparison.methods_in_turn import FILE_NAME, Comparison, check_la
 from dq_deploy.comparison.real_images import read_real_images
 from dq_deploy.comparison.settings import RUNNABLE, Settings, options_by_method
 from dq_deploy.comparison.subject import Measures, Subject, prepare_subject
-from dq_deploy.comparison.table import markdown, paired_psnr, rich_table, row_of_cell
+from dq_deploy.comparison.table import markdown, paired_psnr, row_of_cell
 
 __all__ = [
     "FILE_NAME",
@@ -28,7 +28,6 @@ __all__ = [
     "paired_psnr",
     "prepare_subject",
     "read_real_images",
-    "rich_table",
     "row_of_cell",
     "run_cell",
     "with_quality",

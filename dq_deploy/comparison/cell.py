@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dq_deploy.artifacts import sha256_of_file
-from dq_deploy.comparison.latency import step_time
+from dq_deploy.comparison.latency import StepTime, step_time
 from dq_deploy.comparison.subject import Subject
 from dq_deploy.comparison.worker import TrainingRequest, train
 from dq_deploy.engines.base import Runner
@@ -51,7 +51,7 @@ class Cell:
         quality: `QualityRow.as_json`.
         psnr_db: of each image, capped, to three decimals.
         recognised: of each image, whether its label was recognised; empty without a classifier.
-        latency: `StepTime` as JSON values.
+        latency: of a step, or None where it was not timed.
         options: of the method, JSON values.
     """
 
@@ -74,7 +74,7 @@ class Cell:
     quality: dict[str, Any] | None = None
     psnr_db: tuple[float, ...] = ()
     recognised: tuple[bool, ...] = ()
-    latency: dict[str, Any] | None = None
+    latency: StepTime | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -84,7 +84,8 @@ class Cell:
 
     def as_json(self) -> dict[str, Any]:
         """JSON values; tuples are lists."""
-        return dict(json.loads(json.dumps(asdict(self))))
+        value = asdict(self) | {"latency": None if self.latency is None else self.latency.to_json()}
+        return dict(json.loads(json.dumps(value)))
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Cell:
@@ -96,6 +97,8 @@ class Cell:
         known = {f.name: value[f.name] for f in fields(cls) if f.name in value}
         for name in ("without", "notes", "psnr_db", "recognised"):
             known[name] = tuple(known.get(name, ()))
+        if known.get("latency") is not None:
+            known["latency"] = StepTime(**known["latency"])
         return cls(**known)
 
 
@@ -252,7 +255,7 @@ def measured(subject: Subject, cell: Cell, record: Path, on_progress: OnProgress
         latency = None
         if subject.settings.rounds:
             on_progress(Progress(stage="timing", done=0, total=1))
-            latency = asdict(step_time(path, subject.float_graph(), subject.settings))
+            latency = step_time(path, subject.float_graph(), subject.settings)
             on_progress(Progress(stage="timing", done=1, total=1))
     return replace(with_quality(subject, cell, images), latency=latency)
 

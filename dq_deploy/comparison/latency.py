@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,14 +24,18 @@ class StepTime:
         float_ms: of the float graph on ONNX Runtime.
         ratio: median over the turns of float over record: above 1 the record is faster.
         engine: that ran the record.
-        turns: how many.
+        turns: how many; None where another program timed it.
     """
 
     ms: float
     float_ms: float
     ratio: float
     engine: str
-    turns: int
+    turns: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; turns only where they are known."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def step_time(path: Path, float_graph: Path, settings: Settings) -> StepTime:

@@ -1,18 +1,15 @@
-"""The table of a comparison: one row a cell, for a terminal, as Markdown and as JSON."""
+"""The table of a comparison: one row a cell, in words, and as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dq_deploy.comparison.cell import Cell
 from dq_deploy.errors import InputError
 from dq_deploy.quality import Interval, interval_of_paired_difference
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 Row = dict[str, str]
 MISSING = "-"
@@ -83,13 +80,12 @@ def row_of_cell(cell: Cell, first: Cell | None = None) -> Row:
     if first is not None:
         difference = None if cell is first else paired_psnr(cell, first)
         row["PSNR less first's, dB"] = interval_text(None if difference is None else vars(difference))
-    latency = cell.latency or {}
-    ratio = latency.get("ratio")
+    time = cell.latency
     return row | {
         "calibration, s": number_text(cell.calibration_s, 1),
         "peak, MiB": number_text(cell.peak_mib, 0),
         "record, MiB": number_text(cell.record_mib, 2),
-        "step, ms": number_text(latency.get("ms"), 2) + ("" if ratio is None else f" ({ratio:.2f}x float)"),
+        "step, ms": MISSING if time is None else f"{time.ms:.2f} ({time.ratio:.2f}x float)",
     }
 
 
@@ -115,18 +111,3 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def _cellable(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
-
-
-def rich_table(rows: Sequence[Row], title: str) -> Table:
-    """The rows as a table of a column a method, so that it fits a terminal."""
-    from rich.table import Table
-
-    table = Table(title=title)
-    table.add_column("")
-    for row in rows:
-        table.add_column(row["method"], justify="right", overflow="fold")
-    for name in headings(rows)[1:]:
-        table.add_row(
-            name, *(row.get(name, "failed" if "error" in row else MISSING).replace(" [", "\n[") for row in rows)
-        )
-    return table

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dq_deploy.comparison import Cell, markdown, paired_psnr, rich_table, row_of_cell
+from dq_deploy.cli.text.comparison_table import rich_table
+from dq_deploy.comparison import Cell, markdown, paired_psnr, row_of_cell
+from dq_deploy.comparison.latency import StepTime
 from dq_deploy.errors import InputError
 from dq_deploy.quality import quality_row
 
@@ -32,7 +34,7 @@ def made(method: str, noise: float, **changes: Any) -> Cell:
         "calibration_s": 12.34,
         "peak_mib": 640.2,
         "record_mib": 0.5,
-        "latency": {"ms": 1.5, "float_ms": 3.0, "ratio": 2.0},
+        "latency": StepTime(ms=1.5, float_ms=3.0, ratio=2.0, engine="native"),
     }
     return Cell(**{**values, **changes})
 

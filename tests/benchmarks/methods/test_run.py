@@ -27,6 +27,7 @@ from benchmarks.methods.cells import (
 from benchmarks.methods.claims import NOT_REPRODUCED, NOT_RUN, REPRODUCED, all_claims, claims_of, near_float, over
 from benchmarks.methods.table import ablations, claims, section, table
 from dq_deploy.comparison import Cell
+from dq_deploy.comparison.latency import StepTime
 from dq_deploy.methods import PARTS
 
 TERMS = Terms(count=40)
@@ -232,7 +233,7 @@ def test_peers_get_the_methods_samples_and_are_measured_as_they_are(
     assert asked == [("onnxruntime-qdq", 20)]
     assert (cell.record_mib, cell.latency, cell.notes, cell.bits) == (
         3.0,
-        {"ms": 4.0, "float_ms": 8.0, "ratio": 2.0, "engine": "onnxruntime-qdq"},
+        StepTime(ms=4.0, float_ms=8.0, ratio=2.0, engine="onnxruntime-qdq"),
         ("a note",),
         "W8A8",
     )
