@@ -73,31 +73,31 @@ class BenchReport:
     """What was measured; `to_json` has the documented keys.
 
     Attributes:
-        engine: engine it ran on.
-        engine_path: file.
-        target: of the manifest, or None.
-        mode: of the manifest, or None.
+        engine: engine it ran on, as `onnxruntime`.
+        engine_path: path of the engine file.
+        target: target in the manifest, or None.
+        mode: mode in the manifest, or None.
         batch: the batch size that latency, speedup and memory are given for.
-        latency_ms: over all timed runs of that batch.
-        baseline_latency_ms: of the float graph of the same tracer, or None.
+        latency_ms: latency over all timed runs of that batch.
+        baseline_latency_ms: latency of the float graph from the same trace, or None.
         speedup: ratio of the medians, baseline over engine, or None.
-        rounds: each round.
-        batches: each batch size.
+        rounds: medians of each round.
+        batches: medians and throughput of each batch size.
         peak_mib: highest resident memory of the engine's process at that batch, interpreter included.
-        baseline_peak_mib: likewise, or None.
+        baseline_peak_mib: the same of the baseline's process, or None.
         file_mib: size of the engine file with its external data.
-        baseline_file_mib: likewise, or None.
+        baseline_file_mib: size of the baseline's file, or None.
         finite_check_ms: time of a run spent looking for NaN and infinity, contained in the latency.
-        load_ms: from a started process to an engine that is ready; libraries are imported in it.
-        baseline_load_ms: likewise, or None.
+        load_ms: time from a started process to an engine that is ready, importing libraries included.
+        baseline_load_ms: the same of the baseline, or None.
         integer_mac_share: share of all MACs that run in integers, where it was attested.
         environment: machine and versions; of a plan also the `gpu`, of the native engine `native`: its instruction set,
             threads, and number of layer parts by kernel and form.
-        options: as given.
+        options: options of the measurement.
         clock: how latency, speedup, rounds and throughput were timed.
-        timings: of a plan, each clock at the first batch size; None for other engines, as the next.
+        timings: of a plan, each clock at the first batch size; None for other engines.
         gpu_memory: of a plan, in MiB: `weights_mib`, `activations_mib`, `workspace_limit_mib` of the engine and
-            `peak_mib` from NVML with its `peak_source`, for `engine` and `baseline`.
+            `peak_mib` from NVML with its `peak_source`, for `engine` and `baseline`; None for other engines.
     """
 
     engine: str
