@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +13,11 @@ from dq_deploy.cli.frame import check_outputs, console, run, write_json
 from dq_deploy.errors import GuaranteeError, OptionError
 
 if TYPE_CHECKING:
+    from dq_deploy.models import Denoiser
+    from dq_deploy.record import Record
     from dq_deploy.verify import Report
     from dq_deploy.verify.plan.report import PlanReport
-
+    from dq_deploy.verify.prover import ProofOptions
 
 _LONGEST = 220
 """Characters of a finding in the line that a command ends with; the whole of it stands in the table and in --json."""
@@ -26,62 +28,75 @@ _TOGETHER = 205
 _SHORTEST = 65
 """Of the first of them, at least."""
 
+_Engine = Annotated[
+    Path, typer.Option(help="Engine: .onnx by dq-export, a plan by dq-build, or a record, which runs as it is.")
+]
+_Ckpt = Annotated[
+    Path | None,
+    typer.Option(help="Quantized model it was made from, .pt or .safetensors; a plan and a record need none."),
+]
+_Exact = Annotated[bool, typer.Option("--exact", help="Exit 3 on any difference and on anything not compared.")]
+_RequireInteger = Annotated[
+    float | None, typer.Option(help="Exit 3 where the integer share of all MACs is below this, as 0.95.")
+]
+_Json = Annotated[Path | None, typer.Option(help="Write the report as JSON.")]
+_Html = Annotated[Path | None, typer.Option(help="Write the report as one self-contained HTML page.")]
+_StepsChecked = Annotated[
+    int, typer.Option(help="Step buckets with inputs of their own; every bucket is met at least once.")
+]
+_Inputs = Annotated[int, typer.Option(help="Inputs at each of them.")]
+_Seed = Annotated[int, typer.Option(help="Seed of the inputs.")]
+_Model = Annotated[
+    Path | None,
+    typer.Option(
+        "--model",
+        "--float-model",
+        help="Float model folder it was quantized from: adds simulation against float, and serves for the "
+        "quantization error in place of the folder that the record names.",
+    ),
+]
+_QuantizationError = Annotated[
+    bool,
+    typer.Option(
+        "--quantization-error/--no-quantization-error",
+        help="Measure what quantization costs by layer and step, which decides nothing.",
+    ),
+]
+_Runtime = Annotated[str | None, typer.Option(help="onnxruntime, openvino or native; by default the engine's own.")]
+_Threads = Annotated[int | None, typer.Option(help="Threads of one run; by default the engine's choice.")]
+_Device = Annotated[
+    str | None, typer.Option(help="Of the native engine: cpu or cuda; by default a GPU that can run it.")
+]
+_Isa = Annotated[
+    str | None,
+    typer.Option(help="Instruction set of the native engine, or all for each this CPU has; by default the best."),
+]
+_HashCheck = Annotated[
+    bool,
+    typer.Option(
+        "--hash-check/--no-hash-check",
+        help="Refuse a --ckpt whose content is not what was written. An engine is compared whatever its hash.",
+    ),
+]
+
 
 def verify(
-    engine: Annotated[
-        Path, typer.Option(help="Engine: .onnx by dq-export, a plan by dq-build, or a record, which runs as it is.")
-    ],
-    ckpt: Annotated[
-        Path | None,
-        typer.Option(help="Quantized model it was made from, .pt or .safetensors; a plan and a record need none."),
-    ] = None,
-    exact: Annotated[
-        bool, typer.Option("--exact", help="Exit 3 on any difference and on anything not compared.")
-    ] = False,
-    require_integer: Annotated[
-        float | None, typer.Option(help="Exit 3 where the integer share of all MACs is below this, as 0.95.")
-    ] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the report as one self-contained HTML page.")] = None,
-    steps_checked: Annotated[
-        int, typer.Option(help="Step buckets with inputs of their own; every bucket is met at least once.")
-    ] = 5,
-    inputs: Annotated[int, typer.Option(help="Inputs at each of them.")] = 2,
-    seed: Annotated[int, typer.Option(help="Seed of the inputs.")] = 0,
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            "--model",
-            "--float-model",
-            help="Float model folder it was quantized from: adds simulation against float, and serves for the "
-            "quantization error in place of the folder that the record names.",
-        ),
-    ] = None,
-    quantization_error: Annotated[
-        bool,
-        typer.Option(
-            "--quantization-error/--no-quantization-error",
-            help="Measure what quantization costs by layer and step, which decides nothing.",
-        ),
-    ] = True,
-    runtime: Annotated[
-        str | None, typer.Option(help="onnxruntime, openvino or native; by default the engine's own.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of one run; by default the engine's choice.")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Of the native engine: cpu or cuda; by default a GPU that can run it.")
-    ] = None,
-    isa: Annotated[
-        str | None,
-        typer.Option(help="Instruction set of the native engine, or all for each this CPU has; by default the best."),
-    ] = None,
-    hash_check: Annotated[
-        bool,
-        typer.Option(
-            "--hash-check/--no-hash-check",
-            help="Refuse a --ckpt whose content is not what was written. An engine is compared whatever its hash.",
-        ),
-    ] = True,
+    engine: _Engine,
+    ckpt: _Ckpt = None,
+    exact: _Exact = False,
+    require_integer: _RequireInteger = None,
+    json: _Json = None,
+    html: _Html = None,
+    steps_checked: _StepsChecked = 5,
+    inputs: _Inputs = 2,
+    seed: _Seed = 0,
+    model: _Model = None,
+    quantization_error: _QuantizationError = True,
+    runtime: _Runtime = None,
+    threads: _Threads = None,
+    device: _Device = None,
+    isa: _Isa = None,
+    hash_check: _HashCheck = True,
 ) -> None:
     """Compare an engine with what its record makes, and every layer in it with the numerics while it runs.
 
@@ -93,6 +108,35 @@ def verify(
     """
     _check_options(require_integer, steps_checked, inputs, seed, threads)
     check_outputs(json, html, inputs=(engine, ckpt, model))
+    for_plans = {"--model": model, "--runtime": runtime, "--threads": threads, "--isa": isa, "--device": device}
+    record = _record_of(engine, ckpt, for_plans, hash_check=hash_check)
+    from dq_deploy.verify.prover import ProofOptions
+
+    options = ProofOptions(
+        steps=steps_checked,
+        inputs=inputs,
+        seed=seed,
+        model=None if model is None else _float_model(model),
+        engine=runtime,
+        threads=threads,
+        isa=isa,
+        device=device,
+        run_plan=exact,
+        progress=_progress,
+    )
+    report = _proven(record, engine, options, quantization_error=quantization_error)
+    _write(report, json, html)
+    refuse(report, exact=exact, require_integer=require_integer)
+
+
+def _record_of(
+    engine: Path, ckpt: Path | None, refused_for_plans: Mapping[str, object], *, hash_check: bool
+) -> Record | None:
+    """The record an engine is held against; a plan can do without.
+
+    Raises:
+        OptionError: none was given, or an option that does not go with a plan.
+    """
     from dq_deploy.manifest.plan import is_plan
     from dq_deploy.open_engine import RECORD_SUFFIXES
     from dq_deploy.record import load_record
@@ -100,76 +144,45 @@ def verify(
     if engine.suffix in RECORD_SUFFIXES:
         ckpt = ckpt or engine
     elif is_plan(engine):
-        _refuse_for_plans(
-            {"--model": model, "--runtime": runtime, "--threads": threads, "--isa": isa, "--device": device}
-        )
-        _verify_plan(engine, ckpt, exact=exact, require_integer=require_integer, json=json, html=html)
-        return
+        given = [name for name, value in refused_for_plans.items() if value is not None]
+        if given:
+            raise OptionError(f"{', '.join(given)} does not go with a plan, which is read and not run; leave it out")
+        return None if ckpt is None else load_record(ckpt)
     if ckpt is None:
         raise OptionError(f"--engine {engine} is compared with its quantized model; give it as --ckpt model.pt")
-    from dq_deploy.verify import verify as prove
-    from dq_deploy.verify.report.values import print_report
+    return load_record(ckpt, hash_check=hash_check)
 
-    record = load_record(ckpt, hash_check=hash_check)
-    denoiser = None
-    if model is not None:
-        from dq_deploy.models import load_model
 
-        denoiser = load_model(model)
-    report = prove(
-        record,
-        engine,
-        model=denoiser,
-        engine=runtime,
-        steps=steps_checked,
-        inputs=inputs,
-        seed=seed,
-        threads=threads,
-        isa=isa,
-        device=device,
-        quantization_error=quantization_error,
-        progress=_progress,
-    )
+def _float_model(folder: Path) -> Denoiser:
+    from dq_deploy.models import load_model
+
+    return load_model(folder)
+
+
+def _proven(
+    record: Record | None, engine: Path, options: ProofOptions, *, quantization_error: bool
+) -> Report | PlanReport:
+    from dq_deploy.verify.proof import prove_engine
+
+    return prove_engine(record, engine, options, quantization_error=quantization_error)
+
+
+def _write(report: Report | PlanReport, json: Path | None, html: Path | None) -> None:
+    """The files that were asked for, then the report on the terminal."""
+    from dq_deploy.cli.text.verify import print_plan_report, print_report
+    from dq_deploy.verify.plan.report import PlanReport
+
     if json is not None:
         write_json(json, report.to_json())
     if html is not None:
         from dq_deploy.artifacts import write_text_atomic
-        from dq_deploy.verify.report.html import html_of_report
+        from dq_deploy.verify.report.page import page_of_plan, page_of_report
 
-        write_text_atomic(html, html_of_report(report))
-    print_report(report, console())
-    refuse(report, exact=exact, require_integer=require_integer)
-
-
-def _verify_plan(
-    engine: Path,
-    ckpt: Path | None,
-    *,
-    exact: bool,
-    require_integer: float | None,
-    json: Path | None,
-    html: Path | None,
-) -> None:
-    from dq_deploy.record import load_record
-    from dq_deploy.verify.plan.report import print_plan_report, verify_plan
-
-    record = None if ckpt is None else load_record(ckpt)
-    report = verify_plan(engine, record=record, compare=exact, progress=_progress)
-    if json is not None:
-        write_json(json, report.to_json())
-    if html is not None:
-        from dq_deploy.artifacts import write_text_atomic
-        from dq_deploy.verify.report.plan_html import html_of_plan
-
-        write_text_atomic(html, html_of_plan(report))
-    print_plan_report(report, console())
-    refuse(report, exact=exact, require_integer=require_integer)
-
-
-def _refuse_for_plans(options: dict[str, object]) -> None:
-    given = [name for name, value in options.items() if value is not None]
-    if given:
-        raise OptionError(f"{', '.join(given)} does not go with a plan, which is read and not run; leave it out")
+        write_text_atomic(html, page_of_plan(report) if isinstance(report, PlanReport) else page_of_report(report))
+    if isinstance(report, PlanReport):
+        print_plan_report(report, console())
+    else:
+        print_report(report, console())
 
 
 def refuse(report: Report | PlanReport, *, exact: bool, require_integer: float | None) -> None:
@@ -180,34 +193,41 @@ def refuse(report: Report | PlanReport, *, exact: bool, require_integer: float |
     """
     from dq_deploy.verify.plan.report import PlanReport
 
-    problems = []
     if isinstance(report, PlanReport):
-        if exact and report.failures:
-            problems.append(report.comparison)
+        problems = list(report.failures) if exact else []
     else:
-        # both in words where both hold: what runs is wrong because the file is
-        runs = report.run_failures if exact else ()
-        room = _LONGEST
-        if report.file_differences:
-            room = max(_TOGETHER - len(runs[0]), _SHORTEST) if runs else _LONGEST
-            problems.append(_counted("engine is not what its record makes", report.file_differences, room))
-            room = _TOGETHER - room
-        if runs:
-            problems.append(_counted("engine is not exact", runs, room))
+        problems = _problems(report, exact=exact)
     if require_integer is not None and report.integer_mac_share < require_integer:
-        largest = sorted(report.float_layers, key=lambda row: -row["macs"])[:3]
-        named = "; ".join(
-            f"{row['name']} ({row['macs'] / report.macs['of_all']:.1%}): {row['reason']}" for row in largest
-        )
-        attention = report.macs["attention"] / report.macs["of_all"]
-        named += f"{'; ' if named else ''}attention products ({attention:.1%}): always float" if attention else ""
-        problems.insert(
-            0,
-            f"integer share is {report.integer_mac_share:.4f} of all MACs, required {require_integer:g}; "
-            f"not integer: {named}",
-        )
+        problems.insert(0, _missing_share(report, require_integer))
     if problems:
         raise GuaranteeError("; ".join(problems))
+
+
+def _problems(report: Report, *, exact: bool) -> list[str]:
+    """What is wrong, in words: of the file always, of what runs where exactness is demanded.
+
+    Both where both hold: what runs is wrong because the file is.
+    """
+    problems = []
+    runs = report.run_failures if exact else ()
+    room = _LONGEST
+    if report.file_differences:
+        room = max(_TOGETHER - len(runs[0]), _SHORTEST) if runs else _LONGEST
+        problems.append(_counted("engine is not what its record makes", report.file_differences, room))
+        room = _TOGETHER - room
+    if runs:
+        problems.append(_counted("engine is not exact", runs, room))
+    return problems
+
+
+def _missing_share(report: Report | PlanReport, required: float) -> str:
+    """How much is not integer, with the largest layers."""
+    macs = report.macs
+    largest = sorted(report.float_layers, key=lambda row: -row.macs)[:3]
+    named = "; ".join(f"{row.name} ({row.macs / macs.of_all:.1%}): {row.reason}" for row in largest)
+    attention = macs.attention / macs.of_all
+    named += f"{'; ' if named else ''}attention products ({attention:.1%}): always float" if attention else ""
+    return f"integer share is {report.integer_mac_share:.4f} of all MACs, required {required:g}; not integer: {named}"
 
 
 def _counted(what: str, found: Sequence[str], room: int = _LONGEST) -> str:

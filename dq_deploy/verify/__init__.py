@@ -6,10 +6,10 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from dq_deploy.verify.proof import verify
+from dq_deploy.verify.proof import verify, verify_plan
 from dq_deploy.verify.report.values import LayerReport, Report, StepCell
 
-__all__ = ["LayerReport", "Report", "StepCell", "verify"]
+__all__ = ["LayerReport", "Report", "StepCell", "verify", "verify_plan"]
 
 
 class _CallableRoom(ModuleType):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from dq_deploy import calibration
 from dq_deploy.models import input_specs, random_conditions
 from dq_deploy.numerics.arrays import F32, Array
 from dq_deploy.record import Record
+
+if TYPE_CHECKING:
+    from dq_deploy.engines.base import Runner
 
 ONE_STEP = "one step"
 """Kind of a batch whose samples share a timestep because the engine takes no other."""
@@ -31,6 +34,36 @@ class Batch:
     feeds: Mapping[str, Array]
     buckets: NDArray[np.int64]
     kind: str
+
+
+@dataclass(kw_only=True)
+class Runs:
+    """What an engine is run with, and what it gave.
+
+    Attributes:
+        batches: whose integer layers are compared.
+        paths: for the float operations alone.
+        output: name of the denoiser's output.
+        outputs: all outputs of both, in this order.
+        batch_difference: how a batch of mixed steps differs from its samples run alone, in words; empty where it does
+            not, None where no batch may mix steps.
+    """
+
+    batches: list[Batch]
+    paths: list[Batch]
+    output: str
+    outputs: list[dict[str, Array]]
+    batch_difference: str | None
+
+    @property
+    def all(self) -> list[Batch]:
+        """Both."""
+        return [*self.batches, *self.paths]
+
+    @property
+    def finals(self) -> list[Array]:
+        """The denoiser's output of each."""
+        return [values[self.output] for values in self.outputs]
 
 
 def spread_buckets(count: int, wanted: int) -> list[int]:
@@ -100,6 +133,11 @@ def noised_images(record: Record, timesteps: F32, generator: np.random.Generator
 def one_sample(feeds: Mapping[str, Array], index: int) -> dict[str, Array]:
     """Sample `index` of a batch, as a batch of one."""
     return {name: value[index : index + 1] for name, value in feeds.items()}
+
+
+def run_all(runner: Runner, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Run with those of the feeds that the runner takes."""
+    return runner.run({spec.name: feeds[spec.name] for spec in runner.inputs})
 
 
 def plan_batches(record: Record, *, steps: int, inputs: int, mixed: bool, seed: int) -> list[Batch]:

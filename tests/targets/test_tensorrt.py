@@ -12,7 +12,7 @@ from dq_deploy.errors import GuaranteeError, OptionError
 from dq_deploy.graph.onnx_file import read_manifest
 from dq_deploy.targets import export, float_graph
 from dq_deploy.verify import verify
-from dq_deploy.verify.onnx.float_twin import first_difference
+from dq_deploy.verify.onnx.float32_form import first_difference
 from tests.engines.tensorrt.rtx_plans import build_plans, needs_builder
 from tests.graph.passes.single_layer import random_layer
 from tests.graph.passes.tensorrt_layer import tensorrt_model

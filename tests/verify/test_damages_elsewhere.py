@@ -6,8 +6,9 @@ import pytest
 
 from dq_deploy import verify
 from dq_deploy.graph.onnx_file import read_manifest, write_onnx
-from dq_deploy.verify import proof
 from dq_deploy.verify.file.same_file import TracedOnce, compare_file
+from dq_deploy.verify.onnx.prover import OnnxProver
+from dq_deploy.verify.output.outputs import Outputs
 from tests.manifests import engine_manifest
 from tests.tiny import random_record, tiny_denoiser
 from tests.verify import damages
@@ -73,8 +74,8 @@ def made(tmp_path_factory):
 def quick():
     """Without extreme inputs and without simulations of the output, which tests of their own are about."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proof, "probe_layer", lambda *_args, **_options: None)
-        patch.setattr(proof, "_outputs", lambda *_args: ([], []))
+        patch.setattr(OnnxProver, "probe_layers", lambda *_args: None)
+        patch.setattr(OnnxProver, "compare_outputs", lambda *_args: Outputs())
         yield
 
 

@@ -11,7 +11,7 @@ import pytest
 from dq_deploy import export, load_record, save_record, verify
 from dq_deploy.models import input_specs
 from dq_deploy.verify.inputs import batch_at, noise_levels, plan_batches, spread_buckets
-from dq_deploy.verify.report.html import html_of_report
+from dq_deploy.verify.report.page import page_of_report
 from tests.cli.running import command
 from tests.tiny import ONE_LEVEL, random_record, tiny_denoiser
 
@@ -148,7 +148,7 @@ def test_the_margin_is_measured_against_the_float_model(toy_engine):
     assert report.output_margin_db == min(step.margin_db for step in report.output_steps)
     assert report.output_margin_db >= 20
     assert all(step.simulation_psnr_db is not None for step in report.output_steps)
-    assert "simulation against the float model" in html_of_report(report)
+    assert "simulation against the float model" in page_of_report(report)
 
 
 def test_buckets_are_spread_with_both_ends():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,27 @@ from dq_deploy.verify.output.difference import DECIBEL_LIMIT, simulation
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorstLayer:
+    """A layer at the step where quantization costs it most.
+
+    Attributes:
+        layer: module path.
+        bits: as `W4A8`.
+        step: step bucket.
+        timestep: its calibrated timestep.
+        sqnr_db: signal to accumulated noise there.
+        local_sqnr_db: signal to the noise of the layer alone, there.
+    """
+
+    layer: str
+    bits: str
+    step: int
+    timestep: float
+    sqnr_db: float
+    local_sqnr_db: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,21 +99,21 @@ class QuantizationError:
         """[T] of the denoiser's output."""
         return ratio_db(self.output_signal, self.output_noise)
 
-    def worst(self, count: int = 10) -> list[dict[str, Any]]:
-        """Layers with the least accumulated SQNR at any step, least first: layer, bits, step and both ratios there."""
+    def worst(self, count: int = 10) -> list[WorstLayer]:
+        """Layers with the least accumulated SQNR at any step, least first."""
         sqnr, local = self.sqnr_db, self.local_sqnr_db
         known = [i for i in range(len(self.layers)) if np.isfinite(sqnr[i]).any()]
         steps = {i: int(np.nanargmin(sqnr[i])) for i in known}
         ranked = sorted(known, key=lambda i: sqnr[i, steps[i]])[:count]
         return [
-            {
-                "layer": self.layers[i],
-                "bits": self.bits[i],
-                "step": steps[i],
-                "timestep": float(self.timesteps[steps[i]]),
-                "sqnr_db": float(sqnr[i, steps[i]]),
-                "local_sqnr_db": float(local[i, steps[i]]),
-            }
+            WorstLayer(
+                layer=self.layers[i],
+                bits=self.bits[i],
+                step=steps[i],
+                timestep=float(self.timesteps[steps[i]]),
+                sqnr_db=float(sqnr[i, steps[i]]),
+                local_sqnr_db=float(local[i, steps[i]]),
+            )
             for i in ranked
         ]
 
@@ -101,8 +122,8 @@ class QuantizationError:
         rows = [
             (
                 "quantization",
-                f"worst layer {found['layer']} ({found['bits']}): {found['sqnr_db']:.1f} dB SQNR against float at step "
-                f"{found['step']} (timestep {found['timestep']:g}), {found['local_sqnr_db']:.1f} dB by itself; median "
+                f"worst layer {found.layer} ({found.bits}): {found.sqnr_db:.1f} dB SQNR against float at step "
+                f"{found.step} (timestep {found.timestep:g}), {found.local_sqnr_db:.1f} dB by itself; median "
                 f"of layers and steps {np.nanmedian(self.sqnr_db):.1f} dB, {np.nanmedian(self.local_sqnr_db):.1f} dB "
                 "by themselves",
             )
@@ -133,7 +154,7 @@ class QuantizationError:
             "layers": list(self.layers),
             "bits": list(self.bits),
             **matrices,
-            "worst": self.worst(),
+            "worst": [asdict(layer) for layer in self.worst()],
             "inputs": self.inputs,
             "source": self.source,
             "seconds": self.seconds,

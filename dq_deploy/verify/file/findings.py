@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 
-from dq_deploy.errors import DqError
 from dq_deploy.manifest.values import EngineManifest
 from dq_deploy.record import Record
 from dq_deploy.verify.file.same_file import SameFile
-from dq_deploy.verify.report.values import Report, failure_of_file
+from dq_deploy.verify.report.values import Fault, MacCounts, Report, failures_of, failures_of_file
 
 MOST_SHOWN = 50
 """Differences that are named; where there are more, their number is."""
 
 
-def with_file(report: Report, same: SameFile | None) -> Report:
+def with_file(report: Report, same: SameFile) -> Report:
     """The report with what the comparison found; a difference and an unknown are failures.
 
     Args:
         report: of what runs.
-        same: the comparison, None where it was not asked for.
+        same: the comparison.
     """
-    if same is None:
-        return report
     texts = tuple(difference.text() for difference in same.differences[:MOST_SHOWN])
     if len(same.differences) > MOST_SHOWN:
         texts += (f"{len(same.differences) - MOST_SHOWN} more places",)
-    failures = tuple(failure_of_file(text) for text in texts)
+    found = failures_of_file(texts)
     if same.unknown:
-        failures += (f"it is not known whether the engine is what its record makes: {same.unknown}",)
+        found += failures_of(
+            Fault.RUN, [f"it is not known whether the engine is what its record makes: {same.unknown}"]
+        )
     return replace(
         report,
-        failures=(*report.failures, *failures),
+        found=(*report.found, *found),
         file_compared=not same.unknown,
         file_differences=texts,
         file_unknown=same.unknown,
@@ -41,7 +39,7 @@ def with_file(report: Report, same: SameFile | None) -> Report:
 
 
 def unrun_report(
-    record: Record, path: Path, manifest: EngineManifest, error: DqError, *, seed: int, start: float
+    record: Record, path: Path, manifest: EngineManifest, error: Exception, *, seed: int, seconds: float
 ) -> Report:
     """The report of a file that is damaged so far that it does not run: nothing was compared in it.
 
@@ -51,7 +49,7 @@ def unrun_report(
         manifest: inside it.
         error: why it does not run.
         seed: as asked for.
-        start: when it began, by `time.perf_counter`.
+        seconds: time taken.
     """
     macs = manifest.macs
     return Report(
@@ -63,12 +61,12 @@ def unrun_report(
         processor="",
         integer_mac_share=0.0,
         integer_mac_share_of_quantizable=0.0,
-        macs={
-            "of_all": 1 if macs is None else macs.of_all,
-            "of_quantizable": 1 if macs is None else macs.of_quantizable,
-            "attention": 0 if macs is None else macs.attention,
-            "integer": 0,
-        },
+        macs=MacCounts(
+            of_all=1 if macs is None else macs.of_all,
+            of_quantizable=1 if macs is None else macs.of_quantizable,
+            attention=0 if macs is None else macs.attention,
+            integer=0,
+        ),
         max_code_difference=None,
         max_accumulator_difference=None,
         layers_compared=0,
@@ -89,8 +87,8 @@ def unrun_report(
         batch_equals_single=None,
         layers=(),
         float_layers=(),
-        failures=(f"the engine does not run: {error}",),
+        found=failures_of(Fault.RUN, [f"the engine does not run: {error}"]),
         notes=(),
         seed=seed,
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
     )

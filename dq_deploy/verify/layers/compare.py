@@ -4,133 +4,99 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dq_deploy.manifest.values import ManifestLayer, ManifestPart
 from dq_deploy.numerics import (
+    F32,
+    I32,
     accumulate_conv2d,
     accumulate_linear,
     integer_layer,
-    requantize_accumulator,
-    step_bucket,
     table_at,
 )
-from dq_deploy.numerics.arrays import F32, I32, Array
-from dq_deploy.record import Layer, Record
+from dq_deploy.numerics.arrays import F64, I64, Array
+from dq_deploy.record import Layer, Part, Record
+from dq_deploy.verify.layers.tally import Difference, LayerTally, Tally
 
-OUTPUT_TOLERANCE = 2.0**-20
-"""Largest accepted difference of a layer's float output, as a share of its largest magnitude.
-
-The scaling behind the accumulator is three float32 operations that an engine may group differently; everything in
-front of it is compared without a tolerance.
-"""
-
-FLOAT_PRODUCT_TOLERANCE = 2.0**-23
-"""What a product of K terms in float32 may be off by, over sqrt(K), as a share of the sum of its terms' magnitudes.
-
-Twice what independent roundings to 2^-24 add up to (N. Higham, Accuracy and Stability of Numerical Algorithms, 2002,
-section 2.8).
-
-Only for graphs whose weights carry their scale and are run on another engine: there the product is a float sum. Its
-integers are compared without a tolerance, by their twin.
-"""
-
-_ABSURD = 2**31
+ABSURD = 2**31
+"""Stands for the difference of a value that is no number."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
-    """The first value that is not what the numerics say.
+class HeldForm:
+    """How an engine holds the codes and the accumulator of one layer part.
 
     Attributes:
-        layer: module path.
-        part: index of the input-channel slice.
-        tensor: `code`, `accumulator` or `output`.
-        bucket: step bucket of the sample.
-        timestep: its calibrated timestep.
-        coordinate: index in the tensor without the sample axis: (channel, row, column) for a convolution.
-        got: the engine's value.
-        expected: the value by the numerics.
-        where: `engine` or `probe` (a piece of the engine fed with extreme values).
+        offset: what its codes are above the centred codes; None where that is each step's zero point and `shift`.
+        shift: added to the zero point.
+        codes_padding: border of the codes (top, left, bottom, right) that holds the code of 0.
+        layout: of accumulator and output, `nchw`, `nhwc` or `last`; codes lie as the layer's input does.
+        holds: what the accumulator is, see `expected_accumulator`.
     """
 
-    layer: str
-    part: int
-    tensor: str
-    bucket: int
-    timestep: float
-    coordinate: tuple[int, ...]
-    got: float
-    expected: float
-    where: str = "engine"
+    offset: int | None = None
+    shift: int = 0
+    codes_padding: tuple[int, ...] = ()
+    layout: str = "nchw"
+    holds: str = "canonical"
 
-    def text(self) -> str:
-        """One line for a person."""
-        source = "" if self.where == "engine" else ", probed with extreme values"
-        return (
-            f"layer {self.layer}, step {self.bucket} (timestep {self.timestep:g}){source}: {self.tensor} at "
-            f"{self.coordinate} is {self.got:g}, expected {self.expected:g}"
-        )
+    def offsets(self, part: Part, buckets: I64) -> I64:
+        """[B] what each sample's codes are above the centred codes."""
+        offset = part.zero_point + self.shift if self.offset is None else [self.offset]
+        return table_at(np.asarray(offset), buckets).astype(np.int64)
 
 
-@dataclass(kw_only=True)
-class Tally:
-    """Running counts of one layer at one step bucket."""
+@dataclass(frozen=True, kw_only=True)
+class ComparedPart:
+    """One part of a layer that is compared.
 
-    samples: int = 0
-    codes: int = 0
-    code_differences: int = 0
-    max_code_difference: int = 0
-    accumulators: int = 0
-    accumulator_differences: int = 0
-    max_accumulator_difference: float = 0
-    largest_accumulator: float = 0
-    max_output_difference: float = 0
-    output_codes: int = 0
-    output_code_differences: int = 0
-    max_output_code_difference: int = 0
+    Attributes:
+        record: for the timesteps.
+        layer: whose part it is.
+        index: which.
+        form: how the engine holds it.
+        tally: of the layer; what is found is added to it.
+        probe: the tensors come from extreme inputs.
+    """
+
+    record: Record
+    layer: Layer
+    index: int
+    form: HeldForm
+    tally: LayerTally
+    probe: bool = False
 
     @property
-    def clean(self) -> bool:
-        """Whether nothing differed."""
-        return not (self.code_differences or self.accumulator_differences)
-
-
-@dataclass(kw_only=True)
-class LayerTally:
-    """Running results of one layer: by step bucket in the engine, and of the probe.
-
-    Attributes:
-        steps: by bucket, from runs of the whole engine.
-        timesteps: calibrated timestep of each of those buckets.
-        probe: from runs of the layer's piece of the engine with extreme inputs.
-        first: first difference.
-        problems: why something could not be compared.
-    """
-
-    steps: dict[int, Tally] = field(default_factory=dict)
-    timesteps: dict[int, float] = field(default_factory=dict)
-    probe: Tally = field(default_factory=Tally)
-    first: Difference | None = None
-    problems: list[str] = field(default_factory=list)
-
-    def problem(self, text: str) -> None:
-        """Remember a reason once."""
-        if text not in self.problems:
-            self.problems.append(text)
+    def own(self) -> Part:
+        """The record's values of it."""
+        return self.layer.parts[self.index]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PartTensors:
-    """What was read from the engine for one part."""
+    """What was read from the engine for one part.
 
-    x: F32
+    Attributes:
+        x: its input.
+        codes: as the engine holds them.
+        accumulator: likewise; None where the engine does not show it.
+    """
+
+    x: Array
     codes: Array
     accumulator: Array | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Pair:
+    """A tensor of the engine and what it must be, sample by sample, with the absolute difference of each value."""
+
+    name: str
+    got: Array
+    want: Array
+    gap: Array
 
 
 def held_in_canonical_layout(values: Array, like: tuple[int, ...], layout: str) -> Array | None:
@@ -150,121 +116,121 @@ def held_in_canonical_layout(values: Array, like: tuple[int, ...], layout: str) 
     return None
 
 
-def expected_accumulator(
-    layer: Layer, part_index: int, codes: I32, accumulator: I32, buckets: Array, holds: str, offset: Array
-) -> Array:
+def expected_accumulator(part: ComparedPart, codes: I32, accumulator: I32, buckets: I64) -> I64:
     """What the engine's accumulator holds: int64, shape of the layer's output.
 
+    By the form's `holds`: `canonical` is A; `shifted` is A + z[t] * sum(w_q), padding holding the code z;
+    `shifted_inside` is the product of c + z[t] where padding holds 0; `held` is A + offset * sum(w_q).
+
     Args:
-        layer: whose.
-        part_index: which slice of its input.
+        part: which.
         codes: centred codes c.
         accumulator: A.
         buckets: [B] step buckets.
-        holds: `canonical` is A; `shifted` is A + z[t] * sum(w_q), padding holding the code z; `shifted_inside` is the
-            product of c + z[t] where padding holds 0.
-        offset: [B] what the engine's codes hold beyond c; `held` is A + offset * sum(w_q).
     """
-    part = layer.parts[part_index]
+    layer, own, holds = part.layer, part.own, part.form.holds
+    z = table_at(own.zero_point, buckets).astype(np.int64)
     if holds == "shifted_inside":
-        z = table_at(part.zero_point, buckets).reshape((-1,) + (1,) * (codes.ndim - 1))
-        shifted = (codes + z).astype(np.int32)
-        q = part.q_weight(0)
+        shifted = (codes + z.reshape((-1,) + (1,) * (codes.ndim - 1))).astype(np.int32)
+        q = own.q_weight(0)
         if layer.kind == "linear":
             return accumulate_linear(shifted, q).astype(np.int64)
         return accumulate_conv2d(shifted, q, layer.window, groups=layer.groups).astype(np.int64)
     wide = accumulator.astype(np.int64)
     if holds not in ("shifted", "held"):
         return wide
-    z = table_at(part.zero_point, buckets).astype(np.int64) if holds == "shifted" else offset
-    groups = table_at(part.group_of_step, buckets)
-    rows = [part.q_weight(int(g)).reshape(layer.out_channels, -1) for g in groups]
-    shift = z[:, None] * np.stack([row.sum(axis=1, dtype=np.int64) for row in rows])
-    shape = [len(z)] + [1] * (wide.ndim - 1)
+    factor = z if holds == "shifted" else part.form.offsets(own, buckets)
+    groups = table_at(own.group_of_step, buckets)
+    rows = [own.q_weight(int(g)).reshape(layer.out_channels, -1) for g in groups]
+    shift = factor[:, None] * np.stack([row.sum(axis=1, dtype=np.int64) for row in rows])
+    shape = [len(factor)] + [1] * (wide.ndim - 1)
     shape[1 if layer.kind == "conv2d" else wide.ndim - 1] = shift.shape[1]
-    return wide + shift.reshape(shape)
+    shifted_sum: I64 = wide + shift.reshape(shape)
+    return shifted_sum
 
 
-def compare_part(
-    record: Record,
-    layer: Layer,
-    part_index: int,
-    entry: ManifestPart,
-    tensors: PartTensors,
-    buckets: NDArray[np.int64],
-    result: LayerTally,
-    *,
-    probe: bool = False,
-) -> F32 | None:
+def compare_part(part: ComparedPart, tensors: PartTensors, buckets: I64) -> F32 | None:
     """Add one run's comparison to the layer's tally.
 
     Args:
-        record: for the timesteps.
-        layer: whose part it is.
-        part_index: which.
-        entry: the part's manifest entry: offset, offset_table, accumulator_holds, layout.
+        part: which, and where the result goes.
         tensors: read from the engine.
         buckets: [B] bucket of each sample.
-        result: is added to.
-        probe: the tensors come from a probe.
 
     Returns:
         The part's float output by the numerics without bias, or None where it could not be computed.
     """
-    part = layer.parts[part_index]
-    if tensors.x.dtype != np.float32 or np.isnan(tensors.x).any():
-        what = "NaN" if tensors.x.dtype == np.float32 else str(tensors.x.dtype)
-        result.problem(f"layer input holds {what}, expected float32 numbers")
+    x = tensors.x
+    if x.dtype != np.float32 or np.isnan(x).any():
+        what = "NaN" if x.dtype == np.float32 else str(x.dtype)
+        part.tally.problem(f"layer input holds {what}, expected float32 numbers")
         return None
-    single = dataclasses.replace(layer, parts=(part,), bias=None, out_scale=None, out_zero_point=None)
-    expected = integer_layer(single, tensors.x, buckets)
-    layout = entry.layout or "nchw"
-    table = part.zero_point + (entry.offset_shift or 0) if entry.offset is None else np.asarray([entry.offset])
-    offset = table_at(table, buckets).astype(np.int64)
-    inner = _without_padding(tensors.codes, entry.codes_padding, offset, result)
-    codes = held_in_canonical_layout(inner, tensors.x.shape, "nchw")  # they lie as the layer's input does
-    holds = entry.accumulator_holds or "canonical"
-    want = expected_accumulator(layer, part_index, expected.codes[0], expected.accumulators[0], buckets, holds, offset)
-    seen = tensors.accumulator
-    held = None if seen is None else held_in_canonical_layout(seen, want.shape, layout)
-    if codes is None or (held is None and seen is not None):
-        result.problem(
-            f"engine holds codes {tensors.codes.shape} and accumulators {None if seen is None else seen.shape}, "
-            f"expected {tensors.x.shape} and {want.shape} in layout {layout}"
-        )
+    single = dataclasses.replace(part.layer, parts=(part.own,), bias=None, out_scale=None, out_zero_point=None)
+    expected = integer_layer(single, x, buckets)
+    want = expected_accumulator(part, expected.codes[0], expected.accumulators[0], buckets)
+    pairs = _paired(part, tensors, expected.codes[0], want, buckets)
+    if pairs is None:
         return None
-    if held is None:
-        want = held = np.zeros((len(buckets), 0), np.float32)
-    shift = offset.reshape((-1,) + (1,) * (codes.ndim - 1))
-    code_gap = np.abs(codes.astype(np.int64) - shift - expected.codes[0])
-    wanted = want.astype(held.dtype)
-    with np.errstate(invalid="ignore"):
-        gap = np.abs(held.astype(np.float64) - wanted.astype(np.float64))
-    gap = np.nan_to_num(gap, nan=_ABSURD, posinf=_ABSURD)
     for sample, bucket in enumerate(buckets.tolist()):
-        tally = result.probe if probe else result.steps.setdefault(bucket, Tally())
-        result.timesteps[bucket] = float(record.timesteps[bucket])
-        tally.samples += 1
-        tally.codes += code_gap[sample].size
-        tally.code_differences += int(np.count_nonzero(code_gap[sample]))
-        tally.max_code_difference = max(tally.max_code_difference, int(code_gap[sample].max(initial=0)))
-        tally.accumulators += gap[sample].size
-        tally.accumulator_differences += int(np.count_nonzero(gap[sample]))
-        tally.max_accumulator_difference = max(tally.max_accumulator_difference, float(gap[sample].max(initial=0)))
-        tally.largest_accumulator = max(tally.largest_accumulator, float(np.abs(want[sample]).max(initial=0)))
-        if result.first is None:
-            result.first = _first_of(
-                (("code", code_gap[sample], codes[sample].astype(np.int64) - shift[sample], expected.codes[0][sample]),
-                 ("accumulator", gap[sample], held[sample], wanted[sample])),
-                layer=layer.name, part=part_index, bucket=bucket,
-                timestep=float(record.timesteps[bucket]), where="probe" if probe else "engine",
-            )  # fmt: skip
+        _count(part, pairs, want, sample, bucket)
     return expected.output
 
 
-def _without_padding(codes: Array, padding: Sequence[int] | None, offset: Array, result: LayerTally) -> Array:
+def _paired(
+    part: ComparedPart, tensors: PartTensors, centred: I32, want: I64, buckets: I64
+) -> tuple[_Pair, _Pair] | None:
+    """Codes, less what the engine adds to them, and accumulators, each beside the numerics'; None if shapes differ."""
+    form, seen = part.form, tensors.accumulator
+    offset = form.offsets(part.own, buckets)
+    inner = _without_padding(tensors.codes, form.codes_padding, offset, part.tally)
+    codes = held_in_canonical_layout(inner, tensors.x.shape, "nchw")
+    held = None if seen is None else held_in_canonical_layout(seen, want.shape, form.layout)
+    if codes is None or (held is None and seen is not None):
+        part.tally.problem(
+            f"engine holds codes {tensors.codes.shape} and accumulators {None if seen is None else seen.shape}, "
+            f"expected {tensors.x.shape} and {want.shape} in layout {form.layout}"
+        )
+        return None
+    plain = codes.astype(np.int64) - offset.reshape((-1,) + (1,) * (codes.ndim - 1))
+    code_pair = _Pair(name="code", got=plain, want=centred, gap=np.abs(plain - centred))
+    if held is None:
+        none = np.zeros((len(buckets), 0), np.float32)
+        return code_pair, _Pair(name="accumulator", got=none, want=none, gap=none)
+    wanted = want.astype(held.dtype)
+    with np.errstate(invalid="ignore"):
+        gap = np.abs(held.astype(np.float64) - wanted.astype(np.float64))
+    gap = np.nan_to_num(gap, nan=ABSURD, posinf=ABSURD)
+    return code_pair, _Pair(name="accumulator", got=held, want=wanted, gap=gap)
+
+
+def _count(part: ComparedPart, pairs: tuple[_Pair, _Pair], want: I64, sample: int, bucket: int) -> None:
+    """Add one sample to the tally of its step, or of the probe."""
+    result, (codes, accumulators) = part.tally, pairs
+    tally = result.probe if part.probe else result.steps.setdefault(bucket, Tally())
+    code_gap, gap = codes.gap[sample], accumulators.gap[sample]
+    result.timesteps[bucket] = float(part.record.timesteps[bucket])
+    tally.samples += 1
+    tally.codes += code_gap.size
+    tally.code_differences += int(np.count_nonzero(code_gap))
+    tally.max_code_difference = max(tally.max_code_difference, int(code_gap.max(initial=0)))
+    tally.accumulators += gap.size
+    tally.accumulator_differences += int(np.count_nonzero(gap))
+    tally.max_accumulator_difference = max(tally.max_accumulator_difference, float(gap.max(initial=0)))
+    if gap.size:
+        tally.largest_accumulator = max(tally.largest_accumulator, float(np.abs(want[sample]).max(initial=0)))
+    if result.first is None:
+        where = "probe" if part.probe else "engine"
+        for pair in pairs:
+            found = first_of(
+                pair.name, pair.gap[sample], pair.got[sample], pair.want[sample],
+                place=Place(record=part.record, layer=part.layer.name, part=part.index, bucket=bucket, where=where),
+            )  # fmt: skip
+            result.first = result.first or found
+
+
+def _without_padding(codes: Array, padding: Sequence[int], offset: I64, result: LayerTally) -> Array:
     """Codes less a border of (top, left, bottom, right) that must hold the code of 0: the sample's offset."""
-    if not padding or not any(padding):
+    if not any(padding):
         return codes
     top, left, bottom, right = padding
     inside = np.zeros(codes.shape[2:], bool)
@@ -274,113 +240,43 @@ def _without_padding(codes: Array, padding: Sequence[int] | None, offset: Array,
     return codes[:, :, top : codes.shape[2] - bottom, left : codes.shape[3] - right]
 
 
-def _first_of(tensors: Sequence[tuple[str, Array, Array, Array]], **place: Any) -> Difference | None:
-    for name, gap, got, want in tensors:
-        if gap.any():
-            at = tuple(int(i) for i in np.argwhere(gap)[0])
-            return Difference(tensor=name, coordinate=at, got=float(got[at]), expected=float(want[at]), **place)
-    return None
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a difference is: a layer part at a step bucket, in the engine or in a probe."""
+
+    record: Record
+    layer: str
+    bucket: int
+    part: int = 0
+    where: str = "engine"
 
 
-def layer_output(layer: Layer, terms: Sequence[F32]) -> F32:
-    """Output y of a layer from its parts' terms: summed in order, then the bias."""
-    y = terms[0]
-    for term in terms[1:]:
-        y = (y + term).astype(np.float32)
-    if layer.bias is None:
-        return y
-    shape = [1] * y.ndim
-    shape[1 if layer.kind == "conv2d" else y.ndim - 1] = -1
-    return (y + layer.bias.reshape(shape)).astype(np.float32)
+def first_of(tensor: str, wrong: Array, got: Array, want: Array, *, place: Place) -> Difference | None:
+    """The first value of one sample where `wrong` is not 0, or None.
 
-
-def float_product_slack(layer: Layer, entry: ManifestLayer, buckets: NDArray[np.int64]) -> F32:
-    """What a sample's output may be off by because its products are float sums: [B], 0 where they are not."""
-    slack = np.zeros(len(buckets), np.float32)
-    for part, held in zip(layer.parts, entry.parts or (), strict=True):
-        if held.weight:
-            rows = np.abs(part.q_weight(0).astype(np.float64)).reshape(layer.out_channels, -1)
-            largest = float((rows.sum(axis=1) * part.weight_scale[0]).max(initial=0)) * 128 * np.sqrt(rows.shape[1])
-            slack += table_at(part.scale, buckets) * np.float32(largest * FLOAT_PRODUCT_TOLERANCE)
-    return slack
-
-
-def compare_output(
-    record: Record,
-    layer: Layer,
-    y: F32,
-    output: Array,
-    layout: str,
-    buckets: NDArray[np.int64],
-    result: LayerTally,
-    *,
-    slack: F32,
-) -> None:
-    """Compare a layer's float output with y, within `OUTPUT_TOLERANCE` and the slack of each sample."""
-    got = output if output.shape == y.shape else held_in_canonical_layout(output, y.shape, layout)
-    if got is None:
-        return
-    for sample, bucket in enumerate(buckets.tolist()):
-        largest = float(np.abs(y[sample]).max(initial=0)) or 1.0
-        gap = np.nan_to_num(np.abs(got[sample].astype(np.float64) - y[sample]), nan=_ABSURD, posinf=_ABSURD)
-        gap = np.maximum(gap - slack[sample], 0) / largest
-        tally = result.steps.setdefault(bucket, Tally())
-        tally.max_output_difference = max(tally.max_output_difference, float(gap.max(initial=0)))
-        if result.first is None:
-            result.first = _first_of(
-                [("output", gap > OUTPUT_TOLERANCE, got[sample], y[sample])],
-                layer=layer.name, part=0, bucket=bucket, timestep=float(record.timesteps[bucket]),
-            )  # fmt: skip
-
-
-def compare_output_codes(
-    record: Record, layer: Layer, x: F32, output: Array, buckets: NDArray[np.int64], result: LayerTally
-) -> None:
-    """Compare a layer's 8-bit output codes with the declared requantization of its accumulators, bit for bit."""
-    if layer.out_scale is None or layer.out_zero_point is None or len(layer.parts) != 1:
-        return
-    part = layer.parts[0]
-    want = requantize_accumulator(
-        integer_layer(layer, x, buckets).accumulators[0],
-        bias=layer.bias,
-        scale=part.scale,
-        weight_scale=part.weight_scale[0],
-        out_scale=layer.out_scale,
-        out_zero_point=layer.out_zero_point,
-        step=buckets,
-    )
-    if output.shape != want.shape:
-        result.problem(f"engine holds output codes {output.shape}, expected {want.shape}")
-        return
-    gap = np.abs(output.astype(np.int64) - want)
-    for sample, bucket in enumerate(buckets.tolist()):
-        tally = result.steps.setdefault(bucket, Tally())
-        tally.output_codes += gap[sample].size
-        tally.output_code_differences += int(np.count_nonzero(gap[sample]))
-        tally.max_output_code_difference = max(tally.max_output_code_difference, int(gap[sample].max(initial=0)))
-        if result.first is None:
-            result.first = _first_of(
-                [("output code", gap[sample], output[sample], want[sample])],
-                layer=layer.name, part=0, bucket=bucket, timestep=float(record.timesteps[bucket]),
-            )  # fmt: skip
-
-
-def edge_probes(edges: F32) -> F32:
-    """Timesteps on both sides of every edge: the number below it, and the edge itself."""
-    edges = np.asarray(edges, np.float32)
-    return np.stack([np.nextafter(edges, np.float32(-np.inf)), edges], axis=1).reshape(-1).astype(np.float32)
-
-
-def edge_problem(record: Record, timesteps: F32, got: Array) -> str | None:
-    """The first timestep whose bucket in the engine is not `numerics.step_bucket`'s, in words."""
-    want, found = step_bucket(timesteps, record.step_edges), np.asarray(got).reshape(-1)
-    wrong = np.flatnonzero(found != want)
-    if not len(wrong):
+    Args:
+        tensor: what the values are, in words.
+        wrong: not 0 where they differ.
+        got: the engine's.
+        want: the numerics'.
+        place: where they are from.
+    """
+    if not wrong.any():
         return None
-    i = int(wrong[0])
-    layers = [name for name, layer in record.layers.items() if any(p.steps > 1 for p in layer.parts)]
-    named = f"layer {layers[0]} and {len(layers) - 1} more with step tables" if layers else "no layer with step tables"
-    return (
-        f"step {int(want[i])}: timestep {float(timesteps[i])!r} falls into bucket {int(found[i])} "
-        f"in the engine, expected {int(want[i])}; it concerns {named}"
+    at = tuple(int(i) for i in np.argwhere(wrong)[0])
+    return Difference(
+        layer=place.layer,
+        part=place.part,
+        tensor=tensor,
+        bucket=place.bucket,
+        timestep=float(place.record.timesteps[place.bucket]),
+        coordinate=at,
+        got=float(got[at]),
+        expected=float(want[at]),
+        where=place.where,
     )
+
+
+def magnitude(y: F32 | F64) -> float:
+    """Largest magnitude of a tensor; 1 where all of it is 0."""
+    return float(np.abs(y).max(initial=0)) or 1.0

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from dq_deploy.record import Record
 
 
-def mixed_bits_of(record: Record) -> dict[str, Any] | None:
-    """What the record says about bits chosen by layer, or None where nobody chose any.
+@dataclass(frozen=True, kw_only=True)
+class MixedBits:
+    """Bits that someone chose by layer.
 
-    Returns:
-        `budget` and `average_bits` where a budget was kept, else None for each; `layers`: [weight bits, activation
-        bits] of each layer as the record has them, activations None where they stay float.
+    Attributes:
+        budget: bits a weight on average that were allowed; None where no budget was kept.
+        average_bits: bits a weight on average that came of it; None likewise.
+        layers: weight bits and activation bits of each layer as the record has them; the latter are None where
+            activations stay float.
     """
+
+    budget: float | None
+    average_bits: float | None
+    layers: dict[str, tuple[int, int | None]]
+
+
+def mixed_bits_of(record: Record) -> MixedBits | None:
+    """What the record says about bits chosen by layer, or None where nobody chose any."""
     options = record.provenance.get("options")
     by_hand = isinstance(options, Mapping) and bool(options.get("layer_bits"))
     stage = _bits_stage(record.provenance.get("history"))
     if not by_hand and stage is None:
         return None
-    layers: dict[str, list[int | None]] = {x.name: [x.weight_bits, x.activation_bits] for x in record.layers.values()}
-    layers |= {light.name: [light.weight_bits, None] for light in record.weight_only.values()}
-    return {"budget": _number(stage, "budget"), "average_bits": _number(stage, "average_bits"), "layers": layers}
+    layers: dict[str, tuple[int, int | None]] = {
+        x.name: (x.weight_bits, x.activation_bits) for x in record.layers.values()
+    }
+    layers |= {light.name: (light.weight_bits, None) for light in record.weight_only.values()}
+    return MixedBits(budget=_number(stage, "budget"), average_bits=_number(stage, "average_bits"), layers=layers)
 
 
 def _bits_stage(history: Any) -> Mapping[str, Any] | None:

@@ -20,14 +20,6 @@ from dq_deploy.numerics.geometry import padded
 from dq_deploy.record import Layer, Part
 
 
-def different_bits(got: Array, want: Array) -> Array:
-    """Where two arrays of one shape differ: integers by value, floats by their bits."""
-    if got.dtype == np.float32:
-        a, b = (np.ascontiguousarray(v, np.float32).view(np.uint32) for v in (got, want))
-        return np.asarray(a != b)
-    return np.asarray(got.astype(np.int64) != want)
-
-
 def codes_of(layer: Layer, part: Part, rows: F32, step: Array) -> Array:
     """Stored codes c + z - q_min of [B, rows, C], by the numerics."""
     centred = quantize_centred(

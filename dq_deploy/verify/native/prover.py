@@ -2,47 +2,44 @@
 
 from __future__ import annotations
 
-import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dq_deploy.engines.base import Runner
 from dq_deploy.engines.capabilities import LayerForm
 from dq_deploy.errors import DqError, InputError, MissingDependencyError
-from dq_deploy.manifest.values import EngineManifest, ManifestLayer
-from dq_deploy.models import Macs, build_denoiser, macs_of, quantizable_layers
+from dq_deploy.manifest.values import EngineManifest
 from dq_deploy.native.program.layer_constants import kernel_weights
 from dq_deploy.native.runner import NativeRunner
-from dq_deploy.numerics.arrays import Array
-from dq_deploy.open_engine import open_engine
-from dq_deploy.record import Layer, Record, content_sha256
-from dq_deploy.targets.manifest import manifest_macs
-from dq_deploy.verify.file.findings import with_file
+from dq_deploy.open_engine import RECORD_SUFFIXES, open_engine
+from dq_deploy.record import Layer, content_sha256
 from dq_deploy.verify.file.same_file import SameFile
-from dq_deploy.verify.inputs import Batch, plan_batches
+from dq_deploy.verify.inputs import Batch, Runs
+from dq_deploy.verify.inside import InsideProver, Layers, check_model
 from dq_deploy.verify.layers.attestation import MISSING, PAIR_LIMIT, Kernel
+from dq_deploy.verify.layers.comparison import LayerResults
+from dq_deploy.verify.layers.outputs import different_bits
 from dq_deploy.verify.native.constants import native_differences
-from dq_deploy.verify.native.ops import different_bits
-from dq_deploy.verify.native.parity import NativeParity, batch_difference
+from dq_deploy.verify.native.layers import NativeLayers, first_batch_dependent
 from dq_deploy.verify.native.twin import Twin
-from dq_deploy.verify.onnx.parity import Parity
-from dq_deploy.verify.output.difference import StepOutput, check_finite, compare_outputs, run_module, simulation
-from dq_deploy.verify.output.parting import lowest_parting
-from dq_deploy.verify.path_inputs import path_batches
-from dq_deploy.verify.report.findings import Findings, assembled_report, layer_report
-from dq_deploy.verify.report.values import LayerReport, Report, failure_of_file
+from dq_deploy.verify.output.outputs import TwinOutputs
+from dq_deploy.verify.prover import Seen, Subject
+from dq_deploy.verify.report.findings import Claims, LayerEvidence, layer_report
+from dq_deploy.verify.report.values import Failure, Fault, LayerReport, Report, failures_of_file
+from dq_deploy.verify.steps import LeftOut, Reason, Step
 
 if TYPE_CHECKING:
-    from dq_deploy.models import Denoiser
+    from dq_deploy.native.cuda.runner import NativeCudaRunner
 
-Progress = Callable[[str], None]
+    AnyNative = NativeRunner | NativeCudaRunner
 
+IN_ITS_PROGRAM = "the simulation is the engine's own program with every integer layer computed by the numerics"
 ON_GPU = (
     "on a GPU layers met the denoiser's inputs alone, no extreme ones, and the output was compared with the training "
     "simulation, not with one inside the engine's own float operations"
@@ -52,58 +49,196 @@ EVERY_ISA = "all"
 """Stands for each instruction set this CPU has."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProofOptions:
-    """As of `verify`."""
+class NativeProver(InsideProver):
+    """Proves that a record run by this project's kernels computes another reading of that record."""
 
-    steps: int
-    inputs: int
-    seed: int
-    progress: Progress
-    compare_with_record: bool = True
+    def __init__(self, subject: Subject, runner: AnyNative | None = None) -> None:
+        """Take the engine.
+
+        Args:
+            subject: what is proven.
+            runner: opened without a finite check, for a proof of it as it is; whether it says that it runs this record
+                is then not asked. By default the record's file is opened.
+        """
+        super().__init__(subject)
+        self._given = runner
+
+    @classmethod
+    def takes(cls, path: Path) -> bool:
+        """A record."""
+        return path.suffix in RECORD_SUFFIXES
+
+    @classmethod
+    def provers_of(cls, subject: Subject) -> Sequence[NativeProver]:
+        """One, or one for each instruction set of this CPU.
+
+        Raises:
+            MissingDependencyError: the CPU kernels were not built.
+        """
+        if subject.options.isa != EVERY_ISA:
+            return [cls(subject)]
+        return [cls(replace(subject, options=replace(subject.options, isa=name))) for name in _isas_of_this_cpu()]
+
+    def compare_file(self) -> LeftOut:
+        """Not done: what the engine makes of the record is compared when it is opened."""
+        return LeftOut(step=Step.FILE, reason=Reason.IS_THE_RECORD)
+
+    @contextmanager
+    def opened(self, folder: Path) -> Iterator[None]:
+        """Open the record.
+
+        Raises:
+            InputError: it is another record, or the model is another one.
+        """
+        self.folder = folder
+        if self._given is not None:
+            self.runner = self._given
+            yield
+            return
+        options = self.options
+        with open_engine(
+            self.subject.path,
+            engine=options.engine,
+            threads=options.threads,
+            isa=options.isa,
+            device=options.device,
+            finite_check=False,
+        ) as runner:
+            self.runner = _native(runner)
+            self._check_same_record()
+            options.progress(f"running the engine {self.runtime_text()}")
+            yield
+
+    def _check_same_record(self) -> None:
+        mine, other = content_sha256(self.record), str(self._manifest.record_sha256)
+        if mine != other:
+            raise InputError(
+                f"engine {self.subject.path} is the record {other[:12]}, the checkpoint is {mine[:12]}; give the same "
+                "record twice, or leave `record` out"
+            )
+        check_model(self.record, self.options.model)
+
+    @contextmanager
+    def running(self) -> Iterator[Runner]:
+        """The opened engine itself."""
+        yield self.runner
+
+    def first_batch_dependent(self, batch: Batch, index: int) -> str:
+        """The first layer whose input for a sample depends on the rest of its batch."""
+        return first_batch_dependent(self.runner, batch, index)
+
+    def compare_layers(self, runs: Runs) -> LayerResults:
+        """Every layer as the engine shows it."""
+        self._layers = NativeLayers(self.layer_subject(runs), self.runner)
+        return self._layers.run()
+
+    def probe_layers(self, seen: Seen) -> LeftOut | None:
+        """Every layer part by itself; on a GPU no single operation can be run so."""
+        if not isinstance(self.runner, NativeRunner):
+            return LeftOut(step=Step.PROBE, reason=Reason.NOT_READABLE, text=ON_GPU)
+        self._layers.probe(self.runner, seed=self.options.seed)
+        return None
+
+    def twin(self, seen: Seen) -> TwinOutputs:
+        """The engine's own program with the numerics in the integer layers' place.
+
+        Kernels round as they are defined to, so the twin's output must be the engine's, bit for bit; that is more than
+        the margin asked of other engines. Layers that differ in it are noted with the others.
+        """
+        if not isinstance(self.runner, NativeRunner):
+            return TwinOutputs(outputs=None)
+        twin, runs, layers = Twin(self.runner.executor, self.record), seen.runs, seen.results.layers
+        try:
+            simulated = [twin.run(batch.feeds)[runs.output] for batch in runs.batches]
+        except DqError as error:
+            words = f"the simulation inside the engine's float operations cannot be run: {error}"
+            return TwinOutputs(outputs=None, failure=words)
+        for name, difference in twin.differences.items():
+            if layers[name].first is None:
+                layers[name].first = difference
+        mine = runs.finals[: len(simulated)]
+        wrong = [i for i, (a, b) in enumerate(zip(mine, simulated, strict=True)) if different_bits(a, b).any()]
+        if not wrong or seen.results.any_difference:
+            return TwinOutputs(outputs=simulated)
+        failure = (
+            f"output of batch {wrong[0]} is not that of the same program with the numerics' integer layers, although "
+            "every layer is equal; runs of the engine differ among themselves"
+        )
+        return TwinOutputs(outputs=simulated, failure=failure)
+
+    def float_type(self) -> str:
+        """Of the float operations, on a GPU as it was opened."""
+        return "float32" if isinstance(self.runner, NativeRunner) else str(self.runner.executor.dtype)
+
+    def attest_kernels(self, seen: Seen | LeftOut) -> Layers:
+        """The form that the engine runs each layer in, beside what was compared of it."""
+        assert isinstance(seen, Seen)  # of `run`
+        forms = self.runner.layer_forms()
+        return tuple(self._layer_report(seen, name, forms.get(name, ())) for name in self.record.layers)
+
+    def compare_memory(self) -> SameFile:
+        """The program, its calls, packed weights, tables and parameters."""
+        self.options.progress("comparing the program and its constants with what the record makes")
+        return SameFile(differences=tuple(native_differences(self.record, self.runner)))
+
+    def claims(self) -> Claims:
+        """Of the record; it says nothing of multiply-accumulates."""
+        said = self._manifest
+        return Claims(target=said.target, mode=said.mode, record_sha256=str(said.record_sha256), says_macs=False)
+
+    @property
+    def _manifest(self) -> EngineManifest:
+        assert self.runner.manifest is not None  # a record's own
+        return self.runner.manifest
+
+    def runtime_text(self) -> str:
+        """Engine, version, and instruction set and threads or device and float type."""
+        try:
+            version = metadata.version("dq-deploy")
+        except metadata.PackageNotFoundError:
+            version = "of unknown version"
+        if isinstance(self.runner, NativeRunner):
+            context = self.runner.executor.context
+            return f"native {version}, {context.isa}, {context.threads} threads"
+        return f"native {version}, {self.runner.executor.device}, {self.runner.executor.dtype}"
+
+    def notes(self) -> tuple[str, ...]:
+        """Layers that no kernel takes, and what the output was compared with."""
+        simulated = IN_ITS_PROGRAM if isinstance(self.runner, NativeRunner) else ON_GPU
+        return (*kernel_notes(self.runner.layer_forms()), simulated)
+
+    def failures(self, seen: Seen) -> tuple[str, ...]:
+        """Whether a sample's neighbours change it; on a GPU torch's own products may, and the notes say so."""
+        difference = seen.runs.batch_difference
+        return (difference,) if difference and isinstance(self.runner, NativeRunner) else ()
+
+    def _layer_report(self, seen: Seen, name: str, forms: Sequence[LayerForm]) -> LayerReport:
+        """One layer with the form of its kernels; where numpy multiplies, the reason says so."""
+        layer = self.record.layers[name]
+        parts = len(layer.parts)
+        kernels = tuple(kernel_of(form, layer, i) for i, form in enumerate(forms[:parts])) or (MISSING,) * parts
+        asked = "int_conv2d" if layer.kind == "conv2d" else "int_linear"
+        known = LayerEvidence(
+            tally=seen.results.layers[name],
+            kernels=kernels,
+            requested=(f"{asked} W{layer.weight_bits}A{layer.activation_bits}",) * parts,
+            asked_integer=True,
+            form="; ".join(dict.fromkeys(form.form for form in forms)),
+        )
+        found = layer_report(layer, known, self.macs)
+        reasons = "; ".join(dict.fromkeys(form.reason for form in forms if form.reason))
+        return replace(found, reason=f"in numpy, not in a kernel: {reasons}") if reasons and not found.reason else found
 
 
-def verify_native(
-    record: Record,
-    path: Path,
-    *,
-    model: Denoiser | None,
-    engine: str | None,
-    threads: int | None,
-    isa: str | None,
-    device: str | None,
-    options: ProofOptions,
-) -> Report:
-    """Open a record as the native engine and prove that it computes another reading of that record.
+def _native(runner: Runner) -> AnyNative:
+    """The runner as one of the native engine's."""
+    if isinstance(runner, NativeRunner):
+        return runner
+    from dq_deploy.native.cuda.runner import NativeCudaRunner
 
-    Args:
-        record: what the engine is held against.
-        path: the record that runs.
-        model: the float model it was made from, or None.
-        engine: `native` or None.
-        threads: of one run.
-        isa: instruction set; None for the best, `all` for each this CPU has.
-        device: as of `open_engine`.
-        options: how much is looked at.
-
-    Returns:
-        The report; of several instruction sets that of the best, with the failures of all.
-
-    Raises:
-        InputError: another record, or another model.
-        MissingDependencyError: the CPU kernels were not built.
-    """
-    known: Sequence[str | None] = (isa,)
-    if isa == EVERY_ISA:
-        known = _isas_of_this_cpu()
-    reports = []
-    for name in known:
-        start = time.perf_counter()
-        with open_engine(path, engine=engine, threads=threads, isa=name, device=device, finite_check=False) as runner:
-            check_same_record(record, runner, path, model)
-            options.progress(f"running the engine {runtime_text(runner)}")
-            reports.append(prove_runner(record, runner, path, model=model, options=options, start=start))
-    return reports[-1] if len(reports) == 1 else _together(reports, [str(name) for name in known])
+    if isinstance(runner, NativeCudaRunner):
+        return runner
+    raise InputError(f"engine {runner.engine} runs this record, expected the native engine")
 
 
 def _isas_of_this_cpu() -> tuple[str, ...]:
@@ -115,12 +250,13 @@ def _isas_of_this_cpu() -> tuple[str, ...]:
         raise MissingDependencyError(str(error)) from error
 
 
-def _together(reports: Sequence[Report], names: Sequence[str]) -> Report:
+def joined_report(reports: Sequence[Report], names: Sequence[str]) -> Report:
     """The last report, with the failures and notes of the others behind the name of their instruction set."""
-    failures = [f"{n}: {text}" for r, n in zip(reports, names, strict=True) for text in r.run_failures]
-    differences = [f"{n}: {text}" for r, n in zip(reports, names, strict=True) for text in r.file_differences]
+    named = list(zip(names, reports, strict=True))
+    runs = [Failure(of=f.of, text=f"{n}: {f.text}") for n, r in named for f in r.found if f.of is Fault.RUN]
+    differences = [f"{n}: {text}" for n, r in named for text in r.file_differences]
     notes = list(reports[-1].notes)
-    for report, name in zip(reports[:-1], names[:-1], strict=True):
+    for name, report in named[:-1]:
         gaps = report.max_code_difference, report.max_accumulator_difference
         verdict = "exact" if report.exact else f"not exact, {len(report.failures)} findings"
         notes.append(
@@ -130,131 +266,11 @@ def _together(reports: Sequence[Report], names: Sequence[str]) -> Report:
         )
     return replace(
         reports[-1],
-        failures=(*failures, *(failure_of_file(text) for text in differences)),
+        found=(*runs, *failures_of_file(differences)),
         file_differences=tuple(differences),
         notes=tuple(notes),
         seconds=sum(r.seconds for r in reports),
     )
-
-
-def check_same_record(record: Record, runner: Runner, path: Path, model: Denoiser | None) -> None:
-    """Refuse an engine that runs another record, and a float model that neither was made from.
-
-    Raises:
-        InputError: naming the two hashes.
-    """
-    mine, other = content_sha256(record), str(runner.manifest and runner.manifest.record_sha256)
-    if mine != other:
-        raise InputError(
-            f"engine {path} is the record {other[:12]}, the checkpoint is {mine[:12]}; give the same record twice, or "
-            "leave `record` out"
-        )
-    source = record.provenance.get("source_sha256")
-    if model is not None and source and model.source_sha256 != source:
-        raise InputError(
-            f"model {model.source} has the hash {model.source_sha256[:12]}, the checkpoint was made from "
-            f"{str(source)[:12]}; give the model it was quantized from"
-        )
-
-
-def prove_runner(
-    record: Record,
-    runner: Any,
-    path: Path,
-    *,
-    model: Denoiser | None = None,
-    options: ProofOptions,
-    start: float | None = None,
-) -> Report:
-    """Prove an opened engine; whether it says that it runs this record is not asked.
-
-    Args:
-        record: what it is held against.
-        runner: the engine, a `NativeRunner` or a `NativeCudaRunner`, opened without a finite check.
-        path: for the report.
-        model: the float model, or None.
-        options: how much is looked at.
-        start: when it began, by `time.perf_counter`.
-    """
-    start = time.perf_counter() if start is None else start
-    with tempfile.TemporaryDirectory(prefix="dq-verify-") as folder:
-        report = _proven(record, runner, path, model, options, start, Path(folder))
-    if not options.compare_with_record:
-        return report
-    options.progress("comparing the program and its constants with what the record makes")
-    return with_file(report, SameFile(differences=tuple(native_differences(record, runner))))
-
-
-def _proven(
-    record: Record, runner: Any, path: Path, model: Denoiser | None, options: ProofOptions, start: float, folder: Path
-) -> Report:
-    """What runs, against the record."""
-    from dq_deploy.verify.output.float_replay import compare_float_paths  # loads torch
-
-    blank = build_denoiser(record.family, record.model_config)
-    sites = {site.name: site for site in quantizable_layers(blank, record.model_config)}
-    macs = macs_of(blank, record.model_config)
-    batches = plan_batches(record, steps=options.steps, inputs=options.inputs, mixed=True, seed=options.seed)
-    paths = path_batches(record, mixed=True, seed=options.seed)
-    outputs = [runner.run(batch.feeds) for batch in (*batches, *paths)]
-    check_finite(outputs)
-    mixed = next(i for i, batch in enumerate(batches) if batch.kind == "mixed")
-    batch_note = batch_difference(runner, batches[mixed], outputs[mixed])
-    check = NativeParity(runner, record, batches, sites, folder=folder, paths=paths)
-    parity = check.run(outputs, seed=options.seed, progress=options.progress)
-    options.progress("comparing outputs with the simulation")
-    finals = [output[runner.outputs[0].name] for output in outputs]
-    compared = _outputs(runner, record, batches, finals[: len(batches)], model, parity)
-    dtype = getattr(runner.executor, "dtype", "float32")
-    parting = lowest_parting(record, batches, parity.kept, finals, compared.steps, requantized=False)
-    options.progress(f"comparing the float operations between the layers on {len(finals)} batches")
-    float_path, why = compare_float_paths(record, [*batches, *paths], parity.kept, finals, dtype=dtype)
-    forms = runner.layer_forms()
-    layers = tuple(native_layer_report(record, name, parity, forms.get(name, ()), macs) for name in record.layers)
-    findings = Findings(
-        parity=parity,
-        layers=layers,
-        manifest=_manifest(runner, macs),
-        macs=macs,
-        steps_out=compared.steps,
-        batch_note=batch_note,
-        float_path=float_path,
-        float_path_unknown=why,
-        parting=parting,
-    )
-    report = assembled_report(
-        path,
-        record,
-        findings,
-        batches,
-        notes=[*kernel_notes(forms), *compared.notes],
-        steps=options.steps,
-        seed=options.seed,
-        runtime="native",
-        start=start,
-    )
-    # on a GPU torch's own products may depend on the batch; report.notes says so
-    batch_failure = [batch_note] if batch_note and isinstance(runner, NativeRunner) else []
-    failures = (*report.failures, *compared.failures, *batch_failure)
-    return replace(report, runtime=runtime_text(runner), failures=failures)
-
-
-def runtime_text(runner: Any) -> str:
-    """Engine, version, and instruction set and threads or device and float type, in words."""
-    try:
-        version = metadata.version("dq-deploy")
-    except metadata.PackageNotFoundError:
-        version = "of unknown version"
-    executor = runner.executor
-    if isinstance(runner, NativeRunner):
-        return f"native {version}, {executor.context.isa}, {executor.context.threads} threads"
-    return f"native {version}, {executor.device}, {executor.dtype}"
-
-
-def _manifest(runner: Runner, macs: Macs) -> EngineManifest:
-    """What `assembled_report` asks of an engine's manifest; the shares are those measured here."""
-    assert runner.manifest is not None  # a record's own
-    return replace(runner.manifest, macs=manifest_macs(macs))
 
 
 def kernel_of(form: LayerForm, layer: Layer, part: int) -> Kernel:
@@ -274,23 +290,6 @@ def _saturation(form: LayerForm, layer: Layer, part: int) -> str:
     )
 
 
-def native_layer_report(
-    record: Record, name: str, parity: Parity, forms: Sequence[LayerForm], macs: Macs
-) -> LayerReport:
-    """The report of one layer, with the form of its kernels; where numpy multiplies, the reason says so."""
-    layer = record.layers[name]
-    kernels = tuple(kernel_of(form, layer, i) for i, form in enumerate(forms[: len(layer.parts)])) or (MISSING,) * len(
-        layer.parts
-    )
-    words = "; ".join(dict.fromkeys(form.form for form in forms))
-    asked = "int_conv2d" if layer.kind == "conv2d" else "int_linear"
-    requested = (f"{asked} W{layer.weight_bits}A{layer.activation_bits}",) * len(layer.parts)
-    entry = ManifestLayer(name=name, integer=True, form=words)
-    found = layer_report(layer, entry, parity.layers[name], kernels, requested, macs)
-    reasons = "; ".join(dict.fromkeys(form.reason for form in forms if form.reason))
-    return replace(found, reason=f"in numpy, not in a kernel: {reasons}") if reasons and not found.reason else found
-
-
 def kernel_notes(forms: Mapping[str, Sequence[LayerForm]]) -> list[str]:
     """Layers that no kernel takes."""
     slow = {name: next(f.reason for f in parts if f.reason) for name, parts in forms.items() if _in_numpy(parts)}
@@ -304,65 +303,3 @@ def kernel_notes(forms: Mapping[str, Sequence[LayerForm]]) -> list[str]:
 
 def _in_numpy(parts: Sequence[LayerForm]) -> bool:
     return any(form.reason for form in parts)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Outputs:
-    """Outputs by step; what is worth knowing, and what a demand for exactness refuses."""
-
-    steps: list[StepOutput]
-    notes: tuple[str, ...]
-    failures: tuple[str, ...]
-
-
-def _outputs(
-    runner: Any,
-    record: Record,
-    batches: Sequence[Batch],
-    mine: Sequence[Array],
-    model: Denoiser | None,
-    parity: Parity,
-) -> _Outputs:
-    """Against the twin in the same float operations, the training simulation and the float model.
-
-    Kernels round as they are defined to, so the twin's output must be the engine's, bit for bit; that is more than the
-    margin asked of other engines. What the twin sees of each layer is added to the layers.
-    """
-    simulated, problem = None, ""
-    notes = [ON_GPU]
-    if isinstance(runner, NativeRunner):
-        notes = ["the simulation is the engine's own program with every integer layer computed by the numerics"]
-        simulated, problem = _twin(runner, record, batches, mine, parity)
-    failures = (problem,) if problem else ()
-    try:
-        trained = run_module(simulation(record, requantized=False), batches)
-    except DqError as error:
-        return _Outputs(
-            steps=[],
-            notes=(*notes, f"output was not compared with the training simulation: {error}"),
-            failures=failures,
-        )
-    floats = None if model is None else run_module(model.module, batches)
-    steps = compare_outputs(record, batches, mine, trained, simulated, floats)
-    return _Outputs(steps=steps, notes=tuple(notes), failures=failures)
-
-
-def _twin(
-    runner: NativeRunner, record: Record, batches: Sequence[Batch], mine: Sequence[Array], parity: Parity
-) -> tuple[list[Array] | None, str]:
-    """Outputs of the twin, and what is wrong, in words; layers that differ in it are noted with the others."""
-    name, twin = runner.outputs[0].name, Twin(runner.executor, record)
-    try:
-        simulated = [twin.run(batch.feeds)[name] for batch in batches]
-    except DqError as error:
-        return None, f"the simulation inside the engine's float operations cannot be run: {error}"
-    for layer, difference in twin.differences.items():
-        if parity.layers[layer].first is None:
-            parity.layers[layer].first = difference
-    wrong = [i for i, (a, b) in enumerate(zip(mine, simulated, strict=True)) if different_bits(a, b).any()]
-    if not wrong or any(tally.first for tally in parity.layers.values()):
-        return simulated, ""
-    return simulated, (
-        f"output of batch {wrong[0]} is not that of the same program with the numerics' integer layers, although every "
-        "layer is equal; runs of the engine differ among themselves"
-    )

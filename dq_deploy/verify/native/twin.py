@@ -16,8 +16,9 @@ from dq_deploy.native.program.program import Op
 from dq_deploy.numerics import accumulate_conv2d, accumulate_linear, table_at
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Layer, Record
-from dq_deploy.verify.layers.compare import Difference
-from dq_deploy.verify.native.ops import codes_of, different_bits, float_values
+from dq_deploy.verify.layers.outputs import different_bits
+from dq_deploy.verify.layers.tally import Difference
+from dq_deploy.verify.native.ops import codes_of, float_values
 
 PRODUCTS = ("int_linear", "int_conv2d")
 

@@ -1,4 +1,4 @@
-"""The float32 form of a graph whose float part is narrower: same record, same options, Casts and float types apart.
+"""The float32 form of a graph whose float operations are narrower: same record and options, but for Casts and types.
 
 ONNX Runtime's CPU kernels compute float16 by way of float32 and drop Casts as they see fit, so what such a graph gives
 there depends on which tensors are looked at. The float32 form is proven in its place, and the two files are compared
@@ -30,18 +30,18 @@ Node = tuple[str, str, str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]
 
 
 def is_narrow(manifest: EngineManifest) -> bool:
-    """Whether the float part of a graph is in float16 or bfloat16."""
+    """Whether the float operations of a graph are in float16 or bfloat16."""
     return manifest.options is not None and manifest.options.float_type in _NARROW
 
 
-def float32_twin(
+def float32_form(
     record: Record, path: Path, manifest: EngineManifest, folder: Path, *, traced: ir.Model
 ) -> tuple[Path, str]:
     """Export the float32 form of a graph and compare the two.
 
     Args:
         record: what the graph was exported from.
-        path: the graph, its float part in float16 or bfloat16.
+        path: the graph, its float operations in float16 or bfloat16.
         manifest: of it.
         folder: where the float32 form goes.
         traced: the record's denoiser, traced.
@@ -50,14 +50,14 @@ def float32_twin(
         The float32 form, with its manifest; what the graphs differ in besides Casts and float types, in words, or an
         empty string.
     """
-    twin = folder / f"{path.stem}.{WIDE}.onnx"
+    form = folder / f"{path.stem}.{WIDE}.onnx"
     conv = None if manifest.options is None else manifest.options.conv
     made = engine_graph(record, target=manifest.target, float_type=WIDE, conv=conv, traced=traced)
-    write_onnx(made.model, twin, made.manifest)
-    difference = first_difference(path, twin)
+    write_onnx(made.model, form, made.manifest)
+    difference = first_difference(path, form)
     if not difference:
-        return twin, ""
-    return twin, (
+        return form, ""
+    return form, (
         f"graph {path.name} differs from the {WIDE} graph of the same record in more than Casts and float types: "
         f"{difference}; export it again"
     )
@@ -76,7 +76,7 @@ def first_difference(narrow: Path, wide: Path) -> str:
     """What differs between two graphs besides Casts and float types, or an empty string.
 
     Args:
-        narrow: ONNX file with its float part in float16 or bfloat16.
+        narrow: ONNX file with its float operations in float16 or bfloat16.
         wide: the same in float32.
     """
     import onnx_ir as ir

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import onnx
 
     from dq_deploy.engines.base import Runner
-    from dq_deploy.numerics.arrays import Array
 
 
 class ShippedGraph:
@@ -27,8 +26,8 @@ class ShippedGraph:
         engine: engine that runs them.
         threads: threads of one run; None lets the engine decide.
         optimize: False runs the nodes one by one as they stand.
-        twins: nodes that show an accumulator the file itself does not hold, see `twin_products`; each is added to a
-            copy only where it is asked for.
+        products: nodes that show an accumulator the file itself does not hold, see `integer_products`; each is added
+            to a copy only where it is asked for.
     """
 
     def __init__(
@@ -39,18 +38,18 @@ class ShippedGraph:
         engine: str,
         threads: int | None,
         optimize: bool = True,
-        twins: Sequence[onnx.NodeProto] = (),
+        products: Sequence[onnx.NodeProto] = (),
     ) -> None:
         import onnx
 
         self.path, self.folder, self.engine, self.threads = path, folder, engine, threads
-        self.optimize, self._twins = optimize, tuple(twins)
+        self.optimize, self._products = optimize, tuple(products)
         self.proto = onnx.load(str(path), load_external_data=False)
         self._count = 0
         graph = self.proto.graph
         self.outputs = [value.name for value in graph.output]
         self.inputs = [value.name for value in graph.input]
-        self.producer = {name: node for node in (*graph.node, *self._twins) for name in node.output if name}
+        self.producer = {name: node for node in (*graph.node, *self._products) for name in node.output if name}
         self.tensors = set(self.producer) | set(self.inputs)
         for location in _external_files(self.proto):
             _link(path.parent / location, folder / location)
@@ -66,9 +65,9 @@ class ShippedGraph:
 
         proto = _shallow(self.proto)
         present = [name for name in dict.fromkeys(names) if name in self.producer and name not in self.outputs]
-        if self._twins:
+        if self._products:
             wanted = self._leading_to(present, set())
-            proto.graph.node.extend(node for node in self._twins if id(node) in wanted)
+            proto.graph.node.extend(node for node in self._products if id(node) in wanted)
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in present)
         return self._save(proto)
 
@@ -83,7 +82,7 @@ class ShippedGraph:
 
         graph = self.proto.graph
         nodes = self._leading_to(outputs, set(inputs))
-        kept = [node for node in (*graph.node, *self._twins) if id(node) in nodes]
+        kept = [node for node in (*graph.node, *self._products) if id(node) in nodes]
         used = {name for node in kept for name in node.input} | set(outputs)
         proto = onnx.ModelProto(ir_version=self.proto.ir_version)
         proto.opset_import.extend(self.proto.opset_import)
@@ -132,11 +131,6 @@ class ShippedGraph:
         path = self.scratch(".onnx")
         path.write_bytes(proto.SerializeToString())
         return path
-
-
-def run_all(runner: Runner, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Run with those of the feeds that the runner takes."""
-    return runner.run({spec.name: feeds[spec.name] for spec in runner.inputs})
 
 
 def _shallow(proto: onnx.ModelProto) -> onnx.ModelProto:

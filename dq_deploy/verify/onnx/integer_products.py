@@ -1,9 +1,9 @@
-"""Accumulators of a graph whose products run on scaled weights: a twin of each product on its integers alone.
+"""Accumulators of a graph whose products run on scaled weights: a second product beside each, on its integers alone.
 
 A graph for TensorRT multiplies the values of DequantizeLinear, and the scale of the weights is in them. On another
-engine its product is a float sum and not the accumulator. The twin takes the same tensor of codes and the same weight
-initializer and multiplies those: in int32 as MatMulInteger, or as Conv in float32 on weights split into high and low
-parts where one float32 could not hold the sum.
+engine its product is a float sum and not the accumulator. The second product takes the same tensor of codes and the
+same weight initializer and multiplies those: in int32 as MatMulInteger, or as Conv in float32 on weights split into
+high and low halves where one float32 could not hold the sum.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def graph_note(target: str) -> str:
     )
 
 
-def twin_products(path: Path) -> list[onnx.NodeProto]:
+def integer_products(path: Path) -> list[onnx.NodeProto]:
     """Nodes that make the tensors the manifest names as accumulators, to be added to a copy of the graph.
 
     Args:
@@ -48,12 +48,12 @@ def twin_products(path: Path) -> list[onnx.NodeProto]:
     for layer in read_manifest(path).layers:
         for part in layer.parts or ():
             if part.accumulator and part.accumulator not in made and part.node is not None and part.node in made:
-                nodes += twin_nodes(part, made[part.node])
+                nodes += integer_product_nodes(part, made[part.node])
     return nodes
 
 
-def twin_nodes(part: ManifestPart, product: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """The twin of one product: nodes that end in the tensor the part names as its accumulator.
+def integer_product_nodes(part: ManifestPart, product: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """One product on its integers: nodes that end in the tensor the part names as its accumulator.
 
     Args:
         part: its manifest entry.

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dq_deploy.errors import DqError, NonFiniteError
+from dq_deploy.errors import NonFiniteError
 from dq_deploy.models import call_denoiser
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Record
-from dq_deploy.verify.inputs import Batch, one_sample
-from dq_deploy.verify.onnx.instrument import ShippedGraph, run_all
+from dq_deploy.verify.inputs import Batch, one_sample, run_all
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
     import torch
 
     from dq_deploy.engines.base import Runner
@@ -26,8 +24,6 @@ DECIBEL_LIMIT = 200.0
 
 REQUIRED_MARGIN_DB = 20.0
 """How far the engine's error against the simulation must lie below the simulation's error against float."""
-
-_NODES_AT_ONCE = 150
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,27 +130,6 @@ def _requantize_outputs(module: torch.nn.Module, record: Record) -> None:
             child.register_forward_hook(behind(layer_name))
 
 
-def twin_outputs(
-    shipped: ShippedGraph, record: Record, batches: Sequence[Batch], *, mode: str, target: str, traced: ir.Model
-) -> list[Array]:
-    """Outputs of the simulation in the engine's own float graph: integer layers in float, all else the same nodes.
-
-    Args:
-        shipped: opens it as the engine is opened.
-        record: the quantized denoiser.
-        batches: the inputs.
-        mode: of the engine.
-        target: likewise.
-        traced: the record's denoiser, traced.
-    """
-    from dq_deploy.targets import simulation_graph
-
-    path = shipped.scratch(".onnx")
-    simulation_graph(record, path, mode=mode, target=target, traced=traced)
-    with shipped.open(path) as runner:
-        return [next(iter(run_all(runner, batch.feeds).values())) for batch in batches]
-
-
 def compare_outputs(
     record: Record,
     batches: Sequence[Batch],
@@ -170,7 +145,7 @@ def compare_outputs(
         batches: the inputs.
         engine: the engine's output of each batch.
         trained: the training simulation's.
-        twin: of `twin_outputs`, or None.
+        twin: the same of the twin, or None without one.
         floats: the float model's, or None.
     """
     places: dict[int, list[tuple[int, int]]] = {}
@@ -201,38 +176,30 @@ def compare_outputs(
     return steps
 
 
-def batch_difference(shipped: ShippedGraph, runner: Runner, batch: Batch, output: Mapping[str, Array]) -> str:
+def batch_difference(
+    runner: Runner, batch: Batch, output: Mapping[str, Array], first_dependent: Callable[[Batch, int], str]
+) -> str:
     """Whether a batch of mixed steps and labels equals its samples run one by one, bit for bit.
 
+    Args:
+        runner: the engine.
+        batch: the inputs.
+        output: what it gave of them.
+        first_dependent: the first thing in the engine that a sample's neighbours change, in words.
+
     Returns:
-        An empty string, or which sample differs and the first operation whose output does.
+        An empty string, or which sample differs and where that begins.
     """
     for index in range(len(batch.buckets)):
         alone = run_all(runner, one_sample(batch.feeds, index))
         for name, value in output.items():
             if alone[name].tobytes() != np.ascontiguousarray(value[index : index + 1]).tobytes():
                 gap = float(np.abs(alone[name].astype(np.float64) - value[index : index + 1]).max())
-                first = _first_batch_dependent(shipped, batch, index)
-                return f"sample {index} of a mixed batch differs from itself alone by up to {gap:.3g}: {first}"
+                where = first_dependent(batch, index)
+                return f"sample {index} of a mixed batch differs from itself alone by up to {gap:.3g}: {where}"
     return ""
 
 
-def _first_batch_dependent(shipped: ShippedGraph, batch: Batch, index: int) -> str:
-    """The first node in graph order whose output for a sample depends on the rest of its batch."""
-    nodes = [node for node in shipped.proto.graph.node if node.output and node.output[0]]
-    for start in range(0, len(nodes), _NODES_AT_ONCE):
-        some = nodes[start : start + _NODES_AT_ONCE]
-        names = [node.output[0] for node in some]
-        try:
-            with shipped.open(shipped.with_outputs(names)) as runner:
-                together, alone = run_all(runner, batch.feeds), run_all(runner, one_sample(batch.feeds, index))
-        except DqError:
-            continue  # some inner tensors have types a runner does not return
-        for node in some:
-            name = node.output[0]
-            if name not in together:
-                continue
-            a, b = together[name], alone[name]
-            if a.ndim and a.shape[0] == len(batch.buckets) and b.shape[0] == 1 and a[index].tobytes() != b[0].tobytes():
-                return f"first at {node.op_type} {node.name!r}"
-    return "no operation alone shows the difference"
+def same_bits(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
+    """Whether two sets of tensors are equal bit for bit, for the names of the first."""
+    return all(a[n].dtype == b[n].dtype and a[n].shape == b[n].shape and a[n].tobytes() == b[n].tobytes() for n in a)

@@ -17,6 +17,7 @@ from dq_deploy.verify.inputs import Batch
 from dq_deploy.verify.output.float_path import NARROW_FLOOR, OUTPUT, FloatPath, Gap, gap_between
 from dq_deploy.verify.output.kept_tensors import KeptTensors
 from dq_deploy.verify.output.rounding import UNITS, ErrorBounds
+from dq_deploy.verify.steps import LeftOut, Reason, Step
 
 
 @dataclass(kw_only=True)
@@ -139,7 +140,7 @@ def compare_float_paths(
     *,
     in_float: Collection[str] = (),
     dtype: str = "float32",
-) -> tuple[FloatPath | None, str]:
+) -> FloatPath | LeftOut:
     """Compare the float operations between the layers in every batch that was run.
 
     Args:
@@ -151,18 +152,20 @@ def compare_float_paths(
         dtype: the engine's float type.
 
     Returns:
-        What was found, or None and why not, in words.
+        What was found, or why it was left out: a layer shows no float output.
     """
     shown = [set(kept.of(index)) for index in range(len(batches))]
     layers = [name for name in record.layers if name not in in_float]
     lacking = [name for name in layers if not all(name in own for own in shown)]
     if lacking:
-        return None, (
-            f"float operations between the layers were not compared one by one: {len(lacking)} layers show no float "
-            f"output, {lacking[0]} the first"
+        return LeftOut(
+            step=Step.FLOAT_OPERATIONS,
+            reason=Reason.NOT_READABLE,
+            text=f"float operations between the layers were not compared one by one: {len(lacking)} layers show no "
+            f"float output, {lacking[0]} the first",
         )
     check = FloatPathCheck(record=record, layers=layers, dtype=dtype)
     for index, (batch, final) in enumerate(zip(batches, finals, strict=True)):
         check.add(batch, kept.of(index), final)
         kept.drop(index)
-    return check.result(), ""
+    return check.result()

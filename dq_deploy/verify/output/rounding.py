@@ -23,8 +23,8 @@ UNITS = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Unit roundoff of the types an engine's float operations may have."""
 
 _WIDE = {torch.float32: torch.float64, torch.float16: torch.float64, torch.bfloat16: torch.float64}
-_PROBES = 4
-_PROBE_FACTOR = 4.0
+_MOVES = 4
+_MOVE_FACTOR = 4.0
 
 
 class ErrorBounds(TorchDispatchMode):
@@ -140,11 +140,11 @@ def _measured(
             return type(value)(moved(entry) for entry in value)
         return value
 
-    for _ in range(_PROBES if bounds else 0):
+    for _ in range(_MOVES if bounds else 0):
         again = func(*moved(args), **{key: moved(value) for key, value in named.items()})
         for i, value in enumerate([again] if isinstance(again, torch.Tensor) else list(again)):
             if found[i] is not None:
-                found[i] = torch.maximum(found[i], _PROBE_FACTOR * (value - outputs[i]).abs())
+                found[i] = torch.maximum(found[i], _MOVE_FACTOR * (value - outputs[i]).abs())
     return found[0] if isinstance(result, torch.Tensor) else found
 
 

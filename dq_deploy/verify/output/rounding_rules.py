@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 
-Tensor = torch.Tensor
-Bound = Tensor | None
+Bound: TypeAlias = Tensor | None
 
 FUNCTION = 8.0
 """Units by which engines' exp, sigmoid, erf and the like are off, as a share of their largest value."""

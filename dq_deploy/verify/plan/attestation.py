@@ -14,7 +14,7 @@ from dq_deploy.engines.tensorrt.plan.products import Kernel, PlanText, Product
 from dq_deploy.engines.tensorrt.plan.text import read_plan_text
 from dq_deploy.errors import FileProblemError
 from dq_deploy.manifest.values import LayerBuilt, PlanManifest
-from dq_deploy.verify.plan.kernels import kernel_counts, standing_alone
+from dq_deploy.verify.plan.kernels import StandingAlone, kernel_counts, standing_alone
 from dq_deploy.verify.plan.matching import Matching, Verdict, wanted_products, worst
 
 
@@ -40,6 +40,25 @@ class LayerAttestation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanMacs:
+    """Multiply-accumulates of one sample.
+
+    Attributes:
+        of_all: every convolution, linear layer and attention product.
+        of_quantizable: of convolutions and linear layers.
+        attention: of attention's products.
+        integer: of layers whose products are known to take two integer operands.
+        unknown: of layers whose products are not known.
+    """
+
+    of_all: int
+    of_quantizable: int
+    attention: int
+    integer: int
+    unknown: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlanAttestation:
     """What a plan tells; `to_json` has these names.
 
@@ -51,9 +70,9 @@ class PlanAttestation:
         layers: one by one, in the manifest's order.
         integer_mac_share: of all convolutions, linear layers and attention products.
         integer_mac_share_of_quantizable: of convolutions and linear layers.
-        macs: `of_all`, `of_quantizable`, `attention`, `integer`, `unknown`.
+        macs: of one sample.
         kernels: number of `products`, of `integer_products` and of the other kernels by what they do.
-        unfused: kernels with nothing but what the exporter added for layers: kernel, role, nodes.
+        unfused: kernels with nothing but what the exporter added for layers.
     """
 
     runtime: str
@@ -63,9 +82,9 @@ class PlanAttestation:
     layers: tuple[LayerAttestation, ...]
     integer_mac_share: float
     integer_mac_share_of_quantizable: float
-    macs: dict[str, int]
+    macs: PlanMacs
     kernels: dict[str, int]
-    unfused: tuple[dict[str, Any], ...]
+    unfused: tuple[StandingAlone, ...]
 
     @property
     def not_integer(self) -> tuple[str, ...]:
@@ -81,6 +100,8 @@ class PlanAttestation:
         value = asdict(self)
         for row in value["layers"]:
             row["operands"] = list(row["operands"])
+        for row in value["unfused"]:
+            row["nodes"] = list(row["nodes"])
         return {**value, "layers": list(value["layers"]), "unfused": list(value["unfused"])}
 
 
@@ -152,7 +173,7 @@ def attest_plan(plan_path: str | Path, manifest: PlanManifest) -> PlanAttestatio
         layers=tuple(rows),
         integer_mac_share=_share(sums["integer"], totals["of_all"]),
         integer_mac_share_of_quantizable=_share(sums["integer"], totals["of_quantizable"]),
-        macs={**totals, **sums},
+        macs=PlanMacs(**totals, **sums),
         kernels=kernel_counts(told),
         unfused=tuple(standing_alone(told.kernels)),
     )
@@ -162,8 +183,8 @@ def _incomplete(path: Path, flaw: str) -> FileProblemError:
     return FileProblemError(f"the manifest of {path} is incomplete ({flaw}); build the plan again")
 
 
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else 0.0
+def _share(some: int, whole: int) -> float:
+    return some / whole if whole else 0.0
 
 
 def _evidence(path: Path, manifest: PlanManifest) -> PlanText:

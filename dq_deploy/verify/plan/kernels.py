@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
 
 from dq_deploy.engines.tensorrt.plan.products import Kernel, PlanText
 from dq_deploy.verify.plan.matching import INTEGER_OPERANDS, is_float, is_integer
@@ -29,21 +29,31 @@ def role_of(kernel: Kernel) -> str:
     return "dequantize" if integer_in else "float"
 
 
-def standing_alone(kernels: Iterable[Kernel]) -> list[dict[str, Any]]:
-    """Kernels that hold nothing but what the exporter added for layers: fused with no operation of the model.
+@dataclass(frozen=True, kw_only=True)
+class StandingAlone:
+    """A kernel that holds nothing but what the exporter added for layers: fused with no operation of the model.
 
-    Returns:
-        Kernel, role and nodes of each; role `scale and bias` for one that only finishes products.
+    Attributes:
+        kernel: its name in the plan.
+        role: as of `role_of`; `scale and bias` for one that only finishes products.
+        nodes: ONNX nodes it stands for.
     """
+
+    kernel: str
+    role: str
+    nodes: tuple[str, ...]
+
+
+def standing_alone(kernels: Iterable[Kernel]) -> list[StandingAlone]:
+    """The kernels that hold nothing but what the exporter added for layers."""
     rows = []
     for kernel in kernels:
         own = kernel.nodes and all(node.startswith(OWN_NODES) for node in kernel.nodes)
         if not own or kernel.compiled:
             continue
         role = role_of(kernel)
-        rows.append(
-            {"kernel": kernel.name, "role": "scale and bias" if role == "float" else role, "nodes": list(kernel.nodes)}
-        )
+        role = "scale and bias" if role == "float" else role
+        rows.append(StandingAlone(kernel=kernel.name, role=role, nodes=tuple(kernel.nodes)))
     return rows
 
 

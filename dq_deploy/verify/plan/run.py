@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from dq_deploy.manifest.values import ManifestOptions, SizeRange
 from dq_deploy.open_engine import open_engine
 from dq_deploy.targets import export
 from dq_deploy.verify.inputs import batch_at, spread_buckets
+from dq_deploy.verify.steps import LeftOut, Reason, Step
 
 if TYPE_CHECKING:
     from dq_deploy.engines.base import Runner
@@ -29,24 +31,38 @@ OUTPUT_PSNR_DB = {"float32": 60.0, "float16": 40.0, "bfloat16": 25.0}
 _STEPS = 3
 
 
-def run_of_plan(path: Path, record: Record | None) -> str:
-    """Compare a plan's outputs with its graph's on ONNX Runtime, in one line.
+@dataclass(frozen=True, kw_only=True)
+class PlanRun:
+    """What running a plan showed.
+
+    Attributes:
+        psnr_db: least agreement of outputs with the graph's; 200 stands for equal.
+        text: the same in one line, with what could not be read.
+    """
+
+    psnr_db: float
+    text: str
+
+
+def run_of_plan(path: Path, record: Record | None) -> PlanRun | LeftOut:
+    """Compare a plan's outputs with its graph's on ONNX Runtime.
 
     Args:
         path: plan with its manifest.
         record: what it was made from; the graph is exported from it once more.
 
     Returns:
-        What was found; `NEEDS_GPU` and the reason where the plan cannot be opened here.
+        What was found, or why the plan was not run here.
     """
     manifest = read_plan_manifest(path, check_hash=False)
     try:
         runner = open_engine(path)
     except DqError as error:
-        return f"{NEEDS_GPU} ({error})"
+        return LeftOut(step=Step.OUTPUTS, reason=Reason.NEEDS_GPU, text=f"{NEEDS_GPU} ({error})")
     with runner:
         if record is None:
-            return "not compared: give --ckpt, from which the graph to compare with is exported"
+            text = "not compared: give --ckpt, from which the graph to compare with is exported"
+            return LeftOut(step=Step.OUTPUTS, reason=Reason.NEEDS_RECORD, text=text)
         options = manifest.options or ManifestOptions()
         with tempfile.TemporaryDirectory(prefix="dq-plan-") as folder:
             graph = Path(folder) / "graph.onnx"
@@ -54,7 +70,7 @@ def run_of_plan(path: Path, record: Record | None) -> str:
             with open_engine(graph, engine="onnxruntime", optimize=False) as reference:
                 batch = _smallest_batch(manifest.profiles)
                 psnr = least_agreement_db(runner, reference, record, batch=batch)
-    return agreement_text(psnr, str(options.float_type))
+    return PlanRun(psnr_db=psnr, text=agreement_text(psnr, str(options.float_type)))
 
 
 def least_agreement_db(runner: Runner, reference: Runner, record: Record, *, batch: int) -> float:

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import platform
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from dq_deploy.manifest.values import EngineManifest, ManifestLayer
+from dq_deploy.manifest.values import ManifestMacs
 from dq_deploy.numerics import FLOAT32_EXACT
 from dq_deploy.record import Layer, Record
-from dq_deploy.verify.inputs import Batch, spread_buckets
+from dq_deploy.verify.inputs import Runs, spread_buckets
 from dq_deploy.verify.layers.attestation import MISSING, Kernel
-from dq_deploy.verify.layers.compare import OUTPUT_TOLERANCE, LayerTally, Tally
+from dq_deploy.verify.layers.comparison import LayerResults
 from dq_deploy.verify.layers.mixed_bits import mixed_bits_of
-from dq_deploy.verify.onnx.parity import Parity
-from dq_deploy.verify.output.difference import REQUIRED_MARGIN_DB, StepOutput
+from dq_deploy.verify.layers.outputs import OUTPUT_TOLERANCE
+from dq_deploy.verify.layers.tally import LayerTally, Tally
+from dq_deploy.verify.output.difference import REQUIRED_MARGIN_DB
 from dq_deploy.verify.output.float_path import FloatPath
-from dq_deploy.verify.output.parting import Parting
+from dq_deploy.verify.output.outputs import Outputs
 from dq_deploy.verify.report.record_notes import record_notes
-from dq_deploy.verify.report.values import LayerReport, Report, StepCell
+from dq_deploy.verify.report.values import (
+    Failure,
+    Fault,
+    FloatLayer,
+    LayerReport,
+    MacCounts,
+    Report,
+    StepCell,
+    failures_of,
+)
+from dq_deploy.verify.steps import LeftOut
 
 if TYPE_CHECKING:
     from dq_deploy.models import Macs
@@ -32,41 +42,108 @@ GRAPH_ONLY = "shown for the graph only: what the engine runs is in its plan (dq-
 
 
 @dataclass(frozen=True, kw_only=True)
+class Claims:
+    """What an engine says of itself.
+
+    Attributes:
+        target: what it was exported for.
+        mode: `exact` or `fast`.
+        record_sha256: of the quantized model it was made from.
+        macs: what its manifest says of multiply-accumulates; None where it lacks them.
+        says_macs: whether this kind of engine has to say them.
+    """
+
+    target: str
+    mode: str
+    record_sha256: str
+    macs: ManifestMacs | None = None
+    says_macs: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class Findings:
-    """Everything measured on one engine."""
+    """Everything measured on one engine.
 
-    parity: Parity
-    layers: tuple[LayerReport, ...]
-    manifest: EngineManifest
+    Attributes:
+        record: the quantized denoiser.
+        engine: file name.
+        claims: what the engine says of itself.
+        runtime: engine, version and what else decides how it runs, in words.
+        macs: of the denoiser.
+        runs: the inputs and what the engine gave.
+        results: of the layers' comparison.
+        layers: the report of each.
+        outputs: of the denoiser's output.
+        float_path: of the float operations between the layers.
+        tables: what is wrong with large tables, in words.
+        notes: what is worth knowing of this kind of engine.
+        failures: what else is wrong, in words.
+        steps: step buckets asked for.
+        seed: of the inputs.
+        seconds: time taken.
+        left_out: steps that were not done.
+    """
+
+    record: Record
+    engine: str
+    claims: Claims
+    runtime: str
     macs: Macs
-    steps_out: list[StepOutput]
-    batch_note: str | None
-    float_path: FloatPath | None
-    float_path_unknown: str = ""
-    tables: tuple[str, ...] = ()
-    parting: Parting | None = None
+    runs: Runs
+    results: LayerResults
+    layers: tuple[LayerReport, ...]
+    outputs: Outputs
+    float_path: FloatPath | LeftOut
+    tables: tuple[str, ...]
+    notes: tuple[str, ...]
+    failures: tuple[str, ...]
+    steps: int
+    seed: int
+    seconds: float
+    left_out: tuple[LeftOut, ...]
+
+    @property
+    def compared_path(self) -> FloatPath | None:
+        """What the comparison of the float operations found; None where it was left out."""
+        return self.float_path if isinstance(self.float_path, FloatPath) else None
 
 
-def layer_report(
-    layer: Layer,
-    entry: ManifestLayer | None,
-    tally: LayerTally,
-    kernels: tuple[Kernel, ...],
-    requested: tuple[str, ...],
-    macs: Macs,
-) -> LayerReport:
+@dataclass(frozen=True, kw_only=True)
+class LayerEvidence:
+    """What is known of one layer.
+
+    Attributes:
+        tally: what was compared.
+        kernels: what the engine runs, by part.
+        requested: what the file asks for, by part.
+        asked_integer: whether the exporter wrote it in integers.
+        form: what the exporter wrote, in words.
+        reason: why it is not in integers, by the exporter; may be empty.
+    """
+
+    tally: LayerTally
+    kernels: tuple[Kernel, ...]
+    requested: tuple[str, ...]
+    asked_integer: bool
+    form: str
+    reason: str = ""
+
+    @property
+    def integer(self) -> bool:
+        """Whether every part's kernel takes two integer operands."""
+        return all(kernel.integer for kernel in self.kernels)
+
+
+def layer_report(layer: Layer, known: LayerEvidence, macs: Macs) -> LayerReport:
     """The report of one layer.
 
     Args:
         layer: the record's.
-        entry: the manifest's, or None where it does not name the layer.
-        tally: what was compared.
-        kernels: what the engine runs, by part.
-        requested: what the file asks for, by part.
+        known: what is known of it.
         macs: of the model.
     """
-    integer = all(kernel.integer for kernel in kernels)
-    status, reason = _status(entry, tally, kernels, integer)
+    status, reason = _status(known)
+    tally, kernels = known.tally, known.kernels
     codes, accumulators = (
         sum(getattr(step, name) for step in tally.steps.values()) for name in ("codes", "accumulators")
     )
@@ -77,11 +154,11 @@ def layer_report(
         kind=layer.kind,
         weight_bits=layer.weight_bits,
         activation_bits=layer.activation_bits,
-        form="" if entry is None else entry.form or "",
-        requested=requested,
+        form=known.form,
+        requested=known.requested,
         executed=tuple(kernel.op for kernel in kernels),
         operands=tuple(kernel.operands for kernel in kernels),
-        integer=integer,
+        integer=known.integer,
         macs=macs.layers.get(layer.name, 0),
         status=status,
         reason=reason,
@@ -98,17 +175,17 @@ def layer_report(
     )
 
 
-def _status(
-    entry: ManifestLayer | None, tally: LayerTally, kernels: Sequence[Kernel], integer: bool
-) -> tuple[str, str]:
+def _status(known: LayerEvidence) -> tuple[str, str]:
+    """One of `STATUSES`, and why it is not `exact`."""
+    tally, kernels = known.tally, known.kernels
+    declared = any(kernel.declared for kernel in kernels)
     if tally.first is not None:
         return "differs", tally.first.text()
-    if not integer and not any(kernel.declared for kernel in kernels):
+    if not known.integer and not declared:
         ran = ", ".join(f"{k.op} on {' x '.join(k.operands)}" for k in kernels)
-        reason = (None if entry is None else entry.reason) or "; ".join(tally.problems)
+        reason = known.reason or "; ".join(tally.problems)
         if all(kernel is MISSING for kernel in kernels):
-            status = "float" if entry is None or not entry.integer else "unproven"
-            return status, reason or "the engine shows no kernel"
+            return ("unproven" if known.asked_integer else "float"), reason or "the engine shows no kernel"
         return "float", f"no integer product: the engine runs {ran}" + (f"; {reason}" if reason else "")
     unsafe = next((kernel.saturation for kernel in kernels if kernel.saturation), "")
     if unsafe:
@@ -117,7 +194,7 @@ def _status(
         return "unproven", "; ".join(tally.problems)
     if not tally.steps:
         return "unproven", "nothing was compared"
-    return "exact", GRAPH_ONLY if any(kernel.declared for kernel in kernels) else ""
+    return "exact", GRAPH_ONLY if declared else ""
 
 
 def _cell(bucket: int, step: Tally, tally: LayerTally) -> StepCell:
@@ -138,50 +215,52 @@ def _cell(bucket: int, step: Tally, tally: LayerTally) -> StepCell:
     )
 
 
-def _failures(findings: Findings) -> list[str]:
-    found = []
-    for layer in findings.layers:
-        if layer.status == "exact":
-            continue
-        prefix = "" if layer.reason.startswith("layer ") else f"layer {layer.name}: "
-        found.append(f"{prefix}{layer.reason}" + ("" if layer.status == "differs" else f" ({layer.status})"))
+def _failures(findings: Findings) -> tuple[Failure, ...]:
+    found = [_layer_failure(layer) for layer in findings.layers if layer.status != "exact"]
     if not findings.layers:
         found.append("the record has no integer layer, so there is nothing to prove exact; expected at least one")
-    if findings.parity.edge_problem:
+    edges, path = findings.results.edge_problem, findings.float_path
+    if edges:
         looked_up = any(layer.integer for layer in findings.layers)  # else no layer asks for a bucket
-        found.insert(0 if looked_up else len(found), findings.parity.edge_problem)
-    if findings.float_path is not None and findings.float_path.problem:
-        found.append(findings.float_path.problem)
-    if findings.float_path_unknown:
-        found.append(findings.float_path_unknown)
+        found.insert(0 if looked_up else len(found), edges)
+    if isinstance(path, LeftOut):
+        found.append(path.words())
+    elif path.problem:
+        found.append(path.problem)
     found += findings.tables
-    found += _mac_problems(findings.manifest, findings.macs)
+    found += _mac_problems(findings)
     if not _margins_explained(findings):
         found += _low_margins(findings)
-    return found
+    return failures_of(Fault.RUN, [*found, *findings.outputs.failures, *findings.failures])
+
+
+def _layer_failure(layer: LayerReport) -> str:
+    """Why a layer is not exact; a difference names the layer itself."""
+    if layer.first_difference is not None:
+        return layer.reason
+    return f"layer {layer.name}: {layer.reason} ({layer.status})"
 
 
 def _margins_explained(findings: Findings) -> bool:
     """Whether float rounding explains every margin: each operation was compared, and rounding parts outputs as far."""
-    return _float_path_agrees(findings) and (findings.parting is None or findings.parting.explained)
-
-
-def _float_path_agrees(findings: Findings) -> bool:
-    return findings.float_path is not None and not findings.float_path.problem
+    path, parting = findings.compared_path, findings.outputs.parting
+    return path is not None and not path.problem and (parting is None or parting.explained)
 
 
 def _low_margins(findings: Findings) -> list[str]:
-    where = f"; {findings.parting.text()}" if findings.parting is not None else ""
+    where = f"; {findings.outputs.parting.text()}" if findings.outputs.parting is not None else ""
     return [
         f"output at step {s.bucket} (timestep {s.timestep:g}): the engine's error lies {s.margin_db:.1f} dB below the "
         f"simulation's error against float, expected {REQUIRED_MARGIN_DB:g}{where}"
-        for s in findings.steps_out
+        for s in findings.outputs.steps
         if s.margin_db is not None and s.margin_db < REQUIRED_MARGIN_DB
     ]
 
 
-def _mac_problems(manifest: EngineManifest, macs: Macs) -> list[str]:
-    said = manifest.macs
+def _mac_problems(findings: Findings) -> list[str]:
+    if not findings.claims.says_macs:
+        return []
+    said, macs = findings.claims.macs, findings.macs
     mine = {"of_all": macs.of_all, "of_quantizable": macs.of_quantizable, "attention": macs.attention}
     problems = [
         f"manifest says macs {key} is {getattr(said, key, None)}, the model has {value}"
@@ -196,92 +275,72 @@ def _mac_problems(manifest: EngineManifest, macs: Macs) -> list[str]:
     ]
 
 
-def _float_layers(findings: Findings) -> tuple[dict[str, Any], ...]:
+def _float_layers(findings: Findings) -> tuple[FloatLayer, ...]:
     mine = {layer.name: layer for layer in findings.layers}
     rows = []
     for name, count in findings.macs.layers.items():
         layer = mine.get(name)
         if layer is None or not layer.integer:
             reason = "kept in float when the model was quantized" if layer is None else layer.reason
-            rows.append({"name": name, "macs": count, "reason": reason})
+            rows.append(FloatLayer(name=name, macs=count, reason=reason))
     return tuple(rows)
 
 
-def assembled_report(
-    path: Path,
-    record: Record,
-    findings: Findings,
-    batches: Sequence[Batch],
-    *,
-    notes: Sequence[str],
-    steps: int,
-    seed: int,
-    runtime: str,
-    start: float,
-) -> Report:
-    """The whole report.
-
-    Args:
-        path: the engine.
-        record: the quantized denoiser.
-        findings: what was measured.
-        batches: the inputs.
-        notes: what is worth knowing of the outputs.
-        steps: step buckets asked for.
-        seed: of the inputs.
-        runtime: engine that ran.
-        start: when it began, by `time.perf_counter`.
-    """
-    layers, macs, parity = findings.layers, findings.macs, findings.parity
+def assembled_report(findings: Findings) -> Report:
+    """The whole report of what was measured."""
+    layers, macs, outputs, path = findings.layers, findings.macs, findings.outputs, findings.compared_path
     work = sum(layer.macs for layer in layers if layer.integer)
-    code_gaps = [g for layer in layers if (g := layer.max_code_difference) is not None]
-    gaps = [g for layer in layers if (g := layer.max_accumulator_difference) is not None]
-    margins = [m for step in findings.steps_out if (m := step.margin_db) is not None]
-    guessed = () if findings.float_path is None else findings.float_path.guessed
-    all_notes = [*notes, *record_notes(record), *_notes(layers, findings.batch_note, guessed), *_margin_note(findings)]
+    batch_difference = findings.runs.batch_difference
     return Report(
-        engine=path.name,
-        target=findings.manifest.target,
-        mode=findings.manifest.mode,
-        record_sha256=str(findings.manifest.record_sha256),
-        runtime=f"{runtime} {_version(runtime)}",
+        engine=findings.engine,
+        target=findings.claims.target,
+        mode=findings.claims.mode,
+        record_sha256=findings.claims.record_sha256,
+        runtime=findings.runtime,
         processor=_processor(),
         integer_mac_share=work / macs.of_all,
         integer_mac_share_of_quantizable=work / macs.of_quantizable,
-        macs={
-            "of_all": macs.of_all,
-            "of_quantizable": macs.of_quantizable,
-            "attention": macs.attention,
-            "integer": work,
-        },
-        max_code_difference=max(code_gaps, default=None),
-        max_accumulator_difference=max(gaps, default=None),
+        macs=MacCounts(of_all=macs.of_all, of_quantizable=macs.of_quantizable, attention=macs.attention, integer=work),
+        max_code_difference=_largest(layer.max_code_difference for layer in layers),
+        max_accumulator_difference=_largest(layer.max_accumulator_difference for layer in layers),
         layers_compared=sum(1 for layer in layers if layer.codes_compared and layer.accumulators_compared),
         layers_total=len(layers),
         codes_compared=sum(layer.codes_compared for layer in layers),
         accumulators_compared=sum(layer.accumulators_compared for layer in layers),
         codes_probed=sum(layer.codes_probed for layer in layers),
         accumulators_probed=sum(layer.accumulators_probed for layer in layers),
-        output_psnr_db=min((step.engine_psnr_db for step in findings.steps_out), default=None),
-        output_training_psnr_db=min((step.training_psnr_db for step in findings.steps_out), default=None),
-        output_margin_db=min(margins, default=None),
-        output_steps=tuple(findings.steps_out),
-        steps_total=record.steps,
-        steps_checked=tuple(spread_buckets(record.steps, steps)),
-        inputs_compared=sum(len(batch.buckets) for batch in batches),
-        float_path_difference=None if findings.float_path is None else findings.float_path.max_difference,
-        edges_checked=parity.edges_checked,
-        batch_equals_single=None if findings.batch_note is None else not findings.batch_note,
+        output_psnr_db=_least(step.engine_psnr_db for step in outputs.steps),
+        output_training_psnr_db=_least(step.training_psnr_db for step in outputs.steps),
+        output_margin_db=_least(step.margin_db for step in outputs.steps),
+        output_steps=tuple(outputs.steps),
+        steps_total=findings.record.steps,
+        steps_checked=tuple(spread_buckets(findings.record.steps, findings.steps)),
+        inputs_compared=sum(len(batch.buckets) for batch in findings.runs.batches),
+        float_path_difference=None if path is None else path.max_difference,
+        edges_checked=findings.results.edges_checked,
+        batch_equals_single=None if batch_difference is None else not batch_difference,
         layers=layers,
         float_layers=_float_layers(findings),
-        failures=tuple(_failures(findings)),
-        notes=tuple(all_notes),
-        seed=seed,
-        seconds=time.perf_counter() - start,
-        mixed_bits=mixed_bits_of(record),
-        float_path_share=None if findings.float_path is None else findings.float_path.max_share,
-        float_path_inputs=0 if findings.float_path is None else findings.float_path.inputs,
+        found=_failures(findings),
+        notes=_notes(findings),
+        seed=findings.seed,
+        seconds=findings.seconds,
+        mixed_bits=mixed_bits_of(findings.record),
+        float_path_share=None if path is None else path.max_share,
+        float_path_inputs=0 if path is None else path.inputs,
+        left_out=findings.left_out,
     )
+
+
+Number = TypeVar("Number", int, float)
+
+
+def _largest(values: Iterable[Number | None]) -> Number | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def _least(values: Iterable[float | None]) -> float | None:
+    return min((value for value in values if value is not None), default=None)
 
 
 def _margin_note(findings: Findings) -> list[str]:
@@ -290,21 +349,27 @@ def _margin_note(findings: Findings) -> list[str]:
     Each of the runs at these steps was followed from layer to layer: its integer layers are the numerics', what is
     between them is the float module's within the rounding of its operations, and rounding moves the simulation as far.
     """
-    low = _low_margins(findings)
-    if not low or not _margins_explained(findings):
+    low, path = _low_margins(findings), findings.compared_path
+    if not low or path is None or not _margins_explained(findings):
         return []
-    assert findings.float_path is not None
     return [
         f"{len(low)} steps: {low[0]}; in each of these runs every layer and every float operation between them was "
-        f"compared, and the largest difference is {findings.float_path.max_share:.0%} of what float rounding can make: "
+        f"compared, and the largest difference is {path.max_share:.0%} of what float rounding can make: "
         "single codes flip on the last bit of a float and quantization spreads them"
     ]
 
 
-def _notes(layers: Sequence[LayerReport], batch_note: str | None, guessed: Sequence[str]) -> list[str]:
-    notes = [batch_note] if batch_note else []
-    if guessed:
-        names = ", ".join(guessed[:3])
+def _notes(findings: Findings) -> tuple[str, ...]:
+    """All notes: of this kind of engine, of the record, of what was compared."""
+    compared = [*_comparison_notes(findings), *_margin_note(findings)]
+    return (*findings.notes, *findings.outputs.notes, *record_notes(findings.record), *compared)
+
+
+def _comparison_notes(findings: Findings) -> list[str]:
+    layers, path = findings.layers, findings.compared_path
+    notes = [findings.runs.batch_difference] if findings.runs.batch_difference else []
+    if path is not None and path.guessed:
+        names = ", ".join(path.guessed[:3])
         notes.append(f"float operations whose rounding was measured, for no bound is derived for them: {names}")
     coarse = [layer for layer in layers if layer.accumulator_resolution > 1]
     if coarse:
@@ -319,15 +384,6 @@ def _notes(layers: Sequence[LayerReport], batch_note: str | None, guessed: Seque
             f"float outputs of layers differ by up to {gap:.2g} of their range (allowed {OUTPUT_TOLERANCE:.2g})"
         )
     return notes
-
-
-def _version(package: str) -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "of unknown version"
 
 
 def _processor() -> str:

@@ -1,18 +1,18 @@
 """What quantization costs as a picture: layers down, steps across, beside what the engine adds to it."""
 
-# ruff: noqa: E501 - markup reads better unbroken
-
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from dq_deploy.numerics.arrays import F64
+from dq_deploy.verify.report.drawing import Drawn, Key, Picture, Rect, Word
 
 if TYPE_CHECKING:
-    from dq_deploy.verify.cost.quantization_error import QuantizationError
+    from dq_deploy.verify.cost.quantization_error import QuantizationError, WorstLayer
     from dq_deploy.verify.report.values import Report
 
 ROW, NAME, BITS, ENGINE, SPACE, TOP = 17, 250, 52, 84, 26, 62
@@ -39,25 +39,43 @@ def short_name(name: str) -> str:
     return name
 
 
-def error_section(report: Report) -> str:
-    """Maps of the quantization error, the engine's error and the chosen bits; an empty string where none is known."""
+@dataclass(frozen=True, kw_only=True)
+class ErrorMap:
+    """The section on what quantization costs.
+
+    Attributes:
+        inputs: how many and which, in words.
+        source: the float model.
+        scale: the colours in decibels.
+        maps: of all layers.
+        worst: the layers it costs most, each with the codes and accumulators of the engine that differ; None where
+            none were compared.
+    """
+
+    inputs: str
+    source: str
+    scale: Picture
+    maps: Picture
+    worst: tuple[tuple[WorstLayer, int | None], ...]
+
+
+def error_map(report: Report) -> ErrorMap | None:
+    """Maps of the quantization error, the engine's error and the chosen bits; None where it was not measured."""
     found = report.quantization
     if found is None:
-        return _bits_section(report)
+        return None
     low, high = scale_ends(np.concatenate([found.sqnr_db.ravel(), found.local_sqnr_db.ravel(), found.output_sqnr_db]))
-    samples = int(found.samples.max(initial=0))
-    few = f"{samples} inputs a step: {found.inputs}. Float model: {found.source}."
-    return (
-        "<section><h2>Error of quantization, and error of the engine</h2><p>Signal to quantization noise of each layer's "
-        "output against the float model's, by step; dark is noisy. Left: both models run from the same inputs, so a layer's "
-        "noise holds what the layers before it caused. Right: each layer alone, fed the float model's input. Last: how many "
-        "codes and accumulators of the engine differ from the numerics. Rows in order of execution; point at a cell for "
-        f"its value. {escape(few)}</p>{_bits_words(report)}{_colour_bar(low, high)}{_maps(report, found, low, high)}"
-        f"<h2 style='margin-top:22px'>Worst layers</h2>{_worst(report, found)}</section>"
+    differences = _engine_differences(report)
+    return ErrorMap(
+        inputs=f"{int(found.samples.max(initial=0))} inputs a step: {found.inputs}",
+        source=found.source,
+        scale=_colour_bar(low, high),
+        maps=_Maps(report, found, low, high).picture(),
+        worst=tuple((layer, differences.get(layer.layer)) for layer in found.worst()),
     )
 
 
-def scale_ends(values: NDArray[np.float64]) -> tuple[float, float]:
+def scale_ends(values: F64) -> tuple[float, float]:
     """Ends of the colour scale in dB, multiples of 5: least and 80th percentile of what is known, at least 10 apart.
 
     A few layers of many bits would else take all the colours; beyond the upper end all look alike.
@@ -71,88 +89,103 @@ def scale_ends(values: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def colour_of(value: float, low: float, high: float) -> str:
-    """A CSS colour on the scale; grey where nothing is known."""
+    """A CSS colour on the scale; the page's grey where nothing is known."""
     if not np.isfinite(value):
-        return "var(--none)"
+        return "none"
     at = float(np.clip((value - low) / (high - low), 0, 1)) * (len(RAMP) - 1)
     i = min(int(at), len(RAMP) - 2)
     mixed = (round(a + (b - a) * (at - i)) for a, b in zip(RAMP[i], RAMP[i + 1], strict=True))
     return "#" + "".join(f"{c:02x}" for c in mixed)
 
 
-def _colour_bar(low: float, high: float) -> str:
+def _colour_bar(low: float, high: float) -> Picture:
     width, cells = 300, 60
-    marks = [f'<svg width="{width + 90}" height="42" role="img" aria-label="colour scale in decibels">']
-    for i in range(cells):
-        value = low + (high - low) * (i + 0.5) / cells
-        marks.append(
-            f'<rect x="{20 + i * width / cells:g}" y="4" width="{width / cells + 0.5:g}" height="12" style="fill:{colour_of(value, low, high)}"/>'
-        )
-    every = 5 if high - low <= 30 else 10
-    for level in np.arange(every * np.ceil(low / every), high + 1, every):
+    rects = [
+        Rect(x=20 + i * width / cells, y=4, width=width / cells + 0.5, height=12,
+             fill=colour_of(low + (high - low) * (i + 0.5) / cells, low, high))
+        for i in range(cells)
+    ]  # fmt: skip
+    between = 5 if high - low <= 30 else 10
+    words = []
+    for level in np.arange(between * np.ceil(low / between), high + 1, between).tolist():
+        unit = " dB and more" if level + between > high else ""
         x = 20 + (level - low) / (high - low) * width
-        unit = " dB and more" if level + every > high else ""
-        marks.append(f'<text class="soft" x="{x:g}" y="32" text-anchor="middle">{level:g}{unit}</text>')
-    return "".join([*marks, "</svg>"])
+        words.append(Word(x=x, y=32, text=f"{level:g}{unit}", anchor="middle", colour="soft", small=True))
+    return Picture(
+        width=width + 90, height=42, label="colour scale in decibels", rects=tuple(rects), words=tuple(words)
+    )
 
 
-def _maps(report: Report, found: QuantizationError, low: float, high: float) -> str:
-    steps = len(found.timesteps)
-    pitch = max(LEAST, min(MOST, MAPS // 2 // steps))
-    bits = 8 * BIT_WIDTH + SPACE if report.mixed_bits else 0
-    first = NAME + BITS + bits
-    second = first + steps * pitch + SPACE
-    engine = second + steps * pitch + 14
-    height = TOP + (len(found.layers) + 1) * ROW + 12
-    marks = [
-        f'<svg width="{engine + ENGINE}" height="{height}" viewBox="0 0 {engine + ENGINE} {height}" role="img" aria-label="quantization error, layers by steps">',
-        f'<text x="{first}" y="14">accumulated</text><text x="{second}" y="14">layer alone</text>',
-        f'<text x="{engine}" y="14">engine</text><text class="soft" x="{engine}" y="50">differences</text>',
-        f'<text class="soft" x="{first - bits - 10}" y="32" text-anchor="end">step bucket</text>'
-        f'<text class="soft" x="{first - bits - 10}" y="50" text-anchor="end">timestep</text>',
-        _step_axis(found, first, pitch) + _step_axis(found, second, pitch),
-    ]
-    if report.mixed_bits:
-        marks.append(f'<text x="{NAME + BITS}" y="14">bits</text>')
-    differences = _engine_differences(report)
-    accumulated, alone = found.sqnr_db, found.local_sqnr_db
-    for i, name in enumerate(found.layers):
-        y = TOP + i * ROW
-        marks.append(
-            f'<text x="{NAME - 10}" y="{y + 12}" text-anchor="end">{escape(short_name(name))}</text>'
-            f'<text class="soft" x="{NAME}" y="{y + 12}">{found.bits[i]}</text>'
+class _Maps:
+    """Both maps side by side: accumulated, each layer alone; then the engine's differences."""
+
+    def __init__(self, report: Report, found: QuantizationError, low: float, high: float) -> None:
+        self.report, self.found, self.low, self.high = report, found, low, high
+        steps = len(found.timesteps)
+        self.pitch = max(LEAST, min(MOST, MAPS // 2 // steps))
+        self.bits = 8 * BIT_WIDTH + SPACE if report.mixed_bits else 0
+        self.first = NAME + BITS + self.bits
+        self.second = self.first + steps * self.pitch + SPACE
+        self.engine = self.second + steps * self.pitch + 14
+        self.rects: list[Rect] = []
+        self.words: list[Word] = []
+
+    def picture(self) -> Picture:
+        found = self.found
+        self._head()
+        differences = _engine_differences(self.report)
+        for i, name in enumerate(found.layers):
+            y = TOP + i * ROW
+            self._word(NAME - 10, y + 12, short_name(name), anchor="end")
+            self._word(NAME, y + 12, found.bits[i], colour="soft", small=True)
+            if self.report.mixed_bits is not None:
+                self.rects += bit_bars(self.report.mixed_bits.layers.get(name), NAME + BITS, y)
+            self._row(name, found.sqnr_db[i], self.first, y)
+            self._row(f"{name} alone", found.local_sqnr_db[i], self.second, y)
+            count = differences.get(name)
+            text = "not compared" if count is None else f"{count:,}"
+            colour = "soft" if count is None else "bad" if count else "ok"
+            self._word(self.engine, y + 12, text, colour=colour)
+        y = TOP + len(found.layers) * ROW + 6
+        self._word(NAME - 10, y + 12, "output of the denoiser", anchor="end", bold=True)
+        self._row("output", found.output_sqnr_db, self.first, y)
+        return Picture(
+            width=self.engine + ENGINE,
+            height=TOP + (len(found.layers) + 1) * ROW + 12,
+            label="quantization error, layers by steps",
+            rects=tuple(self.rects),
+            words=tuple(self.words),
         )
-        if report.mixed_bits:
-            marks.append(_bit_bars(report.mixed_bits["layers"].get(name), NAME + BITS, y))
-        marks.append(_cells(name, accumulated[i], first, y, pitch, low, high))
-        marks.append(_cells(f"{name} alone", alone[i], second, y, pitch, low, high))
-        marks.append(_engine_text(differences.get(name), engine, y + 12))
-    y = TOP + len(found.layers) * ROW + 6
-    marks.append(
-        f'<text x="{NAME - 10}" y="{y + 12}" text-anchor="end" font-weight="600">output of the denoiser</text>'
-    )
-    marks.append(_cells("output", found.output_sqnr_db, first, y, pitch, low, high))
-    return "".join([*marks, "</svg>"])
 
+    def _word(self, x: float, y: float, text: str, **how: Any) -> None:
+        self.words.append(Word(x=x, y=y, text=text, **how))
 
-def _step_axis(found: QuantizationError, x: int, pitch: int) -> str:
-    every = max(1, -(-34 // pitch))
-    return "".join(
-        f'<text class="soft" x="{x + (b + 0.5) * pitch:g}" y="32" text-anchor="middle">{b}</text>'
-        f'<text class="soft" x="{x + (b + 0.5) * pitch:g}" y="50" text-anchor="middle">{found.timesteps[b]:.0f}</text>'
-        for b in range(0, len(found.timesteps), every)
-    )
+    def _head(self) -> None:
+        """What each column is."""
+        left = self.first - self.bits - 10
+        self._word(self.first, 14, "accumulated")
+        self._word(self.second, 14, "layer alone")
+        self._word(self.engine, 14, "engine")
+        self._word(self.engine, 50, "differences", colour="soft", small=True)
+        self._word(left, 32, "step bucket", anchor="end", colour="soft", small=True)
+        self._word(left, 50, "timestep", anchor="end", colour="soft", small=True)
+        if self.bits:
+            self._word(NAME + BITS, 14, "bits")
+        for start in (self.first, self.second):
+            for b in range(0, len(self.found.timesteps), max(1, -(-34 // self.pitch))):
+                x = start + (b + 0.5) * self.pitch
+                self._word(x, 32, str(b), anchor="middle", colour="soft", small=True)
+                self._word(x, 50, f"{self.found.timesteps[b]:.0f}", anchor="middle", colour="soft", small=True)
 
-
-def _cells(what: str, values: NDArray[np.float64], x: int, y: int, pitch: int, low: float, high: float) -> str:
-    """One row; its title once, the value at each cell."""
-    size = pitch - (1 if pitch > 5 else 0)
-    cells = "".join(
-        f'<rect x="{b * pitch}" width="{size}" height="{ROW - 2}" style="fill:{colour_of(value, low, high)}"><title>'
-        f"{escape(what)}, step {b}: {'not measured' if not np.isfinite(value) else f'{value:.1f} dB'}</title></rect>"
-        for b, value in enumerate(values.tolist())
-    )
-    return f'<g transform="translate({x},{y})">{cells}</g>'
+    def _row(self, what: str, values: F64, x: float, y: float) -> None:
+        """One row; the value at each cell."""
+        size = self.pitch - (1 if self.pitch > 5 else 0)
+        for b, value in enumerate(values.tolist()):
+            words = f"{value:.1f} dB" if np.isfinite(value) else "not measured"
+            self.rects.append(
+                Rect(x=x + b * self.pitch, y=y, width=size, height=ROW - 2, fill=colour_of(value, self.low, self.high),
+                     title=f"{what}, step {b}: {words}")
+            )  # fmt: skip
 
 
 def _engine_differences(report: Report) -> dict[str, int | None]:
@@ -165,70 +198,48 @@ def _engine_differences(report: Report) -> dict[str, int | None]:
     }
 
 
-def _engine_text(count: int | None, x: int, y: int) -> str:
-    colour = "var(--soft)" if count is None else "var(--bad)" if count else "var(--ok)"
-    words = "not compared" if count is None else f"{count:,}"
-    return f'<text x="{x}" y="{y}" style="fill:{colour}">{words}</text>'
-
-
-def _bit_bars(bits: Sequence[int | None] | None, x: int, y: int) -> str:
+def bit_bars(bits: Sequence[int | None] | None, x: float, y: float) -> list[Rect]:
     """Two bars, one above the other: weight bits and activation bits; float activations have none."""
     if bits is None:
-        return ""
+        return []
     half = (ROW - 4) / 2
-    pieces = [f'<rect x="{x}" y="{y}" width="{8 * BIT_WIDTH}" height="{ROW - 3}" style="fill:var(--line)"/>']
+    rects = [Rect(x=x, y=y, width=8 * BIT_WIDTH, height=ROW - 3, fill="line")]
     for i, (count, colour) in enumerate(zip(bits, ("ok", "sim"), strict=True)):
         if count is not None:
-            pieces.append(
-                f'<rect x="{x}" y="{y + i * (half + 1):g}" width="{count * BIT_WIDTH}" height="{half:g}" style="fill:var(--{colour})"/>'
-            )
-    return "".join(pieces)
+            rects.append(Rect(x=x, y=y + i * (half + 1), width=count * BIT_WIDTH, height=half, fill=colour))
+    return rects
 
 
-def _bits_words(report: Report) -> str:
+def bits_picture(report: Report) -> Drawn | None:
+    """The bits of each layer alone; None where nobody chose any by layer."""
+    if report.mixed_bits is None:
+        return None
+    rects: list[Rect] = []
+    words = []
+    for i, (name, bits) in enumerate(report.mixed_bits.layers.items()):
+        y = i * ROW
+        short = f"W{bits[0]}A{16 if bits[1] is None else bits[1]}"
+        words.append(Word(x=NAME - 10, y=y + 12, text=short_name(name), anchor="end"))
+        words.append(Word(x=NAME, y=y + 12, text=short, colour="soft", small=True))
+        rects += bit_bars(bits, NAME + BITS, y)
+    picture = Picture(
+        width=NAME + BITS + 8 * BIT_WIDTH,
+        height=len(report.mixed_bits.layers) * ROW + 6,
+        label="bits by layer",
+        rects=tuple(rects),
+        words=tuple(words),
+    )
+    return Drawn(picture=picture, keys=(Key(fill="ok", text="weights"), Key(fill="sim", text="activations")))
+
+
+def bits_text(report: Report) -> str:
+    """How the bits were chosen by layer, in words; empty where they were not."""
     mixed = report.mixed_bits
-    if not mixed:
+    if mixed is None:
         return ""
     text = "bits chosen by layer"
-    if mixed["average_bits"] is not None:
-        text += f": {mixed['average_bits']:.2f} a weight on average"
-    if mixed["budget"] is not None:
-        text += f", within a budget of {mixed['budget']:g}"
-    return (
-        f'<div class="key"><span>{text}</span><span><i class="dot" style="background:var(--ok)"></i>weights</span>'
-        '<span><i class="dot" style="background:var(--sim)"></i>activations</span></div>'
-    )
-
-
-def _bits_section(report: Report) -> str:
-    """The bits alone, where the error was not measured."""
-    if not report.mixed_bits:
-        return ""
-    layers = report.mixed_bits["layers"]
-    height = len(layers) * ROW + 6
-    marks = [f'<svg width="{NAME + BITS + 8 * BIT_WIDTH}" height="{height}" role="img" aria-label="bits by layer">']
-    for i, (name, bits) in enumerate(layers.items()):
-        y = i * ROW
-        marks.append(
-            f'<text x="{NAME - 10}" y="{y + 12}" text-anchor="end">{escape(short_name(name))}</text>'
-            f'<text class="soft" x="{NAME}" y="{y + 12}">W{bits[0]}A{16 if bits[1] is None else bits[1]}</text>'
-            f"{_bit_bars(bits, NAME + BITS, y)}"
-        )
-    return f"<section><h2>Bits by layer</h2>{_bits_words(report)}{''.join(marks)}</svg></section>"
-
-
-def _worst(report: Report, found: QuantizationError) -> str:
-    differences = _engine_differences(report)
-    rows = []
-    for row in found.worst():
-        engine = differences.get(row["layer"])
-        rows.append(
-            f"<tr><td><code>{escape(row['layer'])}</code></td><td>{row['bits']}</td>"
-            f"<td class=n>{row['step']}</td><td class=n>{row['timestep']:g}</td><td class=n>{row['sqnr_db']:.1f} dB</td>"
-            f"<td class=n>{row['local_sqnr_db']:.1f} dB</td><td class=n>{'not compared' if engine is None else f'{engine:,}'}</td></tr>"
-        )
-    head = (
-        "<tr><th>layer</th><th>bits</th><th class=n>worst step</th><th class=n>timestep</th><th class=n>accumulated SQNR</th>"
-        "<th class=n>layer alone, there</th><th class=n>engine: differing codes and accumulators</th></tr>"
-    )
-    return f"<table>{head}{''.join(rows)}</table>"
+    if mixed.average_bits is not None:
+        text += f": {mixed.average_bits:.2f} a weight on average"
+    if mixed.budget is not None:
+        text += f", within a budget of {mixed.budget:g}"
+    return text

@@ -1,24 +1,84 @@
-"""What a verification found, as values, as JSON and as a table."""
+"""What a verification found, as values and as JSON."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from dq_deploy.verify.steps import LeftOut
 
+if TYPE_CHECKING:
     from dq_deploy.verify.cost.quantization_error import QuantizationError
-    from dq_deploy.verify.layers.compare import Difference
+    from dq_deploy.verify.layers.mixed_bits import MixedBits
+    from dq_deploy.verify.layers.tally import Difference
     from dq_deploy.verify.output.difference import StepOutput
 
 STATUSES = ("exact", "differs", "unsafe", "unproven", "float")
 """Of a layer: proven equal; compared and different; exact here but not on every CPU; not compared; not integer."""
 
 
-def failure_of_file(difference: str) -> str:
-    """How a difference between an engine and what its record makes stands among the failures."""
-    return f"not what its record makes: {difference}"
+class Fault(Enum):
+    """What a failure is a failure of."""
+
+    FILE = "the file is not what its record makes"
+    RUN = "what runs is not exact, or was not compared"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """One reason why an engine is not proven exact.
+
+    Attributes:
+        of: the file, or what runs.
+        text: what is wrong, for a person.
+    """
+
+    of: Fault
+    text: str
+
+
+def failures_of(fault: Fault, texts: Iterable[str]) -> tuple[Failure, ...]:
+    """Failures of one kind."""
+    return tuple(Failure(of=fault, text=text) for text in texts)
+
+
+def failures_of_file(differences: Iterable[str]) -> tuple[Failure, ...]:
+    """How differences between an engine and what its record makes stand among the failures."""
+    return failures_of(Fault.FILE, (f"not what its record makes: {text}" for text in differences))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MacCounts:
+    """Multiply-accumulates of one sample.
+
+    Attributes:
+        of_all: every convolution, linear layer and attention product.
+        of_quantizable: of convolutions and linear layers.
+        attention: of attention's products.
+        integer: of layers whose kernels take two integer operands.
+    """
+
+    of_all: int
+    of_quantizable: int
+    attention: int
+    integer: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatLayer:
+    """A quantizable layer that does not run in integers.
+
+    Attributes:
+        name: module path.
+        macs: multiply-accumulates of one sample.
+        reason: why.
+    """
+
+    name: str
+    macs: int
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +183,7 @@ class Report:
         integer_mac_share: MACs of layers with integer kernels, as a share of all convolutions, linear layers and
             attention products.
         integer_mac_share_of_quantizable: as a share of convolutions and linear layers.
-        macs: `of_all`, `of_quantizable`, `attention`, `integer`.
+        macs: of one sample.
         max_code_difference: over all layers; None where nothing was compared.
         max_accumulator_difference: likewise.
         layers_compared: layers whose codes and accumulators were both compared.
@@ -144,20 +204,21 @@ class Report:
         edges_checked: bucket edges looked at from both sides.
         batch_equals_single: whether a mixed batch equals its samples one by one; None where batches share a step.
         layers: one by one.
-        float_layers: quantizable layers that run in float: name, macs, reason.
-        failures: what --exact refuses, in words, layer by layer.
+        float_layers: quantizable layers that run in float.
+        found: what makes it not exact, layer by layer.
         notes: what else is worth knowing.
         seed: of the inputs.
         seconds: time taken.
-        quantization: what quantization costs against the float model, by layer and step; no part of the verdict. None
+        quantization: what quantization costs against the float model, by layer and step, which decides nothing. None
             where it was not measured.
-        mixed_bits: bits chosen by layer, see `mixed_bits_of`; None where they were not.
+        mixed_bits: bits chosen by layer; None where they were not.
         float_path_share: largest difference of a value between the layers, as a share of what float rounding can make
             of it; None where the float operations could not be compared.
         float_path_inputs: samples for which they were.
         file_compared: whether the engine was compared with what its record makes; None where that was not asked.
-        file_differences: what is not, one line each; exit 3 with and without --exact.
+        file_differences: what is not, one line each.
         file_unknown: why it could not be compared, or an empty string.
+        left_out: steps of the proof that were not done; not part of the JSON.
     """
 
     engine: str
@@ -168,7 +229,7 @@ class Report:
     processor: str
     integer_mac_share: float
     integer_mac_share_of_quantizable: float
-    macs: dict[str, int]
+    macs: MacCounts
     max_code_difference: int | None
     max_accumulator_difference: float | None
     layers_compared: int
@@ -188,150 +249,44 @@ class Report:
     edges_checked: int
     batch_equals_single: bool | None
     layers: tuple[LayerReport, ...]
-    float_layers: tuple[dict[str, Any], ...]
-    failures: tuple[str, ...]
+    float_layers: tuple[FloatLayer, ...]
+    found: tuple[Failure, ...]
     notes: tuple[str, ...]
     seed: int
     seconds: float
     quantization: QuantizationError | None = None
-    mixed_bits: dict[str, Any] | None = None
+    mixed_bits: MixedBits | None = None
     float_path_share: float | None = None
     float_path_inputs: int = 0
     file_compared: bool | None = None
     file_differences: tuple[str, ...] = ()
     file_unknown: str = ""
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What makes it not exact, in words."""
+        return tuple(failure.text for failure in self.found)
 
     @property
     def run_failures(self) -> tuple[str, ...]:
         """The failures of what runs; the others are `file_differences`."""
-        of_file = {failure_of_file(text) for text in self.file_differences}
-        return tuple(text for text in self.failures if text not in of_file)
+        return tuple(failure.text for failure in self.found if failure.of is Fault.RUN)
 
     @property
     def exact(self) -> bool:
         """Whether every layer was compared and nothing differs."""
-        return not self.failures
+        return not self.found
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, with `exact` and the margin of each step added."""
-        value = {"exact": self.exact, **asdict(replace(self, quantization=None))}
+        plain = asdict(replace(self, quantization=None, left_out=()))
+        del plain["left_out"]
+        names = {"found": "failures"}
+        value = {"exact": self.exact, **{names.get(key, key): entry for key, entry in plain.items()}}
+        value["failures"] = self.failures
         if self.quantization is not None:
             value["quantization"] = self.quantization.to_json()
         for step, row in zip(self.output_steps, value["output_steps"], strict=True):
             row["margin_db"] = step.margin_db
         return value
-
-
-_STYLES = {"exact": "green", "differs": "bold red", "unsafe": "bold red", "unproven": "yellow", "float": "magenta"}
-
-
-def short_kernel(layer: LayerReport) -> str:
-    """Kernel and operand types in a few characters: `MatMulIntegerToFloat u8 x s8`."""
-    short = {"uint8": "u8", "int8": "s8", "int4": "s4", "float32": "f32", "unknown": "?"}
-    pieces = [
-        f"{op.rsplit('.', 1)[-1]} {short.get(a, a)} x {short.get(b, b)}"
-        for op, (a, b) in zip(layer.executed, layer.operands, strict=True)
-    ]
-    return ", ".join(dict.fromkeys(pieces))
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}" if value == int(value) else f"{value:,.3g}"
-
-
-def print_report(report: Report, console: Console) -> None:
-    """Print the layers, then the summary."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=f"{report.engine}: every layer against the numerics", title_justify="left")
-    table.add_column("layer", overflow="fold")
-    table.add_column("bits")
-    table.add_column("kernel that runs", overflow="fold")
-    for column in ("codes", "max diff", "accumulators", "max diff", "MACs %"):
-        table.add_column(column, justify="right")
-    table.add_column("status")
-    for layer in report.layers:
-        table.add_row(
-            layer.name,
-            f"W{layer.weight_bits}A{layer.activation_bits}",
-            short_kernel(layer),
-            _number(layer.codes_compared),
-            _number(layer.max_code_difference),
-            _number(layer.accumulators_compared),
-            _number(layer.max_accumulator_difference),
-            f"{100 * layer.macs / report.macs['of_all']:.1f}",
-            Text(layer.status, style=_STYLES[layer.status]),
-        )
-    console.print(table)
-    facts = Table(show_header=False)
-    facts.add_column()
-    facts.add_column(overflow="fold")
-    for name, value in summary_rows(report):
-        facts.add_row(name, value)
-    console.print(facts)
-    for note in report.notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
-    for failure in report.failures[:10]:
-        console.print(Text(f"not exact: {failure}", style="red"))
-    if len(report.failures) > 10:
-        console.print(Text(f"not exact: {len(report.failures) - 10} more, see --json", style="red"))
-
-
-def _file_row(report: Report) -> list[tuple[str, str]]:
-    """Whether the file is what its record makes."""
-    if report.file_compared is None:
-        return []
-    if not report.file_compared:
-        return [("file", f"not compared with what its record makes: {report.file_unknown}")]
-    if report.file_differences:
-        return [("file", f"not what its record makes: {len(report.file_differences)} differences")]
-    return [("file", "what its record makes, every node and constant of it")]
-
-
-def summary_rows(report: Report) -> list[tuple[str, str]]:
-    """The summary in words, for the terminal and the HTML page."""
-    share, quantizable = report.integer_mac_share, report.integer_mac_share_of_quantizable
-    verdict = (
-        "exact: every layer compared, no difference" if report.exact else f"not exact: {len(report.failures)} findings"
-    )
-    gaps = _number(report.max_code_difference), _number(report.max_accumulator_difference)
-    probed = f"{report.codes_probed:,} codes and {report.accumulators_probed:,} accumulators"
-    rows = [
-        ("verdict", verdict),
-        *_file_row(report),
-        ("integer MACs", f"{share:.2%} of all, {quantizable:.2%} of quantizable"),
-        ("layers compared", f"{report.layers_compared} of {report.layers_total}"),
-        ("codes", f"{report.codes_compared:,} compared, largest difference {gaps[0]}"),
-        ("accumulators", f"{report.accumulators_compared:,} compared, largest difference {gaps[1]}"),
-        ("extreme inputs", f"{probed} at all {report.steps_total} steps"),
-        ("step edges", f"{report.edges_checked} checked from both sides"),
-    ]  # fmt: skip
-    if report.batch_equals_single is not None:
-        rows.append(
-            (
-                "mixed batch",
-                "equal to one by one, bit for bit" if report.batch_equals_single else "differs from one by one",
-            )
-        )
-    if report.output_psnr_db is not None:
-        equal = " (equal)" if report.output_psnr_db >= 200 else ""
-        rows.append(("output", f"{report.output_psnr_db:.1f} dB{equal} against the simulation, worst step"))
-    if report.output_training_psnr_db is not None:
-        rows.append(("output, torch", f"{report.output_training_psnr_db:.1f} dB against the training simulation"))
-    if report.output_margin_db is not None:
-        rows.append(
-            ("margin", f"{report.output_margin_db:.1f} dB below the simulation's error against float, worst step")
-        )
-    if report.float_path_difference is not None:
-        rows.append(
-            (
-                "float operations",
-                f"between the layers within {report.float_path_difference:.1g} of the float module's in "
-                f"{report.float_path_inputs} inputs, {report.float_path_share or 0:.0%} of what rounding can make",
-            )
-        )
-    if report.quantization is not None:
-        rows += report.quantization.rows()
-    rows.append(("engine", f"{report.runtime} on {report.processor}; {report.seconds:.1f} s"))
-    return rows

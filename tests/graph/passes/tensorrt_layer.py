@@ -11,8 +11,8 @@ from dq_deploy.graph.pass_contract import run_passes
 from dq_deploy.graph.passes.cleanup import RemoveUnused
 from dq_deploy.graph.passes.float_types import FloatTypes
 from dq_deploy.graph.passes.tensorrt_layers import TensorRtLayers
-from dq_deploy.verify.layers.compare import float_product_slack
-from dq_deploy.verify.onnx.twin_products import twin_nodes
+from dq_deploy.verify.layers.outputs import float_product_slack
+from dq_deploy.verify.onnx.integer_products import integer_product_nodes
 from tests.graph.passes.single_layer import EngineRun, float_model, record_of
 
 
@@ -30,7 +30,7 @@ def run_tensorrt(layer, x, timestep, *, conv="gemm", float_type="float32", steps
     proto, entry = tensorrt_model(layer, size, conv=conv, float_type=float_type, steps=steps)
     nodes = {node.name: node for node in proto.graph.node}
     for part in entry.parts:
-        proto.graph.node.extend(twin_nodes(part, nodes[part.node]))
+        proto.graph.node.extend(integer_product_nodes(part, nodes[part.node]))
         for name in (part.codes, part.accumulator):
             proto.graph.output.add().name = name
     options = onnxruntime.SessionOptions()
@@ -76,7 +76,10 @@ def check(layer, x, timestep, *, conv="gemm", output=True, steps=3) -> EngineRun
         assert (got == np.rint(got)).all()
     if not output:
         return run
-    slack = float_product_slack(layer, run.entry, step) + np.abs(expected.output).max() * 2.0**-20
+    slack = (
+        float_product_slack(layer, [bool(part.weight) for part in run.entry.parts], step)
+        + np.abs(expected.output).max() * 2.0**-20
+    )
     gap = np.abs(run.values["y"].astype(np.float64) - expected.output)
     assert (gap.reshape(len(step), -1).max(axis=1, initial=0) <= slack).all()
     return run

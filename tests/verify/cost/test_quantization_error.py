@@ -124,7 +124,7 @@ def test_it_can_be_left_out(folders, monkeypatch):
         seen.append(options["quantization_error"])
         raise GuaranteeError("seen")
 
-    monkeypatch.setattr("dq_deploy.verify.verify", prove)
+    monkeypatch.setattr("dq_deploy.verify.proof.prove_engine", prove)
     for more in ((), ("--no-quantization-error",)):
         command("verify", "--engine", folders / "record.pt", *more)
     assert seen == [True, False]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,13 +15,14 @@ from dq_deploy.native.program.program import at_batch, from_json
 from dq_deploy.native.runner import NativeRunner
 from dq_deploy.verify.native import constants as native_constants
 from dq_deploy.verify.native.constants import native_differences
-from dq_deploy.verify.native.proof import ProofOptions, prove_runner
+from dq_deploy.verify.prover import ProofOptions
 from tests.tiny import random_record, tiny_denoiser
+from tests.verify.native.proving import proof_of
 from tests.verify.test_damages import SMALL
 
 LAYER = "down_blocks.0.resnets.0.conv2"
 NORM = "down_blocks.0.resnets.0.norm2"
-OPTIONS = ProofOptions(steps=1, inputs=1, seed=0, progress=lambda _line: None, compare_with_record=False)
+OPTIONS = ProofOptions(steps=1, inputs=1, compare_with_record=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +155,7 @@ def record():
 
 def test_an_engine_as_it_is_opened_holds_what_its_record_makes(record):
     with NativeRunner(copy.deepcopy(record), threads=1, finite_check=False) as runner:
-        report = prove_runner(record, runner, Path("model.pt"), options=OPTIONS)
+        report = proof_of(record, runner, OPTIONS)
         assert report.failures == ()
         assert list(native_differences(record, runner)) == []
 
@@ -165,7 +165,7 @@ def test_a_damage_is_caught_and_named(record, name):
     damage = DAMAGES[name]
     with NativeRunner(copy.deepcopy(record), threads=1, finite_check=False) as runner:
         damage.edit(runner)
-        report = prove_runner(record, runner, Path("model.pt"), options=OPTIONS)
+        report = proof_of(record, runner, OPTIONS)
         found = [difference.text() for difference in native_differences(record, runner)]
     assert any(damage.named in text for text in found), found[:5]
     if damage.runs:

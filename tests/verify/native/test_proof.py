@@ -5,25 +5,27 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from dq_kernels.cpu.library import known_isas
 
 from dq_deploy import save_record, verify
+from dq_deploy.engines.capabilities import LayerForm
 from dq_deploy.errors import OptionError
 from dq_deploy.native import runner as runner_module
 from dq_deploy.native.runner import NativeRunner
 from dq_deploy.verify.layers.attestation import PAIR_LIMIT
-from dq_deploy.verify.native.proof import LayerForm, ProofOptions, kernel_of, prove_runner
-from dq_deploy.verify.report.html import html_of_report
+from dq_deploy.verify.native.prover import kernel_of
+from dq_deploy.verify.prover import ProofOptions
+from dq_deploy.verify.report.page import page_of_report
 from tests.cli.running import command
 from tests.tiny import random_record, tiny_conditional_denoiser, tiny_denoiser
+from tests.verify.native.proving import proof_of
 
 LAYER = "down_blocks.1.resnets.0.conv2"
 OTHER = "up_blocks.1.resnets.0.conv1"
-QUICK = ProofOptions(steps=2, inputs=1, seed=0, progress=lambda _line: None)
+QUICK = ProofOptions(steps=2, inputs=1)
 PLAIN = {"down_block_types": ["DownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "UpBlock2D"]}
 
 
@@ -56,7 +58,7 @@ def proven(record, engine=None, *, damage=lambda _runner: None, isa=None):
     own = copy.deepcopy(engine or record)  # no memory in common with what it is held against
     with NativeRunner(own, threads=1, isa=isa, finite_check=False) as runner:
         damage(runner)
-        return prove_runner(record, runner, Path("model.pt"), options=QUICK)
+        return proof_of(record, runner, QUICK)
 
 
 def with_layer(record, name, **changes):
@@ -253,7 +255,7 @@ def test_the_margin_is_measured_against_the_float_model(record, tmp_path):
     save_record(record, tmp_path / "model.pt")
     report = verify(record, tmp_path / "model.pt", model=tiny_denoiser(**PLAIN), threads=1, steps=2, inputs=1)
     assert report.output_margin_db == min(step.margin_db for step in report.output_steps) >= 20
-    assert "simulation against the float model" in html_of_report(report)
+    assert "simulation against the float model" in page_of_report(report)
 
 
 def test_the_command_needs_no_second_name(record, tmp_path):

@@ -46,7 +46,7 @@ def test_every_layer_of_the_integer_plan_is_integer_on_every_architecture(small_
     assert set(executed(told).values()) == {"integer"}
     assert {layer.operands for layer in told.layers} == {("int8 x int8",)}
     assert told.compute_capabilities == ("8.0", "8.9")
-    assert told.integer_mac_share == sum(layer.macs for layer in told.layers) / told.macs["of_all"]
+    assert told.integer_mac_share == sum(layer.macs for layer in told.layers) / told.macs.of_all
     assert told.kernels["integer_products"] == len(told.layers) == 23
 
 
@@ -64,7 +64,7 @@ def test_one_layer_kept_float_is_exactly_one_less(small_plans):
     whole, kept = attested(small_plans, "int"), attested(small_plans, "kept")
     assert set(executed(whole)) - set(executed(kept)) == {KEPT}
     assert set(executed(kept).values()) == {"integer"}
-    assert whole.macs["integer"] - kept.macs["integer"] == next(la.macs for la in whole.layers if la.name == KEPT)
+    assert whole.macs.integer - kept.macs.integer == next(la.macs for la in whole.layers if la.name == KEPT)
     assert whole.kernels["integer_products"] - kept.kernels["integer_products"] == 1
     plan = small_plans / "kept.plan"
     asked = executed(attest_plan(plan, of(plan, read_plan_manifest(small_plans / "int.plan"))))

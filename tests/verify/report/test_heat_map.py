@@ -28,15 +28,15 @@ def test_the_scale_is_finite_and_has_width(values):
 def test_more_noise_is_darker_and_nothing_known_is_no_colour_of_the_scale():
     tones = [brightness(colour_of(value, 0, 40)) for value in range(-5, 50)]
     assert all(a <= b for a, b in pairwise(tones))
-    assert colour_of(float("nan"), 0, 40) == "var(--none)"
+    assert colour_of(float("nan"), 0, 40) == "none"
 
 
 def test_bits_are_shown_where_somebody_chose_them():
     record = random_record(tiny_denoiser())
     assert mixed_bits_of(record) is None
     by_hand = dataclasses.replace(record, provenance={"options": {"layer_bits": {"conv_in": [8, 8]}}})
-    assert mixed_bits_of(by_hand)["layers"]["conv_in"] == [4, 8]  # as the record has it, not as was asked
+    assert mixed_bits_of(by_hand).layers["conv_in"] == (4, 8)  # as the record has it, not as was asked
     stage = {"stage": "bits", "budget": 5, "average_bits": 4.9, "layers": {}, "sensitivity": {}}
     found = mixed_bits_of(dataclasses.replace(record, provenance={"history": [{"stage": "ranges"}, stage]}))
-    assert (found["budget"], found["average_bits"]) == (5.0, 4.9)
-    assert set(found["layers"]) == set(record.layers)
+    assert (found.budget, found.average_bits) == (5.0, 4.9)
+    assert set(found.layers) == set(record.layers)

@@ -94,8 +94,8 @@ def test_a_plan_of_full_tensorrt_is_attested_from_the_json_beside_it(tmp_path, n
         "proj": "unknown", "gone": "unknown",
     }  # fmt: skip
     assert told.integer_mac_share == 0.4
-    assert told.macs["unknown"] == 20
-    assert [(row["kernel"], row["role"]) for row in told.unfused] == [("__myl_MulRoun_myl0_0", "quantize")]
+    assert told.macs.unknown == 20
+    assert [(row.kernel, row.role) for row in told.unfused] == [("__myl_MulRoun_myl0_0", "quantize")]
 
 
 @pytest.mark.parametrize(
