@@ -123,9 +123,9 @@ class LayerReport:
     Attributes:
         name: module path.
         kind: `linear` or `conv2d`.
-        weight_bits: of its codes.
-        activation_bits: likewise.
-        form: what the exporter wrote.
+        weight_bits: bits of its weight codes.
+        activation_bits: bits of its activation codes.
+        form: form that the exporter wrote, in words.
         requested: kernel in the shipped file.
         executed: kernel in the engine's optimized graph, one a part.
         operands: operand types of each part's kernel, activations then weights.
@@ -133,16 +133,16 @@ class LayerReport:
         macs: multiply-accumulates of one sample.
         status: one of `STATUSES`.
         reason: why the status is not `exact`.
-        codes_compared: in the running engine; None where nothing was.
-        accumulators_compared: likewise.
-        max_code_difference: in the engine and in the probe; None where nothing was compared.
-        max_accumulator_difference: likewise.
+        codes_compared: number of codes compared in the running engine.
+        accumulators_compared: number of accumulators compared in the running engine.
+        max_code_difference: largest difference of a code, extreme inputs included; None where nothing was compared.
+        max_accumulator_difference: largest difference of an accumulator; None where nothing was compared.
         accumulator_resolution: float32 spacing at the largest accumulator: 1 where every integer is told apart.
         largest_accumulator: largest magnitude seen.
-        codes_probed: codes compared for extreme inputs at every step.
-        accumulators_probed: likewise.
-        first_difference: the first bad coordinate, or None.
-        steps: by step bucket.
+        codes_probed: number of codes compared for extreme inputs at every step.
+        accumulators_probed: number of accumulators compared for extreme inputs at every step.
+        first_difference: where the first wrong value is, or None.
+        steps: what was compared in each step bucket.
     """
 
     name: str
@@ -171,44 +171,44 @@ class LayerReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Parity and attestation of one engine; `to_json` has these names at its top level.
+    """What a verification found about one engine; `to_json` has these names at its top level.
 
     Attributes:
         engine: file name of the engine.
-        target: what it was exported for.
+        target: engine it was exported for, as `onnxruntime`.
         mode: `exact` or `fast`.
-        record_sha256: of the quantized model.
+        record_sha256: content hash of the record.
         runtime: engine and version that ran it.
-        processor: this machine's.
+        processor: processor of the machine that ran it.
         integer_mac_share: MACs of layers with integer kernels, as a share of all convolutions, linear layers and
             attention products.
-        integer_mac_share_of_quantizable: as a share of convolutions and linear layers.
+        integer_mac_share_of_quantizable: the same MACs, as a share of convolutions and linear layers only.
         macs: of one sample.
-        max_code_difference: over all layers; None where nothing was compared.
-        max_accumulator_difference: likewise.
+        max_code_difference: largest difference of a code in any layer; None where nothing was compared.
+        max_accumulator_difference: largest difference of an accumulator; None where nothing was compared.
         layers_compared: layers whose codes and accumulators were both compared.
         layers_total: layers of the record.
-        codes_compared: number, in the running engine.
-        accumulators_compared: likewise.
-        codes_probed: number, for extreme inputs at every step.
-        accumulators_probed: likewise.
-        output_psnr_db: engine against the simulation at the worst step, see `StepOutput`; 200 stands for equal.
-        output_training_psnr_db: engine against the training simulation at the worst step.
-        output_margin_db: least distance by which the engine's error lies below simulation against float.
-        output_steps: both by step.
-        steps_total: step buckets of the record.
+        codes_compared: number of codes compared in the running engine.
+        accumulators_compared: number of accumulators compared in the running engine.
+        codes_probed: number of codes compared for extreme inputs at every step.
+        accumulators_probed: number of accumulators compared for extreme inputs at every step.
+        output_psnr_db: PSNR of the engine's output to the simulation's at the worst step; 200 stands for equal.
+        output_training_psnr_db: PSNR of the engine's output to the training simulation's at the worst step.
+        output_margin_db: least distance by which the engine's error lies below the simulation's error against float.
+        output_steps: these numbers for each step.
+        steps_total: number of step buckets of the record.
         steps_checked: buckets with several inputs of their own; every bucket is met at least once.
-        inputs_compared: samples that were run.
+        inputs_compared: number of samples that were run.
         float_path_difference: largest difference of a layer's input, or the output, from the float module run around
             the engine's layers, as a share of its largest magnitude; None where it could not be run.
-        edges_checked: bucket edges looked at from both sides.
+        edges_checked: number of bucket edges checked from both sides.
         batch_equals_single: whether a mixed batch equals its samples one by one; None where batches share a step.
-        layers: one by one.
+        layers: a report for each layer.
         float_layers: quantizable layers that run in float.
         found: what makes it not exact, layer by layer.
         notes: what else is worth knowing.
-        seed: of the inputs.
-        seconds: time taken.
+        seed: seed of the inputs.
+        seconds: time the verification took.
         quantization: what quantization costs against the float model, by layer and step, which decides nothing. None
             where it was not measured.
         mixed_bits: bits chosen by layer; None where they were not.
