@@ -1,0 +1,1 @@
+"""From an ONNX file to a plan, in a process of its own."""
