@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from dq_deploy.engines.base import Runner, TensorSpec, reason_of
 from dq_deploy.engines.capabilities import LayerForm, LayerRuns, LayerTrace, RecordMemory, RunsOn
 from dq_deploy.errors import InputError, MissingDependencyError
 from dq_deploy.manifest.values import EngineManifest, TensorEntry
+from dq_deploy.models import TensorSpec as ModelTensorSpec
 from dq_deploy.models import input_specs, output_specs
 from dq_deploy.models.sizes import varying_axes
 from dq_deploy.native.trace.traced import traced_program
@@ -214,5 +214,5 @@ class NativeRunner(RecordRunner):
         self.executor.close()
 
 
-def _spec(spec: Any) -> TensorSpec:
+def _spec(spec: ModelTensorSpec) -> TensorSpec:
     return TensorSpec(name=spec.name, dtype=np.dtype(spec.dtype), shape=tuple(spec.shape))
