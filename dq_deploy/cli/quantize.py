@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dq_deploy.cli.frame import check_outputs, numbers_from_text, refuse, run, warn, write_json
 from dq_deploy.cli.frame.arguments import takes
-from dq_deploy.cli.text.quantize_arguments import QuantizeArguments
+from dq_deploy.cli.text.quantize.arguments import QuantizeArguments
 
 if TYPE_CHECKING:
     from dq_deploy.methods import SharedOptions
@@ -42,7 +42,7 @@ def quantize(given: QuantizeArguments) -> None:
         "--engine": given.engine,
     }
     _refuse_any(measures, "was given without --compare, which alone has it; leave it out")
-    from dq_deploy.cli.text.quantize_summary import list_layers, say_engine_limits
+    from dq_deploy.cli.text.quantize.summary import list_layers, say_engine_limits
     from dq_deploy.methods import options_from_preset
 
     options = options_from_preset(given.preset or "balanced", method=given.method, **overrides)
@@ -161,8 +161,8 @@ def _quantize_one(given: QuantizeArguments, options: SharedOptions, out: Path) -
     check_outputs(out, given.json, inputs=(given.model, given.conditions, given.latents, given.init))
 
     from dq_deploy.calibration import read_source
-    from dq_deploy.cli.text.quantize_progress import ProgressView
-    from dq_deploy.cli.text.quantize_summary import show_summary, summary_of
+    from dq_deploy.cli.text.quantize.progress import ProgressView
+    from dq_deploy.cli.text.quantize.summary import show_summary, summary_of
     from dq_deploy.methods import quantize as quantize_model
     from dq_deploy.methods.training.resume import discard_state
     from dq_deploy.models import input_specs, load_model

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.cli.frame import check_outputs, console, refuse, warn, write_json
-from dq_deploy.cli.text.quantize_arguments import QuantizeArguments
-from dq_deploy.cli.text.quantize_summary import say_engine_limits
+from dq_deploy.cli.text.quantize.arguments import QuantizeArguments
+from dq_deploy.cli.text.quantize.summary import say_engine_limits
 from dq_deploy.errors import DqError
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class _Watch:
 
     def progress(self, name: str, report: Progress) -> None:
         """A report of a running method."""
-        from dq_deploy.cli.text.quantize_progress import ProgressView
+        from dq_deploy.cli.text.quantize.progress import ProgressView
 
         if name != self._name:
             self._stack.close()
@@ -167,7 +167,7 @@ class _Watch:
 
 
 def _finish(comparison: Comparison, out: Path, json: Path | None) -> None:
-    from dq_deploy.cli.text.comparison_table import rich_table
+    from dq_deploy.cli.text.quantize.comparison_table import rich_table
     from dq_deploy.comparison import FILE_NAME
 
     if json is not None:

@@ -14,12 +14,13 @@ from dq_deploy.record import Record
 from dq_deploy.verify.cost.quantization_error import quantization_error as measured
 from dq_deploy.verify.cost.quantization_inputs import quantization_inputs
 from dq_deploy.verify.file.same_file import TracedOnce
+from dq_deploy.verify.layers.comparison import Progress
 from dq_deploy.verify.native.prover import NativeProver, joined_report
 from dq_deploy.verify.onnx.prover import OnnxProver
 from dq_deploy.verify.output.float_source import recorded_float_model
 from dq_deploy.verify.plan.prover import PlanProver
 from dq_deploy.verify.plan.report import PlanReport
-from dq_deploy.verify.prover import Progress, ProofOptions, Subject, prove, silent
+from dq_deploy.verify.prover import ProofOptions, Subject, prove, silent
 from dq_deploy.verify.report.values import Report
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from dq_deploy.record import Record
 from dq_deploy.verify.file.same_file import SameFile, TracedOnce
 from dq_deploy.verify.inputs import Runs
-from dq_deploy.verify.layers.comparison import LayerResults
+from dq_deploy.verify.layers.comparison import LayerResults, Progress
 from dq_deploy.verify.output.float_path import FloatPath
 from dq_deploy.verify.output.outputs import Outputs
 from dq_deploy.verify.steps import LeftOut, Reason, Step
 
 if TYPE_CHECKING:
     from dq_deploy.models import Denoiser
-
-Progress = Callable[[str], None]
 
 
 def silent(_line: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dq_deploy.cli.text.comparison_table import rich_table
+from dq_deploy.cli.text.quantize.comparison_table import rich_table
 from dq_deploy.comparison import Cell, markdown, paired_psnr, row_of_cell
 from dq_deploy.comparison.latency import StepTime
 from dq_deploy.errors import InputError

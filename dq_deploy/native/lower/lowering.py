@@ -27,11 +27,11 @@ from dq_deploy.native.trace.geometry import Geometry
 
 aten = torch.ops.aten
 
-Rule = Callable[[Values, Node], None]
+LoweringRule = Callable[[Values, Node], None]
 
 _SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int)
 _PURE = (*float_rules.UNARY, aten.native_group_norm.default, aten.native_layer_norm.default)
-_FLOAT_RULES: Mapping[Any, Rule] = {
+_FLOAT_RULES: Mapping[Any, LoweringRule] = {
     aten.cat.default: float_rules.cat,
     aten.clone.default: float_rules.copy,
     aten.upsample_nearest2d.default: float_rules.upsample,

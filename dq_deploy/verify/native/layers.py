@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dq_deploy.engines.capabilities import LayerTrace
     from dq_deploy.native.cuda.runner import NativeCudaRunner
 
-    AnyNative = NativeRunner | NativeCudaRunner
+    AnyNative: TypeAlias = NativeRunner | NativeCudaRunner
 
 CENTRED = HeldForm(offset=0)
 """How each part is held: codes and accumulators come as the numerics define them."""

@@ -35,9 +35,7 @@ from dq_deploy.verify.report.values import Failure, Fault, LayerReport, Report, 
 from dq_deploy.verify.steps import LeftOut, Reason, Step
 
 if TYPE_CHECKING:
-    from dq_deploy.native.cuda.runner import NativeCudaRunner
-
-    AnyNative = NativeRunner | NativeCudaRunner
+    from dq_deploy.verify.native.layers import AnyNative
 
 IN_ITS_PROGRAM = "the simulation is the engine's own program with every integer layer computed by the numerics"
 ON_GPU = (

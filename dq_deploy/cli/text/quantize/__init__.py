@@ -1,0 +1,1 @@
+"""What `dq-quantize` prints, and the options it takes."""
