@@ -17,11 +17,15 @@ from tests.house import (
     KERNELS,
     PACKAGE,
     ROOT,
+    aliases,
     circles,
+    functions,
     imported,
+    lines_of,
     modules,
     name_of,
     sources,
+    texts,
     tree_of,
 )
 
@@ -213,6 +217,18 @@ def test_files_are_short():
     )
 
 
+def test_functions_are_short():
+    refuse(
+        f"a function has at most {MAX_FUNCTION_LINES} lines, its signature counted and its docstring not",
+        (
+            f"{name_of(path)}:{node.lineno} {node.name}: {lines_of(node)}"
+            for path in sources(*ALL_CODE)
+            for node in functions(path)
+            if lines_of(node) > MAX_FUNCTION_LINES and node.name not in LONG_KERNELS.get(name_of(path), ())
+        ),
+    )
+
+
 def test_no_module_has_a_vague_name():
     refuse(
         "a file's name says what is in it",
@@ -234,6 +250,40 @@ def test_no_type_error_is_ignored():
             if re.search(r"#\s*type:\s*ignore", line)
         ),
     )
+
+
+def test_an_alias_is_defined_once():
+    places: defaultdict[str, set[str]] = defaultdict(set)
+    for path in sources("dq_deploy", "kernels"):
+        package = path.relative_to(ROOT).parts[0]  # dq_kernels imports nothing of dq_deploy, not even an alias
+        for name, value in aliases(path):
+            places[f"{package}: {name}"].add(name_of(path))
+            if value.startswith("NDArray"):
+                places[f"{package}: {value}"].add(f"{name_of(path)} {name}")
+    several = {alias: found for alias, found in places.items() if len(found) > 1}
+    refuse("an alias of a type is defined once", (f"{k}: {', '.join(sorted(v))}" for k, v in several.items()))
+
+
+LIBRARY = [path for path in sources("dq_deploy") if room_of(path) != "cli"]
+
+
+def test_no_library_file_names_a_flag_of_a_command():
+    refuse(
+        "a message names options by their Python names, the command line translates them",
+        (f"{name_of(path)}:{line} {text!r:.60}" for path in LIBRARY for line, text in texts(path) if FLAG.search(text)),
+    )
+
+
+def test_no_library_file_prints():
+    offenders = []
+    for path in LIBRARY:
+        offenders += [f"{name_of(path)}: {name}" for name in imported(path) if name.split(".")[0] in ("rich", "typer")]
+        offenders += [
+            f"{name_of(path)}:{node.lineno} print"
+            for node in ast.walk(tree_of(path))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        ]
+    refuse("printing is done by the command line", offenders)
 
 
 def test_a_package_offers_no_name_that_one_of_its_files_hides():
