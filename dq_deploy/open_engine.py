@@ -69,7 +69,11 @@ def open_engine(
     optimized = None if optimized_model_path is None else Path(optimized_model_path)
     if path.suffix in RECORD_SUFFIXES:
         own = NativeOptions(
-            threads=threads, isa=isa, device=device or "auto", finite_check=finite_check, hash_check=hash_check
+            threads=threads,
+            isa=isa,
+            device="auto" if device is None else device,
+            finite_check=finite_check,
+            hash_check=hash_check,
         )
         return _open_record(path, engine, own, optimized)
     for name, value in (("device", device), ("isa", isa)):

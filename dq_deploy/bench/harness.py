@@ -17,10 +17,11 @@ from dq_deploy.bench.native_baseline import native_facts, of_native_engine, work
 from dq_deploy.bench.options import BenchOptions
 from dq_deploy.bench.plan_baseline import check_batches, float_plan
 from dq_deploy.bench.worker import GpuMemory, Worker, WorkerSettings, workers
-from dq_deploy.errors import OptionError
+from dq_deploy.errors import FileProblemError, OptionError
 from dq_deploy.manifest.plan import is_plan
 from dq_deploy.manifest.values import EngineManifest, PlanManifest
 from dq_deploy.open_engine import RECORD_SUFFIXES, open_engine
+from dq_deploy.record import content_sha256
 
 if TYPE_CHECKING:
     from dq_deploy.record import Record
@@ -272,6 +273,11 @@ def benchmark(
     ) as runner:
         manifest, kind = runner.manifest, runner.engine
         assert manifest is not None  # required by default
+        if record is not None and content_sha256(record) != manifest.record_sha256:
+            raise FileProblemError(
+                f"engine {path} was made from the record {str(manifest.record_sha256)[:12]}, the one given is "
+                f"{content_sha256(record)[:12]}; give the engine's own, or none"
+            )
         if isinstance(manifest, PlanManifest) and runner.device_runs is not None:
             check_batches(manifest, options.batches, path)
             environment["gpu"] = asdict(runner.device_runs.cuda.facts())

@@ -107,7 +107,8 @@ def read_source(
         FileProblemError: a file is missing or damaged.
         InputError: a tensor is missing, unknown, or has another type, shape or number of rows than it must.
     """
-    kind = kind or ("trajectory" if latents is None else "latents")
+    if kind is None:
+        kind = "trajectory" if latents is None else "latents"
     if latents is not None and kind != "latents":
         raise OptionError(f"got `latents` and `kind` {kind}, expected one of the two")
     if latents is None and kind == "latents":

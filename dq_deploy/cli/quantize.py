@@ -45,7 +45,9 @@ def quantize(given: QuantizeArguments) -> None:
     from dq_deploy.cli.text.quantize.summary import list_layers, say_engine_limits
     from dq_deploy.methods import options_from_preset
 
-    options = options_from_preset(given.preset or "balanced", method=given.method, **overrides)
+    options = options_from_preset(
+        "balanced" if given.preset is None else given.preset, method=given.method, **overrides
+    )
     _check_options(options, given)
     say_engine_limits(options, given.for_engine)
     if given.list_layers:

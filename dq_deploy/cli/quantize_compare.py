@@ -45,7 +45,7 @@ def compare_command(given: QuantizeArguments, methods: Sequence[str], overrides:
     out = given.out
     from dq_deploy.comparison import FILE_NAME, Settings, compare_methods, open_folder, options_by_method
 
-    options, remark = options_by_method(methods, given.preset or "balanced", **overrides)
+    options, remark = options_by_method(methods, "balanced" if given.preset is None else given.preset, **overrides)
     settings = Settings(
         steps=options[0].steps,
         images=Settings.images if given.compare_images is None else given.compare_images,

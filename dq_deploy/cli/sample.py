@@ -68,6 +68,10 @@ def sample(
     json: Annotated[Path | None, typer.Option(help="Also write the numbers as JSON.")] = None,
 ) -> None:
     """Draw images with an engine in the denoiser's place."""
+    from dq_deploy.errors import OptionError
+
+    if out.suffix not in (".png", ".safetensors"):
+        raise OptionError(f"--out is {out}, expected a name that ends in .png, or in .safetensors for the numbers")
     check_outputs(out, json, inputs=(ckpt, engine, conditions, model))
     wanted = None if labels is None else numbers_from_text(labels, "--labels", low=0)
     _set_threads(threads)
@@ -76,7 +80,11 @@ def sample(
     with ExitStack() as stack:
         subject = _open_subject(ckpt, engine, stack, threads=threads, device=device, hash_check=hash_check)
         options = SampleOptions(
-            steps=steps or len(subject.timesteps), scheduler=scheduler, eta=eta, seed=seed, batch=batch
+            steps=len(subject.timesteps) if steps is None else steps,
+            scheduler=scheduler,
+            eta=eta,
+            seed=seed,
+            batch=batch,
         )
         _check_picture(out, subject)
         given = labels_for(subject.model_config, wanted)

@@ -6,8 +6,10 @@ import json
 
 import pytest
 
+from dq_deploy import save_record
 from tests.cli.running import command
 from tests.engines.cuda.gpu import needs_gpu, without_driver
+from tests.tiny import random_record, tiny_denoiser
 
 QUICK = ["--batch", "1,2", "--runs", "2", "--warmup", "1", "--threads", "1"]
 
@@ -40,6 +42,12 @@ def test_a_mistake_is_one_line(more, message, tiny_engine):
     assert done.code == 2
     assert message in done.err
     assert done.err.count("\n") == 1
+
+
+def test_the_record_of_another_engine_is_refused(tiny_engine, tmp_path):
+    save_record(random_record(tiny_denoiser(classes=3), seed=1), tmp_path / "other.pt")
+    done = command("bench", "--engine", tiny_engine, "--baseline", "--ckpt", tmp_path / "other.pt")
+    assert (done.code, "was made from the record" in done.err) == (2, True)
 
 
 @pytest.fixture(scope="module")

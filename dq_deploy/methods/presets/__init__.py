@@ -64,7 +64,7 @@ def read_preset(preset: str, method: str | None = None) -> dict[str, Any]:
         for name in section:
             if name not in OPTION_NAMES or name == "method":
                 raise OptionError(f"preset {path} has option {name!r}, expected one of {', '.join(OPTION_NAMES)}")
-    chosen = method or values.get("method") or DEFAULT_METHOD
+    chosen = values.get("method", DEFAULT_METHOD) if method is None else method
     if isinstance(chosen, str):
         values.update(sections.get(chosen, {}))
     for name in values:
@@ -89,7 +89,7 @@ def options_from_preset(preset: str, **overrides: Any) -> SharedOptions:
     """
     values = read_preset(preset, overrides.get("method"))
     if preset not in PRESETS:  # a user's file may leave out what a method needs other than its neighbours
-        method = overrides.get("method") or values.get("method")
+        method = values.get("method") if overrides.get("method") is None else overrides["method"]
         values = {**read_preset(DEFAULT_PRESET, method), **values}
     values.update({name: value for name, value in overrides.items() if value is not None})
     try:
