@@ -147,7 +147,7 @@ def _record_of(
         given = [name for name, value in refused_for_plans.items() if value is not None]
         if given:
             raise OptionError(f"{', '.join(given)} does not go with a plan, which is read and not run; leave it out")
-        return None if ckpt is None else load_record(ckpt)
+        return None if ckpt is None else load_record(ckpt, hash_check=hash_check)
     if ckpt is None:
         raise OptionError(f"--engine {engine} is compared with its quantized model; give it as --ckpt model.pt")
     return load_record(ckpt, hash_check=hash_check)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,9 +131,10 @@ class NativeProver(InsideProver):
 
     def probe_layers(self, seen: Seen) -> LeftOut | None:
         """Every layer part by itself; on a GPU no single operation can be run so."""
-        if not isinstance(self.runner, NativeRunner):
+        runner = self._on_cpu
+        if runner is None:
             return LeftOut(step=Step.PROBE, reason=Reason.NOT_READABLE, text=ON_GPU)
-        self._layers.probe(self.runner, seed=self.options.seed)
+        self._layers.probe(runner, seed=self.options.seed)
         return None
 
     def twin(self, seen: Seen) -> TwinOutputs:
@@ -143,9 +143,10 @@ class NativeProver(InsideProver):
         Kernels round as they are defined to, so the twin's output must be the engine's, bit for bit; that is more than
         the margin asked of other engines. Layers that differ in it are noted with the others.
         """
-        if not isinstance(self.runner, NativeRunner):
+        runner = self._on_cpu
+        if runner is None:
             return TwinOutputs(outputs=None)
-        twin, runs, layers = Twin(self.runner.executor, self.record), seen.runs, seen.results.layers
+        twin, runs, layers = Twin(runner.executor, self.record), seen.runs, seen.results.layers
         try:
             simulated = [twin.run(batch.feeds)[runs.output] for batch in runs.batches]
         except DqError as error:
@@ -166,7 +167,7 @@ class NativeProver(InsideProver):
 
     def float_type(self) -> str:
         """Of the float operations, on a GPU as it was opened."""
-        return "float32" if isinstance(self.runner, NativeRunner) else str(self.runner.executor.dtype)
+        return self.runner.runs_on.float_type
 
     def attest_kernels(self, seen: Seen | LeftOut) -> Layers:
         """The form that the engine runs each layer in, beside what was compared of it."""
@@ -185,30 +186,28 @@ class NativeProver(InsideProver):
         return Claims(target=said.target, mode=said.mode, record_sha256=str(said.record_sha256), says_macs=False)
 
     @property
+    def _on_cpu(self) -> NativeRunner | None:
+        """The runner where its program can be run operation by operation: on a CPU."""
+        return self.runner if isinstance(self.runner, NativeRunner) else None
+
+    @property
     def _manifest(self) -> EngineManifest:
         assert self.runner.manifest is not None  # a record's own
         return self.runner.manifest
 
     def runtime_text(self) -> str:
         """Engine, version, and instruction set and threads or device and float type."""
-        try:
-            version = metadata.version("dq-deploy")
-        except metadata.PackageNotFoundError:
-            version = "of unknown version"
-        if isinstance(self.runner, NativeRunner):
-            context = self.runner.executor.context
-            return f"native {version}, {context.isa}, {context.threads} threads"
-        return f"native {version}, {self.runner.executor.device}, {self.runner.executor.dtype}"
+        return self.runner.runtime_words
 
     def notes(self) -> tuple[str, ...]:
         """Layers that no kernel takes, and what the output was compared with."""
-        simulated = IN_ITS_PROGRAM if isinstance(self.runner, NativeRunner) else ON_GPU
+        simulated = ON_GPU if self._on_cpu is None else IN_ITS_PROGRAM
         return (*kernel_notes(self.runner.layer_forms()), simulated)
 
     def failures(self, seen: Seen) -> tuple[str, ...]:
         """Whether a sample's neighbours change it; on a GPU torch's own products may, and the notes say so."""
         difference = seen.runs.batch_difference
-        return (difference,) if difference and isinstance(self.runner, NativeRunner) else ()
+        return () if not difference or self._on_cpu is None else (difference,)
 
     def _layer_report(self, seen: Seen, name: str, forms: Sequence[LayerForm]) -> LayerReport:
         """One layer with the form of its kernels; where numpy multiplies, the reason says so."""

@@ -9,17 +9,9 @@ from typing import Protocol
 from dq_deploy.errors import FileProblemError
 from dq_deploy.manifest.values import ManifestPart
 from dq_deploy.record import Layer
-from dq_deploy.verify.layers.attestation import (
-    INTEGER_TYPES,
-    MISSING,
-    Kernel,
-    OptimizedGraph,
-    joined_kernel,
-    product_names,
-    saturation,
-    type_name,
-)
+from dq_deploy.verify.layers.attestation import INTEGER_TYPES, MISSING, Kernel, joined_kernel, product_names
 from dq_deploy.verify.onnx.instrument import ShippedGraph, initializer
+from dq_deploy.verify.onnx.optimized_graph import OptimizedGraph, saturation, type_name
 
 _PRODUCTS = ("Convolution", "FullyConnected", "MatMul", "Deconvolution", "GroupConvolution")
 
