@@ -25,7 +25,6 @@ from tests.house import (
     modules,
     name_of,
     sources,
-    texts,
     tree_of,
 )
 
@@ -265,13 +264,6 @@ def test_an_alias_is_defined_once():
 
 
 LIBRARY = [path for path in sources("dq_deploy") if room_of(path) != "cli"]
-
-
-def test_no_library_file_names_a_flag_of_a_command():
-    refuse(
-        "a message names options by their Python names, the command line translates them",
-        (f"{name_of(path)}:{line} {text!r:.60}" for path in LIBRARY for line, text in texts(path) if FLAG.search(text)),
-    )
 
 
 def test_no_library_file_prints():

@@ -22,7 +22,7 @@ class PlanReport:
         record_checked: whether a record was given, whose hash is then the plan's.
         attestation: what each layer became.
         comparison: why the plan was not run, or what running it showed.
-        failures: what --exact refuses.
+        failures: what a proof that must be exact refuses.
         seconds: time taken.
         im2col_bytes: int8 patches that convolutions as products write for one sample.
         left_out: steps of the proof that were not done; not part of the JSON.
