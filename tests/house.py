@@ -116,17 +116,6 @@ def lines_of(node: Function) -> int:
     return lines
 
 
-def texts(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and value of every string of a file that is not a docstring; of an f-string, its fixed pieces."""
-    tree = tree_of(path)
-    documentation = {
-        id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
-            yield node.lineno, node.value
-
-
 def aliases(path: Path) -> Iterator[tuple[str, str]]:
     """Name and value of every type alias of a file: `Codes = NDArray[np.uint8]`."""
     for node in tree_of(path).body:

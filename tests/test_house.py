@@ -61,8 +61,6 @@ LONG_KERNELS = {
 """Triton compiles a kernel as one function: what would be cut off can return nothing but blocks."""
 
 VAGUE = {"utils", "helpers", "common", "manager", "info"}
-FLAG = re.compile(r"(?<!var\()(?<![\w{;-])--(?!gpus all)[a-z]")
-"""A flag of a command: no variable of CSS, and not the one that gives a container its GPUs."""
 ALL_CODE = ("dq_deploy", "kernels", "benchmarks", "examples", "tests")
 
 
