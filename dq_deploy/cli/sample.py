@@ -70,7 +70,7 @@ def sample(
     """Draw images with an engine in the denoiser's place."""
     from dq_deploy.errors import OptionError
 
-    if out.suffix not in ("", ".png", ".safetensors"):  # a pipe or a device has none
+    if out.suffix.lower() not in ("", ".png") and out.suffix != ".safetensors":  # a pipe or a device has none
         raise OptionError(f"--out is {out}, expected a name that ends in .png, or in .safetensors for the numbers")
     check_outputs(out, json, inputs=(ckpt, engine, conditions, model))
     wanted = None if labels is None else numbers_from_text(labels, "--labels", low=0)

@@ -44,7 +44,7 @@ def test_a_mistake_is_one_line(more, message, tiny_engine):
     assert done.err.count("\n") == 1
 
 
-def test_the_record_of_another_engine_is_refused(tiny_engine, tmp_path):
+def test_the_record_of_another_engine_is_refused_for_the_baseline(tiny_engine, tmp_path):
     save_record(random_record(tiny_denoiser(classes=3), seed=1), tmp_path / "other.pt")
     done = command("bench", "--engine", tiny_engine, "--baseline", "--ckpt", tmp_path / "other.pt")
     assert (done.code, "was made from the record" in done.err) == (2, True)

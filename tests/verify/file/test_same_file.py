@@ -137,6 +137,14 @@ def test_the_manifest_beside_is_compared_too(made, tmp_path):
     assert any("unet.onnx.json.mode is 'fast', expected 'exact'" in text for text in texts)
 
 
+@pytest.mark.parametrize("said", [None, 5, ""])
+def test_a_hash_of_the_file_that_is_no_hash_is_a_difference(said, made, tmp_path):
+    path = edited(made, tmp_path, lambda _m: None)
+    side = json.loads(manifest_path(path).read_text())
+    manifest_path(path).write_text(json.dumps({**side, "onnx_sha256": said}))
+    assert [d.place for d in compared(made, path).differences] == ["sha256 of unet.onnx"]
+
+
 def test_a_file_that_does_not_run_is_named_by_what_differs(made, tmp_path):
     proto = onnx.load(str(made[2] / "unet.onnx"))
     node = next(n for n in proto.graph.node if n.op_type == "Sigmoid")
