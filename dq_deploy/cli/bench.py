@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dq_deploy.cli.frame import check_outputs, numbers_from_text, progress, run, write_json
+from dq_deploy.cli.frame import check_outputs, in_flags_throughout, numbers_from_text, progress, run, write_json
 from dq_deploy.cli.frame.hash_check import HashCheck
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def bench(
         device=device,
         hash_check=hash_check,
     )
-    report = _measured(engine, ckpt, options, baseline=baseline)
+    report = in_flags_throughout(_measured(engine, ckpt, options, baseline=baseline))
     if json is not None:
         write_json(json, report.to_json())
     if png is not None:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from dq_deploy.cli.frame import check_outputs, run, write_json
+from dq_deploy.cli.frame import check_outputs, in_flags_throughout, run, write_json
 from dq_deploy.cli.frame.hash_check import HashCheck
 from dq_deploy.errors import OptionError
 
@@ -72,7 +72,7 @@ def build(
             onnx = stack.enter_context(export)
         progress = stack.enter_context(build_progress())
         manifest, attestation = build_attested(onnx, out, options, progress=progress)
-    summary = summary_of_build(manifest, attestation, out, seconds=time.perf_counter() - started)
+    summary = in_flags_throughout(summary_of_build(manifest, attestation, out, seconds=time.perf_counter() - started))
     if json is not None:
         write_json(json, summary)
     show_build(summary, manifest)

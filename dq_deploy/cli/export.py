@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dq_deploy.cli.frame import check_outputs, run, write_json
+from dq_deploy.cli.frame import check_outputs, in_flags_throughout, run, write_json
 from dq_deploy.cli.frame.hash_check import HashCheck
 
 
@@ -49,7 +49,7 @@ def export(
     started = time.perf_counter()
     record = load_record(ckpt, hash_check=hash_check)
     manifest = export_record(record, out, target=target, mode=mode, float_type=float_type, conv=conv)
-    summary = summary_of_export(manifest, out, seconds=time.perf_counter() - started)
+    summary = in_flags_throughout(summary_of_export(manifest, out, seconds=time.perf_counter() - started))
     if json is not None:
         write_json(json, summary)
     show_export(summary, manifest)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dq_deploy.cli.frame import check_outputs, run, write_json
+from dq_deploy.cli.frame import check_outputs, in_flags_throughout, run, write_json
 
 
 def import_record(
@@ -46,7 +46,7 @@ def import_record(
     started = time.perf_counter()
     record = import_checkpoint(source, ckpt, float_model, load_settings(settings), masks=masks)
     save_record(record, out)
-    summary = summary_of_import(record, out, seconds=time.perf_counter() - started)
+    summary = in_flags_throughout(summary_of_import(record, out, seconds=time.perf_counter() - started))
     if json is not None:
         write_json(json, summary)
     show_import(summary)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dq_deploy.cli.frame import check_outputs, run, write_json
+from dq_deploy.cli.frame import check_outputs, in_flags_throughout, run, write_json
 from dq_deploy.cli.frame.hash_check import HashCheck
 from dq_deploy.errors import OptionError
 
@@ -34,14 +34,14 @@ def info(
         from dq_deploy.cli.text.info.plan import show_plan, summary_of_plan
         from dq_deploy.manifest.plan import read_plan_manifest
 
-        plan = read_plan_manifest(path, check_hash=hash_check)
+        plan = in_flags_throughout(read_plan_manifest(path, check_hash=hash_check))
         summary = summary_of_plan(path, plan)
         show = partial(show_plan, manifest=plan)
     elif path.suffix == ".onnx":
         from dq_deploy.cli.text.info.engine import show_engine, summary_of_engine
         from dq_deploy.graph.onnx_file import read_manifest
 
-        manifest = read_manifest(path, hash_check=hash_check)
+        manifest = in_flags_throughout(read_manifest(path, hash_check=hash_check))
         summary = summary_of_engine(path, manifest)
         show = partial(show_engine, manifest=manifest)
     else:
@@ -52,7 +52,7 @@ def info(
     if native:
         from dq_deploy.cli.text.info.native import show_native, summary_of_native
 
-        summary["native"] = summary_of_native(path, hash_check=hash_check)
+        summary["native"] = in_flags_throughout(summary_of_native(path, hash_check=hash_check))
     if json is not None:
         write_json(json, summary)
     show(summary)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dq_deploy.cli.frame import check_outputs, numbers_from_text, refuse, run, warn, write_json
+from dq_deploy.cli.frame import check_outputs, in_flags_throughout, numbers_from_text, refuse, run, warn, write_json
 from dq_deploy.cli.frame.arguments import takes
 from dq_deploy.cli.text.quantize.arguments import QuantizeArguments
 
@@ -29,7 +29,7 @@ def quantize(given: QuantizeArguments) -> None:
             "--resume-dir": given.resume_dir,
             "--list-layers": given.list_layers or None,
         }
-        _refuse_any(others, "was given with --compare, which has no use for it; leave it out")
+        _refuse_any(others, "was given with --compare, which has no use for it; leave one out")
         from dq_deploy.cli.quantize_compare import compare_command
 
         compare_command(given, _words(given.compare), overrides)
@@ -187,7 +187,7 @@ def _quantize_one(given: QuantizeArguments, options: SharedOptions, out: Path) -
     save_record(record, out)
     if state is not None:
         discard_state(state)
-    summary = summary_of(record, out, seconds=time.perf_counter() - started)
+    summary = in_flags_throughout(summary_of(record, out, seconds=time.perf_counter() - started))
     if given.json is not None:
         write_json(given.json, summary)
     show_summary(summary)

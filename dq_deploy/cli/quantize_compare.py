@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dq_deploy.cli.frame import check_outputs, console, refuse, warn, write_json
+from dq_deploy.cli.frame import check_outputs, console, in_flags, refuse, warn, write_json
 from dq_deploy.cli.text.quantize.arguments import QuantizeArguments
 from dq_deploy.cli.text.quantize.summary import say_engine_limits
 from dq_deploy.errors import DqError
@@ -82,6 +82,7 @@ def compare_command(given: QuantizeArguments, methods: Sequence[str], overrides:
             resume=given.resume,
             on_progress=watch.progress,
             on_cell=watch.cell,
+            wording=in_flags,
         )
     _finish(comparison, out, given.json)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dq_deploy.cli.frame import check_outputs, console, run, write_json
+from dq_deploy.cli.frame import check_outputs, console, in_flags, in_flags_throughout, run, write_json
 from dq_deploy.errors import GuaranteeError, OptionError
 
 if TYPE_CHECKING:
@@ -108,6 +108,10 @@ def verify(
     """
     _check_options(require_integer, steps_checked, inputs, seed, threads)
     check_outputs(json, html, inputs=(engine, ckpt, model))
+    if html is not None:
+        from dq_deploy.verify.report.page import require_jinja
+
+        require_jinja()
     for_plans = {"--model": model, "--runtime": runtime, "--threads": threads, "--isa": isa, "--device": device}
     record = _record_of(engine, ckpt, for_plans, hash_check=hash_check)
     from dq_deploy.verify.prover import ProofOptions
@@ -164,7 +168,7 @@ def _proven(
 ) -> Report | PlanReport:
     from dq_deploy.verify.proof import prove_engine
 
-    return prove_engine(record, engine, options, quantization_error=quantization_error)
+    return in_flags_throughout(prove_engine(record, engine, options, quantization_error=quantization_error))
 
 
 def _write(report: Report | PlanReport, json: Path | None, html: Path | None) -> None:
@@ -250,7 +254,7 @@ def _check_options(
 
 
 def _progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(in_flags(line), file=sys.stderr, flush=True)
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,7 @@ def compare_methods(
     resume: bool = True,
     on_progress: Callable[[str, Progress], None] = lambda name, report: None,
     on_cell: Callable[[Cell, bool], None] = lambda cell, kept: None,
+    wording: Callable[[str], str] = str,
 ) -> Comparison:
     """Quantize and measure with each method in turn; `comparison.json` is written anew behind each.
 
@@ -119,14 +120,16 @@ def compare_methods(
             with a training that was stopped; else everything is made anew.
         on_progress: called with the cell's name and a report.
         on_cell: called with each finished cell, and whether it was taken from an earlier run.
+        wording: of errors, notes and remarks, as `comparison.json` and the cells have them: a command says options as
+            its flags; by default they stay as they are.
 
     Raises:
         FileProblemError: the folder cannot be written.
     """
     open_folder(folder)
-    known = read_cells(folder) if resume else {}
+    known = {name: _worded(cell, wording) for name, cell in read_cells(folder).items()} if resume else {}
     names = [cell_name(own) for own in options]
-    facts = _facts(subject)
+    facts = _facts(subject, wording)
     done: dict[str, Cell] = {}
 
     def write(cell: Cell) -> None:
@@ -150,20 +153,27 @@ def compare_methods(
             on_progress=partial(on_progress, name),
             on_trained=write,
         )
+        cell = _worded(cell, wording)
         write(cell)
         on_cell(cell, cell is before)
         finished.append(cell)
     return Comparison(cells=tuple(finished), facts=facts)
 
 
-def _facts(subject: Subject) -> dict[str, Any]:
+def _worded(cell: Cell, wording: Callable[[str], str]) -> Cell:
+    """The cell with its texts in this wording; the same object where they are."""
+    error, notes = None if cell.error is None else wording(cell.error), tuple(map(wording, cell.notes))
+    return cell if (error, notes) == (cell.error, cell.notes) else replace(cell, error=error, notes=notes)
+
+
+def _facts(subject: Subject, wording: Callable[[str], str]) -> dict[str, Any]:
     baseline = subject.baseline
     spread = baseline.real_against_real
     return {
         "model": str(subject.model),
         "model_sha256": subject.denoiser.source_sha256,
         "settings": asdict(subject.settings),
-        "remarks": list(subject.remarks),
+        "remarks": list(map(wording, subject.remarks)),
         "real_against_real": None if spread is None else asdict(spread),
         "recognised_of_float": None if baseline.recognised is None else float(baseline.recognised.mean()),
         "environment": describe_environment(threads=subject.settings.threads),

@@ -166,7 +166,7 @@ def float_graph(
         float_type: of its operations, by the rules of the TensorRT targets: float16, bfloat16 or float32.
 
     Raises:
-        OptionError: another float type.
+        OptionError: another float type, or the manifest's target is none.
         ModelError: the manifest names no family.
     """
     if manifest.family is None:
@@ -196,15 +196,17 @@ def write_float_graph(
         float_type: as of `float_graph`.
 
     Raises:
-        OptionError: another float type.
+        OptionError: another float type or target.
     """
+    if target not in TARGETS:
+        raise OptionError(f"target is {target!r}, expected one of {', '.join(TARGETS)}")
     if float_type not in FLOAT_TYPES["tensorrt"]:
         raise OptionError(f"float type is {float_type!r}, expected one of {', '.join(FLOAT_TYPES['tensorrt'])}")
     from dq_deploy.graph.onnx_file import write_onnx
     from dq_deploy.graph.passes.float_types import FloatTypes
     from dq_deploy.targets.traced_graphs import traced_float_graph
 
-    model = traced_float_graph(family, dict(config), record, instance_norms=not CONVS.get(target))
+    model = traced_float_graph(family, dict(config), record, instance_norms=not CONVS[target])
     FloatTypes(float_type, {} if record is None else record.float_ranges).apply(model)
     write_onnx(model, Path(path), None)
 

@@ -90,7 +90,10 @@ def test_a_failed_method_is_in_the_table_and_in_the_exit_code(
         (("--compare", "minmax,minmax", "--out", "o"), "named twice"),
         (("--compare", ",", "--out", "o"), "no method is named"),
         (("--compare", "minmax", "--out", "nowhere/o"), "nowhere does not exist"),
-        (("--compare", "minmax", "--out", "o", "--method", "dmq"), "--method was given with --compare"),
+        (
+            ("--compare", "minmax", "--out", "o", "--method", "dmq"),
+            "--method was given with --compare, which has no use for it; leave one out",
+        ),
         (("--compare", "minmax", "--out", "o", "--list-layers"), "--list-layers was given with --compare"),
         (("--compare", "minmax", "--out", "o", "--engine", "tensorrt"), "engine is 'tensorrt'"),
         (("--compare", "minmax", "--out", "o", "--for-engine", "tvm"), "engine is 'tvm'"),

@@ -229,6 +229,15 @@ def test_the_page_needs_nothing_else_and_escapes_names(proofs, ckpt, tmp_path):
         assert f"<h2>{section}</h2>" in page
 
 
+def test_a_page_that_cannot_be_written_is_one_line_before_the_proof(proofs, ckpt, tmp_path, monkeypatch):
+    monkeypatch.setattr("dq_deploy.verify.report.page.find_spec", lambda name: None)
+    done = verified(ckpt, "--html", tmp_path / "v.html")
+    assert done.code == 2
+    assert done.err == "error: an HTML page needs Jinja2, which is not installed; pip install jinja2\n"
+    assert proofs.asked == {}
+    assert verified(ckpt).code == 0
+
+
 def test_the_terminal_shows_each_layer_the_summary_and_what_is_wrong(proofs, ckpt):
     proofs.result = replace(WRONG, found=failures_of(Fault.RUN, [f"finding {i}" for i in range(12)]))
     done = verified(ckpt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -130,6 +131,13 @@ def test_unknown_target_and_mode_are_named(record, tmp_path):
         export(record, tmp_path / "x.onnx", target="coreml")
     with pytest.raises(OptionError, match="expected one of exact, fast"):
         export(record, tmp_path / "x.onnx", mode="quick")
+
+
+def test_the_float_graph_of_a_misspelt_target_is_refused(exact, tmp_path):
+    manifest = replace(read_manifest(exact), target="onnxruntme")
+    with pytest.raises(OptionError, match="target is 'onnxruntme', expected one of onnxruntime, openvino"):
+        float_graph(manifest, tmp_path / "float.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_output_folder_is_refused_before_any_work(record, tmp_path):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from dq_deploy.cli.frame.failures import EXIT_USAGE, failure_of, in_flags, one_line, running
+from dq_deploy.cli.frame.failures import EXIT_USAGE, failure_of, in_flags, in_flags_throughout, one_line, running
 from dq_deploy.cli.frame.outputs import check_outputs, held_outputs
 from dq_deploy.cli.frame.streams import columns, usable_streams
 from dq_deploy.errors import OptionError, ReaderGoneError
@@ -38,6 +38,7 @@ __all__ = [
     "check_outputs",
     "console",
     "in_flags",
+    "in_flags_throughout",
     "numbers_from_text",
     "progress",
     "refuse",

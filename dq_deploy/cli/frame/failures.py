@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import fields, is_dataclass, replace
+from enum import Enum
+from typing import Any, TypeVar
 
 from dq_deploy.cli.text.flags import with_flags
 from dq_deploy.errors import DqError, explained, is_out_of_memory
@@ -34,7 +37,43 @@ def in_flags(message: str, *foreign: str) -> str:
         foreign: other texts inside it that are not the library's.
     """
     prog, arguments = _command.get()
-    return with_flags(message, prog, (*arguments, *foreign))
+    said = with_flags(message, prog, (*arguments, *foreign))
+    return message if said == message else said
+
+
+T = TypeVar("T")
+
+
+def in_flags_throughout(value: T) -> T:
+    """A value of the library as the running command shows and writes it: `in_flags` of every text in it.
+
+    Args:
+        value: texts, tables with their keys, lists, tuples and dataclasses of them; anything else is passed over.
+
+    Returns:
+        A value of the same type; the same object where no text changes.
+    """
+    said: T = _said(value)
+    return said
+
+
+def _said(value: Any) -> Any:
+    if isinstance(value, str) and not isinstance(value, Enum):
+        return in_flags(value)
+    if isinstance(value, dict):
+        pairs = [(_said(key), _said(item)) for key, item in value.items()]
+        same = all(new[0] is old[0] and new[1] is old[1] for new, old in zip(pairs, value.items(), strict=True))
+        return value if same else dict(pairs)
+    if isinstance(value, (list, tuple)):
+        items = [_said(item) for item in value]
+        if all(new is old for new, old in zip(items, value, strict=True)):
+            return value
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if is_dataclass(value) and not isinstance(value, type):
+        found = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+        changed = {name: new for name, old in found.items() if (new := _said(old)) is not old}
+        return replace(value, **changed) if changed else value
+    return value
 
 
 def one_line(text: str, longest: int = LONGEST_LINE) -> str:

@@ -39,7 +39,7 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "conditions": "--conditions",
         "latents": "--latents",
         "calibration_choice": "--calibration-choice",
-        "resume_dir": "--resume-dir/--no-resume",
+        "resume_dir": "--out/--no-resume",  # OUT.resume, where no other folder is given
         "engine": "--engine",
     },
     "dq-export": {
@@ -63,7 +63,7 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "conv": "--conv",
         "hash_check": "--hash-check/--no-hash-check",
     },
-    "dq-verify": {"engine": "--engine", "record": "--ckpt", "model": "--float-model", **_RUN},
+    "dq-verify": {"engine": "--engine", "record": "--ckpt", "model": "--float-model", "exact": "--exact", **_RUN},
     "dq-bench": {"engine": "--engine", "batches": "--batch", **_RUN},
     "dq-sample": {
         "engine": "--engine",

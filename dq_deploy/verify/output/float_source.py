@@ -11,7 +11,7 @@ from dq_deploy.record import Record
 if TYPE_CHECKING:
     from dq_deploy.models import Denoiser
 
-_GIVE = "give the float model's folder"
+_GIVE = "give the float model's folder as `model`"
 
 
 def recorded_float_model(record: Record) -> tuple[Denoiser | None, str]:

@@ -61,7 +61,7 @@ def run_of_plan(path: Path, record: Record | None) -> PlanRun | LeftOut:
         return LeftOut(step=Step.OUTPUTS, reason=Reason.NEEDS_GPU, text=f"{NEEDS_GPU} ({error})")
     with runner:
         if record is None:
-            text = "not compared: the record is needed, from which the graph to compare with is exported"
+            text = "not compared: give `record`, from which the graph to compare with is exported"
             return LeftOut(step=Step.OUTPUTS, reason=Reason.NEEDS_RECORD, text=text)
         options = manifest.options or ManifestOptions()
         with tempfile.TemporaryDirectory(prefix="dq-plan-") as folder:

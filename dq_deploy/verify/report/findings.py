@@ -38,7 +38,9 @@ from dq_deploy.verify.steps import LeftOut
 if TYPE_CHECKING:
     from dq_deploy.models import Macs
 
-GRAPH_ONLY = "shown for the graph only: what the engine runs is in its plan (dq-build, then dq-verify of that plan)"
+GRAPH_ONLY = (
+    "shown for the graph only: what the engine runs is in its plan (dq-build, then dq-verify `engine` unet.plan)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +220,7 @@ def _cell(bucket: int, step: Tally, tally: LayerTally) -> StepCell:
 def _failures(findings: Findings) -> tuple[Failure, ...]:
     found = [_layer_failure(layer) for layer in findings.layers if layer.status != "exact"]
     if not findings.layers:
-        found.append("the record has no integer layer, so there is nothing to prove exact; expected at least one")
+        found.append("the record has no integer layer, so there is nothing to prove exact; expected one or no `exact`")
     edges, path = findings.results.edge_problem, findings.float_path
     if edges:
         looked_up = any(layer.integer for layer in findings.layers)  # else no layer asks for a bucket

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.errors import MissingDependencyError
@@ -24,6 +25,16 @@ STATUS_COLOURS = {"exact": "ok", "differs": "bad", "unsafe": "bad", "unproven": 
 PLAN_COLOURS = {"integer": "ok", "float": "float", "unknown": "warn"}
 
 Card = tuple[str, str]
+
+
+def require_jinja() -> None:
+    """Refuse early where no page could be written.
+
+    Raises:
+        MissingDependencyError: Jinja2 is not installed.
+    """
+    if find_spec("jinja2") is None:
+        raise MissingDependencyError("an HTML page needs Jinja2, which is not installed; pip install jinja2")
 
 
 def page_of_report(report: Report) -> str:
@@ -123,10 +134,9 @@ def _environment() -> Environment:
     Raises:
         MissingDependencyError: Jinja2 is not installed.
     """
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError as error:
-        raise MissingDependencyError(f"an HTML page needs Jinja2 ({error}); pip install jinja2") from error
+    require_jinja()
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     made = Environment(
         loader=PackageLoader("dq_deploy.verify.report"),
         autoescape=True,

@@ -13,6 +13,7 @@ import pytest
 
 from dq_deploy.cli.text.flags import FLAGS, REFERENCE, flag_of, with_flags
 from dq_deploy.errors import LibraryError, OptionError
+from dq_deploy.verify.report.findings import GRAPH_ONLY
 from tests.cli.running import command
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -22,6 +23,9 @@ FOREIGN_FLAGS = ("start it with --gpus all", "trtexec --exportLayerInfo")
 
 NO_OPTIONS = ("`ldm`",)
 """Words in backticks that are a value in a settings file."""
+
+ONE_COMMAND = {"dq_deploy/verify/output/float_source.py": "dq-verify"}
+"""Files whose words reach one command only, with an option that is called otherwise elsewhere."""
 
 
 @functools.cache
@@ -61,7 +65,7 @@ def test_each_option_in_a_library_message_has_a_flag():
         for name, text, is_docstring in texts_of_the_library()
         if not is_docstring
         for match in REFERENCE.finditer(text)
-        if match[0] not in NO_OPTIONS and flag_of(match["name"], match["command"] or "") is None
+        if match[0] not in NO_OPTIONS and flag_of(match["name"], match["command"] or ONE_COMMAND.get(name, "")) is None
     ]
     assert not unknown, f"add these to dq_deploy/cli/text/flags.py: {unknown}"
 
@@ -110,6 +114,15 @@ def test_an_option_is_said_as_the_flag_of_the_command(message, said):
             "see the names with --list-layers",
         ),
         ("dq-quantize", "choose another `folder`", "choose another --out"),
+        (
+            "dq-quantize",
+            "cannot make m.pt.resume: Not a directory; choose another `resume_dir` or use `resume_dir=None`",
+            "choose another --out or use --no-resume",
+        ),
+        ("dq-verify", f"layer: {GRAPH_ONLY}", "(dq-build, then dq-verify --engine unet.plan)"),
+        ("dq-verify", "nothing to prove exact; expected one or no `exact`", "expected one or no --exact"),
+        ("dq-verify", "; give the float model's folder as `model`", "the float model's folder as --float-model"),
+        ("dq-bench", "again with dq-build `compute_capabilities` 9.0", "with dq-build --compute-capability 9.0"),
         ("dq-import", "`reader` got 'eda', expected", "--from got 'eda', expected"),
         ("dq-import", "differ from `float_model`; expected", "differ from --float; expected"),
         ("dq-sample", 'use `scheduler="ddim"`', "use --scheduler ddim"),
@@ -128,6 +141,26 @@ def test_what_is_switched_off_has_a_flag_of_its_own():
     assert with_flags("use `hash_check=False` or `hash_check=True`", "dq-info") == "use --no-hash-check or --hash-check"
     assert with_flags("`hash_check` is on", "dq-info") == "--hash-check is on"
     assert with_flags("use `resume_dir=None`", "dq-quantize") == "use --no-resume"
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_what_was_said_in_flags_is_not_said_again(name):
+    """So a text may be translated where it is shown and once more where the command ends."""
+    for file, text, _ in texts_of_the_library():
+        said = with_flags(text, name)
+        assert with_flags(said, name) == said, file
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_no_option_is_left_in_what_a_command_says(name):
+    left = [
+        (file, match[0])
+        for file, text, is_docstring in texts_of_the_library()
+        if not is_docstring and (file not in ONE_COMMAND or name == ONE_COMMAND[file])
+        for match in REFERENCE.finditer(with_flags(text, name))
+        if match[0] not in NO_OPTIONS
+    ]
+    assert not left
 
 
 def test_what_the_user_typed_in_backticks_stays():

@@ -150,4 +150,4 @@ def test_a_folder_that_is_gone_or_changed_is_a_note(folders, tmp_path):
         model, why = recorded_float_model(moved)
         assert model is None
         assert words in why
-        assert why.endswith("; give the float model's folder")
+        assert why.endswith("; give the float model's folder as `model`")

@@ -14,6 +14,7 @@ import pytest
 
 from dq_deploy import load_record, save_record
 from dq_deploy.artifacts import sha256_of_file
+from dq_deploy.errors import FileProblemError
 from dq_deploy.manifest.plan import read_plan_manifest, write_plan_manifest
 from dq_deploy.verify.plan.run import agreement_text, least_agreement_db
 from dq_deploy.verify.share import attest
@@ -101,6 +102,23 @@ def test_exact_needs_a_gpu_and_says_so_in_one_line(small_plans):
     done = command("verify", "--engine", small_plans / "int.plan", "--exact")
     assert done.code == 3
     assert failed(done).startswith("error: not compared: needs a GPU (")
+
+
+def test_why_a_plan_was_not_run_is_said_in_flags(small_plans, tmp_path, monkeypatch):
+    def refuse(path: Path) -> None:
+        raise FileProblemError(
+            f"plan {path.name} is for another GPU: build it with dq-build `compute_capabilities` 9.0"
+        )
+
+    monkeypatch.setattr("dq_deploy.verify.plan.run.open_engine", refuse)
+    files = tmp_path / "v.json", tmp_path / "v.html"
+    done = command("verify", "--engine", small_plans / "int.plan", "--exact", "--json", files[0], "--html", files[1])
+    assert done.code == 3
+    for text in (done.out, done.err, *(path.read_text() for path in files)):
+        assert "`compute_capabilities`" not in text
+    report = json.loads(files[0].read_text())
+    for text in (report["comparison"], *report["failures"], failed(done)):
+        assert "dq-build --compute-capability 9.0" in text
 
 
 def test_a_plan_of_another_record_and_wrong_options_are_the_users_mistakes(small_plans, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dq_deploy.cli.frame import console, warn, write_json
+from dq_deploy.cli.frame import console, in_flags_throughout, warn, write_json
 
 if TYPE_CHECKING:
     from dq_deploy.methods import SharedOptions
@@ -108,7 +108,7 @@ def list_layers(model: Path, variant: str | None, options: SharedOptions, json: 
     from dq_deploy.models import load_model
 
     denoiser = load_model(model, variant=variant)
-    rows = layer_rows(denoiser, options)
+    rows = in_flags_throughout(layer_rows(denoiser, options))
     if json is not None:
         write_json(json, {"model": str(model), "layers": rows})
     table = Table(title=f"{len(rows)} layers of {model}")

@@ -64,8 +64,7 @@ def check_compute_capability(manifest: PlanManifest, found: str, gpu: str, plan:
     if found not in built:
         raise FileProblemError(
             f"plan {plan} was built for compute capability {', '.join(built)}, {gpu} has {found}, expected one of the "
-            "plan's: build it again with dq-build "
-            f'`compute_capabilities="{found}"`'
+            f"plan's: build it again with dq-build `compute_capabilities` {found}"
         )
 
 
