@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from dq_deploy.version import __version__
+
 _FLAGS = (
     "avx2",
     "fma",
@@ -55,7 +57,7 @@ def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            found[name] = __version__ if name == "dq-deploy" else metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
     return found

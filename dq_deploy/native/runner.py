@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from dq_deploy.models.sizes import varying_axes
 from dq_deploy.native.trace.traced import traced_program
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Record, check_can_run, content_sha256, load_record
+from dq_deploy.version import __version__
 
 
 class RecordRunner(Runner):
@@ -66,10 +66,7 @@ class RecordRunner(Runner):
     @property
     def version(self) -> str:
         """Of this package, whose own kernels run."""
-        try:
-            return metadata.version("dq-deploy")
-        except metadata.PackageNotFoundError:
-            return "of unknown version"
+        return __version__
 
     @property
     @abstractmethod

@@ -17,6 +17,7 @@ from dq_deploy.manifest.values import (
 )
 from dq_deploy.models import input_specs, macs_of, output_specs
 from dq_deploy.record import content_sha256
+from dq_deploy.version import __version__
 
 if TYPE_CHECKING:
     from dq_deploy.models.layers import Macs, TensorSpec
@@ -86,7 +87,8 @@ def versions_used() -> dict[str, str]:
     found = {}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            # of its own version the package knows better than an installation that an edit made old
+            found[name] = __version__ if name == "dq_deploy" else metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "source"
     return found
