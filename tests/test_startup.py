@@ -57,6 +57,14 @@ def test_help_is_quick_and_says_what_the_command_does(name):
     assert "--debug" in done.stdout
 
 
+def test_every_command_runs_as_a_module_too(repository):
+    """`python -m dq_deploy.cli.quantize` without a main would do nothing and say that all is well."""
+    files = [repository / "dq_deploy" / "cli" / f"{MODULES[name]}.py" for name in COMMANDS]
+    assert [
+        path.name for path in files if not path.read_text().endswith('if __name__ == "__main__":\n    main()\n')
+    ] == []
+
+
 def test_every_command_is_a_console_script(repository):
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {f"dq-{name}": f"dq_deploy.cli.{MODULES[name]}:main" for name in COMMANDS}

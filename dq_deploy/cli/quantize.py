@@ -223,3 +223,7 @@ def main() -> None:
     # before torch is loaded: spinning threads cost several times the work on a shared machine
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     run(quantize)
+
+
+if __name__ == "__main__":
+    main()
