@@ -18,7 +18,7 @@ from dq_deploy.methods import Progress, SharedOptions, options_for
 from dq_deploy.methods.options import json_of_options
 from dq_deploy.record import content_sha256
 
-LOSS = '{"error": {"kind": "GuaranteeError", "message": "loss is NaN", "exit_code": 3}}'
+LOSS = '{"number": 1, "error": {"kind": "GuaranteeError", "message": "loss is NaN", "exit_code": 3}}'
 
 OPTIONS = options_for(method="minmax", steps=2, samples=2)
 
@@ -49,7 +49,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 
 def test_an_interrupt_ends_the_process(script: Callable[[str], None], model_dir: Path, tmp_path: Path) -> None:
-    report = '{"event": {"stage": "ranges", "done": 1, "total": 2}}'
+    report = '{"number": 1, "event": {"stage": "ranges", "done": 1, "total": 2}}'
     script(f"import time; print({report!r}, flush=True); time.sleep(60)")
     children: list[psutil.Process] = []
 

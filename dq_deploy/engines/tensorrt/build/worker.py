@@ -249,4 +249,4 @@ def answer(request: BuildRequest, tell: TellPhase) -> BuildAnswer:
 
 
 if __name__ == "__main__":
-    serve(Handler(BuildRequest, answer))
+    serve(Handler(BuildRequest, answer), expendable=True)
