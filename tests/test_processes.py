@@ -54,8 +54,8 @@ def do(request, tell):
         tell(Inner(sizes=(os.getpid(),)))
         time.sleep(60)
     if request.what == "save":
-        tell(Inner(sizes=()))
         try:
+            tell(Inner(sizes=()))
             time.sleep(60)
         except KeyboardInterrupt:
             print("saving" * 50_000)

@@ -12,7 +12,7 @@ from dq_deploy.bench.clocks import HOST, feeds_for, time_runs
 from dq_deploy.bench.gpu_memory import GpuPeak
 from dq_deploy.engines.base import Runner
 from dq_deploy.engines.capabilities import DeviceRuns
-from dq_deploy.errors import DqError
+from dq_deploy.errors import DqError, FileProblemError
 from dq_deploy.manifest.plan import is_plan, read_plan_manifest
 from dq_deploy.open_engine import open_engine
 from dq_deploy.processes import (
@@ -177,7 +177,8 @@ class Worker(WorkerProcess):
         """Start the process and wait until the engine is loaded.
 
         Raises:
-            DqError: the engine cannot be opened; the worker's own message.
+            FileProblemError: the engine cannot be opened; the worker's own message.
+            DqError: the process failed.
         """
         self.settings = settings
         threads = {} if settings.threads is None else {"OMP_NUM_THREADS": str(settings.threads)}
@@ -190,7 +191,12 @@ class Worker(WorkerProcess):
         self.engine, self.load_ms = loaded.engine, loaded.load_ms
 
     def time(self, *, batch: int, warmup: int, runs: int, seconds: float, clock: str = HOST) -> Timed:
-        """One turn: a warm-up, then at least so many runs and seconds."""
+        """One turn: a warm-up, then at least so many runs and seconds.
+
+        Raises:
+            FileProblemError: the engine refuses; the worker's own message.
+            DqError: the process failed.
+        """
         request = TimeRequest(batch=batch, warmup=warmup, runs=runs, seconds=seconds, clock=clock)
         return self._asked(request, Timed)
 
@@ -198,8 +204,9 @@ class Worker(WorkerProcess):
         try:
             return self.ask(request, result)
         except WorkerError as error:
-            own = error.failure.own_error
-            raise DqError(self._failed(str(error))) if own is None else own from error
+            if error.failure.own_error is not None:  # the file is to blame, not the measurement: NaN too
+                raise FileProblemError(str(error)) from error
+            raise DqError(self._failed(error.failure.last_line)) from error
         except WorkerEndedError as error:
             raise DqError(self._failed(error.ending.last_words)) from error
 

@@ -6,12 +6,14 @@ import json
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 from PIL import Image
 
 from dq_deploy.bench import BenchOptions, benchmark
 from dq_deploy.bench.chart import write_chart
 from dq_deploy.bench.worker import Worker, WorkerSettings
-from dq_deploy.errors import FileProblemError, OptionError
+from dq_deploy.errors import DqError, FileProblemError, OptionError, explained
+from dq_deploy.processes import Failure, Message, WorkerError
 
 QUICK = BenchOptions(batches=(1, 2), rounds=7, runs=2, warmup=1, seconds=0.0, threads=1)
 
@@ -74,6 +76,34 @@ def test_memory_is_the_engines_own_and_not_its_parents(tiny_engine):
 def test_a_worker_reports_what_its_engine_says(tmp_path):
     with pytest.raises(FileProblemError, match=r"missing\.onnx"):
         Worker(WorkerSettings(path=str(tmp_path / "missing.onnx")))
+
+
+def test_a_file_that_gives_nan_ends_a_measurement_with_code_2(tmp_path):
+    square_root = helper.make_node("Sqrt", ["x"], ["y"])
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3]) for name in "xy")
+    file = tmp_path / "nan.onnx"
+    model = helper.make_model(
+        helper.make_graph([square_root], "nan", [x], [y]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    file.write_bytes(model.SerializeToString())
+    with Worker(WorkerSettings(path=str(file), engine="onnxruntime", threads=1)) as worker:
+        with pytest.raises(FileProblemError, match="NaN") as caught:
+            worker.time(batch=4, warmup=1, runs=1, seconds=0.0)
+        assert caught.value.exit_code == 2
+        assert "failed" not in str(caught.value)
+
+
+def test_memory_that_ran_out_is_asked_for_once(tiny_engine, monkeypatch):
+    def ask(worker: Worker, request: Message, result: type[Message]) -> Message:
+        message, code = explained(MemoryError("std::bad_alloc"))
+        raise WorkerError(
+            Failure(kind="MemoryError", message=message, exit_code=code, last_line="MemoryError: std::bad_alloc")
+        )
+
+    with Worker(WorkerSettings(path=str(tiny_engine), threads=1)) as worker:
+        monkeypatch.setattr(Worker, "ask", ask)
+        with pytest.raises(DqError, match=r" failed: MemoryError: std::bad_alloc; is there enough memory\?$"):
+            worker.time(batch=1, warmup=1, runs=1, seconds=0.0)
 
 
 def test_fewer_rounds_than_a_comparison_needs_are_refused(tiny_engine):

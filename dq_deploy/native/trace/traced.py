@@ -84,7 +84,7 @@ def traced_program(record: Record, sizes: Mapping[str, int] = EXAMPLE_SIZES) -> 
         except WorkerError as error:
             if error.failure.own_error is not None:
                 raise ModelError(str(error)) from error
-            raise DqError(_failed(str(error))) from error
+            raise DqError(_failed(error.failure.last_line)) from error
         except WorkerEndedError as error:
             raise DqError(_failed(error.ending.last_words)) from error
 
