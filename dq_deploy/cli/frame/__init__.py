@@ -24,6 +24,7 @@ import typer
 
 from dq_deploy.cli.frame.failures import EXIT_USAGE, failure_of, in_flags, in_flags_throughout, one_line, running
 from dq_deploy.cli.frame.outputs import check_outputs, held_outputs
+from dq_deploy.cli.frame.paths import checked_paths
 from dq_deploy.cli.frame.streams import columns, usable_streams
 from dq_deploy.errors import OptionError, ReaderGoneError
 
@@ -109,7 +110,7 @@ def _with_debug(command: Callable[..., None], state: dict[str, bool]) -> Callabl
         except KeyboardInterrupt:  # typer would swallow it
             raise _Stopped("interrupted", EXIT_INTERRUPTED) from None
 
-    parameters = [*signature.parameters.values(), option, _version_option()]
+    parameters = [*map(checked_paths, signature.parameters.values()), option, _version_option()]
     wrapped.__dict__["__signature__"] = signature.replace(parameters=parameters)
     wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
     return wrapped
