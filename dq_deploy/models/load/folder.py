@@ -14,7 +14,7 @@ from dq_deploy.artifacts import utf8_name
 from dq_deploy.errors import DqError, ModelError, raise_if_out_of_memory
 from dq_deploy.models.family import build_denoiser, family_of
 from dq_deploy.models.layers import Denoiser, first_line
-from dq_deploy.models.load.scheduler_file import INDEX, find_scheduler, read_scheduler
+from dq_deploy.models.load.scheduler_file import INDEX, check_scheduler_is_there, find_scheduler, read_scheduler
 from dq_deploy.models.load.weight_files import WeightFiles, find_weights
 
 if TYPE_CHECKING:
@@ -191,6 +191,8 @@ def load_folder(path: Path, *, variant: str | None = None) -> Denoiser:
     config = read_json(folder / "config.json")
     _check_finite(config, folder / "config.json")
     scheduler_file, index = find_scheduler(folder)
+    if scheduler_file is None:
+        check_scheduler_is_there(folder, read_json)
     try:
         family = family_of(config)
         weights = find_weights(folder, variant)

@@ -36,6 +36,30 @@ def find_scheduler(folder: Path) -> tuple[Path | None, Path | None]:
     return None, None
 
 
+def check_scheduler_is_there(folder: Path, read_json: Callable[[Path], dict[str, Any]]) -> None:
+    """Refuse a denoiser without a scheduler's file in a pipeline that names a scheduler.
+
+    Raises:
+        ModelError: what the pipeline names is not there.
+    """
+    named = [folder] if folder.name not in ("", "..") else []
+    for place in (*named, folder.resolve()):
+        index = place.parent / INDEX
+        if place.name != "unet" or not index.is_file():
+            continue
+        if (name := _named_scheduler(index, read_json)) is not None:
+            raise ModelError(
+                f"{index} names {name[:60]}, but {place.parent / 'scheduler' / FILE} is missing; copy it from "
+                "where the pipeline came from"
+            )
+
+
+def _named_scheduler(index: Path, read_json: Callable[[Path], dict[str, Any]]) -> str | None:
+    entry = read_json(index).get("scheduler")
+    name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+    return name if isinstance(name, str) else None
+
+
 def read_scheduler(path: Path, index: Path | None, read_json: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """The configuration, with the class of model_index.json where the file names none, as diffusers loads it.
 
@@ -47,9 +71,8 @@ def read_scheduler(path: Path, index: Path | None, read_json: Callable[[Path], d
         numbers = value if isinstance(value, list) else [value]
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise ModelError(f"{path} has {key} {short(value)}, expected finite numbers")
-    entry = None if index is None else read_json(index).get("scheduler")
-    named = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-    if not isinstance(named, str):
+    named = None if index is None else _named_scheduler(index, read_json)
+    if named is None:
         return config
     if config.get("_class_name", named) != named:
         raise ModelError(

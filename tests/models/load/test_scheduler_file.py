@@ -56,6 +56,17 @@ def test_a_linked_denoiser_belongs_to_the_pipeline_it_is_linked_into(pipe, tmp_p
     assert prediction_of(other / "unet") == prediction_of(other) == "epsilon"
 
 
+@pytest.mark.parametrize("inside", ["", "unet"])
+def test_a_pipeline_without_the_scheduler_that_it_names_is_refused(inside, pipe):
+    index = pipe / "model_index.json"
+    index.write_text(json.dumps({"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}))
+    (pipe / "scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(ModelError, match=r"names DDPMScheduler, but .*scheduler_config\.json is missing; copy it"):
+        load_model(pipe / inside)
+    index.write_text(json.dumps({"unet": ["diffusers", "UNet2DModel"], "scheduler": [None, None]}))
+    assert load_model(pipe / inside).scheduler_config is None
+
+
 def test_a_denoiser_under_another_name_is_in_its_pipeline_too(pipe):
     (pipe / "unet").rename(pipe / "unet_ema")
     assert prediction_of(pipe / "unet_ema") == "v_prediction"
