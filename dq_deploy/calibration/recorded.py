@@ -12,6 +12,7 @@ import numpy as np
 from dq_deploy.artifacts import sha256_of_file, utf8_name
 from dq_deploy.errors import FileProblemError, InputError, OptionError
 from dq_deploy.numerics.arrays import F32, Array
+from dq_deploy.record.scheduler import SERVED, TRAIN_TIMESTEPS
 
 Arrays = dict[str, Array]
 
@@ -92,7 +93,12 @@ class CalibrationInputs:
 
 
 def read_source(
-    specs: Sequence[Spec], *, kind: str | None = None, conditions: Path | None = None, latents: Path | None = None
+    specs: Sequence[Spec],
+    *,
+    kind: str | None = None,
+    conditions: Path | None = None,
+    latents: Path | None = None,
+    scheduler_config: Mapping[str, Any] | None = None,
 ) -> CalibrationSource:
     """Read and check the files a calibration is made from.
 
@@ -101,11 +107,13 @@ def read_source(
         kind: one of `CALIBRATIONS`; None is `latents` where a file of them is given, else `trajectory`.
         conditions: safetensors file with the model's conditions but class labels, one row a prompt.
         latents: safetensors file with every input of the model, one row each.
+        scheduler_config: of the model, whose training steps no recorded timestep may exceed; None where none is known.
 
     Raises:
         OptionError: options that contradict each other.
         FileProblemError: a file is missing or damaged.
-        InputError: a tensor is missing, unknown, or has another type, shape or number of rows than it must.
+        InputError: a tensor is missing, unknown, or has another type, shape or number of rows than it must; or a
+            timestep lies beyond the scheduler's.
     """
     if kind is None:
         kind = "trajectory" if latents is None else "latents"
@@ -123,6 +131,7 @@ def read_source(
         files["conditions"] = f"{conditions.name} {sha256_of_file(conditions)}"
     recorded = {} if latents is None else read_inputs(latents, specs)
     if latents is not None:
+        _check_training_steps(latents, recorded, scheduler_config)
         files["latents"] = f"{latents.name} {sha256_of_file(latents)}"
     return CalibrationSource(kind=kind, conditions=found, latents=recorded, files=files)
 
@@ -178,6 +187,22 @@ def _checked(path: Path, spec: Spec, value: Array) -> Array:
     if spec.name == "timestep" and result.min() < 0:
         raise InputError(f"{path}: timestep holds {result.min():g}, expected the sampler's timesteps, from 0 up")
     return result
+
+
+def _check_training_steps(path: Path, latents: Arrays, scheduler_config: Mapping[str, Any] | None) -> None:
+    if scheduler_config is None or "timestep" not in latents:
+        return
+    served = scheduler_config.get("_class_name") in SERVED
+    trained = scheduler_config.get("num_train_timesteps", TRAIN_TIMESTEPS if served else None)
+    if not isinstance(trained, int):
+        return
+    last = trained - 1 if served else trained  # where a flow begins
+    highest = float(latents["timestep"].max())
+    if highest > last:
+        raise InputError(
+            f"{path}: timestep holds {highest:g}, expected at most {last}: the model's scheduler has {trained} "
+            "training steps; record it with this model's own sampler"
+        )
 
 
 def rows_in_turn(conditions: Mapping[str, Array], count: int) -> Arrays:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dq_deploy.cli.frame import check_outputs, in_flags_throughout, numbers_from_text, refuse, run, warn, write_json
 from dq_deploy.cli.frame.arguments import takes
+from dq_deploy.cli.frame.reused_rows import warn_of_reuse
 from dq_deploy.cli.text.quantize.arguments import QuantizeArguments
 
 if TYPE_CHECKING:
@@ -173,13 +174,18 @@ def _quantize_one(given: QuantizeArguments, options: SharedOptions, out: Path) -
     denoiser = load_model(given.model, variant=given.variant)
     start = None if given.init is None else load_record(given.init)
     source = read_source(
-        input_specs(denoiser.config), kind=given.calibration, conditions=given.conditions, latents=given.latents
+        input_specs(denoiser.config),
+        kind=given.calibration,
+        conditions=given.conditions,
+        latents=given.latents,
+        scheduler_config=denoiser.scheduler_config,
     )
     if denoiser.scheduler_config is None and source.kind != "latents":
         warn(
             f"{given.model} has no scheduler: calibrated at the steps of a DDIMScheduler with its defaults (1,000 "
             "linear steps, noise prediction, clipped to 1); give the pipeline's folder if it was trained with another"
         )
+    warn_of_reuse(source, options.samples, "calibration trajectories")
     started = time.perf_counter()
     state = _state_dir(options, out, given.resume_dir)
     with _kept_when_stopped(state, resume=given.resume), ProgressView() as view:

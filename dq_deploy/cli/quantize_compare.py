@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.cli.frame import check_outputs, console, in_flags, refuse, warn, write_json
+from dq_deploy.cli.frame.reused_rows import warn_of_reuse
 from dq_deploy.cli.text.quantize.arguments import QuantizeArguments
 from dq_deploy.cli.text.quantize.summary import say_engine_limits
 from dq_deploy.errors import DqError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from dq_deploy.calibration import CalibrationSource
     from dq_deploy.comparison import Cell, Comparison, Settings, Subject
     from dq_deploy.methods import Progress, SharedOptions
+    from dq_deploy.models import Denoiser
 
 NO_EXTRACTOR = "none"
 
@@ -102,7 +104,8 @@ def _subject(given: QuantizeArguments, settings: Settings, options: Sequence[Sha
 
     denoiser = load_model(given.model, variant=given.variant)
     check_layers(denoiser, options)
-    source = _source(denoiser.config, given)
+    source = _source(denoiser, given)
+    warn_of_reuse(source, max(settings.images, options[0].samples), "images and calibration trajectories")
     path = given.reference_images
     real = None if path is None else read_real_images(path, channels_of(denoiser.config, "in_channels"))
     extractor = Measures.extractor if given.extractor is None else given.extractor
@@ -124,11 +127,17 @@ def _subject(given: QuantizeArguments, settings: Settings, options: Sequence[Sha
         )
 
 
-def _source(config: Mapping[str, Any], given: QuantizeArguments) -> CalibrationSource:
+def _source(denoiser: Denoiser, given: QuantizeArguments) -> CalibrationSource:
     from dq_deploy.calibration import read_source
     from dq_deploy.models import input_specs
 
-    return read_source(input_specs(config), kind=given.calibration, conditions=given.conditions, latents=given.latents)
+    return read_source(
+        input_specs(denoiser.config),
+        kind=given.calibration,
+        conditions=given.conditions,
+        latents=given.latents,
+        scheduler_config=denoiser.scheduler_config,
+    )
 
 
 class _Watch:

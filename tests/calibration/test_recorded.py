@@ -151,3 +151,28 @@ def test_a_model_that_gives_other_channels_than_it_takes_has_no_trajectory() -> 
     with pytest.raises(ModelError, match="takes 9 channels and gives 4"):
         quick(in_channels=9)
     assert quick(CalibrationSource(kind="random"), in_channels=9).steps == 3
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "highest", "last"),
+    [
+        ({"_class_name": "DDIMScheduler"}, 1000, 999),
+        ({"_class_name": "DDPMScheduler", "num_train_timesteps": 100}, 100, 99),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}, 1001, 1000),
+    ],
+)
+def test_a_timestep_beyond_the_schedulers_is_refused(
+    scheduler: dict[str, Any], highest: float, last: int, tmp_path: Path
+) -> None:
+    given = rows(2)
+    for timestep in (last, highest):
+        given["timestep"] = np.array([1, timestep], np.float32)
+        path = written(tmp_path / f"{timestep}.safetensors", given)
+        read_source(SPECS, latents=path)  # no scheduler is known
+        if timestep == last:
+            read_source(SPECS, latents=path, scheduler_config=scheduler)
+            continue
+        with pytest.raises(
+            InputError, match=f"timestep holds {highest}, expected at most {last}: the model's scheduler"
+        ):
+            read_source(SPECS, latents=path, scheduler_config=scheduler)

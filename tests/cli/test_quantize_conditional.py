@@ -91,3 +91,17 @@ def test_list_layers_shows_the_folds_of_the_transformers(model_dir: Path, tmp_pa
     assert folds[f"{block}.attn1.to_v"] == f"into {block}.norm1"
     assert folds[f"{block}.ff.net.2"] == f"into {block}.ff.net.0.proj"
     assert folds[f"{block}.attn2.to_k"].startswith("no: input is the text embedding")
+
+
+def test_rows_that_are_used_again_and_timesteps_that_are_none_are_told(model_dir: Path, tmp_path: Path) -> None:
+    given = example_inputs(tiny_conditional_config(), 1, 0)
+    given["timestep"] = np.array([70000], np.float32)
+    save_file(given, tmp_path / "l.safetensors")
+    out = tmp_path / "model.pt"
+    done = command("quantize", "--model", model_dir, *QUICK, "--latents", tmp_path / "l.safetensors", "--out", out)
+    assert (done.code, "timestep holds 70000, expected at most 999" in done.err) == (2, True)
+    given.pop("sample"), given.pop("timestep")
+    save_file(given, tmp_path / "c.safetensors")
+    done = command("quantize", "--model", model_dir, *QUICK, "--conditions", tmp_path / "c.safetensors", "--out", out)
+    assert done.code == 0, done.err
+    assert "warning: --conditions has 1 row for" in done.err
