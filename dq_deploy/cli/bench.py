@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dq_deploy.cli.frame import check_outputs, in_flags_throughout, numbers_from_text, progress, run, write_json
+from dq_deploy.cli.frame import (
+    check_outputs,
+    in_flags_throughout,
+    numbers_from_text,
+    progress,
+    refuse,
+    run,
+    write_json,
+)
 from dq_deploy.cli.frame.hash_check import HashCheck
+from dq_deploy.cli.frame.paths import check_picture
 
 if TYPE_CHECKING:
     from dq_deploy.bench import BenchOptions, BenchReport
@@ -45,6 +54,12 @@ def bench(
     A plan is timed by CUDA events, with and without a CUDA graph, and against a plan built in float16.
     """
     batches = numbers_from_text(batch, "--batch", low=1)
+    refuse(
+        ckpt is not None and not baseline,
+        f"--ckpt {ckpt} was given without --baseline, which alone has it; leave it out",
+    )
+    if png is not None:
+        check_picture(png, "--png")
     check_outputs(json, png, inputs=(engine, ckpt))
     from dq_deploy.bench import BenchOptions
     from dq_deploy.bench.chart import require_matplotlib, write_chart

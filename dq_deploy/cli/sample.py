@@ -7,19 +7,22 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as short
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 
-from dq_deploy.cli.frame import check_outputs, numbers_from_text, progress, run, warn, write_json
+from dq_deploy.cli.frame import check_outputs, numbers_from_text, progress, refuse, run, warn, write_json
 from dq_deploy.cli.frame.hash_check import HashCheck
+from dq_deploy.cli.frame.reused_rows import warn_of_reuse
 from dq_deploy.cli.text.sample_summary import Samples, show_samples
 
 if TYPE_CHECKING:
     from torch import nn
 
     from dq_deploy.engines.base import Runner
+    from dq_deploy.models import Denoiser
     from dq_deploy.numerics.arrays import F32, I64, Array
     from dq_deploy.record import Record
     from dq_deploy.sampling import SampleOptions, SamplingStopped
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 class _Subject:
     """What is sampled: its configuration, and the engine and record it comes from."""
 
+    family: str | None
     model_config: Mapping[str, Any]
     scheduler_config: Mapping[str, Any] | None
     timesteps: Sequence[float]
@@ -45,7 +49,7 @@ def sample(
         typer.Option(help="Exported ONNX file, plan or record to run; without it --ckpt is simulated in torch."),
     ] = None,
     labels: Annotated[str | None, typer.Option(help="Class labels, as 0,1,2 or 0-9; one image each.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="Images of a model without classes.")] = 8,
+    count: Annotated[int, typer.Option(help="Images of a model without classes.")] = 8,
     conditions: Annotated[
         Path | None, typer.Option(help="Safetensors file of embeddings, one row a prompt; random without it.")
     ] = None,
@@ -68,10 +72,7 @@ def sample(
     json: Annotated[Path | None, typer.Option(help="Also write the numbers as JSON.")] = None,
 ) -> None:
     """Draw images with an engine in the denoiser's place."""
-    from dq_deploy.errors import OptionError
-
-    if out.suffix.lower() not in ("", ".png") and out.suffix != ".safetensors":  # a pipe or a device has none
-        raise OptionError(f"--out is {out}, expected a name that ends in .png, or in .safetensors for the numbers")
+    _check_options(out, count=count, compare=compare, model=model, engine=engine, device=device)
     check_outputs(out, json, inputs=(ckpt, engine, conditions, model))
     wanted = None if labels is None else numbers_from_text(labels, "--labels", low=0)
     _set_threads(threads)
@@ -95,6 +96,25 @@ def sample(
         samples, rows = _sampled(subject, task, float_module)
     _write(out, json, samples, rows)
     show_samples(samples, out)
+
+
+def _check_options(
+    out: Path, *, count: int, compare: bool, model: Path | None, engine: Path | None, device: str | None
+) -> None:
+    """Refuse what is out of range, and what the other options leave without a use."""
+    refuse(
+        out.suffix.lower() not in ("", ".png") and out.suffix != ".safetensors",  # a pipe or a device has none
+        f"--out is {out}, expected a name that ends in .png, or in .safetensors for the numbers",
+    )
+    refuse(count < 1, f"--count is {count}, expected at least 1")
+    refuse(
+        model is not None and not compare,
+        f"--model {model} was given without --compare, which alone has it; leave it out",
+    )
+    refuse(
+        device is not None and engine is None,
+        f"--device {device} was given without --engine, which alone has it; leave it out",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +224,7 @@ def _conditions(subject: _Subject, path: Path | None, number: int, seed: int) ->
     if path is None:
         warn("no --conditions were given: the embeddings are random and stand for no text")
         return found, f"random normal embeddings, seed {seed}"
+    warn_of_reuse(source, number, "images")
     return found, source.files["conditions"]
 
 
@@ -226,6 +247,7 @@ def _open_subject(
     if engine is None:
         assert record is not None
         return _Subject(
+            family=record.family,
             model_config=record.model_config,
             scheduler_config=record.scheduler_config,
             timesteps=record.timesteps.tolist(),
@@ -244,6 +266,7 @@ def _open_subject(
             f"{content_sha256(record)[:12]} as in {ckpt}; export it again or give its own --ckpt"
         )
     return _Subject(
+        family=manifest.family,
         model_config=manifest.model_config,
         scheduler_config=manifest.scheduler_config,
         timesteps=manifest.timesteps,
@@ -266,12 +289,34 @@ def _float_module(subject: _Subject, model: Path | None, ckpt: Path | None) -> n
         raise OptionError(f"the float model {source} that {ckpt} names does not exist; give --model DIR")
     denoiser = load_model(source, variant=provenance.get("variant"))
     expected = provenance.get("source_sha256")
-    if expected is not None and denoiser.source_sha256 != expected:
+    if expected is None:
+        _check_same_kind(subject, denoiser)
+        advice = "; give --ckpt to have them checked" if subject.record is None else ": the record has no hash of them"
+        warn(f"the weights of the float model {source} could not be compared with those that were quantized{advice}")
+    elif denoiser.source_sha256 != expected:
+        advice = "give the folder of that one" if model is not None else "give the folder of that one with --model"
         raise OptionError(
             f"the float model {source} has the hash {denoiser.source_sha256[:12]}, expected {expected[:12]}, "
-            "the one that was quantized; give it with --model"
+            f"the one that was quantized; {advice}"
         )
     return denoiser.module
+
+
+def _check_same_kind(subject: _Subject, denoiser: Denoiser) -> None:
+    """Refuse a float model of another class or configuration than was quantized, where both name a value."""
+    from dq_deploy.errors import OptionError
+
+    advice = "give the model that was quantized with --model"
+    mine, theirs = denoiser.config, subject.model_config
+    given, wanted = (str(config.get("_class_name", "model of no named class")) for config in (mine, theirs))
+    if subject.family not in (None, denoiser.family) or ("_class_name" in theirs and given != wanted):
+        raise OptionError(f"the float model {denoiser.source} is a {given}, expected the {wanted} quantized; {advice}")
+    for key in sorted(mine.keys() & theirs.keys()):  # a value left out is the default, which a newer file may spell out
+        if not key.startswith("_") and mine[key] != theirs[key]:  # the folder's name and diffusers' version may differ
+            raise OptionError(
+                f"the float model {denoiser.source} has {key} {short(mine[key])}, expected {short(theirs[key])} as "
+                f"what was quantized; {advice}"
+            )
 
 
 def _report_distance(subject: _Subject, options: SampleOptions) -> float:

@@ -35,6 +35,9 @@ def test_a_comparison_is_printed_and_written(tiny_engine, tiny_record_path, tmp_
         (["--threads", "0"], "threads is 0"),
         (["--json", "missing/bench.json"], "does not exist"),
         (["--engine", "missing.onnx"], "missing.onnx"),
+        (["--engine", "."], "engine . is a folder, expected an ONNX file, a plan or a record"),
+        (["--ckpt", "model.pt"], "--ckpt model.pt was given without --baseline, which alone has it; leave it out"),
+        (["--png", "c.jpg"], "--png is c.jpg, expected a name that ends in .png"),
     ],
 )
 def test_a_mistake_is_one_line(more, message, tiny_engine):

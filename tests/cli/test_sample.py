@@ -11,7 +11,7 @@ from PIL import Image
 
 from dq_deploy import export, load_record, save_record
 from tests.cli.running import command
-from tests.tiny import random_record, tiny_denoiser
+from tests.tiny import random_record, tiny_conditional_denoiser, tiny_denoiser
 
 
 def options(tmp_path, *more, labels="0,1,2"):
@@ -59,7 +59,10 @@ def test_steps_that_were_not_calibrated_are_a_warning_with_the_distance(tiny_eng
         (["--scheduler", "euler"], "0", "expected one of ddim, ddpm"),
         (["--eta", 2], "0", "from 0 to 1"),
         (["--threads", 0], "0", "threads is 0"),
-        (["--steps", 0], "0", "steps is 0"),
+        (["--steps", 0], "0", "error: steps is 0, expected at least 1"),
+        (["--batch", 0], "0", "error: batch is 0, expected at least 1"),
+        (["--count", -5], "0", "--count is -5, expected at least 1"),
+        (["--model", "any"], "0", "--model any was given without --compare, which alone has it; leave it out"),
         (["--out", "samples.gif"], "0", "ends in .png"),
         (["--device", ""], "0", "device is ''"),
         (["--compare"], "0", "--model DIR"),
@@ -142,3 +145,29 @@ def test_a_constant_image_is_a_warning(tiny_engine, tmp_path, monkeypatch):
     done = command("sample", *options(tmp_path, "--engine", tiny_engine, "--steps", 2))
     assert done.code == 0
     assert "warning: image 1 (label 1) holds one single value" in done.err
+
+
+def test_a_device_without_an_engine_has_no_use(tiny_record_path, tmp_path):
+    done = command("sample", *options(tmp_path, "--ckpt", tiny_record_path, "--device", "cpu"))
+    assert (done.code, "--device cpu was given without --engine, which alone has it" in done.err) == (2, True)
+
+
+def saved(folder, denoiser):
+    denoiser.module.save_pretrained(folder)
+    return folder
+
+
+def test_a_float_model_is_held_against_an_engine_without_its_record(tiny_engine, tmp_path):
+    given = options(tmp_path, "--engine", tiny_engine, "--steps", 2, "--compare", labels="0")
+    same = saved(tmp_path / "same", tiny_denoiser(seed=1, classes=3))
+    done = command("sample", *given, "--model", same)
+    assert done.code == 0, done.err
+    assert "could not be compared with those that were quantized; give --ckpt to have them checked" in done.err
+    classes = saved(tmp_path / "classes", tiny_denoiser(classes=4))
+    done = command("sample", *given, "--model", classes)
+    assert done.code == 2
+    assert "has num_class_embeds 4, expected 3 as what was quantized; give the model" in done.err
+    other = saved(tmp_path / "other", tiny_conditional_denoiser())
+    done = command("sample", *given, "--model", other)
+    assert done.code == 2
+    assert "is a UNet2DConditionModel, expected the UNet2DModel quantized" in done.err

@@ -108,6 +108,7 @@ def test_dq_sample_writes_latents_and_refuses_a_picture_of_them(files, tmp_path)
     done = command("sample", *arguments, "--conditions", tmp_path / "c.safetensors")
     assert done.code == 0, done.err
     assert "random" not in done.err
+    assert "warning: --conditions has 1 row for 2 images: they are used again in turn" in done.err
     assert not np.array_equal(load_file(out)["engine"], random)
 
 

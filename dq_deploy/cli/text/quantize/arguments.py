@@ -55,7 +55,9 @@ class QuantizeArguments:
     ] = None
     keep: Annotated[
         str | None,
-        typer.Option(help="Comma list of layer patterns that stay float; default time_embedding.*,add_embedding.*"),
+        typer.Option(
+            help='Comma list of layer patterns that stay float; default time_embedding.*,add_embedding.*; "" for none'
+        ),
     ] = None
     layer_bits: Annotated[
         list[str] | None,
