@@ -160,12 +160,22 @@ def check_writable(path: Path) -> None:
         return
     folder = place.path.parent
     if not folder.is_dir():
-        raise FileProblemError(f"folder {folder} does not exist; create it or choose another place")
+        raise FileProblemError(missing_folder(folder))
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise FileProblemError(f"cannot write into {folder}: {error.strerror}; {_advice(error)}") from error
+        # a system's folder, such as /proc, names itself as missing
+        why = "it takes no new files" if error.errno == errno.ENOENT else error.strerror
+        raise FileProblemError(f"cannot write into {folder}: {why}; {_advice(error)}") from error
+
+
+def missing_folder(folder: Path) -> str:
+    """What a message says of a folder that an output would lie in, and that is none."""
+    first = next((parent for parent in (folder, *folder.parents) if parent.exists()), folder)
+    if first.is_file():
+        return f"{first} is a file, expected a folder to write into; choose another place"
+    return f"folder {folder} does not exist; create it or choose another place"
 
 
 def _advice(error: OSError) -> str:

@@ -64,7 +64,7 @@ def open_engine(
         MissingDependencyError: the engine's library is not installed; for a plan, no driver.
         OptionError: an engine that does not exist or does not run this file.
     """
-    path = _checked_path(path)
+    path = checked_engine(path)
     _check_options(engine, threads)
     optimized = None if optimized_model_path is None else Path(optimized_model_path)
     if path.suffix in RECORD_SUFFIXES:
@@ -98,7 +98,13 @@ def open_engine(
     return _open_graph(path, engine, manifest, graph)
 
 
-def _checked_path(path: str | Path) -> Path:
+def checked_engine(path: str | Path) -> Path:
+    """The path of an engine, whatever kind it is of.
+
+    Raises:
+        InputError: no path.
+        FileProblemError: a folder.
+    """
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"engine is a {type(path).__name__}, expected the path of an ONNX file, a plan or a record")
     path = Path(path)
@@ -163,10 +169,13 @@ def _open_graph(path: Path, engine: str | None, manifest: EngineManifest | None,
             optimized_model_path=options.optimized_model_path,
         )
         return OpenVinoRunner(path, manifest, own)
-    raise OptionError(
-        f"{path} is an ONNX file for {name}, which runs plans: build one with dq-build `onnx` {path}, or give the "
-        "engine onnxruntime where its operators are known there"
-    )
+    made_for = "no named engine" if manifest is None else manifest.target
+    if made_for != name:
+        raise OptionError(
+            f"{name} runs plans, which dq-build makes, and {path} is an ONNX file for {made_for}; expected the runtime "
+            "onnxruntime or openvino"
+        )
+    raise OptionError(f"{path} is an ONNX file for {name}, which runs plans; build one with dq-build `onnx` {path}")
 
 
 class _CallableModule(ModuleType):

@@ -141,8 +141,9 @@ def test_outputs_that_cannot_be_written_are_refused_early(tmp_path):
     with pytest.raises(FileProblemError, match=r"folder .*none does not exist; create it"):
         check_writable(tmp_path / "none" / "a.txt")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(FileProblemError, match="does not exist"):
-        check_writable(tmp_path / "file" / "a.txt")
+    for name in ("file/a.txt", "file/none/a.txt"):
+        with pytest.raises(FileProblemError, match=r"/file is a file, expected a folder to write into; choose another"):
+            check_writable(tmp_path / name)
 
 
 def test_a_folder_without_permission_is_refused_early():

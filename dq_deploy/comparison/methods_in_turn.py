@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dq_deploy.artifacts import check_writable, write_text_atomic
+from dq_deploy.artifacts import check_writable, missing_folder, write_text_atomic
 from dq_deploy.bench.environment import describe_environment
 from dq_deploy.comparison.cell import Cell, cell_name, run_cell
 from dq_deploy.comparison.subject import Subject
@@ -56,7 +56,7 @@ def open_folder(folder: Path) -> None:
     if folder.is_file():
         raise FileProblemError(f"`folder` {folder} is a file, expected a folder for the records of a comparison")
     if not folder.parent.is_dir():
-        raise FileProblemError(f"folder {folder.parent} does not exist; create it or choose another `folder`")
+        raise FileProblemError(missing_folder(folder.parent))
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:

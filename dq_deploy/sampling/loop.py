@@ -75,8 +75,9 @@ class SampleOptions:
         """
         if self.scheduler not in SCHEDULERS:
             raise OptionError(f"scheduler is {self.scheduler!r}, expected one of {', '.join(SCHEDULERS)}")
-        if self.steps < 1 or self.batch < 1:
-            raise OptionError(f"steps is {self.steps} and batch {self.batch}, expected at least 1")
+        for name, value in (("steps", self.steps), ("batch", self.batch)):
+            if value < 1:
+                raise OptionError(f"{name} is {value}, expected at least 1")
         if not 0 <= self.eta <= 1:
             raise OptionError(f"eta is {self.eta}, expected a number from 0 to 1")
         if self.scheduler == "ddpm" and self.eta:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from dq_deploy.artifacts import with_files_beside
 from dq_deploy.errors import DqError, OptionError
+from dq_deploy.open_engine import checked_engine
 from dq_deploy.record import Record
 from dq_deploy.verify.cost.quantization_error import quantization_error as measured
 from dq_deploy.verify.cost.quantization_inputs import quantization_inputs
@@ -140,7 +141,7 @@ def prove_engine(
     """
     if options.steps < 1 or options.inputs < 1:
         raise OptionError(f"steps and inputs are {options.steps} and {options.inputs}, expected at least 1")
-    followed = with_files_beside(path)
+    followed = with_files_beside(checked_engine(path))
     chosen = next(prover for prover in PROVERS if prover.takes(followed))
     if issubclass(chosen, PlanProver):
         return prove(chosen(Subject(record=record, path=path, options=options)))

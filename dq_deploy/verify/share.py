@@ -9,7 +9,7 @@ from pathlib import Path
 from dq_deploy.errors import FileProblemError
 from dq_deploy.graph.onnx_file import read_manifest
 from dq_deploy.manifest.plan import is_plan, read_plan_manifest
-from dq_deploy.open_engine import RECORD_SUFFIXES, open_engine
+from dq_deploy.open_engine import RECORD_SUFFIXES, checked_engine, open_engine
 from dq_deploy.verify.onnx.instrument import ShippedGraph
 from dq_deploy.verify.onnx.kernels import read_kernels
 from dq_deploy.verify.plan.attestation import attest_plan
@@ -44,7 +44,7 @@ def attest(engine_path: str | Path, *, device: str | None = None, hash_check: bo
     Raises:
         FileProblemError: the engine or its manifest is missing or broken.
     """
-    path = Path(engine_path)
+    path = checked_engine(engine_path)
     if path.suffix in RECORD_SUFFIXES:
         return _of_record(path, device, hash_check)
     if is_plan(path):

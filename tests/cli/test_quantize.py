@@ -82,7 +82,11 @@ def test_list_layers_shows_shapes_work_bits_and_folds(model_dir: Path, tmp_path:
     [
         ((), "--out is missing"),
         (("--out", "m.pt", "--list-layers"), "expected one of them"),
-        (("--out", "m.bin"), "extension '.bin'"),
+        (
+            ("--out", "m.bin"),
+            "extension '.bin', expected .pt or .safetensors for a record; give the output a name such",
+        ),
+        (("--out", "."), "output . is a folder, expected a file name such as model.pt; add one"),
         (("--out", "/nowhere/m.pt"), "/nowhere does not exist"),
         (("--out", "m.pt", "--weights", 9), "weight_bits is 9"),
         (("--out", "m.pt", "--method", "gptq"), "method is 'gptq'"),

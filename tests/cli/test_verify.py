@@ -325,7 +325,15 @@ def test_a_share_that_is_not_reached_exits_3(tiny_record_path, tiny_engine):
     assert "integer" in done.err.splitlines()[-1]
 
 
-def test_an_instruction_set_is_of_the_native_engine_alone(tiny_record_path, tiny_engine):
+def test_what_an_onnx_file_has_no_use_for_is_named(tiny_record_path, tiny_engine):
     done = command("verify", "--ckpt", tiny_record_path, "--engine", tiny_engine, "--isa", "avx2")
     assert done.code == 2
     assert "only the native engine has a choice" in done.err
+    assert "isa is 'avx2' for" in done.err
+    assert "device" not in done.err
+    done = command("verify", "--ckpt", tiny_record_path, "--engine", tiny_engine, "--runtime", "tensorrt")
+    assert done.code == 2
+    assert "is an ONNX file for onnxruntime; expected the runtime onnxruntime or openvino" in done.err
+    done = command("verify", "--ckpt", tiny_record_path, "--engine", tiny_engine.parent)
+    assert done.code == 2
+    assert "is a folder, expected an ONNX file, a plan or a record" in done.err

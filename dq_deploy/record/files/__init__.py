@@ -23,11 +23,13 @@ FORMS: dict[str, ModuleType] = {".pt": torch_file, ".safetensors": safetensors_f
 """The module of each file extension."""
 
 
-def _form_of(path: Path) -> ModuleType:
+_NAME = "give the output a name such as model.pt"
+
+
+def _form_of(path: Path, advice: str) -> ModuleType:
     if path.suffix not in FORMS:
         raise FileProblemError(
-            f"{path} has the extension {path.suffix!r}, expected {' or '.join(FORMS)} for a record; "
-            "give what dq-quantize wrote"
+            f"{path} has the extension {path.suffix!r}, expected {' or '.join(FORMS)} for a record; {advice}"
         )
     return FORMS[path.suffix]
 
@@ -36,9 +38,12 @@ def check_record_path(path: str | Path) -> None:
     """Refuse early a file name a record cannot be saved under.
 
     Raises:
-        FileProblemError: the extension is not one of `FORMS`.
+        FileProblemError: the extension is not one of `FORMS`, or a folder has the name.
     """
-    _form_of(Path(path))
+    path = Path(path)
+    if path.is_dir():
+        raise FileProblemError(f"output {path} is a folder, expected a file name such as {path / 'model.pt'}; add one")
+    _form_of(path, _NAME)
 
 
 def save_record(record: Record, path: str | Path) -> None:
@@ -51,7 +56,7 @@ def save_record(record: Record, path: str | Path) -> None:
     if not isinstance(record, Record):
         raise RecordError(f"what is to be saved is a {type(record).__name__}, expected a Record")
     path = Path(path)
-    form = _form_of(path)
+    form = _form_of(path, _NAME)
     header, arrays = arrays_from_record(record)
     header = hashed_header(header, arrays)
     with atomic_path(path) as temporary:
@@ -71,7 +76,7 @@ def load_record(path: str | Path, *, hash_check: bool = True) -> Record:
         RecordError: an invariant is broken, or a newer version wrote it; the message names file and layer.
     """
     path = Path(path)
-    text, arrays = _form_of(path).arrays_from_file(path)
+    text, arrays = _form_of(path, "give what dq-quantize wrote").arrays_from_file(path)
     try:
         header, stored = bare_header(text)
         digest = sha256_of_content(header, dict(sorted(arrays.items()))) if hash_check else None

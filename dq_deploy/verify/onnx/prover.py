@@ -52,11 +52,11 @@ class OnnxProver(InsideProver):
         """
         super().__init__(subject)
         options, path = subject.options, subject.path
-        if options.isa is not None or options.device is not None:
-            raise OptionError(
-                f"isa {options.isa} and device {options.device} for {path}, expected none: only the native engine has "
-                "a choice"
-            )
+        for name, value in (("isa", options.isa), ("device", options.device)):
+            if value is not None:
+                raise OptionError(
+                    f"{name} is {value!r} for {path}, expected none: only the native engine has a choice; leave it out"
+                )
         self.shipped_manifest = read_manifest(path)
         self._check_belongs()
         self.traced = subject.traced or TracedOnce(self.record)
