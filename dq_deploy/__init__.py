@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from dq_deploy.methods import quantize
     from dq_deploy.models import load_model
     from dq_deploy.open_engine import open_engine
+    from dq_deploy.pipelines.integer_denoiser import IntegerDenoiser
     from dq_deploy.record import load_record, save_record
     from dq_deploy.targets import export
     from dq_deploy.verify import verify
 
 __all__ = [
+    "IntegerDenoiser",
     "__version__",
     "benchmark",
     "export",
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "IntegerDenoiser": "pipelines.integer_denoiser",
     "load_model": "models",
     "quantize": "methods",
     "load_record": "record",

@@ -1,0 +1,46 @@
+"""The float module behind the Runner interface: the control that a pipeline around an engine changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from dq_deploy.engines.base import Runner, TensorSpec
+from dq_deploy.manifest.values import EngineManifest
+from dq_deploy.models import call_denoiser, input_specs, output_specs
+
+
+def specs(values):
+    return tuple(TensorSpec(name=s.name, dtype=np.dtype(s.dtype), shape=tuple(s.shape)) for s in values)
+
+
+class FloatRunner(Runner):
+    """The float module itself behind the Runner interface: what it draws must be diffusers' own, bit for bit."""
+
+    engine = "torch"
+    version = torch.__version__
+
+    def __init__(self, denoiser):
+        manifest = EngineManifest(
+            target="torch",
+            mode="exact",
+            family=denoiser.family,
+            model_config=denoiser.config,
+            scheduler_config=None,
+            inputs=(),
+            outputs=(),
+            timesteps=(),
+            step_edges=(),
+            layers=(),
+        )
+        super().__init__(manifest, finite_check=True)
+        self.inputs, self.outputs = specs(input_specs(denoiser.config)), specs(output_specs(denoiser.config))
+        self.module = denoiser.module
+
+    def _run(self, feeds):
+        with torch.no_grad():
+            output = call_denoiser(self.module, {name: torch.from_numpy(value) for name, value in feeds.items()})
+        return {self.outputs[0].name: output.numpy().copy()}
+
+    def _free(self):
+        pass
