@@ -108,6 +108,9 @@ class IntegerDenoiser(ModelMixin):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Denoise once; arguments and result are those of the float class.
 
+        `sample` is [B, C, H, W] of any float type on any device, and so is the output, of the same type and on the
+        same device. `timestep` is one number, or [B] with one for each sample. The engine gets float32.
+
         Raises:
             InputError: an argument the engine has no input for, or one of another shape than it takes.
             NonFiniteError: the engine gave NaN or infinity; names the call and the timestep.
