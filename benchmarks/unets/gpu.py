@@ -37,7 +37,7 @@ MODES = ("max-autotune", "reduce-overhead")
 
 def wrong_values(record: Record, runner: Any, feeds: dict[str, np.ndarray]) -> int:
     """Codes, accumulators and layer outputs that are not the numerics', over all layers; -1 for a missing layer."""
-    _, layers = runner.probe(feeds)
+    _, layers = runner.observe(feeds)
     step = step_bucket(feeds["timestep"], record.step_edges)
     if set(layers) != set(record.layers):
         return -1

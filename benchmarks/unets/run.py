@@ -113,7 +113,7 @@ def red_layers(record: Path, isa: str, threads: int, batch: int) -> list[str]:
     torch.set_num_threads(threads)
     found = []
     with open_engine(record, isa=isa, threads=threads) as runner:
-        _, layers = runner.probe(feeds_for(runner.inputs, batch, runner.manifest))
+        _, layers = runner.observe(feeds_for(runner.inputs, batch, runner.manifest))
         for name, trace in layers.items():
             layer = runner.record.layers[name]
             for part, codes, got in zip(layer.parts, trace.codes, trace.accumulators, strict=True):

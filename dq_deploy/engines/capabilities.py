@@ -34,7 +34,7 @@ class LayerForm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerTrace:
+class LayerValues:
     """One integer layer in one step; axes are the layer's own, [B, C, H, W] or [B, rows, C].
 
     Attributes:
@@ -89,9 +89,9 @@ class LayerRuns(Protocol):
     def layer_forms(self) -> dict[str, tuple[LayerForm, ...]]:
         """How each integer layer runs, part by part, by module path."""
 
-    def probe(
+    def observe(
         self, feeds: Mapping[str, Array], layers: Collection[str] | None = None
-    ) -> tuple[dict[str, Array], dict[str, LayerTrace]]:
+    ) -> tuple[dict[str, Array], dict[str, LayerValues]]:
         """Run once and write down what integer layers saw and computed.
 
         Args:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dq_deploy.engines.base import Runner, TensorSpec, reason_of
-from dq_deploy.engines.capabilities import LayerForm, LayerRuns, LayerTrace, RecordMemory, RunsOn
+from dq_deploy.engines.capabilities import LayerForm, LayerRuns, LayerValues, RecordMemory, RunsOn
 from dq_deploy.errors import InputError, MissingDependencyError
 from dq_deploy.manifest.values import EngineManifest, TensorEntry
 from dq_deploy.models import TensorSpec as ModelTensorSpec
@@ -78,10 +78,10 @@ class RecordRunner(Runner):
         """How each integer layer runs, part by part, by module path."""
 
     @abstractmethod
-    def probe(
+    def observe(
         self, feeds: Mapping[str, Array], layers: Collection[str] | None = None
-    ) -> tuple[dict[str, Array], dict[str, LayerTrace]]:
-        """Run once and write down what integer layers saw and computed; see `LayerRuns.probe`."""
+    ) -> tuple[dict[str, Array], dict[str, LayerValues]]:
+        """Run once and write down what integer layers saw and computed; see `LayerRuns.observe`."""
 
     def memory(self) -> RecordMemory | None:
         """Not known."""
@@ -161,14 +161,14 @@ class NativeRunner(RecordRunner):
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         return dict(self.executor.run(feeds))
 
-    def probe(
+    def observe(
         self, feeds: Mapping[str, Array], layers: Collection[str] | None = None
-    ) -> tuple[dict[str, Array], dict[str, LayerTrace]]:
-        """Run once and write down what integer layers saw and computed; see `LayerRuns.probe`."""
-        from dq_deploy.native.observe.probing import probe
+    ) -> tuple[dict[str, Array], dict[str, LayerValues]]:
+        """Run once and write down what integer layers saw and computed; see `LayerRuns.observe`."""
+        from dq_deploy.native.observe.observing import observed_run
 
         with self.using():
-            return probe(self.executor, self._checked_feeds(feeds), layers)
+            return observed_run(self.executor, self._checked_feeds(feeds), layers)
 
     def layer_forms(self) -> dict[str, tuple[LayerForm, ...]]:
         """How each integer layer runs, part by part, by module path."""
@@ -198,11 +198,11 @@ class NativeRunner(RecordRunner):
         return RecordMemory(packed_weights_mib=packed / 2**20, batch_1_mib=block.nbytes / 2**20)
 
     def _first_layer(self, feeds: Mapping[str, Array]) -> str:
-        from dq_deploy.native.observe.probing import probe
+        from dq_deploy.native.observe.observing import observed_run
 
-        traces = probe(self.executor, feeds)[1]
+        seen = observed_run(self.executor, feeds)[1]
         for name in self.executor.layer_order(feeds):
-            for what, values in (("input", traces[name].inputs), ("output", (traces[name].output,))):
+            for what, values in (("input", seen[name].inputs), ("output", (seen[name].output,))):
                 if not all(np.isfinite(value).all() for value in values):
                     return f"; the first layer whose {what} is not finite is {name}"
         return "; the output of every quantized layer is finite, so it arises behind them"

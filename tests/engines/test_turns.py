@@ -76,7 +76,7 @@ def test_a_closed_engine_says_so_and_can_be_closed_again(path):
     calls = [lambda: runner.run(feeds_of(0)), lambda: runner.run({})]
     for name in ("layer_forms", "runtime_graph"):
         calls += [getattr(runner, name)] if hasattr(runner, name) else []
-    calls += [lambda: runner.probe(feeds_of(0))] if hasattr(runner, "probe") else []
+    calls += [lambda: runner.observe(feeds_of(0))] if hasattr(runner, "observe") else []
     for call in calls:
         with pytest.raises(InputError, match="closed"):
             call()

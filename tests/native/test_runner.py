@@ -46,7 +46,7 @@ def feeds_of(record: Record, batch: int = 3, seed: int = 0) -> dict[str, np.ndar
 
 def compared(record: Record, runner: RecordRunner, feeds: dict[str, np.ndarray]) -> tuple[np.ndarray, int, int]:
     """Output, number of layers seen, and of codes, accumulators and layer outputs that are not the numerics'."""
-    outputs, layers = runner.probe(feeds)
+    outputs, layers = runner.observe(feeds)
     step = step_bucket(feeds["timestep"], record.step_edges)
     wrong = 0
     for name, seen in layers.items():
@@ -109,7 +109,7 @@ def test_probing_changes_no_output():
     feeds = feeds_of(record)
     with NativeRunner(record) as runner:
         before = runner.run(feeds)["output"]
-        probed, _ = runner.probe(feeds)
+        probed, _ = runner.observe(feeds)
         assert probed["output"].tobytes() == before.tobytes() == runner.run(feeds)["output"].tobytes()
 
 

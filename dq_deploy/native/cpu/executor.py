@@ -18,7 +18,7 @@ from dq_deploy.errors import DqError, InputError, NonFiniteError
 from dq_deploy.models.sizes import EXAMPLE_SIZES
 from dq_deploy.native.cpu import host_ops, reference_product
 from dq_deploy.native.cpu.arguments import Bound, struct_of
-from dq_deploy.native.observe.layer_trace import PRODUCTS, readers_of
+from dq_deploy.native.observe.layer_values import PRODUCTS, readers_of
 from dq_deploy.native.program.arena import Arena, plan_arena
 from dq_deploy.native.program.joins import without_join_copies
 from dq_deploy.native.program.layer_constants import FloatConstants, LayerConstants, padded_parts

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from dq_deploy.errors import InputError, NonFiniteError
 from dq_deploy.native.cuda import torch_ops
 from dq_deploy.native.cuda.dtypes import with_float_type
-from dq_deploy.native.observe.layer_trace import readers_of
+from dq_deploy.native.observe.layer_values import readers_of
 from dq_deploy.native.program.arena import Arena, plan_arena
 from dq_deploy.native.program.joins import without_join_copies
 from dq_deploy.native.program.layer_constants import FloatConstants, padded_parts, refusal

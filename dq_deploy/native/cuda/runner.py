@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from dq_deploy.engines.capabilities import LayerForm, LayerTrace, RunsOn
+from dq_deploy.engines.capabilities import LayerForm, LayerValues, RunsOn
 from dq_deploy.errors import InputError, OptionError
 from dq_deploy.models.sizes import sized
 from dq_deploy.native.runner import RecordRunner
@@ -65,14 +65,14 @@ class NativeCudaRunner(RecordRunner):
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         return dict(self.executor.run(feeds))
 
-    def probe(
+    def observe(
         self, feeds: Mapping[str, Array], layers: Collection[str] | None = None
-    ) -> tuple[dict[str, Array], dict[str, LayerTrace]]:
+    ) -> tuple[dict[str, Array], dict[str, LayerValues]]:
         """Run once, kernel by kernel, and write down what integer layers saw and computed."""
-        from dq_deploy.native.cuda.probing import probe
+        from dq_deploy.native.cuda.observing import observed_run
 
         with self.using():
-            return probe(self.executor, self._checked_feeds(feeds), layers)
+            return observed_run(self.executor, self._checked_feeds(feeds), layers)
 
     def layer_forms(self) -> dict[str, tuple[LayerForm, ...]]:
         """How each integer layer runs, part by part, by module path."""

@@ -19,7 +19,7 @@ from dq_deploy.verify.native.ops import LayerPiece, buckets_of, pieces_of, run_p
 from dq_deploy.verify.output.difference import same_bits
 
 if TYPE_CHECKING:
-    from dq_deploy.engines.capabilities import LayerTrace
+    from dq_deploy.engines.capabilities import LayerValues
     from dq_deploy.native.cuda.runner import NativeCudaRunner
 
     AnyNative: TypeAlias = NativeRunner | NativeCudaRunner
@@ -63,7 +63,7 @@ class NativeLayers(LayerComparison):
         return np.concatenate(got)
 
     def _look_at(self, chunk: Sequence[str], index: int, batch: Batch) -> None:
-        seen, layers = self.runner.probe(batch.feeds, chunk)
+        seen, layers = self.runner.observe(batch.feeds, chunk)
         if not same_bits(self.runs.outputs[index], seen):
             for name in chunk:
                 self.result.layers[name].problem("the engine gives another output while it is looked at")
@@ -71,21 +71,21 @@ class NativeLayers(LayerComparison):
             if name not in layers:
                 self.result.layers[name].problem("the engine's program does not run this layer")
                 continue
-            layer, trace = self.record.layers[name], layers[name]
+            layer, seen_layer = self.record.layers[name], layers[name]
             if index < len(self.runs.batches):
-                self._compare(layer, trace, batch)
-            self.keep(index, layer, trace.inputs, trace.output)
+                self._compare(layer, seen_layer, batch)
+            self.keep(index, layer, seen_layer.inputs, seen_layer.output)
 
-    def _compare(self, layer: Layer, trace: LayerTrace, batch: Batch) -> None:
+    def _compare(self, layer: Layer, seen_layer: LayerValues, batch: Batch) -> None:
         place = self.place(layer, batch, self.result.layers[layer.name])
-        if len(trace.inputs) != len(layer.parts):
-            place.tally.problem(f"engine has {len(trace.inputs)} parts, expected {len(layer.parts)}")
+        if len(seen_layer.inputs) != len(layer.parts):
+            place.tally.problem(f"engine has {len(seen_layer.inputs)} parts, expected {len(layer.parts)}")
             return
-        values = zip(trace.inputs, trace.codes, trace.accumulators, strict=True)
+        values = zip(seen_layer.inputs, seen_layer.codes, seen_layer.accumulators, strict=True)
         read = [PartTensors(x=x, codes=codes, accumulator=total) for x, codes, total in values]
         y = self.compare_parts(place, [CENTRED] * len(read), read)
         if y is not None:
-            compare_output_bits(place, y, trace.output)
+            compare_output_bits(place, y, seen_layer.output)
 
     def probe(self, runner: NativeRunner, *, seed: int) -> None:
         """Each part by itself, by the same tables, weights and kernels, with inputs at and beyond the code range."""
@@ -107,11 +107,11 @@ class NativeLayers(LayerComparison):
 
 def first_batch_dependent(runner: AnyNative, batch: Batch, index: int) -> str:
     """The first layer in execution order whose input for a sample depends on the rest of its batch, in words."""
-    together = runner.probe(batch.feeds)[1]
-    alone = runner.probe(one_sample(batch.feeds, index))[1]
-    for name, trace in together.items():
+    together = runner.observe(batch.feeds)[1]
+    alone = runner.observe(one_sample(batch.feeds, index))[1]
+    for name, seen_layer in together.items():
         mine = alone[name]
-        for what, a, b in (("input", trace.inputs, mine.inputs), ("output", (trace.output,), (mine.output,))):
+        for what, a, b in (("input", seen_layer.inputs, mine.inputs), ("output", (seen_layer.output,), (mine.output,))):
             if any(different_bits(x[index : index + 1], y).any() for x, y in zip(a, b, strict=True)):
                 return f"first at the {what} of layer {name}"
     return "no layer shows the difference"

@@ -12,7 +12,7 @@ from dq_kernels.cpu.library import aligned_empty
 
 from dq_deploy.native.cpu import reference_product
 from dq_deploy.native.cpu.executor import CpuExecutor, Plan
-from dq_deploy.native.observe.layer_trace import out_rows
+from dq_deploy.native.observe.layer_values import out_rows
 from dq_deploy.native.program.program import Op
 from dq_deploy.numerics import quantize_centred, table_at
 from dq_deploy.numerics.arrays import F32, Array

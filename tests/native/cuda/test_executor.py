@@ -41,7 +41,7 @@ for make, bits, dtype in ((conditional, 4, "float32"), (unconditional, 8, "float
     runner.close()
     runner.close()
     refusals = 0
-    for call in (lambda: runner.run(feeds), lambda: runner.probe(feeds), runner.layer_forms):
+    for call in (lambda: runner.run(feeds), lambda: runner.observe(feeds), runner.layer_forms):
         try:
             call()
         except InputError as error:

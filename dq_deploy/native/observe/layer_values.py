@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dq_deploy.engines.capabilities import LayerTrace
+from dq_deploy.engines.capabilities import LayerValues
 from dq_deploy.native.program.program import Op, Program, View
 from dq_deploy.numerics import table_at
 from dq_deploy.numerics.arrays import Array
@@ -66,7 +66,9 @@ def out_rows(op: Op) -> int:
     return int(height * width)
 
 
-def traces(record: Record, products: Mapping[tuple[str, int], ObservedProduct], step: Array) -> dict[str, LayerTrace]:
+def layer_values(
+    record: Record, products: Mapping[tuple[str, int], ObservedProduct], step: Array
+) -> dict[str, LayerValues]:
     """Layers by module path from their parts' products.
 
     Args:
@@ -78,7 +80,7 @@ def traces(record: Record, products: Mapping[tuple[str, int], ObservedProduct], 
     return {name: _layer(record.layers[name], products, step) for name in names}
 
 
-def _layer(layer: Layer, products: Mapping[tuple[str, int], ObservedProduct], step: Array) -> LayerTrace:
+def _layer(layer: Layer, products: Mapping[tuple[str, int], ObservedProduct], step: Array) -> LayerValues:
     parts = [products[layer.name, index] for index in range(len(layer.parts))]
     output = parts[0].output
     for index in range(1, len(parts)):
@@ -87,7 +89,7 @@ def _layer(layer: Layer, products: Mapping[tuple[str, int], ObservedProduct], st
         output = (output + term).astype(np.float32)
     if len(parts) > 1 and layer.bias is not None:
         output = (output + layer.bias).astype(np.float32)
-    return LayerTrace(
+    return LayerValues(
         inputs=tuple(_as_input(product.source, product.op, 0.0) for product in parts),
         codes=tuple(_as_input(_centred(layer, i, p.codes, step), p.op, 0) for i, p in enumerate(parts)),
         accumulators=tuple(_as_output(product.accumulators, product.op) for product in parts),

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from dq_deploy.engines.capabilities import LayerTrace
+from dq_deploy.engines.capabilities import LayerValues
 from dq_deploy.native.cuda.executor import CudaExecutor, Prepared
-from dq_deploy.native.observe.layer_trace import (
+from dq_deploy.native.observe.layer_values import (
     ObservedProduct,
     codes_key,
     is_wanted,
+    layer_values,
     out_rows,
-    traces,
     wanted_codes,
 )
 from dq_deploy.native.program.program import Op
@@ -26,10 +26,10 @@ STORED_AT = 128
 """A GPU stores the code u as the int8 u - 128."""
 
 
-def probe(
+def observed_run(
     executor: CudaExecutor, feeds: Mapping[str, Array], layers: Collection[str] | None = None
-) -> tuple[dict[str, Array], dict[str, LayerTrace]]:
-    """Run one step without the graph and write down every layer; see `probing.probe`."""
+) -> tuple[dict[str, Array], dict[str, LayerValues]]:
+    """Run one step without the graph and write down every layer; see `native.observe.observing.observed_run`."""
     made = executor.prepared(len(feeds["timestep"]))
     executor.fill(made, feeds)
     wanted = wanted_codes(made.memory.program, layers)
@@ -47,7 +47,7 @@ def probe(
                 sources[codes_key(op.writes[f"codes{place}"])] = piece.copy()
         function()
     executor.check_nan(made)
-    return executor.outputs(made), traces(executor.record, products, made.step.cpu().numpy())
+    return executor.outputs(made), layer_values(executor.record, products, made.step.cpu().numpy())
 
 
 def _numpy(value: torch.Tensor) -> Array:

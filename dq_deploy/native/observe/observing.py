@@ -8,24 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from dq_deploy.engines.capabilities import LayerTrace
+from dq_deploy.engines.capabilities import LayerValues
 from dq_deploy.native.cpu import reference_product
 from dq_deploy.native.cpu.executor import CpuExecutor, Plan, outputs_of
-from dq_deploy.native.observe.layer_trace import (
+from dq_deploy.native.observe.layer_values import (
     ObservedProduct,
     codes_key,
     is_wanted,
+    layer_values,
     out_rows,
-    traces,
     wanted_codes,
 )
 from dq_deploy.native.program.program import Op
 from dq_deploy.numerics.arrays import Array
 
 
-def probe(
+def observed_run(
     executor: CpuExecutor, feeds: Mapping[str, Array], layers: Collection[str] | None = None
-) -> tuple[dict[str, Array], dict[str, LayerTrace]]:
+) -> tuple[dict[str, Array], dict[str, LayerValues]]:
     """Run one step and write down every layer.
 
     Args:
@@ -54,7 +54,7 @@ def probe(
             else:
                 executor.context.call(op.kind, plan.structs[index])
         executor.check_nan(plan)
-        return outputs_of(plan), traces(executor.record, products, plan.bound.step)
+        return outputs_of(plan), layer_values(executor.record, products, plan.bound.step)
 
 
 def _copied(struct: Any) -> Any:
