@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dq_deploy import load_record, save_record
+from dq_deploy import export, load_record, save_record
 from dq_deploy.cli import verify as command_module
 from dq_deploy.errors import FileProblemError, NonFiniteError
 from dq_deploy.verify.report.values import (
@@ -288,22 +288,29 @@ def test_an_engine_that_does_not_exist_is_one_line(ckpt):
 QUICK = ("--steps-checked", 1, "--inputs", 1, "--threads", 1, "--no-quantization-error")
 
 
-def test_an_exact_engine_exits_0_and_its_report_says_so(tiny_record_path, tiny_engine, tmp_path):
+@pytest.fixture(scope="module")
+def small_engine(ckpt) -> Path:
+    path = ckpt.with_name("small.onnx")
+    export(load_record(ckpt), path)
+    return path
+
+
+def test_an_exact_engine_exits_0_and_its_report_says_so(ckpt, small_engine, tmp_path):
     written = tmp_path / "report.json"
-    done = command("verify", "--ckpt", tiny_record_path, "--engine", tiny_engine, "--exact", "--json", written, *QUICK)
+    done = command("verify", "--ckpt", ckpt, "--engine", small_engine, "--exact", "--json", written, *QUICK)
     assert done.code == 0, done.err
     assert json.loads(written.read_text())["exact"] is True
 
 
-def test_a_record_is_an_engine_too(tiny_record_path):
-    done = command("verify", "--engine", tiny_record_path, "--exact", *QUICK)
+def test_a_record_is_an_engine_too(ckpt):
+    done = command("verify", "--engine", ckpt, "--exact", *QUICK)
     assert done.code == 0, done.err
 
 
 @pytest.fixture(scope="module")
-def other_record(tiny_record_path, tmp_path_factory):
+def other_record(ckpt, tmp_path_factory):
     """The record with one weight code changed: not the one the engine was made from."""
-    record = load_record(tiny_record_path)
+    record = load_record(ckpt)
     layer = record.layers["conv_out"]
     code = layer.parts[0].w_code.copy()
     code.flat[0] = 1 if code.flat[0] != 1 else 2
@@ -313,27 +320,27 @@ def other_record(tiny_record_path, tmp_path_factory):
     return path
 
 
-def test_a_record_that_the_engine_was_not_made_from_is_one_line(other_record, tiny_engine):
-    done = command("verify", "--ckpt", other_record, "--engine", tiny_engine, "--exact", *QUICK)
+def test_a_record_that_the_engine_was_not_made_from_is_one_line(other_record, small_engine):
+    done = command("verify", "--ckpt", other_record, "--engine", small_engine, "--exact", *QUICK)
     assert done.code == 2
     assert len([line for line in done.err.splitlines() if line.startswith("error: ")]) == 1
 
 
-def test_a_share_that_is_not_reached_exits_3(tiny_record_path, tiny_engine):
-    done = command("verify", "--ckpt", tiny_record_path, "--engine", tiny_engine, "--require-integer", 1.0, *QUICK)
+def test_a_share_that_is_not_reached_exits_3(ckpt, small_engine):
+    done = command("verify", "--ckpt", ckpt, "--engine", small_engine, "--require-integer", 1.0, *QUICK)
     assert done.code == 3
     assert "integer" in done.err.splitlines()[-1]
 
 
-def test_what_an_onnx_file_has_no_use_for_is_named(tiny_record_path, tiny_engine):
-    done = command("verify", "--ckpt", tiny_record_path, "--engine", tiny_engine, "--isa", "avx2")
+def test_what_an_onnx_file_has_no_use_for_is_named(ckpt, small_engine):
+    done = command("verify", "--ckpt", ckpt, "--engine", small_engine, "--isa", "avx2")
     assert done.code == 2
     assert "only the native engine has a choice" in done.err
     assert "isa is 'avx2' for" in done.err
     assert "device" not in done.err
-    done = command("verify", "--ckpt", tiny_record_path, "--engine", tiny_engine, "--runtime", "tensorrt")
+    done = command("verify", "--ckpt", ckpt, "--engine", small_engine, "--runtime", "tensorrt")
     assert done.code == 2
     assert "is an ONNX file for onnxruntime; expected the runtime onnxruntime or openvino" in done.err
-    done = command("verify", "--ckpt", tiny_record_path, "--engine", tiny_engine.parent)
+    done = command("verify", "--ckpt", ckpt, "--engine", small_engine.parent)
     assert done.code == 2
     assert "is a folder, expected an ONNX file, a plan or a record" in done.err
