@@ -82,7 +82,7 @@ def open_engine(
                 f"{name} is {value!r} for {path}, expected none: only the native engine can be told its own"
             )
     if engine == "native":
-        raise OptionError(f"engine native runs records ({' or '.join(RECORD_SUFFIXES)}), not {path}; give the record")
+        raise _native_needs_a_record(path)
     path = with_files_beside(path)
     if is_plan(path):
         return _open_plan(path, engine, PlanOptions(finite_check=finite_check, hash_check=hash_check), optimized)
@@ -116,6 +116,14 @@ def checked_engine(path: str | Path) -> Path:
 def _check_options(engine: str | None, threads: int | None) -> None:
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool)):
         raise OptionError(f"threads is {threads!r}, expected a whole number from 1")
+    _check_engine(engine)
+
+
+def _native_needs_a_record(path: Path) -> OptionError:
+    return OptionError(f"engine native runs records ({' or '.join(RECORD_SUFFIXES)}), not {path}; give the record")
+
+
+def _check_engine(engine: str | None) -> None:
     if engine is not None and engine not in ENGINES:
         raise OptionError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
 
@@ -154,21 +162,38 @@ def _open_plan(path: Path, engine: str | None, options: PlanOptions, optimized: 
 
 
 def _open_graph(path: Path, engine: str | None, manifest: EngineManifest | None, options: OnnxRuntimeOptions) -> Runner:
-    name = engine or (manifest.target if manifest is not None else "onnxruntime")
-    if name == "onnxruntime":
+    if graph_engine(path, engine, manifest) == "onnxruntime":
         from dq_deploy.engines.onnxruntime import OnnxRuntimeRunner
 
         as_it_stands = manifest is not None and manifest.target in GRAPH_TARGETS
         return OnnxRuntimeRunner(path, manifest, replace(options, optimize=options.optimize and not as_it_stands))
-    if name == "openvino":
-        from dq_deploy.engines.openvino import OpenVinoRunner
+    from dq_deploy.engines.openvino import OpenVinoRunner
 
-        own = OpenVinoOptions(
-            threads=options.threads,
-            finite_check=options.finite_check,
-            optimized_model_path=options.optimized_model_path,
-        )
-        return OpenVinoRunner(path, manifest, own)
+    own = OpenVinoOptions(
+        threads=options.threads,
+        finite_check=options.finite_check,
+        optimized_model_path=options.optimized_model_path,
+    )
+    return OpenVinoRunner(path, manifest, own)
+
+
+def graph_engine(path: Path, engine: str | None, manifest: EngineManifest | None) -> str:
+    """The engine that runs an ONNX file, `onnxruntime` or `openvino`.
+
+    Args:
+        path: of the file, for messages.
+        engine: the one asked for; None takes the manifest's target, or ONNX Runtime where there is no manifest.
+        manifest: of the file.
+
+    Raises:
+        OptionError: there is no such engine, or it does not run ONNX files.
+    """
+    _check_engine(engine)
+    if engine == "native":
+        raise _native_needs_a_record(path)
+    name = engine or (manifest.target if manifest is not None else "onnxruntime")
+    if name in ("onnxruntime", "openvino"):
+        return name
     made_for = "no named engine" if manifest is None else manifest.target
     if made_for != name:
         raise OptionError(

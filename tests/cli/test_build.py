@@ -113,6 +113,15 @@ def test_a_mistake_is_one_line_and_leaves_nothing(arguments, message, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_shapes_that_do_not_fit_are_refused_before_the_record_is_exported(tiny_record_path, tmp_path, monkeypatch):
+    monkeypatch.setattr("dq_deploy.verify.plan.attested_build.export", lambda *_, **__: pytest.fail("exported"))
+    out = tmp_path / "unet.plan"
+    for shapes, message in (("image:1x1x8x8", "names input 'image'"), ("sample:1x3x8x8", "which is fixed at 1")):
+        done = command("build", "--ckpt", tiny_record_path, "--out", out, "--shapes", shapes)
+        assert (done.code, message in done.err) == (2, True), done.err
+        assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
 )

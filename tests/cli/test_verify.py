@@ -332,7 +332,8 @@ def test_a_share_that_is_not_reached_exits_3(ckpt, small_engine):
     assert "integer" in done.err.splitlines()[-1]
 
 
-def test_what_an_onnx_file_has_no_use_for_is_named(ckpt, small_engine):
+def test_what_an_onnx_file_has_no_use_for_is_named_before_any_work(ckpt, small_engine, monkeypatch):
+    monkeypatch.setattr("dq_deploy.verify.onnx.prover.compare_file", lambda *_: pytest.fail("the file was compared"))
     done = command("verify", "--ckpt", ckpt, "--engine", small_engine, "--isa", "avx2")
     assert done.code == 2
     assert "only the native engine has a choice" in done.err
@@ -341,6 +342,9 @@ def test_what_an_onnx_file_has_no_use_for_is_named(ckpt, small_engine):
     done = command("verify", "--ckpt", ckpt, "--engine", small_engine, "--runtime", "tensorrt")
     assert done.code == 2
     assert "is an ONNX file for onnxruntime; expected the runtime onnxruntime or openvino" in done.err
+    done = command("verify", "--ckpt", ckpt, "--engine", small_engine, "--runtime", "")
+    assert done.code == 2
+    assert "engine is '', expected one of" in done.err
     done = command("verify", "--ckpt", ckpt, "--engine", small_engine.parent)
     assert done.code == 2
     assert "is a folder, expected an ONNX file, a plan or a record" in done.err

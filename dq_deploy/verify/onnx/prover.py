@@ -12,7 +12,7 @@ from dq_deploy.errors import DqError, GuaranteeError, InputError, OptionError
 from dq_deploy.graph.onnx_file import read_manifest
 from dq_deploy.manifest.values import ManifestLayer, ManifestPart
 from dq_deploy.numerics.arrays import Array
-from dq_deploy.open_engine import GRAPH_TARGETS
+from dq_deploy.open_engine import GRAPH_TARGETS, graph_engine
 from dq_deploy.record import Layer, content_sha256
 from dq_deploy.verify.file.findings import unrun_report, with_file
 from dq_deploy.verify.file.same_file import SameFile, TracedOnce, compare_file
@@ -46,7 +46,7 @@ class OnnxProver(InsideProver):
         """Read the manifest.
 
         Raises:
-            OptionError: an option that only the native engine has.
+            OptionError: an option that only the native engine has, or an engine that runs no ONNX files.
             InputError: the file was not exported from this record, or the model is another one.
             FileProblemError: the file cannot be read.
         """
@@ -61,6 +61,8 @@ class OnnxProver(InsideProver):
         self._check_belongs()
         self.traced = subject.traced or TracedOnce(self.record)
         self.graph_only = self.shipped_manifest.target in GRAPH_TARGETS
+        asked = "onnxruntime" if options.engine is None and self.graph_only else options.engine
+        self.runtime = graph_engine(path, asked, self.shipped_manifest)
         self.narrow = self.graph_only and is_narrow(self.shipped_manifest)
         self._form_difference = ""
 
@@ -88,7 +90,6 @@ class OnnxProver(InsideProver):
                 self.record, path, self.shipped_manifest, folder, traced=self.traced()
             )
             self.manifest = read_manifest(path)
-        self.runtime = self.options.engine or ("onnxruntime" if self.graph_only else self.manifest.target)
         self.entries = {entry.name: entry for entry in self.manifest.layers}
         self.mixed = not self.manifest.single_step_batch
         self.requantized = self.manifest.mode == "fast"

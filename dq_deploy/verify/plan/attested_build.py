@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dq_deploy.engines.tensorrt.build.builder import BuildOptions, build_plan, check_options
+from dq_deploy.engines.tensorrt.build.shapes import profile_from_texts
 from dq_deploy.engines.tensorrt.plan.inspector import store_layers
 from dq_deploy.errors import OptionError
 from dq_deploy.manifest.plan import write_plan_manifest
+from dq_deploy.manifest.values import ManifestOptions
 from dq_deploy.record import load_record
 from dq_deploy.targets import check_target, export
+from dq_deploy.targets.manifest import manifest_of
 from dq_deploy.verify.plan.attestation import PlanAttestation, attest_plan
 
 if TYPE_CHECKING:
@@ -88,7 +91,12 @@ def exported_onnx(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         path = keep_onnx or Path(folder) / f"{out.stem}.onnx"
         started = time.perf_counter()
-        export(load_record(ckpt, hash_check=options.hash_check), path, target=runtime, float_type=float_type, conv=conv)
+        record = load_record(ckpt, hash_check=options.hash_check)
+        if options.shapes:  # a wrong one is said before the export
+            exported_for = ManifestOptions(target=runtime, mode="exact")
+            profile_from_texts(options.shapes, manifest_of(record, layers=(), notes=(), options=exported_for))
+        export(record, path, target=runtime, float_type=float_type, conv=conv)
+        del record
         gc.collect()  # the model's memory is the builder's now
         on_export(time.perf_counter() - started)
         yield path
