@@ -70,7 +70,7 @@ class IntegerDenoiser(ModelMixin):
         """
         super().__init__()
         if isinstance(engine, Runner):
-            given = {"threads": threads, "isa": isa, "device": device}
+            given = {"threads": threads, "isa": isa, "device": device, "hash_check": None if hash_check else False}
             wrong = [name for name, value in given.items() if value is not None]
             if wrong:
                 raise OptionError(f"got {', '.join(wrong)} for an engine that is open already, expected none")
@@ -154,7 +154,8 @@ class IntegerDenoiser(ModelMixin):
         if value is None or (isinstance(value, Mapping) and not value):
             return True
         parameter = self._signature.parameters.get(name)
-        return parameter is not None and not isinstance(value, torch.Tensor) and value == parameter.default
+        plain = isinstance(value, bool | int | float | str)
+        return parameter is not None and plain and bool(value == parameter.default)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Say where the pipeline's tensors are and of which float type; the engine stays where it is.
@@ -251,13 +252,16 @@ def _array(name: str, value: Any, dtype: np.dtype[Any], batch: int) -> Array:
     """One input as the engine takes it: on the CPU, of its type; a timestep once a sample.
 
     Raises:
-        InputError: a timestep that differs within a sample, or neither a tensor nor a number.
+        InputError: a timestep that differs within a sample, a float where the engine takes whole numbers, or neither a
+            tensor nor a number.
     """
     if isinstance(value, int | float):
         value = torch.tensor(value)
     if not isinstance(value, torch.Tensor):
         raise InputError(f"{name} is a {type(value).__name__}, expected a tensor")
     if value.is_floating_point():
+        if dtype.kind != "f":
+            raise InputError(f"{name} is {value.dtype}, expected {dtype}: a fraction would be cut off")
         value = value.detach().float()  # numpy has no bfloat16
     array = value.detach().cpu().numpy().astype(dtype, copy=False)
     if name != "timestep":

@@ -135,6 +135,8 @@ def test_what_it_cannot_do_is_refused_by_name(unet, denoiser, tmp_path):
         IntegerDenoiser(_without_manifest(denoiser))
     with pytest.raises(OptionError, match="got threads"):
         IntegerDenoiser(unet.runner, threads=2)
+    with pytest.raises(OptionError, match="got hash_check"):
+        IntegerDenoiser(unet.runner, hash_check=False)
 
 
 def _without_manifest(denoiser):
@@ -154,3 +156,12 @@ def test_a_value_that_is_not_finite_names_the_call_and_the_timestep(denoiser):
 def test_an_engine_that_was_given_open_stays_open(unet):
     IntegerDenoiser(unet.runner).close()
     assert unet(torch.randn(1, 1, 8, 8), 5).sample.shape == (1, 1, 8, 8)
+
+
+def test_labels_are_whole_numbers(tmp_path):
+    save_record(random_record(tiny_denoiser(classes=3, **ONE_LEVEL)), tmp_path / "model.pt")
+    unet = IntegerDenoiser(tmp_path / "model.pt")
+    sample = torch.randn(2, 1, 8, 8)
+    assert unet(sample, 5, torch.tensor([0, 2])).sample.shape == sample.shape
+    with pytest.raises(InputError, match=r"class_labels is torch\.float32, expected int64"):
+        unet(sample, 5, torch.tensor([0.5, 2.0]))
