@@ -127,10 +127,6 @@ def _smooth(slope: float, scale: Callable[[Tensor, Tensor], Tensor]) -> Rule:
     return rule
 
 
-def _of_result(_x: Tensor, y: Tensor) -> Tensor:
-    return y.abs()
-
-
 def _of_input(x: Tensor, _y: Tensor) -> Tensor:
     return x.abs()
 
