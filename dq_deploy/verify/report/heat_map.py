@@ -108,11 +108,21 @@ def _colour_bar(low: float, high: float) -> Picture:
     between = 5 if high - low <= 30 else 10
     words = []
     for level in np.arange(between * np.ceil(low / between), high + 1, between).tolist():
-        unit = " dB and more" if level + between > high else ""
+        last = level + between > high
         x = 20 + (level - low) / (high - low) * width
-        words.append(Word(x=x, y=32, text=f"{level:g}{unit}", anchor="middle", colour="soft", small=True))
+        # the last begins at its number, so that its words do not run into the number before
+        words.append(
+            Word(
+                x=x - 7 if last else x,
+                y=32,
+                text=f"{level:g} dB and more" if last else f"{level:g}",
+                anchor="start" if last else "middle",
+                colour="soft",
+                small=True,
+            )
+        )
     return Picture(
-        width=width + 90, height=42, label="colour scale in decibels", rects=tuple(rects), words=tuple(words)
+        width=width + 110, height=42, label="colour scale in decibels", rects=tuple(rects), words=tuple(words)
     )
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dq_deploy.verify.layers.mixed_bits import mixed_bits_of
-from dq_deploy.verify.report.heat_map import colour_of, scale_ends
+from dq_deploy.verify.report.heat_map import _colour_bar, colour_of, scale_ends
 from tests.tiny import random_record, tiny_denoiser
 
 
@@ -29,6 +29,16 @@ def test_more_noise_is_darker_and_nothing_known_is_no_colour_of_the_scale():
     tones = [brightness(colour_of(value, 0, 40)) for value in range(-5, 50)]
     assert all(a <= b for a, b in pairwise(tones))
     assert colour_of(float("nan"), 0, 40) == "none"
+
+
+@given(st.lists(st.floats(-250, 250), max_size=30))
+def test_the_numbers_of_the_scale_stand_apart_and_inside_the_picture(values):
+    bar = _colour_bar(*scale_ends(np.array(values)))
+    widths = [6.5 * len(word.text) for word in bar.words]  # about a letter's
+    starts = [w.x - (width / 2 if w.anchor == "middle" else 0) for w, width in zip(bar.words, widths, strict=True)]
+    ends = [start + width for start, width in zip(starts, widths, strict=True)]
+    assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
+    assert ends[-1] <= bar.width
 
 
 def test_bits_are_shown_where_somebody_chose_them():
