@@ -11,14 +11,60 @@ from typing import Any
 
 from dq_deploy.errors import ModelError
 
+_UNET: dict[str, Any] = {
+    "block_out_channels": (320, 640, 1280, 1280),
+    "class_embed_type": None,
+    "cross_attention_dim": 1280,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "in_channels": 4,
+    "num_class_embeds": None,
+    "addition_embed_type": None,
+    "addition_time_embed_dim": None,
+    "projection_class_embeddings_input_dim": None,
+}
+"""What a UNet with text and a ControlNet have in common."""
+
 CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
-    "UNet2DModel": {"in_channels": 3, "out_channels": 3, "sample_size": None, "num_class_embeds": None},
+    "UNet2DModel": {
+        "block_out_channels": (224, 448, 672, 896),
+        "class_embed_type": None,
+        "in_channels": 3,
+        "num_class_embeds": None,
+        "out_channels": 3,
+        "sample_size": None,
+    },
     "UNet2DConditionModel": {
-        "in_channels": 4,
+        **_UNET,
         "out_channels": 4,
         "sample_size": None,
-        "num_class_embeds": None,
-        "cross_attention_dim": 1280,
+        "time_cond_proj_dim": None,
+        "time_embedding_dim": None,
+        "time_embedding_type": "positional",
+    },
+    "ControlNetModel": {**_UNET, "conditioning_channels": 3},
+    "DiTTransformer2DModel": {"in_channels": 4, "out_channels": None, "sample_size": 32},
+    "PixArtTransformer2DModel": {
+        "caption_channels": None,
+        "cross_attention_dim": 1152,
+        "in_channels": 4,
+        "out_channels": 8,
+        "sample_size": 128,
+        "use_additional_conditions": None,
+    },
+    "SD3Transformer2DModel": {
+        "in_channels": 16,
+        "joint_attention_dim": 4096,
+        "out_channels": 16,
+        "pooled_projection_dim": 2048,
+        "sample_size": 128,
+    },
+    "FluxTransformer2DModel": {
+        "guidance_embeds": False,
+        "in_channels": 64,
+        "joint_attention_dim": 4096,
+        "out_channels": None,
+        "pooled_projection_dim": 768,
     },
 }
 """By class of diffusers; a test compares them with its signatures."""

@@ -1,0 +1,52 @@
+"""The default call of a denoiser class, from its configuration alone.
+
+A bare denoiser folder has no pipeline whose calls could be recorded; what its forward is given is then what the
+pipelines of its class give it. Nothing here builds a module, and only a class without an entry loads diffusers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from dq_deploy.models.default_calls.controlnet import controlnet_parts
+from dq_deploy.models.default_calls.from_signature import parts_from_signature
+from dq_deploy.models.default_calls.parts import CallParts
+from dq_deploy.models.default_calls.transformers import dit_parts, flux_parts, pixart_parts, sd3_parts
+from dq_deploy.models.default_calls.unet2d import unet2d_parts
+from dq_deploy.models.default_calls.unet2d_condition import unet2d_condition_parts
+from dq_deploy.record import Call
+
+CLASSES: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, int]], CallParts]] = MappingProxyType(
+    {
+        "UNet2DModel": unet2d_parts,
+        "UNet2DConditionModel": unet2d_condition_parts,
+        "ControlNetModel": controlnet_parts,
+        "DiTTransformer2DModel": dit_parts,
+        "PixArtTransformer2DModel": pixart_parts,
+        "SD3Transformer2DModel": sd3_parts,
+        "FluxTransformer2DModel": flux_parts,
+    }
+)
+"""The classes with an entry of their own, by name in diffusers."""
+
+
+def parts_for(config: Mapping[str, Any], sizes: Mapping[str, int] = MappingProxyType({})) -> CallParts:
+    """Inputs, constants and sizes of the default call; see `call_for`."""
+    return CLASSES.get(str(config.get("_class_name")), parts_from_signature)(config, sizes)
+
+
+def call_for(config: Mapping[str, Any], sizes: Mapping[str, int] = MappingProxyType({})) -> Call:
+    """How a denoiser of this configuration is called where no pipeline says it.
+
+    Args:
+        config: the denoiser's diffusers configuration.
+        sizes: of the axes that vary, by name (`height`, `width`, `tokens`); the others are the configuration's, or
+            what the pipelines of the class have.
+
+    Raises:
+        ModelError: the configuration does not say a width or a size, or nothing is known of the class's inputs.
+    """
+    parts = parts_for(config, sizes)
+    return Call(inputs=parts.inputs, constants=parts.constants)

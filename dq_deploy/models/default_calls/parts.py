@@ -1,0 +1,68 @@
+"""What a default call is put together from, and the configuration's values that decide it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from reprlib import repr as short
+from typing import Any
+
+from dq_deploy.errors import ModelError
+from dq_deploy.record import CallInput
+from dq_deploy.record.model_config import sample_size, value_of
+
+BATCH = "B"
+HEIGHT = "height"
+WIDTH = "width"
+TOKENS = "tokens"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallParts:
+    """A default call before it is one.
+
+    Attributes:
+        inputs: named tensors, in order.
+        sizes: what each size that varies is by default, the batch left out.
+        constants: plain values by argument.
+    """
+
+    inputs: tuple[CallInput, ...]
+    sizes: Mapping[str, int]
+    constants: Mapping[str, Any] = field(default_factory=dict)
+
+
+def tensor(name: str, *shape: int | str, dtype: str = "float32") -> CallInput:
+    """An input with a batch in front."""
+    return CallInput(name=name, dtype=dtype, shape=(BATCH, *shape))
+
+
+def whole(config: Mapping[str, Any], key: str) -> int:
+    """A whole number from 1 of the configuration, or its class's default.
+
+    Raises:
+        ModelError: it is something else.
+    """
+    value = value_of(config, key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ModelError(f"config.json has {key} {short(value)}, expected a whole number from 1")
+    return value
+
+
+def sample_sizes(config: Mapping[str, Any], given: Mapping[str, int]) -> dict[str, int]:
+    """`height` and `width` of the sample: the given ones, else by the configuration's sample_size.
+
+    Raises:
+        ModelError: neither says it.
+    """
+    if HEIGHT in given and WIDTH in given:
+        return {HEIGHT: given[HEIGHT], WIDTH: given[WIDTH]}
+    if value_of(config, "sample_size") is None:
+        raise ModelError("config.json has no sample_size; give `height` and `width`")
+    height, width = sample_size(config)
+    return {HEIGHT: given.get(HEIGHT, height), WIDTH: given.get(WIDTH, width)}
+
+
+def with_default(given: Mapping[str, int], **defaults: int) -> dict[str, int]:
+    """Sizes of these names: the given ones, else the defaults."""
+    return {name: given.get(name, size) for name, size in defaults.items()}

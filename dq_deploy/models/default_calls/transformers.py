@@ -1,0 +1,92 @@
+"""The default calls of the image transformers: DiT, PixArt, Stable Diffusion 3 and FLUX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dq_deploy.models.default_calls.parts import (
+    HEIGHT,
+    TOKENS,
+    WIDTH,
+    CallParts,
+    sample_sizes,
+    tensor,
+    whole,
+    with_default,
+)
+from dq_deploy.record import CallInput
+from dq_deploy.record.model_config import value_of
+
+PIXART_TOKENS = 300
+"""T5's text in PixArt-sigma; alpha cuts it at 120."""
+
+SD3_TOKENS = 333
+"""CLIP's 77 tokens in front of T5's 256."""
+
+FLUX_TOKENS = 512
+"""T5's text in FLUX-dev."""
+
+FLUX_LATENT = 128
+"""Sides of the latent of FLUX's default picture, which its configuration does not say."""
+
+FLUX_PATCH = 2
+"""Sides of the square of latent pixels that FLUX's pipelines make one token of."""
+
+ROPE_AXES = 3
+"""Numbers that say where a token of FLUX is."""
+
+
+def dit_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallParts:
+    """Latents, timestep and labels; the size is fixed, because the model puts its tokens back into a square."""
+    side = sample_sizes(config, given)
+    latents = tensor("hidden_states", whole(config, "in_channels"), side[HEIGHT], side[WIDTH])
+    return CallParts(inputs=(latents, tensor("timestep"), tensor("class_labels", dtype="int64")), sizes={})
+
+
+def pixart_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallParts:
+    """Latents, text with its mask, timestep, and the picture's size where the model is told it."""
+    text = "cross_attention_dim" if value_of(config, "caption_channels") is None else "caption_channels"
+    inputs = [
+        tensor("hidden_states", whole(config, "in_channels"), HEIGHT, WIDTH),
+        tensor("encoder_hidden_states", TOKENS, whole(config, text)),
+        tensor("timestep"),
+    ]
+    told = value_of(config, "use_additional_conditions")
+    if value_of(config, "sample_size") == 128 if told is None else told:  # as the class decides it
+        inputs += [tensor("added_cond_kwargs.resolution", 2), tensor("added_cond_kwargs.aspect_ratio", 1)]
+    inputs.append(tensor("encoder_attention_mask", TOKENS, dtype="int64"))
+    sizes = {**sample_sizes(config, given), **with_default(given, tokens=PIXART_TOKENS)}
+    return CallParts(inputs=tuple(inputs), sizes=sizes)
+
+
+def sd3_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallParts:
+    """Latents, text, pooled text and timestep."""
+    inputs = (
+        tensor("hidden_states", whole(config, "in_channels"), HEIGHT, WIDTH),
+        tensor("encoder_hidden_states", TOKENS, whole(config, "joint_attention_dim")),
+        tensor("pooled_projections", whole(config, "pooled_projection_dim")),
+        tensor("timestep"),
+    )
+    sizes = {**sample_sizes(config, given), **with_default(given, tokens=SD3_TOKENS)}
+    return CallParts(inputs=inputs, sizes=sizes)
+
+
+def flux_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallParts:
+    """Packed latents, text, pooled text, timestep, the places of both kinds of tokens, and the guidance value.
+
+    `image_tokens` is what `height` and `width` of the latent give where they are given.
+    """
+    inputs = [
+        tensor("hidden_states", "image_tokens", whole(config, "in_channels")),
+        tensor("encoder_hidden_states", TOKENS, whole(config, "joint_attention_dim")),
+        tensor("pooled_projections", whole(config, "pooled_projection_dim")),
+        tensor("timestep"),
+        CallInput(name="img_ids", dtype="float32", shape=("image_tokens", ROPE_AXES)),
+        CallInput(name="txt_ids", dtype="float32", shape=(TOKENS, ROPE_AXES)),
+    ]
+    if value_of(config, "guidance_embeds"):
+        inputs.append(tensor("guidance"))
+    height, width = given.get(HEIGHT, FLUX_LATENT), given.get(WIDTH, FLUX_LATENT)
+    tokens = (height // FLUX_PATCH) * (width // FLUX_PATCH)
+    return CallParts(inputs=tuple(inputs), sizes=with_default(given, image_tokens=tokens, tokens=FLUX_TOKENS))
