@@ -1,0 +1,120 @@
+"""A file that says what is asked of a pipeline: anything its `__call__` takes, as YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from reprlib import repr as short
+from typing import Any
+
+from dq_deploy.errors import FileProblemError, OptionError, words_of
+from dq_deploy.models.pipeline.call import PipelineCall
+from dq_deploy.models.pipeline.pictures import SUFFIXES, read_picture
+
+_PATHS = ("image", "mask", "control_image")
+_OTHER_NAMES = {
+    "prompt": "prompts",
+    "guidance_scale": "guidance",
+    "num_inference_steps": "steps",
+    "mask_image": "mask",
+    "class_labels": "labels",
+}
+"""Names of the pipelines for what a `PipelineCall` has a name of its own for."""
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "negative_prompt": (str,),
+    "guidance": (int, float),
+    "steps": (int,),
+    "scheduler": (str,),
+    "image": (str,),
+    "mask": (str,),
+    "control_image": (str,),
+    "strength": (int, float),
+    "height": (int,),
+    "width": (int,),
+    "eta": (int, float),
+    "seed": (int,),
+    "count": (int,),
+}
+
+
+def read_call(path: Path, **options: Any) -> PipelineCall:
+    """The call of a file, with the options of a command over it.
+
+    Keys are the attributes of `PipelineCall` or arguments of the pipeline's `__call__`; pictures are named by their
+    paths, from the file's folder.
+
+    Args:
+        path: of the YAML file.
+        options: attributes of `PipelineCall`; None where none is given.
+
+    Raises:
+        FileProblemError: the file is missing or no YAML mapping, or a picture is missing or damaged.
+        OptionError: a key that is given in both places, or a value of another type.
+    """
+    found = _attributes(path)
+    for name, value in options.items():
+        if value is None or value == ():
+            continue
+        if name in found:
+            raise OptionError(f"got {name} twice, as an option and in {path}; give one")
+        found[name] = value
+    return PipelineCall(**found)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileProblemError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeError, RecursionError) as error:
+        raise FileProblemError(
+            f"{path} is no YAML: {words_of(error)}; expected lines as `prompt: a red ball`"
+        ) from error
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise FileProblemError(f"{path} holds a {type(value).__name__}, expected lines as `prompt: a red ball`")
+    return value
+
+
+def _attributes(path: Path) -> dict[str, Any]:
+    known = {f.name for f in fields(PipelineCall)} - {"extra", "conditions"}
+    found: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+    for key, value in _read(path).items():
+        name = _OTHER_NAMES.get(key, key)
+        if name in found:
+            raise FileProblemError(f"{path} has {key} twice, by two names; leave one out")
+        if name not in known:
+            extra[key] = _loaded(value, path.parent, key)
+        elif name in ("prompts", "labels"):
+            found[name] = _several(value, str if name == "prompts" else int, path, key)
+        else:
+            found[name] = _checked(name, value, path, key)
+    return {**found, "extra": extra}
+
+
+def _several(value: Any, kind: type, path: Path, key: str) -> tuple[Any, ...]:
+    items = value if isinstance(value, list) else [value]
+    if not items or not all(isinstance(item, kind) and not isinstance(item, bool) for item in items):
+        raise FileProblemError(f"{path} has {key} {short(value)}, expected one or a list of {kind.__name__}")
+    return tuple(items)
+
+
+def _checked(name: str, value: Any, path: Path, key: str) -> Any:
+    kinds = _KINDS[name]
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        words = " or ".join(kind.__name__ for kind in kinds)
+        raise FileProblemError(f"{path} has {key} {short(value)}, expected {words}")
+    return path.parent / str(value) if name in _PATHS else value
+
+
+def _loaded(value: Any, folder: Path, key: str) -> Any:
+    """A picture in place of each path of one; other values as they are."""
+    if isinstance(value, list):
+        return [_loaded(item, folder, key) for item in value]
+    if isinstance(value, str) and ("image" in key or "mask" in key) and Path(value).suffix.lower() in SUFFIXES:
+        return read_picture(folder / value)
+    return value

@@ -1,0 +1,227 @@
+"""A folder of diffusers as a pipeline, from disk alone, with any torch module in the denoiser's place."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dq_deploy.errors import DqError, ModelError, OptionError, library_errors, raise_if_out_of_memory, words_of
+from dq_deploy.models.load.folder import find_denoiser, read_json
+from dq_deploy.models.load.scheduler_file import INDEX, check_scheduler_is_there, find_scheduler, read_scheduler
+from dq_deploy.models.pipeline.folder import PipelineFolder, read_pipeline_folder
+from dq_deploy.models.pipeline.schedulers import build_scheduler
+
+if TYPE_CHECKING:
+    import torch
+
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "DIFFUSERS_OFFLINE")
+
+
+def open_folder(
+    path: Path,
+    *,
+    component: str | None,
+    denoiser: torch.nn.Module | None,
+    scheduler: str | None,
+    variant: str | None,
+) -> Any:
+    """See `dq_deploy.models.pipeline.open_pipeline`."""
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise ModelError(
+            f"model folder {path} {what}; expected a diffusers folder on disk (models are never downloaded: "
+            "save yours with save_pretrained and give that folder)"
+        )
+    with quiet():
+        folder = read_pipeline_folder(path)
+        if folder is not None:
+            pipeline = _of_index(folder, folder.denoiser(component), denoiser, scheduler, variant)
+        elif component is not None:
+            raise OptionError(f"got component {component!r} for {path}, which is no pipeline but a denoiser alone")
+        else:
+            pipeline = _bare(path, denoiser, scheduler, variant)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _scheduler_config(denoiser_folder: Path) -> dict[str, Any] | None:
+    file, index = find_scheduler(denoiser_folder)
+    if file is None:
+        check_scheduler_is_there(denoiser_folder, read_json)
+        return None
+    return read_scheduler(file, index, read_json)
+
+
+def _bare(path: Path, denoiser: torch.nn.Module | None, scheduler: str | None, variant: str | None) -> Any:
+    from diffusers import ScoreSdeVePipeline, ScoreSdeVeScheduler
+
+    from dq_deploy.models import load_model
+    from dq_deploy.models.pipeline.denoiser_pipeline import DenoiserPipeline
+
+    steps = build_scheduler(_scheduler_config(find_denoiser(path)), scheduler)
+    module = load_model(path, variant=variant).module if denoiser is None else denoiser
+    if isinstance(steps, ScoreSdeVeScheduler):  # corrects and predicts: diffusers has one pipeline for it
+        return ScoreSdeVePipeline(unet=module, scheduler=steps)
+    return DenoiserPipeline(denoiser=module, scheduler=steps)
+
+
+def _of_index(
+    folder: PipelineFolder, name: str, denoiser: torch.nn.Module | None, scheduler: str | None, variant: str | None
+) -> Any:
+    from diffusers import DiffusionPipeline, ModelMixin
+
+    given: dict[str, Any] = {}
+    if "scheduler" in folder.components:
+        config = _pipeline_scheduler_config(folder)
+        given["scheduler"] = build_scheduler(config, scheduler)
+    elif scheduler is not None:
+        raise OptionError(f"got the scheduler {scheduler} for a {folder.class_name}, which has none")
+    placeholder = denoiser
+    if denoiser is None:
+        denoiser = placeholder = _float_denoiser(folder, name, variant)
+    elif not isinstance(denoiser, ModelMixin):  # diffusers takes no other module at first, only behind
+        placeholder = _without_weights(folder, name)
+    given[name] = placeholder
+    _check_parts(folder, given)
+    import torch
+
+    with offline(), _in_words(folder):
+        pipeline = DiffusionPipeline.from_pretrained(
+            folder.path,
+            torch_dtype=torch.float32,
+            local_files_only=True,
+            variant=_variant(folder, given, variant),
+            **given,
+        )
+    if placeholder is not denoiser:
+        setattr(pipeline, name, denoiser)
+    return pipeline
+
+
+def _pipeline_scheduler_config(folder: PipelineFolder) -> dict[str, Any]:
+    file = folder.path / "scheduler" / "scheduler_config.json"
+    return read_scheduler(file, folder.path / INDEX, read_json)
+
+
+def _float_denoiser(folder: PipelineFolder, name: str, variant: str | None) -> torch.nn.Module:
+    from dq_deploy.models import load_model
+
+    return load_model(folder.path / name, variant=variant).module
+
+
+def _without_weights(folder: PipelineFolder, name: str) -> Any:
+    """The float class on the meta device: it answers for what a pipeline looks up while it is made."""
+    import diffusers
+    import torch
+
+    config = read_json(folder.path / name / "config.json")
+    kind = getattr(diffusers, folder.components[name][1])
+    with torch.device("meta"), library_errors(f"{folder.path / name}", "check its config.json"):
+        return kind.from_config(config)
+
+
+def _check_parts(folder: PipelineFolder, given: dict[str, Any]) -> None:
+    """Refuse a folder that lacks a component which it names.
+
+    Raises:
+        ModelError: the first that is missing.
+    """
+    for name, (_, kind) in folder.components.items():
+        if name not in given and not (folder.path / name).is_dir():
+            raise ModelError(
+                f"{folder.path / INDEX} names the {name} {kind}, but the folder {name}/ is missing; copy "
+                "it from where the pipeline came from"
+            )
+
+
+def _variant(folder: PipelineFolder, given: dict[str, Any], variant: str | None) -> str | None:
+    """The variant that is asked for, or `fp16` where a component has no other weights."""
+    for name in folder.components:
+        if name in given:
+            continue
+        weights = {p.name for p in (folder.path / name).iterdir() if p.suffix in (".safetensors", ".bin")}
+        has = any(".fp16." in file for file in weights)
+        if has and (variant == "fp16" or all(".fp16." in file for file in weights)):
+            return "fp16"
+    if variant in (None, "fp16"):
+        return None
+    return variant if any((folder.path / name).glob(f"*.{variant}.*") for name in folder.components) else None
+
+
+@contextmanager
+def _in_words(folder: PipelineFolder) -> Iterator[None]:
+    """What diffusers and transformers say of a folder they cannot load, in one line."""
+    try:
+        yield
+    except DqError:
+        raise
+    except Exception as error:
+        raise_if_out_of_memory(error)
+        raise ModelError(
+            f"the pipeline {folder.path} cannot be loaded: {words_of(error)}; check its folders against "
+            "model_index.json"
+        ) from error
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Nothing inside is looked up on the hub, whatever a folder names."""
+    from huggingface_hub import constants
+
+    before = {name: os.environ.get(name) for name in OFFLINE}
+    online = constants.HF_HUB_OFFLINE
+    os.environ.update(dict.fromkeys(OFFLINE, "1"))
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = online
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars of loading, and what transformers and diffusers say of packages nobody asked for."""
+    from diffusers.utils import logging as ours
+
+    loggers = [logging.getLogger(name) for name in ("transformers", "diffusers")]
+    levels = [logger.level for logger in loggers]
+    shown = ours.is_progress_bar_enabled()
+    ours.disable_progress_bar()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), _quiet_transformers():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if shown:
+            ours.enable_progress_bar()
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    if importlib.util.find_spec("transformers") is None:
+        yield
+        return
+    from transformers.utils import logging as theirs
+
+    shown = theirs.is_progress_bar_enabled()
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            theirs.enable_progress_bar()

@@ -1,0 +1,79 @@
+"""Pictures and masks that a pipeline is given by path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dq_deploy.errors import FileProblemError, words_of
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def _opened(path: Path) -> Any:
+    from PIL import Image
+
+    if not path.is_file():
+        raise FileProblemError(f"the picture {path} does not exist; expected a file as PNG or JPEG")
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return picture.copy()
+    except Exception as error:  # of PIL and its decoders: they share no base class
+        raise FileProblemError(
+            f"the picture {path} cannot be read ({words_of(error)}); save it again as PNG"
+        ) from error
+
+
+def read_picture(path: Path, *, multiple_of: int = 1, height: int | None = None, width: int | None = None) -> Any:
+    """A colour picture.
+
+    Args:
+        path: of the file.
+        multiple_of: both sizes must be; diffusers would scale the picture silently.
+        height: expected one, None for any, and so width.
+        width: likewise.
+
+    Raises:
+        FileProblemError: it is missing, damaged, or has another mode or size.
+    """
+    picture = _opened(path)
+    if picture.mode != "RGB":
+        raise FileProblemError(f"the picture {path} has the mode {picture.mode}, expected RGB; convert it")
+    columns, rows = picture.size
+    if (height or rows, width or columns) != (rows, columns):
+        raise FileProblemError(
+            f"the picture {path} is {columns} x {rows} (width x height), expected {width or columns} x "
+            f"{height or rows}; scale it or leave the sizes out"
+        )
+    if rows % multiple_of or columns % multiple_of:
+        raise FileProblemError(
+            f"the picture {path} is {columns} x {rows}, expected multiples of {multiple_of}, the pixels of a latent; "
+            "scale or crop it"
+        )
+    return picture
+
+
+def read_mask(path: Path) -> Any:
+    """A mask, white where the picture is painted anew.
+
+    Raises:
+        FileProblemError: it is missing, damaged, or of another mode than grey or black and white.
+    """
+    picture = _opened(path)
+    if picture.mode not in ("L", "1", "RGB"):
+        raise FileProblemError(f"the mask {path} has the mode {picture.mode}, expected L (grey); convert it")
+    return picture.convert("L")
+
+
+def check_same_size(pictures: Mapping[str, Any]) -> None:
+    """Refuse pictures of one call that differ in size.
+
+    Raises:
+        FileProblemError: they do.
+    """
+    sizes = {name: picture.size for name, picture in pictures.items()}
+    if len(set(sizes.values())) > 1:
+        words = ", ".join(f"{name} {columns} x {rows}" for name, (columns, rows) in sizes.items())
+        raise FileProblemError(f"the pictures of one call have the sizes {words}, expected one size; scale them")
