@@ -64,12 +64,24 @@ __all__ = [
 ]
 
 
-def load_model(path: str | Path, *, variant: str | None = None) -> Denoiser:
-    """Load a float denoiser from a folder on disk; nothing is downloaded and no code in it is run.
+def load_model(
+    path: str | Path,
+    *,
+    variant: str | None = None,
+    component: str | None = None,
+    config: str | Path | None = None,
+) -> Denoiser:
+    """Load a float denoiser from disk; nothing is downloaded and no code in it is run.
+
+    Weights are mapped into memory: float32 stays in the map of its file, other types are converted tensor by tensor.
 
     Args:
-        path: a denoiser folder (config.json and weights) or a pipeline folder (model_index.json, or unet/).
+        path: a denoiser folder (config.json and weights), a pipeline folder (model_index.json), such a folder in the
+            hub's cache, or one file of weights.
         variant: file variant as `fp16`; None takes the plain file, or the only variant there is.
+        component: name of the denoiser in a pipeline that has several, as `prior`.
+        config: for a file of weights, the folder with its configuration: of a denoiser, or of a pipeline of the same
+            kind. Names as the model's authors wrote them are converted by diffusers.
 
     Returns:
         The denoiser in float32 and eval mode, whatever type the file holds.
@@ -79,7 +91,9 @@ def load_model(path: str | Path, *, variant: str | None = None) -> Denoiser:
     """
     from dq_deploy.models.load.folder import load_folder
 
-    return load_folder(Path(path), variant=variant)
+    return load_folder(
+        Path(path), variant=variant, component=component, config=None if config is None else Path(config)
+    )
 
 
 def denoiser_from_record(record: Record, *, dequantize: bool = True) -> torch.nn.Module:

@@ -38,8 +38,10 @@ class Denoiser:
         module: torch module, float32, eval mode, no gradients.
         config: the denoiser's diffusers configuration, JSON values.
         scheduler_config: the scheduler's, or None where the folder has none.
-        source: the folder as it was given.
-        source_sha256: hash over the weights file, then the bytes of config.json.
+        source: the folder or the file as it was given.
+        source_sha256: hash over the weights file, or files, then the bytes of config.json.
+        component: its name in the pipeline that was given; None where its own folder was.
+        config_source: the folder that describes a single file, as it was given; None for a folder.
     """
 
     family: str
@@ -48,6 +50,8 @@ class Denoiser:
     scheduler_config: dict[str, Any] | None
     source: str
     source_sha256: str
+    component: str | None = None
+    config_source: str | None = None
 
     @property
     def scheduler_sha256(self) -> str | None:

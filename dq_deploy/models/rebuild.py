@@ -63,7 +63,7 @@ def module_from_record(record: Record, *, dequantize: bool = True) -> torch.nn.M
     """See `dq_deploy.models.denoiser_from_record`."""
     import torch
 
-    from dq_deploy.models.load.folder import fit_state
+    from dq_deploy.models.load.state import fit_state
 
     check_can_run(record)
     try:

@@ -3,79 +3,93 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
 from dq_deploy.errors import ModelError
+from dq_deploy.models.load.hub_files import check_link
+from dq_deploy.models.load.json_file import read_json
+from dq_deploy.models.load.pipeline_folder import INDEX, component_of, scheduler_of
 
 FILE = "scheduler_config.json"
-INDEX = "model_index.json"
 
 NO_LIMIT = "lambda_min_clipped"
 """-Infinity here is the default of every class that has the key (DPM-Solver's); it means no limit."""
 
 
-def find_scheduler(folder: Path) -> tuple[Path | None, Path | None]:
-    """The file of the scheduler and the pipeline's model_index.json, each None where there is none.
+def scheduler_config_of(folder: Path) -> dict[str, Any] | None:
+    """The configuration of the scheduler that drives the denoiser in a folder; None where there is none.
 
     A denoiser lies in its pipeline beside `scheduler/`, by the name it was given or behind the links of that name
-    (`.` inside it, a link to it). A file inside the denoiser's own folder counts before a neighbour of another name.
-    """
-    # the name as it is given first: a linked unet/ of a pipeline belongs to that pipeline
-    named = [folder] if folder.name not in ("", "..") else []
-    places = [*named, folder.resolve()]
-    beside = [place.parent / "scheduler" / FILE for place in places]
-    own = folder / FILE
-    in_order = [path for path, place in zip(beside, places, strict=True) if place.name == "unet"]
-    for path in (*in_order, own, *beside):
-        if path.is_file():
-            index = path.parent.parent / INDEX
-            return path, index if path != own and index.is_file() else None
-    return None, None
-
-
-def check_scheduler_is_there(folder: Path, read_json: Callable[[Path], dict[str, Any]]) -> None:
-    """Refuse a denoiser without a scheduler's file in a pipeline that names a scheduler.
+    (`.` inside it, a link to it); the pipeline's model_index.json says whether a folder is one of its components. A
+    file inside the denoiser's own folder counts before a neighbour of another name. The class is the file's, or that
+    of model_index.json where the file names none, as diffusers loads it; whether diffusers has it is not asked here.
 
     Raises:
-        ModelError: what the pipeline names is not there.
+        ModelError: the pipeline names a scheduler that is not there, the file is no JSON object, two classes are
+            named for one scheduler, or a value is not finite.
     """
-    named = [folder] if folder.name not in ("", "..") else []
-    for place in (*named, folder.resolve()):
-        index = place.parent / INDEX
-        if place.name != "unet" or not index.is_file():
-            continue
-        if (name := _named_scheduler(index, read_json)) is not None:
+    places = list(_places(folder))
+    in_pipelines = [found for found in map(_of_component, places) if found is not None]
+    for file, named in in_pipelines:
+        if file.is_file():
+            return _read(file, named)
+    if (folder / FILE).is_file():
+        return _read(folder / FILE, None)
+    for place in places:
+        file = place.parent / "scheduler" / FILE
+        if file.is_file():
+            index = place.parent / INDEX
+            return _read(file, (index, _class_in(index, "scheduler")) if index.is_file() else None)
+    for file, named in in_pipelines:
+        check_link(file)
+        if named is not None and named[1] is not None:
             raise ModelError(
-                f"{index} names {name[:60]}, but {place.parent / 'scheduler' / FILE} is missing; copy it from "
-                "where the pipeline came from"
+                f"{named[0]} names {named[1][:60]}, but {file} is missing; copy it from where the pipeline came from"
             )
+    return None
 
 
-def _named_scheduler(index: Path, read_json: Callable[[Path], dict[str, Any]]) -> str | None:
-    entry = read_json(index).get("scheduler")
-    name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-    return name if isinstance(name, str) else None
+def _places(folder: Path) -> Iterator[Path]:
+    # the name as it is given first: a linked unet/ of a pipeline belongs to that pipeline
+    if folder.name not in ("", ".."):
+        yield folder
+    yield folder.resolve()
 
 
-def read_scheduler(path: Path, index: Path | None, read_json: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """The configuration, with the class of model_index.json where the file names none, as diffusers loads it.
+def _of_component(place: Path) -> tuple[Path, tuple[Path, str | None] | None] | None:
+    """File of the scheduler beside a component of a pipeline, and the class that the pipeline's index names."""
+    found = component_of(place)
+    if found is None:
+        return None
+    pipeline, component = found
+    index = pipeline / INDEX
+    if not index.is_file():
+        return pipeline / "scheduler" / FILE, None
+    name = scheduler_of(component, read_json(index))
+    return pipeline / name / FILE, (index, _class_in(index, name))
 
-    Raises:
-        ModelError: no JSON object, two classes for one scheduler, or a value that is not finite.
-    """
+
+def _class_in(index: Path, name: str) -> str | None:
+    entry = read_json(index).get(name)
+    found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+    return found if isinstance(found, str) else None
+
+
+def _read(path: Path, named: tuple[Path, str | None] | None) -> dict[str, Any]:
     config = {key: value for key, value in read_json(path).items() if (key, value) != (NO_LIMIT, -math.inf)}
     for key, value in config.items():
         numbers = value if isinstance(value, list) else [value]
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise ModelError(f"{path} has {key} {short(value)}, expected finite numbers")
-    named = None if index is None else _named_scheduler(index, read_json)
-    if named is None:
+    if named is None or named[1] is None:
         return config
-    if config.get("_class_name", named) != named:
+    index, class_name = named
+    if config.get("_class_name", class_name) != class_name:
         raise ModelError(
-            f"{index} names the scheduler {short(named)}, {path} {short(config['_class_name'])}; give both one class"
+            f"{index} names the scheduler {short(class_name)}, {path} {short(config['_class_name'])}; give both one "
+            "class"
         )
-    return {**config, "_class_name": named}
+    return {**config, "_class_name": class_name}

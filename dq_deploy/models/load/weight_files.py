@@ -9,9 +9,22 @@ from pathlib import Path, PurePosixPath
 from reprlib import repr as short
 
 from dq_deploy.errors import ModelError
+from dq_deploy.models.load.hub_files import check_link
 
 STEM = "diffusion_pytorch_model"
 SUFFIXES = ("safetensors", "bin")
+
+_OTHER_FILES = (
+    ("*.msgpack", "of Flax"),
+    ("*.onnx", "an ONNX graph"),
+    ("*.gguf", "a GGUF file, quantized elsewhere"),
+    ("openvino_*.xml", "an OpenVINO graph"),
+    ("pytorch_lora_weights.*", "LoRA factors alone"),
+    ("adapter_model.*", "LoRA factors alone"),
+    ("model.safetensors", "of a transformers model"),
+    ("pytorch_model.bin", "of a transformers model"),
+)
+"""What a folder may hold instead, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,29 +50,64 @@ def find_weights(folder: Path, variant: str | None) -> WeightFiles:
     """
     if variant is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", variant):
         raise ModelError(f"variant is {variant!r}, expected a word as fp16")
+    found = _of_variant(folder, variant)
+    if found is not None:
+        return found
+    variants = set() if variant is not None else _variants(folder)
+    if not variants:
+        raise ModelError(_none_there(folder, f"{STEM}.{variant}" if variant else STEM))
+    if len(variants) > 1:
+        raise ModelError(f"{folder} has the variants {', '.join(sorted(variants))} and no plain file; choose one")
+    only = _of_variant(folder, min(variants))
+    assert only is not None
+    return only
+
+
+def _of_variant(folder: Path, variant: str | None) -> WeightFiles | None:
     middle = f".{variant}" if variant else ""
     for suffix in SUFFIXES:
         candidate = folder / f"{STEM}{middle}.{suffix}"
+        check_link(candidate)
         if candidate.is_file():
             return WeightFiles(name=candidate, files=(candidate,))
         # diffusers writes STEM.safetensors.index.fp16.json, older versions STEM.fp16.safetensors.index.json
-        for index in (f"{STEM}.{suffix}.index{middle}.json", f"{STEM}{middle}.{suffix}.index.json"):
-            if (folder / index).is_file():
-                return _of_index(folder / index)
-    others = sorted(
-        p for p in folder.glob(f"{STEM}*") if p.suffix in (".safetensors", ".bin") and not _is_shard(p.name)
+        for name in (f"{STEM}.{suffix}.index{middle}.json", f"{STEM}{middle}.{suffix}.index.json"):
+            check_link(folder / name)
+            if (folder / name).is_file():
+                return _of_index(folder / name)
+    return None
+
+
+def _variants(folder: Path) -> set[str]:
+    """Every variant that the folder has a file or an index of."""
+    ends = "|".join(SUFFIXES)
+    forms = (
+        rf"{STEM}\.(?P<variant>[\w-]+)\.({ends})",
+        rf"{STEM}\.({ends})\.index\.(?P<variant>[\w-]+)\.json",
+        rf"{STEM}\.(?P<variant>[\w-]+)\.({ends})\.index\.json",
     )
-    if variant is not None or not others:
-        there = ", ".join(p.name for p in sorted(folder.glob(f"{STEM}*"))[:6]) or "none"
-        raise ModelError(f"{folder} has no {STEM}{middle}.safetensors or .bin; weight files there: {there}")
-    variants = {p.name.split(".")[1] for p in others}
-    if len(variants) > 1:
-        raise ModelError(f"{folder} has the variants {', '.join(sorted(variants))} and no plain file; choose one")
-    return WeightFiles(name=others[0], files=(others[0],))
+    names = [path.name for path in folder.glob(f"{STEM}*") if not _is_shard(path.name)]
+    found = (re.fullmatch(form, name) for form in forms for name in names)
+    return {match["variant"] for match in found if match}
 
 
 def _is_shard(name: str) -> bool:
     return re.search(r"-\d+-of-\d+", name) is not None
+
+
+def _none_there(folder: Path, stem: str) -> str:
+    """What is said of a folder without the weights that are looked for."""
+    ours = [path.name for path in sorted(folder.glob(f"{STEM}*"))]
+    if ours and all(_is_shard(name) for name in ours):
+        return (
+            f"{folder} has sharded weights ({ours[0]}) without their index {STEM}.safetensors.index.json; copy it "
+            "beside them"
+        )
+    text = f"{folder} has no {stem}.safetensors or .bin; weight files there: {', '.join(ours[:6]) or 'none'}"
+    for pattern, what in _OTHER_FILES:
+        if not ours and (other := sorted(folder.glob(pattern))):
+            return f"{text}; {other[0].name} is {what}: give the float model as diffusers saves it"
+    return text
 
 
 def _of_index(index: Path) -> WeightFiles:
@@ -78,6 +126,8 @@ def _of_index(index: Path) -> WeightFiles:
         if PurePosixPath(name).name != name or name in ("", ".", ".."):
             raise ModelError(f"{index} names the file {short(name)}, expected a file of the same folder")
         keys.setdefault(index.parent / name, set()).add(key)
+    for path in keys:
+        check_link(path)
     missing = sorted(path.name for path in keys if not path.is_file())
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

@@ -135,7 +135,7 @@ def test_folders_that_are_none_are_named(folder, tmp_path):
         ("[" * 100000, "is not JSON"),
         ("[]", "holds a JSON list"),
         ("{}", "names the class None"),
-        (json.dumps({**tiny_config(), "_class_name": "AutoencoderKL"}), "'AutoencoderKL', expected one of UNet2DModel"),
+        (json.dumps({**tiny_config(), "_class_name": "AutoencoderKL"}), "is of AutoencoderKL, which does not denoise"),
         (json.dumps(tiny_config(classes=4)), r"class_embedding.weight has shape \(3, 32\), expected \(4, 32\)"),
         (json.dumps(tiny_config(classes=3, layers_per_block=2)), "lacks"),
         (json.dumps(tiny_config()), "has class_embedding.weight, which the configuration does not have"),
