@@ -78,6 +78,15 @@ def _class_in(index: Path, name: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def read_scheduler(path: Path, index: Path | None = None, name: str = "scheduler") -> dict[str, Any]:
+    """The configuration in a file, with the class that a pipeline's model_index.json names where the file names none.
+
+    Raises:
+        ModelError: no JSON object, two classes for one scheduler, or a value that is not finite.
+    """
+    return _read(path, None if index is None else (index, _class_in(index, name)))
+
+
 def _read(path: Path, named: tuple[Path, str | None] | None) -> dict[str, Any]:
     config = {key: value for key, value in read_json(path).items() if (key, value) != (NO_LIMIT, -math.inf)}
     for key, value in config.items():

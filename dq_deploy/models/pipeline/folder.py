@@ -9,8 +9,8 @@ from reprlib import repr as short
 from typing import Any
 
 from dq_deploy.errors import MissingDependencyError, ModelError, OptionError
-from dq_deploy.models.load.folder import read_json
-from dq_deploy.models.load.scheduler_file import INDEX
+from dq_deploy.models.load.json_file import read_json
+from dq_deploy.models.load.pipeline_folder import INDEX
 
 LIBRARIES = ("diffusers", "transformers")
 """Libraries whose classes are loaded; a folder may name others, even a file of its own."""

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.errors import DqError, ModelError, OptionError, library_errors, raise_if_out_of_memory, words_of
-from dq_deploy.models.load.folder import find_denoiser, read_json
-from dq_deploy.models.load.scheduler_file import INDEX, check_scheduler_is_there, find_scheduler, read_scheduler
+from dq_deploy.models.load.json_file import read_json
+from dq_deploy.models.load.pipeline_folder import INDEX, find_denoiser
+from dq_deploy.models.load.scheduler_file import read_scheduler, scheduler_config_of
 from dq_deploy.models.pipeline.folder import PipelineFolder, read_pipeline_folder
 from dq_deploy.models.pipeline.schedulers import build_scheduler
 
@@ -50,21 +51,13 @@ def open_folder(
     return pipeline
 
 
-def _scheduler_config(denoiser_folder: Path) -> dict[str, Any] | None:
-    file, index = find_scheduler(denoiser_folder)
-    if file is None:
-        check_scheduler_is_there(denoiser_folder, read_json)
-        return None
-    return read_scheduler(file, index, read_json)
-
-
 def _bare(path: Path, denoiser: torch.nn.Module | None, scheduler: str | None, variant: str | None) -> Any:
     from diffusers import ScoreSdeVePipeline, ScoreSdeVeScheduler
 
     from dq_deploy.models import load_model
     from dq_deploy.models.pipeline.denoiser_pipeline import DenoiserPipeline
 
-    steps = build_scheduler(_scheduler_config(find_denoiser(path)), scheduler)
+    steps = build_scheduler(scheduler_config_of(find_denoiser(path).folder), scheduler)
     module = load_model(path, variant=variant).module if denoiser is None else denoiser
     if isinstance(steps, ScoreSdeVeScheduler):  # corrects and predicts: diffusers has one pipeline for it
         return ScoreSdeVePipeline(unet=module, scheduler=steps)
@@ -106,7 +99,7 @@ def _of_index(
 
 def _pipeline_scheduler_config(folder: PipelineFolder) -> dict[str, Any]:
     file = folder.path / "scheduler" / "scheduler_config.json"
-    return read_scheduler(file, folder.path / INDEX, read_json)
+    return read_scheduler(file, folder.path / INDEX)
 
 
 def _float_denoiser(folder: PipelineFolder, name: str, variant: str | None) -> torch.nn.Module:
