@@ -127,6 +127,44 @@ def table_at(table: NDArray[Any], step: NDArray[np.integer]) -> NDArray[Any]:
     return rows
 
 
+def row_steps(step: NDArray[np.integer], rows: int, *, static: bool = False) -> NDArray[np.integer]:
+    """Bucket of each entry along the leading axis of what a layer reads.
+
+    A model may fold other axes into the batch: frames, resolutions, the tokens of a text. Entry i then belongs to
+    sample i // k, where k = rows / B. An axis that is no multiple of B holds no samples: all of them share what is
+    computed there, which only a layer without step tables can be part of.
+
+    Args:
+        step: [B] bucket of each sample.
+        rows: entries of the leading axis.
+        static: the layer has no step tables, so that every bucket is alike.
+
+    Returns:
+        [rows].
+
+    Raises:
+        InputError: step tables, and entries that are not those of whole samples.
+    """
+    step = np.asarray(step)
+    if len(step) == rows:
+        return step
+    if len(step) and rows and rows % len(step) == 0:
+        return np.repeat(step, rows // len(step))
+    if not static:
+        raise InputError(
+            f"leading axis has {rows} entries, expected a multiple of the {len(step)} samples: this layer's tables "
+            "differ by step"
+        )
+    return np.zeros(rows, np.int64)
+
+
+def is_static(layer: LayerLike) -> bool:
+    """Whether none of a layer's tables differs by step."""
+    tables = [(part.scale, part.zero_point, part.group_of_step) for part in layer.parts]
+    alike = all(len(table) == 1 for own in tables for table in own)
+    return alike and (layer.bias is None or layer.bias.ndim == 1 or len(layer.bias) == 1)
+
+
 def per_sample(values: NDArray[Any], ndim: int) -> NDArray[Any]:
     """[B] values with axes of one behind them, to broadcast over a tensor of ndim axes."""
     return values.reshape((-1,) + (1,) * (ndim - 1))
@@ -337,12 +375,14 @@ def integer_layer(layer: LayerLike, x: F32, step: NDArray[np.integer]) -> LayerR
 
     Args:
         layer: linear or conv2d.
-        x: float32, [B, C_in, H, W] for conv2d, [B, ..., C_in] for linear.
+        x: float32, [B, C_in, H, W] for conv2d, [B, ..., C_in] for linear; the leading axis may hold several entries
+            a sample, or none, as `row_steps` has it.
         step: [B] bucket of each sample.
 
     Raises:
-        InputError: wrong channel count or NaN.
+        InputError: wrong channel count, NaN, or a leading axis that step tables cannot be looked up for.
     """
+    step = row_steps(step, x.shape[0], static=is_static(layer))
     axis = channel_axis_of(layer.kind, x.ndim)
     widths = [len(p.pre) for p in layer.parts]
     if x.shape[axis] != sum(widths):

@@ -6,15 +6,20 @@ are therefore exact, and everything behind them is done in the order `numerics` 
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from dq_deploy.numerics import FLOAT32_EXACT, channel_axis_of, reciprocal
+from dq_deploy.errors import InputError
+from dq_deploy.numerics import FLOAT32_EXACT, channel_axis_of, reciprocal, row_steps
 from dq_deploy.record import Layer, Record
 from dq_deploy.simulation.exact_arithmetic import check_exact_products, convolve, exact_products
+
+TIMESTEP = "timestep"
+"""The argument of a denoiser's forward that says the step."""
 
 
 class StepContext:
@@ -27,11 +32,20 @@ class StepContext:
     def __init__(self) -> None:
         self.step: torch.Tensor = torch.zeros(1, dtype=torch.int64)
 
-    def rows(self, table: torch.Tensor, batch: int) -> torch.Tensor:
-        """Rows of a [T, ...] or static [1, ...] table for each of `batch` samples."""
+    def rows(self, table: torch.Tensor, count: int) -> torch.Tensor:
+        """Rows of a [T, ...] or static [1, ...] table for each entry of a leading axis; see `numerics.row_steps`.
+
+        Raises:
+            InputError: the table has steps and the axis does not hold whole samples.
+        """
         if table.shape[0] == 1:
-            return table.expand(batch, *table.shape[1:])
-        return table[self.step]
+            return table.expand(count, *table.shape[1:])
+        samples = self.step.shape[0]
+        if count == samples:
+            return table[self.step]
+        if count % samples:
+            row_steps(np.zeros(samples, np.int64), count)  # says what is wrong
+        return table[self.step.repeat_interleave(count // samples)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +139,8 @@ class IntegerLayer(torch.nn.Module):
             accumulators.append(a)
         assert y is not None
         if self.bias is not None:
-            y = y + along(self.bias, y.ndim, channel_axis_of(self.layer.kind, y.ndim))
+            bias = self.bias if self.bias.ndim == 1 else self.context.rows(self.bias, y.shape[0])
+            y = y + along(bias, y.ndim, channel_axis_of(self.layer.kind, y.ndim))
         return LayerTensors(codes=tuple(codes), accumulators=tuple(accumulators), output=y)
 
     def _codes(self, i: int, x: torch.Tensor, axis: int) -> torch.Tensor:
@@ -174,27 +189,28 @@ class Simulation(torch.nn.Module):
         value = timestep.reshape(-1, 1).to(torch.float32)
         return (self.step_edges.reshape(1, -1) <= value).sum(1)
 
-    def forward(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor | float,
-        class_labels: torch.Tensor | None = None,
-        **conditions: Any,
-    ) -> torch.Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Output of the denoiser.
 
         Args:
-            sample: [B, C, H, W] float32.
-            timestep: [B] or one number for all.
-            class_labels: [B] int64 where the model has classes.
-            **conditions: further arguments of the denoiser, as `models.call_arguments` makes them.
+            *args: arguments of the denoiser's own forward; the first tensor has the batch in front.
+            **kwargs: likewise by name. `timestep` is [B], or one number for all samples.
+
+        Raises:
+            InputError: timesteps that are not one a sample.
         """
-        time = torch.as_tensor(timestep, device=sample.device)
-        time = time.reshape(-1).expand(sample.shape[0]) if time.numel() == 1 else time
-        self.context.step = self.bucket(time)
-        if class_labels is not None:
-            conditions["class_labels"] = class_labels
-        return self.denoiser(sample, time, return_dict=False, **conditions)[0]
+        bound = inspect.signature(self.denoiser.forward).bind(*args, **kwargs)
+        given = {name: value for name, value in bound.arguments.items() if name != "kwargs"}
+        given |= bound.kwargs
+        first = next(value for name, value in given.items() if isinstance(value, torch.Tensor) and name != TIMESTEP)
+        time = torch.as_tensor(given[TIMESTEP], device=first.device)
+        batch = first.shape[0]
+        if time.numel() not in (1, batch) or time.ndim > 1:
+            raise InputError(f"timestep has shape {tuple(time.shape)}, expected one number for each of {batch} samples")
+        given[TIMESTEP] = time.reshape(-1).expand(batch) if time.numel() == 1 else time
+        self.context.step = self.bucket(given[TIMESTEP])
+        output: torch.Tensor = self.denoiser(**{**given, "return_dict": False})[0]
+        return output
 
 
 def replace_layer(module: torch.nn.Module, name: str, layer: torch.nn.Module) -> None:

@@ -279,8 +279,8 @@ def test_nan_wrong_type_and_wrong_channels_are_named():
         numerics.integer_layer(layer, x.astype(np.float64), step)
     with pytest.raises(InputError, match="expected 3"):
         numerics.integer_layer(layer, np.zeros((1, 4), np.float32), step)
-    with pytest.raises(InputError, match="one step each"):
-        numerics.integer_layer(layer, np.zeros((2, 3), np.float32), step)
+    with pytest.raises(InputError, match="3 entries"):
+        numerics.integer_layer(layer, np.zeros((3, 3), np.float32), np.zeros(2, np.int64))
     for bucket in (-1, 2):
         with pytest.raises(InputError, match=r"expected 0\.\.1"):
             numerics.integer_layer(layer, x, np.array([bucket]))
@@ -338,3 +338,23 @@ def test_an_input_smaller_than_the_kernel_is_named():
         numerics.accumulate_conv2d(np.zeros((1, 3, 5, 5), np.int32), np.zeros((1, 1, 3, 3), np.int16), window)
     with pytest.raises(InputError, match="kernel"):
         numerics.accumulate_conv2d(np.zeros((1, 1, 5, 5), np.int32), np.zeros((1, 1, 2, 2), np.int16), window)
+
+
+def folded_layer(*, steps: int) -> Layer:
+    rng = np.random.default_rng(3)
+    part = make_part(rng, (3, 4), weight_bits=8, q_min=0, q_max=255, steps=steps, sets=1, extreme=False)
+    return Layer(name="layer", kind="linear", weight_bits=8, activation_bits=8, q_min=0, q_max=255, parts=(part,))
+
+
+def test_entries_folded_into_the_batch_take_their_samples_step():
+    layer, rng = folded_layer(steps=4), np.random.default_rng(4)
+    x, step = rng.standard_normal((2, 3, 4)).astype(np.float32), np.array([3, 1])
+    apart, folded = (numerics.integer_layer(layer, given, step).output for given in (x, x.reshape(6, 4)))
+    np.testing.assert_array_equal(folded, apart.reshape(6, 3))
+
+
+def test_an_axis_that_holds_no_samples_needs_a_layer_without_step_tables():
+    x, step = np.zeros((5, 4), np.float32), np.array([0, 1])
+    with pytest.raises(InputError, match="5 entries, expected a multiple of the 2 samples"):
+        numerics.integer_layer(folded_layer(steps=4), x, step)
+    assert numerics.integer_layer(folded_layer(steps=1), x, step).output.shape == (5, 3)

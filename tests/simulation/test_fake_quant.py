@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dq_deploy import numerics
+from dq_deploy.errors import InputError
 from dq_deploy.record import Layer, Part
 from dq_deploy.simulation.fake_quant import IntegerLayer, StepContext
 
@@ -147,3 +148,16 @@ def test_a_weight_set_by_step_is_the_one_used() -> None:
     expected = numerics.integer_layer(layer, x, step)
     np.testing.assert_array_equal(got.accumulators[0].numpy(), expected.accumulators[0].astype(np.float32))
     np.testing.assert_array_equal(got.output.numpy(), expected.output)
+
+
+def test_entries_folded_into_the_batch_take_their_samples_step() -> None:
+    layer = random_layer(7, kind="linear")
+    object.__setattr__(layer, "bias", np.random.default_rng(8).standard_normal((STEPS, 10)).astype(np.float32))
+    x = np.random.default_rng(9).standard_normal((6, 12)).astype(np.float32)
+    step = np.array([3, 1])
+    context = StepContext()
+    context.step = torch.from_numpy(step)
+    got = IntegerLayer(layer, context)
+    np.testing.assert_array_equal(got(torch.from_numpy(x)).numpy(), numerics.integer_layer(layer, x, step).output)
+    with pytest.raises(InputError, match="5 entries, expected a multiple of the 2 samples"):
+        got(torch.from_numpy(x[:5]))
