@@ -15,8 +15,12 @@ from dq_deploy.engines.capabilities import DeviceRuns, LayerRuns
 from dq_deploy.engines.turns import Turns
 from dq_deploy.errors import DqError, InputError, NonFiniteError
 from dq_deploy.manifest.values import EngineManifest
+from dq_deploy.models.sizes import BATCH
 from dq_deploy.numerics import step_bucket
 from dq_deploy.numerics.arrays import Array
+
+UNNAMED = "?"
+"""Stands for a free size that the engine's file gives no name; nothing is held against it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +35,10 @@ class TensorSpec:
 class Runner(ABC):
     """Runs one engine: named numpy arrays in, named numpy arrays out. Use it as a context manager.
 
-    Inputs are checked before they reach the engine: names, dtypes, shapes, one batch size, finite numbers, class labels
-    in range. If the engine takes only one step bucket in a batch, that is checked too. Outputs are checked for NaN and
-    infinity, and belong to the caller. Threads may share a runner; `close` waits until no thread runs it.
+    Inputs are checked before they reach the engine: names, dtypes, shapes, one value of each named size, finite
+    numbers, values within the limits of an input. If the engine takes only one step bucket in a batch, that is checked
+    too. Outputs are checked for NaN and infinity, and belong to the caller. Threads may share a runner; `close` waits
+    until no thread runs it.
 
     Attributes:
         engine: name of the engine, such as `onnxruntime`.
@@ -185,7 +190,7 @@ class Runner(ABC):
 
     def _check(self, feeds: Mapping[str, Array]) -> None:
         """Refuse what the engine does not take, beyond names and dtypes."""
-        batch: int | None = None
+        found: dict[str, tuple[int, str]] = {}
         for spec in self.inputs:
             value = feeds[spec.name]
             fits = value.ndim == len(spec.shape) and all(
@@ -193,12 +198,12 @@ class Runner(ABC):
             )
             if not fits or 0 in value.shape:
                 raise InputError(f"input {spec.name} has shape {value.shape}, expected {_shape_text(spec.shape)}")
-            if spec.shape and isinstance(spec.shape[0], str):
-                if batch is not None and value.shape[0] != batch:
-                    raise InputError(
-                        f"input {spec.name} has a batch of {value.shape[0]}, expected {batch} as the others"
-                    )
-                batch = value.shape[0]
+            for size, have in zip(spec.shape, value.shape, strict=True):
+                if isinstance(size, int) or size == UNNAMED:
+                    continue
+                want, of = found.setdefault(size, (have, spec.name))
+                if want != have:
+                    raise InputError(_disagreement(spec.name, size, have, want, of))
         self._check_values(feeds)
 
     def _check_values(self, feeds: Mapping[str, Array]) -> None:
@@ -262,6 +267,12 @@ def _dense(value: Array, spec: TensorSpec) -> Array:
         got = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
         raise InputError(f"input {spec.name} is {got}, expected a numpy array of {spec.dtype}")
     return np.ascontiguousarray(value, spec.dtype).reshape(value.shape)  # which alone would give a number an axis
+
+
+def _disagreement(name: str, size: str, have: int, want: int, other: str) -> str:
+    if size == BATCH:
+        return f"input {name} has a batch of {have}, expected {want} as the others"
+    return f"input {name} has the size {size} {have}, expected {want} as input {other} has it"
 
 
 def _shape_text(shape: tuple[int | str, ...]) -> str:

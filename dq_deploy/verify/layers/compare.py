@@ -126,7 +126,7 @@ def expected_accumulator(part: ComparedPart, codes: I32, accumulator: I32, bucke
         part: which.
         codes: centred codes c.
         accumulator: A.
-        buckets: [B] step buckets.
+        buckets: step bucket of each entry of the leading axis.
     """
     layer, own, holds = part.layer, part.own, part.form.holds
     z = table_at(own.zero_point, buckets).astype(np.int64)
@@ -149,6 +149,21 @@ def expected_accumulator(part: ComparedPart, codes: I32, accumulator: I32, bucke
     return shifted_sum
 
 
+def entry_buckets(buckets: I64, entries: int) -> I64:
+    """Step bucket of each entry of a leading axis; where that holds no samples, the first sample's stands for all."""
+    if entries % len(buckets):
+        return np.full(entries, buckets[0], np.int64)
+    return np.repeat(buckets, entries // len(buckets))
+
+
+def samples_of(buckets: I64, entries: int) -> list[tuple[int, int | slice]]:
+    """The bucket and the entries of each sample along a leading axis, all of them at once where it holds no samples."""
+    if entries % len(buckets):
+        return [(int(buckets[0]), slice(0, entries))]
+    k = entries // len(buckets)
+    return [(int(b), i if k == 1 else slice(i * k, (i + 1) * k)) for i, b in enumerate(buckets.tolist())]
+
+
 def compare_part(part: ComparedPart, tensors: PartTensors, buckets: I64) -> F32 | None:
     """Add one run's comparison to the layer's tally.
 
@@ -167,12 +182,13 @@ def compare_part(part: ComparedPart, tensors: PartTensors, buckets: I64) -> F32 
         return None
     single = dataclasses.replace(part.layer, parts=(part.own,), bias=None, out_scale=None, out_zero_point=None)
     expected = integer_layer(single, x, buckets)
-    want = expected_accumulator(part, expected.codes[0], expected.accumulators[0], buckets)
-    pairs = _paired(part, tensors, expected.codes[0], want, buckets)
+    entries = entry_buckets(buckets, len(x))
+    want = expected_accumulator(part, expected.codes[0], expected.accumulators[0], entries)
+    pairs = _paired(part, tensors, expected.codes[0], want, entries)
     if pairs is None:
         return None
-    for sample, bucket in enumerate(buckets.tolist()):
-        _count(part, pairs, want, sample, bucket)
+    for bucket, own in samples_of(buckets, len(x)):
+        _count(part, pairs, want, own, bucket)
     return expected.output
 
 
@@ -203,7 +219,7 @@ def _paired(
     return code_pair, _Pair(name="accumulator", got=held, want=wanted, gap=gap)
 
 
-def _count(part: ComparedPart, pairs: tuple[_Pair, _Pair], want: I64, sample: int, bucket: int) -> None:
+def _count(part: ComparedPart, pairs: tuple[_Pair, _Pair], want: I64, sample: int | slice, bucket: int) -> None:
     """Add one sample to the tally of its step, or of the probe."""
     result, (codes, accumulators) = part.tally, pairs
     tally = result.probe if part.probe else result.steps.setdefault(bucket, Tally())

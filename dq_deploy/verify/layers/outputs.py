@@ -10,7 +10,15 @@ import numpy as np
 from dq_deploy.numerics import F32, integer_layer, requantize_accumulator, step_bucket, table_at
 from dq_deploy.numerics.arrays import I64, Array
 from dq_deploy.record import Layer, Record
-from dq_deploy.verify.layers.compare import ABSURD, Place, first_of, held_in_canonical_layout, magnitude
+from dq_deploy.verify.layers.compare import (
+    ABSURD,
+    Place,
+    entry_buckets,
+    first_of,
+    held_in_canonical_layout,
+    magnitude,
+    samples_of,
+)
 from dq_deploy.verify.layers.tally import LayerTally, Tally
 
 OUTPUT_TOLERANCE = 2.0**-20
@@ -47,15 +55,15 @@ class LayerPlace:
     buckets: I64
     tally: LayerTally
 
-    def note_first(self, tensor: str, sample: int, wrong: Array, got: Array, want: Array) -> None:
+    def note_first(self, tensor: str, bucket: int, wrong: Array, got: Array, want: Array) -> None:
         """Remember the first wrong value of a sample, if the layer has none yet."""
         if self.tally.first is None:
-            place = Place(record=self.record, layer=self.layer.name, bucket=int(self.buckets[sample]))
+            place = Place(record=self.record, layer=self.layer.name, bucket=bucket)
             self.tally.first = first_of(tensor, wrong, got, want, place=place)
 
-    def step_of(self, sample: int) -> Tally:
-        """The counts of a sample's step."""
-        return self.tally.steps.setdefault(int(self.buckets[sample]), Tally())
+    def step_of(self, bucket: int) -> Tally:
+        """The counts of a step."""
+        return self.tally.steps.setdefault(bucket, Tally())
 
 
 def layer_output(layer: Layer, terms: Sequence[F32]) -> F32:
@@ -88,16 +96,16 @@ def float_product_slack(layer: Layer, in_float: Sequence[bool], buckets: I64) ->
 
 
 def compare_output(place: LayerPlace, y: F32, output: Array, layout: str, *, slack: F32) -> None:
-    """Compare a layer's float output with y, within `OUTPUT_TOLERANCE` and the slack of each sample."""
+    """Compare a layer's float output with y, within `OUTPUT_TOLERANCE` and the slack of each sample of the batch."""
     got = output if output.shape == y.shape else held_in_canonical_layout(output, y.shape, layout)
     if got is None:
         return
-    for sample in range(len(y)):
+    for index, (bucket, sample) in enumerate(samples_of(place.buckets, len(y))):
         gap = np.nan_to_num(np.abs(got[sample].astype(np.float64) - y[sample]), nan=ABSURD, posinf=ABSURD)
-        gap = np.maximum(gap - slack[sample], 0) / magnitude(y[sample])
-        step = place.step_of(sample)
+        gap = np.maximum(gap - slack[index], 0) / magnitude(y[sample])
+        step = place.step_of(bucket)
         step.max_output_difference = max(step.max_output_difference, float(gap.max(initial=0)))
-        place.note_first("output", sample, gap > OUTPUT_TOLERANCE, got[sample], y[sample])
+        place.note_first("output", bucket, gap > OUTPUT_TOLERANCE, got[sample], y[sample])
 
 
 def compare_output_bits(place: LayerPlace, y: F32, output: Array) -> None:
@@ -106,12 +114,14 @@ def compare_output_bits(place: LayerPlace, y: F32, output: Array) -> None:
         place.tally.problem(f"engine holds outputs {output.shape}, expected {y.shape}")
         return
     wrong = different_bits(output, y)
-    for sample in np.unique(np.argwhere(wrong)[:, 0]).tolist():
+    for bucket, sample in samples_of(place.buckets, len(y)):
+        if not wrong[sample].any():
+            continue
         gap = np.abs(output[sample].astype(np.float64) - y[sample])
         share = float(np.nan_to_num(gap, nan=np.inf).max()) / magnitude(y[sample])
-        step = place.step_of(sample)
+        step = place.step_of(bucket)
         step.max_output_difference = max(step.max_output_difference, share)
-        place.note_first("output", sample, wrong[sample], output[sample], y[sample])
+        place.note_first("output", bucket, wrong[sample], output[sample], y[sample])
 
 
 def compare_output_codes(place: LayerPlace, x: F32, output: Array) -> None:
@@ -127,18 +137,18 @@ def compare_output_codes(place: LayerPlace, x: F32, output: Array) -> None:
         weight_scale=part.weight_scale[0],
         out_scale=layer.out_scale,
         out_zero_point=layer.out_zero_point,
-        step=place.buckets,
+        step=entry_buckets(place.buckets, len(x)),
     )
     if output.shape != want.shape:
         place.tally.problem(f"engine holds output codes {output.shape}, expected {want.shape}")
         return
     gap = np.abs(output.astype(np.int64) - want)
-    for sample in range(len(want)):
-        step = place.step_of(sample)
+    for bucket, sample in samples_of(place.buckets, len(want)):
+        step = place.step_of(bucket)
         step.output_codes += gap[sample].size
         step.output_code_differences += int(np.count_nonzero(gap[sample]))
         step.max_output_code_difference = max(step.max_output_code_difference, int(gap[sample].max(initial=0)))
-        place.note_first("output code", sample, gap[sample], output[sample], want[sample])
+        place.note_first("output code", bucket, gap[sample], output[sample], want[sample])
 
 
 def different_bits(got: Array, want: Array) -> Array:
