@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from dq_deploy.calibration import CalibrationSource, output_influence
+from dq_deploy.methods.nested_values import Nested, copied
 from dq_deploy.methods.options import SharedOptions
 from dq_deploy.methods.prepare.calibration_inputs import batch_of, collect_inputs
 from dq_deploy.methods.prepare.initial_layers import initial_layers
@@ -125,10 +126,10 @@ class _Measurement:
         flow = flow_of_blocks(self.module, list(blocks.values()), inputs)
         self.order = flow.order
         self.position = {layer: i for i, name in enumerate(self.order) for layer in blocks[name].layers}
-        each = 4 * sum(int(np.prod(shape)) for shape in flow.output_shape.values())
+        each = sum(flow.output_bytes(name) for name in self.order)
         self.batch = max(1, min(MOST_INPUTS, int(memory_gib * GIB / 2) // each))
         self.context = StepContext()
-        self.kept: dict[str, torch.Tensor] = {}
+        self.kept: dict[str, Nested] = {}
 
     def run(self) -> tuple[I64, dict[str, dict[int, F64]]]:
         """Step buckets, [S], and the errors of every layer at every width."""
@@ -159,7 +160,7 @@ class _Measurement:
         """Output of the float model; every block's output is kept."""
 
         def keep(name: str) -> Any:
-            def hook(_module: torch.nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> None:
+            def hook(_module: torch.nn.Module, _args: tuple[Any, ...], output: Nested) -> None:
                 self.kept[name] = output
 
             return hook
@@ -177,7 +178,7 @@ class _Measurement:
         original = self.module.get_submodule(name)
         try:
             for child, output in before:
-                child.forward = lambda *_args, _output=output, **_kwargs: _output
+                child.forward = lambda *_args, _output=output, **_kwargs: copied(_output)
             replace_layer(self.module, name, IntegerLayer(layer, self.context))
             return call_denoiser(self.module, given)
         finally:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dq_deploy.methods.training.prefix import BlockInputs
+from dq_deploy.methods.nested_values import Gathered, Nested, mapped, tensors_in
 from dq_deploy.methods.training.random_mask import random_mask
 from dq_deploy.methods.training.reconstruction import Reconstruction
 from dq_deploy.methods.training.trainable import TrainableLayer
@@ -35,9 +35,9 @@ class TrainedBlock:
     module: torch.nn.Module
     float_module: torch.nn.Module
     layers: Mapping[str, TrainableLayer]
-    given: BlockInputs
-    float_given: BlockInputs | None
-    target: torch.Tensor
+    given: Gathered
+    float_given: Gathered | None
+    target: Gathered
     step: torch.Tensor
     context: StepContext
 
@@ -49,7 +49,7 @@ class BlockLoss:
         self.block = block
         self.settings = settings
         self.generator = generator
-        self.norm = float(block.target.square().mean()) or 1.0
+        self.norms = [float(target.square().mean()) or 1.0 for target in block.target.of_samples()]
         self.inner = list(block.layers)[:-1] if settings.layer_loss else []
         self.outputs: dict[str, torch.Tensor] = {}
         self.targets: dict[str, torch.Tensor] = {}
@@ -74,7 +74,7 @@ class BlockLoss:
         block, settings = self.block, self.settings
         block.context.step = block.step[index]
         output = call_block(block.module, self._mixed(index))
-        loss = self._output_error(output, block.target[index])
+        loss = self._output_error(list(tensors_in(output)), list(tensors_in(block.target.take(index))))
         if self.inner:
             assert block.float_given is not None
             with torch.no_grad():
@@ -88,21 +88,25 @@ class BlockLoss:
             loss = loss + settings.rounding_penalty * undecided
         return loss
 
-    def _output_error(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def _output_error(self, outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The mean of the errors of what the block gives, each in relation to its target."""
+        return torch.stack([self._error(*one) for one in zip(outputs, targets, self.norms, strict=True)]).mean()
+
+    def _error(self, output: torch.Tensor, target: torch.Tensor, norm: float) -> torch.Tensor:
         if self.settings.sample_weights is None:
-            return torch.nn.functional.mse_loss(output, target) / self.norm
-        losses = (output - target).square().flatten(1).mean(1) / self.norm
-        return (self.settings.sample_weights(self.block.context.step, losses.detach()) * losses).mean()
+            return torch.nn.functional.mse_loss(output, target) / norm
+        step = self.block.context.step
+        losses = (output - target).square().reshape(len(step), -1).mean(1) / norm
+        return (self.settings.sample_weights(step, losses.detach()) * losses).mean()
 
     def _mixed(self, index: torch.Tensor) -> tuple[Sequence[Any], Mapping[str, Any]]:
         """Arguments of the quantized block, a share of their values from the float prefix."""
-        args, kwargs = self.block.given.take(index)
+        given: tuple[Sequence[Any], Mapping[str, Any]] = self.block.given.take(index)
         if not self.settings.input_mix:
-            return args, kwargs
+            return given
         assert self.block.float_given is not None
-        float_args, float_kwargs = self.block.float_given.take(index)
-        mixed = [self._mix(mine, other) for mine, other in zip(args, float_args, strict=True)]
-        return mixed, {key: self._mix(value, float_kwargs[key]) for key, value in kwargs.items()}
+        mixed: tuple[Sequence[Any], Mapping[str, Any]] = mapped(self._mix, given, self.block.float_given.take(index))
+        return mixed
 
     def _mix(self, mine: Any, other: Any) -> Any:
         if not isinstance(mine, torch.Tensor) or not mine.is_floating_point():
@@ -111,11 +115,10 @@ class BlockLoss:
         return torch.where(is_float, other, mine)
 
 
-def call_block(module: torch.nn.Module, given: tuple[Sequence[Any], Mapping[str, Any]]) -> torch.Tensor:
-    """Output of a block for arguments as `BlockInputs.take` gives them."""
+def call_block(module: torch.nn.Module, given: tuple[Sequence[Any], Mapping[str, Any]]) -> Nested:
+    """Output of a block for arguments as `Prefix.next_inputs` gives them."""
     args, kwargs = given
-    output: torch.Tensor = module(*args, **kwargs)
-    return output
+    return module(*args, **kwargs)
 
 
 def _catcher(into: dict[str, torch.Tensor], name: str) -> Callable[..., None]:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from dq_deploy.errors import NonFiniteError, OptionError, library_errors
+from dq_deploy.methods.nested_values import Gathered, Nested
 from dq_deploy.methods.options import SharedOptions
 from dq_deploy.methods.prepare.preparation import Prepared
 from dq_deploy.methods.progress import Progress, ProgressCallback
@@ -29,7 +30,7 @@ from dq_deploy.methods.ranges.step_ranges import (
     watch_steps,
 )
 from dq_deploy.methods.training.block_loss import BlockLoss, TrainedBlock, call_block
-from dq_deploy.methods.training.prefix import CHUNK, BlockInputs, Flow, Prefix, flow_of_blocks, joined
+from dq_deploy.methods.training.prefix import CHUNK, Flow, Prefix, flow_of_blocks
 from dq_deploy.methods.training.reconstruction import Reconstruction
 from dq_deploy.methods.training.resume import ResumeFolder
 from dq_deploy.methods.training.trainable import TrainableLayer
@@ -79,9 +80,9 @@ class _Reached:
     index: int
     done: int
     layers: list[str]
-    given: BlockInputs
-    float_given: BlockInputs | None
-    target: torch.Tensor
+    given: Gathered
+    float_given: Gathered | None
+    target: Gathered
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,7 +90,7 @@ class _Finished:
     """A block whose integer layers are in place: they, its output for all inputs, and its note (JSON values)."""
 
     layers: dict[str, Layer]
-    output: torch.Tensor
+    output: Gathered
     note: dict[str, Any]
 
 
@@ -205,7 +206,7 @@ class BlockReconstruction:
         module = self.prepared.module.get_submodule(block.name)
         with torch.no_grad():
             taken = ((chunk, call_block(module, behind_float.take(chunk))) for chunk in batches(self.count, CHUNK))
-            target = joined(taken, self.count)
+            target = self.reference.outputs_of(block.name, taken, self.count)
         names = self._layers_of(block)
         float_given = behind_float if self.settings.needs_float_inputs and names else None
         del behind_float  # before the quantized ones are made: both at once are counted only where both are kept
@@ -223,15 +224,16 @@ class BlockReconstruction:
         for name, layer in layers.items():
             replace_layer(self.quantized.module, name, IntegerLayer(layer, self.context))
 
-    def _output(self, block: Block, given: BlockInputs) -> torch.Tensor:
+    def _output(self, block: Block, given: Gathered) -> Gathered:
         module = self.quantized.module.get_submodule(block.name)
 
-        def run(chunk: slice) -> torch.Tensor:
+        def run(chunk: slice) -> Nested:
             self.context.step = self.step[chunk]
             return call_block(module, given.take(chunk))
 
         with torch.no_grad():
-            return joined(((chunk, run(chunk)) for chunk in batches(self.count, CHUNK)), self.count)
+            pieces = ((chunk, run(chunk)) for chunk in batches(self.count, CHUNK))
+            return self.quantized.outputs_of(block.name, pieces, self.count)
 
     def _reconstruct(self, reached: _Reached) -> _Finished:
         """Train a block, and leave it untrained where that made it worse."""
@@ -242,9 +244,9 @@ class BlockReconstruction:
         if not self.settings.iterations:
             return self._finish(reached, untrained, note)
         compared = torch.from_numpy(first_of_every_step(self.step.numpy(), self.steps, COMPARED_INPUTS))
-        before = _relative_error(self._untrained_output(reached, untrained, compared), reached.target[compared])
+        before = _relative_error(self._untrained_output(reached, untrained, compared), reached.target, compared)
         finished = self._finish(reached, self._train(reached), note)
-        after = _relative_error(finished.output[compared], reached.target[compared])
+        after = _relative_error([v[compared] for v in finished.output.of_samples()], reached.target, compared)
         if after > before * self.settings.worse_allowed:
             words = f"left untrained: its relative error was {before:.3g}, and {after:.3g} after training"
             self.progress(
@@ -260,15 +262,19 @@ class BlockReconstruction:
         return finished
 
     @torch.no_grad()
-    def _untrained_output(self, reached: _Reached, layers: Mapping[str, Layer], index: torch.Tensor) -> torch.Tensor:
-        """The block's output with these layers for some inputs."""
+    def _untrained_output(
+        self, reached: _Reached, layers: Mapping[str, Layer], index: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """What the block gives with these layers for some inputs."""
         self._place(layers)
         module = self.quantized.module.get_submodule(reached.block.name)
-        pieces = []
-        for chunk in index.split(CHUNK):
-            self.context.step = self.step[chunk]
-            pieces.append(call_block(module, reached.given.take(chunk)))
-        return torch.cat(pieces)
+
+        def run(chunk: slice) -> Nested:
+            self.context.step = self.step[index[chunk]]
+            return call_block(module, reached.given.take(index[chunk]))
+
+        pieces = ((chunk, run(chunk)) for chunk in batches(len(index), CHUNK))
+        return self.quantized.outputs_of(reached.block.name, pieces, len(index)).of_samples()
 
     def _train(self, reached: _Reached) -> dict[str, Layer]:
         """Train a block and round it."""
@@ -311,12 +317,12 @@ class BlockReconstruction:
         self._place(finished)
         with watch_steps(self.quantized.module, finished, self.context, self.steps) as seen:
             output = self._output(reached.block, reached.given)
-        if not bool(torch.isfinite(output).all()):
+        if not all(bool(torch.isfinite(values).all()) for values in output.of_samples()):
             raise DivergedError("its quantized output is not finite")
         if self.options.outputs:
             finished = {name: self._with_output(layer, seen[name]) for name, layer in finished.items()}
             self._place(finished)
-        told = {**note, "relative_error": _relative_error(output, reached.target)}
+        told = {**note, "relative_error": _relative_error(output.of_samples(), reached.target)}
         return _Finished(layers=finished, output=output, note=told)
 
     def _with_output(self, layer: Layer, seen: StepRange) -> Layer:
@@ -380,9 +386,21 @@ def _stopped(block: str, reason: str, history: list[dict[str, Any]], state: Resu
     )
 
 
-def _relative_error(output: torch.Tensor, target: torch.Tensor) -> float:
-    """Mean square error relative to the target's mean square."""
-    return float((output - target).double().square().mean()) / (float(target.double().square().mean()) or 1.0)
+def _relative_error(outputs: list[torch.Tensor], target: Gathered, index: torch.Tensor | None = None) -> float:
+    """Mean square error relative to the target's mean square, the mean of what the block gives.
+
+    Args:
+        outputs: of the block, for some inputs.
+        target: for all inputs.
+        index: which of them; None for all.
+    """
+    errors = []
+    for output, whole in zip(outputs, target.of_samples(), strict=True):
+        wanted = whole if index is None else whole[index]
+        errors.append(
+            float((output - wanted).double().square().mean()) / (float(wanted.double().square().mean()) or 1.0)
+        )
+    return sum(errors) / len(errors)
 
 
 def _spread(output: StepRange) -> float:

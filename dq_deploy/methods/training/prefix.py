@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from dq_deploy.errors import ModelError
+from dq_deploy.methods.nested_values import Gathered, Nested, copied, entries_of, gathered, mapped, tensors_in
 from dq_deploy.methods.ranges.step_ranges import batches, model_inputs
 from dq_deploy.models import Block, call_denoiser
 from dq_deploy.numerics.arrays import Array
@@ -27,45 +28,30 @@ class _ReachedError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockInputs:
-    """Arguments of a block for all calibration inputs; tensors have them on the first axis.
-
-    Attributes:
-        args: positional arguments.
-        kwargs: keyword arguments.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def take(self, index: torch.Tensor | slice) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments of some inputs."""
-
-        def pick(value: Any) -> Any:
-            return value[index] if isinstance(value, torch.Tensor) else value
-
-        return tuple(pick(v) for v in self.args), {k: pick(v) for k, v in self.kwargs.items()}
-
-
-@dataclass(frozen=True, kw_only=True)
 class Flow:
     """How blocks feed each other.
 
     Attributes:
         order: block names in the order they are called.
         last_reader: position of the last block that reads a block's output, -1 for none.
-        output_shape: shape of a block's output for one input, without the batch axis.
+        arguments: size of the leading axis of each tensor among a block's arguments, for one input.
+        outputs: what a block gives for one input; its tensors have shapes and no values.
         peak_bytes: most bytes one calibration input takes while blocks are trained one after another.
     """
 
     order: tuple[str, ...]
     last_reader: Mapping[str, int]
-    output_shape: Mapping[str, tuple[int, ...]]
+    arguments: Mapping[str, tuple[int, ...]]
+    outputs: Mapping[str, Nested]
     peak_bytes: int
 
+    def output_bytes(self, name: str) -> int:
+        """Of a block's output for one input."""
+        return _bytes(self.outputs[name])
 
-def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
-    return [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
+
+def _bytes(value: Nested) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(value))
 
 
 def flow_of_blocks(
@@ -87,27 +73,36 @@ def flow_of_blocks(
         ModelError: a block is not called exactly once.
     """
     order: list[str] = []
-    leaves: dict[str, torch.Tensor] = {}
+    arguments: dict[str, tuple[int, ...]] = {}
+    leaves: dict[str, list[torch.Tensor]] = {}
+    outputs: dict[str, Nested] = {}
     readers: dict[str, int] = {}
     argument_bytes: list[int] = []
     originals = {block.name: module.get_submodule(block.name).forward for block in blocks}
 
+    def note_readers(given: list[torch.Tensor]) -> None:
+        known = [(name, leaf) for name, own in leaves.items() for leaf in own]
+        if not given or not known:
+            return
+        total = torch.stack([v.float().sum() for v in given]).sum()
+        grads = torch.autograd.grad(total, [leaf for _, leaf in known], retain_graph=True, allow_unused=True)
+        readers.update({name: len(order) for (name, _), grad in zip(known, grads, strict=True) if grad is not None})
+
     def watch(name: str) -> Any:
-        def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
-            given = [v for v in _tensors(args, kwargs) if v.requires_grad]
-            known = list(leaves.values())
-            if given and known:
-                total = torch.stack([v.float().sum() for v in given]).sum()
-                grads = torch.autograd.grad(total, known, retain_graph=True, allow_unused=True)
-                for other, grad in zip(leaves, grads, strict=True):
-                    if grad is not None:
-                        readers[other] = len(order)
-            argument_bytes.append(sum(v.numel() * v.element_size() for v in _tensors(args, kwargs)))
+        def forward(*args: Any, **kwargs: Any) -> Nested:
+            given = [v for v in tensors_in((args, kwargs)) if v.requires_grad]
+            note_readers(given)
+            argument_bytes.append(_bytes((args, kwargs)))
+            arguments[name] = entries_of((args, kwargs))
             order.append(name)
             with torch.no_grad():
                 out = originals[name](*args, **kwargs)
-            leaves[name] = out.detach().clone().requires_grad_()
-            return leaves[name]
+            outputs[name] = mapped(lambda v: v.detach().to("meta") if isinstance(v, torch.Tensor) else v, out)
+            if not any(v.is_floating_point() for v in tensors_in(out)):
+                raise ModelError(f'block {name} gives a {type(out).__name__}, expected tensors; use `method="minmax"`')
+            watched = mapped(_watched, out)
+            leaves[name] = [v for v in tensors_in(watched) if v.requires_grad]
+            return copied(watched)  # not the leaves themselves, which must not be changed in place
 
         return forward
 
@@ -122,33 +117,19 @@ def flow_of_blocks(
     if sorted(order) != sorted(block.name for block in blocks):
         raise ModelError(f'blocks were called as {order}, expected each exactly once; use `method="minmax"`')
     last = {name: readers.get(name, -1) for name in order}
-    sizes = {name: leaves[name].numel() * 4 for name in order}
+    sizes = {name: _bytes(outputs[name]) for name in order}
     peak = 0
     for k, name in enumerate(order):
         alive = sum(sizes[other] for other in order[:k] if last[other] >= k)
         peak = max(peak, 2 * alive + (1 + both_inputs) * argument_bytes[k] + 2 * sizes[name])
-    return Flow(
-        order=tuple(order),
-        last_reader=last,
-        output_shape={name: tuple(leaves[name].shape[1:]) for name in order},
-        peak_bytes=peak,
-    )
+    return Flow(order=tuple(order), last_reader=last, arguments=arguments, outputs=outputs, peak_bytes=peak)
 
 
-def _whole(value: Any, count: int) -> Any:
-    """Room for `count` rows like a tensor's; anything else as it is."""
-    return value.new_empty((count, *value.shape[1:])) if isinstance(value, torch.Tensor) else value
-
-
-def joined(pieces: Iterable[tuple[slice, torch.Tensor]], count: int) -> torch.Tensor:
-    """All rows of `count` inputs from chunks of them, of which only one is held beside the result."""
-    whole: torch.Tensor | None = None
-    for chunk, piece in pieces:
-        if whole is None:
-            whole = _whole(piece, count)
-        whole[chunk] = piece
-    assert whole is not None
-    return whole
+def _watched(value: Any) -> Any:
+    """A tensor of its own whose readers can be found by gradients; anything else as it is."""
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        return value
+    return value.detach().clone().requires_grad_()
 
 
 class Prefix:
@@ -159,16 +140,21 @@ class Prefix:
         self.flow = flow
         self.inputs = inputs
         self.count = count
-        self.outputs: dict[str, torch.Tensor] = {}
+        self.outputs: dict[str, Gathered] = {}
         self.position = 0
 
     def _stored(self, name: str, chunk: slice) -> Any:
-        shape = self.flow.output_shape[name]
+        count = chunk.stop - chunk.start
 
-        def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+        def nothing(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor):
+                return value
+            return torch.zeros(1, dtype=value.dtype).expand(value.shape[0] * count, *value.shape[1:])
+
+        def forward(*args: Any, **kwargs: Any) -> Nested:
             if name in self.outputs:
-                return self.outputs[name][chunk]
-            return torch.zeros(1).expand(chunk.stop - chunk.start, *shape)  # nothing reads it any more
+                return copied(self.outputs[name].take(chunk))
+            return mapped(nothing, self.flow.outputs[name])  # nothing reads it any more
 
         return forward
 
@@ -196,21 +182,16 @@ class Prefix:
         return reached[0]
 
     @torch.no_grad()
-    def next_inputs(self) -> BlockInputs:
-        """Arguments of the next block for all calibration inputs."""
-        args: list[Any] = []
-        kwargs: dict[str, Any] = {}
-        for chunk in batches(self.count, CHUNK):
-            given, named = self._arguments(chunk)
-            if chunk.start == 0:
-                args = [_whole(value, self.count) for value in given]
-                kwargs = {key: _whole(value, self.count) for key, value in named.items()}
-            for into, value in (*zip(args, given, strict=True), *((kwargs[key], named[key]) for key in kwargs)):
-                if isinstance(value, torch.Tensor):
-                    into[chunk] = value
-        return BlockInputs(args=tuple(args), kwargs=kwargs)
+    def next_inputs(self) -> Gathered:
+        """Arguments of the next block for all calibration inputs: a tuple and a dict."""
+        pieces = ((chunk, self._arguments(chunk)) for chunk in batches(self.count, CHUNK))
+        return gathered(pieces, self.count, self.flow.arguments[self.flow.order[self.position]])
 
-    def finish(self, output: torch.Tensor) -> None:
+    def outputs_of(self, name: str, pieces: Iterable[tuple[slice, Nested]], count: int) -> Gathered:
+        """What a block gave for `count` inputs, from chunks of them."""
+        return gathered(pieces, count, entries_of(self.flow.outputs[name]))
+
+    def finish(self, output: Gathered) -> None:
         """Store the next block's output for all inputs and go on to the block behind it."""
         self.outputs[self.flow.order[self.position]] = output
         self.position += 1
