@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,14 @@ from reprlib import repr as short
 from typing import Any
 
 from dq_deploy.errors import MissingDependencyError, ModelError, OptionError
+from dq_deploy.models.load.component_class import diffusers_class
 from dq_deploy.models.load.json_file import read_json
-from dq_deploy.models.load.pipeline_folder import INDEX
+from dq_deploy.models.load.pipeline_folder import INDEX, USUAL_NAMES
 
 LIBRARIES = ("diffusers", "transformers")
 """Libraries whose classes are loaded; a folder may name others, even a file of its own."""
 
-TEXT_CLASSES = ("tokenizer", "text_encoder")
+_NAMES = (*USUAL_NAMES, "denoiser")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +34,6 @@ class PipelineFolder:
     class_name: str
     components: Mapping[str, tuple[str, str]]
 
-    def denoiser(self, component: str | None) -> str:
-        """Name of the denoiser; see `the_denoiser`."""
-        return the_denoiser(self.class_name, list(self.components), component)
-
 
 def the_denoiser(pipeline: str, names: Sequence[str], component: str | None) -> str:
     """Which of a pipeline's components is the denoiser: the one named, or the only UNet or transformer.
@@ -43,7 +41,7 @@ def the_denoiser(pipeline: str, names: Sequence[str], component: str | None) -> 
     Raises:
         OptionError: there is none, there are several, or none of that name.
     """
-    found = [name for name in names if name.rstrip("_0123456789") in ("unet", "transformer", "prior", "denoiser")]
+    found = [name for name in names if any(re.fullmatch(rf"{known}(_.*)?", name) for known in _NAMES)]
     if component is not None:
         if component not in names:
             raise OptionError(f"the {pipeline} has no {short(component)}, expected one of {', '.join(names)}")
@@ -120,11 +118,9 @@ def _check_component(file: Path, name: str, entry: Sequence[Any]) -> None:
     """
     import importlib.util
 
-    from diffusers import pipelines
-
     library, kind = entry
     words = isinstance(library, str) and isinstance(kind, str) and kind.isidentifier()
-    if not words or not (library in LIBRARIES or (library.isidentifier() and hasattr(pipelines, library))):
+    if not words or (library not in LIBRARIES and diffusers_class(kind, library) is None):
         raise ModelError(
             f"{file} has {name} {short(list(entry))}, expected a class of diffusers or transformers: no other code is "
             "run, and none of the folder's own"

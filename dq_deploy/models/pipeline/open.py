@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,16 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.errors import DqError, ModelError, OptionError, library_errors, raise_if_out_of_memory, words_of
+from dq_deploy.models.load.component_class import checked_class, todays_config
 from dq_deploy.models.load.json_file import read_json
-from dq_deploy.models.load.pipeline_folder import INDEX, find_denoiser
-from dq_deploy.models.load.scheduler_file import read_scheduler, scheduler_config_of
+from dq_deploy.models.load.pipeline_folder import INDEX, find_denoiser, scheduler_of
+from dq_deploy.models.load.scheduler_file import scheduler_config_of
+from dq_deploy.models.load.single_file import offline
 from dq_deploy.models.pipeline.folder import PipelineFolder, read_pipeline_folder
 from dq_deploy.models.pipeline.schedulers import build_scheduler
 
 if TYPE_CHECKING:
     import torch
-
-OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "DIFFUSERS_OFFLINE")
 
 
 def open_folder(
@@ -33,57 +32,52 @@ def open_folder(
     variant: str | None,
 ) -> Any:
     """See `dq_deploy.models.pipeline.open_pipeline`."""
-    if not path.is_dir():
-        what = "is a file" if path.exists() else "does not exist"
-        raise ModelError(
-            f"model folder {path} {what}; expected a diffusers folder on disk (models are never downloaded: "
-            "save yours with save_pretrained and give that folder)"
-        )
+    place = find_denoiser(path, component)
     with quiet():
-        folder = read_pipeline_folder(path)
-        if folder is not None:
-            pipeline = _of_index(folder, folder.denoiser(component), denoiser, scheduler, variant)
-        elif component is not None:
-            raise OptionError(f"got component {component!r} for {path}, which is no pipeline but a denoiser alone")
+        folder = None if place.pipeline is None else read_pipeline_folder(place.pipeline)
+        if folder is None or place.component is None:
+            pipeline = _bare(place.folder, denoiser, scheduler, variant)
         else:
-            pipeline = _bare(path, denoiser, scheduler, variant)
+            pipeline = _of_index(folder, place.component, denoiser, scheduler, variant)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def _bare(path: Path, denoiser: torch.nn.Module | None, scheduler: str | None, variant: str | None) -> Any:
+def _bare(folder: Path, denoiser: torch.nn.Module | None, scheduler: str | None, variant: str | None) -> Any:
+    steps = build_scheduler(scheduler_config_of(folder), scheduler)
+    return pipeline_of_denoiser(_float_denoiser(folder, variant) if denoiser is None else denoiser, steps)
+
+
+def pipeline_of_denoiser(denoiser: torch.nn.Module, scheduler: Any) -> Any:
+    """The pipeline around a denoiser alone."""
     from diffusers import ScoreSdeVePipeline, ScoreSdeVeScheduler
 
-    from dq_deploy.models import load_model
     from dq_deploy.models.pipeline.denoiser_pipeline import DenoiserPipeline
 
-    steps = build_scheduler(scheduler_config_of(find_denoiser(path).folder), scheduler)
-    module = load_model(path, variant=variant).module if denoiser is None else denoiser
-    if isinstance(steps, ScoreSdeVeScheduler):  # corrects and predicts: diffusers has one pipeline for it
-        return ScoreSdeVePipeline(unet=module, scheduler=steps)
-    return DenoiserPipeline(denoiser=module, scheduler=steps)
+    if isinstance(scheduler, ScoreSdeVeScheduler):  # corrects and predicts: diffusers has one pipeline for it
+        return ScoreSdeVePipeline(unet=denoiser, scheduler=scheduler)
+    return DenoiserPipeline(denoiser=denoiser, scheduler=scheduler)
 
 
 def _of_index(
     folder: PipelineFolder, name: str, denoiser: torch.nn.Module | None, scheduler: str | None, variant: str | None
 ) -> Any:
+    import torch
     from diffusers import DiffusionPipeline, ModelMixin
 
     given: dict[str, Any] = {}
-    if "scheduler" in folder.components:
-        config = _pipeline_scheduler_config(folder)
-        given["scheduler"] = build_scheduler(config, scheduler)
+    driver = scheduler_of(name, folder.components)
+    if driver in folder.components:
+        given[driver] = build_scheduler(scheduler_config_of(folder.path / name), scheduler)
     elif scheduler is not None:
         raise OptionError(f"got the scheduler {scheduler} for a {folder.class_name}, which has none")
     placeholder = denoiser
     if denoiser is None:
-        denoiser = placeholder = _float_denoiser(folder, name, variant)
+        denoiser = placeholder = _float_denoiser(folder.path / name, variant)
     elif not isinstance(denoiser, ModelMixin):  # diffusers takes no other module at first, only behind
         placeholder = _without_weights(folder, name)
     given[name] = placeholder
     _check_parts(folder, given)
-    import torch
-
     with offline(), _in_words(folder):
         pipeline = DiffusionPipeline.from_pretrained(
             folder.path,
@@ -97,26 +91,20 @@ def _of_index(
     return pipeline
 
 
-def _pipeline_scheduler_config(folder: PipelineFolder) -> dict[str, Any]:
-    file = folder.path / "scheduler" / "scheduler_config.json"
-    return read_scheduler(file, folder.path / INDEX)
-
-
-def _float_denoiser(folder: PipelineFolder, name: str, variant: str | None) -> torch.nn.Module:
+def _float_denoiser(folder: Path, variant: str | None) -> torch.nn.Module:
     from dq_deploy.models import load_model
 
-    return load_model(folder.path / name, variant=variant).module
+    return load_model(folder, variant=variant).module
 
 
 def _without_weights(folder: PipelineFolder, name: str) -> Any:
     """The float class on the meta device: it answers for what a pipeline looks up while it is made."""
-    import diffusers
     import torch
 
     config = read_json(folder.path / name / "config.json")
-    kind = getattr(diffusers, folder.components[name][1])
+    kind: Any = checked_class(config, str(folder.path / name))
     with torch.device("meta"), library_errors(f"{folder.path / name}", "check its config.json"):
-        return kind.from_config(config)
+        return kind.from_config(todays_config(config, kind))
 
 
 def _check_parts(folder: PipelineFolder, given: dict[str, Any]) -> None:
@@ -160,26 +148,6 @@ def _in_words(folder: PipelineFolder) -> Iterator[None]:
             f"the pipeline {folder.path} cannot be loaded: {words_of(error)}; check its folders against "
             "model_index.json"
         ) from error
-
-
-@contextmanager
-def offline() -> Iterator[None]:
-    """Nothing inside is looked up on the hub, whatever a folder names."""
-    from huggingface_hub import constants
-
-    before = {name: os.environ.get(name) for name in OFFLINE}
-    online = constants.HF_HUB_OFFLINE
-    os.environ.update(dict.fromkeys(OFFLINE, "1"))
-    constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = online
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 @contextmanager
