@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from dq_deploy.models.default_calls.parts import TOKENS, CallParts, tensor, whole
-from dq_deploy.models.default_calls.unet2d_condition import hint_sizes, unet2d_condition_parts
+from dq_deploy.models.default_calls.unet2d_condition import given_parts, hint_sizes
 
 
 def controlnet_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallParts:
-    """What the UNet beside it is given, and the control picture."""
-    parts = unet2d_condition_parts(config, given)
+    """What the UNet beside it is given, and the control picture; it has several outputs."""
+    parts = given_parts(config, given)
     picture = tensor("controlnet_cond", whole(config, "conditioning_channels"), "picture_height", "picture_width")
     named = hint_sizes("picture", parts.sizes)
     at = next((i for i, item in enumerate(parts.inputs) if TOKENS in item.shape), len(parts.inputs) - 1) + 1

@@ -24,11 +24,13 @@ class CallParts:
     Attributes:
         inputs: named tensors, in order.
         sizes: what each size that varies is by default, the batch left out.
+        output: shape of the one output, in the same names; empty where only a run says it.
         constants: plain values by argument.
     """
 
     inputs: tuple[CallInput, ...]
     sizes: Mapping[str, int]
+    output: tuple[int | str, ...] = ()
     constants: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -47,6 +49,15 @@ def whole(config: Mapping[str, Any], key: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ModelError(f"config.json has {key} {short(value)}, expected a whole number from 1")
     return value
+
+
+def channels_out(config: Mapping[str, Any]) -> int:
+    """Channels of the output, which are the input's where the configuration has none.
+
+    Raises:
+        ModelError: no whole number from 1.
+    """
+    return whole(config, "in_channels" if value_of(config, "out_channels") is None else "out_channels")
 
 
 def sample_sizes(config: Mapping[str, Any], given: Mapping[str, int]) -> dict[str, int]:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from dq_deploy.models.default_calls.parts import (
+    BATCH,
     HEIGHT,
     TOKENS,
     WIDTH,
     CallParts,
+    channels_out,
     sample_sizes,
     tensor,
     whole,
@@ -41,7 +43,11 @@ def dit_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallParts:
     """Latents, timestep and labels; the size is fixed, because the model puts its tokens back into a square."""
     side = sample_sizes(config, given)
     latents = tensor("hidden_states", whole(config, "in_channels"), side[HEIGHT], side[WIDTH])
-    return CallParts(inputs=(latents, tensor("timestep"), tensor("class_labels", dtype="int64")), sizes={})
+    return CallParts(
+        inputs=(latents, tensor("timestep"), tensor("class_labels", dtype="int64")),
+        sizes={},
+        output=(BATCH, channels_out(config), side[HEIGHT], side[WIDTH]),
+    )
 
 
 def pixart_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallParts:
@@ -57,7 +63,7 @@ def pixart_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallPar
         inputs += [tensor("added_cond_kwargs.resolution", 2), tensor("added_cond_kwargs.aspect_ratio", 1)]
     inputs.append(tensor("encoder_attention_mask", TOKENS, dtype="int64"))
     sizes = {**sample_sizes(config, given), **with_default(given, tokens=PIXART_TOKENS)}
-    return CallParts(inputs=tuple(inputs), sizes=sizes)
+    return CallParts(inputs=tuple(inputs), sizes=sizes, output=(BATCH, channels_out(config), HEIGHT, WIDTH))
 
 
 def sd3_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallParts:
@@ -69,7 +75,7 @@ def sd3_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallParts:
         tensor("timestep"),
     )
     sizes = {**sample_sizes(config, given), **with_default(given, tokens=SD3_TOKENS)}
-    return CallParts(inputs=inputs, sizes=sizes)
+    return CallParts(inputs=inputs, sizes=sizes, output=(BATCH, channels_out(config), HEIGHT, WIDTH))
 
 
 def flux_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallParts:
@@ -89,4 +95,8 @@ def flux_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallParts
         inputs.append(tensor("guidance"))
     height, width = given.get(HEIGHT, FLUX_LATENT), given.get(WIDTH, FLUX_LATENT)
     tokens = (height // FLUX_PATCH) * (width // FLUX_PATCH)
-    return CallParts(inputs=tuple(inputs), sizes=with_default(given, image_tokens=tokens, tokens=FLUX_TOKENS))
+    return CallParts(
+        inputs=tuple(inputs),
+        sizes=with_default(given, image_tokens=tokens, tokens=FLUX_TOKENS),
+        output=(BATCH, "image_tokens", channels_out(config)),
+    )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dq_deploy.errors import ModelError
-from dq_deploy.models.default_calls.parts import HEIGHT, WIDTH, CallParts, sample_sizes, tensor
+from dq_deploy.models.default_calls.parts import BATCH, HEIGHT, WIDTH, CallParts, sample_sizes, tensor
 from dq_deploy.record import CallInput
 from dq_deploy.record.model_config import channels_of, value_of
 
@@ -16,6 +16,7 @@ def unet2d_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallPar
     return CallParts(
         inputs=(*sample_and_timestep(config), *_labels(config)),
         sizes=sample_sizes(config, given),
+        output=(BATCH, channels_of(config, "out_channels"), HEIGHT, WIDTH),
     )
 
 

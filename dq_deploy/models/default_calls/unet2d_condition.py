@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from dq_deploy.errors import ModelError
 from dq_deploy.models.default_calls.parts import (
+    BATCH,
     HEIGHT,
     TOKENS,
     WIDTH,
@@ -44,6 +46,12 @@ _WHOLE_CALL = "give a pipeline folder, whose calls are recorded"
 
 def unet2d_condition_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallParts:
     """`sample`, `timestep`, labels, text, and the conditions that the configuration's embeddings read."""
+    output = (BATCH, whole(config, "out_channels"), HEIGHT, WIDTH)
+    return replace(given_parts(config, given), output=output)
+
+
+def given_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallParts:
+    """What a UNet with text is given, and a ControlNet beside it."""
     hint = value_of(config, "addition_embed_type") == "image_hint"
     channels = channels_of(config, "in_channels") - HINT_CHANNELS if hint else None
     inputs = [*sample_and_timestep(config, channels), *labels(config)]
