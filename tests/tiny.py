@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dq_deploy.models import Denoiser, build_denoiser, quantizable_layers
+from dq_deploy.models import Denoiser, build_denoiser, default_call, quantizable_layers
 from dq_deploy.record import Layer, Part, Record, edges_from_timesteps
 
 SCHEDULER = {
@@ -59,6 +59,7 @@ def tiny_denoiser(seed: int = 0, classes: int | None = None, **changes: Any) -> 
         family="unet2d",
         module=module,
         config=config,
+        call=default_call(config),
         scheduler_config=dict(SCHEDULER),
         source="tiny",
         source_sha256="0" * 64,
@@ -120,6 +121,7 @@ def tiny_conditional_denoiser(seed: int = 0, sdxl: bool = False, **changes: Any)
         family="unet2d_condition",
         module=module,
         config=config,
+        call=default_call(config),
         scheduler_config=dict(LATENT_SCHEDULER),
         source="tiny conditional",
         source_sha256="1" * 64,
@@ -133,7 +135,7 @@ def random_record(
     rng = np.random.default_rng(seed)
     parameters = {key: value.detach().numpy().copy() for key, value in denoiser.module.state_dict().items()}
     layers = {}
-    for site in quantizable_layers(denoiser.module, denoiser.config):
+    for site in quantizable_layers(denoiser.module, denoiser.call):
         if site.name.startswith("time_embedding"):
             continue
         weight = parameters.pop(f"{site.name}.weight")

@@ -109,11 +109,11 @@ def product_shapes(model: str) -> list[Shape]:
     from dq_kernels.int_conv2d.cases import Case as ConvCase
     from dq_kernels.int_linear.cases import Case as LinearCase
 
-    from dq_deploy.models import quantizable_layers
+    from dq_deploy.models import default_call, quantizable_layers
 
     _, config, batch = MODELS[model]
     found: dict[Any, int] = {}
-    for site in quantizable_layers(meta_module(model), config, batch=batch):
+    for site in quantizable_layers(meta_module(model), default_call(config), batch=batch):
         common = {"channels": site.in_channels, "out_channels": site.out_channels, "model": model, "steps": STEPS}
         if site.kind == "linear":
             rows = 1
@@ -189,7 +189,7 @@ def code_shapes(model: str) -> list[Shape]:
     from diffusers.models.activations import GEGLU
     from dq_kernels.quantize.cases import Case as QuantizeCase
 
-    from dq_deploy.models import call_denoiser, input_specs, quantizable_layers
+    from dq_deploy.models import call_denoiser, default_call, input_specs, quantizable_layers
     from dq_deploy.models.sizes import sized
 
     family, config, batch = MODELS[model]
@@ -207,11 +207,14 @@ def code_shapes(model: str) -> list[Shape]:
     kinds = (torch.nn.GroupNorm, torch.nn.LayerNorm, GEGLU)
     watched = [(name, child) for name, child in module.named_modules() if isinstance(child, kinds)]
     handles = [child.register_forward_pre_hook(watch(name)) for name, child in watched]
-    inputs = {spec.name: torch.empty(sized(spec.shape, batch), device="meta") for spec in input_specs(config)}
+    inputs = {
+        spec.name: torch.empty(sized(spec.shape, batch, default_call(config).sizes), device="meta")
+        for spec in input_specs(default_call(config))
+    }
     call_denoiser(module, inputs)
     for handle in handles:
         handle.remove()
-    for site in quantizable_layers(module, config, batch=batch):
+    for site in quantizable_layers(module, default_call(config), batch=batch):
         if not norm_fed(site.name, family):
             rows, channels = _rows_and_channels(site.input_shape, channels_first=site.kind == "conv2d")
             case = QuantizeCase(f"{batch}x{rows} {channels}", batch, rows, channels, steps=STEPS, model=model)

@@ -24,7 +24,7 @@ def write_float_files(model_dir: Path, folder: Path, *, steps: int) -> list[str]
     from dq_deploy.models import call_denoiser, example_inputs
 
     denoiser = load_model(model_dir)
-    example = example_inputs(denoiser.config, 2, 0)
+    example = example_inputs(denoiser.call, 2, 0)
     graph = trace(denoiser.module, example, call=call_denoiser)
     ir.save(graph, str(folder / "float.onnx"))
     schedule = schedule_of(denoiser.scheduler_config, steps)

@@ -74,7 +74,7 @@ def torch_run(model: str, batch: int) -> Callable[[], float]:
     denoiser = denoiser_of(model)
     module = denoiser.module.half().to("cuda", memory_format=torch.channels_last)
     inputs = {}
-    for name, value in example_inputs(denoiser.config, batch, 0).items():
+    for name, value in example_inputs(denoiser.call, batch, 0).items():
         tensor = torch.from_numpy(np.ascontiguousarray(value)).cuda()
         inputs[name] = tensor.half() if tensor.is_floating_point() and name != "timestep" else tensor
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dq_deploy.models import Denoiser, build_denoiser
+from dq_deploy.models import Denoiser, build_denoiser, default_call
 
 DEMO = Path(__file__).resolve().parents[2] / "examples" / "mnist-ddpm-32"
 CIFAR: dict[str, Any] = {
@@ -81,6 +81,7 @@ def cifar_denoiser() -> Denoiser:
         family="unet2d",
         module=module,
         config=dict(CIFAR),
+        call=default_call(CIFAR),
         scheduler_config=dict(CIFAR_SCHEDULER),
         source="cifar-10 ddpm shape, random weights, seed 0",
         source_sha256="0" * 64,
@@ -96,6 +97,7 @@ def sd15_denoiser() -> Denoiser:
         family="unet2d_condition",
         module=build_denoiser("unet2d_condition", SD15),
         config=dict(SD15),
+        call=default_call(SD15),
         scheduler_config=dict(SD15_SCHEDULER),
         source="stable diffusion 1.5 shape, random weights, seed 0",
         source_sha256="0" * 64,

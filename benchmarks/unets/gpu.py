@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.machine.commit import commit
 from dq_deploy.errors import DqError
-from dq_deploy.models import example_inputs
+from dq_deploy.models import call_of_record, example_inputs
 from dq_deploy.native.devices import chosen_device
 from dq_deploy.numerics import integer_layer, step_bucket
 from dq_deploy.record import Record, load_record
@@ -101,7 +101,7 @@ def compare(record: Record, arguments: argparse.Namespace) -> dict[str, Any] | N
     """The row of one record, or None where a layer is wrong."""
     from dq_deploy.native.cuda.runner import NativeCudaRunner
 
-    feeds = example_inputs(record.model_config, arguments.batch, 0)
+    feeds = example_inputs(call_of_record(record), arguments.batch, 0)
     with NativeCudaRunner(record, dtype="float16") as runner:
         if wrong := wrong_values(record, runner, feeds):
             print(f"RED: {wrong} values are not the numerics'; no speed is given")

@@ -48,7 +48,7 @@ class _Timer:
 
         denoiser = self._denoiser
         assert denoiser is not None
-        arrays = example_inputs(denoiser.config, request.batch, 0)
+        arrays = example_inputs(denoiser.call, request.batch, 0)
         inputs = {name: torch.from_numpy(value) for name, value in arrays.items()}
 
         def run() -> float:

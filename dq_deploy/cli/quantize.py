@@ -174,7 +174,7 @@ def _quantize_one(given: QuantizeArguments, options: SharedOptions, out: Path) -
     denoiser = load_model(given.model, variant=given.variant)
     start = None if given.init is None else load_record(given.init)
     source = read_source(
-        input_specs(denoiser.config),
+        input_specs(denoiser.call),
         kind=given.calibration,
         conditions=given.conditions,
         latents=given.latents,

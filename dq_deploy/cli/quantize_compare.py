@@ -132,7 +132,7 @@ def _source(denoiser: Denoiser, given: QuantizeArguments) -> CalibrationSource:
     from dq_deploy.models import input_specs
 
     return read_source(
-        input_specs(denoiser.config),
+        input_specs(denoiser.call),
         kind=given.calibration,
         conditions=given.conditions,
         latents=given.latents,

@@ -17,6 +17,7 @@ from dq_deploy.cli.frame import check_outputs, numbers_from_text, progress, refu
 from dq_deploy.cli.frame.hash_check import HashCheck
 from dq_deploy.cli.frame.reused_rows import warn_of_reuse
 from dq_deploy.cli.text.sample_summary import Samples, show_samples
+from dq_deploy.models import default_call
 
 if TYPE_CHECKING:
     from torch import nn
@@ -217,7 +218,7 @@ def _conditions(subject: _Subject, path: Path | None, number: int, seed: int) ->
     from dq_deploy.models import input_specs
     from dq_deploy.sampling import conditions_for
 
-    source = read_source(input_specs(subject.model_config), conditions=path)
+    source = read_source(input_specs(default_call(subject.model_config)), conditions=path)
     found = conditions_for(subject.model_config, source.conditions, count=number, seed=seed)
     if not found:
         return {}, None

@@ -70,7 +70,7 @@ def check_layers(denoiser: Denoiser, options: Sequence[SharedOptions]) -> None:
     Raises:
         OptionError: of the first method whose options do not fit the model.
     """
-    sites = quantizable_layers(denoiser.module, denoiser.config)
+    sites = quantizable_layers(denoiser.module, denoiser.call)
     for own in options:
         bits_of_sites(sites, own)
 

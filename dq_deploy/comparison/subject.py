@@ -111,7 +111,7 @@ class Subject:
         path = self.cache / f"float-{self.denoiser.source_sha256[:12]}.onnx"
         if not path.is_file():
             # random weights: they cost the same time
-            write_float_graph(self.denoiser.family, self.denoiser.config, path)
+            write_float_graph(self.denoiser.family, self.denoiser.config, self.denoiser.call, path)
         return path
 
 

@@ -93,7 +93,7 @@ def perform(request: TrainingRequest, tell: Callable[[Progress], None]) -> Train
     files = {name: None if value is None else Path(value) for name, value in request.calibration.items()}
     kind = request.calibration.get("kind")
     source = read_source(
-        input_specs(denoiser.config), kind=kind, conditions=files.get("conditions"), latents=files.get("latents")
+        input_specs(denoiser.call), kind=kind, conditions=files.get("conditions"), latents=files.get("latents")
     )
     state = None if request.state is None else Path(request.state)
     loaded = peak_mib() or 0.0

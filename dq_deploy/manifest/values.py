@@ -208,6 +208,8 @@ class EngineManifest(Entries):
         scheduler_config: diffusers configuration of its scheduler, or None.
         inputs: input tensors, in the engine's order.
         outputs: output tensors, in the engine's order.
+        sizes: what each size that varies was where the denoiser's call was recorded; None in earlier versions.
+        constants: plain values that the denoiser is always called with, by argument; None where there are none.
         timesteps: the calibrated timesteps, one for each step bucket.
         step_edges: limits between the step buckets.
         versions: versions of the packages that made it, by name.
@@ -232,6 +234,8 @@ class EngineManifest(Entries):
     scheduler_config: ObjectOrNull
     inputs: tuple[TensorEntry, ...]
     outputs: tuple[TensorEntry, ...]
+    sizes: Mapping[str, Size] | None = None
+    constants: Mapping[str, Any] | None = None
     timesteps: tuple[Number, ...]
     step_edges: tuple[Number, ...]
     versions: Mapping[str, Text] | None = None

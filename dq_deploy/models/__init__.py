@@ -1,40 +1,36 @@
 """Denoiser families: load one from a folder, list its layers, rebuild it from a record.
 
-Functions take the configuration to find the family, so that callers stay the same when families are added.
+Functions take the module and its call, so that callers stay the same when classes are added.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dq_deploy.models.call import INPUT_NAMES, call_arguments, call_denoiser
+from dq_deploy.models.call import call_arguments, call_denoiser, engine_name, input_specs, output_specs
+from dq_deploy.models.conditions import example_inputs, random_conditions, sample_name
 from dq_deploy.models.family import (
     CLASS_NAMES,
     FAMILIES,
     build_denoiser,
-    call_of,
+    call_of_record,
+    default_call,
     family_of,
-    family_of_config,
     family_of_module,
-    input_specs,
-    output_specs,
 )
-from dq_deploy.models.layers import Block, Denoiser, Family, FoldSite, LayerSite, Macs, TensorSpec
+from dq_deploy.models.layers import Block, Denoiser, Family, FoldSite, LayerSite, Macs
+from dq_deploy.models.sizes import TensorSpec
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
 
     from dq_deploy.models.rebuild import LazyWeight
-    from dq_deploy.record import Record
+    from dq_deploy.record import Call, Record
 
 __all__ = [
     "CLASS_NAMES",
     "FAMILIES",
-    "INPUT_NAMES",
     "Block",
     "Denoiser",
     "Family",
@@ -46,8 +42,10 @@ __all__ = [
     "build_denoiser",
     "call_arguments",
     "call_denoiser",
-    "call_of",
+    "call_of_record",
+    "default_call",
     "denoiser_from_record",
+    "engine_name",
     "example_inputs",
     "family_of",
     "fold_refusals",
@@ -60,6 +58,7 @@ __all__ = [
     "output_specs",
     "quantizable_layers",
     "random_conditions",
+    "sample_name",
     "skip_splits",
 ]
 
@@ -121,59 +120,36 @@ def lazy_weights(record: Record) -> dict[str, LazyWeight]:
     return rebuild.lazy_weights(record)
 
 
-def quantizable_layers(module: torch.nn.Module, config: Mapping[str, Any], *, batch: int = 1) -> list[LayerSite]:
+def quantizable_layers(module: torch.nn.Module, call: Call, *, batch: int = 1) -> list[LayerSite]:
     """Every linear and 2-D convolution in execution order, with shapes at `batch` and MACs of one sample."""
-    return family_of_config(config).quantizable_layers(module, config, batch=batch)
+    return family_of_module(module).quantizable_layers(module, call, batch=batch)
 
 
-def macs_of(module: torch.nn.Module | None, config: Mapping[str, Any]) -> Macs:
-    """Multiply-accumulates of one sample at the configuration's sample size; None needs no weights at all."""
-    family = family_of_config(config)
-    return family.macs_of(family.build(config, device="meta") if module is None else module, config)
+def macs_of(module: torch.nn.Module, call: Call) -> Macs:
+    """Multiply-accumulates of one sample at the call's sizes; a module on the device `meta` is enough."""
+    return family_of_module(module).macs_of(module, call)
 
 
-def example_inputs(config: Mapping[str, Any], batch: int, seed: int) -> dict[str, np.ndarray]:
-    """Random valid inputs by name: normal samples, whole timesteps, conditions; the same for the same seed."""
-    return family_of_config(config).example_inputs(config, batch, seed)
-
-
-def random_conditions(
-    config: Mapping[str, Any], batch: int, generator: np.random.Generator, *, sizes: Mapping[str, int] | None = None
-) -> dict[str, NDArray[np.generic]]:
-    """Valid values of the inputs besides `sample` and `timestep`: labels, normal embeddings, the model's own size.
-
-    Args:
-        config: of the denoiser.
-        batch: number of samples.
-        generator: where the numbers come from.
-        sizes: of the axes that vary, by name; by default as `sizes.EXAMPLE_SIZES` has them.
-    """
-    from dq_deploy.models import conditions
-    from dq_deploy.models.sizes import EXAMPLE_SIZES
-
-    return conditions.random_conditions(input_specs(config), config, batch, generator, sizes or EXAMPLE_SIZES)
-
-
-def skip_splits(module: torch.nn.Module) -> dict[str, int]:
+def skip_splits(module: torch.nn.Module, call: Call) -> dict[str, int]:
     """Layers whose input is a concatenation with a skip, and the channels of its first half."""
-    return family_of_module(module).skip_splits(module)
+    return family_of_module(module).skip_splits(module, call)
 
 
-def middle_of(module: torch.nn.Module) -> str:
+def middle_of(module: torch.nn.Module, call: Call) -> str:
     """Path of the middle attention, or of what stands in the middle where there is none: its input is the feature."""
-    return family_of_module(module).middle_of(module)
+    return family_of_module(module).middle_of(module, call)
 
 
-def fold_sites(module: torch.nn.Module) -> list[FoldSite]:
+def fold_sites(module: torch.nn.Module, call: Call) -> list[FoldSite]:
     """Producers that may take over `pre` of all their consumers."""
-    return family_of_module(module).fold_sites(module)
+    return family_of_module(module).fold_sites(module, call)
 
 
-def fold_refusals(module: torch.nn.Module) -> dict[str, str]:
+def fold_refusals(module: torch.nn.Module, call: Call) -> dict[str, str]:
     """Reason why `pre` cannot be folded, for every quantizable layer that no fold site serves."""
-    return family_of_module(module).fold_refusals(module)
+    return family_of_module(module).fold_refusals(module, call)
 
 
-def blocks_of(module: torch.nn.Module) -> list[Block]:
+def blocks_of(module: torch.nn.Module, call: Call) -> list[Block]:
     """Reconstruction blocks as they run: residual blocks, attentions, the time embedding, single layers."""
-    return family_of_module(module).blocks_of(module)
+    return family_of_module(module).blocks_of(module, call)

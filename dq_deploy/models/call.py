@@ -6,27 +6,82 @@ import traceback
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dq_deploy.errors import InputError, library_errors
+from dq_deploy.errors import InputError, ModelError, library_errors
+from dq_deploy.models.sizes import TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
-INPUT_NAMES = ("sample", "timestep", "class_labels", "encoder_hidden_states", "text_embeds", "time_ids")
-"""Every input a denoiser of any family may have, in the order of its specifications."""
+    from dq_deploy.record import Call
 
 ADDED_CONDITIONS = ("text_embeds", "time_ids")
-"""Inputs that diffusers takes inside `added_cond_kwargs`."""
+"""Arguments inside `added_cond_kwargs` that engines know by their last name alone."""
+_ADDED = "added_cond_kwargs."
 
 
-def call_arguments(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of a diffusers denoiser for inputs by name; other names are left out."""
-    given = {name: inputs[name] for name in INPUT_NAMES if name in inputs and name not in ADDED_CONDITIONS}
-    added = {name: inputs[name] for name in ADDED_CONDITIONS if name in inputs}
-    return {**given, "added_cond_kwargs": added} if added else given
+def engine_name(argument: str) -> str:
+    """Name of an engine's input for an argument of the denoiser's forward, as `added_cond_kwargs.text_embeds`."""
+    short = argument.removeprefix(_ADDED)
+    return short if short in ADDED_CONDITIONS else argument
 
 
-def call_denoiser(module: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
+def argument_name(name: str) -> str:
+    """The inverse of `engine_name`."""
+    return f"{_ADDED}{name}" if name in ADDED_CONDITIONS else name
+
+
+def input_specs(call: Call) -> tuple[TensorSpec, ...]:
+    """Inputs by the names that engines have for them, in the order of the call."""
+    return tuple(
+        TensorSpec(name=engine_name(item.name), dtype=item.dtype, shape=tuple(item.shape)) for item in call.inputs
+    )
+
+
+def output_specs(call: Call) -> tuple[TensorSpec, ...]:
+    """The one output, `output`.
+
+    Raises:
+        ModelError: the call does not say its shape.
+    """
+    if not call.output:
+        raise ModelError("the call does not say the shape of the denoiser's output; quantize or import the model again")
+    return (TensorSpec(name="output", dtype="float32", shape=tuple(call.output)),)
+
+
+def call_arguments(inputs: Mapping[str, Any], constants: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Keyword arguments of a diffusers denoiser.
+
+    Args:
+        inputs: tensors by name; dots lead into dicts, or into lists where what follows are numbers from 0.
+        constants: plain values by argument, as `Call.constants`.
+    """
+    tree: dict[str, Any] = {}
+    for name, value in inputs.items():
+        *path, last = argument_name(name).split(".")
+        place = tree
+        for step in path:
+            place = place.setdefault(step, {})
+        place[last] = value
+    return {**(constants or {}), **{name: _listed(value) for name, value in tree.items()}}
+
+
+def _listed(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if value and all(key.isdigit() for key in value):
+        return [_listed(value[key]) for key in sorted(value, key=int)]
+    return {key: _listed(entry) for key, entry in value.items()}
+
+
+def call_denoiser(
+    module: torch.nn.Module, inputs: Mapping[str, Any], constants: Mapping[str, Any] | None = None
+) -> torch.Tensor:
     """Output of a diffusers denoiser, or of a record's simulation, for inputs by name.
+
+    Args:
+        module: the denoiser.
+        inputs: tensors by the names of `input_specs`.
+        constants: of the call; a simulation has them already.
 
     Raises:
         InputError: no sample, which engines and the numerics refuse too.
@@ -38,7 +93,7 @@ def call_denoiser(module: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.T
         lambda error: f"the denoiser fails in {layer_of_error(error, module)}",
         "check the model's configuration and the shapes of what it is given",
     ):
-        output = module(**call_arguments(inputs))
+        output = module(**call_arguments(inputs, constants))
     if isinstance(output, tuple):
         output = output[0]
     tensor: torch.Tensor = getattr(output, "sample", output)

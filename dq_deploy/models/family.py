@@ -8,12 +8,12 @@ from reprlib import repr as short
 from typing import TYPE_CHECKING, Any, cast
 
 from dq_deploy.errors import ModelError
-from dq_deploy.models.layers import Family, TensorSpec
+from dq_deploy.models.layers import Family
 
 if TYPE_CHECKING:
     import torch
 
-    from dq_deploy.record import Call
+    from dq_deploy.record import Call, Record
 
 FAMILIES = ("unet2d", "unet2d_condition")
 """Names of the denoiser families; each is a module of `families`."""
@@ -71,18 +71,21 @@ def build_denoiser(family: str, config: Mapping[str, Any], *, device: str = "cpu
     return family_module(family).build(config, device=device)
 
 
-def input_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
-    """Inputs: `sample`, `timestep`, and what the model is conditioned on, in the order of `INPUT_NAMES`."""
-    return family_of_config(config).input_specs(config)
+def default_call(config: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -> Call:
+    """How a denoiser of this configuration is called where no pipeline was seen to call it.
+
+    Args:
+        config: its diffusers configuration.
+        sizes: of the axes that vary, by name; those left out are the configuration's.
+
+    Raises:
+        ModelError: the configuration does not say the shapes.
+    """
+    return family_of_config(config).default_call(config, sizes or {})
 
 
-def output_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
-    """Outputs: `output`, with twice the channels where the variance is learned."""
-    return family_of_config(config).output_specs(config)
-
-
-def call_of(config: Mapping[str, Any]) -> Call:
-    """How a denoiser of this configuration is called: its inputs by the names its forward has for them."""
-    from dq_deploy.models.recorded_call import call_of_specs
-
-    return call_of_specs(input_specs(config))
+def call_of_record(record: Record) -> Call:
+    """How a record's denoiser is called: as the record says, or by its configuration where an older version did not."""
+    if record.call is not None and record.call.output:
+        return record.call
+    return default_call(record.model_config)

@@ -13,20 +13,9 @@ from dq_deploy.errors import ModelError
 from dq_deploy.numerics.geometry import Window
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
-
-@dataclass(frozen=True, kw_only=True)
-class TensorSpec:
-    """Name, numpy dtype name and shape of a denoiser's input or output.
-
-    A name in the shape is a size that varies: `"B"` the batch, `"tokens"` the length of a text.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
+    from dq_deploy.record import Call
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +26,7 @@ class Denoiser:
         family: one of `models.FAMILIES`.
         module: torch module, float32, eval mode, no gradients.
         config: the denoiser's diffusers configuration, JSON values.
+        call: how it is called: as its pipeline was seen to do, or by its configuration.
         scheduler_config: the scheduler's, or None where the folder has none.
         source: the folder or the file as it was given.
         source_sha256: hash over the weights file, or files, then the bytes of config.json.
@@ -47,6 +37,7 @@ class Denoiser:
     family: str
     module: torch.nn.Module
     config: dict[str, Any]
+    call: Call
     scheduler_config: dict[str, Any] | None
     source: str
     source_sha256: str
@@ -160,36 +151,28 @@ class Family(Protocol):
     def build(self, config: Mapping[str, Any], *, device: str = "cpu") -> torch.nn.Module:
         """Denoiser with random weights; `device="meta"` makes none."""
 
-    def quantizable_layers(
-        self, module: torch.nn.Module, config: Mapping[str, Any], *, batch: int = 1
-    ) -> list[LayerSite]:
+    def quantizable_layers(self, module: torch.nn.Module, call: Call, *, batch: int = 1) -> list[LayerSite]:
         """Layers in execution order."""
 
-    def macs_of(self, module: torch.nn.Module, config: Mapping[str, Any]) -> Macs:
+    def macs_of(self, module: torch.nn.Module, call: Call) -> Macs:
         """Work of one sample."""
 
-    def input_specs(self, config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
-        """Inputs."""
+    def default_call(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> Call:
+        """The call by the configuration alone."""
 
-    def output_specs(self, config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
-        """Outputs."""
-
-    def example_inputs(self, config: Mapping[str, Any], batch: int, seed: int) -> dict[str, np.ndarray]:
-        """Random valid inputs."""
-
-    def skip_splits(self, module: torch.nn.Module) -> dict[str, int]:
+    def skip_splits(self, module: torch.nn.Module, call: Call) -> dict[str, int]:
         """Channels of the first half of concatenated inputs."""
 
-    def middle_of(self, module: torch.nn.Module) -> str:
+    def middle_of(self, module: torch.nn.Module, call: Call) -> str:
         """Path of the middle attention."""
 
-    def fold_sites(self, module: torch.nn.Module) -> list[FoldSite]:
+    def fold_sites(self, module: torch.nn.Module, call: Call) -> list[FoldSite]:
         """Legal folds."""
 
-    def fold_refusals(self, module: torch.nn.Module) -> dict[str, str]:
+    def fold_refusals(self, module: torch.nn.Module, call: Call) -> dict[str, str]:
         """Reasons where there is none."""
 
-    def blocks_of(self, module: torch.nn.Module) -> list[Block]:
+    def blocks_of(self, module: torch.nn.Module, call: Call) -> list[Block]:
         """Reconstruction blocks."""
 
 
@@ -287,17 +270,19 @@ def _site(name: str, layer: torch.nn.Module, input_shape: tuple[int, ...], outpu
     )
 
 
-def walk(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor], attention_type: type[torch.nn.Module]) -> Walk:
+def walk(module: torch.nn.Module, call: Call, batch: int, attention_type: type[torch.nn.Module]) -> Walk:
     """Run a module on meta tensors (shapes only, no arithmetic) and list what it calls, in order.
 
     Args:
         module: the denoiser; its weights are neither copied nor changed.
-        inputs: tensors by name, on any device.
+        call: its inputs and their sizes.
+        batch: samples.
         attention_type: class whose calls cost two products of [tokens, tokens of the keys, inner channels].
     """
     import torch
 
-    from dq_deploy.models.call import call_arguments
+    from dq_deploy.models.call import call_arguments, input_specs
+    from dq_deploy.models.sizes import sized
 
     sites: dict[str, LayerSite] = {}
     attention = 0
@@ -324,9 +309,14 @@ def walk(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor], attention_
     try:
         state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         meta = {name: value.detach().to("meta") for name, value in state.items()}
-        arguments = {name: value.to("meta") for name, value in inputs.items()}
+        arguments = {
+            spec.name: torch.empty(
+                sized(spec.shape, batch, call.sizes), dtype=getattr(torch, spec.dtype), device="meta"
+            )
+            for spec in input_specs(call)
+        }
         with torch.no_grad():
-            torch.func.functional_call(module, meta, kwargs=call_arguments(arguments))
+            torch.func.functional_call(module, meta, kwargs=call_arguments(arguments, call.constants))
     finally:
         for handle in handles:
             handle.remove()

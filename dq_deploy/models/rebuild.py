@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dq_deploy.errors import ModelError, RecordError
-from dq_deploy.models.family import build_denoiser, call_of
+from dq_deploy.models.family import build_denoiser
 from dq_deploy.numerics.arrays import F32
 from dq_deploy.record import check_can_run
 
@@ -85,20 +86,22 @@ def module_from_record(record: Record, *, dequantize: bool = True) -> torch.nn.M
 
 
 def _check_extensions(record: Record, module: torch.nn.Module) -> None:
-    """Folds and attention quantizers name modules of the denoiser; the call is the one that this version makes."""
+    """Folds and attention quantizers name modules of the denoiser; the call gives what the denoiser's forward takes."""
     modules = {name for name, _ in module.named_modules()}
     named = [(f"layer {n} is folded into", layer.folded.producer) for n, layer in record.layers.items() if layer.folded]
     named += [("there are quantizers of the attention", name) for name in record.attention]
     for what, name in named:
         if name not in modules:
             raise RecordError(f"{what} {name}, expected a module of the denoiser; the record is of another model")
-    call, mine = record.call, call_of(record.model_config)
-    if call is not None and (call.inputs != mine.inputs or dict(call.constants) != dict(mine.constants)):
-        names = ", ".join(item.name for item in call.inputs)[:100]
-        raise RecordError(
-            f"the record's denoiser is called with {names}, and this version calls it with "
-            f"{', '.join(item.name for item in mine.inputs)}: names, sizes and constants must be the same"
-        )
+    if record.call is None:
+        return
+    taken = inspect.signature(type(module).forward).parameters
+    for name in (*(item.name for item in record.call.inputs), *record.call.constants):
+        if name.partition(".")[0] not in taken:
+            raise RecordError(
+                f"the record's denoiser is called with {name[:100]}, which {type(module).__name__} does not take; "
+                f"expected some of {', '.join(list(taken)[1:])}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

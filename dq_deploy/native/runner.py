@@ -14,7 +14,7 @@ from dq_deploy.engines.capabilities import LayerForm, LayerRuns, LayerValues, Re
 from dq_deploy.errors import InputError, MissingDependencyError
 from dq_deploy.manifest.values import EngineManifest, TensorEntry
 from dq_deploy.models import TensorSpec as ModelTensorSpec
-from dq_deploy.models import input_specs, output_specs
+from dq_deploy.models import call_of_record, input_specs, output_specs
 from dq_deploy.models.sizes import varying_axes
 from dq_deploy.native.trace.traced import traced_program
 from dq_deploy.numerics.arrays import Array
@@ -39,7 +39,8 @@ class RecordRunner(Runner):
         """
         record = source if isinstance(source, Record) else load_record(source, hash_check=hash_check)
         check_can_run(record)
-        inputs, outputs = input_specs(record.model_config), output_specs(record.model_config)
+        call = call_of_record(record)
+        inputs, outputs = input_specs(call), output_specs(call)
         manifest = EngineManifest(
             target="native",
             mode="exact",
@@ -49,6 +50,8 @@ class RecordRunner(Runner):
             record_sha256=content_sha256(record),
             inputs=tuple(TensorEntry(name=spec.name, dtype=spec.dtype, shape=tuple(spec.shape)) for spec in inputs),
             outputs=tuple(TensorEntry(name=spec.name, dtype=spec.dtype, shape=tuple(spec.shape)) for spec in outputs),
+            sizes=dict(call.sizes),
+            constants=dict(call.constants) or None,
             timesteps=tuple(float(timestep) for timestep in record.timesteps),
             step_edges=tuple(float(edge) for edge in record.step_edges),
             layers=(),
@@ -145,7 +148,8 @@ class NativeRunner(RecordRunner):
                 self.record,
                 context,
                 retrace=partial(traced_program, self.record),
-                varying=varying_axes(input_specs(self.record.model_config)),
+                sizes=call_of_record(self.record).sizes,
+                varying=varying_axes(input_specs(call_of_record(self.record))),
             )
         except BaseException as error:
             context.close()

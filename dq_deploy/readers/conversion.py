@@ -110,8 +110,9 @@ def _network(settings: Settings) -> _Network:
         module = models.build_denoiser(architecture.family, architecture.config, device="meta")
     except ModelError as error:
         raise OptionError(f"settings: architecture: {error}") from error
-    sites = {site.name: site for site in models.quantizable_layers(module, architecture.config)}
-    known = models.skip_splits(module)
+    call = models.default_call(architecture.config)
+    sites = {site.name: site for site in models.quantizable_layers(module, call)}
+    known = models.skip_splits(module, call)
     splits = {p: known[t[0].name] for p, t in architecture.targets.items() if t[0].name in known}
     return _Network(
         architecture=architecture,
@@ -204,7 +205,7 @@ def _record(
         float_parameters={key: np.array(value) for key, value in assembled.parameters.items()},
         model_config=architecture.config,
         attention=model.attention,
-        call=models.call_of(architecture.config),
+        call=models.default_call(architecture.config),
         scheduler_config=_scheduler_config(floats, settings),
         provenance={
             "source": str(float_model),

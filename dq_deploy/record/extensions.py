@@ -1,4 +1,4 @@
-"""What schema version 3 added to a record: folds, low-rank branches, attention quantizers and the denoiser's call."""
+"""What schema versions 3 and 4 added: folds, low-rank branches, attention quantizers, the denoiser's call."""
 
 from __future__ import annotations
 
@@ -138,11 +138,13 @@ class CallInput:
         name: of the argument; with dots for nested ones, as `added_cond_kwargs.text_embeds`.
         dtype: one of `CALL_DTYPES`.
         shape: a number where the size never changes, else a name: `B` the batch, or as `height`, `tokens`.
+        limits: lowest and highest value it may have, as of class labels; None where any is valid.
     """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+    limits: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """Check name, type and sizes."""
@@ -157,22 +159,37 @@ class CallInput:
                 good and not isinstance(size, bool),
                 f"call input {self.name} has the size {size!r}, expected a whole number from 1 or a name",
             )
+        if self.limits is not None:
+            good = len(self.limits) == 2 and bool(np.isfinite(self.limits).all()) and self.limits[0] <= self.limits[1]
+            require(good, f"call input {self.name} has the limits {self.limits}, expected (lowest, highest)")
+
+
+BATCH = "B"
+"""Name of the size that counts samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
     """The denoiser's forward as its user makes it.
 
+    Invariants, where `output` is there::
+
+        {every named size of inputs and output} - {"B"} == set(sizes)
+
     Attributes:
         inputs: named tensors, in order.
         constants: plain JSON values that never change, by argument.
+        sizes: what each named size but the batch was where the call was recorded, or as the configuration has it.
+        output: shape of the output, in the same names; empty where an older version did not say.
     """
 
     inputs: tuple[CallInput, ...]
     constants: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    output: tuple[int | str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check that names are unique."""
+        """Check that names are unique, and the invariant above."""
         names = [item.name for item in self.inputs]
         require(bool(names), "call has no inputs, expected at least one")
         try:
@@ -184,7 +201,14 @@ class Call:
         if len(set(every)) != len(every):
             twice = next(name for name in every if every.count(name) > 1)
             raise RecordError(f"call names {twice} twice, expected once")
+        for size, value in self.sizes.items():
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            require(whole, f"call has the size {size} {value!r}, expected a whole number from 1")
+        if self.output:
+            named = {size for size in (*self.varying(), *self.output) if isinstance(size, str)} - {BATCH}
+            wrong = sorted(named ^ set(self.sizes))
+            require(not wrong, f"call names the sizes {sorted(named)} and has values of {sorted(self.sizes)}")
 
-    def sizes(self) -> tuple[str, ...]:
+    def varying(self) -> tuple[str, ...]:
         """Names of the sizes that vary, the batch among them, in the order they appear."""
         return tuple(dict.fromkeys(size for item in self.inputs for size in item.shape if isinstance(size, str)))

@@ -19,7 +19,7 @@ from dq_deploy.record.checks import check_bias, check_module_path, check_scales,
 from dq_deploy.record.extensions import AttentionQuantizers, Branch, Call, Fold
 from dq_deploy.record.weight_only import WeightOnlyLayer
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Newest schema version; a record is written as the lowest that can hold it."""
 
 KINDS = ("linear", "conv2d")

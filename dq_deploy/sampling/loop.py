@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dq_deploy.calibration import build_scheduler as scheduler_of_config
 from dq_deploy.errors import ModelError, NonFiniteError, OptionError, library_errors
-from dq_deploy.models import input_specs, random_conditions
+from dq_deploy.models import default_call, input_specs, random_conditions
 from dq_deploy.numerics import step_bucket
 from dq_deploy.numerics.arrays import F32
 from dq_deploy.record.model_config import channels_of, sample_shape
@@ -128,12 +128,16 @@ def conditions_for(
         count: N.
         seed: of random ones; row i depends on the seed and i only.
     """
-    specs = [spec for spec in input_specs(model_config) if spec.name not in ("sample", "timestep", "class_labels")]
+    specs = [
+        spec
+        for spec in input_specs(default_call(model_config))
+        if spec.name not in ("sample", "timestep", "class_labels")
+    ]
     if not specs:
         return {}
     if given:
         return {name: np.take(value, np.arange(count), axis=0, mode="wrap") for name, value in given.items()}
-    drawn = [random_conditions(model_config, 1, np.random.default_rng([seed, i])) for i in range(count)]
+    drawn = [random_conditions(default_call(model_config), 1, np.random.default_rng([seed, i])) for i in range(count)]
     return {spec.name: np.concatenate([row[spec.name] for row in drawn]) for spec in specs}
 
 

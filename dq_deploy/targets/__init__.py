@@ -14,7 +14,7 @@ from dq_deploy.manifest.values import EngineManifest, ManifestOptions
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from dq_deploy.record import Record
+    from dq_deploy.record import Call, Record
 
 TARGETS = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 MODES = {
@@ -171,14 +171,23 @@ def float_graph(
     """
     if manifest.family is None:
         raise ModelError("the manifest names no denoiser family, expected one such as unet2d; export the engine again")
+    from dq_deploy.targets.manifest import call_of_manifest
+
     write_float_graph(
-        manifest.family, manifest.model_config, path, target=manifest.target, record=record, float_type=float_type
+        manifest.family,
+        manifest.model_config,
+        call_of_manifest(manifest),
+        path,
+        target=manifest.target,
+        record=record,
+        float_type=float_type,
     )
 
 
 def write_float_graph(
     family: str,
     config: Mapping[str, Any],
+    call: Call,
     path: str | Path,
     *,
     target: str = "onnxruntime",
@@ -190,6 +199,7 @@ def write_float_graph(
     Args:
         family: of the denoiser, as `unet2d`.
         config: its diffusers configuration.
+        call: how it is called.
         path: `.onnx` file to write.
         target: engine it is for: its norms are in the form that this engine computes fastest.
         record: as of `float_graph`.
@@ -206,7 +216,7 @@ def write_float_graph(
     from dq_deploy.graph.passes.float_types import FloatTypes
     from dq_deploy.targets.traced_graphs import traced_float_graph
 
-    model = traced_float_graph(family, dict(config), record, instance_norms=not CONVS[target])
+    model = traced_float_graph(family, dict(config), record, call, instance_norms=not CONVS[target])
     FloatTypes(float_type, {} if record is None else record.float_ranges).apply(model)
     write_onnx(model, Path(path), None)
 

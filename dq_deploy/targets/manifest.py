@@ -15,12 +15,14 @@ from dq_deploy.manifest.values import (
     ManifestOptions,
     TensorEntry,
 )
-from dq_deploy.models import input_specs, macs_of, output_specs
-from dq_deploy.record import content_sha256
+from dq_deploy.models import build_denoiser, call_of_record, default_call, input_specs, macs_of, output_specs
+from dq_deploy.models.call import argument_name
+from dq_deploy.record import Call, CallInput, content_sha256
 from dq_deploy.version import __version__
 
 if TYPE_CHECKING:
-    from dq_deploy.models.layers import Macs, TensorSpec
+    from dq_deploy.models.layers import Macs
+    from dq_deploy.models.sizes import TensorSpec
     from dq_deploy.record import Record
 
 _PACKAGES = ("dq_deploy", "torch", "diffusers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
@@ -43,8 +45,8 @@ def manifest_of(
         options: target, mode, and further options of the target.
         float_precision: float operations kept in float32; None where the target has no choice.
     """
-    config = dict(record.model_config)
-    macs = macs_of(None, config)
+    config, call = dict(record.model_config), call_of_record(record)
+    macs = macs_of(build_denoiser(record.family, config, device="meta"), call)
     assert options.target is not None
     assert options.mode is not None
     return EngineManifest(
@@ -55,8 +57,10 @@ def manifest_of(
         family=record.family,
         model_config=config,
         scheduler_config=None if record.scheduler_config is None else dict(record.scheduler_config),
-        inputs=tuple(_tensor(spec) for spec in input_specs(config)),
-        outputs=tuple(_tensor(spec) for spec in output_specs(config)),
+        inputs=tuple(_tensor(spec) for spec in input_specs(call)),
+        outputs=tuple(_tensor(spec) for spec in output_specs(call)),
+        sizes=dict(call.sizes),
+        constants=dict(call.constants) or None,
         timesteps=tuple(float(t) for t in record.timesteps),
         step_edges=tuple(float(e) for e in record.step_edges),
         versions={"python": platform.python_version(), **versions_used()},
@@ -65,6 +69,23 @@ def manifest_of(
         layers=tuple(layers),
         notes=tuple(notes),
         float_precision=None if float_precision is None else tuple(float_precision),
+    )
+
+
+def call_of_manifest(manifest: EngineManifest) -> Call:
+    """The call of the denoiser that an engine stands for.
+
+    Raises:
+        ModelError: an earlier version wrote the manifest, and its configuration does not say the shapes.
+    """
+    if manifest.sizes is None:
+        return default_call(manifest.model_config)
+    inputs = (CallInput(name=argument_name(i.name), dtype=i.dtype, shape=tuple(i.shape)) for i in manifest.inputs)
+    return Call(
+        inputs=tuple(inputs),
+        constants=dict(manifest.constants or {}),
+        sizes=dict(manifest.sizes),
+        output=tuple(manifest.outputs[0].shape),
     )
 
 

@@ -11,6 +11,7 @@ from dq_deploy.graph.passes.onnxruntime_layers import IntegerLayers
 from dq_deploy.graph.passes.pads import PadsAsModules
 from dq_deploy.graph.passes.weight_only_layers import WeightOnlyLayers
 from dq_deploy.manifest.values import KeptFloat, ManifestLayer
+from dq_deploy.models import call_of_record
 from dq_deploy.targets.traced_graphs import traced_float_graph
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def integer_graph(record: Record, *, mode: str, traced: ir.Model | None = None) 
         mode: `exact` or `fast`.
         traced: as of `traced_float_graph`.
     """
-    model = traced_float_graph(record.family, record.model_config, record, traced=traced)
+    model = traced_float_graph(record.family, record.model_config, record, call_of_record(record), traced=traced)
     if mode == "fast":
         from dq_deploy.graph.passes.onnxruntime_fast_layers import RequantizedLayers
 

@@ -9,6 +9,7 @@ from dq_deploy.graph.passes.cleanup import RemoveUnused
 from dq_deploy.graph.passes.openvino_layers import OpenVinoLayers
 from dq_deploy.graph.passes.pads import PadsAsModules
 from dq_deploy.graph.passes.weight_only_layers import WeightOnlyLayers
+from dq_deploy.models import call_of_record
 from dq_deploy.targets.onnxruntime import IntegerGraph
 from dq_deploy.targets.traced_graphs import traced_float_graph
 
@@ -25,7 +26,7 @@ def integer_graph(record: Record, *, traced: ir.Model | None = None) -> IntegerG
         record: the quantized denoiser.
         traced: as of `traced_float_graph`.
     """
-    model = traced_float_graph(record.family, record.model_config, record, traced=traced)
+    model = traced_float_graph(record.family, record.model_config, record, call_of_record(record), traced=traced)
     layers = OpenVinoLayers(record)
     light = WeightOnlyLayers(record)
     result = run_passes(model, [PadsAsModules(record), layers, light, RemoveUnused()])

@@ -10,6 +10,7 @@ from dq_deploy.graph.passes.float_types import FloatTypes
 from dq_deploy.graph.passes.pads import PadsAsModules
 from dq_deploy.graph.passes.tensorrt_layers import TensorRtLayers
 from dq_deploy.graph.passes.weight_only_layers import WeightOnlyLayers
+from dq_deploy.models import call_of_record
 from dq_deploy.targets.onnxruntime import IntegerGraph
 from dq_deploy.targets.traced_graphs import traced_float_graph
 
@@ -31,7 +32,9 @@ def integer_graph(
         conv: `gemm` or `native`; only `native` for `tensorrt`, whose convolutions run in integers themselves.
         traced: as of `traced_float_graph`.
     """
-    model = traced_float_graph(record.family, record.model_config, record, instance_norms=False, traced=traced)
+    model = traced_float_graph(
+        record.family, record.model_config, record, call_of_record(record), instance_norms=False, traced=traced
+    )
     rtx = target == "tensorrt-rtx"
     layers = TensorRtLayers(record, conv=conv, pixels_as_rows=rtx, int4=rtx)
     light = WeightOnlyLayers(record)

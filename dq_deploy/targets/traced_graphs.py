@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -18,35 +19,38 @@ from dq_deploy.graph.trace import trace
 from dq_deploy.models import (
     build_denoiser,
     call_arguments,
+    call_of_record,
     denoiser_from_record,
     example_inputs,
     input_specs,
     lazy_weights,
 )
-from dq_deploy.models.sizes import varying_axes
+from dq_deploy.models.sizes import HEIGHT, WIDTH, varying_axes
 
 if TYPE_CHECKING:
     from dq_deploy.models.rebuild import LazyWeight
-    from dq_deploy.record import Record
+    from dq_deploy.record import Call, Record
 
 
-def traced_denoiser(family: str, config: Mapping[str, Any], record: Record | None) -> ir.Model:
+def traced_denoiser(family: str, config: Mapping[str, Any], record: Record | None, call: Call) -> ir.Model:
     """Trace a denoiser as it is; see `traced_float_graph`, which may be given a copy of what this returns."""
     if record is None:
         module, weights = build_denoiser(family, dict(config)), {}
     else:
         module, weights = denoiser_from_record(record, dequantize=False), _lazy_tensors(record)
     varying: dict[str, dict[int, str]] = {}
-    for size, (name, axis) in varying_axes(input_specs(config)).items():
-        varying.setdefault(name, {})[axis] = size
-    example = example_inputs(dict(config), 2, 0)
-    return trace(module.eval(), example, call=_call, weights=weights, varying=varying)
+    for size, (name, axis) in varying_axes(input_specs(call)).items():
+        if size not in (HEIGHT, WIDTH):  # fixed in graphs so far
+            varying.setdefault(name, {})[axis] = size
+    example = example_inputs(call, 2, 0)
+    return trace(module.eval(), example, call=partial(_call, call.constants), weights=weights, varying=varying)
 
 
 def traced_float_graph(
     family: str,
     config: Mapping[str, Any],
     record: Record | None,
+    call: Call,
     *,
     instance_norms: bool = True,
     traced: ir.Model | None = None,
@@ -57,6 +61,7 @@ def traced_float_graph(
         family: denoiser family, as `unet2d`.
         config: its diffusers configuration.
         record: gives the weights; without it they are random.
+        call: of the denoiser.
         instance_norms: group norms in the form ONNX Runtime and OpenVINO compute fastest, else as GroupNormalization.
         traced: of `traced_denoiser` for the same family, configuration and record, where it is there already; it is
             copied and not changed.
@@ -65,14 +70,14 @@ def traced_float_graph(
         Float model with the inputs of `models.input_specs`. The float weight of a quantized layer is an initializer
         that computes its values when they are read: it costs nothing where a pass puts integers in its place.
     """
-    model = traced_denoiser(family, config, record) if traced is None else traced.clone()
+    model = traced_denoiser(family, config, record, call) if traced is None else traced.clone()
     norms = [GroupNormAsInstanceNorm()] if instance_norms else []
-    keys = [KeysInOneTranspose()] if varying_axes(input_specs(config)) else []
+    keys = [KeysInOneTranspose()] if varying_axes(input_specs(call)) else []
     return run_passes(model, [*norms, *keys, RemoveUnused()]).model
 
 
-def _call(module: Any, inputs: Mapping[str, Any]) -> Any:
-    return module(**call_arguments(inputs), return_dict=False)[0]
+def _call(constants: Mapping[str, Any], module: Any, inputs: Mapping[str, Any]) -> Any:
+    return module(**call_arguments(inputs, constants), return_dict=False)[0]
 
 
 def _lazy_tensors(record: Record) -> dict[str, ir.TensorProtocol]:
@@ -102,7 +107,7 @@ def traced_simulation(
     Raises:
         RecordError: a layer is too wide to be exact in float32, or its weights differ by step.
     """
-    model = traced_float_graph(record.family, record.model_config, record, traced=traced)
+    model = traced_float_graph(record.family, record.model_config, record, call_of_record(record), traced=traced)
     simulated = SimulatedLayers(record, requantize=requantize)
     light = WeightOnlyLayers(record, form=weight_only_form)
     return run_passes(model, [PadsAsModules(record), simulated, light, RemoveUnused()]).model

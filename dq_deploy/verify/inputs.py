@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy import calibration
-from dq_deploy.models import input_specs, random_conditions
+from dq_deploy.models import call_of_record, input_specs, random_conditions
+from dq_deploy.models.sizes import sized
 from dq_deploy.numerics.arrays import F32, Array
 from dq_deploy.record import Record
 
@@ -109,7 +110,7 @@ def batch_at(record: Record, buckets: Sequence[int], *, seed: int, kind: str) ->
         "sample": noised_images(record, timesteps, generator),
         "timestep": timesteps.astype(np.float32),
     }
-    feeds |= random_conditions(record.model_config, len(chosen), generator)
+    feeds |= random_conditions(call_of_record(record), len(chosen), generator)
     return Batch(feeds=feeds, buckets=chosen, kind=kind)
 
 
@@ -121,8 +122,9 @@ def training_steps(record: Record) -> int:
 
 def noised_images(record: Record, timesteps: F32, generator: np.random.Generator) -> F32:
     """Random images with the noise of each timestep: the denoiser's input `sample`."""
-    specs = {spec.name: spec for spec in input_specs(record.model_config)}
-    shape = (len(timesteps), *(int(d) for d in specs["sample"].shape[1:]))
+    call = call_of_record(record)
+    specs = {spec.name: spec for spec in input_specs(call)}
+    shape = sized(specs["sample"].shape, len(timesteps), call.sizes)
     signal, noise = noise_levels(record.scheduler_config, timesteps)
     tail = (-1, 1, 1, 1)
     sample = signal.reshape(tail) * _random_images(generator, shape)

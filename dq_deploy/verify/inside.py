@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from dq_deploy.engines.base import Runner
 from dq_deploy.errors import DqError, InputError, OptionError
-from dq_deploy.models import LayerSite, build_denoiser, macs_of, quantizable_layers
+from dq_deploy.models import LayerSite, build_denoiser, call_of_record, macs_of, quantizable_layers
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Record
 from dq_deploy.verify.file.findings import with_file
@@ -66,7 +66,7 @@ class InsideProver(Prover[Layers, Report]):
     @cached_property
     def macs(self) -> Macs:
         """Of the denoiser."""
-        return macs_of(self.blank, self.record.model_config)
+        return macs_of(self.blank, call_of_record(self.record))
 
     @abstractmethod
     def running(self) -> AbstractContextManager[Runner]:
@@ -136,7 +136,7 @@ class InsideProver(Prover[Layers, Report]):
     def layer_subject(self, runs: Runs) -> LayerSubject:
         """What the comparison of layers is about."""
         sites: dict[str, LayerSite] = {
-            site.name: site for site in quantizable_layers(self.blank, self.record.model_config)
+            site.name: site for site in quantizable_layers(self.blank, call_of_record(self.record))
         }
         return LayerSubject(
             record=self.record, runs=runs, sites=sites, folder=self.folder, progress=self.options.progress

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dq_deploy.models import random_conditions
+from dq_deploy.models import call_of_record, random_conditions
 from dq_deploy.numerics import step_bucket
 from dq_deploy.numerics.arrays import F32, Array
 from dq_deploy.record import Record
@@ -37,15 +37,15 @@ def path_batches(record: Record, *, mixed: bool, seed: int) -> list[Batch]:
         seed: of the noise and the conditions.
     """
     generator = np.random.default_rng([seed, 12])
-    config = record.model_config
+    config, call = record.model_config, call_of_record(record)
     middle = record.timesteps[record.steps // 2 : record.steps // 2 + 1].astype(np.float32)
     if record.steps == 1:
         middle = np.array([training_steps(record) // 2], np.float32)
     base: dict[str, Array] = {"sample": noised_images(record, middle, generator), "timestep": middle}
-    base |= random_conditions(config, 1, generator)
+    base |= random_conditions(call, 1, generator)
     rows = [base, {**base, "sample": noised_images(record, middle, generator)}]
     rows += [{**base, "timestep": np.array([t], np.float32)} for t in other_timesteps(record)]
-    others: Mapping[str, Any] = random_conditions(config, 1, generator)
+    others: Mapping[str, Any] = random_conditions(call, 1, generator)
     for name, value in others.items():
         if name == _LABELS:
             rows += [{**base, name: np.array([label], np.int64)} for label in _labels(config)]

@@ -77,11 +77,12 @@ def attest(engine_path: str | Path, *, device: str | None = None, hash_check: bo
 
 def _of_record(path: Path, device: str | None, hash_check: bool) -> Attestation:
     """Of the native engine: every integer layer it runs is integer, in a kernel or in numpy."""
-    from dq_deploy.models import macs_of
+    from dq_deploy.models import build_denoiser, call_of_record, macs_of
     from dq_deploy.record import load_record
 
-    config = dict(load_record(path, hash_check=hash_check).model_config)
-    macs = macs_of(None, config)  # loads torch, so that tracing needs no other process
+    record = load_record(path, hash_check=hash_check)
+    blank = build_denoiser(record.family, record.model_config, device="meta")
+    macs = macs_of(blank, call_of_record(record))  # loads torch, so that tracing needs no other process
     with open_engine(path, device=device, hash_check=False) as runner:  # checked above
         assert runner.layer_runs is not None
         forms = runner.layer_runs.layer_forms()

@@ -59,7 +59,7 @@ def test_every_peer_pins_its_packages_and_has_a_worker(name: str) -> None:
 
 def test_peers_leave_the_time_embedding_and_products_of_activations_float() -> None:
     denoiser = tiny_denoiser()
-    graph = trace(denoiser.module, example_inputs(denoiser.config, 2, 0), call=call_denoiser)
+    graph = trace(denoiser.module, example_inputs(denoiser.call, 2, 0), call=call_denoiser)
     left = float_products(graph)
     products = [node for node in graph.graph if node.op_type in {"Gemm", "MatMul", "Conv"}]
     attentions = sum(name.endswith(".to_q") for name, _ in denoiser.module.named_modules())

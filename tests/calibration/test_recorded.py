@@ -13,15 +13,15 @@ from safetensors.numpy import save_file
 from dq_deploy.calibration import CalibrationSource, read_source, recorded_inputs, rows_in_turn
 from dq_deploy.errors import FileProblemError, InputError, ModelError, OptionError
 from dq_deploy.methods import quantize
-from dq_deploy.models import example_inputs, input_specs
+from dq_deploy.models import default_call, example_inputs, input_specs
 from tests.tiny import tiny_conditional_config, tiny_conditional_denoiser, tiny_denoiser
 
-SPECS = input_specs(tiny_conditional_config(sdxl=True))
+SPECS = input_specs(default_call(tiny_conditional_config(sdxl=True)))
 EMBEDDINGS = ("encoder_hidden_states", "text_embeds", "time_ids")
 
 
 def rows(count: int) -> dict[str, np.ndarray]:
-    return example_inputs(tiny_conditional_config(sdxl=True), count, 3)
+    return example_inputs(default_call(tiny_conditional_config(sdxl=True)), count, 3)
 
 
 def conditions(count: int) -> dict[str, np.ndarray]:
@@ -84,7 +84,7 @@ def test_options_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="'guess', expected one of trajectory, random, latents"):
         read_source(SPECS, kind="guess")
     with pytest.raises(OptionError, match="takes no embeddings"):
-        read_source(input_specs(tiny_denoiser().config), conditions=path)
+        read_source(input_specs(tiny_denoiser().call), conditions=path)
     embeddings = written(tmp_path / "c.safetensors", conditions(2))
     with pytest.raises(OptionError, match="holds its conditions"):
         read_source(SPECS, conditions=embeddings, latents=path)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from dq_deploy.models import example_inputs
+from dq_deploy.models import default_call, example_inputs
 from dq_deploy.record import load_record
 from tests.cli.running import command
 from tests.tiny import tiny_conditional_config, tiny_conditional_denoiser
@@ -30,7 +30,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def latents(tmp_path: Path) -> Path:
     path = tmp_path / "latents.safetensors"
-    save_file(example_inputs(tiny_conditional_config(), 4, 0), path)
+    save_file(example_inputs(default_call(tiny_conditional_config()), 4, 0), path)
     return path
 
 
@@ -50,7 +50,7 @@ def test_recorded_latents_bring_their_own_timesteps(model_dir: Path, latents: Pa
     done = command("quantize", "--model", model_dir, *QUICK, "--latents", latents, "--out", out)
     assert done.code == 0, done.err
     record = load_record(out)
-    recorded = np.unique(example_inputs(tiny_conditional_config(), 4, 0)["timestep"])
+    recorded = np.unique(example_inputs(default_call(tiny_conditional_config()), 4, 0)["timestep"])
     np.testing.assert_array_equal(record.timesteps, recorded)
     assert record.provenance["calibration"]["latents"].startswith("latents.safetensors ")
 
@@ -94,7 +94,7 @@ def test_list_layers_shows_the_folds_of_the_transformers(model_dir: Path, tmp_pa
 
 
 def test_rows_that_are_used_again_and_timesteps_that_are_none_are_told(model_dir: Path, tmp_path: Path) -> None:
-    given = example_inputs(tiny_conditional_config(), 1, 0)
+    given = example_inputs(default_call(tiny_conditional_config()), 1, 0)
     given["timestep"] = np.array([70000], np.float32)
     save_file(given, tmp_path / "l.safetensors")
     out = tmp_path / "model.pt"

@@ -8,7 +8,7 @@ import torch
 from dq_kernels.cpu.library import known_isas
 
 from dq_deploy.errors import InputError
-from dq_deploy.models import call_denoiser, example_inputs
+from dq_deploy.models import call_denoiser, call_of_record, example_inputs
 from dq_deploy.native.runner import NativeRunner
 from dq_deploy.open_engine import open_engine
 from dq_deploy.simulation.fake_quant import simulate
@@ -26,7 +26,7 @@ def record():
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["batch 1", "batch 2"])
 def feeds(request, record):
-    return example_inputs(record.model_config, request.param, 0)
+    return example_inputs(call_of_record(record), request.param, 0)
 
 
 def simulated(record, feeds):

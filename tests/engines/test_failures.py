@@ -8,7 +8,7 @@ import pytest
 
 from dq_deploy.engines.base import reason_of
 from dq_deploy.errors import DqError, InputError, NonFiniteError
-from dq_deploy.models import example_inputs
+from dq_deploy.models import call_of_record, example_inputs
 from dq_deploy.native.cpu import host_ops
 from dq_deploy.native.runner import NativeRunner
 from dq_deploy.open_engine import open_engine
@@ -33,7 +33,7 @@ def files(record, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def feeds(record):
-    return example_inputs(record.model_config, 2, 0)
+    return example_inputs(call_of_record(record), 2, 0)
 
 
 def opened(engine, files, record):

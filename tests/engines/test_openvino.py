@@ -31,7 +31,7 @@ def runner(engine):
 
 @pytest.fixture(scope="module")
 def feeds():
-    return example_inputs(tiny_denoiser(classes=3).config, 3, 0)
+    return example_inputs(tiny_denoiser(classes=3).call, 3, 0)
 
 
 def test_the_manifest_chooses_the_engine(runner):

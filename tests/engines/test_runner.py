@@ -23,7 +23,7 @@ def engine(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def feeds():
-    return example_inputs(tiny_denoiser(classes=3).config, 2, 0)
+    return example_inputs(tiny_denoiser(classes=3).call, 2, 0)
 
 
 @pytest.fixture(scope="module")

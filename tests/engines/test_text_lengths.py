@@ -57,12 +57,12 @@ def test_texts_of_all_lengths_in_any_order_give_what_the_simulation_gives(target
 
 
 def test_the_record_says_that_the_length_varies(tmp_path):
-    from dq_deploy.models import call_of
+    from dq_deploy.models import default_call
 
-    call = call_of(tiny_conditional_denoiser().config)
-    assert call.sizes() == ("B", "tokens")
+    call = default_call(tiny_conditional_denoiser().config)
+    assert call.varying() == ("B", "tokens")
     assert call.inputs[2].shape == ("B", "tokens", 12)
-    sdxl = call_of(tiny_conditional_denoiser(sdxl=True).config)
+    sdxl = default_call(tiny_conditional_denoiser(sdxl=True).config)
     assert [item.name for item in sdxl.inputs][3:] == ["added_cond_kwargs.text_embeds", "added_cond_kwargs.time_ids"]
 
 

@@ -40,7 +40,7 @@ def path(request, files):
 
 
 def feeds_of(seed: int, batch: int = 2):
-    return example_inputs(tiny_denoiser(**ONE_LEVEL).config, batch, seed)
+    return example_inputs(tiny_denoiser(**ONE_LEVEL).call, batch, seed)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -150,7 +150,7 @@ def test_the_shipped_emoji_model_loads_and_its_output_is_finite(repository):
 
     denoiser = load_model(repository / "examples" / "emoji-ddpm-32")
     assert denoiser.config["num_class_embeds"] == 10
-    inputs = {name: torch.from_numpy(value) for name, value in example_inputs(denoiser.config, 2, 0).items()}
+    inputs = {name: torch.from_numpy(value) for name, value in example_inputs(denoiser.call, 2, 0).items()}
     with torch.inference_mode():
         output = call_denoiser(denoiser.module, inputs)
     assert output.shape == (2, 3, 32, 32)

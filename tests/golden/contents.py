@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 from dq_deploy.graph.onnx_file import write_onnx
+from dq_deploy.models import call_of_record
 from dq_deploy.native.program.program import loads
 from dq_deploy.native.trace.traced import traced_program
 from dq_deploy.record import Record
@@ -50,7 +51,7 @@ def golden_record() -> Record:
 def contents() -> dict[str, str]:
     """The text of every golden file by its name."""
     record = golden_record()
-    traced = traced_denoiser(record.family, record.model_config, record)
+    traced = traced_denoiser(record.family, record.model_config, record, call_of_record(record))
     files = {"program.txt": program_text(traced_program(record))}
     with tempfile.TemporaryDirectory() as folder:
         for target, mode in TARGETS:

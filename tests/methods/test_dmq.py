@@ -13,7 +13,7 @@ from dq_deploy import numerics
 from dq_deploy.errors import NonFiniteError
 from dq_deploy.methods import Progress, quantize
 from dq_deploy.methods.scaling import equivalent_scaling
-from dq_deploy.models import call_denoiser, example_inputs
+from dq_deploy.models import call_denoiser, call_of_record, example_inputs
 from dq_deploy.record import Record, content_sha256
 from dq_deploy.simulation.fake_quant import simulate
 from tests.tiny import tiny_conditional_denoiser, tiny_denoiser
@@ -73,7 +73,7 @@ def test_the_simulation_of_the_record_is_exact(record: Record) -> None:
         simulation.denoiser.get_submodule(name).register_forward_hook(
             lambda m, a, y, name=name: seen.__setitem__(name, (a[0].clone(), y.clone()))
         )
-    inputs = example_inputs(record.model_config, 4, 0)
+    inputs = example_inputs(call_of_record(record), 4, 0)
     with torch.no_grad():
         call_denoiser(simulation, {key: torch.from_numpy(value) for key, value in inputs.items()})
     step = simulation.context.step.numpy()

@@ -14,7 +14,7 @@ from dq_deploy.methods.layer_bits import bits_of_sites
 from dq_deploy.methods.options import BLOCK_SIZES
 from dq_deploy.methods.ranges.scales import search_weight_scale, weight_codes
 from dq_deploy.methods.weight_only import search_block_scales
-from dq_deploy.models import build_denoiser, denoiser_from_record, example_inputs, quantizable_layers
+from dq_deploy.models import build_denoiser, call_of_record, denoiser_from_record, example_inputs, quantizable_layers
 from dq_deploy.simulation.fake_quant import simulate
 from tests.cli.running import command
 from tests.tiny import tiny_denoiser
@@ -74,7 +74,7 @@ def test_smaller_blocks_are_closer_to_the_weight():
 
 
 def test_only_linear_layers_of_whole_blocks_are_weight_only_and_the_rest_says_why(denoiser, alone):
-    sites = {site.name: site for site in quantizable_layers(denoiser.module, denoiser.config)}
+    sites = {site.name: site for site in quantizable_layers(denoiser.module, denoiser.call)}
     assert not alone.layers
     (note,) = alone.provenance["history"]
     kept = {name: reason for reason, names in note["kept_float"].items() for name in names}
@@ -94,7 +94,7 @@ def test_only_linear_layers_of_whole_blocks_are_weight_only_and_the_rest_says_wh
 
 
 def test_blocks_of_128_leave_narrower_layers_float(denoiser):
-    sites = quantizable_layers(denoiser.module, denoiser.config)
+    sites = quantizable_layers(denoiser.module, denoiser.call)
     options = options_for(method="minmax", activation_bits=16, block_size=128, keep=())
     bits = bits_of_sites(sites, options)
     narrow = [s for s in sites if s.kind == "linear" and s.in_channels == 64]
@@ -155,7 +155,7 @@ def test_the_rebuilt_denoiser_and_the_simulation_have_the_dequantized_weight(den
     state = dict(denoiser.module.state_dict())
     state.update({f"{name}.weight": torch.from_numpy(layer.weight()) for name, layer in alone.weight_only.items()})
     expected.load_state_dict(state)
-    inputs = {name: torch.from_numpy(value) for name, value in example_inputs(denoiser.config, 2, 0).items()}
+    inputs = {name: torch.from_numpy(value) for name, value in example_inputs(denoiser.call, 2, 0).items()}
     with torch.inference_mode():
         want = expected.eval()(**inputs, return_dict=False)[0]
         rebuilt = denoiser_from_record(alone).eval()(**inputs, return_dict=False)[0]
@@ -168,7 +168,7 @@ def test_the_rebuilt_denoiser_and_the_simulation_have_the_dequantized_weight(den
 def test_an_engine_gives_what_the_simulation_gives(alone, target, tmp_path):
     manifest = export(alone, tmp_path / "m.onnx", target=target)
     assert {entry.form for entry in manifest.layers} == {"int4 weight-only, block 64"}
-    inputs = example_inputs(dict(alone.model_config), 3, 1)
+    inputs = example_inputs(call_of_record(alone), 3, 1)
     with torch.inference_mode():
         want = simulate(alone)(**{name: torch.from_numpy(value) for name, value in inputs.items()}).numpy()
     with open_engine(tmp_path / "m.onnx") as runner:

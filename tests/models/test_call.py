@@ -17,7 +17,7 @@ LAYER = "up_blocks.0.resnets.1.conv2"
 @pytest.mark.parametrize("simulated", [False, True])
 def test_the_failing_layer_is_named(simulated, monkeypatch):
     denoiser = tiny_denoiser(**ONE_LEVEL)
-    inputs = {name: torch.from_numpy(np.array(v)) for name, v in example_inputs(denoiser.config, 2, 0).items()}
+    inputs = {name: torch.from_numpy(np.array(v)) for name, v in example_inputs(denoiser.call, 2, 0).items()}
     module = simulate(random_record(denoiser)) if simulated else denoiser.module
     name = f"denoiser.{LAYER}" if simulated else LAYER
     child = module.get_submodule(name)

@@ -10,6 +10,7 @@ import torch
 
 from dq_deploy import models
 from dq_deploy.errors import RecordError
+from dq_deploy.models import call_of_record
 from dq_deploy.record import Layer, Part, load_record, save_record
 from tests.tiny import random_record, tiny_denoiser
 
@@ -41,7 +42,7 @@ def test_the_rebuilt_module_is_the_float_model_up_to_weight_rounding(denoiser, r
         assert value.dtype == state[key].dtype
     assert not module.training
     assert not any(p.requires_grad for p in module.parameters())
-    inputs = {k: torch.from_numpy(v) for k, v in models.example_inputs(record.model_config, 2, 0).items()}
+    inputs = {k: torch.from_numpy(v) for k, v in models.example_inputs(call_of_record(record), 2, 0).items()}
     with torch.no_grad():
         close = module(**inputs).sample - denoiser.module(**inputs).sample
     assert close.abs().max() < 0.1
@@ -65,7 +66,7 @@ def split(layer, first):
 
 
 def test_a_split_layer_has_the_weights_of_the_whole_one(denoiser, record):
-    name, first = next(iter(models.skip_splits(denoiser.module).items()))
+    name, first = next(iter(models.skip_splits(denoiser.module, denoiser.call).items()))
     halves = dataclasses.replace(record, layers={**record.layers, name: split(record.layers[name], first)})
     whole, split_module = models.denoiser_from_record(record), models.denoiser_from_record(halves)
     weight = whole.get_submodule(name).weight

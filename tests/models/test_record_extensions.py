@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dq_deploy.errors import RecordError
-from dq_deploy.models import call_of, denoiser_from_record
+from dq_deploy.models import default_call, denoiser_from_record
 from dq_deploy.record import AttentionQuantizers, Branch, Call, CallInput, CodeTable, Fold
 from tests.tiny import ONE_LEVEL, random_record, tiny_denoiser
 
@@ -40,11 +40,11 @@ REFUSED = {
     "quantizers of the attention nope, expected a module": lambda: dataclasses.replace(
         RECORD, attention={"nope": AttentionQuantizers(name="nope", tables={"q": TABLE})}
     ),
-    "denoiser is called with banana, and this version calls it with sample, timestep": lambda: dataclasses.replace(
-        RECORD, call=Call(inputs=(CallInput(name="banana", dtype="float32", shape=(3,)),))
+    "denoiser is called with banana, which UNet2DModel does not take; expected some of sample, timestep": lambda: (
+        dataclasses.replace(RECORD, call=Call(inputs=(CallInput(name="banana", dtype="float32", shape=(3,)),)))
     ),
-    "denoiser is called with sample, timestep, and": lambda: dataclasses.replace(
-        RECORD, call=Call(inputs=call_of(RECORD.model_config).inputs, constants={"guess_mode": True})
+    "denoiser is called with guess_mode, which UNet2DModel does not take": lambda: dataclasses.replace(
+        RECORD, call=Call(inputs=default_call(RECORD.model_config).inputs, constants={"guess_mode": True})
     ),
 }
 
@@ -56,4 +56,4 @@ def test_it_is_refused_by_name_where_the_denoiser_is_built(message):
 
 
 def test_the_denoisers_own_call_is_taken():
-    denoiser_from_record(dataclasses.replace(RECORD, call=call_of(RECORD.model_config)))
+    denoiser_from_record(dataclasses.replace(RECORD, call=default_call(RECORD.model_config)))

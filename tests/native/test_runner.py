@@ -11,7 +11,7 @@ import torch
 from dq_kernels.cpu.library import known_isas
 
 from dq_deploy.errors import InputError, OptionError
-from dq_deploy.models import Denoiser, call_denoiser, example_inputs
+from dq_deploy.models import Denoiser, call_denoiser, call_of_record, example_inputs
 from dq_deploy.native.runner import NativeRunner, RecordRunner
 from dq_deploy.native.trace.traced import traced_program
 from dq_deploy.numerics import integer_layer, step_bucket
@@ -39,7 +39,7 @@ DENOISERS = {
 
 def feeds_of(record: Record, batch: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
     """Inputs whose samples stand at different steps."""
-    feeds = example_inputs(record.model_config, batch, seed)
+    feeds = example_inputs(call_of_record(record), batch, seed)
     feeds["timestep"][:] = np.linspace(3, 900, batch)
     return feeds
 

@@ -34,7 +34,7 @@ class FloatRunner(Runner):
             layers=(),
         )
         super().__init__(manifest, finite_check=True)
-        self.inputs, self.outputs = specs(input_specs(denoiser.config)), specs(output_specs(denoiser.config))
+        self.inputs, self.outputs = specs(input_specs(denoiser.call)), specs(output_specs(denoiser.call))
         self.module = denoiser.module
 
     def _run(self, feeds):

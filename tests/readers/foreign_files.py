@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from dq_deploy.models import build_denoiser, quantizable_layers, skip_splits
+from dq_deploy.models import build_denoiser, default_call, quantizable_layers, skip_splits
 from dq_deploy.readers import settings_from
 from dq_deploy.readers.architectures.described_network import architecture_of
 
@@ -91,8 +91,8 @@ def foreign(architecture: dict[str, Any], **settings: Any) -> Foreign:
             values = rng.standard_normal(shape) * rng.uniform(0.5, 1.5, (shape[0],) + (1,) * (len(shape) - 1))
             values = values / np.sqrt(np.prod(shape[1:]) or 1) if len(shape) > 1 else 0.1 * values + (end == "weight")
             state[f"{path}.{end}"] = values.astype(np.float32)
-    sites = {site.name for site in quantizable_layers(module, described.config)}
-    known = skip_splits(module)
+    sites = {site.name for site in quantizable_layers(module, default_call(described.config))}
+    known = skip_splits(module, default_call({**module.config, "_class_name": type(module).__name__}))
     return Foreign(
         settings=value,
         state=state,

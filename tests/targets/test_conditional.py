@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from dq_deploy import export, load_record, open_engine, quantize, save_record, verify
 from dq_deploy.graph.onnx_file import read_manifest, write_onnx
-from dq_deploy.models import call_denoiser, denoiser_from_record, example_inputs
+from dq_deploy.models import call_denoiser, call_of_record, denoiser_from_record, example_inputs
 from dq_deploy.record import Record
 from dq_deploy.simulation.fake_quant import simulate
 from tests.cli.running import command
@@ -64,12 +64,12 @@ def test_every_layer_of_the_engine_is_exact(files):
 def test_the_engine_takes_the_inputs_the_manifest_names(files):
     ckpt, engine = files.ckpt, files.engine
     record = load_record(ckpt)
-    names = list(example_inputs(record.model_config, 1, 0))
+    names = list(example_inputs(call_of_record(record), 1, 0))
     assert [tensor.name for tensor in read_manifest(engine).inputs] == names
     with open_engine(engine, threads=1) as runner:
         assert [spec.name for spec in runner.inputs] == names
         for batch in (1, 3):
-            feeds = example_inputs(record.model_config, batch, 4)
+            feeds = example_inputs(call_of_record(record), batch, 4)
             output = runner.run(feeds)["output"]
             with torch.inference_mode():
                 tensors = {name: torch.from_numpy(value) for name, value in feeds.items()}
@@ -83,7 +83,7 @@ def test_weights_beside_the_model_are_the_same_engine(files, tmp_path):
     write_onnx(ir.load(files.engine), path, read_manifest(files.engine), external_above=1000)
     assert (tmp_path / "unet.onnx.data").stat().st_size > 5_000
     assert path.stat().st_size < files.engine.stat().st_size
-    feeds = example_inputs(load_record(files.ckpt).model_config, 2, 0)
+    feeds = example_inputs(call_of_record(load_record(files.ckpt)), 2, 0)
     with open_engine(files.engine, threads=1) as inside, open_engine(path, threads=1) as beside:
         np.testing.assert_array_equal(inside.run(feeds)["output"], beside.run(feeds)["output"])
 
@@ -101,7 +101,7 @@ def test_dq_sample_writes_latents_and_refuses_a_picture_of_them(files, tmp_path)
     random = load_file(out)["engine"]
     assert random.shape == (2, 4, 8, 8)
     assert not (tmp_path / "x.png").exists()
-    given = example_inputs(record.model_config, 1, 0)
+    given = example_inputs(call_of_record(record), 1, 0)
     given.pop("sample"), given.pop("timestep")
     save_file(given, tmp_path / "c.safetensors")
     arguments = ("--engine", engine, "--count", 2, "--steps", 3, "--out", out)

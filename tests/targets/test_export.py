@@ -11,7 +11,7 @@ import pytest
 
 from dq_deploy.errors import FileProblemError, InputError, OptionError
 from dq_deploy.graph.onnx_file import manifest_path, read_manifest
-from dq_deploy.models import example_inputs
+from dq_deploy.models import call_of_record, example_inputs
 from dq_deploy.open_engine import open_engine
 from dq_deploy.record import content_sha256
 from dq_deploy.targets import export, float_graph, simulation_graph
@@ -63,7 +63,7 @@ def test_four_bit_weights_are_stored_in_four_bits(exact):
 
 @pytest.mark.parametrize("batch", [1, 3, 5])
 def test_a_mixed_batch_equals_one_by_one_bit_for_bit(record, exact, batch):
-    feeds = example_inputs(record.model_config, batch, 1)
+    feeds = example_inputs(call_of_record(record), batch, 1)
     feeds["timestep"] = np.linspace(0, 940, batch).astype(np.float32)
     with open_engine(exact, threads=1) as runner:
         together = runner.run(feeds)["output"]
@@ -75,7 +75,7 @@ def test_a_mixed_batch_equals_one_by_one_bit_for_bit(record, exact, batch):
 def test_fast_mode_takes_one_step_bucket_a_batch(record, tmp_path):
     path = tmp_path / "fast.onnx"
     assert export(record, path, mode="fast").single_step_batch
-    feeds = example_inputs(record.model_config, 2, 1)
+    feeds = example_inputs(call_of_record(record), 2, 1)
     with open_engine(path, threads=1) as runner:
         feeds["timestep"] = np.array([500, 510], np.float32)
         assert np.isfinite(runner.run(feeds)["output"]).all()
@@ -92,7 +92,7 @@ def test_external_data_is_written_beside_a_large_model(record, tmp_path):
     path = tmp_path / "large.onnx"
     write_onnx(graph.model, path, None, external_above=1000)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["large.onnx", "large.onnx.data"]
-    feeds = example_inputs(record.model_config, 1, 1)
+    feeds = example_inputs(call_of_record(record), 1, 1)
     with open_engine(path, threads=1, require_manifest=False) as runner:
         assert np.isfinite(runner.run(feeds)["output"]).all()
 
@@ -104,7 +104,7 @@ def test_float_graph_has_the_same_inputs_and_agrees_with_torch(record, exact, tm
 
     path = tmp_path / "float.onnx"
     float_graph(read_manifest(exact), path, record=record)
-    feeds = example_inputs(record.model_config, 2, 1)
+    feeds = example_inputs(call_of_record(record), 2, 1)
     module = denoiser_from_record(record)
     with torch.no_grad():
         expected = module(**{k: torch.from_numpy(v) for k, v in feeds.items()}, return_dict=False)[0].numpy()
@@ -118,7 +118,7 @@ def test_engine_equals_the_float32_simulation_of_the_same_graph_bit_for_bit(bits
     record = random_record(denoiser, weight_bits=bits[0], activation_bits=bits[1])
     export(record, tmp_path / "engine.onnx", mode=mode)
     simulation_graph(record, tmp_path / "simulation.onnx", mode=mode)
-    feeds = example_inputs(record.model_config, 6, 1)
+    feeds = example_inputs(call_of_record(record), 6, 1)
     feeds["timestep"] = np.linspace(0, 940, 6).astype(np.float32) if mode == "exact" else np.full(6, 300, np.float32)
     with open_engine(tmp_path / "engine.onnx", threads=1) as runner:
         engine = runner.run(feeds)["output"]
@@ -151,4 +151,4 @@ def test_large_images_of_a_model_with_padding_merged_by_the_tracer(tmp_path):
     path = tmp_path / "padded.onnx"
     export(record, path)
     with open_engine(path, threads=1) as runner:
-        assert runner.run(example_inputs(record.model_config, 1, 0))["output"].shape == (1, 1, 8, 8)
+        assert runner.run(example_inputs(call_of_record(record), 1, 0))["output"].shape == (1, 1, 8, 8)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dq_deploy import export, load_record, save_record, verify
-from dq_deploy.models import input_specs
+from dq_deploy.models import call_of_record, input_specs
 from dq_deploy.verify.inputs import batch_at, noise_levels, plan_batches, spread_buckets
 from dq_deploy.verify.report.page import page_of_report
 from tests.cli.running import command
@@ -171,6 +171,6 @@ def test_inputs_carry_the_noise_of_their_step(tiny_record):
     assert (np.diff(signal) < 0).all()
     np.testing.assert_allclose(signal**2 + noise**2, 1, rtol=1e-5)
     batch = batch_at(tiny_record, [0, tiny_record.steps - 1], seed=3, kind="mixed")
-    assert set(batch.feeds) == {spec.name for spec in input_specs(tiny_record.model_config)}
+    assert set(batch.feeds) == {spec.name for spec in input_specs(call_of_record(tiny_record))}
     again = batch_at(tiny_record, [0, tiny_record.steps - 1], seed=3, kind="mixed")
     np.testing.assert_array_equal(batch.feeds["sample"], again.feeds["sample"])

@@ -113,7 +113,7 @@ def options_within_budget(
         OptionError: the budget cannot be kept, or there is nothing to choose.
     """
     assert options.budget is not None
-    sites = quantizable_layers(denoiser.module, denoiser.config)
+    sites = quantizable_layers(denoiser.module, denoiser.call)
     given = {name: bits for name, bits in bits_of_sites(sites, options).items() if not bits.is_float}
     sizes = {s.name: s.out_channels * (s.in_channels // s.groups) * math.prod(s.kernel) for s in sites}
     sizes = {name: sizes[name] for name in given}

@@ -122,7 +122,7 @@ class _Measurement:
         self.layers = layers
         self.inputs = inputs
         self.progress = progress
-        blocks = {block.name: block for block in blocks_of(self.module)}
+        blocks = {block.name: block for block in blocks_of(self.module, prepared.call)}
         flow = flow_of_blocks(self.module, list(blocks.values()), inputs)
         self.order = flow.order
         self.position = {layer: i for i, name in enumerate(self.order) for layer in blocks[name].layers}

@@ -14,7 +14,7 @@ from dq_deploy.calibration import CalibrationInputs
 from dq_deploy.methods.options import SharedOptions, json_of_options
 from dq_deploy.methods.prepare.preparation import Prepared, PreparedLayer
 from dq_deploy.methods.ranges.scales import code_range
-from dq_deploy.models import Denoiser, call_of
+from dq_deploy.models import Denoiser
 from dq_deploy.numerics.arrays import F32, I32
 from dq_deploy.record import Layer, Part, Record, WeightOnlyLayer, edges_from_timesteps
 
@@ -144,7 +144,7 @@ def build_record(
         scheduler_config=denoiser.scheduler_config,
         weight_only={name: weight_only[name] for name in order if name in weight_only},
         float_ranges=float_ranges,
-        call=call_of(denoiser.config),
+        call=denoiser.call,
         provenance=provenance_of(denoiser, calibration, options, history),
     )
 

@@ -43,7 +43,7 @@ BATCH_VALUES = 1 << 26
 
 def batch_of(denoiser: Denoiser, most: int) -> int:
     """Inputs at a time in a float pass: `most`, or fewer where the model's tensors are large."""
-    sites = quantizable_layers(denoiser.module, denoiser.config)
+    sites = quantizable_layers(denoiser.module, denoiser.call)
     largest = max(int(np.prod(shape[1:])) for site in sites for shape in (site.input_shape, site.output_shape))
     return max(1, min(most, BATCH_VALUES // largest))
 
@@ -127,7 +127,7 @@ def _choice_of_steps(denoiser: Denoiser, options: SharedOptions, source: Calibra
     if name == "normal-biased":
         return choose_steps(name, normal_biased_weights(steps), samples=options.samples)
     choose_steps(name, np.ones(steps), samples=options.samples)  # too few samples are refused before anything runs
-    middle = denoiser.module.get_submodule(middle_of(denoiser.module))
+    middle = denoiser.module.get_submodule(middle_of(denoiser.module, denoiser.call))
     batch = min(FEATURE_TRAJECTORIES, options.samples, _features_that_fit(denoiser, options, steps))
 
     def run() -> None:
@@ -163,8 +163,8 @@ def _features_that_fit(denoiser: Denoiser, options: SharedOptions, steps: int) -
 
     Their samples have a quarter of it, in which the calibration's own come later.
     """
-    prefix = middle_of(denoiser.module)
-    sites = [s for s in quantizable_layers(denoiser.module, denoiser.config) if s.name.startswith(f"{prefix}.")]
+    prefix = middle_of(denoiser.module, denoiser.call)
+    sites = [s for s in quantizable_layers(denoiser.module, denoiser.call) if s.name.startswith(f"{prefix}.")]
     values = max(int(np.prod(site.input_shape)) for site in sites)
     return max(1, int(options.memory_gib * (1 << 30) / 2) // (4 * 4 * steps * values))
 
@@ -178,12 +178,12 @@ def _conditions(
         return {}
     if source.conditions:
         return rows_in_turn(source.conditions, samples)
-    drawn = random_conditions(denoiser.config, samples, np.random.default_rng(options.seed))
+    drawn = random_conditions(denoiser.call, samples, np.random.default_rng(options.seed))
     return {name: drawn[name] for name in names}
 
 
 def _condition_names(denoiser: Denoiser) -> list[str]:
-    names = (spec.name for spec in input_specs(denoiser.config))
+    names = (spec.name for spec in input_specs(denoiser.call))
     return [name for name in names if name not in ("sample", "timestep", "class_labels")]
 
 

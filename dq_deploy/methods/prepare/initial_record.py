@@ -105,7 +105,7 @@ def _check_model(record: Record, denoiser: Denoiser) -> None:
             f"the initial record was made from {record.provenance.get('source', 'another model')} with hash "
             f"{str(theirs)[:12]}, this model has {denoiser.source_sha256[:12]}; expected a record of this model"
         )
-    sites = {site.name: site for site in quantizable_layers(denoiser.module, denoiser.config)}
+    sites = {site.name: site for site in quantizable_layers(denoiser.module, denoiser.call)}
     for name, layer in record.layers.items():
         site = sites.get(name)
         if site is None:
@@ -167,7 +167,7 @@ def check_timesteps(record: Record, timesteps: F32) -> None:
 
 def initial_state(record: Record, denoiser: Denoiser) -> InitialState:
     """A record's layers as training takes them; both belong together, see `options_of_initial`."""
-    sites = {site.name: site for site in quantizable_layers(denoiser.module, denoiser.config)}
+    sites = {site.name: site for site in quantizable_layers(denoiser.module, denoiser.call)}
     inputs, outputs = _fold_factors(record, denoiser)
     layers, frozen = {}, {}
     for name, layer in record.layers.items():
@@ -198,7 +198,7 @@ def _fold_factors(record: Record, denoiser: Denoiser) -> tuple[dict[str, F64], d
     """Factors on input channels by consumer, and on output channels by quantized producer, of every fold done."""
     inputs: dict[str, F64] = {}
     outputs: dict[str, F32] = {}
-    for site in fold_sites(denoiser.module):
+    for site in fold_sites(denoiser.module, denoiser.call):
         folded = [n for n in site.consumers if n in record.layers and record.layers[n].fold.startswith(FOLDED)]
         if not folded:
             continue

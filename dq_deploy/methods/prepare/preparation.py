@@ -24,7 +24,7 @@ from dq_deploy.models import (
     skip_splits,
 )
 from dq_deploy.numerics.arrays import F32, F64
-from dq_deploy.record import Fold
+from dq_deploy.record import Call, Fold
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,11 +83,13 @@ class Prepared:
 
     Attributes:
         module: the denoiser's module with folds done, same float function; it shares every weight no fold changed.
+        call: how it is called.
         layers: layers to become integer ones, by name, in execution order.
         bits: of every quantizable layer, weight-only and float ones included.
     """
 
     module: torch.nn.Module
+    call: Call
     layers: Mapping[str, PreparedLayer]
     bits: Mapping[str, LayerBits]
 
@@ -104,17 +106,17 @@ def prepare(denoiser: Denoiser, options: SharedOptions, *, dilation_bound: str |
         OptionError: patterns that match nothing, or options that contradict each other.
     """
     dilate = dilation_bound is not None
-    sites = {site.name: site for site in quantizable_layers(denoiser.module, denoiser.config)}
+    sites = {site.name: site for site in quantizable_layers(denoiser.module, denoiser.call)}
     bits = bits_of_sites(sites.values(), options)
     module = _sharing_copy(denoiser.module)
-    splits = skip_splits(module) if options.split_skips else {}
+    splits = skip_splits(module, denoiser.call) if options.split_skips else {}
     if options.split_skips and not splits:
         raise OptionError("`split_skips` was given, expected a model with skip concatenations; leave it out")
     chosen = [name for name in sites if bits[name].is_integer]
     factors = {name: _dilation(module, sites[name], splits, dilation_bound) for name in chosen}
-    reasons = fold_refusals(module)
+    reasons = fold_refusals(module, denoiser.call)
     folded: dict[str, Fold] = {}
-    for site in fold_sites(module):
+    for site in fold_sites(module, denoiser.call):
         # one after another: a value projection is read by one fold and written by the next
         reason = _refusal(module, site, factors) if dilate else "nothing to fold"
         if reason is None:
@@ -128,7 +130,7 @@ def prepare(denoiser: Denoiser, options: SharedOptions, *, dilation_bound: str |
         left = np.ones_like(factors[name]) if name in folded else factors[name]
         layer = _layer(module, sites[name], bits[name], splits, left, reasons[name], dilate)
         layers[name] = replace(layer, folded=folded.get(name))
-    return Prepared(module=module, layers=layers, bits=bits)
+    return Prepared(module=module, call=denoiser.call, layers=layers, bits=bits)
 
 
 def _sharing_copy(module: torch.nn.Module) -> torch.nn.Module:
@@ -274,7 +276,7 @@ def with_equivalent_scales(prepared: Prepared, scales: Mapping[str, F64]) -> Pre
 
 def fold_decisions(denoiser: Denoiser) -> dict[str, str]:
     """Whether an equivalent scale of each layer could be folded into its producer, in words."""
-    words = {name: f"no: {reason}" for name, reason in fold_refusals(denoiser.module).items()}
-    for site in fold_sites(denoiser.module):
+    words = {name: f"no: {reason}" for name, reason in fold_refusals(denoiser.module, denoiser.call).items()}
+    for site in fold_sites(denoiser.module, denoiser.call):
         words.update(dict.fromkeys(site.consumers, f"into {site.producer}"))
     return words

@@ -13,7 +13,7 @@ import torch
 from dq_deploy.errors import NonFiniteError
 from dq_deploy.methods.prepare.preparation import Prepared, PreparedLayer
 from dq_deploy.methods.ranges.scales import activation_table, search_activation_table
-from dq_deploy.models import INPUT_NAMES, call_denoiser
+from dq_deploy.models import call_denoiser
 from dq_deploy.numerics import channel_axis_of
 from dq_deploy.numerics.arrays import F32, I32, I64, Array
 from dq_deploy.simulation.fake_quant import StepContext
@@ -224,9 +224,13 @@ def batches(count: int, batch: int) -> list[slice]:
     return [slice(start, min(start + batch, count)) for start in range(0, count, batch)]
 
 
+NOT_GIVEN = ("step", "trajectory")
+"""What stands beside the denoiser's inputs in calibration inputs: where each came from."""
+
+
 def model_inputs(inputs: Mapping[str, Array], chosen: slice) -> dict[str, torch.Tensor]:
     """Some of the calibration inputs, by name."""
-    return {name: torch.from_numpy(inputs[name][chosen]) for name in INPUT_NAMES if name in inputs}
+    return {name: torch.from_numpy(inputs[name][chosen]) for name in inputs if name not in NOT_GIVEN}
 
 
 def collect_ranges(

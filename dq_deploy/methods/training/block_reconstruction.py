@@ -126,7 +126,7 @@ class BlockReconstruction:
         self.options = options
         self.settings = settings
         self.progress = progress
-        blocks = {block.name: block for block in blocks_of(prepared.module)}
+        blocks = {block.name: block for block in blocks_of(prepared.module, prepared.call)}
         self.steps = steps_of(ranges)
         self.groups = options.groups_of_steps(self.steps)
         flow = flow_of_blocks(prepared.module, list(blocks.values()), inputs, both_inputs=settings.needs_float_inputs)

@@ -357,7 +357,7 @@ def _relative_error(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 
 def _inputs_at_once(denoiser: Denoiser, options: QuestOptions) -> int:
     """Inputs whose activations autograd can keep in half of `memory_gib`, at most the batch."""
-    sites = quantizable_layers(denoiser.module, denoiser.config)
+    sites = quantizable_layers(denoiser.module, denoiser.call)
     values = sum(int(np.prod(site.input_shape)) + int(np.prod(site.output_shape)) for site in sites)
     fit = int(options.memory_gib * GIB / 2) // (4 * FLOATS_A_VALUE * values)
     return max(1, min(fit, options.batch))

@@ -5,24 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dq_deploy.errors import ModelError
 from dq_deploy.models.families.stem import unet2d_with_stem
-from dq_deploy.models.families.unets import blocks_around, checked_module, refusals_beside, sample_specs
-from dq_deploy.models.families.unets import output_specs as output_specs  # of the family, as the others below
+from dq_deploy.models.families.unets import blocks_around, call_with, checked_module, refusals_beside, sizes_for_check
 from dq_deploy.models.layers import (
     Block,
     FoldSite,
     LayerSite,
     Macs,
-    TensorSpec,
     Walk,
     check_block_types,
     macs_of_walk,
     walk,
 )
-from dq_deploy.record.model_config import channels_of, sample_size
+from dq_deploy.record import BATCH, Call, CallInput
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +27,6 @@ DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
 MID_BLOCKS = ("UNetMidBlock2D", None)
 TIME_EMBEDDINGS = ("positional", "fourier")
-TRAIN_TIMESTEPS = 1000
 
 _SILU = "SiLU stands between the norm and the convolution"
 _RESIDUAL = "input is the residual stream with several consumers"
@@ -51,7 +46,6 @@ def _check_config(config: Mapping[str, Any]) -> None:
             f"config.json has class_embed_type {config['class_embed_type']!r}, expected null: "
             "classes are supported as labels (num_class_embeds)"
         )
-    sample_size(config)
 
 
 def build(config: Mapping[str, Any], *, device: str = "cpu") -> torch.nn.Module:
@@ -67,59 +61,38 @@ def build(config: Mapping[str, Any], *, device: str = "cpu") -> torch.nn.Module:
     return checked_module(
         "UNet2DModel",
         lambda: unet2d_with_stem(plain),
-        lambda module: _walk(module, config, 1),
+        lambda module: _walk(module, default_call(config, sizes_for_check(config)), 1),
         device=device,
         also_supported=(GaussianFourierProjection,),
     )
 
 
-def input_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
-    """Inputs of the denoiser."""
-    specs = sample_specs(config)
-    if config.get("num_class_embeds") is not None:
-        specs.append(TensorSpec(name="class_labels", dtype="int64", shape=("B",)))
-    return tuple(specs)
+def default_call(config: Mapping[str, Any], sizes: Mapping[str, int]) -> Call:
+    """The call by the configuration; see `models.default_call`."""
+    classes = config.get("num_class_embeds")
+    labels = (
+        [CallInput(name="class_labels", dtype="int64", shape=(BATCH,), limits=(0, int(classes) - 1))] if classes else []
+    )
+    return call_with(config, labels, sizes)
 
 
-def example_inputs(config: Mapping[str, Any], batch: int, seed: int) -> dict[str, np.ndarray]:
-    """Random valid inputs; timesteps are whole, 1 to 999 (a Fourier embedding takes their logarithm)."""
-    generator = np.random.default_rng(seed)
-    height, width = sample_size(config)
-    shape = (batch, channels_of(config, "in_channels"), height, width)
-    inputs: dict[str, np.ndarray] = {
-        "sample": generator.standard_normal(shape, dtype=np.float32),
-        "timestep": generator.integers(1, TRAIN_TIMESTEPS, batch).astype(np.float32),
-    }
-    if config.get("num_class_embeds") is not None:
-        inputs["class_labels"] = generator.integers(0, config["num_class_embeds"], batch, dtype=np.int64)
-    return inputs
-
-
-def _walk(module: torch.nn.Module, config: Mapping[str, Any], batch: int) -> Walk:
-    import torch
+def _walk(module: torch.nn.Module, call: Call, batch: int) -> Walk:
     from diffusers.models.attention_processor import Attention
 
-    height, width = sample_size(config)
-    inputs = {
-        "sample": torch.empty(batch, channels_of(config, "in_channels"), height, width, device="meta"),
-        "timestep": torch.empty(batch, device="meta"),
-    }
-    if config.get("num_class_embeds") is not None:
-        inputs["class_labels"] = torch.empty(batch, dtype=torch.int64, device="meta")
-    return walk(module, inputs, Attention)
+    return walk(module, call, batch, Attention)
 
 
-def quantizable_layers(module: torch.nn.Module, config: Mapping[str, Any], *, batch: int = 1) -> list[LayerSite]:
+def quantizable_layers(module: torch.nn.Module, call: Call, *, batch: int = 1) -> list[LayerSite]:
     """Linear layers and convolutions in execution order."""
-    return list(_walk(module, config, batch).sites)
+    return list(_walk(module, call, batch).sites)
 
 
-def macs_of(module: torch.nn.Module, config: Mapping[str, Any]) -> Macs:
+def macs_of(module: torch.nn.Module, call: Call) -> Macs:
     """Work of one sample."""
-    return macs_of_walk(_walk(module, config, 1))
+    return macs_of_walk(_walk(module, call, 1))
 
 
-def skip_splits(module: Any) -> dict[str, int]:
+def skip_splits(module: Any, call: Call) -> dict[str, int]:
     """First-half channels of the convolutions behind an up-path concatenation of (stream, skip)."""
     splits: dict[str, int] = {}
     before = module.mid_block.resnets[-1] if module.mid_block is not None else module.down_blocks[-1].resnets[-1]
@@ -134,7 +107,7 @@ def skip_splits(module: Any) -> dict[str, int]:
     return splits
 
 
-def middle_of(module: Any) -> str:
+def middle_of(module: Any, call: Call) -> str:
     """Module path of the middle attention; of the middle block where it has none, else of the first up block."""
     if module.mid_block is None:
         return "up_blocks.0"
@@ -142,7 +115,7 @@ def middle_of(module: Any) -> str:
     return f"mid_block.attentions.{found[0]}" if found else "mid_block"
 
 
-def fold_sites(module: torch.nn.Module) -> list[FoldSite]:
+def fold_sites(module: torch.nn.Module, call: Call) -> list[FoldSite]:
     """In each attention the norm feeds q, k and v; v's rows pass linearly through PV to the output layer."""
     from diffusers.models.attention_processor import Attention
 
@@ -176,16 +149,16 @@ def _refusal(name: str) -> str:
     return _RESIDUAL
 
 
-def fold_refusals(module: torch.nn.Module) -> dict[str, str]:
+def fold_refusals(module: torch.nn.Module, call: Call) -> dict[str, str]:
     """Reason for every quantizable layer outside `fold_sites`."""
-    return refusals_beside(module, fold_sites(module), _refusal)
+    return refusals_beside(module, fold_sites(module, call), _refusal)
 
 
-def blocks_of(module: Any) -> list[Block]:
+def blocks_of(module: Any, call: Call) -> list[Block]:
     """Residual blocks, attentions and the time embedding whole; every other layer is its own block."""
     from diffusers.models.attention_processor import Attention
     from diffusers.models.embeddings import TimestepEmbedding
     from diffusers.models.resnet import ResnetBlock2D
 
     kinds = (ResnetBlock2D, Attention, TimestepEmbedding)
-    return blocks_around(module, kinds, quantizable_layers(module, module.config))
+    return blocks_around(module, kinds, quantizable_layers(module, call))

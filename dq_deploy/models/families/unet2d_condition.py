@@ -5,27 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dq_deploy.errors import ModelError
-from dq_deploy.models.conditions import random_conditions
 from dq_deploy.models.families import unet2d
 from dq_deploy.models.families.transformer_folds import transformer_fold_refusals, transformer_fold_sites
-from dq_deploy.models.families.unets import blocks_around, checked_module, sample_specs
-from dq_deploy.models.families.unets import output_specs as output_specs  # of the family, as the others below
+from dq_deploy.models.families.unets import blocks_around, call_with, checked_module, sizes_for_check
 from dq_deploy.models.layers import (
     Block,
     FoldSite,
     LayerSite,
     Macs,
-    TensorSpec,
     Walk,
     check_block_types,
     macs_of_walk,
     walk,
 )
-from dq_deploy.models.sizes import TOKENS, sized
-from dq_deploy.record.model_config import sample_size, value_of
+from dq_deploy.models.sizes import CLIP_TOKENS, TOKENS
+from dq_deploy.record import BATCH, Call, CallInput
+from dq_deploy.record.model_config import value_of
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +66,6 @@ def _check_config(config: Mapping[str, Any]) -> None:
     cross = config.get("only_cross_attention", False)
     if any(cross) if isinstance(cross, (list, tuple)) else cross:
         raise ModelError(f"config.json has only_cross_attention {cross!r}, expected false; this is not supported")
-    sample_size(config)
     _text_width(config)
     if config.get("addition_embed_type") is not None:
         _pooled_width(config)
@@ -115,75 +110,62 @@ def build(config: Mapping[str, Any], *, device: str = "cpu") -> torch.nn.Module:
     return checked_module(
         "UNet2DConditionModel",
         lambda: UNet2DConditionModel(**plain),
-        lambda module: _walk(module, config, 1),
+        lambda module: _walk(module, default_call(config, sizes_for_check(config)), 1),
         device=device,
     )
 
 
-def input_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
-    """Inputs of the denoiser."""
-    specs = sample_specs(config)
-    specs.append(TensorSpec(name="encoder_hidden_states", dtype="float32", shape=("B", TOKENS, _text_width(config))))
+def default_call(config: Mapping[str, Any], sizes: Mapping[str, int]) -> Call:
+    """The call by the configuration; see `models.default_call`."""
+    shapes: dict[str, tuple[int | str, ...]] = {"encoder_hidden_states": (BATCH, TOKENS, _text_width(config))}
     if config.get("addition_embed_type") == "text_time":
-        specs.append(TensorSpec(name="text_embeds", dtype="float32", shape=("B", _pooled_width(config))))
-        specs.append(TensorSpec(name="time_ids", dtype="float32", shape=("B", TIME_IDS)))
-    return tuple(specs)
+        shapes["added_cond_kwargs.text_embeds"] = (BATCH, _pooled_width(config))
+        shapes["added_cond_kwargs.time_ids"] = (BATCH, TIME_IDS)
+    conditions = [CallInput(name=name, dtype="float32", shape=shape) for name, shape in shapes.items()]
+    return call_with(config, conditions, sizes, tokens=CLIP_TOKENS)
 
 
-def example_inputs(config: Mapping[str, Any], batch: int, seed: int) -> dict[str, np.ndarray]:
-    """Random valid inputs; timesteps are whole."""
-    generator = np.random.default_rng(seed)
-    specs = input_specs(config)
-    return {
-        "sample": generator.standard_normal(sized(specs[0].shape, batch), dtype=np.float32),
-        "timestep": generator.integers(0, unet2d.TRAIN_TIMESTEPS, batch).astype(np.float32),
-        **random_conditions(specs, config, batch, generator),
-    }
-
-
-def _walk(module: torch.nn.Module, config: Mapping[str, Any], batch: int) -> Walk:
-    import torch
+def _walk(module: torch.nn.Module, call: Call, batch: int) -> Walk:
     from diffusers.models.attention_processor import Attention
 
-    inputs = {spec.name: torch.empty(sized(spec.shape, batch), device="meta") for spec in input_specs(config)}
-    return walk(module, inputs, Attention)
+    return walk(module, call, batch, Attention)
 
 
-def quantizable_layers(module: torch.nn.Module, config: Mapping[str, Any], *, batch: int = 1) -> list[LayerSite]:
+def quantizable_layers(module: torch.nn.Module, call: Call, *, batch: int = 1) -> list[LayerSite]:
     """Linear layers and convolutions in execution order."""
-    return list(_walk(module, config, batch).sites)
+    return list(_walk(module, call, batch).sites)
 
 
-def macs_of(module: torch.nn.Module, config: Mapping[str, Any]) -> Macs:
+def macs_of(module: torch.nn.Module, call: Call) -> Macs:
     """Work of one sample."""
-    return macs_of_walk(_walk(module, config, 1))
+    return macs_of_walk(_walk(module, call, 1))
 
 
-def skip_splits(module: torch.nn.Module) -> dict[str, int]:
+def skip_splits(module: torch.nn.Module, call: Call) -> dict[str, int]:
     """First-half channels of the convolutions behind an up-path concatenation of (stream, skip)."""
-    return unet2d.skip_splits(module)
+    return unet2d.skip_splits(module, call)
 
 
-def middle_of(module: torch.nn.Module) -> str:
+def middle_of(module: torch.nn.Module, call: Call) -> str:
     """Module path of the middle transformer, of the middle block or the first up block where there is none."""
-    return unet2d.middle_of(module)
+    return unet2d.middle_of(module, call)
 
 
-def fold_sites(module: torch.nn.Module) -> list[FoldSite]:
+def fold_sites(module: torch.nn.Module, call: Call) -> list[FoldSite]:
     """The folds of the spatial transformers; see `dq_deploy.models.families.transformer_folds`."""
     return transformer_fold_sites(module)
 
 
-def fold_refusals(module: torch.nn.Module) -> dict[str, str]:
+def fold_refusals(module: torch.nn.Module, call: Call) -> dict[str, str]:
     """Reason for every quantizable layer outside `fold_sites`."""
     return transformer_fold_refusals(module)
 
 
-def blocks_of(module: Any) -> list[Block]:
+def blocks_of(module: Any, call: Call) -> list[Block]:
     """Residual blocks, transformer blocks and the embeddings whole; every other layer is its own block."""
     from diffusers.models.attention import BasicTransformerBlock
     from diffusers.models.embeddings import TimestepEmbedding
     from diffusers.models.resnet import ResnetBlock2D
 
     kinds = (ResnetBlock2D, BasicTransformerBlock, TimestepEmbedding)
-    return blocks_around(module, kinds, quantizable_layers(module, module.config))
+    return blocks_around(module, kinds, quantizable_layers(module, call))

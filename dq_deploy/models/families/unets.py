@@ -10,12 +10,13 @@ from dq_deploy.models.layers import (
     Block,
     FoldSite,
     LayerSite,
-    TensorSpec,
     check_layers_supported,
     first_line,
     is_quantizable,
 )
-from dq_deploy.record.model_config import channels_of, sample_size
+from dq_deploy.models.sizes import HEIGHT, WIDTH
+from dq_deploy.record import BATCH, Call, CallInput
+from dq_deploy.record.model_config import channels_of, sample_size, value_of
 
 if TYPE_CHECKING:
     import torch
@@ -63,21 +64,41 @@ def checked_module(
     return module.eval().requires_grad_(False)
 
 
-def sample_specs(config: Mapping[str, Any]) -> list[TensorSpec]:
-    """The inputs that every denoiser has: `sample` and `timestep`."""
-    height, width = sample_size(config)
-    return [
-        TensorSpec(name="sample", dtype="float32", shape=("B", channels_of(config, "in_channels"), height, width)),
-        TensorSpec(name="timestep", dtype="float32", shape=("B",)),
-    ]
+def call_with(
+    config: Mapping[str, Any], conditions: Iterable[CallInput], sizes: Mapping[str, int], **fixed: int
+) -> Call:
+    """The call of a UNet: `sample` and `timestep`, then what it is conditioned on.
 
+    Args:
+        config: its diffusers configuration.
+        conditions: the inputs behind those two.
+        sizes: given by the caller; height and width are the configuration's where they are left out.
+        **fixed: of further sizes that the conditions name, where `sizes` has none.
 
-def output_specs(config: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
-    """Outputs of the denoiser."""
-    height, width = sample_size(config)
-    return (
-        TensorSpec(name="output", dtype="float32", shape=("B", channels_of(config, "out_channels"), height, width)),
+    Raises:
+        ModelError: neither the configuration nor `sizes` says how large a sample is.
+    """
+    if HEIGHT not in sizes or WIDTH not in sizes:
+        height, width = sample_size(config)
+        sizes = {HEIGHT: height, WIDTH: width, **sizes}
+    rows = (BATCH, channels_of(config, "in_channels"), HEIGHT, WIDTH)
+    return Call(
+        inputs=(
+            CallInput(name="sample", dtype="float32", shape=rows),
+            CallInput(name="timestep", dtype="float32", shape=(BATCH,)),
+            *conditions,
+        ),
+        sizes={**fixed, **sizes},
+        output=(BATCH, channels_of(config, "out_channels"), HEIGHT, WIDTH),
     )
+
+
+def sizes_for_check(config: Mapping[str, Any]) -> dict[str, int]:
+    """Sizes at which a configuration is tried: its own, or one that every level halves evenly where it has none."""
+    if value_of(config, "sample_size") is not None:
+        return {}
+    levels = len(config.get("block_out_channels") or (1, 1, 1, 1))
+    return {HEIGHT: 2**levels, WIDTH: 2**levels}
 
 
 def blocks_around(module: torch.nn.Module, kinds: tuple[type, ...], sites: Iterable[LayerSite]) -> list[Block]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dq_deploy.errors import ModelError
-from dq_deploy.models.family import build_denoiser, family_of
+from dq_deploy.models.family import build_denoiser, default_call, family_of
 from dq_deploy.models.layers import Denoiser
 from dq_deploy.models.load.component_class import checked_class, todays_config
 from dq_deploy.models.load.json_file import check_finite, read_json
@@ -48,6 +48,7 @@ def load_folder(
         family=family,
         module=module,
         config=read,
+        call=default_call(read),
         scheduler_config=scheduler,
         source=str(path),
         source_sha256=_sha256([*weights.files, file]),

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from dq_deploy.engines.base import reason_of
 from dq_deploy.engines.turns import Turns
 from dq_deploy.errors import DqError, InputError, NonFiniteError
-from dq_deploy.models.sizes import EXAMPLE_SIZES
 from dq_deploy.native.cpu import host_ops, reference_product
 from dq_deploy.native.cpu.arguments import Bound, struct_of
 from dq_deploy.native.observe.layer_values import PRODUCTS, readers_of
@@ -106,15 +105,17 @@ class CpuExecutor:
         context: Context,
         *,
         retrace: Retrace | None = None,
+        sizes: Mapping[str, int] = MappingProxyType({}),
         varying: Mapping[str, tuple[str, int]] = MappingProxyType({}),
     ) -> None:
         """Pack the weights.
 
         Args:
-            joined: the program for every batch size, at the sizes of `models.sizes.EXAMPLE_SIZES`.
+            joined: the program for every batch size, at `sizes`.
             record: its layers and parameters.
             context: threads; closed by `close`.
             retrace: makes the program at other sizes; without it there is but the first.
+            sizes: of the program, by the names of `varying`.
             varying: input and axis where each size that varies besides the batch can be read, by its name.
         """
         self.context, self.record, self._retrace = context, record, retrace
@@ -122,7 +123,7 @@ class CpuExecutor:
         self.edges = np.asarray(record.step_edges, np.float32)
         self.floats = FloatConstants(record, joined["constants"])
         self._axes = varying
-        self._first: Sizes = tuple((size, EXAMPLE_SIZES[size]) for size in self._axes)
+        self._first: Sizes = tuple((size, sizes[size]) for size in self._axes)
         self._programs: dict[Sizes, tuple[Mapping[str, Any], FloatConstants]] = {self._first: (joined, self.floats)}
         self.constants: dict[tuple[str, int], LayerConstants] = {}
         for (name, part), padded in padded_parts(from_json(at_batch(joined, 1)), record).items():

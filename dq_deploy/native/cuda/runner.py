@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dq_deploy.engines.capabilities import LayerForm, LayerValues, RunsOn
 from dq_deploy.errors import InputError, OptionError
+from dq_deploy.models import call_of_record
 from dq_deploy.models.sizes import sized
 from dq_deploy.native.runner import RecordRunner
 from dq_deploy.native.trace.traced import traced_program
@@ -51,8 +52,9 @@ class NativeCudaRunner(RecordRunner):
         if dtype not in FLOAT_TYPES:
             raise OptionError(f"float type is {dtype!r}, expected one of {', '.join(FLOAT_TYPES)}")
         super().__init__(source, finite_check=finite_check, hash_check=hash_check)
+        own = call_of_record(self.record).sizes
         # one program, of these sizes: others are refused by the check of the inputs' shapes
-        self.inputs = tuple(replace(spec, shape=("B", *sized(spec.shape, 1)[1:])) for spec in self.inputs)
+        self.inputs = tuple(replace(spec, shape=("B", *sized(spec.shape, 1, own)[1:])) for spec in self.inputs)
         from dq_kernels.cpu.library import KernelInputError
 
         from dq_deploy.native.cuda.executor import CudaExecutor

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dq_deploy.errors import DqError, ModelError
-from dq_deploy.models.sizes import EXAMPLE_SIZES
 from dq_deploy.native.program import program as programs
 from dq_deploy.native.trace.geometry import Geometry, geometries
 from dq_deploy.processes import (
@@ -24,7 +23,7 @@ from dq_deploy.processes import (
     command_of,
     serve,
 )
-from dq_deploy.record import Record
+from dq_deploy.record import Call, Record
 
 TRACE_SECONDS = 600
 
@@ -36,14 +35,14 @@ class TraceRequest:
     Attributes:
         family: denoiser family.
         config: its diffusers configuration.
+        call: its inputs, and the sizes to trace at.
         layers: quantized layers by module path.
-        sizes: of the axes that vary besides the batch, by name.
     """
 
     family: str
     config: dict[str, Any]
+    call: Call
     layers: dict[str, Geometry]
-    sizes: dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,21 +52,25 @@ class Traced:
     program: str
 
 
-def traced_program(record: Record, sizes: Mapping[str, int] = EXAMPLE_SIZES) -> dict[str, Any]:
+def traced_program(record: Record, sizes: Mapping[str, int] | None = None) -> dict[str, Any]:
     """The joined program of a record's denoiser.
 
     Args:
         record: the quantized denoiser.
-        sizes: of the axes that vary besides the batch, by name; a program is for one choice of them.
+        sizes: of the axes that vary besides the batch, by name; a program is for one choice of them. Those left out
+            are the record's own.
 
     Raises:
         ModelError: torch cannot trace it, or it holds an operation the native engine does not know.
         DqError: the tracing process died.
     """
-    layers = geometries(record)
+    from dq_deploy.models import call_of_record
+
+    layers, call = geometries(record), call_of_record(record)
+    call = replace(call, sizes={**call.sizes, **(sizes or {})})
     if "torch" in sys.modules:
-        return joined_program(record.family, record.model_config, layers, sizes)
-    request = TraceRequest(family=record.family, config=dict(record.model_config), layers=layers, sizes=dict(sizes))
+        return joined_program(record.family, record.model_config, call, layers)
+    request = TraceRequest(family=record.family, config=dict(record.model_config), call=call, layers=layers)
     try:
         process = WorkerProcess(command_of(__name__))
     except OSError as error:
@@ -94,18 +97,18 @@ def _failed(words: str) -> str:
 
 
 def joined_program(
-    family: str, config: Mapping[str, Any], layers: Mapping[str, Geometry], sizes: Mapping[str, int] = EXAMPLE_SIZES
+    family: str, config: Mapping[str, Any], call: Call, layers: Mapping[str, Geometry]
 ) -> dict[str, Any]:
     """Trace and lower at two batch sizes, and join them; needs torch."""
     from dq_deploy.models import input_specs, output_specs
     from dq_deploy.native.lower.lowering import Lowering
     from dq_deploy.native.trace.tracing import trace
 
-    names = [spec.name for spec in input_specs(config)]
-    output = output_specs(config)[0].name
+    names = [spec.name for spec in input_specs(call)]
+    output = output_specs(call)[0].name
 
     def of_batch(batch: int) -> dict[str, Any]:
-        graph, keys = trace(family, config, layers, batch, sizes)
+        graph, keys = trace(family, config, call, layers, batch)
         return programs.to_json(Lowering(graph, keys, layers).program(names, output))
 
     first, second = (of_batch(batch) for batch in programs.TRACED_BATCHES)
@@ -114,7 +117,7 @@ def joined_program(
 
 
 def _trace(request: TraceRequest, _tell: Tell) -> Traced:
-    joined = joined_program(request.family, request.config, request.layers, request.sizes)
+    joined = joined_program(request.family, request.config, request.call, request.layers)
     return Traced(program=programs.dumps(joined))
 
 

@@ -16,8 +16,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from dq_deploy.errors import ModelError, raise_if_out_of_memory
 from dq_deploy.models import build_denoiser, call_denoiser, input_specs
-from dq_deploy.models.sizes import EXAMPLE_SIZES, sized
+from dq_deploy.models.sizes import sized
 from dq_deploy.native.trace.geometry import Geometry
+from dq_deploy.record import Call
 
 _DTYPES = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32}
 
@@ -55,18 +56,18 @@ class TracedLayer(torch.nn.Module):
 def trace(
     family: str,
     config: Mapping[str, Any],
+    call: Call,
     layers: Mapping[str, Geometry],
     batch: int,
-    sizes: Mapping[str, int] = EXAMPLE_SIZES,
 ) -> tuple[torch.fx.GraphModule, dict[str, str]]:
     """The graph of one step for one batch size.
 
     Args:
         family: denoiser family.
         config: its diffusers configuration.
+        call: its inputs, and the sizes to trace at.
         layers: quantized layers by module path.
         batch: samples.
-        sizes: of the axes that vary besides it, by name.
 
     Returns:
         The graph, each node with its shape and strides under `meta["val"]`, and the state-dict key of each of its
@@ -75,12 +76,12 @@ def trace(
     Raises:
         ModelError: torch cannot trace the denoiser.
     """
-    specs = input_specs(config)
+    specs = input_specs(call)
     module = build_denoiser(family, config, device="meta")
-    inputs = [(sized(spec.shape, batch, sizes), spec.dtype) for spec in specs]
+    inputs = [(sized(spec.shape, batch, call.sizes), spec.dtype) for spec in specs]
 
     def step(fake: torch.nn.Module, *values: torch.Tensor) -> torch.Tensor:
-        return call_denoiser(fake, {spec.name: v for spec, v in zip(specs, values, strict=True)})
+        return call_denoiser(fake, {spec.name: v for spec, v in zip(specs, values, strict=True)}, call.constants)
 
     return trace_module(module, step, inputs, layers)
 

@@ -81,6 +81,8 @@ def _part_key(layer: str, index: int, name: str) -> str:
 
 def version_of(record: Record) -> int:
     """The lowest schema version that can hold a record: one record has one form and one hash."""
+    if extensions.says_sizes(record):
+        return 4
     if extensions.extended_by(record):
         return 3
     return 2 if record.weight_only or record.float_ranges else 1

@@ -55,13 +55,25 @@ def top_header(record: Record) -> dict[str, Any]:
             }
             for name, own in record.attention.items()
         ],
-        "call": None
-        if call is None
-        else {
-            "inputs": [{"name": i.name, "dtype": i.dtype, "shape": list(i.shape)} for i in call.inputs],
-            "constants": dict(call.constants),
-        },
+        "call": None if call is None else _call_header(call),
     }
+
+
+def says_sizes(record: Record) -> bool:
+    """Whether the call has what schema version 4 added: values of its sizes, and limits of its inputs."""
+    call = record.call
+    return call is not None and bool(call.sizes or call.output or any(i.limits is not None for i in call.inputs))
+
+
+def _call_header(call: Call) -> dict[str, Any]:
+    new = bool(call.sizes or call.output or any(i.limits is not None for i in call.inputs))
+    inputs: list[dict[str, Any]] = [{"name": i.name, "dtype": i.dtype, "shape": list(i.shape)} for i in call.inputs]
+    if not new:
+        return {"inputs": inputs, "constants": dict(call.constants)}
+    for entry, item in zip(inputs, call.inputs, strict=True):
+        entry["limits"] = None if item.limits is None else list(item.limits)
+    said = {"inputs": inputs, "constants": dict(call.constants)}
+    return {**said, "sizes": dict(call.sizes), "output": list(call.output)}
 
 
 def layer_header(layer: Layer) -> dict[str, Any]:
@@ -126,22 +138,36 @@ def check_top(header: Mapping[str, Any]) -> None:
                     raise RecordError(f"attention {name}: {role} {key} is {value!r}, expected a whole number")
     if header["call"] is not None:
         check_type("call", header["call"], dict)
-        check_keys("call", header["call"], ("inputs", "constants"))
+        new = header["version"] >= 4
+        check_keys("call", header["call"], ("inputs", "constants", *(("sizes", "output") if new else ())))
+        if new:
+            check_type("call sizes", header["call"]["sizes"], dict)
+            check_type("call output", header["call"]["output"], list)
+            _check_shape("call output", header["call"]["output"])
         check_type("call inputs", header["call"]["inputs"], list)
         check_type("call constants", header["call"]["constants"], dict)
         for entry in header["call"]["inputs"]:
-            _check_input(entry)
+            _check_input(entry, new=new)
 
 
-def _check_input(entry: Any) -> None:
+def _check_input(entry: Any, *, new: bool) -> None:
     check_type("call input", entry, dict)
-    check_keys("call input", entry, ("name", "dtype", "shape"))
+    check_keys("call input", entry, ("name", "dtype", "shape", *(("limits",) if new else ())))
     check_type("call input name", entry["name"], str)
     check_type(f"call input {entry['name']}: dtype", entry["dtype"], str)
     check_type(f"call input {entry['name']}: shape", entry["shape"], list)
-    for size in entry["shape"]:
+    _check_shape(f"call input {entry['name']}", entry["shape"])
+    limits = entry.get("limits")
+    if limits is not None:
+        check_type(f"call input {entry['name']}: limits", limits, list)
+        if len(limits) != 2 or not all(is_int(v) or isinstance(v, float) for v in limits):
+            raise RecordError(f"call input {entry['name']} has the limits {limits!r}, expected two numbers")
+
+
+def _check_shape(what: str, shape: list[Any]) -> None:
+    for size in shape:
         if not is_int(size) and not isinstance(size, str):
-            raise RecordError(f"call input {entry['name']} has the size {size!r}, expected a number or a name")
+            raise RecordError(f"{what} has the size {size!r}, expected a number or a name")
 
 
 def wanted_arrays(header: Mapping[str, Any]) -> set[str]:
@@ -188,8 +214,17 @@ def record_extensions(header: Mapping[str, Any], arrays: Arrays) -> dict[str, An
     said = header["call"]
     if said is None:
         return {"attention": attention, "call": None}
-    inputs = tuple(CallInput(name=e["name"], dtype=e["dtype"], shape=tuple(e["shape"])) for e in said["inputs"])
-    return {"attention": attention, "call": Call(inputs=inputs, constants=said["constants"])}
+    inputs = tuple(
+        CallInput(name=e["name"], dtype=e["dtype"], shape=tuple(e["shape"]), limits=_limits(e.get("limits")))
+        for e in said["inputs"]
+    )
+    sizes, output = said.get("sizes", {}), tuple(said.get("output", ()))
+    call = Call(inputs=inputs, constants=said["constants"], sizes=sizes, output=output)
+    return {"attention": attention, "call": call}
+
+
+def _limits(value: list[float] | None) -> tuple[float, float] | None:
+    return None if value is None else (value[0], value[1])
 
 
 def _quantizers(entry: Mapping[str, Any], arrays: Arrays) -> AttentionQuantizers:

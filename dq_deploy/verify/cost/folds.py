@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dq_deploy.models import fold_sites, lazy_weights
+from dq_deploy.models import call_of_record, fold_sites, lazy_weights
 from dq_deploy.numerics.arrays import F64
 from dq_deploy.record import Record
 
@@ -48,7 +48,9 @@ def folds_of(record: Record, module: torch.nn.Module) -> Folds:
     """
     inputs: dict[str, F64] = {}
     outputs: dict[str, F64] = {}
-    for site in fold_sites(module):  # in the order of the folds: a value projection is read by one, written by the next
+    for site in fold_sites(
+        module, call_of_record(record)
+    ):  # in the order of the folds: a value projection is read by one, written by the next
         words = f"folded into {site.producer}"
         if not all(name in record.layers and record.layers[name].fold == words for name in site.consumers):
             continue

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.errors import InputError
-from dq_deploy.models import call_denoiser, lazy_weights, quantizable_layers
+from dq_deploy.models import call_denoiser, call_of_record, lazy_weights, quantizable_layers
 from dq_deploy.numerics.arrays import F32, F64
 from dq_deploy.record import Record
 from dq_deploy.verify.cost.folds import Folds, folds_of
@@ -313,7 +313,7 @@ def quantization_error(
     start = time.perf_counter()
     check_same_shapes(record, float_module)
     every = {**record.layers, **record.weight_only}
-    sites = quantizable_layers(float_module, record.model_config)
+    sites = quantizable_layers(float_module, call_of_record(record))
     names = [site.name for site in sites if site.name in every]
     compared = _Comparison(record, float_module, names, requantized=requantized)
     samples = np.zeros(record.steps, np.int64)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from dq_deploy.calibration import collect_trajectory, sampling_timesteps
 from dq_deploy.errors import ModelError, OptionError
-from dq_deploy.models import call_denoiser, macs_of, quantizable_layers, random_conditions
-from dq_deploy.record import Record
+from dq_deploy.models import call_denoiser, call_of_record, macs_of, quantizable_layers, random_conditions
+from dq_deploy.record import Call, Record
 from dq_deploy.verify.inputs import Batch, batch_at
 
 if TYPE_CHECKING:
@@ -45,16 +45,16 @@ def quantization_inputs(
         seed: moves on to other inputs.
         images: inputs at each step; by default `IMAGES` or what the model's size allows.
     """
-    steps, config = record.steps, record.model_config
+    steps, config, call = record.steps, record.model_config, call_of_record(record)
     if images is None:
-        images = int(np.clip(MOST_MACS // max(1, steps * macs_of(module, config).of_all), 1, IMAGES))
-    at_once = max(1, min(images, BATCH_BYTES // _output_bytes(module, config)))
+        images = int(np.clip(MOST_MACS // max(1, steps * macs_of(module, call).of_all), 1, IMAGES))
+    at_once = max(1, min(images, BATCH_BYTES // _output_bytes(module, call)))
     own = _calibration_seed(record) + SEED_STEP * (1 + seed)
     shares = [range(start, min(start + at_once, images)) for start in range(0, images, at_once)]
     try:
         if not np.array_equal(sampling_timesteps(record.scheduler_config, steps), record.timesteps):
             raise ModelError("the record's timesteps are not a DDIM sampler's")
-        drawn = random_conditions(config, images, np.random.default_rng(own))
+        drawn = random_conditions(call, images, np.random.default_rng(own))
         drawn.pop("class_labels", None)
         found = collect_trajectory(
             module,
@@ -95,6 +95,6 @@ def _calibration_seed(record: Record) -> int:
     return seed if isinstance(seed, int) else 0
 
 
-def _output_bytes(module: torch.nn.Module, config: Mapping[str, Any]) -> int:
+def _output_bytes(module: torch.nn.Module, call: Call) -> int:
     """Of all layers' outputs for one sample."""
-    return max(1, sum(4 * int(np.prod(site.output_shape[1:])) for site in quantizable_layers(module, config)))
+    return max(1, sum(4 * int(np.prod(site.output_shape[1:])) for site in quantizable_layers(module, call)))

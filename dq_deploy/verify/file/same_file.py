@@ -12,6 +12,7 @@ from dq_deploy.errors import DqError
 from dq_deploy.graph.content_hash import content_sha256
 from dq_deploy.manifest.engine import FILE_SHA256, json_beside, manifest_path, stored_json
 from dq_deploy.manifest.values import EngineManifest, ManifestOptions
+from dq_deploy.models import call_of_record
 from dq_deploy.record import Record
 from dq_deploy.targets import EngineGraph, engine_graph
 from dq_deploy.targets.manifest import versions_used
@@ -44,7 +45,9 @@ class TracedOnce:
             ModelError: torch cannot trace it.
         """
         if self._model is None:
-            self._model = traced_denoiser(self.record.family, self.record.model_config, self.record)
+            self._model = traced_denoiser(
+                self.record.family, self.record.model_config, self.record, call_of_record(self.record)
+            )
         return self._model
 
     def engine(self, manifest: EngineManifest) -> EngineGraph:

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.kernels import shapes
 from benchmarks.kernels.shapes import MODELS, OPS, PRODUCTS, all_shapes, meta_module
-from dq_deploy.models import macs_of, quantizable_layers
+from dq_deploy.models import default_call, macs_of, quantizable_layers
 from tests.tiny import tiny_conditional_config
 
 
@@ -15,14 +15,14 @@ def test_products_are_the_quantizable_layers(model, monkeypatch):
     tiny = ("unet2d_condition", tiny_conditional_config(sdxl=True), 2)
     monkeypatch.setattr(shapes, "MODELS", {**MODELS, "tiny sdxl": tiny})
     _, config, batch = shapes.MODELS[model]
-    sites = quantizable_layers(meta_module(model), config, batch=batch)
+    sites = quantizable_layers(meta_module(model), default_call(config), batch=batch)
     products = all_shapes((model,), PRODUCTS)
 
     assert sum(shape.count for shape in products) == len(sites)
     assert len({(shape.op, shape.name) for shape in products}) == len(products)
     work = sum(shape.count * shape.operations for shape in products)
     alone = sum(2 * site.macs for site in sites if len(site.input_shape) == 2 and site.input_shape[0] == 1)
-    assert work == 2 * batch * (macs_of(None, config).of_quantizable - alone // 2) + alone
+    assert work == 2 * batch * (macs_of(meta_module(model), default_call(config)).of_quantizable - alone // 2) + alone
     for site in sites:
         sizes = {(shape.case.channels, shape.case.out_channels) for shape in products if shape.op.endswith(site.kind)}
         assert (site.in_channels, site.out_channels) in sizes
@@ -31,7 +31,7 @@ def test_products_are_the_quantizable_layers(model, monkeypatch):
 def test_every_layer_gets_codes_from_some_op():
     _, config, batch = MODELS["cifar"]
     fed = sum(s.count * s.outputs for s in all_shapes(("cifar",), OPS[:4]))
-    layers = quantizable_layers(meta_module("cifar"), config, batch=batch)
+    layers = quantizable_layers(meta_module("cifar"), default_call(config), batch=batch)
 
     assert fed == len(layers)
 

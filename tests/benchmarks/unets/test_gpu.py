@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from dq_deploy.models import example_inputs
+from dq_deploy.models import call_of_record, example_inputs
 from dq_deploy.native.runner import NativeRunner
 from tests.tiny import ONE_LEVEL, random_record, tiny_denoiser
 
@@ -33,6 +33,6 @@ def test_the_gate_finds_one_wrong_weight(wrong):
         code.flat[0] = 1 if code.flat[0] != 1 else 2
         changed = replace(layer, parts=(replace(layer.parts[0], w_code=code),))
         other = replace(record, layers={**record.layers, "conv_out": changed})
-    feeds = example_inputs(record.model_config, 2, 0)
+    feeds = example_inputs(call_of_record(record), 2, 0)
     with NativeRunner(other, threads=1) as runner:
         assert (wrong_values(record, runner, feeds) > 0) is wrong

@@ -15,7 +15,7 @@ from dq_deploy.graph.passes.cleanup import RemoveUnused
 from dq_deploy.graph.passes.float_types import FLOAT16_MAX, FloatTypes
 from dq_deploy.graph.passes.tensorrt_layers import TensorRtLayers
 from dq_deploy.graph.trace import MODULE_KEY
-from dq_deploy.models import example_inputs
+from dq_deploy.models import call_of_record, example_inputs
 from dq_deploy.targets.traced_graphs import traced_float_graph
 from tests.tiny import random_record, tiny_denoiser
 
@@ -29,7 +29,9 @@ def record():
 
 @pytest.fixture(scope="module")
 def traced(record):
-    return ir.to_proto(traced_float_graph(record.family, record.model_config, record, instance_norms=False))
+    return ir.to_proto(
+        traced_float_graph(record.family, record.model_config, record, call_of_record(record), instance_norms=False)
+    )
 
 
 def graph_of(record, traced, float_type, ranges=None):
@@ -193,7 +195,7 @@ def with_bias(record, traced, name, value):
 
 def values_of(graph, record):
     """Every tensor of the graph, which onnx's own reference runs in the graph's types."""
-    feeds = {name: np.asarray(value) for name, value in example_inputs(record.model_config, 2, 0).items()}
+    feeds = {name: np.asarray(value) for name, value in example_inputs(call_of_record(record), 2, 0).items()}
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
     run = onnx.reference.ReferenceEvaluator(model)
     return run.run(None, feeds)

@@ -70,14 +70,14 @@ def test_the_provenance_says_what_the_weights_were_made_from() -> None:
 
 def test_a_conditional_model_chooses_by_its_middle_transformer() -> None:
     denoiser = tiny_conditional_denoiser()
-    assert middle_of(denoiser.module) == "mid_block.attentions.0"
+    assert middle_of(denoiser.module, denoiser.call) == "mid_block.attentions.0"
     found = collect(denoiser, steps=3, samples=4)
     assert found.inputs["encoder_hidden_states"].shape[0] == found.count == 12
 
 
 def test_without_a_middle_attention_the_feature_is_what_the_middle_block_receives() -> None:
     denoiser = tiny_denoiser(add_attention=False)
-    assert middle_of(denoiser.module) == "mid_block"
+    assert middle_of(denoiser.module, denoiser.call) == "mid_block"
     assert collect(denoiser, steps=3, samples=4).count == 12
 
 
@@ -94,7 +94,7 @@ def test_steps_cannot_be_chosen_where_a_source_has_none_to_compare() -> None:
     denoiser = tiny_denoiser()
     with pytest.raises(OptionError, match='tdac with `kind="random"`'):
         collect(denoiser, CalibrationSource(kind="random"))
-    latents = CalibrationSource(kind="latents", latents=example_inputs(denoiser.config, 4, 0))
+    latents = CalibrationSource(kind="latents", latents=example_inputs(denoiser.call, 4, 0))
     with pytest.raises(OptionError, match="tdac with recorded latents, expected uniform"):
         collect(denoiser, latents)
     with pytest.raises(OptionError, match="normal-biased with recorded latents"):

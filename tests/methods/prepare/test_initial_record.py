@@ -77,7 +77,7 @@ def test_untrained_layers_are_the_record_bit_for_bit(family: str, kind: str) -> 
     assert not state.frozen
     for name, layer in layers.items():
         assert_same(layer.harvest(), record.layers[name])
-    inputs = {k: torch.from_numpy(v) for k, v in example_inputs(denoiser(family).config, 3, 0).items()}
+    inputs = {k: torch.from_numpy(v) for k, v in example_inputs(denoiser(family).call, 3, 0).items()}
     simulation = simulate(record)
     context.step = simulation.bucket(inputs["timestep"])
     with torch.no_grad():

@@ -38,7 +38,7 @@ def denoiser(request: pytest.FixtureRequest) -> Denoiser:
 
 def output(module: torch.nn.Module, denoiser: Denoiser) -> torch.Tensor:
     """In float64, where the folds' own rounding to float32 is all that is left."""
-    inputs = {k: torch.from_numpy(v).double() for k, v in example_inputs(denoiser.config, 2, 0).items()}
+    inputs = {k: torch.from_numpy(v).double() for k, v in example_inputs(denoiser.call, 2, 0).items()}
     with torch.no_grad():
         return call_denoiser(_sharing_copy(module).double(), inputs)
 
@@ -49,7 +49,7 @@ def change(module: torch.nn.Module, denoiser: Denoiser) -> float:
 
 
 def sites_of(denoiser: Denoiser) -> dict[str, LayerSite]:
-    return {site.name: site for site in quantizable_layers(denoiser.module, denoiser.config)}
+    return {site.name: site for site in quantizable_layers(denoiser.module, denoiser.call)}
 
 
 def factor_of(site: FoldSite, sites: dict[str, LayerSite], seed: int = 0) -> np.ndarray:
@@ -69,7 +69,7 @@ def weight(module: torch.nn.Module, name: str) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_each_fold_alone_keeps_the_function_and_changes_producer_and_consumers(denoiser: Denoiser, kind: str) -> None:
-    found = [site for site in fold_sites(denoiser.module) if site.kind == kind]
+    found = [site for site in fold_sites(denoiser.module, denoiser.call) if site.kind == kind]
     assert found
     for site in found[:3]:
         module = fold(denoiser, site)
@@ -79,7 +79,7 @@ def test_each_fold_alone_keeps_the_function_and_changes_producer_and_consumers(d
 
 
 def test_all_folds_together_keep_the_function_in_either_order(denoiser: Denoiser) -> None:
-    found = fold_sites(denoiser.module)
+    found = fold_sites(denoiser.module, denoiser.call)
     assert {site.kind for site in found} == KINDS
     there, back = fold(denoiser, *found), fold(denoiser, *reversed(found))
     assert change(there, denoiser) < 20 * SAME
@@ -103,13 +103,15 @@ def wrong_folds(name: str) -> dict[str, FoldSite]:
 @pytest.mark.parametrize("case", ["v left out", "rows of k", "norm of another layer"])
 def test_a_fold_that_is_not_legal_changes_the_function(denoiser: Denoiser, case: str) -> None:
     block = next(
-        site.producer.removesuffix(".norm1") for site in fold_sites(denoiser.module) if "norm1" in site.producer
+        site.producer.removesuffix(".norm1")
+        for site in fold_sites(denoiser.module, denoiser.call)
+        if "norm1" in site.producer
     )
     assert change(fold(denoiser, wrong_folds(block)[case]), denoiser) > 100 * SAME
 
 
 def test_the_gate_half_of_a_geglu_is_not_the_value_half(denoiser: Denoiser) -> None:
-    site = next(site for site in fold_sites(denoiser.module) if site.kind == "value_rows")
+    site = next(site for site in fold_sites(denoiser.module, denoiser.call) if site.kind == "value_rows")
     factor = factor_of(site, sites_of(denoiser))
     right = fold(denoiser, site)
     half = len(factor)
@@ -144,7 +146,7 @@ def test_dilation_is_folded_where_it_may_be_and_the_given_model_stays_as_it_was(
     for key, value in denoiser.module.state_dict().items():
         assert torch.equal(value, before[key])
     assert change(prepared.module, denoiser) < 50 * SAME
-    folded = {name for site in fold_sites(denoiser.module) for name in site.consumers}
+    folded = {name for site in fold_sites(denoiser.module, denoiser.call) for name in site.consumers}
     for name, layer in prepared.layers.items():
         assert layer.fold.startswith("folded into") == (name in folded)
         assert (layer.pre == 1).all() or name not in folded

@@ -39,7 +39,7 @@ def options(**changes: Any) -> SharedOptions:
 
 def calibration(denoiser: Any, count: int) -> dict[str, Any]:
     step = np.arange(count) % STEPS
-    drawn = example_inputs(denoiser.config, count, 0)
+    drawn = example_inputs(denoiser.call, count, 0)
     return {**drawn, "timestep": (step * 250).astype(np.float32), "step": step}
 
 
@@ -162,7 +162,7 @@ def test_little_memory_means_fewer_layers_at_a_time_and_the_same_names() -> None
     some = dict(list(prepared.layers.items())[:6])
     reports: list[Progress] = []
     learned = learn_equivalent_scales(
-        Prepared(module=prepared.module, layers=some, bits=prepared.bits),
+        Prepared(module=prepared.module, call=prepared.call, layers=some, bits=prepared.bits),
         calibration(denoiser, 8),
         chosen,
         steps=STEPS,
@@ -177,7 +177,9 @@ def test_little_memory_means_fewer_layers_at_a_time_and_the_same_names() -> None
 def test_a_run_goes_on_behind_the_layers_that_are_learned() -> None:
     denoiser, chosen = tiny_denoiser(), options(scaling_iterations=2)
     prepared = prepare(denoiser, chosen)
-    some = Prepared(module=prepared.module, layers=dict(list(prepared.layers.items())[:5]), bits=prepared.bits)
+    some = Prepared(
+        module=prepared.module, call=prepared.call, layers=dict(list(prepared.layers.items())[:5]), bits=prepared.bits
+    )
     kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
     def learn(known: LearnedScales | None = None) -> LearnedScales:

@@ -75,7 +75,7 @@ def output_error(record: Record) -> float:
 
 def test_stages_take_the_time_projections_and_what_belongs_to_attention() -> None:
     conditional = tiny_conditional_denoiser()
-    names = [site.name for site in quantizable_layers(conditional.module, conditional.config)]
+    names = [site.name for site in quantizable_layers(conditional.module, conditional.call)]
     time, attended = stages_of(names, options_for(method="quest"))
     assert (time.name, attended.name) == tuple(STAGES)
     assert {name.rpartition(".")[2] for name in time.layers} == {"time_emb_proj"}

@@ -7,8 +7,13 @@ import pytest
 import torch
 
 from dq_deploy.errors import ModelError
-from dq_deploy.models import build_denoiser, quantizable_layers, skip_splits
+from dq_deploy.models import build_denoiser, default_call, quantizable_layers, skip_splits
 from tests.tiny import tiny_config
+
+
+def call_of_module(module):
+    """The default call by a module's own configuration."""
+    return default_call({**module.config, "_class_name": type(module).__name__})
 
 
 def config(**changes):
@@ -17,13 +22,13 @@ def config(**changes):
 
 def test_the_first_convolution_and_the_last_skip_have_the_stem_s_width():
     module = build_denoiser("unet2d", config())
-    sites = {site.name: site for site in quantizable_layers(module, config())}
+    sites = {site.name: site for site in quantizable_layers(module, default_call(config()))}
     assert sites["conv_in"].out_channels == 8
     assert sites["time_embedding.linear_1"].in_channels == 8
     assert sites["down_blocks.0.resnets.0.conv1"].in_channels == 8
     assert sites["down_blocks.0.resnets.0.conv_shortcut"].out_channels == 16
     assert sites["up_blocks.1.resnets.1.conv1"].in_channels == 16 + 8
-    assert skip_splits(module)["up_blocks.1.resnets.1.conv1"] == 16
+    assert skip_splits(module, call_of_module(module))["up_blocks.1.resnets.1.conv1"] == 16
 
 
 def test_it_is_diffusers_own_module_where_the_widths_are_the_same():

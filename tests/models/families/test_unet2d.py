@@ -15,7 +15,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dq_deploy import models
 from dq_deploy.errors import ModelError
+from dq_deploy.models import default_call
+from dq_deploy.models.sizes import sized
 from tests.tiny import tiny_config, tiny_denoiser
+
+
+def call_of_module(module):
+    """The default call by a module's own configuration."""
+    return default_call({**module.config, "_class_name": type(module).__name__})
+
 
 DEMO = Path(__file__).parents[3] / "examples" / "mnist-ddpm-32"
 DEMO_CONFIG = json.loads((DEMO / "unet" / "config.json").read_text())
@@ -62,7 +70,7 @@ def module(config):
 
 
 def inputs_of(config, batch=2):
-    return {key: torch.from_numpy(v) for key, v in models.example_inputs(config, batch, 0).items()}
+    return {key: torch.from_numpy(v) for key, v in models.example_inputs(models.default_call(config), batch, 0).items()}
 
 
 def run(module, inputs):
@@ -71,18 +79,18 @@ def run(module, inputs):
 
 
 def test_inputs_and_outputs_fit_the_specs(config, module):
-    inputs = models.example_inputs(config, 3, 5)
-    specs = models.input_specs(config)
+    inputs = models.example_inputs(models.default_call(config), 3, 5)
+    specs = models.input_specs(models.default_call(config))
     assert [spec.name for spec in specs] == list(inputs)
     for spec in specs:
         assert inputs[spec.name].dtype == np.dtype(spec.dtype)
-        assert inputs[spec.name].shape == (3, *spec.shape[1:])
+        assert inputs[spec.name].shape == sized(spec.shape, 3, models.default_call(config).sizes)
         assert spec.shape[0] == "B"
-    (output,) = models.output_specs(config)
+    (output,) = models.output_specs(models.default_call(config))
     assert run(module, inputs_of(config, 3)).shape == (3, *output.shape[1:])
-    again = models.example_inputs(config, 3, 5)
+    again = models.example_inputs(models.default_call(config), 3, 5)
     assert all((again[key] == inputs[key]).all() for key in inputs)
-    assert (models.example_inputs(config, 3, 6)["sample"] != inputs["sample"]).any()
+    assert (models.example_inputs(models.default_call(config), 3, 6)["sample"] != inputs["sample"]).any()
 
 
 def test_sites_match_what_each_layer_receives_and_returns(config, module):
@@ -93,7 +101,7 @@ def test_sites_match_what_each_layer_receives_and_returns(config, module):
                 lambda _, args, out, name=name: seen.update({name: (tuple(args[0].shape), tuple(out.shape))})
             )
     run(module, inputs_of(config, 2))
-    sites = models.quantizable_layers(module, config, batch=2)
+    sites = models.quantizable_layers(module, models.default_call(config), batch=2)
     assert [site.name for site in sites] == list(seen)  # in execution order
     for site in sites:
         assert (site.input_shape, site.output_shape) == seen[site.name]
@@ -114,29 +122,29 @@ def test_macs_equal_half_of_torchs_flop_count(config, module):
             child.set_processor(AttnProcessor())  # products that torch counts one by one
     with FlopCounterMode(display=False) as counter:
         run(module, inputs_of(config, 1))
-    macs = models.macs_of(module, config)
+    macs = models.macs_of(module, models.default_call(config))
     assert macs.of_all == counter.get_total_flops() // 2
     assert macs.of_all == macs.of_quantizable + macs.attention
     assert macs.of_quantizable == sum(macs.layers.values())
-    assert models.macs_of(None, config) == macs
+    assert models.macs_of(models.build_denoiser("unet2d", config, device="meta"), models.default_call(config)) == macs
 
 
 def test_macs_of_one_sample_do_not_depend_on_the_batch(config, module):
-    one = models.quantizable_layers(module, config, batch=1)
-    four = models.quantizable_layers(module, config, batch=4)
+    one = models.quantizable_layers(module, models.default_call(config), batch=1)
+    four = models.quantizable_layers(module, models.default_call(config), batch=4)
     assert [site.macs for site in one] == [site.macs for site in four]
 
 
 def test_listing_layers_leaves_the_model_as_it_was(config, module):
     before = run(module, inputs_of(config))
-    models.quantizable_layers(module, config)
-    models.blocks_of(module)
+    models.quantizable_layers(module, models.default_call(config))
+    models.blocks_of(module, call_of_module(module))
     assert torch.equal(run(module, inputs_of(config)), before)
     assert not any(child._forward_hooks for child in module.modules())
 
 
 def test_the_cifar_shape_has_its_known_size_and_work():
-    macs = models.macs_of(None, CIFAR)
+    macs = models.macs_of(models.build_denoiser("unet2d", CIFAR, device="meta"), models.default_call(CIFAR))
     module = models.build_denoiser("unet2d", CIFAR)
     assert sum(p.numel() for p in module.parameters()) == 35_746_307
     assert macs.of_all == pytest.approx(6.1e9, rel=0.03)
@@ -144,8 +152,8 @@ def test_the_cifar_shape_has_its_known_size_and_work():
 
 
 def test_folds_and_refusals_cover_every_layer_once(module):
-    folded = [name for site in models.fold_sites(module) for name in site.consumers]
-    refused = models.fold_refusals(module)
+    folded = [name for site in models.fold_sites(module, call_of_module(module)) for name in site.consumers]
+    refused = models.fold_refusals(module, call_of_module(module))
     layers = [n for n, c in module.named_modules() if isinstance(c, (torch.nn.Conv2d, torch.nn.Linear))]
     assert Counter([*folded, *refused]) == Counter(layers)
     assert all(refused.values())
@@ -157,7 +165,7 @@ def test_every_fold_leaves_the_function_unchanged(config, module):
     inputs["sample"] = inputs["sample"].double()
     before = run(module, inputs)
     generator = torch.Generator().manual_seed(1)
-    sites = models.fold_sites(module)
+    sites = models.fold_sites(module, call_of_module(module))
     for site in sites:
         producer = module.get_submodule(site.producer)
         pre = torch.rand(len(producer.weight), generator=generator, dtype=torch.float64) + 0.5
@@ -186,7 +194,7 @@ class Concatenations(TorchFunctionMode):
 def test_skip_splits_name_where_the_skip_begins(config, module):
     with Concatenations() as seen:
         run(module, inputs_of(config))
-    splits = models.skip_splits(module)
+    splits = models.skip_splits(module, call_of_module(module))
     first = [splits[name] for name in splits if name.endswith("conv1")]
     widths = [module.get_submodule(name).in_channels for name in splits if name.endswith("conv1")]
     assert [[a, w - a] for a, w in zip(first, widths, strict=True)] == seen.channels
@@ -195,8 +203,8 @@ def test_skip_splits_name_where_the_skip_begins(config, module):
 
 
 def test_blocks_hold_every_layer_once_in_execution_order(config, module):
-    blocks = models.blocks_of(module)
-    sites = [site.name for site in models.quantizable_layers(module, config)]
+    blocks = models.blocks_of(module, call_of_module(module))
+    sites = [site.name for site in models.quantizable_layers(module, models.default_call(config))]
     assert [name for block in blocks for name in block.layers] == sites
     assert blocks[0].name == "time_embedding"
     assert blocks[-1].name == "conv_out"
@@ -214,8 +222,8 @@ def test_blocks_hold_every_layer_once_in_execution_order(config, module):
 
 def test_the_demo_model_lists_64_layers():
     module = models.load_model(DEMO).module
-    assert len(models.quantizable_layers(module, DEMO_CONFIG)) == 64
-    assert models.macs_of(module, DEMO_CONFIG).of_all == 248676352
+    assert len(models.quantizable_layers(module, models.default_call(DEMO_CONFIG))) == 64
+    assert models.macs_of(module, models.default_call(DEMO_CONFIG)).of_all == 248676352
 
 
 @pytest.mark.parametrize(
@@ -264,6 +272,6 @@ def test_unknown_families_and_classes_are_named():
     with pytest.raises(ModelError, match="family 'vae' is unknown, expected one of unet2d"):
         models.build_denoiser("vae", {})
     with pytest.raises(ModelError, match="'UNet3D', expected one of UNet2DModel"):
-        models.input_specs({"_class_name": "UNet3D"})
+        models.input_specs(models.default_call({"_class_name": "UNet3D"}))
     with pytest.raises(ModelError, match="module is a Linear"):
         models.blocks_of(torch.nn.Linear(1, 1))

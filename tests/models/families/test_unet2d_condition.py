@@ -13,9 +13,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dq_deploy import models
 from dq_deploy.errors import ModelError
+from dq_deploy.models import default_call
 from dq_deploy.models.sizes import sized
 from tests.models.families.test_unet2d import Concatenations
 from tests.tiny import LATENT_SCHEDULER, tiny_conditional_config, tiny_conditional_denoiser
+
+
+def call_of_module(module):
+    """The default call by a module's own configuration."""
+    return default_call({**module.config, "_class_name": type(module).__name__})
+
 
 CONFIGS = {
     "stable diffusion 1": tiny_conditional_config(),
@@ -61,28 +68,29 @@ def module(config):
 
 
 def run(module, config, batch=2):
-    inputs = {key: torch.from_numpy(v) for key, v in models.example_inputs(config, batch, 0).items()}
+    inputs = {
+        key: torch.from_numpy(v) for key, v in models.example_inputs(models.default_call(config), batch, 0).items()
+    }
     with torch.no_grad():
         return models.call_denoiser(module, inputs)
 
 
 def test_inputs_and_outputs_fit_the_specs(config, module):
-    inputs = models.example_inputs(config, 3, 5)
-    specs = models.input_specs(config)
+    inputs = models.example_inputs(models.default_call(config), 3, 5)
+    specs = models.input_specs(models.default_call(config))
     assert [spec.name for spec in specs] == list(inputs)
-    assert list(inputs) == [name for name in models.INPUT_NAMES if name in inputs]
     for spec in specs:
         assert inputs[spec.name].dtype == np.dtype(spec.dtype)
-        assert inputs[spec.name].shape == sized(spec.shape, 3)
-    (output,) = models.output_specs(config)
+        assert inputs[spec.name].shape == sized(spec.shape, 3, models.default_call(config).sizes)
+    (output,) = models.output_specs(models.default_call(config))
     assert run(module, config, 3).shape == (3, *output.shape[1:])
-    again = models.example_inputs(config, 3, 5)
+    again = models.example_inputs(models.default_call(config), 3, 5)
     assert all((again[key] == inputs[key]).all() for key in inputs)
 
 
 def test_every_input_changes_the_output():
     denoiser = tiny_conditional_denoiser(sdxl=True)
-    inputs = {k: torch.from_numpy(v) for k, v in models.example_inputs(denoiser.config, 1, 0).items()}
+    inputs = {k: torch.from_numpy(v) for k, v in models.example_inputs(denoiser.call, 1, 0).items()}
     with torch.no_grad():
         before = models.call_denoiser(denoiser.module, inputs)
         for name, value in inputs.items():
@@ -98,7 +106,7 @@ def test_sites_match_what_each_layer_receives_and_returns(config, module):
                 lambda _, args, out, name=name: seen.update({name: (tuple(args[0].shape), tuple(out.shape))})
             )
     run(module, config)
-    sites = models.quantizable_layers(module, config, batch=2)
+    sites = models.quantizable_layers(module, models.default_call(config), batch=2)
     assert {site.name: (site.input_shape, site.output_shape) for site in sites} == seen
     assert [site.name for site in sites] == list(seen)
 
@@ -109,7 +117,7 @@ def test_macs_equal_half_of_torchs_flop_count(config, module):
             child.set_processor(AttnProcessor())  # products that torch counts one by one
     with FlopCounterMode(display=False) as counter:
         run(module, config, 1)
-    macs = models.macs_of(module, config)
+    macs = models.macs_of(module, models.default_call(config))
     assert macs.of_all == counter.get_total_flops() // 2
     assert macs.of_quantizable == sum(macs.layers.values())
     assert macs.attention > 0
@@ -119,15 +127,19 @@ def test_the_published_shapes_have_their_known_sizes():
     for config, parameters in ((SD15, 859_520_964), (SDXL, 2_567_463_684)):
         module = models.build_denoiser("unet2d_condition", config, device="meta")
         assert sum(p.numel() for p in module.parameters()) == parameters
-    assert [spec.shape for spec in models.input_specs(SDXL)[2:]] == [("B", "tokens", 2048), ("B", 1280), ("B", 6)]
-    macs = models.macs_of(None, SD15)
+    assert [spec.shape for spec in models.input_specs(models.default_call(SDXL))[2:]] == [
+        ("B", "tokens", 2048),
+        ("B", 1280),
+        ("B", 6),
+    ]
+    macs = models.macs_of(models.build_denoiser("unet2d_condition", SD15, device="meta"), models.default_call(SD15))
     assert macs.of_all == pytest.approx(401e9, rel=0.02)
     assert macs.of_quantizable / macs.of_all == pytest.approx(0.845, abs=0.01)
 
 
 def test_folds_and_refusals_cover_every_layer_once(module):
-    folded = [name for site in models.fold_sites(module) for name in site.consumers]
-    refused = models.fold_refusals(module)
+    folded = [name for site in models.fold_sites(module, call_of_module(module)) for name in site.consumers]
+    refused = models.fold_refusals(module, call_of_module(module))
     layers = [n for n, c in module.named_modules() if isinstance(c, (torch.nn.Conv2d, torch.nn.Linear))]
     assert Counter([*folded, *refused]) == Counter(layers)
     for name, reason in refused.items():
@@ -140,15 +152,15 @@ def test_skip_splits_name_where_the_skip_begins(config, module):
     with Concatenations() as seen:
         run(module, config)
     skips = [sizes for sizes in seen.channels if len(sizes) == 2][-len(module.up_blocks) * 2 :]
-    splits = models.skip_splits(module)
+    splits = models.skip_splits(module, call_of_module(module))
     conv1 = [name for name in splits if name.endswith("conv1")]
     widths = [module.get_submodule(name).in_channels for name in conv1]
     assert [[splits[name], width - splits[name]] for name, width in zip(conv1, widths, strict=True)] == skips
 
 
 def test_blocks_hold_every_layer_once_in_execution_order(config, module):
-    blocks = models.blocks_of(module)
-    sites = [site.name for site in models.quantizable_layers(module, config)]
+    blocks = models.blocks_of(module, call_of_module(module))
+    sites = [site.name for site in models.quantizable_layers(module, models.default_call(config))]
     assert [name for block in blocks for name in block.layers] == sites
     kinds = {type(module.get_submodule(block.name)).__name__ for block in blocks}
     assert {"TimestepEmbedding", "ResnetBlock2D", "BasicTransformerBlock", "Conv2d"} <= kinds
@@ -196,4 +208,4 @@ def test_what_is_not_supported_is_named(changes, message):
 def test_the_refiner_is_refused_by_its_name():
     refiner = {**SDXL, "projection_class_embeddings_input_dim": 2560}
     with pytest.raises(ModelError, match="refiner"):
-        models.input_specs({**refiner})
+        models.input_specs(models.default_call({**refiner}))

@@ -33,7 +33,7 @@ def folder(denoiser, tmp_path):
 
 
 def output(module, config):
-    inputs = {key: torch.from_numpy(v) for key, v in models.example_inputs(config, 2, 0).items()}
+    inputs = {key: torch.from_numpy(v) for key, v in models.example_inputs(models.default_call(config), 2, 0).items()}
     with torch.no_grad():
         return module(**inputs).sample
 

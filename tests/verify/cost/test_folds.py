@@ -30,7 +30,7 @@ def dilated(denoiser):
 def test_factors_are_those_of_the_dilation():
     denoiser = tiny_conditional_denoiser()
     folds = folds_of(dilated(denoiser), denoiser.module)
-    sites = fold_sites(denoiser.module)
+    sites = fold_sites(denoiser.module, denoiser.call)
     assert set(folds.inputs) == {name for site in sites for name in site.consumers}
     assert set(folds.outputs) == {site.producer for site in sites if site.kind.endswith("_rows")}
     for site in sites:

@@ -127,7 +127,7 @@ def layer_rows(denoiser: Denoiser, options: SharedOptions) -> list[dict[str, Any
     from dq_deploy.methods.prepare.preparation import fold_decisions
     from dq_deploy.models import quantizable_layers
 
-    sites = quantizable_layers(denoiser.module, denoiser.config)
+    sites = quantizable_layers(denoiser.module, denoiser.call)
     bits = bits_of_sites(sites, options)
     folds = fold_decisions(denoiser)
     return [
