@@ -40,8 +40,8 @@ REFUSED = {
     "quantizers of the attention nope, expected a module": lambda: dataclasses.replace(
         RECORD, attention={"nope": AttentionQuantizers(name="nope", tables={"q": TABLE})}
     ),
-    "denoiser is called with banana, which UNet2DModel does not take; expected some of sample, timestep": lambda: (
-        dataclasses.replace(RECORD, call=Call(inputs=(CallInput(name="banana", dtype="float32", shape=(3,)),)))
+    "denoiser is called with banana, which UNet2DModel does not take; expected some of": lambda: dataclasses.replace(
+        RECORD, call=Call(inputs=(CallInput(name="banana", dtype="float32", shape=(3,)),))
     ),
     "denoiser is called with guess_mode, which UNet2DModel does not take": lambda: dataclasses.replace(
         RECORD, call=Call(inputs=default_call(RECORD.model_config).inputs, constants={"guess_mode": True})
