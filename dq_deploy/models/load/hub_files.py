@@ -57,4 +57,4 @@ def check_not_pointer(path: Path) -> None:
     """
     with path.open("rb") as stream:
         if stream.read(len(_LFS)) == _LFS:
-            raise ModelError(f"{path} is a Git LFS pointer, not the weights; get them with `git lfs pull`")
+            raise ModelError(f"{path} is a Git LFS pointer, not the weights; run git lfs pull in its folder")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dq_deploy.errors import ModelError, raise_if_out_of_memory
 from dq_deploy.models.layers import first_line
 from dq_deploy.models.load.hub_files import check_link
+from dq_deploy.models.load.state import check_float_model
 from dq_deploy.models.load.tensor_file import TensorFile
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def single_file_state(
         ModelError: the file is damaged, diffusers has no conversion for this class, or the file holds another model.
     """
     file = TensorFile(path)
+    check_float_model(set(file.names) - set(expected), str(path))
     state = {name: file.read(name) for name in file.names}
     if set(state) >= set(expected):
         return state  # diffusers' own names

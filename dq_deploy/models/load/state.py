@@ -118,17 +118,26 @@ def _without_ignored(module: torch.nn.Module, names: Mapping[str, torch.Tensor])
 
 def _check_names(expected: set[str], given: set[str], source: str, error_type: type[DqError]) -> None:
     missing, unknown = expected - given, given - expected
-    for pattern, who in _QUANTIZED_BY:
-        if any(re.search(pattern, name) for name in unknown):
-            raise error_type(
-                f"{source} holds weights that were quantized elsewhere ({who}: {few(unknown)}); give the float model"
-            )
-    if any(_LORA.search(name) for name in unknown):
-        raise error_type(
-            f"{source} holds LoRA factors ({few(unknown)}), expected a whole model; fuse them into it with diffusers "
-            "and save that"
-        )
+    check_float_model(unknown, source, error_type)
     if missing:
         raise error_type(f"{source} lacks {few(missing)}, which the configuration asks for")
     if unknown:
         raise error_type(f"{source} has {few(unknown)}, which the configuration does not have")
+
+
+def check_float_model(names: set[str], source: str, error_type: type[DqError] = ModelError) -> None:
+    """Refuse names that other tools give to quantized weights, and those of LoRA factors.
+
+    Raises:
+        ModelError: (or `error_type`) says which.
+    """
+    for pattern, who in _QUANTIZED_BY:
+        if found := {name for name in names if re.search(pattern, name)}:
+            raise error_type(
+                f"{source} holds weights that were quantized elsewhere ({who}: {few(found)}); give the float model"
+            )
+    if found := {name for name in names if _LORA.search(name)}:
+        raise error_type(
+            f"{source} holds LoRA factors ({few(found)}), expected a whole model; fuse them into it with diffusers "
+            "and save that"
+        )

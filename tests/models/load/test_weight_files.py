@@ -72,3 +72,42 @@ def test_an_index_names_no_file_elsewhere(folder, name):
 def test_an_index_that_is_none_is_refused(folder, text):
     (folder / INDEX).write_text(text)
     refused(folder, "index of sharded weights")
+
+
+@pytest.mark.parametrize("spelling", ["{stem}.safetensors.index.fp16.json", "{stem}.fp16.safetensors.index.json"])
+def test_the_only_variant_may_be_in_shards_by_both_spellings_of_its_index(denoiser, tmp_path, spelling):
+    denoiser.module.save_pretrained(tmp_path, max_shard_size="10KB", variant="fp16")
+    index = next(tmp_path.glob("*.index*"))
+    index.rename(tmp_path / spelling.format(stem="diffusion_pytorch_model"))
+    expected = denoiser.module.state_dict()["conv_in.weight"]
+    for variant in (None, "fp16"):
+        assert torch.equal(load_model(tmp_path, variant=variant).module.state_dict()["conv_in.weight"], expected)
+    (tmp_path / "diffusion_pytorch_model.ema.bin").touch()
+    refused(tmp_path, "variants ema, fp16 and no plain file; choose one")
+
+
+def test_shards_without_their_index_are_named(folder):
+    (folder / INDEX).unlink()
+    refused(folder, r"sharded weights \(.*\) without their index .*index\.json; copy it")
+
+
+def test_a_shard_that_is_a_dangling_link_is_named(folder):
+    shard = min(folder.glob("*-of-*"))
+    shard.unlink()
+    shard.symlink_to("../blobs/gone")
+    refused(folder, rf"{shard.name} is a link to \.\./blobs/gone, which is not there")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("diffusion_flax_model.msgpack", "of Flax"),
+        ("model.onnx", "an ONNX graph"),
+        ("unet-Q4_K.gguf", "a GGUF file, quantized elsewhere"),
+        ("model.safetensors", "of a transformers model"),
+    ],
+)
+def test_weights_of_another_kind_are_named(denoiser, tmp_path, name, message):
+    denoiser.module.save_config(tmp_path)
+    (tmp_path / name).touch()
+    refused(tmp_path, rf"there: none; {name} is {message}: give the float model")
