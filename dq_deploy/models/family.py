@@ -81,7 +81,9 @@ def default_call(config: Mapping[str, Any], sizes: Mapping[str, int] | None = No
     Raises:
         ModelError: the configuration does not say the shapes.
     """
-    return family_of_config(config).default_call(config, sizes or {})
+    from dq_deploy.models.default_calls import call_for
+
+    return call_for(config, sizes or {})
 
 
 def call_of_record(record: Record) -> Call:

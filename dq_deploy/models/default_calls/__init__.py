@@ -49,4 +49,4 @@ def call_for(config: Mapping[str, Any], sizes: Mapping[str, int] = MappingProxyT
         ModelError: the configuration does not say a width or a size, or nothing is known of the class's inputs.
     """
     parts = parts_for(config, sizes)
-    return Call(inputs=parts.inputs, constants=parts.constants)
+    return Call(inputs=parts.inputs, constants=parts.constants, sizes=parts.sizes, output=parts.output)

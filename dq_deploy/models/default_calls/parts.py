@@ -39,6 +39,11 @@ def tensor(name: str, *shape: int | str, dtype: str = "float32") -> CallInput:
     return CallInput(name=name, dtype=dtype, shape=(BATCH, *shape))
 
 
+def class_labels(classes: int) -> CallInput:
+    """Labels of the classes from 0."""
+    return CallInput(name="class_labels", dtype="int64", shape=(BATCH,), limits=(0, classes - 1))
+
+
 def whole(config: Mapping[str, Any], key: str) -> int:
     """A whole number from 1 of the configuration, or its class's default.
 

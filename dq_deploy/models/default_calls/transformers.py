@@ -12,6 +12,7 @@ from dq_deploy.models.default_calls.parts import (
     WIDTH,
     CallParts,
     channels_out,
+    class_labels,
     sample_sizes,
     tensor,
     whole,
@@ -43,8 +44,10 @@ def dit_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallParts:
     """Latents, timestep and labels; the size is fixed, because the model puts its tokens back into a square."""
     side = sample_sizes(config, given)
     latents = tensor("hidden_states", whole(config, "in_channels"), side[HEIGHT], side[WIDTH])
+    # guidance's other half has the label behind the last class
+    labels = class_labels(1 + int(config.get("num_embeds_ada_norm") or 1000))
     return CallParts(
-        inputs=(latents, tensor("timestep"), tensor("class_labels", dtype="int64")),
+        inputs=(latents, tensor("timestep"), labels),
         sizes={},
         output=(BATCH, channels_out(config), side[HEIGHT], side[WIDTH]),
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dq_deploy.errors import ModelError
-from dq_deploy.models.default_calls.parts import BATCH, HEIGHT, WIDTH, CallParts, sample_sizes, tensor
+from dq_deploy.models.default_calls.parts import BATCH, HEIGHT, WIDTH, CallParts, class_labels, sample_sizes, tensor
 from dq_deploy.record import CallInput
 from dq_deploy.record.model_config import channels_of, value_of
 
@@ -29,8 +29,8 @@ def sample_and_timestep(config: Mapping[str, Any], channels: int | None = None) 
 def _labels(config: Mapping[str, Any]) -> tuple[CallInput, ...]:
     kind = value_of(config, "class_embed_type")
     if kind is None:
-        known = value_of(config, "num_class_embeds") is not None
-        return (tensor("class_labels", dtype="int64"),) if known else ()
+        classes = value_of(config, "num_class_embeds")
+        return () if classes is None else (class_labels(int(classes)),)
     if kind == "timestep":
         return (tensor("class_labels"),)
     if kind == "identity":

@@ -13,6 +13,7 @@ from dq_deploy.models.default_calls.parts import (
     TOKENS,
     WIDTH,
     CallParts,
+    class_labels,
     sample_sizes,
     tensor,
     whole,
@@ -103,8 +104,8 @@ def labels(config: Mapping[str, Any]) -> tuple[CallInput, ...]:
     """
     kind = value_of(config, "class_embed_type")
     if kind is None:
-        known = value_of(config, "num_class_embeds") is not None
-        return (tensor("class_labels", dtype="int64"),) if known else ()
+        classes = value_of(config, "num_class_embeds")
+        return () if classes is None else (class_labels(int(classes)),)
     if kind == "timestep":
         return (tensor("class_labels"),)
     if kind == "identity":

@@ -234,7 +234,6 @@ def test_the_demo_model_lists_64_layers():
         ({"time_embedding_type": "learned", "num_train_timesteps": 10}, "time_embedding_type 'learned'"),
         ({"class_embed_type": "timestep"}, "class_embed_type 'timestep'"),
         ({"mid_block_type": "UNetMidBlock2DCrossAttn"}, "mid_block_type"),
-        ({"sample_size": None}, "sample_size None"),
         ({"sample_size": "32"}, "sample_size '32'"),
         ({"sample_size": 9}, "cannot run at its sample_size"),
         ({"block_out_channels": [8]}, "that can be built"),
@@ -274,4 +273,4 @@ def test_unknown_families_and_classes_are_named():
     with pytest.raises(ModelError, match="'UNet3D', expected one of UNet2DModel"):
         models.input_specs(models.default_call({"_class_name": "UNet3D"}))
     with pytest.raises(ModelError, match="module is a Linear"):
-        models.blocks_of(torch.nn.Linear(1, 1))
+        models.blocks_of(torch.nn.Linear(1, 1), models.default_call(CIFAR))

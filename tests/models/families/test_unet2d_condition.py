@@ -194,7 +194,6 @@ def test_a_pipeline_folder_gives_its_denoiser_and_scheduler(tmp_path):
         ({"dual_cross_attention": True}, "dual_cross_attention True"),
         ({"time_cond_proj_dim": 8}, "time_cond_proj_dim 8"),
         ({"cross_attention_dim": [8, 12]}, r"cross_attention_dim \[8, 12\], expected one whole number"),
-        ({"sample_size": None}, "sample_size None"),
         ({"norm_num_groups": 5}, "that can be built"),
         ({"surprise": 1}, "that can be built"),
     ],
