@@ -30,7 +30,7 @@ WARM_UP = 200  # iterations
 
 def build_model() -> tuple[Any, Any]:
     """The untrained network and its noise schedule, as in examples/emoji-ddpm-32."""
-    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers import DDIMScheduler, UNet2DModel
 
     network = UNet2DModel(
         sample_size=32,
@@ -44,7 +44,7 @@ def build_model() -> tuple[Any, Any]:
         norm_num_groups=8,
         num_class_embeds=len(CLASSES) + 1,
     )
-    scheduler = DDPMScheduler(
+    scheduler = DDIMScheduler(
         num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"
     )
     return network, scheduler

@@ -23,7 +23,7 @@ NO_LABEL_SHARE = 0.1
 
 def build_model() -> tuple[object, object]:
     """The untrained network and its noise schedule, as in examples/mnist-ddpm-32."""
-    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers import DDIMScheduler, UNet2DModel
 
     network = UNet2DModel(
         sample_size=32,
@@ -37,7 +37,7 @@ def build_model() -> tuple[object, object]:
         norm_num_groups=8,
         num_class_embeds=CLASSES + 1,
     )
-    scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2")
+    scheduler = DDIMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2")
     return network, scheduler
 
 

@@ -75,5 +75,5 @@ def test_dotted_names_become_nested_arguments():
 
 def test_the_digits_open_with_the_scheduler_of_their_folder():
     pipeline = open_pipeline("examples/mnist-ddpm-32")
-    assert type(pipeline.scheduler).__name__ == "DDPMScheduler"
+    assert type(pipeline.scheduler).__name__ == "DDIMScheduler"
     assert pipeline(class_labels=[3], num_inference_steps=2, output_type="np").images.shape == (1, 32, 32, 1)
