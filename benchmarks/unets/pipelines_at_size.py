@@ -125,6 +125,7 @@ def vae(channels: int, widths: tuple[int, ...]) -> torch.nn.Module:
 def sd15(folder: Path) -> None:
     """Stable Diffusion 1.5 whole: UNet, text encoder and VAE of the published shapes."""
     import diffusers
+    import torch
 
     diffusers.StableDiffusionPipeline(
         vae=vae(4, (128, 256, 512, 512)),
@@ -135,7 +136,7 @@ def sd15(folder: Path) -> None:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).half().save_pretrained(folder, variant="fp16")
+    ).to(torch.float16).save_pretrained(folder, variant="fp16")
 
 
 def sdxl(folder: Path) -> None:
@@ -155,7 +156,7 @@ def sdxl(folder: Path) -> None:
         scheduler=diffusers.EulerDiscreteScheduler.from_config(SD15_SCHEDULER),
         add_watermarker=False,
     )
-    pipeline.half().save_pretrained(folder, variant="fp16")
+    pipeline.to(torch.float16).save_pretrained(folder, variant="fp16")
 
 
 def flux_cut(folder: Path) -> None:
