@@ -30,7 +30,7 @@ def sample_name(call: Call) -> str:
 
 
 def example_inputs(call: Call, batch: int, seed: int, sizes: Mapping[str, int] | None = None) -> dict[str, Array]:
-    """Random valid inputs by name: normal samples, whole timesteps from 1, conditions; the same for the same seed.
+    """Random valid inputs by name: normal samples, whole timesteps from 1 (or by the call), conditions; by the seed.
 
     Args:
         call: of the denoiser.
@@ -44,10 +44,17 @@ def example_inputs(call: Call, batch: int, seed: int, sizes: Mapping[str, int] |
     first = generator.standard_normal(
         sized(specs[sample].shape, batch, {**call.sizes, **(sizes or {})}), dtype=np.float32
     )
-    times = generator.integers(1, TRAIN_TIMESTEPS, batch).astype(np.float32)  # Fourier embeddings take their logarithm
+    times = _timesteps(call, batch, generator)
     others = random_conditions(call, batch, generator, sizes=sizes)
     every = {sample: first, "timestep": times, **others}
     return {name: every[name] for name in specs}
+
+
+def _timesteps(call: Call, batch: int, generator: np.random.Generator) -> Array:
+    limits = next((item.limits for item in call.inputs if item.name == "timestep"), None)
+    if limits is not None:
+        return generator.uniform(*limits, batch).astype(np.float32)
+    return generator.integers(1, TRAIN_TIMESTEPS, batch).astype(np.float32)  # Fourier embeddings take their logarithm
 
 
 def random_conditions(

@@ -157,9 +157,6 @@ class Family(Protocol):
     def macs_of(self, module: torch.nn.Module, call: Call) -> Macs:
         """Work of one sample."""
 
-    def default_call(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> Call:
-        """The call by the configuration alone."""
-
     def skip_splits(self, module: torch.nn.Module, call: Call) -> dict[str, int]:
         """Channels of the first half of concatenated inputs."""
 

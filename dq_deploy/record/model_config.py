@@ -43,7 +43,7 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
         "time_embedding_type": "positional",
     },
     "ControlNetModel": {**_UNET, "conditioning_channels": 3},
-    "DiTTransformer2DModel": {"in_channels": 4, "out_channels": None, "sample_size": 32},
+    "DiTTransformer2DModel": {"in_channels": 4, "num_embeds_ada_norm": 1000, "out_channels": None, "sample_size": 32},
     "PixArtTransformer2DModel": {
         "caption_channels": None,
         "cross_attention_dim": 1152,

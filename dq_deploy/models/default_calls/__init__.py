@@ -32,11 +32,6 @@ CLASSES: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, int]], CallParts
 """The classes with an entry of their own, by name in diffusers."""
 
 
-def parts_for(config: Mapping[str, Any], sizes: Mapping[str, int] = MappingProxyType({})) -> CallParts:
-    """Inputs, constants and sizes of the default call; see `call_for`."""
-    return CLASSES.get(str(config.get("_class_name")), parts_from_signature)(config, sizes)
-
-
 def call_for(config: Mapping[str, Any], sizes: Mapping[str, int] = MappingProxyType({})) -> Call:
     """How a denoiser of this configuration is called where no pipeline says it.
 
@@ -45,8 +40,11 @@ def call_for(config: Mapping[str, Any], sizes: Mapping[str, int] = MappingProxyT
         sizes: of the axes that vary, by name (`height`, `width`, `tokens`); the others are the configuration's, or
             what the pipelines of the class have.
 
+    Returns:
+        The call. Where only a run can say the shape of the output, and where there are several, `output` is empty.
+
     Raises:
         ModelError: the configuration does not say a width or a size, or nothing is known of the class's inputs.
     """
-    parts = parts_for(config, sizes)
+    parts = CLASSES.get(str(config.get("_class_name")), parts_from_signature)(config, sizes)
     return Call(inputs=parts.inputs, constants=parts.constants, sizes=parts.sizes, output=parts.output)

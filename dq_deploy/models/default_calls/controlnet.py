@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dq_deploy.models.default_calls.parts import TOKENS, CallParts, tensor, whole
+from dq_deploy.models.default_calls.parts import CallParts, tensor, whole
 from dq_deploy.models.default_calls.unet2d_condition import given_parts, hint_sizes
+from dq_deploy.models.sizes import TOKENS
 
 
 def controlnet_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallParts:

@@ -8,7 +8,8 @@ from reprlib import repr as short
 from typing import Any
 
 from dq_deploy.errors import ModelError
-from dq_deploy.models.default_calls.parts import HEIGHT, TOKENS, WIDTH, CallParts, tensor
+from dq_deploy.models.default_calls.parts import CallParts, tensor
+from dq_deploy.models.sizes import CLIP_TOKENS, HEIGHT, TOKENS, WIDTH
 from dq_deploy.record import CallInput
 
 SAMPLES = ("sample", "hidden_states")
@@ -22,8 +23,6 @@ TEXT_WIDTHS = (
     "cross_attention_dim",
 )
 """Keys of a configuration that say how wide the text is, the surest first."""
-
-DEFAULT_TOKENS = 77
 
 
 def parts_from_signature(config: Mapping[str, Any], given: Mapping[str, int]) -> CallParts:
@@ -73,7 +72,7 @@ def _input(
         width = next((config[key] for key in TEXT_WIDTHS if _is_size(config.get(key))), None)
         if width is None:
             return None
-        known[TOKENS] = given.get(TOKENS, DEFAULT_TOKENS)
+        known[TOKENS] = given.get(TOKENS, CLIP_TOKENS)
         return tensor(argument.name, TOKENS, width)
     if argument.name == "pooled_projections" and _is_size(config.get("pooled_projection_dim")):
         return tensor(argument.name, config["pooled_projection_dim"])

@@ -8,13 +8,9 @@ from reprlib import repr as short
 from typing import Any
 
 from dq_deploy.errors import ModelError
-from dq_deploy.record import CallInput
+from dq_deploy.models.sizes import HEIGHT, WIDTH
+from dq_deploy.record import BATCH, CallInput
 from dq_deploy.record.model_config import sample_size, value_of
-
-BATCH = "B"
-HEIGHT = "height"
-WIDTH = "width"
-TOKENS = "tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +30,16 @@ class CallParts:
     constants: Mapping[str, Any] = field(default_factory=dict)
 
 
-def tensor(name: str, *shape: int | str, dtype: str = "float32") -> CallInput:
+def tensor(
+    name: str, *shape: int | str, dtype: str = "float32", limits: tuple[float, float] | None = None
+) -> CallInput:
     """An input with a batch in front."""
-    return CallInput(name=name, dtype=dtype, shape=(BATCH, *shape))
+    return CallInput(name=name, dtype=dtype, shape=(BATCH, *shape), limits=limits)
 
 
-def class_labels(classes: int) -> CallInput:
-    """Labels of the classes from 0."""
-    return CallInput(name="class_labels", dtype="int64", shape=(BATCH,), limits=(0, classes - 1))
+def class_labels(count: int) -> CallInput:
+    """Labels from 0 to `count` - 1."""
+    return tensor("class_labels", dtype="int64", limits=(0, count - 1))
 
 
 def whole(config: Mapping[str, Any], key: str) -> int:

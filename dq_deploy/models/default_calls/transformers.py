@@ -6,10 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from dq_deploy.models.default_calls.parts import (
-    BATCH,
-    HEIGHT,
-    TOKENS,
-    WIDTH,
     CallParts,
     channels_out,
     class_labels,
@@ -18,7 +14,8 @@ from dq_deploy.models.default_calls.parts import (
     whole,
     with_default,
 )
-from dq_deploy.record import CallInput
+from dq_deploy.models.sizes import HEIGHT, TOKENS, WIDTH
+from dq_deploy.record import BATCH, CallInput
 from dq_deploy.record.model_config import value_of
 
 PIXART_TOKENS = 300
@@ -41,13 +38,14 @@ ROPE_AXES = 3
 
 
 def dit_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallParts:
-    """Latents, timestep and labels; the size is fixed, because the model puts its tokens back into a square."""
+    """Latents, timestep and labels; the size is fixed, because the model puts its tokens back into a square.
+
+    One label behind the last stands for none.
+    """
     side = sample_sizes(config, given)
     latents = tensor("hidden_states", whole(config, "in_channels"), side[HEIGHT], side[WIDTH])
-    # guidance's other half has the label behind the last class
-    labels = class_labels(1 + int(config.get("num_embeds_ada_norm") or 1000))
     return CallParts(
-        inputs=(latents, tensor("timestep"), labels),
+        inputs=(latents, tensor("timestep"), class_labels(whole(config, "num_embeds_ada_norm") + 1)),
         sizes={},
         output=(BATCH, channels_out(config), side[HEIGHT], side[WIDTH]),
     )
@@ -64,7 +62,7 @@ def pixart_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallPar
     told = value_of(config, "use_additional_conditions")
     if value_of(config, "sample_size") == 128 if told is None else told:  # as the class decides it
         inputs += [tensor("added_cond_kwargs.resolution", 2), tensor("added_cond_kwargs.aspect_ratio", 1)]
-    inputs.append(tensor("encoder_attention_mask", TOKENS, dtype="int64"))
+    inputs.append(tensor("encoder_attention_mask", TOKENS, dtype="int64", limits=(0, 1)))
     sizes = {**sample_sizes(config, given), **with_default(given, tokens=PIXART_TOKENS)}
     return CallParts(inputs=tuple(inputs), sizes=sizes, output=(BATCH, channels_out(config), HEIGHT, WIDTH))
 
@@ -84,13 +82,13 @@ def sd3_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallParts:
 def flux_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallParts:
     """Packed latents, text, pooled text, timestep, the places of both kinds of tokens, and the guidance value.
 
-    `image_tokens` is what `height` and `width` of the latent give where they are given.
+    Its timesteps go from 0 to 1. `image_tokens` is what `height` and `width` of the latent give where they are given.
     """
     inputs = [
         tensor("hidden_states", "image_tokens", whole(config, "in_channels")),
         tensor("encoder_hidden_states", TOKENS, whole(config, "joint_attention_dim")),
         tensor("pooled_projections", whole(config, "pooled_projection_dim")),
-        tensor("timestep"),
+        tensor("timestep", limits=(0, 1)),
         CallInput(name="img_ids", dtype="float32", shape=("image_tokens", ROPE_AXES)),
         CallInput(name="txt_ids", dtype="float32", shape=(TOKENS, ROPE_AXES)),
     ]

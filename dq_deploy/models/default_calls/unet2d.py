@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from dq_deploy.errors import ModelError
-from dq_deploy.models.default_calls.parts import BATCH, HEIGHT, WIDTH, CallParts, class_labels, sample_sizes, tensor
-from dq_deploy.record import CallInput
+from dq_deploy.models.default_calls.parts import CallParts, class_labels, sample_sizes, tensor, whole
+from dq_deploy.models.sizes import HEIGHT, WIDTH
+from dq_deploy.record import BATCH, CallInput
 from dq_deploy.record.model_config import channels_of, value_of
+
+TRAINED = (0, 999)
+"""Timesteps that a label may be, where it is embedded as they are."""
 
 
 def unet2d_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallParts:
@@ -29,10 +33,10 @@ def sample_and_timestep(config: Mapping[str, Any], channels: int | None = None) 
 def _labels(config: Mapping[str, Any]) -> tuple[CallInput, ...]:
     kind = value_of(config, "class_embed_type")
     if kind is None:
-        classes = value_of(config, "num_class_embeds")
-        return () if classes is None else (class_labels(int(classes)),)
+        known = value_of(config, "num_class_embeds") is not None
+        return (class_labels(whole(config, "num_class_embeds")),) if known else ()
     if kind == "timestep":
-        return (tensor("class_labels"),)
+        return (tensor("class_labels", limits=TRAINED),)
     if kind == "identity":
         return (tensor("class_labels", 4 * first_width(config)),)
     raise ModelError(f"config.json has class_embed_type {kind!r}, expected null, 'timestep' or 'identity'")

@@ -7,24 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from dq_deploy.errors import ModelError
-from dq_deploy.models.default_calls.parts import (
-    BATCH,
-    HEIGHT,
-    TOKENS,
-    WIDTH,
-    CallParts,
-    class_labels,
-    sample_sizes,
-    tensor,
-    whole,
-    with_default,
-)
-from dq_deploy.models.default_calls.unet2d import first_width, sample_and_timestep
-from dq_deploy.record import CallInput
+from dq_deploy.models.default_calls.parts import CallParts, class_labels, sample_sizes, tensor, whole, with_default
+from dq_deploy.models.default_calls.unet2d import TRAINED, first_width, sample_and_timestep
+from dq_deploy.models.sizes import CLIP_TOKENS, HEIGHT, TOKENS, WIDTH
+from dq_deploy.record import BATCH, CallInput
 from dq_deploy.record.model_config import channels_of, value_of
-
-CLIP_TOKENS = 77
-"""CLIP's text; the T5 of DeepFloyd IF is cut to the same."""
 
 BASE_TIME_IDS = 6
 """SDXL's sizes: original height and width, crop top and left, target height and width."""
@@ -104,10 +91,10 @@ def labels(config: Mapping[str, Any]) -> tuple[CallInput, ...]:
     """
     kind = value_of(config, "class_embed_type")
     if kind is None:
-        classes = value_of(config, "num_class_embeds")
-        return () if classes is None else (class_labels(int(classes)),)
+        known = value_of(config, "num_class_embeds") is not None
+        return (class_labels(whole(config, "num_class_embeds")),) if known else ()
     if kind == "timestep":
-        return (tensor("class_labels"),)
+        return (tensor("class_labels", limits=TRAINED),)
     if kind == "identity":
         return (tensor("class_labels", _time_width(config)),)
     if kind in ("projection", "simple_projection"):

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.errors import ModelError
+from dq_deploy.models.default_calls import call_for
 from dq_deploy.models.families.stem import unet2d_with_stem
-from dq_deploy.models.families.unets import blocks_around, call_with, checked_module, refusals_beside, sizes_for_check
+from dq_deploy.models.families.unets import blocks_around, checked_module, refusals_beside, sizes_for_check
 from dq_deploy.models.layers import (
     Block,
     FoldSite,
@@ -18,7 +19,7 @@ from dq_deploy.models.layers import (
     macs_of_walk,
     walk,
 )
-from dq_deploy.record import BATCH, Call, CallInput
+from dq_deploy.record import Call
 
 if TYPE_CHECKING:
     import torch
@@ -61,19 +62,10 @@ def build(config: Mapping[str, Any], *, device: str = "cpu") -> torch.nn.Module:
     return checked_module(
         "UNet2DModel",
         lambda: unet2d_with_stem(plain),
-        lambda module: _walk(module, default_call(config, sizes_for_check(config)), 1),
+        lambda module: _walk(module, call_for(config, sizes_for_check(config)), 1),
         device=device,
         also_supported=(GaussianFourierProjection,),
     )
-
-
-def default_call(config: Mapping[str, Any], sizes: Mapping[str, int]) -> Call:
-    """The call by the configuration; see `models.default_call`."""
-    classes = config.get("num_class_embeds")
-    labels = (
-        [CallInput(name="class_labels", dtype="int64", shape=(BATCH,), limits=(0, int(classes) - 1))] if classes else []
-    )
-    return call_with(config, labels, sizes)
 
 
 def _walk(module: torch.nn.Module, call: Call, batch: int) -> Walk:

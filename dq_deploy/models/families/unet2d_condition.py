@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.errors import ModelError
+from dq_deploy.models.default_calls import call_for
 from dq_deploy.models.families import unet2d
 from dq_deploy.models.families.transformer_folds import transformer_fold_refusals, transformer_fold_sites
-from dq_deploy.models.families.unets import blocks_around, call_with, checked_module, sizes_for_check
+from dq_deploy.models.families.unets import blocks_around, checked_module, sizes_for_check
 from dq_deploy.models.layers import (
     Block,
     FoldSite,
@@ -19,9 +20,7 @@ from dq_deploy.models.layers import (
     macs_of_walk,
     walk,
 )
-from dq_deploy.models.sizes import CLIP_TOKENS, TOKENS
-from dq_deploy.record import BATCH, Call, CallInput
-from dq_deploy.record.model_config import value_of
+from dq_deploy.record import Call
 
 if TYPE_CHECKING:
     import torch
@@ -29,11 +28,6 @@ if TYPE_CHECKING:
 DOWN_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D")
 UP_BLOCKS = ("CrossAttnUpBlock2D", "UpBlock2D")
 MID_BLOCKS = ("UNetMidBlock2DCrossAttn", None)
-TIME_IDS = 6
-"""SDXL's sizes: original height and width, crop top and left, target height and width."""
-
-_REFINER = (2560, 256)
-
 _ONLY: dict[str, tuple[Any, ...]] = {
     "addition_embed_type": (None, "text_time"),
     "attention_type": ("default", None),
@@ -66,35 +60,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
     cross = config.get("only_cross_attention", False)
     if any(cross) if isinstance(cross, (list, tuple)) else cross:
         raise ModelError(f"config.json has only_cross_attention {cross!r}, expected false; this is not supported")
-    _text_width(config)
-    if config.get("addition_embed_type") is not None:
-        _pooled_width(config)
-
-
-def _text_width(config: Mapping[str, Any]) -> int:
-    """Features of the text embedding."""
-    width = value_of(config, "cross_attention_dim")
-    widths = list(width) if isinstance(width, (list, tuple)) else [width]
-    only = widths[0] if widths and all(one == widths[0] for one in widths) else None
-    if not isinstance(only, int) or isinstance(only, bool) or only < 1:
-        raise ModelError(f"config.json has cross_attention_dim {width!r}, expected one whole number")
-    return only
-
-
-def _pooled_width(config: Mapping[str, Any]) -> int:
-    """Features of `text_embeds`: what the sinusoids of `time_ids` leave of the addition embedding's input."""
-    total, each = config.get("projection_class_embeddings_input_dim"), config.get("addition_time_embed_dim")
-    if not isinstance(total, int) or not isinstance(each, int) or total - TIME_IDS * each < 1:
-        raise ModelError(
-            f"config.json has projection_class_embeddings_input_dim {total!r} and addition_time_embed_dim {each!r}, "
-            f"expected whole numbers, the first above {TIME_IDS} times the second"
-        )
-    if (total, each) == _REFINER:
-        raise ModelError(
-            f"config.json describes SDXL's refiner, whose time_ids are 5, expected {TIME_IDS} as in the base model; "
-            "this is not supported"
-        )
-    return total - TIME_IDS * each
+    call_for(config, sizes_for_check(config))  # which widths it needs
 
 
 def build(config: Mapping[str, Any], *, device: str = "cpu") -> torch.nn.Module:
@@ -110,19 +76,9 @@ def build(config: Mapping[str, Any], *, device: str = "cpu") -> torch.nn.Module:
     return checked_module(
         "UNet2DConditionModel",
         lambda: UNet2DConditionModel(**plain),
-        lambda module: _walk(module, default_call(config, sizes_for_check(config)), 1),
+        lambda module: _walk(module, call_for(config, sizes_for_check(config)), 1),
         device=device,
     )
-
-
-def default_call(config: Mapping[str, Any], sizes: Mapping[str, int]) -> Call:
-    """The call by the configuration; see `models.default_call`."""
-    shapes: dict[str, tuple[int | str, ...]] = {"encoder_hidden_states": (BATCH, TOKENS, _text_width(config))}
-    if config.get("addition_embed_type") == "text_time":
-        shapes["added_cond_kwargs.text_embeds"] = (BATCH, _pooled_width(config))
-        shapes["added_cond_kwargs.time_ids"] = (BATCH, TIME_IDS)
-    conditions = [CallInput(name=name, dtype="float32", shape=shape) for name, shape in shapes.items()]
-    return call_with(config, conditions, sizes, tokens=CLIP_TOKENS)
 
 
 def _walk(module: torch.nn.Module, call: Call, batch: int) -> Walk:

@@ -15,8 +15,7 @@ from dq_deploy.models.layers import (
     is_quantizable,
 )
 from dq_deploy.models.sizes import HEIGHT, WIDTH
-from dq_deploy.record import BATCH, Call, CallInput
-from dq_deploy.record.model_config import channels_of, sample_size, value_of
+from dq_deploy.record.model_config import value_of
 
 if TYPE_CHECKING:
     import torch
@@ -62,35 +61,6 @@ def checked_module(
             f"config.json describes a model that cannot run at its sample_size: {first_line(error)}"
         ) from error
     return module.eval().requires_grad_(False)
-
-
-def call_with(
-    config: Mapping[str, Any], conditions: Iterable[CallInput], sizes: Mapping[str, int], **fixed: int
-) -> Call:
-    """The call of a UNet: `sample` and `timestep`, then what it is conditioned on.
-
-    Args:
-        config: its diffusers configuration.
-        conditions: the inputs behind those two.
-        sizes: given by the caller; height and width are the configuration's where they are left out.
-        **fixed: of further sizes that the conditions name, where `sizes` has none.
-
-    Raises:
-        ModelError: neither the configuration nor `sizes` says how large a sample is.
-    """
-    if HEIGHT not in sizes or WIDTH not in sizes:
-        height, width = sample_size(config)
-        sizes = {HEIGHT: height, WIDTH: width, **sizes}
-    rows = (BATCH, channels_of(config, "in_channels"), HEIGHT, WIDTH)
-    return Call(
-        inputs=(
-            CallInput(name="sample", dtype="float32", shape=rows),
-            CallInput(name="timestep", dtype="float32", shape=(BATCH,)),
-            *conditions,
-        ),
-        sizes={**fixed, **sizes},
-        output=(BATCH, channels_of(config, "out_channels"), HEIGHT, WIDTH),
-    )
 
 
 def sizes_for_check(config: Mapping[str, Any]) -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dq_deploy.errors import ModelError
-from dq_deploy.models.default_calls import call_for, parts_for
+from dq_deploy.models.default_calls import call_for
 
 UNET: dict[str, Any] = {"_class_name": "UNet2DConditionModel", "sample_size": 8, "cross_attention_dim": 12}
 
@@ -19,7 +19,7 @@ def shapes(config: dict[str, Any], **sizes: int) -> dict[str, tuple[int | str, .
 def test_a_unet_is_given_samples_of_any_size_and_labels():
     config = {"_class_name": "UNet2DModel", "sample_size": [8, 6], "num_class_embeds": 10}
     assert shapes(config) == {"sample": ("B", 3, "height", "width"), "timestep": ("B",), "class_labels": ("B",)}
-    assert parts_for(config).sizes == {"height": 8, "width": 6}
+    assert call_for(config).sizes == {"height": 8, "width": 6}
     assert [item.dtype for item in call_for(config).inputs] == ["float32", "float32", "int64"]
 
 
@@ -102,7 +102,7 @@ def test_a_hint_stands_beside_the_sample():
     found = shapes(config | {"in_channels": 8})
     assert found["sample"] == ("B", 4, "height", "width")
     assert found["added_cond_kwargs.hint"] == ("B", 3, "hint_height", "hint_width")
-    assert parts_for(config | {"in_channels": 8}).sizes["hint_height"] == 64
+    assert call_for(config | {"in_channels": 8}).sizes["hint_height"] == 64
 
 
 def test_a_controlnet_says_no_size_so_it_is_given():
@@ -110,7 +110,7 @@ def test_a_controlnet_says_no_size_so_it_is_given():
     with pytest.raises(ModelError, match="give `height` and `width`"):
         call_for(config)
     assert shapes(config, height=8, width=6)["controlnet_cond"] == ("B", 3, "picture_height", "picture_width")
-    assert parts_for(config, {"height": 8, "width": 6}).sizes["picture_width"] == 48
+    assert call_for(config, {"height": 8, "width": 6}).sizes["picture_width"] == 48
 
 
 def test_transformers_are_given_what_their_pipelines_give():
@@ -123,8 +123,8 @@ def test_transformers_are_given_what_their_pipelines_give():
     flux = {"_class_name": "FluxTransformer2DModel", "guidance_embeds": True}
     assert shapes(flux)["img_ids"] == ("image_tokens", 3)
     assert shapes(flux)["guidance"] == ("B",)
-    assert parts_for(flux).sizes == {"image_tokens": 4096, "tokens": 512}
-    assert parts_for(flux, {"height": 8, "width": 6}).sizes["image_tokens"] == 12
+    assert call_for(flux).sizes == {"image_tokens": 4096, "tokens": 512}
+    assert call_for(flux, {"height": 8, "width": 6}).sizes["image_tokens"] == 12
 
 
 def test_another_class_is_called_as_far_as_its_arguments_say_it():

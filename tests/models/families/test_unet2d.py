@@ -270,7 +270,7 @@ def test_an_unsupported_padding_is_named():
 def test_unknown_families_and_classes_are_named():
     with pytest.raises(ModelError, match="family 'vae' is unknown, expected one of unet2d"):
         models.build_denoiser("vae", {})
-    with pytest.raises(ModelError, match="'UNet3D', expected one of UNet2DModel"):
+    with pytest.raises(ModelError, match="'UNet3D', which is no model of diffusers"):
         models.input_specs(models.default_call({"_class_name": "UNet3D"}))
     with pytest.raises(ModelError, match="module is a Linear"):
         models.blocks_of(torch.nn.Linear(1, 1), models.default_call(CIFAR))

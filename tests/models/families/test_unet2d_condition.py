@@ -202,9 +202,3 @@ def test_what_is_not_supported_is_named(changes, message):
     with pytest.raises(ModelError, match=message) as caught:
         models.build_denoiser("unet2d_condition", tiny_conditional_config(**changes))
     assert "\n" not in str(caught.value)
-
-
-def test_the_refiner_is_refused_by_its_name():
-    refiner = {**SDXL, "projection_class_embeddings_input_dim": 2560}
-    with pytest.raises(ModelError, match="refiner"):
-        models.input_specs(models.default_call({**refiner}))
