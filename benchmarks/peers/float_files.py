@@ -45,9 +45,10 @@ def float_products(model: ir.Model) -> list[str]:
 
 def schedule_of(scheduler_config: Mapping[str, Any] | None, steps: int) -> dict[str, Any]:
     """What a DDIM loop needs: `steps` rows of (timestep, alpha there, alpha behind it), the prediction, the clip."""
-    from dq_deploy.calibration import build_ddim
+    from dq_deploy.models.pipeline import build_scheduler, set_steps
 
-    scheduler = build_ddim(scheduler_config, steps)
+    scheduler = build_scheduler(scheduler_config, "DDIMScheduler")
+    set_steps(scheduler, steps)
     known = [float(value) for value in scheduler.alphas_cumprod]
     stride = scheduler.config.num_train_timesteps // steps
     rows = []

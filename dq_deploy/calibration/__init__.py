@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dq_deploy.calibration.alignment import FEATURE_TRAJECTORIES, StepAlignment, align_steps, features_of_run
+from dq_deploy.calibration.alignment import FEATURE_TRAJECTORIES, StepAlignment, align_steps, features_by_step
 from dq_deploy.calibration.choice import StepChoice, choose_steps, counts_of_steps, normal_biased_weights
 from dq_deploy.calibration.recorded import (
     CALIBRATIONS,
@@ -13,38 +13,42 @@ from dq_deploy.calibration.recorded import (
     recorded_inputs,
     rows_in_turn,
 )
-from dq_deploy.calibration.schedulers import build_scheduler, noise_levels
+from dq_deploy.calibration.recording import AskedPipeline, RecordedInputs, SamplingRun, Visits, ready_pipeline
+from dq_deploy.calibration.schedulers import noise_levels, sampling_timesteps
 from dq_deploy.calibration.trajectory import (
-    Trajectory,
-    build_ddim,
-    collect_trajectory,
-    output_influence,
-    random_trajectory,
-    sampling_timesteps,
+    RandomInputs,
+    condition_names,
+    labels_of,
+    random_inputs,
+    run_of_denoiser,
 )
 
 __all__ = [
     "CALIBRATIONS",
     "FEATURE_TRAJECTORIES",
+    "AskedPipeline",
     "CalibrationInputs",
     "CalibrationSource",
+    "RandomInputs",
+    "RecordedInputs",
+    "SamplingRun",
     "StepAlignment",
     "StepChoice",
-    "Trajectory",
+    "Visits",
     "align_steps",
-    "build_ddim",
-    "build_scheduler",
     "choose_steps",
-    "collect_trajectory",
+    "condition_names",
     "counts_of_steps",
-    "features_of_run",
+    "features_by_step",
+    "labels_of",
     "noise_levels",
     "normal_biased_weights",
-    "output_influence",
-    "random_trajectory",
+    "random_inputs",
     "read_inputs",
     "read_source",
+    "ready_pipeline",
     "recorded_inputs",
     "rows_in_turn",
+    "run_of_denoiser",
     "sampling_timesteps",
 ]

@@ -5,8 +5,6 @@ The feature F_i of step i is what the middle attention receives there, in one sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +15,8 @@ from dq_deploy.numerics.arrays import F32, F64
 
 if TYPE_CHECKING:
     import torch
+
+    from dq_deploy.calibration.recording.sampling_run import SamplingRun
 
 
 FEATURE_TRAJECTORIES = 16
@@ -82,35 +82,37 @@ def _unit(values: F64) -> F64:
     return (values - values.min()) / span if span > 0 else np.zeros(len(values))
 
 
-@contextmanager
-def watch_inputs(module: torch.nn.Module) -> Iterator[list[F32]]:
-    """Inside, what the module receives first is kept, call by call, as float32 arrays.
+def features_by_step(run: SamplingRun, middle: torch.nn.Module, pictures: int) -> F32:
+    """Features of a sampling run of some pictures, [T, B, C, ...], index 0 the lowest timestep.
+
+    Where a step has several inputs of a picture, or one step more than another, B is what every step has.
+
+    Args:
+        run: of the float model.
+        middle: the middle attention, whose input the feature is.
+        pictures: to draw.
 
     Raises:
-        NonFiniteError: on leaving, where a value was NaN or infinite.
+        NonFiniteError: a feature is NaN or infinite.
     """
-    seen: list[F32] = []
+    times: list[F32] = []
+    features: list[F32] = []
 
     def note(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         value = args[0] if args else kwargs["hidden_states"]
-        seen.append(value.detach().float().numpy().copy())
+        features.append(value.detach().float().cpu().numpy().copy())
 
-    handle = module.register_forward_pre_hook(note, with_kwargs=True)
+    handle = middle.register_forward_pre_hook(note, with_kwargs=True)
     try:
-        yield seen
+        run.watched(pictures, lambda call: times.append(call.tensors["timestep"].cpu().numpy().copy()))
     finally:
         handle.remove()
-    if not all(np.isfinite(value).all() for value in seen):
+    if not all(np.isfinite(value).all() for value in features):
         raise NonFiniteError("the middle of the float model sees NaN or infinity, expected finite values")
+    return by_step(np.concatenate(times), np.concatenate(features))
 
 
-def features_of_run(module: torch.nn.Module, run: Callable[[], object]) -> F32:
-    """Features of one sampling run of one batch, [T, B, C, ...], index 0 the lowest timestep.
-
-    Args:
-        module: the middle attention.
-        run: samples one batch, from the highest timestep to the lowest.
-    """
-    with watch_inputs(module) as seen:
-        run()
-    return np.stack(seen[::-1])
+def by_step(timesteps: F32, rows: F32) -> F32:
+    """Rows [M, ...] at timesteps [M] as [T, B, ...], B the rows of the timestep that has the fewest."""
+    known, counts = np.unique(timesteps, return_counts=True)
+    return np.stack([rows[timesteps == t][: counts.min()] for t in known])

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from dq_deploy.artifacts import sha256_of_file, utf8_name
 from dq_deploy.errors import FileProblemError, InputError, OptionError
 from dq_deploy.numerics.arrays import F32, Array
-from dq_deploy.record.scheduler import SERVED, TRAIN_TIMESTEPS
+
+if TYPE_CHECKING:
+    from dq_deploy.calibration.recording import AskedPipeline
 
 Arrays = dict[str, Array]
 
@@ -48,12 +50,14 @@ class CalibrationSource:
         conditions: rows by input name, used in turn; without them conditions are random.
         latents: for kind `latents`, every input by name, one row each.
         files: name and hash of each file they were read from, for the provenance.
+        pipeline: for kind `trajectory`, the user's own that draws; None where the denoiser alone is sampled.
     """
 
     kind: str = "trajectory"
     conditions: Mapping[str, Array] = field(default_factory=dict)
     latents: Mapping[str, Array] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    pipeline: AskedPipeline | None = None
 
     def __post_init__(self) -> None:
         """Check that the parts belong together.
@@ -70,6 +74,9 @@ class CalibrationSource:
             )
         if self.latents and self.conditions:
             raise OptionError("got `latents` and `conditions`, expected one: a file of latents holds its conditions")
+        if self.pipeline is not None and (self.kind != "trajectory" or self.conditions):
+            what = "conditions" if self.conditions else f"calibration {self.kind}"
+            raise OptionError(f"got a pipeline and {what}, expected one: the pipeline draws, and encodes its prompts")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -184,25 +191,24 @@ def _checked(path: Path, spec: Spec, value: Array) -> Array:
     result = np.ascontiguousarray(value.astype(spec.dtype))
     if result.dtype.kind == "f" and not np.isfinite(result).all():
         raise InputError(f"{path}: {spec.name} holds NaN or infinity, expected finite float32 numbers")
-    if spec.name == "timestep" and result.min() < 0:
-        raise InputError(f"{path}: timestep holds {result.min():g}, expected the sampler's timesteps, from 0 up")
     return result
 
 
 def _check_training_steps(path: Path, latents: Arrays, scheduler_config: Mapping[str, Any] | None) -> None:
+    """Refuse timesteps that the model's scheduler cannot visit: those outside of its table, or before a flow begins."""
     if scheduler_config is None or "timestep" not in latents:
         return
-    served = scheduler_config.get("_class_name") in SERVED
-    trained = scheduler_config.get("num_train_timesteps", TRAIN_TIMESTEPS if served else None)
-    if not isinstance(trained, int):
+    from dq_deploy.calibration.schedulers import range_of_timesteps
+
+    known = range_of_timesteps(scheduler_config)
+    if known is None:
         return
-    last = trained - 1 if served else trained  # where a flow begins
-    highest = float(latents["timestep"].max())
-    if highest > last:
-        raise InputError(
-            f"{path}: timestep holds {highest:g}, expected at most {last}: the model's scheduler has {trained} "
-            "training steps; record it with this model's own sampler"
-        )
+    for value in (float(latents["timestep"].min()), float(latents["timestep"].max())):
+        if not known[0] <= value <= known[1]:
+            raise InputError(
+                f"{path}: timestep holds {value:g}, expected {known[0]:g} to {known[1]:g}, which the model's scheduler "
+                "has; record it with this model's own sampler"
+            )
 
 
 def rows_in_turn(conditions: Mapping[str, Array], count: int) -> Arrays:

@@ -1,4 +1,4 @@
-"""diffusers' own scheduler of a saved configuration, with its timesteps set and checked."""
+"""What diffusers' own scheduler of a saved configuration says: the timesteps it visits, and its noise levels."""
 
 from __future__ import annotations
 
@@ -7,103 +7,63 @@ from typing import Any
 
 import numpy as np
 
-from dq_deploy.errors import ModelError, OptionError
-from dq_deploy.numerics.arrays import F32, F64
-from dq_deploy.record.scheduler import SERVED, TRAIN_TIMESTEPS, check_scheduler
-
-KINDS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler"}
-"""Class of diffusers of each sampler."""
-
-DEFAULT_CONFIG = {"_class_name": "DDIMScheduler"}
-"""Where a model has no scheduler: diffusers' DDIMScheduler with its defaults (1,000 linear steps, noise prediction)."""
+from dq_deploy.errors import DqError
+from dq_deploy.models.pipeline import build_scheduler, set_steps
+from dq_deploy.numerics.arrays import F32
 
 
-def build_scheduler(config: Mapping[str, Any], kind: str, steps: int) -> Any:
-    """The diffusers scheduler of a saved configuration, its timesteps set.
-
-    Args:
-        config: of a class of `SERVED`; keys it lacks have diffusers' defaults.
-        kind: `ddim` or `ddpm`, whose steps are taken; both read the other's configuration, as in diffusers.
-        steps: sampling steps.
+def sampling_timesteps(scheduler_config: Mapping[str, Any] | None, steps: int) -> F32:
+    """Timesteps that a scheduler of that many steps visits: [T] float32, strictly increasing.
 
     Raises:
-        OptionError: `steps` is not in 1..the training steps, or a timestep would lie outside of them.
-        ModelError: another scheduler, or a value that diffusers refuses.
+        ModelError: there is no configuration, or one whose class diffusers does not have.
+        OptionError: the scheduler cannot take so many steps.
     """
-    check_scheduler(config)
-    trained = int(config.get("num_train_timesteps", TRAIN_TIMESTEPS))
-    if not 1 <= steps <= trained:
-        raise OptionError(f"steps is {steps}, expected 1 to {trained}: the model was trained with at most {trained}")
-    scheduler = _made(KINDS[kind], config)
+    scheduler = build_scheduler(scheduler_config)
+    set_steps(scheduler, steps)
+    return np.unique(np.asarray(scheduler.timesteps.cpu().numpy(), np.float32))
+
+
+def range_of_timesteps(config: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Lowest and highest timestep of a scheduler with a table of noise levels, or of a flow; None of any other.
+
+    A class that diffusers does not have has no range either.
+    """
     try:
-        scheduler.set_timesteps(steps)
-    except Exception as error:
-        raise _refused(error) from error
-    _check_timesteps(scheduler, config, steps)
-    return scheduler
-
-
-def _made(name: str, config: Mapping[str, Any]) -> Any:
-    import diffusers
-
-    try:
-        return getattr(diffusers, name).from_config(dict(config))
-    except Exception as error:  # of diffusers and of torch: they share no base class
-        raise _refused(error) from error
-
-
-def _refused(error: Exception) -> ModelError:
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
-    return ModelError(f"diffusers refuses the scheduler configuration: {reason}; check scheduler_config.json")
-
-
-def _check_timesteps(scheduler: Any, config: Mapping[str, Any], steps: int) -> None:
-    """Every timestep has its own noise level: diffusers would index past the table, or from its end."""
-    alphas = scheduler.alphas_cumprod.numpy()
-    if not np.isfinite(alphas).all():
-        raise ModelError("the scheduler's noise levels are not finite, expected betas from 0 to 1; check its betas")
-    visited = [int(t) for t in scheduler.timesteps]
-    wrong = [t for t in visited if not 0 <= t < len(alphas)]
-    if wrong:
-        offset, spacing = config.get("steps_offset", 0), config.get("timestep_spacing", "leading")
-        raise OptionError(
-            f"{steps} steps with steps_offset {offset} and {spacing} spacing visit timestep {wrong[0]}, expected 0 to "
-            f"{len(alphas) - 1}, which the model was trained with; take fewer steps"
-        )
-    if len(set(visited)) != steps:
-        raise OptionError(f"{steps} steps visit {len(set(visited))} different timesteps; take another number of steps")
+        scheduler = build_scheduler(config)
+    except DqError:
+        return None
+    trained = scheduler.config.get("num_train_timesteps")
+    if not isinstance(trained, int):
+        return None
+    if hasattr(scheduler, "scale_noise"):
+        return 0.0, float(trained)
+    return (0.0, float(trained - 1)) if hasattr(scheduler, "alphas_cumprod") else None
 
 
 def noise_levels(config: Mapping[str, Any] | None, timesteps: F32) -> tuple[F32, F32] | None:
-    """Factors (signal, noise) of x_t = signal * x_0 + noise * eps at each timestep, by the class that is named.
+    """Factors (signal, noise) of the denoiser's input, signal * x_0 + noise * eps, at each timestep.
 
-    None where there is no scheduler, or one whose samples are no such sum: a flow, unscaled noise, an unknown class.
-
-    Raises:
-        ModelError: a served class with a value it does not know.
+    By the class that is named: from its cumulative alphas, or by the share of noise of a flow. None where there is no
+    scheduler, or one that says neither.
     """
-    cumulative = None if config is None else _cumulative_alphas(config)
-    if cumulative is None:
-        return None
-    index = np.clip(np.rint(timesteps).astype(np.int64), 0, len(cumulative) - 1)
-    level = cumulative[index]
-    return np.sqrt(level).astype(np.float32), np.sqrt(1 - level).astype(np.float32)
-
-
-def _cumulative_alphas(config: Mapping[str, Any]) -> F64 | None:
-    import diffusers
-    from diffusers import SchedulerMixin
-
-    name = config.get("_class_name")
-    if name in SERVED:
-        check_scheduler(config)
-        return np.asarray(_made(str(name), config).alphas_cumprod.numpy(), np.float64)
-    kind = getattr(diffusers, name, None) if isinstance(name, str) else None
-    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)) or config.get("use_flow_sigmas"):
+    if config is None:
         return None
     try:
-        alphas = np.asarray(_made(str(name), config).alphas_cumprod.numpy(), np.float64)
-    except (ModelError, AttributeError):
+        scheduler = build_scheduler(config)
+    except DqError:  # a record of a class that diffusers lacks is still proven
         return None
+    if hasattr(scheduler, "scale_noise"):
+        # some denoisers are given the share itself in the place of a timestep
+        whole = 1.0 if float(np.max(timesteps)) <= 1 else float(scheduler.config.num_train_timesteps)
+        share = np.clip(np.asarray(timesteps, np.float64) / whole, 0, 1)
+        return (1 - share).astype(np.float32), share.astype(np.float32)
+    known = getattr(scheduler, "alphas_cumprod", None)
+    if known is None or config.get("use_flow_sigmas"):
+        return None
+    alphas = np.asarray(known.numpy(), np.float64)
     fine = alphas.ndim == 1 and alphas.size and np.isfinite(alphas).all() and ((alphas >= 0) & (alphas <= 1)).all()
-    return alphas if fine else None
+    if not fine:
+        return None
+    level = alphas[np.clip(np.rint(timesteps).astype(np.int64), 0, len(alphas) - 1)]
+    return np.sqrt(level).astype(np.float32), np.sqrt(1 - level).astype(np.float32)

@@ -23,7 +23,7 @@ def quantize_minmax(run: Run, options: MinmaxOptions) -> Record:
     light = weight_only_layers(prepared, options, run.progress)
     history = weight_only_history(prepared, options)
     if not prepared.layers and source.kind == "trajectory" and not source.conditions:
-        steps = timesteps_alone(denoiser, options)
+        steps = timesteps_alone(denoiser, options, source)
         return build_record(denoiser, prepared, {}, steps, options, history, float_ranges={}, weight_only=light)
     calibration = collect_inputs(denoiser, options, source, run.progress)
     ranges = measure_ranges(run, prepared, calibration)

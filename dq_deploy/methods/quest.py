@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from dq_deploy.calibration import CalibrationInputs, sampling_timesteps
+from dq_deploy.calibration import CalibrationInputs
 from dq_deploy.errors import NonFiniteError
 from dq_deploy.methods.options import QuestOptions, json_of_options
 from dq_deploy.methods.prepare.assembly import provenance_of
-from dq_deploy.methods.prepare.calibration_inputs import batch_of
+from dq_deploy.methods.prepare.calibration_inputs import batch_of, visited_timesteps
 from dq_deploy.methods.prepare.initial_record import (
     check_timesteps,
     groups_of_record,
@@ -35,7 +35,7 @@ from dq_deploy.methods.training.finetuning import Finetuner, stages_of
 from dq_deploy.methods.training.reconstruction import adaround_settings
 from dq_deploy.methods.training.resume import ResumeFolder, state_of_run
 from dq_deploy.methods.training.trained_record import trained_record
-from dq_deploy.models import call_denoiser
+from dq_deploy.models import call_denoiser, call_of_record
 from dq_deploy.numerics.arrays import I64
 from dq_deploy.record import Layer, Record, content_sha256, load_record, save_record
 from dq_deploy.simulation.fake_quant import simulate
@@ -47,7 +47,7 @@ def quantize_quest(run: Run, options: QuestOptions, init: Record | None) -> Reco
     if init is not None:
         options = options_of_initial(init, denoiser, options)
         if run.source.kind != "latents":
-            check_timesteps(init, sampling_timesteps(denoiser.scheduler_config, options.steps))
+            check_timesteps(init, visited_timesteps(denoiser, options, run.source))
     stages_of((), options)  # parts left out that leave nothing to train on are refused before anything runs
     known = {} if init is None else {"initial record": content_sha256(init)}
     state = state_of_run(run, options, **known)
@@ -151,7 +151,7 @@ def _with_output_tables(record: Record, calibration: CalibrationInputs, options:
     with watch_steps(simulation.denoiser, record.layers, context, record.steps) as seen:
         for chosen in batches(len(step), batch):
             context.step = step[chosen]
-            call_denoiser(simulation.denoiser, model_inputs(calibration.inputs, chosen))
+            call_denoiser(simulation.denoiser, model_inputs(calibration.inputs, chosen, call_of_record(record)))
     groups = groups_of_record(record)
     layers = {name: _with_table(layer, seen[name], groups) for name, layer in record.layers.items()}
     return replace(record, layers=layers)

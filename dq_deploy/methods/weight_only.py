@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dq_deploy.calibration import CalibrationInputs, sampling_timesteps
+from dq_deploy.calibration import CalibrationInputs, CalibrationSource
 from dq_deploy.methods.layer_bits import KEPT_FLOAT
 from dq_deploy.methods.options import MinmaxOptions
+from dq_deploy.methods.prepare.calibration_inputs import visited_timesteps
 from dq_deploy.methods.prepare.preparation import Prepared
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.methods.ranges.scales import search_weight_scale, weight_codes
@@ -66,11 +67,11 @@ def weight_only_layers(
     return layers
 
 
-def timesteps_alone(denoiser: Denoiser, options: MinmaxOptions) -> CalibrationInputs:
+def timesteps_alone(denoiser: Denoiser, options: MinmaxOptions, source: CalibrationSource) -> CalibrationInputs:
     """No calibration inputs, but the timesteps of the sampler: what a record of weight-only layers alone needs."""
     return CalibrationInputs(
         inputs={},
-        timesteps=sampling_timesteps(denoiser.scheduler_config, options.steps),
+        timesteps=visited_timesteps(denoiser, options, source),
         provenance={"inputs": 0, "sampler": "none, no layer has activation ranges"},
     )
 

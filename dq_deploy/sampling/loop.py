@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dq_deploy.calibration import build_scheduler as scheduler_of_config
 from dq_deploy.errors import ModelError, NonFiniteError, OptionError, library_errors
 from dq_deploy.models import default_call, input_specs, random_conditions
+from dq_deploy.models.pipeline import build_scheduler as scheduler_of_config
+from dq_deploy.models.pipeline import set_steps
 from dq_deploy.numerics import step_bucket
 from dq_deploy.numerics.arrays import F32
 from dq_deploy.record.model_config import channels_of, sample_shape
+from dq_deploy.record.scheduler import check_scheduler
 from dq_deploy.sampling.denoise import Conditions, Denoise
 
 if TYPE_CHECKING:
@@ -95,7 +97,10 @@ def build_scheduler(config: Mapping[str, Any] | None, options: SampleOptions) ->
     """
     if config is None:
         raise ModelError("the model has no scheduler configuration, expected one; quantize from a folder that has it")
-    return scheduler_of_config(config, options.scheduler, options.steps)
+    check_scheduler(config)
+    scheduler = scheduler_of_config(config, options.scheduler)
+    set_steps(scheduler, options.steps)
+    return scheduler
 
 
 def labels_for(model_config: Mapping[str, Any], labels: Sequence[int] | None) -> NDArray[np.int64] | None:

@@ -10,9 +10,9 @@ from diffusers import DDIMScheduler
 from benchmarks import peers
 from benchmarks.peers.float_files import float_products, schedule_of
 from benchmarks.peers.job import images_of, latencies_ms, peak_mib
-from dq_deploy.calibration import build_ddim
 from dq_deploy.graph.trace import trace
 from dq_deploy.models import call_denoiser, example_inputs
+from dq_deploy.models.pipeline import build_scheduler, set_steps
 from tests.tiny import tiny_denoiser
 
 
@@ -45,7 +45,8 @@ def test_the_schedule_holds_the_samplers_numbers() -> None:
         "clip_sample": False,
     }
     schedule = schedule_of(config, 4)
-    scheduler = build_ddim(config, 4)
+    scheduler = build_scheduler(config, "DDIMScheduler")
+    set_steps(scheduler, 4)
     assert [row[0] for row in schedule["steps"]] == scheduler.timesteps.tolist()
     assert [row[2] for row in schedule["steps"][:-1]] == [row[1] for row in schedule["steps"][1:]]
     assert (schedule["prediction_type"], schedule["clip"]) == ("v_prediction", None)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
-from dq_deploy.calibration import align_steps, features_of_run
+from dq_deploy.calibration import align_steps, features_by_step, run_of_denoiser
+from dq_deploy.calibration.alignment import by_step
 from dq_deploy.errors import NonFiniteError
+from tests.tiny import tiny_denoiser
 
 
 @pytest.fixture
@@ -55,9 +56,18 @@ def test_steps_that_are_all_the_same_have_weights_of_zero() -> None:
     assert align_steps(np.ones((1, 1, 2, 1, 1), np.float32), radius=1).weights(1.0).tolist() == [0]
 
 
-def test_features_are_what_the_module_received_from_the_last_call_on() -> None:
-    module = torch.nn.Identity()
-    found = features_of_run(module, lambda: [module(torch.full((2, 1), float(i))) for i in range(3)])
-    assert found[:, 0, 0].tolist() == [2, 1, 0]
-    with pytest.raises(NonFiniteError, match="middle of the float model"):
-        features_of_run(module, lambda: module(torch.tensor([float("nan")])))
+def test_features_are_sorted_by_step_and_as_many_of_each() -> None:
+    times = np.array([900, 900, 500, 500, 500, 500, 100, 100], np.float32)  # a scheduler that comes twice
+    rows = np.arange(8, dtype=np.float32).reshape(8, 1)
+    assert by_step(times, rows)[..., 0].tolist() == [[6, 7], [2, 3], [0, 1]]
+
+
+def test_features_are_what_the_module_received_of_every_picture() -> None:
+    denoiser = tiny_denoiser()
+    middle = denoiser.module.get_submodule("mid_block.attentions.0")
+    run = run_of_denoiser(denoiser.module, denoiser.scheduler_config, denoiser.call, steps=3, samples=4, at_once=3)
+    assert features_by_step(run, middle, 4).shape == (3, 4, 16, 4, 4)
+    broken = denoiser.module.get_submodule("mid_block.resnets.0.conv1")
+    broken.weight.data[0] = float("nan")  # type: ignore[operator]
+    with pytest.raises(NonFiniteError, match=r"mid_block\.resnets\.0\.conv1"):
+        features_by_step(run, middle, 4)

@@ -111,7 +111,7 @@ def quick(source: CalibrationSource | None = None, **changes: Any) -> Any:
 
 def test_the_provenance_says_what_calibrated(tmp_path: Path) -> None:
     told = quick().provenance["calibration"]
-    assert told["sampler"] == "ddim, eta 0"
+    assert told["sampler"] == "DDIMScheduler of DenoiserPipeline"
     assert "random normal embeddings, seed 0" in told["conditions"]
     path = written(tmp_path / "c.safetensors", conditions(2))
     told = quick(read_source(SPECS, kind="random", conditions=path)).provenance["calibration"]
@@ -173,6 +173,6 @@ def test_a_timestep_beyond_the_schedulers_is_refused(
             read_source(SPECS, latents=path, scheduler_config=scheduler)
             continue
         with pytest.raises(
-            InputError, match=f"timestep holds {highest}, expected at most {last}: the model's scheduler"
+            InputError, match=f"timestep holds {highest}, expected 0 to {last}, which the model's scheduler has"
         ):
             read_source(SPECS, latents=path, scheduler_config=scheduler)

@@ -1,80 +1,67 @@
-"""diffusers' own timesteps and noise levels for the class that is named; what it would index past is refused."""
+"""What a scheduler of diffusers says of itself: timesteps and noise levels of the class that is named, or nothing."""
 
 from __future__ import annotations
-
-import inspect
 
 import diffusers
 import numpy as np
 import pytest
-from diffusers import DDIMScheduler, DDPMScheduler
 
-from dq_deploy.calibration import build_scheduler, noise_levels
-from dq_deploy.errors import ModelError, OptionError
-
-SPACINGS = ("leading", "trailing", "linspace")
+from dq_deploy.calibration import noise_levels, sampling_timesteps
+from dq_deploy.calibration.schedulers import range_of_timesteps
+from dq_deploy.errors import ModelError
 
 
-def configured(kind=DDIMScheduler, **changes):
+def configured(kind, **changes):
     scheduler = kind(**changes)
     return scheduler, {**dict(scheduler.config), "_class_name": kind.__name__}
 
 
-def test_both_classes_have_the_same_defaults_so_that_either_reads_the_others_file():
-    parameters = [inspect.signature(kind.__init__).parameters for kind in (DDIMScheduler, DDPMScheduler)]
-    for name in set(parameters[0]) & set(parameters[1]) - {"self"}:
-        assert parameters[0][name].default == parameters[1][name].default, name
+@pytest.mark.parametrize("name", ["DDPMScheduler", "EulerDiscreteScheduler", "CMStochasticIterativeScheduler"])
+def test_timesteps_are_diffusers_own_fractional_and_negative_ones_too(name):
+    own, config = configured(getattr(diffusers, name))
+    own.set_timesteps(7)
+    assert sampling_timesteps(config, 7).tolist() == sorted({float(np.float32(t)) for t in own.timesteps})
+    if name.startswith("CM"):
+        assert sampling_timesteps(config, 7)[0] < 0
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("steps", [1, 3, 7, 19, 20, 999, 1000])
-@pytest.mark.parametrize("kind", ["ddim", "ddpm"])
-def test_timesteps_are_diffusers_own(spacing, steps, kind):
-    own, config = configured(timestep_spacing=spacing)
-    own.set_timesteps(steps)
-    found = build_scheduler(config, kind, steps)
-    assert found.timesteps.tolist() == own.timesteps.tolist()
-
-
-@pytest.mark.parametrize("changes", [{"steps_offset": 1}, {"steps_offset": -1}, {"trained_betas": [0.1, 0.2]}])
-def test_timesteps_outside_of_the_trained_ones_are_refused(changes):
-    _, config = configured(num_train_timesteps=4, **changes)
-    with pytest.raises(OptionError, match="visit timestep"):
-        build_scheduler(config, "ddim", 4)
-
-
-def test_an_offset_is_fine_where_it_stays_inside():
-    _, config = configured(steps_offset=1)
-    assert build_scheduler(config, "ddim", 20).timesteps.tolist()[-1] == 1
-
-
-def test_keys_a_file_lacks_have_the_defaults_of_the_class():
-    silent = build_scheduler({"_class_name": "DDPMScheduler"}, "ddim", 10)
-    assert silent.config.clip_sample is True
-    assert (
-        build_scheduler({"_class_name": "DDIMScheduler", "clip_sample": False}, "ddim", 10).config.clip_sample is False
-    )
+def test_a_class_that_is_unknown_is_refused():
+    with pytest.raises(ModelError, match="NoSuchScheduler, which diffusers"):
+        sampling_timesteps({"_class_name": "NoSuchScheduler"}, 4)
 
 
 def test_noise_levels_are_those_of_the_named_class():
     timesteps = np.array([0, 500, 999], np.float32)
-    for kind in (DDIMScheduler, DDPMScheduler, diffusers.PNDMScheduler, diffusers.DPMSolverMultistepScheduler):
+    kinds = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler")
+    for kind in (getattr(diffusers, name) for name in kinds):
         own, config = configured(kind, beta_schedule="scaled_linear", beta_end=0.012)
         found = noise_levels(config, timesteps)
         assert found is not None
         np.testing.assert_allclose(found[0] ** 2, own.alphas_cumprod.numpy()[[0, 500, 999]], rtol=1e-5)
     silent = noise_levels({"_class_name": "DDIMScheduler"}, timesteps)
-    np.testing.assert_allclose(silent[0] ** 2, DDIMScheduler().alphas_cumprod.numpy()[[0, 500, 999]], rtol=1e-5)
+    np.testing.assert_allclose(
+        silent[0] ** 2, diffusers.DDIMScheduler().alphas_cumprod.numpy()[[0, 500, 999]], rtol=1e-5
+    )
+
+
+def test_a_flow_goes_from_the_picture_to_the_noise_in_a_line():
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
+    signal, noise = noise_levels(config, np.array([250, 1000], np.float32))
+    np.testing.assert_allclose([signal, noise], [[0.75, 0], [0.25, 1]], atol=1e-6)
+    signal, noise = noise_levels(config, np.array([0.25, 1], np.float32))  # as FLUX is given them
+    np.testing.assert_allclose([signal, noise], [[0.75, 0], [0.25, 1]], atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    "name", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "NoSuchScheduler", "UNet2DModel"]
+    "name", ["EDMEulerScheduler", "CMStochasticIterativeScheduler", "NoSuchScheduler", "UNet2DModel"]
 )
-def test_a_class_whose_samples_are_no_such_sum_has_no_levels(name):
+def test_a_class_that_says_no_levels_has_none(name):
     assert noise_levels({"_class_name": name}, np.zeros(1, np.float32)) is None
     assert noise_levels(None, np.zeros(1, np.float32)) is None
 
 
-def test_a_sampler_refuses_other_classes_by_name():
-    with pytest.raises(ModelError, match="EulerDiscreteScheduler"):
-        build_scheduler({"_class_name": "EulerDiscreteScheduler"}, "ddim", 4)
+def test_only_tables_and_flows_have_a_range_of_timesteps():
+    assert range_of_timesteps({"_class_name": "DDPMScheduler", "num_train_timesteps": 100}) == (0, 99)
+    assert range_of_timesteps({"_class_name": "FlowMatchEulerDiscreteScheduler"}) == (0, 1000)
+    assert range_of_timesteps({"_class_name": "EDMEulerScheduler"}) is None
+    assert range_of_timesteps({"_class_name": "NoSuchScheduler"}) is None

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from dq_deploy import numerics
-from dq_deploy.calibration import collect_trajectory
 from dq_deploy.errors import FileProblemError, NonFiniteError, OptionError
 from dq_deploy.methods import Progress, quantize
 from dq_deploy.methods.training.resume import discard_state
 from dq_deploy.record import Record, content_sha256
 from dq_deploy.simulation.fake_quant import IntegerLayer, simulate
+from tests.calibration.recorded_runs import recorded
 from tests.tiny import tiny_denoiser
 
 QUICK: dict[str, Any] = {"steps": 4, "samples": 4, "iterations": 3, "batch": 4}
@@ -73,7 +73,7 @@ def test_the_provenance_says_what_was_done() -> None:
 
 def test_more_bits_are_closer_to_the_float_model() -> None:
     denoiser = tiny_denoiser()
-    drawn = collect_trajectory(denoiser.module, denoiser.scheduler_config, denoiser.config, steps=4, samples=8, seed=9)
+    drawn = recorded(denoiser, steps=4, samples=8, seed=9)
     inputs = {name: torch.from_numpy(value) for name, value in drawn.flat().items()}
     x, timestep = inputs["sample"], inputs["timestep"]
     with torch.no_grad():
@@ -216,6 +216,7 @@ KILLED = """
 import sys, torch
 from dq_deploy.methods import quantize
 from dq_deploy.record import content_sha256
+from tests.calibration.recorded_runs import recorded
 from tests.tiny import tiny_denoiser
 torch.set_num_threads(int(sys.argv[2]))
 print(content_sha256(quantize(tiny_denoiser(), steps=4, samples=4, iterations=8, batch=4, resume_dir=sys.argv[1])))

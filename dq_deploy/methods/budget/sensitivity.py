@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from dq_deploy.calibration import CalibrationSource, output_influence
+from dq_deploy.calibration import CalibrationSource
 from dq_deploy.methods.nested_values import Nested, copied
 from dq_deploy.methods.options import SharedOptions
-from dq_deploy.methods.prepare.calibration_inputs import batch_of, collect_inputs
+from dq_deploy.methods.prepare.calibration_inputs import batch_of, collect_inputs, step_influence
 from dq_deploy.methods.prepare.initial_layers import initial_layers
 from dq_deploy.methods.prepare.preparation import Prepared, prepare
 from dq_deploy.methods.progress import Progress, ProgressCallback
@@ -86,10 +86,10 @@ def measure_sensitivity(
     chosen = _inputs_to_measure(inputs["step"], len(calibration.timesteps))
     measured = {name: value[chosen] for name, value in inputs.items()}
     steps, errors = _Measurement(prepared, layers, measured, options.memory_gib, progress).run()
-    # a file of latents names no sampler: its steps count alike
-    influence = np.ones(len(calibration.timesteps))
-    if source.kind != "latents":
-        influence = output_influence(denoiser.scheduler_config, options.steps)
+    # a file of latents names no sampler, and not every scheduler says it: then steps count alike
+    influence = step_influence(denoiser, options, source)
+    if influence is None or len(influence) != len(calibration.timesteps):
+        influence = np.ones(len(calibration.timesteps))
     return Sensitivity(steps=steps, influence=influence[steps], errors=errors)
 
 
@@ -118,12 +118,12 @@ class _Measurement:
         memory_gib: float,
         progress: ProgressCallback,
     ) -> None:
-        self.module = prepared.module
+        self.module, self.call = prepared.module, prepared.call
         self.layers = layers
         self.inputs = inputs
         self.progress = progress
         blocks = {block.name: block for block in blocks_of(self.module, prepared.call)}
-        flow = flow_of_blocks(self.module, list(blocks.values()), inputs)
+        flow = flow_of_blocks(self.module, list(blocks.values()), inputs, prepared.call)
         self.order = flow.order
         self.position = {layer: i for i, name in enumerate(self.order) for layer in blocks[name].layers}
         each = sum(flow.output_bytes(name) for name in self.order)
@@ -141,7 +141,7 @@ class _Measurement:
         done, total = 0, len(chunks) * len(names) * len(self.layers)
         with torch.no_grad():
             for chunk in chunks:
-                given = model_inputs(self.inputs, chunk)
+                given = model_inputs(self.inputs, chunk, self.call)
                 self.context.step = torch.from_numpy(self.inputs["step"][chunk])
                 target = self._float_pass(given)
                 np.add.at(norm, slot[chunk], _squares(target))

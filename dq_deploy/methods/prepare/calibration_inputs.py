@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,33 +11,33 @@ from dq_deploy.calibration import (
     FEATURE_TRAJECTORIES,
     CalibrationInputs,
     CalibrationSource,
+    RandomInputs,
+    RecordedInputs,
+    SamplingRun,
     StepChoice,
-    Trajectory,
     align_steps,
     choose_steps,
-    collect_trajectory,
-    features_of_run,
+    condition_names,
+    features_by_step,
+    labels_of,
     normal_biased_weights,
-    random_trajectory,
+    random_inputs,
     recorded_inputs,
     rows_in_turn,
+    run_of_denoiser,
     sampling_timesteps,
 )
-from dq_deploy.errors import OptionError
+from dq_deploy.errors import ModelError, OptionError
 from dq_deploy.methods.options import SharedOptions
 from dq_deploy.methods.progress import Progress, ProgressCallback
-from dq_deploy.models import (
-    Denoiser,
-    call_denoiser,
-    input_specs,
-    middle_of,
-    quantizable_layers,
-    random_conditions,
-)
-from dq_deploy.numerics.arrays import Array
+from dq_deploy.models import Denoiser, middle_of, quantizable_layers, random_conditions
+from dq_deploy.numerics.arrays import F32, F64, Array
 
 BATCH_VALUES = 1 << 26
 """Values of the largest tensor in one batch of a float pass, which bounds the memory of all of them."""
+
+RUN_BATCH = 32
+"""Pictures at a time when a denoiser alone is sampled."""
 
 
 def batch_of(denoiser: Denoiser, most: int) -> int:
@@ -46,6 +45,61 @@ def batch_of(denoiser: Denoiser, most: int) -> int:
     sites = quantizable_layers(denoiser.module, denoiser.call)
     largest = max(int(np.prod(shape[1:])) for site in sites for shape in (site.input_shape, site.output_shape))
     return max(1, min(most, BATCH_VALUES // largest))
+
+
+def sampling_run(
+    denoiser: Denoiser, options: SharedOptions, source: CalibrationSource, *, samples: int, at_once: int | None = None
+) -> SamplingRun:
+    """The run that inputs are recorded from: of the user's pipeline, or of the denoiser alone.
+
+    Args:
+        denoiser: the float model.
+        options: steps, seed, classes.
+        source: the pipeline, or conditions.
+        samples: pictures that may be drawn.
+        at_once: pictures at a time of a denoiser alone; by default what its size allows.
+    """
+    if source.pipeline is not None:
+        given = source.pipeline
+        asked = replace(given.asked, steps=options.steps, seed=options.seed, count=samples)
+        if given.takes_classes and asked.labels is None:
+            chosen = labels_of(denoiser.call, options.labels, samples, options.seed)
+            asked = replace(asked, labels=None if chosen is None else tuple(int(label) for label in chosen))
+        return SamplingRun(given.pipeline, denoiser.module, denoiser.call, asked)
+    return run_of_denoiser(
+        denoiser.module,
+        denoiser.scheduler_config,
+        denoiser.call,
+        steps=options.steps,
+        samples=samples,
+        seed=options.seed,
+        labels=options.labels,
+        conditions=_conditions(denoiser, options, source, samples),
+        at_once=batch_of(denoiser, RUN_BATCH) if at_once is None else at_once,
+    )
+
+
+def visited_timesteps(denoiser: Denoiser, options: SharedOptions, source: CalibrationSource) -> F32:
+    """Timesteps that calibration inputs of this source will be at: [T] float32, strictly increasing."""
+    if source.kind == "trajectory":
+        return sampling_run(denoiser, options, source, samples=1, at_once=1).visits().timesteps
+    return sampling_timesteps(denoiser.scheduler_config, options.steps)
+
+
+def step_influence(denoiser: Denoiser, options: SharedOptions, source: CalibrationSource) -> F64 | None:
+    """How far a step moves the next sample for an error of one in the model's output: [T], index 0 the last step.
+
+    Probed with the scheduler's own steps, without clipping. None for a file of inputs, which names no sampler, and
+    where the steps cannot be probed.
+    """
+    if source.kind == "latents":
+        return None
+    try:
+        return sampling_run(denoiser, options, source, samples=1, at_once=1).visits(influence=True).influence
+    except ModelError:
+        if source.kind == "random":  # a denoiser that cannot be sampled alone
+            return None
+        raise
 
 
 def collect_inputs(
@@ -59,17 +113,22 @@ def collect_inputs(
     _check_choice(options, source)
     if source.kind == "latents":
         return _from_latents(options, source)
-    choice = _choice_of_steps(denoiser, options, source)
-    drawn, sampler = _drawn(denoiser, options, source, choice.trajectories if choice else options.samples, progress)
     words = _words_of_conditions(denoiser, options, source)
-    count = drawn.samples.shape[1]
-    if count < drawn.asked:
-        note = f"{count} of {drawn.asked} calibration trajectories fit in a quarter of memory_gib"
-        progress(Progress(stage="trajectory", done=count, total=count, note=note))
+    if source.kind == "random":
+        choice = _choice_of_random(denoiser, options)
+        drawn: RandomInputs | RecordedInputs = _random(denoiser, options, source, choice)
+        sampler = "none, unit normal noise at every timestep"
+    else:
+        drawn, choice, sampler = _sampled(denoiser, options, source, progress)
+    if drawn.pictures < drawn.asked:
+        note = f"{drawn.pictures} of {drawn.asked} calibration trajectories fit in a quarter of memory_gib"
+        if isinstance(drawn, RecordedInputs):
+            note = f"{drawn.pictures} of {drawn.asked} calibration trajectories fit in memory_gib and on the disk"
+        progress(Progress(stage="trajectory", done=drawn.pictures, total=drawn.pictures, note=note))
     if choice is None:
         inputs = drawn.flat()
     else:
-        choice = choice.within(count)
+        choice = choice.within(drawn.least)
         inputs = drawn.at(*choice.order(options.seed))
         words |= choice.as_provenance()
     provenance = {"inputs": len(inputs["step"]), "sampler": sampler, **words}
@@ -90,63 +149,61 @@ def _check_choice(options: SharedOptions, source: CalibrationSource) -> None:
         )
 
 
-def _drawn(
-    denoiser: Denoiser, options: SharedOptions, source: CalibrationSource, samples: int, progress: ProgressCallback
-) -> tuple[Trajectory, str]:
-    """So many trajectories, or fewer where memory does not hold them, and the sampler in words."""
-    shared: dict[str, Any] = {
-        "steps": options.steps,
-        "samples": samples,
-        "seed": options.seed,
-        "labels": options.labels,
-        "conditions": _conditions(denoiser, options, source, samples),
-        "memory_gib": options.memory_gib / 4,
-    }
-    if source.kind == "random":
-        drawn = random_trajectory(denoiser.scheduler_config, denoiser.config, **shared)
-        return drawn, "none, unit normal noise at every timestep"
-    drawn = collect_trajectory(
-        denoiser.module,
+def _random(
+    denoiser: Denoiser, options: SharedOptions, source: CalibrationSource, choice: StepChoice | None
+) -> RandomInputs:
+    samples = options.samples if choice is None else choice.trajectories
+    return random_inputs(
         denoiser.scheduler_config,
-        denoiser.config,
-        batch=batch_of(denoiser, 32),
-        denoise=partial(call_denoiser, denoiser.module),
-        progress=lambda done, total: progress(Progress(stage="trajectory", done=done, total=total)),
-        **shared,
+        denoiser.call,
+        steps=options.steps,
+        samples=samples,
+        seed=options.seed,
+        labels=options.labels,
+        conditions=_conditions(denoiser, options, source, samples),
+        memory_gib=options.memory_gib / 4,
     )
-    silent = denoiser.scheduler_config is None
-    return drawn, "ddim, eta 0" + (" with diffusers' defaults: the model has no scheduler" if silent else "")
 
 
-def _choice_of_steps(denoiser: Denoiser, options: SharedOptions, source: CalibrationSource) -> StepChoice | None:
-    """How many inputs each step gives; None where every trajectory gives one a step."""
+def _choice_of_random(denoiser: Denoiser, options: SharedOptions) -> StepChoice | None:
     name = str(options.calibration_choice)
     if name == "uniform":
         return None
     steps = len(sampling_timesteps(denoiser.scheduler_config, options.steps))
+    return choose_steps(name, normal_biased_weights(steps), samples=options.samples)
+
+
+def _sampled(
+    denoiser: Denoiser, options: SharedOptions, source: CalibrationSource, progress: ProgressCallback
+) -> tuple[RecordedInputs, StepChoice | None, str]:
+    """Inputs of so many pictures, or fewer where they do not fit; which steps they are of; the sampler in words."""
+    choice, pictures = None, options.samples
+    if options.calibration_choice != "uniform":
+        visits = sampling_run(denoiser, options, source, samples=1, at_once=1).visits()
+        each = int(visits.rows.min())  # inputs of one picture at every step: two with guidance
+        choice = _choice_of_steps(denoiser, options, source, len(visits.timesteps), each)
+        pictures = -(-choice.trajectories // each)
+    run = sampling_run(denoiser, options, source, samples=pictures)
+    found = run.record(
+        pictures,
+        memory_gib=options.memory_gib / 4,
+        progress=lambda done, total: progress(Progress(stage="trajectory", done=done, total=total)),
+    )
+    return found, choice, f"{run.scheduler} of {run.kind}"
+
+
+def _choice_of_steps(
+    denoiser: Denoiser, options: SharedOptions, source: CalibrationSource, steps: int, each: int
+) -> StepChoice:
+    """How many inputs each step gives, `each` a picture on average."""
+    name, samples = str(options.calibration_choice), options.samples * each
     if name == "normal-biased":
-        return choose_steps(name, normal_biased_weights(steps), samples=options.samples)
-    choose_steps(name, np.ones(steps), samples=options.samples)  # too few samples are refused before anything runs
+        return choose_steps(name, normal_biased_weights(steps), samples=samples)
+    choose_steps(name, np.ones(steps), samples=samples)  # too few samples are refused before anything runs
     middle = denoiser.module.get_submodule(middle_of(denoiser.module, denoiser.call))
     batch = min(FEATURE_TRAJECTORIES, options.samples, _features_that_fit(denoiser, options, steps))
-
-    def run() -> None:
-        few = replace(options, samples=batch)
-        collect_trajectory(
-            denoiser.module,
-            denoiser.scheduler_config,
-            denoiser.config,
-            steps=options.steps,
-            samples=batch,
-            batch=batch,
-            seed=options.seed,
-            labels=options.labels,
-            conditions=_conditions(denoiser, few, source, batch),
-            denoise=partial(call_denoiser, denoiser.module),
-            memory_gib=options.memory_gib / 4,
-        )
-
-    aligned = align_steps(features_of_run(middle, run), radius=options.tdac_radius)
+    run = sampling_run(denoiser, replace(options, samples=batch), source, samples=batch, at_once=batch)
+    aligned = align_steps(features_by_step(run, middle, batch), radius=options.tdac_radius)
     details = {
         "radius": options.tdac_radius,
         "diversity_weight": options.tdac_diversity,
@@ -155,7 +212,7 @@ def _choice_of_steps(denoiser: Denoiser, options: SharedOptions, source: Calibra
         "diversity": [round(float(v), 3) for v in aligned.diversity],
     }
     weights = aligned.weights(options.tdac_diversity)
-    return choose_steps(name, weights, samples=options.samples, details=details)
+    return choose_steps(name, weights, samples=samples, details=details)
 
 
 def _features_that_fit(denoiser: Denoiser, options: SharedOptions, steps: int) -> int:
@@ -173,7 +230,7 @@ def _conditions(
     denoiser: Denoiser, options: SharedOptions, source: CalibrationSource, samples: int
 ) -> dict[str, Array]:
     """A row of each condition for each trajectory."""
-    names = _condition_names(denoiser)
+    names = condition_names(denoiser.call)
     if not names:
         return {}
     if source.conditions:
@@ -182,14 +239,11 @@ def _conditions(
     return {name: drawn[name] for name in names}
 
 
-def _condition_names(denoiser: Denoiser) -> list[str]:
-    names = (spec.name for spec in input_specs(denoiser.call))
-    return [name for name in names if name not in ("sample", "timestep", "class_labels")]
-
-
 def _words_of_conditions(denoiser: Denoiser, options: SharedOptions, source: CalibrationSource) -> dict[str, Any]:
-    """What the provenance says of the conditions."""
-    if not _condition_names(denoiser):
+    """What the provenance says of the pipeline, or of the conditions."""
+    if source.pipeline is not None:
+        return dict(source.pipeline.words)
+    if not condition_names(denoiser.call):
         return {}
     if source.conditions:
         rows = len(next(iter(source.conditions.values())))

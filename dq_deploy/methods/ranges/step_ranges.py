@@ -13,9 +13,10 @@ import torch
 from dq_deploy.errors import NonFiniteError
 from dq_deploy.methods.prepare.preparation import Prepared, PreparedLayer
 from dq_deploy.methods.ranges.scales import activation_table, search_activation_table
-from dq_deploy.models import call_denoiser
+from dq_deploy.models import call_denoiser, engine_name
 from dq_deploy.numerics import channel_axis_of
 from dq_deploy.numerics.arrays import F32, I32, I64, Array
+from dq_deploy.record import BATCH, Call
 from dq_deploy.simulation.fake_quant import StepContext
 
 VALUES_A_STEP = 2048
@@ -228,9 +229,20 @@ NOT_GIVEN = ("step", "trajectory")
 """What stands beside the denoiser's inputs in calibration inputs: where each came from."""
 
 
-def model_inputs(inputs: Mapping[str, Array], chosen: slice) -> dict[str, torch.Tensor]:
-    """Some of the calibration inputs, by name."""
-    return {name: torch.from_numpy(inputs[name][chosen]) for name in inputs if name not in NOT_GIVEN}
+def model_inputs(inputs: Mapping[str, Array], chosen: slice, call: Call) -> dict[str, Any]:
+    """What the denoiser is called with for some of the calibration inputs, by name: tensors, and the constants.
+
+    Args:
+        inputs: [M, ...] by name; those that samples share are M times the same.
+        chosen: which of them.
+        call: of the denoiser.
+    """
+    shared = {engine_name(item.name) for item in call.inputs if not item.shape or item.shape[0] != BATCH}
+    given = {name: value for name, value in inputs.items() if name not in NOT_GIVEN}
+    tensors = {
+        name: torch.from_numpy(np.array(value[0]) if name in shared else value[chosen]) for name, value in given.items()
+    }
+    return {**tensors, **call.constants}
 
 
 def collect_ranges(
@@ -275,7 +287,7 @@ def collect_ranges(
         for chosen in batches(count, batch):
             for collector in collectors.values():
                 collector.step = step[chosen]
-            call_denoiser(prepared.module, model_inputs(inputs, chosen))
+            call_denoiser(prepared.module, model_inputs(inputs, chosen, prepared.call))
             if progress is not None:
                 progress(chosen.stop, count)
     for name, collector in collectors.items():

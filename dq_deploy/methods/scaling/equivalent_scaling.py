@@ -169,7 +169,7 @@ def collect_rows(
         for piece in batches(len(chosen), batch):
             for hook in hooks.values():
                 hook.group = torch.from_numpy(groups[taken["step"][piece]])
-            call_denoiser(prepared.module, model_inputs(taken, piece))
+            call_denoiser(prepared.module, model_inputs(taken, piece, prepared.call))
     step = torch.from_numpy(taken["step"])
     group = torch.from_numpy(groups[taken["step"]])
     return {name: hooks.pop(name).result(step, group) for name in seeds}  # a hook's pieces go with it

@@ -79,7 +79,7 @@ def scale_skips(
         for piece in batches(len(chosen), batch) if hooks else ():
             for hook in hooks.values():
                 hook.step = taken["step"][piece]
-            call_denoiser(prepared.module, model_inputs(taken, piece))
+            call_denoiser(prepared.module, model_inputs(taken, piece, prepared.call))
     groups = np.zeros(len(chosen), np.int64)
     if options.power_of_two == "per-group":
         groups = options.groups_of_steps(steps)[taken["step"]]

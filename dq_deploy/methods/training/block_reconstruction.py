@@ -129,14 +129,16 @@ class BlockReconstruction:
         blocks = {block.name: block for block in blocks_of(prepared.module, prepared.call)}
         self.steps = steps_of(ranges)
         self.groups = options.groups_of_steps(self.steps)
-        flow = flow_of_blocks(prepared.module, list(blocks.values()), inputs, both_inputs=settings.needs_float_inputs)
+        flow = flow_of_blocks(
+            prepared.module, list(blocks.values()), inputs, prepared.call, both_inputs=settings.needs_float_inputs
+        )
         self.blocks = [blocks[name] for name in flow.order]
         self.count = self._count(flow, inputs)
         chosen = {name: value[: self.count] for name, value in inputs.items()}
         self.step = torch.from_numpy(chosen["step"])
         self.context = StepContext()
-        self.reference = Prefix(prepared.module, flow, chosen, self.count)
-        self.quantized = Prefix(copy.deepcopy(prepared.module), flow, chosen, self.count)
+        self.reference = Prefix(prepared.module, flow, chosen, prepared.call, self.count)
+        self.quantized = Prefix(copy.deepcopy(prepared.module), flow, chosen, prepared.call, self.count)
         self.trained = [i for i, b in enumerate(self.blocks) if self._layers_of(b)]
         self.total = len(self.trained) * settings.iterations
 

@@ -177,9 +177,9 @@ class Finetuner:
         self.held = torch.arange(count - held, count)
         self.target = self._float_outputs()
 
-    def model_inputs(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
+    def model_inputs(self, index: torch.Tensor) -> dict[str, Any]:
         """Inputs of the denoiser by name."""
-        return model_inputs(self.inputs, index.numpy())
+        return model_inputs(self.inputs, index.numpy(), self.denoiser.call)
 
     @torch.no_grad()
     def _float_outputs(self) -> torch.Tensor:

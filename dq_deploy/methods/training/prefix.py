@@ -18,6 +18,7 @@ from dq_deploy.methods.nested_values import Gathered, Nested, copied, entries_of
 from dq_deploy.methods.ranges.step_ranges import batches, model_inputs
 from dq_deploy.models import Block, call_denoiser
 from dq_deploy.numerics.arrays import Array
+from dq_deploy.record import Call
 
 CHUNK = 64
 """Inputs at a time when a block's outputs are computed; part of what makes a resumed run equal."""
@@ -58,6 +59,7 @@ def flow_of_blocks(
     module: torch.nn.Module,
     blocks: Sequence[Block],
     inputs: Mapping[str, Array],
+    call: Call,
     *,
     both_inputs: bool = False,
 ) -> Flow:
@@ -67,6 +69,7 @@ def flow_of_blocks(
         module: the denoiser.
         blocks: its blocks.
         inputs: calibration inputs by name; the first is run.
+        call: of the denoiser.
         both_inputs: a block's inputs behind the float prefix are kept beside those behind the quantized one.
 
     Raises:
@@ -110,7 +113,7 @@ def flow_of_blocks(
         for block in blocks:
             module.get_submodule(block.name).forward = watch(block.name)
         with torch.enable_grad():
-            call_denoiser(module, model_inputs(inputs, slice(0, 1)))
+            call_denoiser(module, model_inputs(inputs, slice(0, 1), call))
     finally:
         for block in blocks:
             del module.get_submodule(block.name).forward
@@ -135,8 +138,11 @@ def _watched(value: Any) -> Any:
 class Prefix:
     """A module whose blocks are finished one after another, and the outputs still needed of them."""
 
-    def __init__(self, module: torch.nn.Module, flow: Flow, inputs: Mapping[str, Array], count: int) -> None:
+    def __init__(
+        self, module: torch.nn.Module, flow: Flow, inputs: Mapping[str, Array], call: Call, count: int
+    ) -> None:
         self.module = module
+        self.call = call
         self.flow = flow
         self.inputs = inputs
         self.count = count
@@ -173,7 +179,7 @@ class Prefix:
         try:
             for child, (_, forward) in zip(modules, patched, strict=True):
                 child.forward = forward
-            call_denoiser(self.module, model_inputs(self.inputs, chunk))
+            call_denoiser(self.module, model_inputs(self.inputs, chunk, self.call))
         except _ReachedError:
             pass
         finally:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dq_deploy.calibration import collect_trajectory, sampling_timesteps
+from dq_deploy.calibration import RecordedInputs, condition_names, run_of_denoiser
 from dq_deploy.errors import ModelError, OptionError
-from dq_deploy.models import call_denoiser, call_of_record, macs_of, quantizable_layers, random_conditions
+from dq_deploy.models import call_of_record, input_specs, macs_of, quantizable_layers, random_conditions
 from dq_deploy.record import Call, Record
 from dq_deploy.verify.inputs import Batch, batch_at
 
@@ -27,6 +25,9 @@ MOST_MACS = 10**12
 BATCH_BYTES = 1 << 28
 """Layer outputs of one batch, which are kept until the float model has run on the same batch."""
 
+MEMORY_GIB = 2.0
+"""Of inputs held in memory; what is more goes to the disk."""
+
 SEED_STEP = 7919
 """From the calibration's seed to one it never used."""
 
@@ -37,7 +38,7 @@ def quantization_inputs(
     """Inputs of a few sampling trajectories of the float model, step by step, and where they came from in words.
 
     Their seed is none that calibration used. Noised pictures take the place of trajectories where the record's
-    timesteps are not those of a DDIM sampler, or the model cannot be sampled that way.
+    timesteps are not those of its scheduler, as with guidance or a strength, or the model cannot be sampled alone.
 
     Args:
         record: steps, scheduler and calibration seed.
@@ -45,48 +46,52 @@ def quantization_inputs(
         seed: moves on to other inputs.
         images: inputs at each step; by default `IMAGES` or what the model's size allows.
     """
-    steps, config, call = record.steps, record.model_config, call_of_record(record)
+    steps, call = record.steps, call_of_record(record)
     if images is None:
         images = int(np.clip(MOST_MACS // max(1, steps * macs_of(module, call).of_all), 1, IMAGES))
     at_once = max(1, min(images, BATCH_BYTES // _output_bytes(module, call)))
     own = _calibration_seed(record) + SEED_STEP * (1 + seed)
     shares = [range(start, min(start + at_once, images)) for start in range(0, images, at_once)]
     try:
-        if not np.array_equal(sampling_timesteps(record.scheduler_config, steps), record.timesteps):
-            raise ModelError("the record's timesteps are not a DDIM sampler's")
-        drawn = random_conditions(call, images, np.random.default_rng(own))
-        drawn.pop("class_labels", None)
-        found = collect_trajectory(
-            module,
-            record.scheduler_config,
-            config,
-            steps=steps,
-            samples=images,
-            batch=at_once,
-            seed=own,
-            conditions=drawn,
-            denoise=partial(call_denoiser, module),
-        )
+        found = _recorded(record, module, call, images, at_once, own)
     except (ModelError, OptionError) as error:
         batches = [batch_at(record, [b] * len(share), seed=own, kind="step") for b in range(steps) for share in shares]
         return batches, f"{images} noised random pictures a step, seed {own}: {error}"
-    every: dict[str, NDArray[Any]] = dict(found.conditions)
-    if found.labels is not None:
-        every["class_labels"] = found.labels
-    batches = [
-        Batch(
-            feeds={
-                "sample": found.samples[b, share.start : share.stop],
-                "timestep": np.full(len(share), record.timesteps[b]),
-                **{name: value[share.start : share.stop] for name, value in every.items()},
-            },
-            buckets=np.full(len(share), b, np.int64),
-            kind="step",
-        )
-        for b in range(steps)
-        for share in shares
-    ]
-    return batches, f"{images} trajectories of the float model by DDIM, seed {own}"
+    batches = []
+    for bucket in range(steps):
+        for share in shares:
+            step = np.full(len(share), bucket, np.int64)
+            feeds = found.at(step, np.arange(share.start, share.stop))
+            own_names = {spec.name for spec in input_specs(call)}
+            given = {name: value for name, value in feeds.items() if name in own_names}
+            batches.append(Batch(feeds=given, buckets=step, kind="step"))
+    scheduler = (record.scheduler_config or {}).get("_class_name")
+    return batches, f"{images} trajectories of the float model by {scheduler}, seed {own}"
+
+
+def _recorded(
+    record: Record, module: torch.nn.Module, call: Call, images: int, at_once: int, seed: int
+) -> RecordedInputs:
+    """Inputs of trajectories of the denoiser alone, by the record's own scheduler.
+
+    Raises:
+        ModelError: the denoiser cannot be sampled alone, or not at the record's timesteps.
+        OptionError: likewise.
+    """
+    drawn = random_conditions(call, images, np.random.default_rng(seed))
+    run = run_of_denoiser(
+        module,
+        record.scheduler_config,
+        call,
+        steps=record.steps,
+        samples=images,
+        seed=seed,
+        conditions={name: drawn[name] for name in condition_names(call)},
+        at_once=at_once,
+    )
+    if not np.array_equal(run.visits().timesteps, record.timesteps):
+        raise ModelError("the record's timesteps are not those of its scheduler alone")
+    return run.record(images, memory_gib=MEMORY_GIB)
 
 
 def _calibration_seed(record: Record) -> int:

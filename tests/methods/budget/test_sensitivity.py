@@ -58,7 +58,7 @@ def test_the_error_is_that_of_a_model_with_this_layer_alone(family: str) -> None
 
     inputs = collect_inputs(denoiser, alone, CalibrationSource(), lambda report: None).inputs
     kept.context.step = torch.from_numpy(inputs["step"])
-    given = model_inputs(inputs, slice(None))
+    given = model_inputs(inputs, slice(None), denoiser.call)
     with torch.no_grad():
         expected, output = call_denoiser(denoiser.module, given), call_denoiser(model, given)
     for t in range(4):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dq_deploy.calibration import CalibrationInputs, CalibrationSource, collect_trajectory
+from dq_deploy.calibration import CalibrationInputs, CalibrationSource
 from dq_deploy.errors import OptionError
 from dq_deploy.methods import options_for, quantize
 from dq_deploy.methods.prepare.calibration_inputs import collect_inputs
@@ -15,6 +15,7 @@ from dq_deploy.methods.prepare.preparation import prepare
 from dq_deploy.methods.progress import silent
 from dq_deploy.methods.ranges.step_ranges import VALUES_A_STEP, collect_ranges
 from dq_deploy.models import example_inputs, middle_of
+from tests.calibration.recorded_runs import recorded
 from tests.tiny import tiny_conditional_denoiser, tiny_denoiser
 
 
@@ -28,15 +29,9 @@ def collect(denoiser: Any = None, source: CalibrationSource | None = None, **opt
 def test_uniform_inputs_are_the_flat_trajectory_byte_for_byte() -> None:
     denoiser = tiny_denoiser(classes=3)
     found = collect(denoiser, calibration_choice="uniform")
-    drawn = collect_trajectory(denoiser.module, denoiser.scheduler_config, denoiser.config, steps=6, samples=8)
-    step = np.tile(np.arange(6), 8)
-    expected = {
-        "sample": drawn.samples.swapaxes(0, 1).reshape(-1, 1, 8, 8),
-        "timestep": drawn.timesteps[step],
-        "step": step,
-        "trajectory": np.repeat(np.arange(8), 6),
-        "class_labels": np.repeat(drawn.labels, 6),  # type: ignore[arg-type]
-    }
+    drawn = recorded(denoiser, steps=6, samples=8)
+    step, trajectory = np.tile(np.arange(6), 8), np.repeat(np.arange(8), 6)
+    expected = {**drawn.at(step, trajectory), "timestep": drawn.timesteps[step], "step": step, "trajectory": trajectory}
     assert found.inputs.keys() == expected.keys()
     for name, value in expected.items():
         assert found.inputs[name].dtype == value.dtype
@@ -54,8 +49,9 @@ def test_a_choice_gives_its_counts_of_real_trajectories(choice: str) -> None:
     assert sum(told["counts"]) == found.count == 6 * 16
     assert len(set(told["counts"])) > 1
     most = max(told["counts"])
-    drawn = collect_trajectory(denoiser.module, denoiser.scheduler_config, denoiser.config, steps=6, samples=most)
-    known = {(int(t), drawn.samples[t, n].tobytes()) for t in range(6) for n in range(most)}
+    drawn = recorded(denoiser, steps=6, samples=most)
+    flat = drawn.flat()
+    known = {(int(t), x.tobytes()) for t, x in zip(flat["step"], flat["sample"], strict=True)}
     given = [(int(t), x.tobytes()) for t, x in zip(found.inputs["step"], found.inputs["sample"], strict=True)]
     assert len(set(given)) == len(given)
     assert set(given) <= known

@@ -8,6 +8,7 @@ import torch
 from dq_deploy import load_record, quantize, save_record
 from dq_deploy.errors import NonFiniteError
 from dq_deploy.methods.ranges.float_ranges import watch_outputs
+from tests.calibration.recorded_runs import recorded
 from tests.tiny import tiny_denoiser
 
 
@@ -98,10 +99,8 @@ def test_every_method_fills_them_and_they_survive_the_file(method, tmp_path):
 def test_they_are_the_maxima_over_all_calibration_inputs():
     """Against hooks of their own on the same inputs."""
     denoiser = tiny_denoiser()
-    from dq_deploy.calibration import collect_trajectory
-
     record = quantize(denoiser, method="minmax", steps=2, samples=3)
-    drawn = collect_trajectory(denoiser.module, denoiser.scheduler_config, denoiser.config, steps=2, samples=3)
+    drawn = recorded(denoiser, steps=2, samples=3)
     seen = {}
     names = ("conv_in", "mid_block", "conv_norm_out", "up_blocks.0.resnets.1.nonlinearity")
     for name in names:

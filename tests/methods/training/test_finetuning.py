@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dq_deploy.calibration import CalibrationSource, collect_trajectory
+from dq_deploy.calibration import CalibrationSource
 from dq_deploy.errors import NonFiniteError, OptionError
 from dq_deploy.methods import options_for, quantize
 from dq_deploy.methods.prepare.calibration_inputs import collect_inputs
@@ -20,6 +20,7 @@ from dq_deploy.methods.training.held_out import train_and_held_out
 from dq_deploy.models import Denoiser, quantizable_layers
 from dq_deploy.record import Record
 from dq_deploy.simulation.fake_quant import simulate
+from tests.calibration.recorded_runs import recorded
 from tests.tiny import tiny_conditional_denoiser, tiny_denoiser
 
 SHARED: dict[str, Any] = {"steps": 2, "samples": 16, "weight_bits": 4, "activation_bits": 4, "outputs": False}
@@ -33,10 +34,7 @@ def denoiser() -> Denoiser:
 
 @functools.cache
 def inputs(seed: int) -> dict[str, Any]:
-    drawn = collect_trajectory(
-        denoiser().module, denoiser().scheduler_config, denoiser().config, steps=2, samples=16, seed=seed
-    )
-    return drawn.flat()
+    return recorded(denoiser(), steps=2, samples=16, seed=seed).flat()
 
 
 @functools.cache

@@ -1,0 +1,466 @@
+"""Sampling runs of a float denoiser by its pipeline, whose calls become calibration inputs."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dq_deploy.calibration.non_finite import first_non_finite
+from dq_deploy.calibration.recording.calls import TIMESTEP, SeenCall, array_of, watch_calls
+from dq_deploy.calibration.recording.derived_call import check_same_arguments
+from dq_deploy.calibration.recording.rows import InputRows, free_disk_bytes
+from dq_deploy.errors import InputError, NonFiniteError, OptionError, library_errors
+from dq_deploy.models import call_arguments, engine_name
+from dq_deploy.models.pipeline.call import SEED_STRIDE
+from dq_deploy.models.sizes import BATCH, sized
+from dq_deploy.numerics.arrays import F32, F64, I64, Array
+from dq_deploy.record import Call
+
+if TYPE_CHECKING:
+    import torch
+
+    from dq_deploy.models.pipeline import PipelineCall
+
+GIB = 1 << 30
+
+NOISE_OFFSET = 500_000_009
+"""Keeps calibration noise apart from the noise of pictures sampled with the same seed."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Visits:
+    """Where a run calls the denoiser.
+
+    Attributes:
+        timesteps: [T] float32, strictly increasing: those the denoiser is given.
+        rows: [T] inputs of one picture at each; more than one with guidance, or where a scheduler comes twice.
+        influence: [T] how far the next sample moves for an error of one in the output; None where it was not asked
+            for, or the pipeline's scheduler does not say it.
+    """
+
+    timesteps: F32
+    rows: I64
+    influence: F64 | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RecordedInputs:
+    """What the denoiser was given on the way from noise to pictures.
+
+    Attributes:
+        rows: inputs, as they came.
+        timesteps: [T] float32, strictly increasing.
+        step: [M] int64, index of each row's timestep.
+        picture: [M] int64, which picture a row is of.
+        pictures: how many were drawn.
+        asked: how many were asked for; more than `pictures` where neither memory nor disk held them.
+    """
+
+    rows: InputRows
+    timesteps: F32
+    step: I64
+    picture: I64
+    pictures: int
+    asked: int
+
+    @property
+    def least(self) -> int:
+        """Rows of the step that has the fewest."""
+        return int(np.bincount(self.step, minlength=len(self.timesteps)).min())
+
+    def flat(self) -> dict[str, Array]:
+        """Every row, the steps in turn: the first of each step from the lowest timestep up, the second of each ...
+
+        Returns:
+            The inputs by name [M, ...], `step` [M] int64 and `trajectory` [M] int64, the picture.
+        """
+        return self._taken(np.lexsort((self.step, self._nth())))
+
+    def at(self, step: I64, nth: I64) -> dict[str, Array]:
+        """Inputs by name, as `flat` gives them: entry i is the nth[i]-th row of step[i]."""
+        order = np.lexsort((self._nth(), self.step))
+        first = np.concatenate([[0], np.cumsum(np.bincount(self.step, minlength=len(self.timesteps)))])
+        return self._taken(order[first[step] + nth])
+
+    def _nth(self) -> I64:
+        """Which row of its step each is, [M] from 0."""
+        order = np.argsort(self.step, kind="stable")
+        first = np.concatenate([[0], np.cumsum(np.bincount(self.step, minlength=len(self.timesteps)))])
+        nth = np.empty(len(self.step), np.int64)
+        nth[order] = np.arange(len(order)) - first[self.step[order]]
+        return nth
+
+    def _taken(self, index: I64) -> dict[str, Array]:
+        return {**self.rows.ordered(index), "step": self.step[index], "trajectory": self.picture[index]}
+
+
+class SamplingRun:
+    """A pipeline around a float denoiser, asked for pictures whose calls are recorded.
+
+    Picture i depends on the seed and i only: it has its own random generator.
+
+    Attributes:
+        pipeline: of diffusers, with the module as its denoiser.
+        module: the float denoiser.
+        call: how it is called.
+        asked: of the pipeline.
+        at_once: pictures in one run of the pipeline.
+    """
+
+    def __init__(
+        self, pipeline: Any, module: torch.nn.Module, call: Call, asked: PipelineCall, *, at_once: int = 1
+    ) -> None:
+        if at_once < 1:
+            raise OptionError(f"batch is {at_once}, expected at least 1")
+        self.pipeline, self.module, self.call, self.asked, self.at_once = pipeline, module, call, asked, at_once
+        self._expected = {item.name: item for item in call.inputs}
+
+    @property
+    def scheduler(self) -> str:
+        """Class of the scheduler that takes the steps."""
+        return type(getattr(self.pipeline, "scheduler", None)).__name__
+
+    @property
+    def kind(self) -> str:
+        """Class of the pipeline."""
+        return type(self.pipeline).__name__
+
+    def visits(self, *, influence: bool = False) -> Visits:
+        """What timesteps one picture visits; no denoiser is computed, it gives zeros.
+
+        Args:
+            influence: also what an error in the output does, probed with the scheduler's own steps.
+
+        Raises:
+            InputError: the pipeline calls the denoiser otherwise than `call` says.
+        """
+        seen: list[F32] = []
+        moved: dict[float, float] = {}
+
+        def note(call: SeenCall) -> None:
+            self._check(call)
+            seen.append(np.asarray(call.tensors[TIMESTEP].cpu().numpy(), np.float32))
+
+        with ExitStack() as stack:
+            stack.enter_context(self._without_computing())
+            if influence:
+                stack.enter_context(self._probing(lambda far: moved.update(_larger(moved, float(seen[-1][0]), far))))
+            self._run([0], note)
+        timesteps, rows = np.unique(np.concatenate(seen), return_counts=True)
+        known = [moved.get(float(t)) for t in timesteps]
+        whole = influence and all(far is not None for far in known)
+        return Visits(
+            timesteps=timesteps, rows=rows.astype(np.int64), influence=np.array(known, np.float64) if whole else None
+        )
+
+    def record(
+        self, pictures: int, *, memory_gib: float, progress: Callable[[int, int], None] | None = None
+    ) -> RecordedInputs:
+        """Draw pictures with the float denoiser and keep every input it is given.
+
+        Args:
+            pictures: to draw; fewer are where not all their inputs fit.
+            memory_gib: of inputs held in memory; what is more goes to the disk.
+            progress: called with (pictures done, pictures).
+
+        Raises:
+            OptionError: the inputs of not even one picture fit.
+            NonFiniteError: the float model, or a step behind it, gives NaN or infinity.
+            InputError: the pipeline calls the denoiser otherwise than `call` says.
+        """
+        if pictures < 1:
+            raise OptionError(f"samples is {pictures}, expected at least 1")
+        visits = self.visits()
+        each = int(visits.rows.sum()) * self._row_bytes()
+        count = _pictures_that_fit(pictures, each, memory_gib * GIB)
+        rows = InputRows(memory_gib * GIB)
+        times: list[F32] = []
+        owners: list[I64] = []
+
+        def keep(call: SeenCall, indices: Sequence[int]) -> None:
+            own, shared = self._rows_of(call)
+            rows.add(own, shared)
+            times.append(own[TIMESTEP])
+            owners.append(np.resize(np.asarray(indices, np.int64), call.batch))
+
+        def both(watch: _FiniteWatch, indices: Sequence[int], call: SeenCall) -> None:
+            watch.enter(call)
+            keep(call, indices)
+
+        for start in range(0, count, self.at_once):
+            indices = range(start, min(start + self.at_once, count))
+            with self._watching_outputs(len(visits.timesteps)) as watch:
+                self._run(indices, partial(both, watch, indices))
+            if progress is not None:
+                progress(indices.stop, count)
+        timesteps, step = np.unique(np.concatenate(times), return_inverse=True)
+        return RecordedInputs(
+            rows=rows,
+            timesteps=timesteps,
+            step=step.reshape(-1).astype(np.int64),
+            picture=np.concatenate(owners),
+            pictures=count,
+            asked=pictures,
+        )
+
+    def watched(self, pictures: int, on_call: Callable[[SeenCall], None]) -> None:
+        """Draw pictures with the float denoiser; `on_call` is told of every call before it is computed."""
+
+        def both(watch: _FiniteWatch, call: SeenCall) -> None:
+            watch.enter(call)
+            on_call(call)
+
+        for start in range(0, pictures, self.at_once):
+            with self._watching_outputs(0) as watch:
+                indices = range(start, min(start + self.at_once, pictures))
+                self._run(indices, partial(both, watch))
+
+    def _run(self, indices: Sequence[int], on_call: Callable[[SeenCall], object]) -> None:
+        place = ["before the first step"]
+        told = 0
+
+        def note(call: SeenCall) -> None:
+            nonlocal told
+            told += 1
+            place[0] = f"step {told} (timestep {float(call.tensors[TIMESTEP][0]):g})"
+            on_call(call)
+
+        asked = replace(self.asked, count=max(self.asked.count, indices[-1] + 1))
+        arguments = asked.arguments(self.pipeline, indices, output_type="latent")
+        if "generator" in arguments:
+            arguments["generator"] = _generators(self.asked.seed, indices)
+        with (
+            library_errors(
+                lambda _error: f"sampling with the float model, {place[0]}",
+                "check the model's configuration and its scheduler's",
+            ),
+            watch_calls(self.module, note),
+        ):
+            self.pipeline(**arguments)
+
+    def _check(self, call: SeenCall) -> None:
+        """Refuse a call with other inputs, constants or sizes than expected.
+
+        Raises:
+            InputError: names the first.
+        """
+        given = call.tensors
+        check_same_arguments(self._reference(call), call)
+        for name, item in self._expected.items():
+            expected = sized(item.shape, call.batch, self.call.sizes)
+            if tuple(given[name].shape) != expected:
+                raise InputError(
+                    f"the pipeline gives the denoiser {name} of shape {list(given[name].shape)}, expected "
+                    f"{list(expected)} as in the first call: all pictures have one size and all prompts one length"
+                )
+
+    def _reference(self, call: SeenCall) -> SeenCall:
+        """The expected call in the form of a seen one; only names, ranks and constants count."""
+        import torch
+
+        shapes = {name: sized(item.shape, call.batch, self.call.sizes) for name, item in self._expected.items()}
+        tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        return SeenCall(tensors=tensors, plain=self.call.constants, sample=call.sample)
+
+    def _rows_of(self, call: SeenCall) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Inputs by the names of engines: those with an axis of samples, and the others."""
+        self._check(call)
+        own: dict[str, Array] = {}
+        shared: dict[str, Array] = {}
+        for name, value in call.tensors.items():
+            shape = self._expected[name].shape
+            into = own if shape and shape[0] == BATCH else shared
+            into[engine_name(name)] = array_of(name, value)
+        return own, shared
+
+    def _row_bytes(self) -> int:
+        shapes = [(item, sized(item.shape, 1, self.call.sizes)) for item in self.call.inputs if BATCH in item.shape]
+        return sum(int(np.prod(shape)) * _bytes_of(item.dtype) for item, shape in shapes)
+
+    @contextmanager
+    def _watching_outputs(self, steps: int) -> Iterator[_FiniteWatch]:
+        watch = _FiniteWatch(self.module, self.call.constants, steps)
+        handle = self.module.register_forward_hook(watch.leave)
+        try:
+            yield watch
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def _without_computing(self) -> Iterator[None]:
+        """Inside, the module gives zeros of its output's shape."""
+        import torch
+        from diffusers.models.unets.unet_2d import UNet2DOutput
+
+        batch = [0]
+
+        def zeros(*_args: Any, return_dict: bool = True, **_kwargs: Any) -> Any:
+            output = torch.zeros(sized(self.call.output, batch[0], self.call.sizes))
+            return UNet2DOutput(sample=output) if return_dict else (output,)
+
+        def count(call: SeenCall) -> None:
+            batch[0] = call.batch
+
+        with watch_calls(self.module, count):
+            self.module.__dict__["forward"] = zeros
+            try:
+                yield
+            finally:
+                del self.module.__dict__["forward"]
+
+    @contextmanager
+    def _probing(self, on_step: Callable[[float], None]) -> Iterator[None]:
+        """Inside, each step of the scheduler tells what an output of one moves, against one of zero."""
+        scheduler = getattr(self.pipeline, "scheduler", None)
+        if scheduler is None or not hasattr(scheduler, "step"):
+            yield
+            return
+        step = scheduler.step
+
+        def probed(output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+            # what a copy of the scheduler cannot do is left out
+            with contextlib.suppress(Exception):
+                on_step(_moved(scheduler, type(scheduler).step, timestep, output.shape, sample.shape, args, kwargs))
+            return step(output, timestep, sample, *args, **kwargs)
+
+        scheduler.__dict__["step"] = probed
+        try:
+            yield
+        finally:
+            del scheduler.__dict__["step"]
+
+
+class _FiniteWatch:
+    """Stops a run at the first value that is not finite, and says where it came from."""
+
+    def __init__(self, module: torch.nn.Module, constants: Mapping[str, Any], steps: int) -> None:
+        self.module, self.constants, self.steps = module, constants, steps
+        self.done, self.searching = 0, False
+        self.last: SeenCall | None = None
+
+    def enter(self, call: SeenCall) -> None:
+        """Before a call is computed."""
+        if self.searching:
+            return
+        before, self.last = self.last, call
+        for name, value in call.tensors.items():
+            if not value.is_floating_point() or _is_finite(value):
+                continue
+            if name == call.sample and before is not None:
+                raise NonFiniteError(
+                    f"the sample is NaN or infinity behind {self._place(before)}: every layer's output is finite, so "
+                    "the scheduler's step made it; check the scheduler's configuration"
+                )
+            raise NonFiniteError(f"the denoiser's input {name} is not finite at {self._place(call, 1)}; check it")
+        self.done += 1
+
+    def leave(self, _module: torch.nn.Module, _args: Any, output: Any) -> None:
+        """Behind a call."""
+        value = output[0] if isinstance(output, tuple) else getattr(output, "sample", None)
+        if self.searching or self.last is None or value is None or _is_finite(value):
+            return
+        call, place, self.searching = self.last, self._place(self.last), True
+        arguments = call_arguments(call.tensors, self.constants)
+        layer = first_non_finite(self.module, lambda: self.module(**arguments, return_dict=False))
+        raise NonFiniteError(
+            f"the float model gives NaN or infinity at {place}: the first layer whose output is not "
+            f"finite is {layer}; check the model's weights there"
+        )
+
+    def _place(self, call: SeenCall, ahead: int = 0) -> str:
+        step = f"step {self.done + ahead}{f' of {self.steps}' if self.steps else ''}"
+        return f"timestep {float(call.tensors[TIMESTEP][0]):g}, {step}"
+
+
+def _is_finite(value: torch.Tensor) -> bool:
+    import torch
+
+    return bool(torch.isfinite(value).all())
+
+
+def _bytes_of(dtype: str) -> int:
+    return 4 if dtype == "bfloat16" else max(np.dtype(dtype).itemsize, 4 if dtype == "float16" else 1)
+
+
+def _larger(known: Mapping[float, float], timestep: float, far: float) -> dict[float, float]:
+    return {timestep: max(known.get(timestep, 0.0), far)}
+
+
+def _pictures_that_fit(pictures: int, each: int, limit_bytes: float) -> int:
+    """Pictures whose inputs fit in memory, or else on the disk: twice, as they are put in order there.
+
+    Raises:
+        OptionError: not even one.
+    """
+    if pictures * each <= limit_bytes:
+        return pictures
+    free = free_disk_bytes()
+    count = min(pictures, free // (2 * each))
+    if count < 1:
+        raise OptionError(
+            f"memory_gib holds {limit_bytes / GIB:.3g} GiB of inputs and the temporary folder has {free / GIB:.3g} GiB "
+            f"free, expected at least {2 * each / GIB:.3g} for the inputs of one picture; give more memory_gib, or "
+            "set TMPDIR to a folder with room"
+        )
+    return count
+
+
+def _generators(seed: int, indices: Sequence[int]) -> list[torch.Generator]:
+    import torch
+
+    return [torch.Generator().manual_seed(seed * SEED_STRIDE + NOISE_OFFSET + index) for index in indices]
+
+
+def _moved(
+    scheduler: Any,
+    step: Callable[..., Any],
+    timestep: Any,
+    output_shape: Sequence[int],
+    sample_shape: Sequence[int],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> float:
+    """How far an output of one moves the next sample, against one of zero, in the state the scheduler is in.
+
+    What clips the sample is left out: it is no part of the step's arithmetic.
+    """
+    import torch
+
+    found = []
+    for value in (1.0, 0.0):
+        probe = copy.deepcopy(scheduler)
+        probe.__dict__.pop("step", None)
+        for switch in ("clip_sample", "thresholding"):
+            if probe.config.get(switch):
+                probe.register_to_config(**{switch: False})
+        given = {**kwargs, **({"return_dict": True} if "return_dict" in kwargs else {})}
+        if given.get("generator") is not None:
+            given["generator"] = _fresh_like(given["generator"])
+        found.append(
+            step(
+                probe,
+                torch.full(tuple(output_shape), value),
+                timestep,
+                torch.zeros(tuple(sample_shape)),
+                *args,
+                **given,
+            )
+        )
+    far = found[0].prev_sample - found[1].prev_sample
+    return float(far.abs().max())
+
+
+def _fresh_like(generator: Any) -> Any:
+    """Random generators in one and the same state, as many as are given."""
+    import torch
+
+    if isinstance(generator, list):
+        return [torch.Generator().manual_seed(0) for _ in generator]
+    return torch.Generator().manual_seed(0)
