@@ -34,6 +34,9 @@ def import_record(
             "factor a channel and says how many it changes."
         ),
     ] = "float",
+    component: Annotated[
+        str | None, typer.Option(help="Denoiser of a pipeline in --float that has several, as prior.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the summary as JSON.")] = None,
 ) -> None:
     """Turn a fake-quant checkpoint of another project into a quantized model that runs in integers."""
@@ -44,7 +47,7 @@ def import_record(
     check_record_path(out)
     check_outputs(out, json, inputs=(ckpt, float_model, settings))
     started = time.perf_counter()
-    record = import_checkpoint(source, ckpt, float_model, load_settings(settings), masks=masks)
+    record = import_checkpoint(source, ckpt, float_model, load_settings(settings), masks=masks, component=component)
     save_record(record, out)
     summary = in_flags_throughout(summary_of_import(record, out, seconds=time.perf_counter() - started))
     if json is not None:

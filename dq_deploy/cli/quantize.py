@@ -54,7 +54,7 @@ def quantize(given: QuantizeArguments) -> None:
     if given.list_layers:
         refuse(given.out is not None, "--list-layers and --out were given, expected one of them")
         check_outputs(given.json, inputs=(given.model,))
-        list_layers(given.model, given.variant, options, given.json)
+        list_layers(given, options)
         return
     refuse(given.out is None, "--out is missing, expected a file name such as model.pt")
     assert given.out is not None
@@ -171,7 +171,7 @@ def _quantize_one(given: QuantizeArguments, options: SharedOptions, out: Path) -
     from dq_deploy.models import input_specs, load_model
     from dq_deploy.record import load_record, save_record
 
-    denoiser = load_model(given.model, variant=given.variant)
+    denoiser = load_model(given.model, variant=given.variant, component=given.component, config=given.config)
     start = None if given.init is None else load_record(given.init)
     source = read_source(
         input_specs(denoiser.call),

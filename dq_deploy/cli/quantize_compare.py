@@ -102,7 +102,7 @@ def _subject(given: QuantizeArguments, settings: Settings, options: Sequence[Sha
     from dq_deploy.models import load_model
     from dq_deploy.record.model_config import channels_of
 
-    denoiser = load_model(given.model, variant=given.variant)
+    denoiser = load_model(given.model, variant=given.variant, component=given.component, config=given.config)
     check_layers(denoiser, options)
     source = _source(denoiser, given)
     warn_of_reuse(source, max(settings.images, options[0].samples), "images and calibration trajectories")

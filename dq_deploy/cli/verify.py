@@ -120,7 +120,7 @@ def verify(
         steps=steps_checked,
         inputs=inputs,
         seed=seed,
-        model=None if model is None else _float_model(model),
+        model=None if model is None else _float_model(record, model),
         engine=runtime,
         threads=threads,
         isa=isa,
@@ -157,10 +157,10 @@ def _record_of(
     return load_record(ckpt, hash_check=hash_check)
 
 
-def _float_model(folder: Path) -> Denoiser:
-    from dq_deploy.models import load_model
+def _float_model(record: Record | None, folder: Path) -> Denoiser:
+    from dq_deploy.models import float_model_of, load_model
 
-    return load_model(folder)
+    return load_model(folder) if record is None else float_model_of(record, folder)
 
 
 def _proven(

@@ -223,6 +223,8 @@ def _trained(
     request = TrainingRequest(
         model=str(subject.model),
         variant=subject.variant,
+        component=subject.denoiser.component,
+        config=subject.denoiser.config_source,
         options=cell.options,
         calibration=calibration,
         out=str(path),

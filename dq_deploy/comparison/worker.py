@@ -26,6 +26,8 @@ class TrainingRequest:
         options: of the method, JSON values by name.
         out: record to write.
         variant: file variant of the model, or None.
+        component: the denoiser's name in a pipeline, or None.
+        config: folder that describes a single file of weights, or None.
         calibration: `kind`, `conditions` and `latents` of `dq_deploy.calibration.read_source`.
         state: folder where finished blocks are kept, or None.
     """
@@ -34,6 +36,8 @@ class TrainingRequest:
     options: dict[str, Any]
     out: str
     variant: str | None = None
+    component: str | None = None
+    config: str | None = None
     calibration: dict[str, str | None] = field(default_factory=dict)
     state: str | None = None
 
@@ -89,7 +93,7 @@ def perform(request: TrainingRequest, tell: Callable[[Progress], None]) -> Train
     from dq_deploy.record import save_record
 
     options = options_for(**request.options)
-    denoiser = load_model(request.model, variant=request.variant)
+    denoiser = load_model(request.model, variant=request.variant, component=request.component, config=request.config)
     files = {name: None if value is None else Path(value) for name, value in request.calibration.items()}
     kind = request.calibration.get("kind")
     source = read_source(

@@ -48,6 +48,7 @@ __all__ = [
     "engine_name",
     "example_inputs",
     "family_of",
+    "float_model_of",
     "fold_refusals",
     "fold_sites",
     "input_specs",
@@ -93,6 +94,21 @@ def load_model(
     return load_folder(
         Path(path), variant=variant, component=component, config=None if config is None else Path(config)
     )
+
+
+def float_model_of(record: Record, path: str | Path | None = None) -> Denoiser:
+    """The float model that a record was made from, loaded as it was then: same variant, component, configuration.
+
+    Args:
+        record: its provenance says where the model was.
+        path: where it is now; None where it is still there.
+
+    Raises:
+        ModelError: the record names no model, or it cannot be loaded.
+    """
+    from dq_deploy.models.load.folder import load_recorded
+
+    return load_recorded(record.provenance, None if path is None else Path(path))
 
 
 def denoiser_from_record(record: Record, *, dequantize: bool = True) -> torch.nn.Module:

@@ -30,6 +30,7 @@ class Denoiser:
         scheduler_config: the scheduler's, or None where the folder has none.
         source: the folder or the file as it was given.
         source_sha256: hash over the weights file, or files, then the bytes of config.json.
+        variant: file variant that was asked for, or None.
         component: its name in the pipeline that was given; None where its own folder was.
         config_source: the folder that describes a single file, as it was given; None for a folder.
     """
@@ -41,6 +42,7 @@ class Denoiser:
     scheduler_config: dict[str, Any] | None
     source: str
     source_sha256: str
+    variant: str | None = None
     component: str | None = None
     config_source: str | None = None
 

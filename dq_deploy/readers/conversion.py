@@ -51,7 +51,13 @@ class _Network:
 
 
 def import_checkpoint(
-    reader: str, checkpoint: str | Path, float_model: str | Path, settings: Settings, *, masks: str = "float"
+    reader: str,
+    checkpoint: str | Path,
+    float_model: str | Path,
+    settings: Settings,
+    *,
+    masks: str = "float",
+    component: str | None = None,
 ) -> Record:
     """The record of a fake-quant checkpoint that another project wrote.
 
@@ -64,6 +70,7 @@ def import_checkpoint(
         float_model: a file of the source's own float weights, or a diffusers folder of the same network.
         settings: what the file does not say.
         masks: `float` or `vote`, for DMQ's channel factors that differ by step.
+        component: the denoiser's name in a pipeline's folder that has several.
 
     Raises:
         OptionError: unknown reader, or settings that contradict the file or that diffusers cannot express.
@@ -77,7 +84,7 @@ def import_checkpoint(
     network = _network(settings)
     _check_names(settings, network)
     held = load_checkpoint(checkpoint)
-    floats = load_float_model(float_model, network.architecture, network.module)
+    floats = load_float_model(float_model, network.architecture, network.module, component=component)
     source = Source(
         checkpoint=held,
         name=checkpoint.name,

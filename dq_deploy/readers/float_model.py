@@ -36,13 +36,16 @@ class FloatModel:
     sha256: str
 
 
-def load_float_model(path: Path, architecture: Architecture, module: torch.nn.Module) -> FloatModel:
+def load_float_model(
+    path: Path, architecture: Architecture, module: torch.nn.Module, *, component: str | None = None
+) -> FloatModel:
     """The float model in a file or folder.
 
     Args:
         path: file of the source's weights, or a diffusers folder.
         architecture: the network.
         module: its diffusers module; only names, shapes and configuration are used.
+        component: the denoiser's name in a pipeline's folder that has several.
 
     Raises:
         FileProblemError: missing or damaged, or another network than the architecture.
@@ -50,7 +53,7 @@ def load_float_model(path: Path, architecture: Architecture, module: torch.nn.Mo
     """
     shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     if path.is_dir():
-        return _from_folder(path, architecture, module, shapes)
+        return _from_folder(models.load_model(path, component=component), path, architecture, module, shapes)
     tensors = without_prefix(load_float_file(path), path.name, architecture)
     state = float_state(tensors, architecture, shapes)
     if tensors.unasked():
@@ -61,9 +64,12 @@ def load_float_model(path: Path, architecture: Architecture, module: torch.nn.Mo
 
 
 def _from_folder(
-    path: Path, architecture: Architecture, module: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]
+    found: models.Denoiser,
+    path: Path,
+    architecture: Architecture,
+    module: torch.nn.Module,
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> FloatModel:
-    found = models.load_model(path)
     theirs = {key: value.numpy() for key, value in found.module.state_dict().items()}
     other = sorted(key for key in {*theirs, *shapes} if key not in theirs or theirs[key].shape != shapes.get(key))
     if other:

@@ -41,6 +41,8 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "calibration_choice": "--calibration-choice",
         "resume_dir": "--out/--no-resume",  # OUT.resume, where no other folder is given
         "engine": "--engine",
+        "component": "--component",
+        "config": "--config",
     },
     "dq-export": {
         "target": "--target",
@@ -78,6 +80,7 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "reader": "--from",
         "checkpoint": "--ckpt",
         "float_model": "--float",
+        "component": "--component",
         "settings": "--settings",
         "masks": "--masks",
     },

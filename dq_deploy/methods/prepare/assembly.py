@@ -153,8 +153,10 @@ def provenance_of(
     denoiser: Denoiser, calibration: CalibrationInputs, options: SharedOptions, history: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """What a record says of how it was made, as JSON values."""
+    place = {"variant": denoiser.variant, "component": denoiser.component, "config": denoiser.config_source}
     return {
         "source": denoiser.source,
+        **{name: value for name, value in place.items() if value is not None},
         "source_sha256": denoiser.source_sha256,
         "method": options.method,
         "options": json_of_options(options),

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dq_deploy.errors import ModelError
 from dq_deploy.models.family import build_denoiser, default_call, family_of
 from dq_deploy.models.layers import Denoiser
 from dq_deploy.models.load.component_class import checked_class, todays_config
 from dq_deploy.models.load.json_file import check_finite, read_json
-from dq_deploy.models.load.pipeline_folder import DenoiserPlace, find_denoiser
+from dq_deploy.models.load.pipeline_folder import DenoiserPlace, find_denoiser, is_pipeline
 from dq_deploy.models.load.scheduler_file import scheduler_config_of
 from dq_deploy.models.load.single_file import is_weight_file, needs_config, single_file_state
 from dq_deploy.models.load.state import FileState, fit_state
@@ -52,8 +52,26 @@ def load_folder(
         scheduler_config=scheduler,
         source=str(path),
         source_sha256=_sha256([*weights.files, file]),
+        variant=variant,
         component=place.component,
         config_source=None if config is None else str(config),
+    )
+
+
+def load_recorded(provenance: Mapping[str, Any], path: Path | None = None) -> Denoiser:
+    """See `dq_deploy.models.float_model_of`."""
+    words = {name: provenance.get(name) for name in ("source", "variant", "component", "config")}
+    given = {name: value for name, value in words.items() if isinstance(value, str) and value}
+    if path is None and "source" not in given:
+        raise ModelError("the record does not say which float model it was made from; give the model's folder")
+    place = Path(given["source"]) if path is None else path
+    single = is_weight_file(place)
+    in_pipeline = single or is_pipeline(place)
+    return load_folder(
+        place,
+        variant=given.get("variant"),
+        component=given.get("component") if in_pipeline else None,
+        config=Path(given["config"]) if single and "config" in given else None,
     )
 
 

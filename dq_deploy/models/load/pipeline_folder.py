@@ -65,6 +65,12 @@ def find_denoiser(path: Path, component: str | None = None) -> DenoiserPlace:
     return _of_pipeline(path, found, component)
 
 
+def is_pipeline(path: Path) -> bool:
+    """Whether a folder is a pipeline's, with the denoiser inside, and not a denoiser's own."""
+    place = snapshot_of(path)
+    return place.is_dir() and ((place / INDEX).is_file() or not (place / "config.json").is_file())
+
+
 def _no_folder(path: Path) -> str:
     check_link(path)
     what = "is a file" if path.exists() else "does not exist"

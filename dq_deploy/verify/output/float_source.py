@@ -20,15 +20,15 @@ def recorded_float_model(record: Record) -> tuple[Denoiser | None, str]:
     Args:
         record: its provenance holds the folder and the hash of the model.
     """
-    from dq_deploy.models import load_model
+    from dq_deploy.models import float_model_of
 
     source, digest = record.provenance.get("source"), record.provenance.get("source_sha256")
     if not (isinstance(source, str) and source and isinstance(digest, str) and digest):
         return None, f"the record does not say which float model it was made from; {_GIVE}"
-    if not Path(source).is_dir():
+    if not Path(source).exists():
         return None, f"the folder {source} it was quantized from is not here; {_GIVE}"
     try:
-        found = load_model(source)
+        found = float_model_of(record)
     except DqError as error:
         return None, f"the folder {source} it was quantized from cannot be read ({error}); {_GIVE}"
     if found.source_sha256 != digest:

@@ -94,6 +94,13 @@ class QuantizeArguments:
     ] = True
     resume_dir: Annotated[Path | None, typer.Option(help="Where that state is kept; OUT.resume by default.")] = None
     variant: Annotated[str | None, typer.Option(help="File variant of the model, as fp16.")] = None
+    component: Annotated[
+        str | None, typer.Option(help="Denoiser of a pipeline that has several, as prior or transformer_2.")
+    ] = None
+    config: Annotated[
+        Path | None,
+        typer.Option(help="With --model FILE, one file of weights: a folder with the configuration of its denoiser."),
+    ] = None
     list_layers: Annotated[
         bool, typer.Option("--list-layers", help="Only list the layers: shapes, work, bits, folds.")
     ] = False

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dq_deploy.cli.frame import console, in_flags_throughout, warn, write_json
 
 if TYPE_CHECKING:
+    from dq_deploy.cli.text.quantize.arguments import QuantizeArguments
     from dq_deploy.methods import SharedOptions
     from dq_deploy.models import Denoiser
     from dq_deploy.record import Record
@@ -101,13 +102,14 @@ def say_engine_limits(options: SharedOptions, engine: str | None) -> None:
         warn(remark)
 
 
-def list_layers(model: Path, variant: str | None, options: SharedOptions, json: Path | None) -> None:
+def list_layers(given: QuantizeArguments, options: SharedOptions) -> None:
     """Print the layers of a float model and what the options make of them, and write them as JSON."""
     from rich.table import Table
 
     from dq_deploy.models import load_model
 
-    denoiser = load_model(model, variant=variant)
+    model, json = given.model, given.json
+    denoiser = load_model(model, variant=given.variant, component=given.component, config=given.config)
     rows = in_flags_throughout(layer_rows(denoiser, options))
     if json is not None:
         write_json(json, {"model": str(model), "layers": rows})

@@ -1,0 +1,66 @@
+"""The float model of a record is loaded as it was when it was quantized: variant, component, single file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from dq_deploy import load_model
+from dq_deploy.errors import ModelError
+from dq_deploy.models import float_model_of
+from tests.tiny import ONE_LEVEL, random_record, tiny_denoiser
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def record():
+    return random_record(tiny_denoiser(**ONE_LEVEL))
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    """Two denoisers, the first with other weights in a variant."""
+    folder = tmp_path / "pipe"
+    module = tiny_denoiser(**ONE_LEVEL).module
+    for name in ("prior", "unet"):
+        module.save_pretrained(folder / name)
+    state = load_file(folder / "prior" / WEIGHTS)
+    save_file({key: value + 1 for key, value in state.items()}, folder / "prior" / WEIGHTS.replace(".", ".ema.", 1))
+    entry = ["diffusers", "UNet2DModel"]
+    (folder / "model_index.json").write_text(json.dumps({"prior": entry, "unet": entry}))
+    return folder
+
+
+def recorded(record, found):
+    place = {"variant": found.variant, "component": found.component, "config": found.config_source}
+    return replace(record, provenance={"source": found.source, **place})
+
+
+def test_the_variant_and_the_component_come_back(record, pipeline):
+    found = load_model(pipeline, component="prior", variant="ema")
+    own = recorded(record, found)
+    assert float_model_of(own).source_sha256 == found.source_sha256
+    moved = pipeline.rename(pipeline.with_name("moved"))
+    with pytest.raises(ModelError, match="pipe does not exist"):
+        float_model_of(own)
+    for path in (moved, moved / "prior"):
+        assert float_model_of(own, path).source_sha256 == found.source_sha256
+
+
+def test_a_single_file_comes_back_with_its_configuration(record, pipeline, tmp_path):
+    file = Path(shutil.copy(pipeline / "unet" / WEIGHTS, tmp_path / "one.safetensors"))
+    found = load_model(file, component="unet", config=pipeline)
+    own = recorded(record, found)
+    assert float_model_of(own).source_sha256 == found.source_sha256
+    assert float_model_of(own, pipeline).source_sha256 == found.source_sha256
+
+
+def test_a_record_without_a_source_says_what_to_give(record):
+    with pytest.raises(ModelError, match="does not say which float model it was made from; give"):
+        float_model_of(replace(record, provenance={}))
