@@ -1,145 +1,82 @@
-"""`dq-sample`: images out of an engine, and beside them the float model's from the same noise."""
+"""`dq-sample`: pictures out of a pipeline with an engine in its denoiser's place, and beside them the float model's."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from reprlib import repr as short
-from typing import TYPE_CHECKING, Annotated, Any
-
-import numpy as np
-import typer
+from typing import TYPE_CHECKING, Any
 
 from dq_deploy.cli.frame import check_outputs, numbers_from_text, progress, refuse, run, warn, write_json
-from dq_deploy.cli.frame.hash_check import HashCheck
+from dq_deploy.cli.frame.arguments import takes
 from dq_deploy.cli.frame.reused_rows import warn_of_reuse
-from dq_deploy.cli.text.sample_summary import Samples, show_samples
-from dq_deploy.models import default_call
+from dq_deploy.cli.text.sample.arguments import SampleArguments
+from dq_deploy.cli.text.sample.summary import Samples, show_samples
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from dq_deploy.engines.base import Runner
-    from dq_deploy.models import Denoiser
-    from dq_deploy.numerics.arrays import F32, I64, Array
-    from dq_deploy.record import Record
-    from dq_deploy.sampling import SampleOptions, SamplingStopped
+    from dq_deploy.models.pipeline import PipelineCall
+    from dq_deploy.numerics.arrays import F32
+    from dq_deploy.pipelines.draw import Drawn
+    from dq_deploy.pipelines.quantized import Quantized
+    from dq_deploy.pipelines.watch import SamplingStopped
+
+DEFAULT_COUNT = 8
+DEFAULT_BATCH = 10
+LONGEST_CAPTION = 24
+
+Rows = list[tuple[str, "F32"]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Subject:
-    """What is sampled: its configuration, and the engine and record it comes from."""
-
-    family: str | None
-    model_config: Mapping[str, Any]
-    scheduler_config: Mapping[str, Any] | None
-    timesteps: Sequence[float]
-    step_edges: Sequence[float]
-    record: Record | None
-    runner: Runner | None
-
-
-def sample(
-    out: Annotated[Path, typer.Option(help="PNG to write, or .safetensors for the numbers.")],
-    ckpt: Annotated[Path | None, typer.Option(help="Quantized model, .pt or .safetensors.")] = None,
-    engine: Annotated[
-        Path | None,
-        typer.Option(help="Exported ONNX file, plan or record to run; without it --ckpt is simulated in torch."),
-    ] = None,
-    labels: Annotated[str | None, typer.Option(help="Class labels, as 0,1,2 or 0-9; one image each.")] = None,
-    count: Annotated[int, typer.Option(help="Images of a model without classes.")] = 8,
-    conditions: Annotated[
-        Path | None, typer.Option(help="Safetensors file of embeddings, one row a prompt; random without it.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps; default: as many as were calibrated.")] = None,
-    scheduler: Annotated[str, typer.Option(help="ddim or ddpm.")] = "ddim",
-    eta: Annotated[float, typer.Option(help="DDIM's share of fresh noise, 0 to 1.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the starting noise and of every step's noise.")] = 0,
-    batch: Annotated[int, typer.Option(help="Images at a time.")] = 10,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Also draw the float model's images; print PSNR and SSIM.")
-    ] = False,
-    model: Annotated[
-        Path | None, typer.Option(help="Float model for --compare; default: where it was quantized from.")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Of the native engine: cpu or cuda; by default a GPU that can run it.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads; default: the engine's choice.")] = None,
-    hash_check: HashCheck = True,
-    json: Annotated[Path | None, typer.Option(help="Also write the numbers as JSON.")] = None,
-) -> None:
-    """Draw images with an engine in the denoiser's place."""
-    _check_options(out, count=count, compare=compare, model=model, engine=engine, device=device)
-    check_outputs(out, json, inputs=(ckpt, engine, conditions, model))
-    wanted = None if labels is None else numbers_from_text(labels, "--labels", low=0)
-    _set_threads(threads)
-    from dq_deploy.sampling import SampleOptions, labels_for
+@takes(SampleArguments)
+def sample(given: SampleArguments) -> None:
+    """Draw pictures with an engine in the denoiser's place."""
+    _check_options(given)
+    pictures = (given.image, given.mask, given.control_image, given.call)
+    check_outputs(given.out, given.json, inputs=(given.ckpt, given.engine, given.conditions, given.model, *pictures))
+    labels = None if given.labels is None else numbers_from_text(given.labels, "--labels", low=0)
+    _set_threads(given.threads)
+    asked = _asked(given, labels)
+    from dq_deploy.pipelines.quantized import open_quantized, pipeline_around
 
     with ExitStack() as stack:
-        subject = _open_subject(ckpt, engine, stack, threads=threads, device=device, hash_check=hash_check)
-        options = SampleOptions(
-            steps=len(subject.timesteps) if steps is None else steps,
-            scheduler=scheduler,
-            eta=eta,
-            seed=seed,
-            batch=batch,
+        quantized = open_quantized(
+            given.ckpt,
+            given.engine,
+            stack,
+            threads=given.threads,
+            device=given.device,
+            hash_check=given.hash_check,
         )
-        _check_picture(out, subject)
-        given = labels_for(subject.model_config, wanted)
-        number = count if given is None else len(given)
-        embeddings, words = _conditions(subject, conditions, number, seed)
-        task = _Task(options=options, count=number, labels=given, conditions=embeddings, words=words)
-        float_module = _float_module(subject, model, ckpt or engine) if compare else None
-        samples, rows = _sampled(subject, task, float_module)
-    _write(out, json, samples, rows)
-    show_samples(samples, out)
+        folder = _pipeline_folder(given, asked, quantized)
+        asked, embeddings = _completed(given, asked, quantized, alone=folder is None)
+        pipeline = pipeline_around(quantized, folder, scheduler=asked.scheduler, component=given.component)
+        _check_picture(given.out, quantized, alone=folder is None)
+        module = _float_module(given, quantized) if given.compare else None
+        samples, rows = _sampled(given, asked, quantized, pipeline, module)
+    _write(given, replace(samples, conditions=embeddings), rows)
+    show_samples(samples, given.out)
 
 
-def _check_options(
-    out: Path, *, count: int, compare: bool, model: Path | None, engine: Path | None, device: str | None
-) -> None:
+def _check_options(given: SampleArguments) -> None:
     """Refuse what is out of range, and what the other options leave without a use."""
+    out = given.out
     refuse(
         out.suffix.lower() not in ("", ".png") and out.suffix != ".safetensors",  # a pipe or a device has none
         f"--out is {out}, expected a name that ends in .png, or in .safetensors for the numbers",
     )
-    refuse(count < 1, f"--count is {count}, expected at least 1")
+    refuse(given.count is not None and given.count < 1, f"--count is {given.count}, expected at least 1")
     refuse(
-        model is not None and not compare,
-        f"--model {model} was given without --compare, which alone has it; leave it out",
+        given.device is not None and given.engine is None,
+        f"--device {given.device} was given without --engine, which alone has it; leave it out",
     )
     refuse(
-        device is not None and engine is None,
-        f"--device {device} was given without --engine, which alone has it; leave it out",
+        given.conditions is not None and bool(given.prompt),
+        "--conditions and --prompt were given, expected one: embeddings go to a denoiser alone, prompts to a pipeline",
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Task:
-    """What is drawn of any denoiser.
-
-    Attributes:
-        options: how.
-        count: images.
-        labels: [count], or None for a model without classes.
-        conditions: embeddings by input name.
-        words: what the embeddings are, or None where there are none.
-    """
-
-    options: SampleOptions
-    count: int
-    labels: I64 | None
-    conditions: dict[str, Array]
-    words: str | None
-
-    @property
-    def captions(self) -> list[str]:
-        """Of each image."""
-        return [f"#{i}" if self.labels is None else str(self.labels[i]) for i in range(self.count)]
 
 
 def _set_threads(threads: int | None) -> None:
@@ -154,242 +91,231 @@ def _set_threads(threads: int | None) -> None:
     torch.set_num_threads(threads)
 
 
-def _sampled(subject: _Subject, task: _Task, float_module: nn.Module | None) -> tuple[Samples, list[tuple[str, F32]]]:
-    """What the command reports, and the rows of images."""
-    from dq_deploy.quality.image import image_distances
-    from dq_deploy.sampling import constant_images, draws_latents
+def _asked(given: SampleArguments, labels: Sequence[int] | None) -> PipelineCall:
+    """What the options and the file of the call ask for."""
+    from dq_deploy.models.pipeline import PipelineCall
+    from dq_deploy.models.pipeline.call_file import read_call
 
-    distance = _report_distance(subject, task.options)
-    images, seconds = _draw(subject, task, None)
-    name = "simulation" if subject.runner is None else "engine"
-    rows = [(name, images)]
-    latents = draws_latents(subject.model_config)
-    distances = float_seconds = None
-    if float_module is not None:
-        reference, float_seconds = _draw(subject, task, float_module)
-        rows = [("float", reference), *rows, ("difference", (images - reference) / np.float32(2))]
-        # latents have no range of their own; pictures lie in [-1, 1]
-        span = float(reference.max() - reference.min()) if latents else 2.0
-        distances = image_distances(images, reference, task.captions, data_range=span)
-    return Samples(
-        name=name,
-        latents=latents,
-        options=task.options,
-        labels=None if task.labels is None else tuple(task.labels.tolist()),
-        conditions=task.words,
-        captions=tuple(task.captions),
-        furthest_from_calibrated=distance,
-        seconds=seconds,
-        float_seconds=float_seconds,
-        distances=distances,
-        constant_images=tuple(constant_images(images)),
-    ), rows
+    options: dict[str, Any] = {
+        "prompts": tuple(given.prompt or ()),
+        "negative_prompt": given.negative_prompt,
+        "guidance": given.guidance,
+        "steps": given.steps,
+        "scheduler": given.scheduler,
+        "image": given.image,
+        "mask": given.mask,
+        "strength": given.strength,
+        "control_image": given.control_image,
+        "height": given.height,
+        "width": given.width,
+        "eta": given.eta,
+        "labels": None if labels is None else tuple(labels),
+        "seed": given.seed,
+        "count": given.count,
+    }
+    if given.call is not None:
+        return read_call(given.call, **options)
+    return PipelineCall(**{name: value for name, value in options.items() if value is not None})
 
 
-def _write(out: Path, json: Path | None, samples: Samples, rows: list[tuple[str, F32]]) -> None:
-    """The grid, or the numbers of the images, and the JSON."""
-    from dq_deploy.sampling.grid import write_grid, write_samples
-
-    for index in samples.constant_images:
-        warn(f"image {index} (label {samples.captions[index]}) holds one single value")
-    if out.suffix == ".safetensors":
-        write_samples(out, dict(rows))
-    else:
-        write_grid(out, rows, list(samples.captions))
-    if json is not None:
-        write_json(json, samples.to_json())
-
-
-def _check_picture(out: Path, subject: _Subject) -> None:
+def _pipeline_folder(given: SampleArguments, asked: PipelineCall, quantized: Quantized) -> Path | None:
+    """The pipeline that draws, or None where the denoiser alone does: then its steps are all there is."""
     from dq_deploy.errors import OptionError
-    from dq_deploy.record.model_config import channels_of
-    from dq_deploy.sampling import draws_latents
+    from dq_deploy.models.load.pipeline_folder import INDEX, find_denoiser
 
-    if out.suffix != ".safetensors" and draws_latents(subject.model_config):
-        raise OptionError(
-            f"the model gives latents of {channels_of(subject.model_config, 'in_channels')} channels, which "
-            f"{out.name} cannot show; give --out latents.safetensors and decode them with the pipeline's VAE"
-        )
+    needs = [name for name in ("prompts", "negative_prompt", "guidance", "image", "mask", "strength", "control_image")
+             if getattr(asked, name) not in (None, ())]  # fmt: skip
+    named = given.model
+    if named is None and (needs or asked.extra):
+        source = quantized.provenance.get("source")
+        if source is None or not (Path(source) / INDEX).is_file():
+            raise OptionError("the pipeline that draws is not known, expected its folder; give `model` DIR")
+        named = Path(source)
+    if named is None or given.conditions is not None:
+        return None
+    place = find_denoiser(named, given.component)
+    if place.pipeline is None or not (place.pipeline / INDEX).is_file():
+        refuse(bool(needs), f"{named} is a denoiser alone, expected a pipeline's folder for what is asked of one")
+        refuse(not given.compare, f"--model {named} is no pipeline and --compare was not given; leave it out")
+        return None
+    return place.pipeline
 
 
-def _conditions(subject: _Subject, path: Path | None, number: int, seed: int) -> tuple[dict[str, Array], str | None]:
-    """Embeddings of each image, and what they are, in words."""
-    from dq_deploy.calibration import read_source
-    from dq_deploy.models import input_specs
-    from dq_deploy.sampling import conditions_for
+def _completed(
+    given: SampleArguments, asked: PipelineCall, quantized: Quantized, *, alone: bool
+) -> tuple[PipelineCall, str | None]:
+    """The call with the number of images and steps, and what the embeddings are, in words."""
+    from dq_deploy.pipelines.conditions import conditions_for, labels_for
 
-    source = read_source(input_specs(default_call(subject.model_config)), conditions=path)
-    found = conditions_for(subject.model_config, source.conditions, count=number, seed=seed)
-    if not found:
-        return {}, None
-    if path is None:
+    chosen = 1 if asked.image or asked.control_image or asked.extra else DEFAULT_COUNT
+    fixed = asked.prompts or asked.labels
+    if given.count is None and asked.count == 1:
+        asked = replace(asked, count=len(fixed) if fixed else chosen)
+    if asked.steps is None and quantized.manifest.timesteps:
+        asked = replace(asked, steps=len(quantized.manifest.timesteps))
+    if not alone:
+        return asked, None
+    labels_for(quantized.manifest.model_config, asked.labels)
+    source, rows = conditions_for(quantized.manifest, given.conditions, count=asked.count, seed=asked.seed)
+    words = source.files.get("conditions")
+    if rows and words is None:
         warn("no --conditions were given: the embeddings are random and stand for no text")
-        return found, f"random normal embeddings, seed {seed}"
-    warn_of_reuse(source, number, "images")
-    return found, source.files["conditions"]
+        words = f"random normal embeddings, seed {asked.seed}"
+    elif rows:
+        warn_of_reuse(source, asked.count, "images")
+    return replace(asked, conditions=rows), words
 
 
-def _open_subject(
-    ckpt: Path | None,
-    engine: Path | None,
-    stack: ExitStack,
-    *,
-    threads: int | None,
-    device: str | None,
-    hash_check: bool,
-) -> _Subject:
-    from dq_deploy.errors import FileProblemError, OptionError
-    from dq_deploy.open_engine import RECORD_SUFFIXES, open_engine
-    from dq_deploy.record import content_sha256, load_record
-
-    if ckpt is None and engine is None:
-        raise OptionError("got neither --ckpt nor --engine, expected at least one of them")
-    record = None if ckpt is None else load_record(ckpt, hash_check=hash_check)
-    if engine is None:
-        assert record is not None
-        return _Subject(
-            family=record.family,
-            model_config=record.model_config,
-            scheduler_config=record.scheduler_config,
-            timesteps=record.timesteps.tolist(),
-            step_edges=record.step_edges.tolist(),
-            record=record,
-            runner=None,
-        )
-    if record is None and engine.suffix in RECORD_SUFFIXES:
-        record = load_record(engine, hash_check=hash_check)
-    runner = stack.enter_context(open_engine(engine, threads=threads, device=device, hash_check=hash_check))
-    manifest = runner.manifest
-    assert manifest is not None  # open_engine requires it by default
-    if record is not None and content_sha256(record) != manifest.record_sha256:
-        raise FileProblemError(
-            f"engine {engine} was exported from the record {str(manifest.record_sha256)[:12]}, expected "
-            f"{content_sha256(record)[:12]} as in {ckpt}; export it again or give its own --ckpt"
-        )
-    return _Subject(
-        family=manifest.family,
-        model_config=manifest.model_config,
-        scheduler_config=manifest.scheduler_config,
-        timesteps=manifest.timesteps,
-        step_edges=manifest.step_edges,
-        record=record,
-        runner=runner,
-    )
-
-
-def _float_module(subject: _Subject, model: Path | None, ckpt: Path | None) -> nn.Module:
-    """The float model that was quantized, or the one the user names."""
+def _check_picture(out: Path, quantized: Quantized, *, alone: bool) -> None:
     from dq_deploy.errors import OptionError
-    from dq_deploy.models import load_model
+    from dq_deploy.pipelines.draw import PICTURE_CHANNELS
+    from dq_deploy.record.model_config import channels_of
 
-    provenance = {} if subject.record is None else subject.record.provenance
-    source = model if model is not None else provenance.get("source")
-    if source is None:
-        raise OptionError("--compare needs the float model, expected --ckpt with its source, or --model DIR")
-    if model is None and not Path(source).exists():
-        raise OptionError(f"the float model {source} that {ckpt} names does not exist; give --model DIR")
-    denoiser = load_model(source, variant=provenance.get("variant"))
-    expected = provenance.get("source_sha256")
-    if expected is None:
-        _check_same_kind(subject, denoiser)
-        advice = "; give --ckpt to have them checked" if subject.record is None else ": the record has no hash of them"
-        warn(f"the weights of the float model {source} could not be compared with those that were quantized{advice}")
-    elif denoiser.source_sha256 != expected:
-        advice = "give the folder of that one" if model is not None else "give the folder of that one with --model"
+    channels = channels_of(quantized.manifest.model_config, "in_channels")
+    if alone and out.suffix != ".safetensors" and channels not in PICTURE_CHANNELS:
         raise OptionError(
-            f"the float model {source} has the hash {denoiser.source_sha256[:12]}, expected {expected[:12]}, "
-            f"the one that was quantized; {advice}"
+            f"the model gives latents of {channels} channels, which {out.name} cannot show; give the pipeline's folder "
+            "as `model` and `prompt`, or --out latents.safetensors"
         )
+
+
+def _float_module(given: SampleArguments, quantized: Quantized) -> nn.Module:
+    from dq_deploy.pipelines.quantized import float_denoiser
+
+    denoiser, remark = float_denoiser(quantized, given.model, given.component)
+    if remark is not None:
+        warn(remark)
     return denoiser.module
 
 
-def _check_same_kind(subject: _Subject, denoiser: Denoiser) -> None:
-    """Refuse a float model of another class or configuration than was quantized, where both name a value."""
-    from dq_deploy.errors import OptionError
+def _sampled(
+    given: SampleArguments, asked: PipelineCall, quantized: Quantized, pipeline: Any, module: nn.Module | None
+) -> tuple[Samples, Rows]:
+    """What the command reports, and the rows of images."""
+    from dq_deploy.pipelines.draw import constant_images
+    from dq_deploy.quality.image import image_distances
 
-    advice = "give the model that was quantized with --model"
-    mine, theirs = denoiser.config, subject.model_config
-    given, wanted = (str(config.get("_class_name", "model of no named class")) for config in (mine, theirs))
-    if subject.family not in (None, denoiser.family) or ("_class_name" in theirs and given != wanted):
-        raise OptionError(f"the float model {denoiser.source} is a {given}, expected the {wanted} quantized; {advice}")
-    for key in sorted(mine.keys() & theirs.keys()):  # a value left out is the default, which a newer file may spell out
-        if not key.startswith("_") and mine[key] != theirs[key]:  # the folder's name and diffusers' version may differ
-            raise OptionError(
-                f"the float model {denoiser.source} has {key} {short(mine[key])}, expected {short(theirs[key])} as "
-                f"what was quantized; {advice}"
-            )
+    drawn, seconds = _draw(given, asked, quantized, pipeline, None)
+    for remark in drawn.remarks:
+        warn(remark)
+    captions = _captions(asked)
+    rows: Rows = [(quantized.name, drawn.images)]
+    distances = float_seconds = None
+    if module is not None:
+        reference, float_seconds = _draw(given, asked, quantized, pipeline, module)
+        rows = [("float", reference.images), *rows, ("difference", (drawn.images - reference.images) / 2)]
+        # latents have no range of their own; pictures lie in [-1, 1]
+        span = float(reference.images.max() - reference.images.min()) if drawn.latents else 2.0
+        distances = image_distances(drawn.images, reference.images, captions, data_range=span)
+    return Samples(
+        name=quantized.name,
+        latents=drawn.latents,
+        asked=asked,
+        pipeline=type(pipeline).__name__,
+        scheduler=type(pipeline.scheduler).__name__ if hasattr(pipeline, "scheduler") else None,
+        batch=_batch(given, pipeline),
+        conditions=None,
+        captions=captions,
+        furthest_from_calibrated=_say_distance(quantized, drawn),
+        seconds=seconds,
+        float_seconds=float_seconds,
+        distances=distances,
+        constant_images=tuple(constant_images(drawn.images)),
+    ), rows
 
 
-def _report_distance(subject: _Subject, options: SampleOptions) -> float:
-    """Say how far the sampler's timesteps lie from the calibrated ones; returns the furthest."""
-    import numpy as np
+def _batch(given: SampleArguments, pipeline: Any) -> int:
+    from dq_deploy.models.pipeline.denoiser_pipeline import DenoiserPipeline
 
-    from dq_deploy.sampling import bucket_distances, sampler_timesteps
-
-    asked = sampler_timesteps(subject.scheduler_config, options)
-    calibrated = np.asarray(subject.timesteps, np.float32)
-    distances = bucket_distances(asked, calibrated, np.asarray(subject.step_edges, np.float32))
-    worst = int(distances.argmax())
-    if distances[worst] > 0:
-        warn(
-            f"{int((distances > 0).sum())} of {len(asked)} steps were not calibrated and use the nearest "
-            f"bucket; the furthest is timestep {asked[worst]:g}, {distances[worst]:g} away from its bucket's"
-        )
-    return float(distances[worst])
+    if given.batch is not None:
+        return given.batch
+    return DEFAULT_BATCH if isinstance(pipeline, DenoiserPipeline) else 1
 
 
-def _draw(subject: _Subject, task: _Task, float_module: nn.Module | None) -> tuple[F32, float]:
-    """Images and seconds, of the float module if there is one, else of the engine or the simulation."""
-    from dq_deploy.sampling import (
-        SamplingStopped,
-        denoiser_of_module,
-        denoiser_of_runner,
-        sample_images,
-    )
+def _captions(asked: PipelineCall) -> tuple[str, ...]:
+    """Of each image: its label, the beginning of its prompt, or its number."""
+    if asked.labels is not None:
+        return tuple(str(asked.labels[i % len(asked.labels)]) for i in range(asked.count))
+    if len(asked.prompts) > 1:
+        prompts = [asked.prompts[i % len(asked.prompts)] for i in range(asked.count)]
+        return tuple(p if len(p) <= LONGEST_CAPTION else f"{p[: LONGEST_CAPTION - 3]}..." for p in prompts)
+    return tuple(f"#{i}" for i in range(asked.count))
 
-    if float_module is not None:
-        name, denoise = "float model", denoiser_of_module(float_module)
-    elif subject.runner is not None:
-        name, denoise = "engine", denoiser_of_runner(subject.runner)
-    else:
-        from dq_deploy.simulation.fake_quant import simulate
 
-        assert subject.record is not None
-        name, denoise = "simulation", denoiser_of_module(simulate(subject.record))
+def _draw(
+    given: SampleArguments, asked: PipelineCall, quantized: Quantized, pipeline: Any, module: nn.Module | None
+) -> tuple[Drawn, float]:
+    """What is drawn and the seconds, with the float module if there is one, else with the engine or the simulation."""
+    from dq_deploy.models.pipeline import denoiser_name
+    from dq_deploy.pipelines.draw import draw_images
+    from dq_deploy.pipelines.watch import SamplingStopped
+
+    name = quantized.name if module is None else "float model"
+    if module is not None:
+        setattr(pipeline, denoiser_name(pipeline, given.component), module)
     started = time.perf_counter()
     try:
         with progress(f"sampling, {name}") as advance:
-            images = sample_images(
-                denoise,
-                model_config=subject.model_config,
-                scheduler_config=subject.scheduler_config,
-                count=task.count,
-                labels=task.labels,
-                options=task.options,
-                conditions=task.conditions,
+            drawn = draw_images(
+                pipeline,
+                asked,
+                component=given.component,
+                batch=_batch(given, pipeline),
+                latents=given.out.suffix == ".safetensors" and hasattr(pipeline, "vae"),
                 on_step=advance,
             )
     except SamplingStopped as stop:
-        raise type(stop)(f"{name}: {stop}{_first_layer(subject, stop, float_module)}", **vars(stop)) from stop
-    return images, time.perf_counter() - started
+        raise type(stop)(f"{name}: {stop}{_first_layer(quantized, stop, module)}", **vars(stop)) from stop
+    return drawn, time.perf_counter() - started
 
 
-def _first_layer(subject: _Subject, stop: SamplingStopped, float_module: nn.Module | None) -> str:
+def _first_layer(quantized: Quantized, stop: SamplingStopped, float_module: nn.Module | None) -> str:
     """Where the float module, or else the record's simulation, leaves the finite numbers on the same input."""
-    from dq_deploy.sampling import first_non_finite_layer
+    from dq_deploy.pipelines.quantized import first_non_finite_of
     from dq_deploy.simulation.fake_quant import simulate
 
     module = float_module
     if module is None:
-        if subject.record is None:
+        if quantized.record is None:
             return "; give --ckpt to learn which layer is the first"
-        module = simulate(subject.record)
-    layer = first_non_finite_layer(module, stop.sample, stop.timestep, stop.conditions)
-    if layer is None and (float_module is not None or subject.runner is None):
+        module = simulate(quantized.record)
+    layer = first_non_finite_of(module, stop.arguments)
+    if layer is None and (float_module is not None or quantized.name == "simulation"):
         return "; every layer's output is finite there: check the scheduler's configuration"
     if layer is None:
         return "; the checkpoint's simulation is finite there, so the engine differs from it: run dq-verify"
     return f"; the first layer whose output is not finite is {layer}"
+
+
+def _say_distance(quantized: Quantized, drawn: Drawn) -> float:
+    """Say how far the timesteps that were visited lie from the calibrated ones; returns the furthest."""
+    if not drawn.timesteps:
+        return 0.0
+    distances = quantized.distances(drawn.timesteps)
+    worst = int(distances.argmax())
+    if distances[worst] > 0:
+        warn(
+            f"{int((distances > 0).sum())} of {len(distances)} steps were not calibrated and use the nearest "
+            f"bucket; the furthest is timestep {drawn.timesteps[worst]:g}, {distances[worst]:g} away from its bucket's"
+        )
+    return float(distances[worst])
+
+
+def _write(given: SampleArguments, samples: Samples, rows: Rows) -> None:
+    """The picture, the grid or the numbers of the images, and the JSON."""
+    from dq_deploy.pipelines.grid import write_grid, write_picture, write_samples
+
+    for index in samples.constant_images:
+        label = f" (label {samples.captions[index]})" if samples.asked.labels is not None else ""
+        warn(f"image {index}{label} holds one single value")
+    if given.out.suffix == ".safetensors":
+        write_samples(given.out, dict(rows))
+    elif len(rows) == 1 and samples.asked.prompts and samples.asked.count == 1:
+        write_picture(given.out, rows[0][1][0])
+    else:
+        write_grid(given.out, rows, list(samples.captions))
+    if given.json is not None:
+        write_json(given.json, samples.to_json())
 
 
 def main() -> None:

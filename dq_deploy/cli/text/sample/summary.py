@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.cli.frame import console
 
 if TYPE_CHECKING:
+    from dq_deploy.models.pipeline import PipelineCall
     from dq_deploy.quality.image import ImageDistances
-    from dq_deploy.sampling import SampleOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +20,10 @@ class Samples:
     Attributes:
         name: what drew: `engine` or `simulation`.
         latents: whether the images are latents.
-        options: of the sampler.
-        labels: of each image, or None for a model without classes.
+        asked: of the pipeline.
+        pipeline: its class.
+        scheduler: class of diffusers that took the steps, or None where there is none.
+        batch: images at a time.
         conditions: what the embeddings are, or None where there are none.
         captions: of each image.
         furthest_from_calibrated: largest distance of a timestep from that of its bucket.
@@ -33,8 +35,10 @@ class Samples:
 
     name: str
     latents: bool
-    options: SampleOptions
-    labels: tuple[int, ...] | None
+    asked: PipelineCall
+    pipeline: str
+    scheduler: str | None
+    batch: int
     conditions: str | None
     captions: tuple[str, ...]
     furthest_from_calibrated: float
@@ -46,8 +50,8 @@ class Samples:
     def to_json(self) -> dict[str, Any]:
         """JSON values; what belongs to the float model only where it was drawn."""
         values: dict[str, Any] = {
-            "options": asdict(self.options),
-            "labels": None if self.labels is None else list(self.labels),
+            "options": self._options(),
+            "labels": None if self.asked.labels is None else list(self.asked.labels),
             "conditions": self.conditions,
             "count": len(self.captions),
             "furthest_from_calibrated": self.furthest_from_calibrated,
@@ -56,6 +60,28 @@ class Samples:
         if self.distances is not None:
             values |= {"float_seconds": self.float_seconds, **self.distances.to_json()}
         return values | {"constant_images": list(self.constant_images)}
+
+    def _options(self) -> dict[str, Any]:
+        """What was asked for, with what the pipeline was driven by."""
+        asked = self.asked
+        values = {
+            "pipeline": self.pipeline,
+            "scheduler": self.scheduler,
+            "steps": asked.steps,
+            "eta": asked.eta or 0.0,
+            "seed": asked.seed,
+            "batch": self.batch,
+        }
+        given = {
+            "prompts": list(asked.prompts),
+            "negative_prompt": asked.negative_prompt,
+            "guidance": asked.guidance,
+            "strength": asked.strength,
+            "height": asked.height,
+            "width": asked.width,
+            "arguments": sorted(asked.extra),
+        }
+        return values | {name: value for name, value in given.items() if value not in (None, [])}
 
 
 def show_samples(samples: Samples, out: Path) -> None:

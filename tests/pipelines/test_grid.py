@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from dq_deploy.errors import FileProblemError, InputError
-from dq_deploy.sampling.grid import CELL, GAP, HEAD, MARGIN, bytes_from_unit, write_grid
+from dq_deploy.pipelines.grid import CELL, GAP, HEAD, MARGIN, bytes_from_unit, write_grid
 
 
 def test_bytes_are_rounded_and_clipped():

@@ -70,6 +70,23 @@ def write_grid(
         canvas.save(temporary, format="PNG")
 
 
+def write_picture(path: Path, image: NDArray[np.floating]) -> None:
+    """Write one picture [C, H, W] in [-1, 1] as a PNG of its own size.
+
+    Raises:
+        InputError: neither 1 nor 3 channels.
+        FileProblemError: the file cannot be written.
+    """
+    from PIL import Image
+
+    if len(image) not in (1, 3):
+        raise InputError(f"the picture has {len(image)} channels, expected 1 or 3: a PNG cannot show others")
+    pixels = bytes_from_unit(image)
+    picture = Image.fromarray(pixels[0] if len(image) == 1 else np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
 def write_samples(path: Path, rows: Mapping[str, NDArray[np.floating]]) -> None:
     """Write what was sampled as a safetensors file: [N, C, H, W] float32 by the name of the denoiser.
 

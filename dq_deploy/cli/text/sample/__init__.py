@@ -1,0 +1,1 @@
+"""What `dq-sample` takes and says."""

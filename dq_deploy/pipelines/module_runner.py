@@ -1,0 +1,72 @@
+"""A torch module behind the interface of the engines: the simulation of a record in a denoiser's place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from dq_deploy.engines.base import Runner, TensorSpec
+from dq_deploy.manifest.values import EngineManifest, TensorEntry
+from dq_deploy.models import call_denoiser, call_of_record, input_specs, output_specs
+from dq_deploy.numerics.arrays import Array
+from dq_deploy.record import Record, content_sha256
+
+
+class ModuleRunner(Runner):
+    """Runs a torch module on the CPU as an engine would: named arrays in, one output."""
+
+    engine = "torch"
+
+    def __init__(self, module: torch.nn.Module, manifest: EngineManifest) -> None:
+        """Take a module.
+
+        Args:
+            module: a denoiser of diffusers or the simulation of a record.
+            manifest: says its class, its configuration and its inputs.
+        """
+        super().__init__(manifest, finite_check=True)
+        self.inputs, self.outputs = (
+            tuple(TensorSpec(name=e.name, dtype=np.dtype(e.dtype), shape=e.shape) for e in entries)
+            for entries in (manifest.inputs, manifest.outputs)
+        )
+        self.module = module
+
+    @property
+    def version(self) -> str:
+        """Of torch."""
+        return str(torch.__version__)
+
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        with torch.inference_mode():
+            given = {name: torch.from_numpy(np.array(value)) for name, value in feeds.items()}
+            output = call_denoiser(self.module, given)
+        return {self.outputs[0].name: output.float().numpy()}
+
+    def _free(self) -> None:
+        del self.module
+
+
+def manifest_of_record(record: Record) -> EngineManifest:
+    """What an engine made from a record would say of itself, for its simulation."""
+    call = call_of_record(record)
+    inputs, outputs = (
+        tuple(TensorEntry(name=spec.name, dtype=spec.dtype, shape=tuple(spec.shape)) for spec in specs)
+        for specs in (input_specs(call), output_specs(call))
+    )
+    return EngineManifest(
+        target="simulation",
+        mode="exact",
+        family=record.family,
+        model_config=dict(record.model_config),
+        scheduler_config=None if record.scheduler_config is None else dict(record.scheduler_config),
+        record_sha256=content_sha256(record),
+        inputs=inputs,
+        outputs=outputs,
+        sizes=dict(call.sizes),
+        constants=dict(call.constants) or None,
+        timesteps=tuple(float(timestep) for timestep in record.timesteps),
+        step_edges=tuple(float(edge) for edge in record.step_edges),
+        layers=(),
+    )

@@ -1,0 +1,189 @@
+"""A quantized model as it is sampled: from its record or an engine, in the denoiser's place of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from reprlib import repr as short
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dq_deploy.errors import FileProblemError, OptionError
+from dq_deploy.models import Denoiser, load_model
+from dq_deploy.models.pipeline import build_scheduler, open_pipeline
+from dq_deploy.models.pipeline.open import pipeline_of_denoiser
+from dq_deploy.open_engine import RECORD_SUFFIXES, open_engine
+from dq_deploy.pipelines.draw import bucket_distances
+from dq_deploy.pipelines.integer_denoiser import IntegerDenoiser
+from dq_deploy.pipelines.module_runner import ModuleRunner, manifest_of_record
+from dq_deploy.record import Record, content_sha256, load_record
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dq_deploy.engines.base import Runner
+    from dq_deploy.manifest.values import EngineManifest
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Quantized:
+    """What is sampled.
+
+    Attributes:
+        runner: the engine, or the record's simulation.
+        name: `engine` or `simulation`.
+        manifest: of the engine.
+        record: where it is known.
+        path: of the record, or else of the engine.
+    """
+
+    runner: Runner
+    name: str
+    manifest: EngineManifest
+    record: Record | None
+    path: Path
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Of the record; empty where it is not known."""
+        return {} if self.record is None else self.record.provenance
+
+    def denoiser(self) -> IntegerDenoiser:
+        """In the denoiser's place; the runner stays this value's."""
+        return IntegerDenoiser(self.runner)
+
+    def distances(self, timesteps: Sequence[float]) -> np.ndarray[Any, Any]:
+        """How far each timestep lies from the calibrated one of its bucket."""
+        edges = np.asarray(self.manifest.step_edges, np.float32)
+        return bucket_distances(timesteps, np.asarray(self.manifest.timesteps, np.float32), edges)
+
+
+def open_quantized(
+    ckpt: Path | None,
+    engine: Path | None,
+    stack: ExitStack,
+    *,
+    threads: int | None = None,
+    device: str | None = None,
+    hash_check: bool = True,
+) -> Quantized:
+    """Open an engine, or a record's simulation.
+
+    Args:
+        ckpt: record; without an engine it is simulated.
+        engine: exported file, plan or record.
+        stack: closes the engine.
+        threads: as of `open_engine`, and so the next two.
+        device: of the native engine.
+        hash_check: refuse a file whose content is not what was written.
+
+    Raises:
+        OptionError: neither a record nor an engine.
+        FileProblemError: the engine is of another record.
+    """
+    if ckpt is None and engine is None:
+        raise OptionError("got neither `record` nor `engine`, expected at least one of them")
+    record = None if ckpt is None else load_record(ckpt, hash_check=hash_check)
+    if engine is None:
+        from dq_deploy.simulation.fake_quant import simulate
+
+        assert record is not None and ckpt is not None
+        manifest = manifest_of_record(record)
+        runner: Runner = stack.enter_context(ModuleRunner(simulate(record), manifest))
+        return Quantized(runner=runner, name="simulation", manifest=manifest, record=record, path=ckpt)
+    if record is None and engine.suffix in RECORD_SUFFIXES:
+        record = load_record(engine, hash_check=hash_check)
+    runner = stack.enter_context(open_engine(engine, threads=threads, device=device, hash_check=hash_check))
+    found = runner.manifest
+    assert found is not None  # open_engine requires it by default
+    if record is not None and content_sha256(record) != found.record_sha256:
+        raise FileProblemError(
+            f"engine {engine} was exported from the record {str(found.record_sha256)[:12]}, expected "
+            f"{content_sha256(record)[:12]} as in {ckpt}; export it again or give its own record"
+        )
+    return Quantized(runner=runner, name="engine", manifest=found, record=record, path=ckpt or engine)
+
+
+def pipeline_around(
+    quantized: Quantized, folder: Path | None, *, scheduler: str | None = None, component: str | None = None
+) -> Any:
+    """The pipeline that draws.
+
+    Args:
+        quantized: goes in the denoiser's place.
+        folder: of the pipeline; None for the denoiser alone.
+        scheduler: class of diffusers or short name; by default the one that the record was calibrated with, else the
+            folder's.
+        component: the denoiser's name, where the pipeline has several.
+
+    Raises:
+        ModelError: no pipeline can be opened there.
+        OptionError: a scheduler that does not exist or does not fit.
+    """
+    config = quantized.manifest.scheduler_config
+    denoiser = quantized.denoiser()
+    if folder is None:
+        return pipeline_of_denoiser(denoiser, build_scheduler(config, scheduler))
+    pipeline = open_pipeline(folder, component=component, denoiser=denoiser, scheduler=scheduler)
+    if scheduler is None and config is not None and hasattr(pipeline, "scheduler"):
+        pipeline.scheduler = build_scheduler(config)
+    return pipeline
+
+
+def float_denoiser(quantized: Quantized, model: Path | None, component: str | None) -> tuple[Denoiser, str | None]:
+    """The float model that was quantized, or the one the user names, and a remark where it could not be checked.
+
+    Raises:
+        OptionError: it is not known or not there, or another model than was quantized.
+    """
+    source = model if model is not None else quantized.provenance.get("source")
+    if source is None:
+        raise OptionError("`compare` needs the float model, expected `record` with its source, or `model` DIR")
+    if model is None and not Path(source).exists():
+        raise OptionError(f"the float model {source} that {quantized.path} names does not exist; give `model` DIR")
+    provenance = quantized.provenance
+    denoiser = load_model(
+        source, variant=provenance.get("variant"), component=component or provenance.get("component")
+    )
+    expected = provenance.get("source_sha256")
+    if expected is None:
+        _check_same_kind(quantized, denoiser)
+        advice = "; give `record` to have them checked" if quantized.record is None else ": the record has no hash of them"
+        return denoiser, (
+            f"the weights of the float model {source} could not be compared with those that were quantized{advice}"
+        )
+    if denoiser.source_sha256 != expected:
+        advice = "give the folder of that one" if model is not None else "give the folder of that one with `model`"
+        raise OptionError(
+            f"the float model {source} has the hash {denoiser.source_sha256[:12]}, expected {expected[:12]}, "
+            f"the one that was quantized; {advice}"
+        )
+    return denoiser, None
+
+
+def _check_same_kind(quantized: Quantized, denoiser: Denoiser) -> None:
+    """Refuse a float model of another class or configuration than was quantized, where both name a value."""
+    advice = "give the model that was quantized with `model`"
+    mine, theirs = denoiser.config, quantized.manifest.model_config
+    given, wanted = (str(config.get("_class_name", "model of no named class")) for config in (mine, theirs))
+    if quantized.manifest.family not in (None, denoiser.family) or ("_class_name" in theirs and given != wanted):
+        raise OptionError(f"the float model {denoiser.source} is a {given}, expected the {wanted} quantized; {advice}")
+    for key in sorted(mine.keys() & theirs.keys()):  # a value left out is the default, which a newer file may spell out
+        if not key.startswith("_") and mine[key] != theirs[key]:  # the folder's name and diffusers' version may differ
+            raise OptionError(
+                f"the float model {denoiser.source} has {key} {short(mine[key])}, expected {short(theirs[key])} as "
+                f"what was quantized; {advice}"
+            )
+
+
+def first_non_finite_of(module: nn.Module, arguments: Mapping[str, Any]) -> str | None:
+    """Path of the first submodule whose output is not finite for these arguments of a denoiser, or None."""
+    from dq_deploy.calibration.non_finite import first_non_finite
+
+    given = dict(arguments)
+    sample = given.pop("sample", None)
+    first = given.pop("hidden_states") if sample is None else sample
+    return first_non_finite(module, lambda: module(first.float(), **given))
