@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dq_deploy.cli.frame import check_outputs, numbers_from_text, progress, refuse, run, warn, write_json
 from dq_deploy.cli.frame.arguments import takes
 from dq_deploy.cli.frame.reused_rows import warn_of_reuse
@@ -123,8 +125,8 @@ def _pipeline_folder(given: SampleArguments, asked: PipelineCall, quantized: Qua
     from dq_deploy.errors import OptionError
     from dq_deploy.models.load.pipeline_folder import INDEX, find_denoiser
 
-    needs = [name for name in ("prompts", "negative_prompt", "guidance", "image", "mask", "strength", "control_image")
-             if getattr(asked, name) not in (None, ())]  # fmt: skip
+    options = ("prompts", "negative_prompt", "guidance", "image", "mask", "strength", "control_image")
+    needs = [name for name in options if getattr(asked, name) not in (None, ())]
     named = given.model
     if named is None and (needs or asked.extra):
         source = quantized.provenance.get("source")
@@ -156,7 +158,7 @@ def _completed(
     if not alone:
         return asked, None
     labels_for(quantized.manifest.model_config, asked.labels)
-    source, rows = conditions_for(quantized.manifest, given.conditions, count=asked.count, seed=asked.seed)
+    source, rows = conditions_for(quantized.call, given.conditions, count=asked.count, seed=asked.seed)
     words = source.files.get("conditions")
     if rows and words is None:
         warn("no --conditions were given: the embeddings are random and stand for no text")
@@ -203,7 +205,7 @@ def _sampled(
     distances = float_seconds = None
     if module is not None:
         reference, float_seconds = _draw(given, asked, quantized, pipeline, module)
-        rows = [("float", reference.images), *rows, ("difference", (drawn.images - reference.images) / 2)]
+        rows = [("float", reference.images), *rows, ("difference", (drawn.images - reference.images) / np.float32(2))]
         # latents have no range of their own; pictures lie in [-1, 1]
         span = float(reference.images.max() - reference.images.min()) if drawn.latents else 2.0
         distances = image_distances(drawn.images, reference.images, captions, data_range=span)

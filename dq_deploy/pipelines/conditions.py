@@ -11,7 +11,7 @@ import torch
 
 from dq_deploy.calibration import CalibrationSource, read_source
 from dq_deploy.errors import OptionError
-from dq_deploy.models import input_specs, random_conditions
+from dq_deploy.models import input_specs, random_conditions, sample_name
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Call
 
@@ -44,9 +44,8 @@ def conditions_of(call: Call, given: Mapping[str, Array], *, count: int, seed: i
         count: N.
         seed: of random ones; row i depends on the seed and i only.
     """
-    specs = [
-        spec for spec in input_specs(call)[1:] if spec.name not in ("sample", "hidden_states", "timestep", "class_labels")
-    ]
+    drawn_apart = (sample_name(call), "timestep", "class_labels")
+    specs = [spec for spec in input_specs(call) if spec.name not in drawn_apart]
     if not specs:
         return {}
     if given:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import os
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -17,12 +19,41 @@ from diffusers.utils import BaseOutput
 from dq_deploy.engines.base import Runner
 from dq_deploy.errors import InputError, NonFiniteError, OptionError
 from dq_deploy.models import build_denoiser
-from dq_deploy.models.call import ADDED_CONDITIONS
-from dq_deploy.numerics.arrays import Array
 from dq_deploy.open_engine import open_engine
+from dq_deploy.pipelines.given import feeds_of, given_arguments
 
-_ADDED = "added_cond_kwargs."
 _FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+_LORA = "LoRA adds to float weights, and its weights are integers; load LoRA into the float model, and quantize that"
+_FIXED = "what it computes is fixed in the record"
+_FILE = "its weights are those of its file; open it as IntegerDenoiser(path)"
+_REFUSED = {
+    "save_pretrained": "a folder of diffusers holds float weights; keep the record, or save the pipeline with its "
+    "float denoiser",
+    "push_to_hub": "a folder of diffusers holds float weights; publish the record",
+    "from_pretrained": _FILE,
+    "from_config": _FILE,
+    "load_lora_adapter": _LORA,
+    "add_adapter": _LORA,
+    "set_adapter": _LORA,
+    "set_adapters": _LORA,
+    "fuse_lora": _LORA,
+    "_load_ip_adapter_weights": "an IP-Adapter brings attention layers of its own; load it into the float pipeline, "
+    "and quantize that",
+    "compile": "an engine is no torch code",
+    "compile_repeated_blocks": "an engine is no torch code",
+    "enable_cache": f"no features are kept from step to step: {_FIXED}",
+    "set_attention_backend": _FIXED,
+    "enable_xformers_memory_efficient_attention": _FIXED,
+    "set_use_memory_efficient_attention_xformers": _FIXED,
+    "enable_layerwise_casting": "its float type is float32",
+    "enable_group_offload": "it holds no torch weights; say at its opening where the engine runs",
+    "enable_parallelism": "it holds no torch weights",
+    "enable_gradient_checkpointing": "it cannot be trained",
+    "dequantize": _FIXED,
+}
+"""Methods that diffusers' models have, and why an integer denoiser has none of them."""
 
 
 class IntegerDenoiser(ModelMixin):
@@ -89,11 +120,17 @@ class IntegerDenoiser(ModelMixin):
         self.__dict__["_float"] = build_denoiser(runner.manifest.family, runner.manifest.model_config, device="meta")
         self._signature = inspect.signature(type(self._float).forward)
         self._output_class = _output_class(type(self._float))
+        self._output_name = _output_name(self._output_class, type(self._float).__name__)
 
     @property
     def config(self) -> Any:
         """The float denoiser's configuration, as diffusers holds it."""
         return self.__dict__["_float"].config
+
+    @property
+    def float_class(self) -> type[torch.nn.Module]:
+        """The class of diffusers it stands for."""
+        return type(self.__dict__["_float"])
 
     @property
     def device(self) -> torch.device:
@@ -105,6 +142,7 @@ class IntegerDenoiser(ModelMixin):
         """Float type of what the pipeline gives and gets: what `to` was told, at first float32."""
         return self._float_type
 
+    @torch.compiler.disable  # an engine is no torch code: torch.compile leaves it as it is
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Denoise once; arguments and result are those of the float class.
 
@@ -115,47 +153,19 @@ class IntegerDenoiser(ModelMixin):
             InputError: an argument the engine has no input for, or one of another shape than it takes.
             NonFiniteError: the engine gave NaN or infinity; names the call and the timestep.
         """
-        bound = self._signature.bind(self, *args, **kwargs).arguments
-        bound.pop("self")
-        as_dict = bound.pop("return_dict", True)
-        sample = bound.get("sample", bound.get("hidden_states"))
-        if not isinstance(sample, torch.Tensor):
-            raise InputError(f"the sample is a {type(sample).__name__}, expected a tensor")
-        feeds = self._feeds(bound, len(sample))
+        bound = self._signature.bind(self, *args, **kwargs)
+        as_dict = bool(bound.arguments.get("return_dict", True))
+        given = given_arguments(bound, self._signature)
+        feeds = feeds_of(given, self.runner)
+        sample = given.tensors[given.sample]
         self.calls += 1
         try:
             output = self.runner.run(feeds)[self.runner.outputs[0].name]
         except NonFiniteError as error:
-            steps = np.unique(feeds["timestep"]).tolist()
+            steps = np.unique(feeds["timestep"]).tolist() if "timestep" in feeds else []
             raise NonFiniteError(f"call {self.calls} of the denoiser, timestep {steps}: {error}") from error
         tensor = torch.from_numpy(np.ascontiguousarray(output)).to(device=sample.device, dtype=sample.dtype)
-        return self._output_class(sample=tensor) if as_dict else (tensor,)
-
-    def _feeds(self, given: Mapping[str, Any], batch: int) -> dict[str, Array]:
-        """The engine's inputs.
-
-        Raises:
-            InputError: an argument that is no input of the engine and is not what the float class takes by default.
-        """
-        types = {spec.name: spec.dtype for spec in self.runner.inputs}
-        feeds: dict[str, Array] = {}
-        for name, value in _flat(given):
-            mine = name.removeprefix(_ADDED) if name.removeprefix(_ADDED) in ADDED_CONDITIONS else name
-            if mine in types:
-                feeds[mine] = _array(mine, value, types[mine], batch)
-            elif not self._is_default(name, value):
-                raise InputError(
-                    f"the pipeline gives {name}, {_words(value)}, which this engine has no input for; expected "
-                    f"{', '.join(types)}"
-                )
-        return feeds
-
-    def _is_default(self, name: str, value: Any) -> bool:
-        if value is None or (isinstance(value, Mapping) and not value):
-            return True
-        parameter = self._signature.parameters.get(name)
-        plain = isinstance(value, bool | int | float | str)
-        return parameter is not None and plain and bool(value == parameter.default)
+        return self._output_class(**{self._output_name: tensor}) if as_dict else (tensor,)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Say where the pipeline's tensors are and of which float type; the engine stays where it is.
@@ -170,39 +180,50 @@ class IntegerDenoiser(ModelMixin):
         self._float_type = self._float_type if dtype is None else dtype
         return self
 
+    def parameters(self, recurse: bool = True) -> Iterator[torch.Tensor]:
+        """One tensor without numbers: it says where `to` put the denoiser, which CPU offload looks up."""
+        yield torch.empty(0, device=self._place, dtype=self._float_type)
+
     def half(self, *args: Any) -> Self:
         """As `to(torch.float16)`."""
         return self.to(torch.float16)
+
+    def bfloat16(self) -> Self:
+        """As `to(torch.bfloat16)`."""
+        return self.to(torch.bfloat16)
 
     def float(self, *args: Any) -> Self:
         """As `to(torch.float32)`."""
         return self.to(torch.float32)
 
+    def double(self) -> Self:
+        """As `to(torch.float64)`, which is refused."""
+        return self.to(torch.float64)
+
+    def cpu(self) -> Self:
+        """As `to("cpu")`."""
+        return self.to(torch.device("cpu"))
+
     def cuda(self, *args: Any, **kwargs: Any) -> Self:
         """As `to("cuda")`."""
         return self.to(torch.device("cuda", *args))
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: a folder of diffusers holds float weights.
+    def cache_context(self, name: str) -> AbstractContextManager[None]:
+        """What a pipeline enters around each half of guidance, for caches of float features: there is none here."""
+        return nullcontext()
 
-        Raises:
-            OptionError: always.
-        """
-        raise OptionError(
-            "an integer denoiser cannot be saved as a folder of diffusers, which holds float weights; keep the record, "
-            "or save the pipeline with its float denoiser"
-        )
+    @property
+    def is_cache_enabled(self) -> bool:
+        """Whether features are kept from step to step: no."""
+        return False
 
-    def load_lora_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: LoRA adds to float weights.
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        """Refused: the engine cannot be copied; a second one can be opened from the file."""
+        raise OptionError("an integer denoiser cannot be copied; open the engine a second time")
 
-        Raises:
-            OptionError: always.
-        """
-        raise OptionError(
-            "LoRA weights cannot be loaded into an integer denoiser: its weights are integers; load them into the "
-            "float model, and quantize that"
-        )
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Refused: the engine cannot be pickled; another process opens it from the file."""
+        raise OptionError("an integer denoiser cannot be pickled; give the other process the engine's path")
 
     def close(self) -> None:
         """Close the engine, unless it was given open."""
@@ -211,7 +232,7 @@ class IntegerDenoiser(ModelMixin):
 
     def __getattr__(self, name: str) -> Any:
         """What the float class has under this name: a number, a setting, a submodule without weights."""
-        if name.startswith("_") or "_float" not in self.__dict__:
+        if name.startswith("__") or "_float" not in self.__dict__:
             raise AttributeError(f"an integer denoiser has no attribute {name!r}")
         try:
             found = getattr(self.__dict__["_float"], name)
@@ -222,7 +243,7 @@ class IntegerDenoiser(ModelMixin):
         if callable(found) and not isinstance(found, torch.nn.Module):
             raise AttributeError(
                 f"{name} of {type(self.__dict__['_float']).__name__} changes or reads float computation, and an "
-                "integer denoiser has none: what it computes is fixed in the record"
+                f"integer denoiser has none: {_FIXED}"
             )
         return found
 
@@ -237,47 +258,31 @@ def _output_class(float_class: type[torch.nn.Module]) -> type[BaseOutput]:
     raise InputError(f"the class {float_class.__name__} does not say what it returns, expected an output of diffusers")
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Arguments with those inside dicts and lists by dotted names, as `added_cond_kwargs.time_ids`."""
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, list | tuple) and any(isinstance(item, torch.Tensor) for item in value):
-            yield from _flat({str(i): item for i, item in enumerate(value)}, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _array(name: str, value: Any, dtype: np.dtype[Any], batch: int) -> Array:
-    """One input as the engine takes it: on the CPU, of its type; a timestep once a sample.
+def _output_name(output_class: type[BaseOutput], float_class: str) -> str:
+    """Name of the one tensor that the float class returns.
 
     Raises:
-        InputError: a timestep that differs within a sample, a float where the engine takes whole numbers, or neither a
-            tensor nor a number.
+        InputError: it returns several.
     """
-    if isinstance(value, int | float):
-        value = torch.tensor(value)
-    if not isinstance(value, torch.Tensor):
-        raise InputError(f"{name} is a {type(value).__name__}, expected a tensor")
-    if value.is_floating_point():
-        if dtype.kind != "f":
-            raise InputError(f"{name} is {value.dtype}, expected {dtype}: a fraction would be cut off")
-        value = value.detach().float()  # numpy has no bfloat16
-    array = value.detach().cpu().numpy().astype(dtype, copy=False)
-    if name != "timestep":
-        return np.ascontiguousarray(array)
-    if array.size == 1:
-        return np.full(batch, array.reshape(()), dtype)
-    if array.shape != (batch,):
+    names = [field.name for field in dataclasses.fields(output_class)]
+    if len(names) != 1:
         raise InputError(
-            f"timestep has shape {array.shape} for a batch of {batch}, expected one value a sample: one that differs "
-            "within a sample is not supported"
+            f"the class {float_class} returns {', '.join(names)}, expected one tensor: a model of several outputs is "
+            "not run by an engine"
         )
-    return np.ascontiguousarray(array)
+    return names[0]
 
 
-def _words(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+def _refused(name: str) -> Callable[..., NoReturn]:
+    """A method of diffusers' models that an engine has no use for."""
+
+    def refuse(self: IntegerDenoiser, *args: Any, **kwargs: Any) -> NoReturn:
+        raise OptionError(f"got {name} for an integer denoiser, which cannot do that: {_REFUSED[name]}")
+
+    refuse.__name__, refuse.__qualname__ = name, f"IntegerDenoiser.{name}"
+    refuse.__doc__ = f"Refused: {_REFUSED[name]}."
+    return refuse
+
+
+for _name in _REFUSED:
+    setattr(IntegerDenoiser, _name, _refused(_name))

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dq_deploy.errors import FileProblemError, OptionError
-from dq_deploy.models import Denoiser, load_model
+from dq_deploy.models import Denoiser, call_of_record, default_call, load_model
+from dq_deploy.models.call import argument_name
 from dq_deploy.models.pipeline import build_scheduler, open_pipeline
 from dq_deploy.models.pipeline.open import pipeline_of_denoiser
 from dq_deploy.open_engine import RECORD_SUFFIXES, open_engine
 from dq_deploy.pipelines.draw import bucket_distances
 from dq_deploy.pipelines.integer_denoiser import IntegerDenoiser
 from dq_deploy.pipelines.module_runner import ModuleRunner, manifest_of_record
-from dq_deploy.record import Record, content_sha256, load_record
+from dq_deploy.record import Call, CallInput, Record, content_sha256, load_record
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,6 +46,18 @@ class Quantized:
     manifest: EngineManifest
     record: Record | None
     path: Path
+
+    @property
+    def call(self) -> Call:
+        """How its denoiser is called: as the record or the engine says, or by its configuration."""
+        if self.record is not None:
+            return call_of_record(self.record)
+        found = self.manifest
+        if found.sizes is None:  # of an earlier version
+            return default_call(found.model_config)
+        inputs = (CallInput(name=argument_name(e.name), dtype=e.dtype, shape=e.shape) for e in found.inputs)
+        constants = dict(found.constants or {})
+        return Call(inputs=tuple(inputs), constants=constants, sizes=found.sizes, output=found.outputs[0].shape)
 
     @property
     def provenance(self) -> Mapping[str, Any]:
@@ -90,7 +103,8 @@ def open_quantized(
     if engine is None:
         from dq_deploy.simulation.fake_quant import simulate
 
-        assert record is not None and ckpt is not None
+        assert record is not None
+        assert ckpt is not None
         manifest = manifest_of_record(record)
         runner: Runner = stack.enter_context(ModuleRunner(simulate(record), manifest))
         return Quantized(runner=runner, name="simulation", manifest=manifest, record=record, path=ckpt)
@@ -145,13 +159,13 @@ def float_denoiser(quantized: Quantized, model: Path | None, component: str | No
     if model is None and not Path(source).exists():
         raise OptionError(f"the float model {source} that {quantized.path} names does not exist; give `model` DIR")
     provenance = quantized.provenance
-    denoiser = load_model(
-        source, variant=provenance.get("variant"), component=component or provenance.get("component")
-    )
+    denoiser = load_model(source, variant=provenance.get("variant"), component=component or provenance.get("component"))
     expected = provenance.get("source_sha256")
     if expected is None:
         _check_same_kind(quantized, denoiser)
-        advice = "; give `record` to have them checked" if quantized.record is None else ": the record has no hash of them"
+        advice = (
+            "; give `record` to have them checked" if quantized.record is None else ": the record has no hash of them"
+        )
         return denoiser, (
             f"the weights of the float model {source} could not be compared with those that were quantized{advice}"
         )

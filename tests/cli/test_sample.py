@@ -56,13 +56,17 @@ def test_steps_that_were_not_calibrated_are_a_warning_with_the_distance(tiny_eng
         ([], "0,3", "label 3 is out of range, expected 0 to 2"),
         ([], "x", "--labels got 'x'"),
         (["--steps", 1001], "0", "at most 1000"),
-        (["--scheduler", "euler"], "0", "expected one of ddim, ddpm"),
+        (["--scheduler", "nope"], "0", "which diffusers does not have; expected a class of it as DDIMScheduler"),
+        (["--scheduler", "edm-euler"], "0", "EDMEulerScheduler is for EDM preconditioning"),
+        (["--scheduler", "euler", "--eta", 1], "0", "EulerDiscreteScheduler has no eta"),
+        (["--prompt", "a ball"], "0", "the pipeline that draws is not known, expected its folder; give --model DIR"),
         (["--eta", 2], "0", "from 0 to 1"),
         (["--threads", 0], "0", "threads is 0"),
         (["--steps", 0], "0", "error: steps is 0, expected at least 1"),
         (["--batch", 0], "0", "error: batch is 0, expected at least 1"),
         (["--count", -5], "0", "--count is -5, expected at least 1"),
-        (["--model", "any"], "0", "--model any was given without --compare, which alone has it; leave it out"),
+        (["--model", "any"], "0", "model folder any does not exist"),
+        (["--model", "examples/mnist-ddpm-32"], "0", "is no pipeline and --compare was not given"),
         (["--out", "samples.gif"], "0", "ends in .png"),
         (["--device", ""], "0", "device is ''"),
         (["--compare"], "0", "--model DIR"),
@@ -136,12 +140,13 @@ def test_a_non_finite_value_stops_the_loop_and_is_traced_to_its_layer(tiny_recor
 
 
 def test_a_constant_image_is_a_warning(tiny_engine, tmp_path, monkeypatch):
-    import dq_deploy.sampling as sampling
+    from dq_deploy.pipelines import draw
 
-    def constant(*_, count, **__):
-        return np.stack([np.full((1, 8, 8), i, np.float32) for i in range(count)])
+    def constant(*_, **__):
+        images = np.stack([np.full((1, 8, 8), i, np.float32) for i in range(3)])
+        return draw.Drawn(images=images, latents=False, timesteps=(), remarks=())
 
-    monkeypatch.setattr(sampling, "sample_images", constant)
+    monkeypatch.setattr(draw, "draw_images", constant)
     done = command("sample", *options(tmp_path, "--engine", tiny_engine, "--steps", 2))
     assert done.code == 0
     assert "warning: image 1 (label 1) holds one single value" in done.err

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -113,7 +117,7 @@ def test_text_and_added_conditions_reach_the_engine(tmp_path):
         unet(sample, 5, text, added_cond_kwargs=added, down_block_additional_residuals=(torch.zeros(2, 8, 8, 8),))
     with pytest.raises(InputError, match=r"gives added_cond_kwargs\.image_embeds"):
         unet(sample, 5, text, added_cond_kwargs={**added, "image_embeds": torch.zeros(2, 1, 8)})
-    with pytest.raises(InputError, match=r"gives cross_attention_kwargs\.scale, 0\.5"):
+    with pytest.raises(InputError, match=r"gives cross_attention_kwargs, \{'scale': 0\.5\}"):
         unet(sample, 5, text, added_cond_kwargs=added, cross_attention_kwargs={"scale": 0.5})
 
 
@@ -123,13 +127,20 @@ def test_what_it_cannot_do_is_refused_by_name(unet, denoiser, tmp_path):
         unet(sample, torch.zeros(2, 3))
     with pytest.raises(InputError, match="the sample is a ndarray"):
         unet(sample.numpy(), 5)
-    with pytest.raises(OptionError, match="cannot be saved"):
+    with pytest.raises(OptionError, match="got save_pretrained"):
         DDIMPipeline(unet=unet, scheduler=DDIMScheduler()).save_pretrained(tmp_path / "pipe")
-    with pytest.raises(OptionError, match="LoRA"):
+    with pytest.raises(OptionError, match="LoRA adds to float weights"):
         unet.load_lora_adapter({})
+    with pytest.raises(OptionError, match="cannot be copied"):
+        copy.deepcopy(unet)
+    with pytest.raises(OptionError, match="cannot be pickled"):
+        pickle.dumps(unet)
+    for name in ("compile", "enable_cache", "from_pretrained", "_load_ip_adapter_weights", "set_attention_backend"):
+        with pytest.raises(OptionError, match=f"got {name} for an integer denoiser, which cannot do that: "):
+            getattr(unet, name)()
     with pytest.raises(OptionError, match=r"type torch\.int8"):
         unet.to(torch.int8)
-    for name in ("enable_freeu", "set_attn_processor", "fuse_qkv_projections", "enable_xformers"):
+    for name in ("enable_freeu", "set_attn_processor", "fuse_qkv_projections"):
         assert not hasattr(unet, name)
     with pytest.raises(InputError, match="has no manifest"):
         IntegerDenoiser(_without_manifest(denoiser))
@@ -143,6 +154,31 @@ def _without_manifest(denoiser):
     runner = FloatRunner(denoiser)
     runner.manifest = None
     return runner
+
+
+def test_a_record_is_called_with_the_plain_values_it_was_made_for(denoiser):
+    runner = FloatRunner(denoiser)
+    runner.manifest = dataclasses.replace(runner.manifest, constants={"class_labels": 3})
+    sample = torch.randn(2, 1, 8, 8)
+    with pytest.raises(InputError, match=r"gives class_labels 4, expected 3: this engine was made for that value"):
+        IntegerDenoiser(runner)(sample, 5, class_labels=4)
+    with pytest.raises(InputError, match="does not give class_labels, expected 3, for which this engine was made"):
+        IntegerDenoiser(runner)(sample, 5)
+
+
+def test_pipelines_offload_and_compile_it_without_a_change(denoiser):
+    pytest.importorskip("accelerate")
+    pictures = []
+    for change in (None, "offload", "compile"):
+        unet = IntegerDenoiser(FloatRunner(denoiser))
+        pipeline = DDIMPipeline(unet=unet, scheduler=DDIMScheduler())
+        if change == "offload":
+            pipeline.enable_model_cpu_offload(device="cpu")
+        if change == "compile":
+            pipeline.unet = torch.compile(unet, backend="eager")
+        pictures.append(drawn(pipeline))
+    assert np.array_equal(pictures[0], pictures[1])
+    assert np.array_equal(pictures[0], pictures[2])
 
 
 def test_a_value_that_is_not_finite_names_the_call_and_the_timestep(denoiser):

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from dq_deploy.errors import ModelError, OptionError
-from dq_deploy.models.call import ADDED_CONDITIONS
+from dq_deploy.models.call import call_arguments
 from dq_deploy.models.pipeline.schedulers import set_steps
 
 OnStepEnd = Callable[[Any, int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
@@ -164,7 +164,7 @@ class DenoiserPipeline(DiffusionPipeline):
         for name, value in rows.items():
             if value.ndim and len(value) != batch:
                 raise OptionError(f"{name} has {len(value)} rows, expected {batch}, one for each sample")
-        return nested(rows)
+        return call_arguments(rows)
 
     def _prediction(self, output: torch.Tensor, channels: int) -> torch.Tensor:
         """What the scheduler takes: the prediction alone, unless it reads the variance behind it."""
@@ -186,26 +186,3 @@ class DenoiserPipeline(DiffusionPipeline):
             return pictures
         array = pictures.permute(0, 2, 3, 1).numpy()
         return array if output_type == "np" else self.numpy_to_pil(array)
-
-
-def nested(rows: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Keyword arguments out of dotted names: `added_cond_kwargs.time_ids` in a dict, `residuals.0` in a list."""
-    tree: dict[str, Any] = {}
-    for name, value in rows.items():
-        full = f"added_cond_kwargs.{name}" if name in ADDED_CONDITIONS else name
-        *parents, last = full.split(".")
-        place = tree
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = value
-    return {name: _lists(value) for name, value in tree.items()}
-
-
-def _lists(value: Any) -> Any:
-    """Dicts whose keys are 0, 1, 2 ... become lists."""
-    if not isinstance(value, dict):
-        return value
-    inner = {name: _lists(item) for name, item in value.items()}
-    if inner and sorted(inner) == sorted(str(i) for i in range(len(inner))):
-        return [inner[str(i)] for i in range(len(inner))]
-    return inner

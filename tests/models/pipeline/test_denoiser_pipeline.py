@@ -7,7 +7,7 @@ import torch
 
 from dq_deploy.errors import ModelError, OptionError
 from dq_deploy.models.pipeline import PipelineCall, build_scheduler, open_pipeline
-from dq_deploy.models.pipeline.denoiser_pipeline import DenoiserPipeline, nested
+from dq_deploy.models.pipeline.denoiser_pipeline import DenoiserPipeline
 from tests.tiny import ONE_LEVEL, tiny_denoiser
 
 BETAS = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler")
@@ -63,14 +63,6 @@ def test_what_a_denoiser_alone_cannot_do_is_refused(denoiser):
     wider = tiny_denoiser(**ONE_LEVEL, in_channels=3)
     with pytest.raises(ModelError, match="takes 3 channels and gives 1"):
         DenoiserPipeline(wider.module, pipeline.scheduler)()
-
-
-def test_dotted_names_become_nested_arguments():
-    one = torch.ones(1)
-    assert nested({"text_embeds": one, "added_cond_kwargs.time_ids": one, "residuals.1": one, "residuals.0": one}) == {
-        "added_cond_kwargs": {"text_embeds": one, "time_ids": one},
-        "residuals": [one, one],
-    }
 
 
 def test_the_digits_open_with_the_scheduler_of_their_folder():
