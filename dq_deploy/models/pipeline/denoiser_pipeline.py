@@ -178,8 +178,8 @@ class DenoiserPipeline(DiffusionPipeline):
             return sample
         if sample.shape[1] not in PICTURE_CHANNELS:
             raise OptionError(
-                f"the model gives latents of {sample.shape[1]} channels, which are no picture; give the output type "
-                "`latent`, or a whole pipeline with a VAE"
+                f"the model gives latents of {sample.shape[1]} channels, which are no picture: ask for latents, or "
+                "give a whole pipeline with a VAE"
             )
         pictures = (sample / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":

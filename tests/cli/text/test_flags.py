@@ -24,7 +24,10 @@ FOREIGN_FLAGS = ("start it with --gpus all", "trtexec --exportLayerInfo")
 NO_OPTIONS = ("`ldm`",)
 """Words in backticks that are a value in a settings file."""
 
-ONE_COMMAND = {"dq_deploy/verify/output/float_source.py": "dq-verify"}
+ONE_COMMAND = {
+    "dq_deploy/verify/output/float_source.py": "dq-verify",
+    "dq_deploy/pipelines/quantized.py": "dq-sample",
+}
 """Files whose words reach one command only, with an option that is called otherwise elsewhere."""
 
 
