@@ -103,7 +103,8 @@ def _unet(small: JsonObject) -> None:
 
 def _text_unet(small: JsonObject) -> None:
     levels = _levels(small)
-    small["sample_size"] = SIDE
+    if "sample_size" in small:
+        small["sample_size"] = SIDE
     _transformers(small, levels)
     _text(small)
     _labels(small)
@@ -174,7 +175,7 @@ def _sd3(small: JsonObject) -> None:
     """Two blocks: what the last one does to the text differs from all others."""
     small |= {"sample_size": SIDE, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8}
     small |= {"caption_projection_dim": 16, "joint_attention_dim": TEXT, "pooled_projection_dim": 10}
-    small["pos_embed_max_size"] = SIDE
+    small["pos_embed_max_size"] = 4 * SIDE
     if small.get("dual_attention_layers"):
         small["dual_attention_layers"] = [0]
 

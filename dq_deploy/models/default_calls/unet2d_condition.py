@@ -25,6 +25,9 @@ REFINER_SINUSOIDS = 256
 HINT_PIXELS = 8
 """Pixels of a control picture along each side of a latent pixel."""
 
+PICTURE = (f"{HEIGHT}_times_{HINT_PIXELS}", f"{WIDTH}_times_{HINT_PIXELS}")
+"""Names of its sizes, as a recorded call has them."""
+
 HINT_CHANNELS = 4
 """What Kandinsky 2.2's hint adds to the sample's channels."""
 
@@ -52,14 +55,14 @@ def given_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallPart
         inputs.append(tensor("timestep_cond", whole(config, "time_cond_proj_dim")))
     inputs += added_conditions(config)
     if hint:
-        sizes |= hint_sizes("hint", sizes)
+        sizes |= picture_sizes(sizes)
     constants = {"encoder_hidden_states": None} if width is None else {}
     return CallParts(inputs=tuple(inputs), sizes=sizes, constants=constants)
 
 
-def hint_sizes(name: str, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Sizes of a control picture of this name for a latent of these sizes."""
-    return {f"{name}_{side}": HINT_PIXELS * sizes[side] for side in (HEIGHT, WIDTH)}
+def picture_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Sizes of a control picture for a latent of these sizes."""
+    return {name: HINT_PIXELS * sizes[side] for name, side in zip(PICTURE, (HEIGHT, WIDTH), strict=True)}
 
 
 def text_width(config: Mapping[str, Any]) -> int | None:
@@ -131,7 +134,7 @@ def added_conditions(config: Mapping[str, Any]) -> tuple[CallInput, ...]:
     elif addition in ("image", "image_hint"):
         found.append(tensor(_ADDED + "image_embeds", whole(config, "encoder_hid_dim")))
         if addition == "image_hint":
-            found.append(tensor(_ADDED + "hint", 3, "hint_height", "hint_width"))
+            found.append(tensor(_ADDED + "hint", 3, *PICTURE))
     elif addition not in (None, "text"):
         raise ModelError(
             f"config.json has addition_embed_type {addition!r}, expected null, 'text', 'text_time', 'text_image', "

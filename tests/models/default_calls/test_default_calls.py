@@ -101,16 +101,16 @@ def test_a_hint_stands_beside_the_sample():
     config = UNET | {"encoder_hid_dim": 16, "encoder_hid_dim_type": "image_proj", "addition_embed_type": "image_hint"}
     found = shapes(config | {"in_channels": 8})
     assert found["sample"] == ("B", 4, "height", "width")
-    assert found["added_cond_kwargs.hint"] == ("B", 3, "hint_height", "hint_width")
-    assert call_for(config | {"in_channels": 8}).sizes["hint_height"] == 64
+    assert found["added_cond_kwargs.hint"] == ("B", 3, "height_times_8", "width_times_8")
+    assert call_for(config | {"in_channels": 8}).sizes["height_times_8"] == 64
 
 
 def test_a_controlnet_says_no_size_so_it_is_given():
     config = {"_class_name": "ControlNetModel", "cross_attention_dim": 12}
     with pytest.raises(ModelError, match="give `height` and `width`"):
         call_for(config)
-    assert shapes(config, height=8, width=6)["controlnet_cond"] == ("B", 3, "picture_height", "picture_width")
-    assert call_for(config, {"height": 8, "width": 6}).sizes["picture_width"] == 48
+    assert shapes(config, height=8, width=6)["controlnet_cond"] == ("B", 3, "height_times_8", "width_times_8")
+    assert call_for(config, {"height": 8, "width": 6}).sizes["width_times_8"] == 48
 
 
 def test_transformers_are_given_what_their_pipelines_give():
