@@ -201,7 +201,16 @@ def is_quantizable(module: torch.nn.Module) -> bool:
     """Whether a module is a layer this project turns into integers."""
     import torch
 
-    return isinstance(module, (torch.nn.Conv2d, torch.nn.Linear))
+    if isinstance(module, torch.nn.Conv2d):
+        return module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return isinstance(module, torch.nn.Linear)
+
+
+def window_of(layer: torch.nn.Conv2d) -> Window:
+    """How a convolution with padding of a fixed size moves over its image."""
+    (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
+    ph, pw = (int(size) for size in layer.padding)
+    return Window(kernel=(kh, kw), stride=(sh, sw), padding=(ph, pw, ph, pw), dilation=(dh, dw))
 
 
 def check_layers_supported(module: torch.nn.Module, allowed_parameters: tuple[type, ...]) -> None:
