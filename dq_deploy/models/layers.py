@@ -71,6 +71,8 @@ class LayerSite:
         macs: multiply-accumulates of one sample.
         input_shape: shape of what the layer receives, batch first.
         output_shape: shape of what it returns.
+        role: its place between the inputs and the output, see `capture.dependence.roles_of`.
+        float_reason: why it has to stay float, empty where it need not.
     """
 
     name: str
@@ -85,6 +87,8 @@ class LayerSite:
     macs: int
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+    role: str = "general"
+    float_reason: str = ""
 
     @property
     def window(self) -> Window:
@@ -100,12 +104,13 @@ class Macs:
     Invariants::
 
         of_quantizable == sum(layers.values())
-        of_all == of_quantizable + attention
+        of_all == of_quantizable + attention + other
 
     Attributes:
         of_all: every convolution, linear layer and attention product.
         of_quantizable: the layers that can become integer layers.
         attention: the products QK^T and PV.
+        other: convolutions and products with the model's own numbers that have no integer form.
         layers: by layer name.
     """
 
@@ -113,6 +118,7 @@ class Macs:
     of_quantizable: int
     attention: int
     layers: Mapping[str, int]
+    other: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
