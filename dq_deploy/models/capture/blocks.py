@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
+from dq_deploy.errors import ModelError
 from dq_deploy.models.capture.facts import Facts
 from dq_deploy.models.layers import Block
 
@@ -58,7 +59,7 @@ def _paths(module: torch.nn.Module, facts: Facts) -> Iterable[str]:
 
 
 def middle_of(module: torch.nn.Module, facts: Facts) -> str:
-    """Path of the middle attention of a UNet; of what stands in the middle of the execution where there is none."""
+    """Path of the middle attention of a UNet; else of the block in which half of the work is done."""
     middle = getattr(module, "mid_block", None)
     if isinstance(middle, torch.nn.Module):
         attentions = getattr(middle, "attentions", None) or ()
@@ -66,6 +67,9 @@ def middle_of(module: torch.nn.Module, facts: Facts) -> str:
         return f"mid_block.attentions.{found[0]}" if found else "mid_block"
     if "up_blocks.0" in facts.runs:
         return "up_blocks.0"
-    blocks = blocks_of(module, facts)
-    several = [block for block in blocks if len(block.layers) > 1] or blocks
-    return several[len(several) // 2].name
+    left = facts.macs.of_quantizable / 2
+    for block in blocks_of(module, facts):
+        left -= sum(facts.macs.layers[name] for name in block.layers)
+        if left < 0:
+            return block.name
+    raise ModelError(f"{type(module).__name__} runs no linear layer and no 2-D convolution; nothing can be quantized")
