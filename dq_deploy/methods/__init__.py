@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.errors import OptionError
-from dq_deploy.methods.layer_bits import LayerBits, bits_of_layers
+from dq_deploy.methods.layer_bits import LayerBits, bits_of_sites
 from dq_deploy.methods.options import (
     METHODS,
     PARTS,
@@ -42,7 +42,7 @@ __all__ = [
     "QuantizeOptions",
     "QuestOptions",
     "SharedOptions",
-    "bits_of_layers",
+    "bits_of_sites",
     "options_for",
     "options_from_preset",
     "quantize",

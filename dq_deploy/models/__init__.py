@@ -1,4 +1,4 @@
-"""Denoiser families: load one from a folder, list its layers, rebuild it from a record.
+"""Denoisers: load one from a folder, list its layers, rebuild it from a record.
 
 Functions take the module and its call, so that callers stay the same when classes are added.
 """
@@ -12,14 +12,16 @@ from dq_deploy.models.call import call_arguments, call_denoiser, engine_name, in
 from dq_deploy.models.conditions import example_inputs, random_conditions, sample_name
 from dq_deploy.models.family import (
     CLASS_NAMES,
-    FAMILIES,
+    TRIED,
     build_denoiser,
     call_of_record,
+    class_of_family,
     default_call,
     family_of,
     family_of_module,
+    words_of_untried,
 )
-from dq_deploy.models.layers import Block, Denoiser, Family, FoldSite, LayerSite, Macs
+from dq_deploy.models.layers import Block, Denoiser, FoldSite, LayerSite, Macs
 from dq_deploy.models.sizes import TensorSpec
 
 if TYPE_CHECKING:
@@ -30,10 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CLASS_NAMES",
-    "FAMILIES",
+    "TRIED",
     "Block",
     "Denoiser",
-    "Family",
     "FoldSite",
     "LayerSite",
     "Macs",
@@ -43,11 +44,13 @@ __all__ = [
     "call_arguments",
     "call_denoiser",
     "call_of_record",
+    "class_of_family",
     "default_call",
     "denoiser_from_record",
     "engine_name",
     "example_inputs",
     "family_of",
+    "family_of_module",
     "float_model_of",
     "fold_refusals",
     "fold_sites",
@@ -56,11 +59,13 @@ __all__ = [
     "load_model",
     "macs_of",
     "middle_of",
+    "other_layers",
     "output_specs",
     "quantizable_layers",
     "random_conditions",
     "sample_name",
     "skip_splits",
+    "words_of_untried",
 ]
 
 
@@ -137,35 +142,64 @@ def lazy_weights(record: Record) -> dict[str, LazyWeight]:
 
 
 def quantizable_layers(module: torch.nn.Module, call: Call, *, batch: int = 1) -> list[LayerSite]:
-    """Every linear and 2-D convolution in execution order, with shapes at `batch` and MACs of one sample."""
-    return family_of_module(module).quantizable_layers(module, call, batch=batch)
+    """Every linear and 2-D convolution in execution order, with shapes at `batch` and MACs of one sample.
+
+    Some of them have to stay float all the same, see `LayerSite.float_reason`.
+
+    Raises:
+        ModelError: the module cannot run so; this and the functions below run it once on shapes alone.
+    """
+    from dq_deploy.models.capture.captured import captured, sites_at
+
+    return sites_at(captured(module, call), batch)
+
+
+def other_layers(module: torch.nn.Module, call: Call) -> dict[str, str]:
+    """Why each layer with weights that `quantizable_layers` leaves out stays float, by its path."""
+    from dq_deploy.models.capture.captured import captured
+
+    return dict(captured(module, call).other_layers)
 
 
 def macs_of(module: torch.nn.Module, call: Call) -> Macs:
     """Multiply-accumulates of one sample at the call's sizes; a module on the device `meta` is enough."""
-    return family_of_module(module).macs_of(module, call)
+    from dq_deploy.models.capture.captured import captured
+
+    return captured(module, call).macs
 
 
 def skip_splits(module: torch.nn.Module, call: Call) -> dict[str, int]:
-    """Layers whose input is a concatenation with a skip, and the channels of its first half."""
-    return family_of_module(module).skip_splits(module, call)
+    """Layers whose input is a concatenation, as with a skip, and the channels of its first tensor."""
+    from dq_deploy.models.capture.captured import captured
+
+    return dict(captured(module, call).splits)
 
 
 def middle_of(module: torch.nn.Module, call: Call) -> str:
     """Path of the middle attention, or of what stands in the middle where there is none: its input is the feature."""
-    return family_of_module(module).middle_of(module, call)
+    from dq_deploy.models.capture.blocks import middle_of as middle
+    from dq_deploy.models.capture.captured import captured
+
+    return middle(module, captured(module, call))
 
 
 def fold_sites(module: torch.nn.Module, call: Call) -> list[FoldSite]:
     """Producers that may take over `pre` of all their consumers."""
-    return family_of_module(module).fold_sites(module, call)
+    from dq_deploy.models.capture.captured import captured
+
+    return list(captured(module, call).folds)
 
 
 def fold_refusals(module: torch.nn.Module, call: Call) -> dict[str, str]:
     """Reason why `pre` cannot be folded, for every quantizable layer that no fold site serves."""
-    return family_of_module(module).fold_refusals(module, call)
+    from dq_deploy.models.capture.captured import captured
+
+    return dict(captured(module, call).refusals)
 
 
 def blocks_of(module: torch.nn.Module, call: Call) -> list[Block]:
-    """Reconstruction blocks as they run: residual blocks, attentions, the time embedding, single layers."""
-    return family_of_module(module).blocks_of(module, call)
+    """Reconstruction blocks as they run: residual and transformer blocks, embeddings, single layers."""
+    from dq_deploy.models.capture.blocks import blocks_of as blocks
+    from dq_deploy.models.capture.captured import captured
+
+    return blocks(module, captured(module, call))

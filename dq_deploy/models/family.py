@@ -1,74 +1,179 @@
-"""The family of a denoiser, by its configuration or its module, and what follows from that alone."""
+"""The denoisers: any model class of diffusers that is told the time, built from its configuration alone."""
 
 from __future__ import annotations
 
-import importlib
+import inspect
 from collections.abc import Mapping
 from reprlib import repr as short
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from dq_deploy.errors import ModelError
-from dq_deploy.models.layers import Family
+from dq_deploy.errors import ModelError, raise_if_out_of_memory
+from dq_deploy.models.layers import first_line
 
 if TYPE_CHECKING:
     import torch
 
     from dq_deploy.record import Call, Record
 
-FAMILIES = ("unet2d", "unet2d_condition")
-"""Names of the denoiser families; each is a module of `families`."""
-
 CLASS_NAMES = {"UNet2DModel": "unet2d", "UNet2DConditionModel": "unet2d_condition"}
-"""diffusers class name of each family."""
+"""The two classes whose family has a name of its own in records; every other class's is the class name."""
+
+TRIED = (
+    "UNet2DModel",
+    "UNet2DConditionModel",
+    "ControlNetModel",
+    "DiTTransformer2DModel",
+    "PixArtTransformer2DModel",
+    "SD3Transformer2DModel",
+    "FluxTransformer2DModel",
+)
+"""The classes of diffusers that this project's tests quantize, export and sample."""
 
 
 def family_of(config: Mapping[str, Any]) -> str:
     """Family of a diffusers configuration, by its `_class_name`.
 
     Raises:
-        ModelError: the class is not one of the supported ones.
+        ModelError: it names no class.
     """
     name = config.get("_class_name")
-    if not isinstance(name, str) or name not in CLASS_NAMES:
-        raise ModelError(f"config.json names the class {short(name)}, expected one of {', '.join(CLASS_NAMES)}")
-    return CLASS_NAMES[name]
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ModelError(f"config.json names the class {short(name)}, expected the name of a diffusers class")
+    return CLASS_NAMES.get(name, name)
 
 
-def family_module(family: str) -> Family:
-    """What differs in one family.
-
-    Raises:
-        ModelError: there is no such family.
-    """
-    if family not in FAMILIES:
-        raise ModelError(f"denoiser family {family!r} is unknown, expected one of {', '.join(FAMILIES)}")
-    return cast("Family", importlib.import_module(f"dq_deploy.models.families.{family}"))
+def class_of_family(family: str) -> str:
+    """Name of a family's class in diffusers."""
+    return next((name for name, own in CLASS_NAMES.items() if own == family), family)
 
 
-def family_of_config(config: Mapping[str, Any]) -> Family:
-    """What differs in the family of a diffusers configuration."""
-    return family_module(family_of(config))
-
-
-def family_of_module(module: torch.nn.Module) -> Family:
-    """What differs in the family of a diffusers module.
-
-    Raises:
-        ModelError: its class is not one of the supported ones.
-    """
+def family_of_module(module: torch.nn.Module) -> str:
+    """Family of a diffusers module, by its class."""
     name = type(module).__name__
-    if name not in CLASS_NAMES:
-        raise ModelError(f"module is a {name}, expected one of {', '.join(CLASS_NAMES)}")
-    return family_module(CLASS_NAMES[name])
+    return CLASS_NAMES.get(name, name)
+
+
+def words_of_untried(family: str) -> str:
+    """What is said of a class that no test of this project has; nothing of those that have one."""
+    name = class_of_family(family)
+    if name in TRIED:
+        return ""
+    return (
+        f"{name} was never tried here: it is taken by the same rules as {', '.join(TRIED[2:])}, so compare its pictures"
+    )
 
 
 def build_denoiser(family: str, config: Mapping[str, Any], *, device: str = "cpu") -> torch.nn.Module:
-    """A denoiser with random weights, float32, eval mode; `device="meta"` makes shapes only, at no cost.
+    """A denoiser with random weights, float32, eval mode, no gradients.
+
+    Args:
+        family: `unet2d`, `unet2d_condition`, or the name of another class of diffusers.
+        config: its diffusers configuration; keys that begin with `_` are not read.
+        device: `meta` makes shapes only, at no cost; buffers that no file holds have their values all the same.
 
     Raises:
-        ModelError: unknown family, or a configuration that diffusers cannot build or that is not supported.
+        ModelError: diffusers has no such class or it does not denoise, or the configuration is one that diffusers
+            cannot build or run.
     """
-    return family_module(family).build(config, device=device)
+    name = class_of_family(family)
+    kind = _denoiser_class(name)
+    plain = {key: value for key, value in config.items() if not key.startswith("_")}
+    module = _built(kind, plain, device)
+    if name in TRIED:
+        _check_runs(module, {**config, "_class_name": name})
+    return module
+
+
+def _denoiser_class(name: str) -> type:
+    """The class of this name, if it is one that denoises.
+
+    Raises:
+        ModelError: it is not.
+    """
+    from dq_deploy.models.load.component_class import denoises, diffusers_class
+
+    kind = diffusers_class(name)
+    if kind is None:
+        raise ModelError(f"denoiser class {short(name)} is unknown: diffusers has none of this name")
+    if not denoises(kind):
+        raise ModelError(f"{name} is no model that is told a timestep, so it does not denoise; expected such a class")
+    taken = inspect.signature(vars(kind).get("forward", kind)).parameters
+    if "timestep" not in taken:
+        other = next(name for name in taken if "timestep" in name or name in ("t", "r"))
+        raise ModelError(
+            f"the forward of {name} calls its timestep {other!r}, expected 'timestep'; this class is not supported"
+        )
+    return kind
+
+
+def _built(kind: type, plain: Mapping[str, Any], device: str) -> torch.nn.Module:
+    """The module that a configuration describes.
+
+    Raises:
+        ModelError: diffusers cannot build it, or it has no layer that could be quantized.
+    """
+    import torch
+
+    from dq_deploy.models.layers import is_quantizable
+
+    try:
+        with torch.device(device):
+            module = _made(kind, plain)
+        if device == "meta":
+            _fill_buffers(module, kind, plain)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise_if_out_of_memory(error)
+        raise ModelError(
+            f"config.json does not describe a {kind.__name__} that can be built: {first_line(error)}"
+        ) from error
+    if not any(is_quantizable(child) for child in module.modules()):
+        raise ModelError(f"{kind.__name__} has no linear layer and no 2-D convolution; nothing of it can be quantized")
+    return module.eval().requires_grad_(False)
+
+
+def _made(kind: type, plain: Mapping[str, Any]) -> torch.nn.Module:
+    if kind.__name__ == "UNet2DModel":
+        from dq_deploy.models.families.stem import unet2d_with_stem
+
+        return unet2d_with_stem(plain)
+    module: torch.nn.Module = kind(**plain)
+    return module
+
+
+def _fill_buffers(module: torch.nn.Module, kind: type, plain: Mapping[str, Any]) -> None:
+    """Give buffers that no file holds, as the places of tokens, the values that the class computes for them."""
+    import torch
+
+    from dq_deploy.models.buffers import without_weights
+
+    held = set(module.state_dict())
+    computed = [name for name, value in module.named_buffers() if name not in held and value.is_meta]
+    if not computed:
+        return
+    with without_weights():
+        values = dict(_made(kind, plain).named_buffers())
+    for name in computed:
+        parent, _, last = name.rpartition(".")
+        owner = module.get_submodule(parent)
+        value = values[name].detach()
+        owner.register_buffer(last, value if isinstance(value, torch.Tensor) else None, persistent=False)
+
+
+def _check_runs(module: torch.nn.Module, config: Mapping[str, Any]) -> None:
+    """Run a module on shapes alone, as its configuration says it is called.
+
+    Raises:
+        ModelError: it cannot run so: diffusers checks little of a configuration.
+    """
+    from dq_deploy.models.capture.captured import captured
+
+    sizes = {}
+    if config.get("sample_size", 0) is None:  # any size that every level halves evenly
+        side = 2 ** max(3, len(config.get("block_out_channels") or (1, 1, 1, 1)))
+        sizes = {"height": side, "width": side}
+    captured(module, default_call(config, sizes))
 
 
 def default_call(config: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -> Call:

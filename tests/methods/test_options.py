@@ -13,32 +13,53 @@ from dq_deploy.methods import (
     METHODS,
     PRESETS,
     SharedOptions,
-    bits_of_layers,
+    bits_of_sites,
     options_for,
     options_from_preset,
     quantize,
 )
 from dq_deploy.methods.options import OPTION_NAMES, json_of_options
+from dq_deploy.models import LayerSite
 from tests.tiny import tiny_denoiser
 
-NAMES = [
-    "conv_in",
-    "time_embedding.linear_1",
-    "mid_block.resnets.0.conv1",
-    "mid_block.resnets.0.time_emb_proj",
-    "up_blocks.0.resnets.0.conv1",
-    "conv_out",
-]
+ROLES = {
+    "conv_in": "first",
+    "time_embedding.linear_1": "embedding",
+    "mid_block.resnets.0.conv1": "general",
+    "mid_block.resnets.0.time_emb_proj": "modulation",
+    "mid_block.attentions.0.attn2.to_k": "condition",
+    "up_blocks.0.resnets.0.conv1": "general",
+    "conv_out": "last",
+}
+
+
+def site(name: str, **more: str) -> LayerSite:
+    return LayerSite(
+        name=name,
+        kind="linear",
+        in_channels=64,
+        out_channels=8,
+        kernel=(),
+        stride=(1, 1),
+        padding=(0, 0, 0, 0),
+        dilation=(1, 1),
+        groups=1,
+        macs=512,
+        input_shape=(1, 64),
+        output_shape=(1, 8),
+        **more,
+    )
 
 
 def bits(**options: Any) -> dict[str, tuple[int | None, int | None]]:
-    found = bits_of_layers(NAMES, options_for(**options))
+    found = bits_of_sites([site(name, role=role) for name, role in ROLES.items()], options_for(**options))
     return {name: (own.weight_bits, own.activation_bits) for name, own in found.items()}
 
 
-def test_first_last_and_time_layers_have_their_defaults() -> None:
+def test_layers_have_the_defaults_of_their_roles() -> None:
     found = bits(weight_bits=4, activation_bits=6)
-    assert found["conv_in"] == found["conv_out"] == found["mid_block.resnets.0.time_emb_proj"] == (8, 8)
+    eight = [name for name, role in ROLES.items() if role not in ("general", "embedding")]
+    assert {found[name] for name in eight} == {(8, 8)}
     assert found["time_embedding.linear_1"] == (None, None)
     assert found["mid_block.resnets.0.conv1"] == (4, 6)
 
@@ -55,6 +76,21 @@ def test_layer_bits_win_over_defaults_and_the_last_match_counts() -> None:
     assert found["mid_block.resnets.0.conv1"] == (5, 7)
     assert found["time_embedding.linear_1"] == (8, 8)
     assert found["conv_in"] == (4, 4)
+
+
+def test_weight_only_layers_of_any_role_have_the_general_bits() -> None:
+    found = bits(method="minmax", weight_bits=4, activation_bits=16, block_size=64)
+    assert found["mid_block.attentions.0.attn2.to_k"] == found["conv_in"] == (4, 16)
+    assert found["time_embedding.linear_1"] == (None, None)
+
+
+def test_a_layer_that_has_to_stay_float_does_and_cannot_be_named() -> None:
+    both = [site("a", float_reason="it runs twice"), site("b")]
+    found = bits_of_sites(both, options_for(layer_bits={"*": 4}))
+    assert found["a"].is_float
+    assert found["a"].reason == "it runs twice"
+    with pytest.raises(OptionError, match="layer a is in layer_bits and has to stay float: it runs twice"):
+        bits_of_sites(both, options_for(layer_bits={"a": 4}))
 
 
 @pytest.mark.parametrize(

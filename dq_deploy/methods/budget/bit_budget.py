@@ -13,14 +13,14 @@ import numpy as np
 from dq_deploy.calibration import CalibrationSource
 from dq_deploy.errors import GuaranteeError, OptionError
 from dq_deploy.methods.budget.sensitivity import Sensitivity, measure_sensitivity
-from dq_deploy.methods.layer_bits import LayerBits, bits_of_sites
+from dq_deploy.methods.layer_bits import GENERAL_REASON, LayerBits, bits_of_sites
 from dq_deploy.methods.options import FLOAT_ACTIVATIONS, SharedOptions
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.models import Denoiser, quantizable_layers
 from dq_deploy.numerics.arrays import F64, I64
 from dq_deploy.record import Record
 
-FREE = "general"
+FREE = GENERAL_REASON
 """Reason of bits that nobody named; only those are chosen."""
 
 NIBBLE_BITS = 4

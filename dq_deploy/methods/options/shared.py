@@ -51,7 +51,8 @@ class SharedOptions:
         static: one activation quantizer for all steps, the same as one group; None is the method's own choice.
         symmetric_activations: zero points 0, codes -2^(b-1)..2^(b-1)-1.
         asymmetric_weights: weights have a zero point for each output channel; None is the method's own choice.
-        keep: patterns of layers that stay float; None is `layer_bits.DEFAULT_KEEP`.
+        keep: patterns of layers that stay float; None keeps those of `layer_bits.ROLE_DEFAULTS`: time and pooled
+            embeddings.
         layer_bits: pattern to bits, or to (weight bits, activation bits); the last match counts.
         budget: average number of weight bits over all quantized layers; the bits of each layer follow from its
             measured sensitivity.

@@ -6,17 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from dq_deploy.models.capture.graph import INPUT, LAYER, Graph, Value
-
-EMBEDDING, MODULATION, CONDITION, FIRST, LAST, GENERAL = (
-    "embedding",
-    "modulation",
-    "condition",
-    "first",
-    "last",
-    "general",
-)
-"""Roles of a layer, see `roles_of`."""
-
+from dq_deploy.models.layers import CONDITION, EMBEDDING, FIRST, GENERAL, LAST, MODULATION
 
 @dataclass(frozen=True, kw_only=True)
 class Dependence:
