@@ -11,6 +11,7 @@ from dq_deploy.errors import OptionError
 from dq_deploy.methods.options import FLOAT_ACTIVATIONS, MinmaxOptions, SharedOptions, bits_pair
 from dq_deploy.models.layers import CONDITION, EMBEDDING, FIRST, LAST, MODULATION, LayerSite
 
+
 @dataclass(frozen=True, kw_only=True)
 class RoleDefault:
     """Bits of the layers of one role unless told otherwise, and why.

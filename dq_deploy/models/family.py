@@ -94,7 +94,7 @@ def _denoiser_class(name: str) -> type:
 
     kind = diffusers_class(name)
     if kind is None:
-        raise ModelError(f"denoiser class {short(name)} is unknown: diffusers has none of this name")
+        raise ModelError(f"denoiser family {short(name)} is unknown: diffusers has no class of this name")
     if not denoises(kind):
         raise ModelError(f"{name} is no model that is told a timestep, so it does not denoise; expected such a class")
     taken = inspect.signature(vars(kind).get("forward", kind)).parameters
@@ -169,11 +169,15 @@ def _check_runs(module: torch.nn.Module, config: Mapping[str, Any]) -> None:
     """
     from dq_deploy.models.capture.captured import captured
 
-    sizes = {}
-    if config.get("sample_size", 0) is None:  # any size that every level halves evenly
+    try:
+        call = default_call(config)
+    except ModelError:
+        if config.get("sample_size") is not None:
+            raise
+        # any size will do: one that every level halves evenly
         side = 2 ** max(3, len(config.get("block_out_channels") or (1, 1, 1, 1)))
-        sizes = {"height": side, "width": side}
-    captured(module, default_call(config, sizes))
+        call = default_call(config, {"height": side, "width": side})
+    captured(module, call)
 
 
 def default_call(config: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -> Call:

@@ -143,7 +143,10 @@ BROKEN = {
         "layer nowhere is missing in the denoiser",
     ),
     "family": (lambda r: dataclasses.replace(r, family="vae"), "family 'vae' is unknown"),
-    "configuration": (lambda r: dataclasses.replace(r, model_config={}), "of the record: .*the class None"),
+    "configuration": (
+        lambda r: dataclasses.replace(r, model_config={"act_fn": "none"}),
+        "model_config of the record: .*can be built",
+    ),
 }
 
 

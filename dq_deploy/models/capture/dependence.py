@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dq_deploy.models.capture.graph import INPUT, LAYER, Graph, Value
 from dq_deploy.models.layers import CONDITION, EMBEDDING, FIRST, GENERAL, LAST, MODULATION
 
+
 @dataclass(frozen=True, kw_only=True)
 class Dependence:
     """What the values of a step are made from.

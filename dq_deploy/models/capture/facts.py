@@ -10,7 +10,7 @@ import torch
 
 from dq_deploy.models.capture.dependence import dependence_of, roles_of
 from dq_deploy.models.capture.folds import FoldSearch, fold_refusals, fold_sites
-from dq_deploy.models.capture.graph import ATTENTION, LAYER, STATE, Graph, Value
+from dq_deploy.models.capture.graph import ATTENTION, STATE, Graph, Value
 from dq_deploy.models.capture.splits import skip_splits
 from dq_deploy.models.layers import FoldSite, LayerSite, Macs, is_quantizable, window_of
 
@@ -175,9 +175,7 @@ def _macs(graph: Graph, sites: tuple[LayerSite, ...]) -> Macs:
             other += _of_one_sample(_size(value.shape) * _size(value.sources[1].shape[1:]))
     layers = {site.name: site.macs for site in sites}
     total = sum(layers.values())
-    return Macs(
-        of_all=total + attention + other, of_quantizable=total, attention=attention, other=other, layers=layers
-    )
+    return Macs(of_all=total + attention + other, of_quantizable=total, attention=attention, other=other, layers=layers)
 
 
 def _other_layers(modules: Mapping[str, torch.nn.Module], known: set[str], runs: Mapping[str, int]) -> dict[str, str]:

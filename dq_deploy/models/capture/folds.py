@@ -112,9 +112,7 @@ def _reason(search: FoldSearch, layer: Value) -> str:
         return "the layer runs more than once in a step, or its weight is read elsewhere too"
     value, resized = layer.args[0], False
     while True:
-        if value.kind in VIEWS or value.kind in COPIES or value.kind == WRITE:
-            value = value.sources[0]
-        elif _is_scaled(value):
+        if value.kind in VIEWS or value.kind in COPIES or value.kind == WRITE or _is_scaled(value):
             value = value.sources[0]
         elif value.kind in RESIZES:
             value, resized = value.sources[0], True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from dq_deploy.models.capture.graph import ATTENTION, INPUT, LAYER, NORM, STATE, WRITE, Graph, Value
-from dq_deploy.models.layers import is_quantizable, window_of
+from dq_deploy.models.layers import is_quantizable
 
 NORMS = (torch.nn.GroupNorm, torch.nn.LayerNorm)
 """Norms with a factor and an offset of their own for each channel."""
@@ -113,10 +113,9 @@ class _Recorder(TorchDispatchMode):
             if other is not result:
                 self.add(other, WRITE, args=(self._known[id(other)], value))
 
-    def whole(self, module: torch.nn.Module, path: str, x: torch.Tensor, shape: list[int]) -> torch.Tensor:
-        """The output of a layer or norm."""
+    def whole(self, module: torch.nn.Module, path: str, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """What a layer or norm returned for its input."""
         source = self.value_of(x)
-        out = self.silently(lambda: torch.empty(shape, dtype=x.dtype, device="meta"))
         self.add(out, NORM if isinstance(module, NORMS) else LAYER, path=path, args=(source,))
         return out
 
@@ -152,34 +151,25 @@ class _AttentionWhole(TorchFunctionMode):
         return self._recorder.attention(out, *(named.get(name) for name in ("query", "key", "value", "attn_mask")))
 
 
-@cache
-def _opaque(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:
-    """A subclass whose forward is one value; where the input does not fit, torch's own, which says so."""
-
-    class Opaque(kind):
-        def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            shape = None if args or kwargs else _whole_shape(self, x)
-            if shape is None:
-                return super().forward(x, *args, **kwargs)
-            recorder, path = self.__dict__["_recorded"]
-            return recorder.whole(self, path, x, shape)
-
-    Opaque.__name__, Opaque.__qualname__ = kind.__name__, kind.__qualname__
-    return Opaque
+def _as_one_value(
+    recorder: _Recorder, path: str, module: torch.nn.Module, x: torch.Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    """A layer's forward as one value, unless the input is not what a layer of ours takes."""
+    own = partial(type(module).forward, module)
+    if args or kwargs or not _is_ours(module, x):
+        return own(x, *args, **kwargs)
+    return recorder.whole(module, path, x, recorder.silently(lambda: own(x)))
 
 
-def _whole_shape(module: torch.nn.Module, x: torch.Tensor) -> list[int] | None:
-    """Shape of what a layer or norm returns for an input that fits it, else None."""
+def _is_ours(module: torch.nn.Module, x: object) -> bool:
+    """Whether an input has the type of the weights, and the axes of a layer: [B, ..., C] or [B, C, H, W]."""
+    if not isinstance(x, torch.Tensor):
+        return False
     weight = getattr(module, "weight", None)
     if isinstance(weight, torch.Tensor) and weight.dtype != x.dtype:
-        return None
-    if isinstance(module, torch.nn.Linear):
-        return [*x.shape[:-1], module.out_features] if x.ndim >= 2 and x.shape[-1] == module.in_features else None
-    if isinstance(module, torch.nn.Conv2d):
-        if x.ndim != 4 or x.shape[1] != module.in_channels:
-            return None
-        return [x.shape[0], module.out_channels, *window_of(module).size_out((x.shape[2], x.shape[3]))]
-    return list(x.shape)
+        return False
+    axes: int = x.ndim
+    return axes == 4 if isinstance(module, torch.nn.Conv2d) else axes >= 2
 
 
 def _shapes_of(module: torch.nn.Module, recorder: _Recorder) -> torch.nn.Module:
@@ -196,8 +186,7 @@ def _shapes_of(module: torch.nn.Module, recorder: _Recorder) -> torch.nn.Module:
         if name:
             child.register_forward_pre_hook(_count(name, recorder.runs))
         if is_quantizable(child) or isinstance(child, NORMS):
-            child.__dict__["_recorded"] = (recorder, name)
-            child.__class__ = _opaque(type(child))
+            child.__dict__["forward"] = partial(_as_one_value, recorder, name, child)
     return shapes
 
 
