@@ -79,7 +79,8 @@ def fit_state(
 ) -> None:
     """Put a state dict into a module, tensor by tensor, converted to the module's types.
 
-    What is of the right type already stays where it is, in the map of its file too.
+    What is of the right type already stays where it is, in the map of its file too. A dict is emptied meanwhile, so
+    that no tensor is held twice.
 
     Raises:
         ModelError: (or `error_type`) names the missing, unknown, misshapen or non-finite tensors.
@@ -93,8 +94,9 @@ def fit_state(
         if wanted.dtype.is_floating_point != value.dtype.is_floating_point:
             raise error_type(f"{source}: {key} is {value.dtype}, expected {wanted.dtype}")
     ready = {}
-    for key in (key for key in state if key in expected):  # in the order of the files
-        value = state[key].to(expected[key].dtype)
+    for key in [key for key in state if key in expected]:  # in the order of the files
+        value = state.pop(key) if isinstance(state, dict) else state[key]
+        value = value.to(expected[key].dtype)
         if value.is_floating_point() and not value.is_meta and not _is_finite(value):
             raise error_type(f"{source}: {key} holds NaN or infinity, expected finite numbers")
         ready[key] = value.contiguous()
