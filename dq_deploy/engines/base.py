@@ -66,6 +66,12 @@ class Runner(ABC):
         self._turns = Turns(self.engine, side_by_side=self.side_by_side)
 
     @property
+    def sizes(self) -> tuple[str, ...]:
+        """Names of the sizes that may differ from run to run, the batch among them, in the order of the inputs."""
+        named = (size for spec in self.inputs for size in spec.shape if isinstance(size, str) and size != UNNAMED)
+        return tuple(dict.fromkeys(named))
+
+    @property
     @abstractmethod
     def version(self) -> str:
         """Of the library that runs the engine."""

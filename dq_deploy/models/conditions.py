@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,14 @@ PIXELS_A_LATENT = 8
 """Pixels of the picture along each side of a latent pixel, for the sizes in `time_ids`."""
 TRAIN_TIMESTEPS = 1000
 """Example timesteps lie below it, where nobody says which ones a model knows."""
+USUAL_PIXELS = 1024.0
+"""Height and width of a picture where no size of the call says it."""
+AESTHETIC_SCORE = 6.0
+"""What pipelines with such a number give."""
+GUIDANCE = 3.5
+"""Guidance scale for models that take it as an input."""
+MASKED = -10000.0
+"""What diffusers adds to the score of a token that does not count."""
 SAMPLES = ("sample", "hidden_states")
 """What a denoiser's forward calls the noisy sample."""
 
@@ -62,8 +71,8 @@ def random_conditions(
 ) -> dict[str, Array]:
     """Valid values of every input besides the sample and `timestep`.
 
-    Whole numbers are drawn uniformly within the call's limits, embeddings from a normal distribution of unit variance;
-    `time_ids` say that the picture has the sample's size and was not cropped.
+    What has a name of `NAMED` gets the values said there. Whole numbers are drawn uniformly within the call's limits,
+    embeddings from a normal distribution of unit variance. Masks leave out the ends of some texts.
 
     Args:
         call: of the denoiser.
@@ -81,6 +90,60 @@ def random_conditions(
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Drawing:
+    """An input whose values are made: its shape, and the sizes of the whole call."""
+
+    shape: tuple[int, ...]
+    sizes: Mapping[str, int]
+
+    @property
+    def pixels(self) -> tuple[float, float]:
+        """Height and width of the picture; of a square one with as many image tokens where no size says it."""
+        if HEIGHT in self.sizes and WIDTH in self.sizes:
+            return float(PIXELS_A_LATENT * self.sizes[HEIGHT]), float(PIXELS_A_LATENT * self.sizes[WIDTH])
+        return USUAL_PIXELS, USUAL_PIXELS
+
+
+def _picture_ids(drawing: _Drawing) -> Array:
+    """Original size, corner of the crop, target size; with five numbers the last is an aesthetic score."""
+    height, width = drawing.pixels
+    six = [height, width, 0.0, 0.0, height, width]
+    values = six if drawing.shape[-1] == len(six) else [*six[:4], AESTHETIC_SCORE]
+    return np.broadcast_to(np.resize(np.array(values, np.float32), drawing.shape[-1]), drawing.shape).copy()
+
+
+def _grid_places(drawing: _Drawing) -> Array:
+    """(0, row, column) of each image token, the rows in turn."""
+    places, count = np.zeros(drawing.shape, np.float32), drawing.shape[-2]
+    height, width = (max(1, int(size) // PIXELS_A_LATENT) for size in drawing.pixels)
+    columns = max(1, round((count * width / height) ** 0.5))
+    index = np.arange(count)
+    if drawing.shape[-1] >= 2:
+        places[..., -2], places[..., -1] = index // columns, index % columns
+    return places
+
+
+def _picture_size(drawing: _Drawing) -> Array:
+    return np.broadcast_to(np.array(drawing.pixels, np.float32), drawing.shape).copy()
+
+
+def _picture_ratio(drawing: _Drawing) -> Array:
+    height, width = drawing.pixels
+    return np.full(drawing.shape, height / width, np.float32)
+
+
+NAMED: Mapping[str, tuple[Callable[[_Drawing], Array], str]] = {
+    "time_ids": (_picture_ids, "sizes in pixels, of which a model takes sines"),
+    "resolution": (_picture_size, "likewise"),
+    "aspect_ratio": (_picture_ratio, "height over width of the same picture"),
+    "img_ids": (_grid_places, "places of the image tokens, of which a model takes angles"),
+    "txt_ids": (lambda drawing: np.zeros(drawing.shape, np.float32), "text tokens have no place in the picture"),
+    "guidance": (lambda drawing: np.full(drawing.shape, GUIDANCE, np.float32), "a scale that guided models know"),
+}
+"""How inputs with these names, or with dots in front of them, are valued, and why they are no random numbers."""
+
+
 def _drawn(
     spec: TensorSpec,
     limits: tuple[float, float] | None,
@@ -89,15 +152,28 @@ def _drawn(
     sizes: Mapping[str, int],
 ) -> Array:
     shape = sized(spec.shape, batch, sizes)
-    if spec.name == "time_ids" and shape[-1] == 6 and HEIGHT in sizes:
-        height, width = (PIXELS_A_LATENT * sizes[size] for size in (HEIGHT, WIDTH))
-        return np.tile(np.array([height, width, 0, 0, height, width], np.float32), (batch, 1))
+    named = NAMED.get(spec.name.rpartition(".")[2])
+    if named is not None and shape:
+        values = named[0](_Drawing(shape=shape, sizes=sizes))
+        return values.astype(spec.dtype)
     if spec.name.endswith("mask") or spec.dtype == "bool":
-        return np.ones(shape, spec.dtype)
-    if spec.dtype.startswith("int"):
+        return _mask(spec, shape, generator)
+    if spec.dtype.startswith(("int", "uint")):
         low, high = (0, 0) if limits is None else limits
         return generator.integers(int(low), int(high) + 1, shape, dtype=np.dtype(spec.dtype).type)
     if limits is not None:
         low, high = limits
-        return generator.uniform(low, high, shape).astype(np.float32)
-    return generator.standard_normal(shape, dtype=np.float32)
+        return generator.uniform(low, high, shape).astype(spec.dtype)
+    return generator.standard_normal(shape, dtype=np.float32).astype(spec.dtype, copy=False)
+
+
+def _mask(spec: TensorSpec, shape: tuple[int, ...], generator: np.random.Generator) -> Array:
+    """Which tokens count: all of the first sample, the first ones of the others; added to scores where it is a bias."""
+    kept = np.ones(shape, bool)
+    if len(shape) > 1:
+        lengths = generator.integers(max(1, shape[-1] // 2), shape[-1] + 1, (shape[0], *(1,) * (len(shape) - 1)))
+        lengths[0] = shape[-1]
+        kept &= np.arange(shape[-1]) < lengths
+    if np.dtype(spec.dtype).kind == "f" and len(shape) > 2:
+        return np.where(kept, 0.0, MASKED).astype(spec.dtype)
+    return kept.astype(spec.dtype)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy import calibration
-from dq_deploy.models import call_of_record, input_specs, random_conditions
-from dq_deploy.models.sizes import sized
+from dq_deploy.models import call_of_record, input_specs, random_conditions, sample_name
+from dq_deploy.models.sizes import BATCH, sized
 from dq_deploy.numerics.arrays import F32, Array
-from dq_deploy.record import Record
+from dq_deploy.record import Call, Record
 
 if TYPE_CHECKING:
     from dq_deploy.engines.base import Runner
@@ -30,11 +30,24 @@ class Batch:
         feeds: arrays by input name.
         buckets: [B] step bucket of each sample.
         kind: `step` (all samples at one bucket), `mixed`, `path` (for the float operations alone) or `ONE_STEP`.
+        shared: inputs without a batch axis, which all samples have in common.
+        sizes: of the axes that vary, by name.
     """
 
     feeds: Mapping[str, Array]
     buckets: NDArray[np.int64]
     kind: str
+    shared: frozenset[str] = frozenset()
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    def one(self, index: int) -> dict[str, Array]:
+        """Inputs of one sample, as a batch of one."""
+        return {n: value if n in self.shared else value[index : index + 1] for n, value in self.feeds.items()}
+
+    def repeated(self, index: int, count: int) -> dict[str, Array]:
+        """Inputs of one sample, `count` times."""
+        one = self.one(index)
+        return {n: value if n in self.shared else np.repeat(value, count, axis=0) for n, value in one.items()}
 
 
 @dataclass(kw_only=True)
@@ -89,7 +102,14 @@ def _random_images(generator: np.random.Generator, shape: tuple[int, ...]) -> F3
     return np.clip(image / 2, -1, 1).astype(np.float32)
 
 
-def batch_at(record: Record, buckets: Sequence[int], *, seed: int, kind: str) -> Batch:
+def shared_inputs(call: Call) -> frozenset[str]:
+    """Inputs without a batch axis."""
+    return frozenset(spec.name for spec in input_specs(call) if spec.shape[:1] != (BATCH,))
+
+
+def batch_at(
+    record: Record, buckets: Sequence[int], *, seed: int, kind: str, sizes: Mapping[str, int] | None = None
+) -> Batch:
     """Noised random images with random labels and embeddings, one a bucket given.
 
     A record with one bucket, as an import without timesteps is, does not say where it is used: its samples are spread
@@ -100,18 +120,37 @@ def batch_at(record: Record, buckets: Sequence[int], *, seed: int, kind: str) ->
         buckets: step bucket of each sample.
         seed: of the noise; the same seed and buckets give the same batch.
         kind: kept in the batch.
+        sizes: of the axes that vary, by name; those left out are the call's own.
     """
     generator = np.random.default_rng([seed, *buckets])
     chosen = np.asarray(buckets, np.int64)
     timesteps = record.timesteps[chosen]
     if record.steps == 1 and kind != ONE_STEP:
         timesteps = np.rint(np.linspace(0, training_steps(record) - 1, len(chosen))).astype(np.float32)
+    feeds = random_feeds(record, timesteps.astype(np.float32), generator, sizes or {})
+    call = call_of_record(record)
+    return Batch(
+        feeds=feeds, buckets=chosen, kind=kind, shared=shared_inputs(call), sizes={**call.sizes, **(sizes or {})}
+    )
+
+
+def random_feeds(
+    record: Record, timesteps: F32, generator: np.random.Generator, sizes: Mapping[str, int]
+) -> dict[str, Array]:
+    """Every input at some timesteps: noised images, then what the denoiser is conditioned on.
+
+    Args:
+        record: names the inputs and the scheduler.
+        timesteps: [B].
+        generator: where the numbers come from.
+        sizes: of the axes that vary, by name; those left out are the call's own.
+    """
+    call = call_of_record(record)
     feeds: dict[str, Array] = {
-        "sample": noised_images(record, timesteps, generator),
-        "timestep": timesteps.astype(np.float32),
+        sample_name(call): noised_images(record, timesteps, generator, sizes),
+        "timestep": timesteps,
     }
-    feeds |= random_conditions(call_of_record(record), len(chosen), generator)
-    return Batch(feeds=feeds, buckets=chosen, kind=kind)
+    return feeds | random_conditions(call, len(timesteps), generator, sizes=sizes)
 
 
 def training_steps(record: Record) -> int:
@@ -120,11 +159,18 @@ def training_steps(record: Record) -> int:
     return known if isinstance(known, int) and known > 0 else 1000
 
 
-def noised_images(record: Record, timesteps: F32, generator: np.random.Generator) -> F32:
-    """Random images with the noise of each timestep: the denoiser's input `sample`."""
+def noised_images(
+    record: Record, timesteps: F32, generator: np.random.Generator, sizes: Mapping[str, int] | None = None
+) -> F32:
+    """Random images with the noise of each timestep: the denoiser's noisy input.
+
+    What is no image, as the tokens that some transformers take, is noise alone.
+    """
     call = call_of_record(record)
     specs = {spec.name: spec for spec in input_specs(call)}
-    shape = sized(specs["sample"].shape, len(timesteps), call.sizes)
+    shape = sized(specs[sample_name(call)].shape, len(timesteps), {**call.sizes, **(sizes or {})})
+    if len(shape) != 4:
+        return generator.standard_normal(shape, dtype=np.float32)
     signal, noise = noise_levels(record.scheduler_config, timesteps)
     tail = (-1, 1, 1, 1)
     sample = signal.reshape(tail) * _random_images(generator, shape)
@@ -132,30 +178,43 @@ def noised_images(record: Record, timesteps: F32, generator: np.random.Generator
     return sample.astype(np.float32)
 
 
-def one_sample(feeds: Mapping[str, Array], index: int) -> dict[str, Array]:
-    """Sample `index` of a batch, as a batch of one."""
-    return {name: value[index : index + 1] for name, value in feeds.items()}
-
-
 def run_all(runner: Runner, feeds: Mapping[str, Array]) -> dict[str, Array]:
     """Run with those of the feeds that the runner takes."""
     return runner.run({spec.name: feeds[spec.name] for spec in runner.inputs})
 
 
-def plan_batches(record: Record, *, steps: int, inputs: int, mixed: bool, seed: int) -> list[Batch]:
+def plan_batches(
+    record: Record,
+    *,
+    steps: int,
+    inputs: int,
+    mixed: bool,
+    seed: int,
+    others: Sequence[Mapping[str, int]] = (),
+) -> list[Batch]:
     """The runs of a verification.
 
     First one batch of `inputs` samples at each of `steps` spread buckets; then, where batches may mix steps, a batch
     of those buckets, and batches of at most 8 samples with every other bucket once. Without mixing the other buckets
-    run one by one.
+    run one by one. Behind them stands one such batch for each of the other sizes.
+
+    Args:
+        record: names steps and inputs.
+        steps: step buckets that get a batch of their own.
+        inputs: samples in each such batch.
+        mixed: whether a batch may mix steps.
+        seed: of the inputs.
+        others: sizes besides the call's own, by name.
     """
     chosen = spread_buckets(record.steps, steps)
     one = "step" if mixed else ONE_STEP
     batches = [batch_at(record, [b] * inputs, seed=seed, kind=one) for b in chosen]
     rest = [b for b in range(record.steps) if b not in chosen]
     if not mixed:
-        return batches + [batch_at(record, [b], seed=seed + 1, kind=one) for b in rest]
+        batches += [batch_at(record, [b], seed=seed + 1, kind=one) for b in rest]
+        return batches + [batch_at(record, chosen[-1:], seed=seed + 3, kind=one, sizes=sizes) for sizes in others]
     first = (chosen if len(chosen) > 1 else chosen * 2)[:8]
     batches.append(batch_at(record, first, seed=seed + 1, kind="mixed"))
     groups = [rest[start : start + 8] for start in range(0, len(rest), 8)]
-    return batches + [batch_at(record, group, seed=seed + 2, kind="mixed") for group in groups]
+    batches += [batch_at(record, group, seed=seed + 2, kind="mixed") for group in groups]
+    return batches + [batch_at(record, first, seed=seed + 3, kind="mixed", sizes=sizes) for sizes in others]

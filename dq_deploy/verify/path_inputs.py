@@ -7,16 +7,16 @@ the layers are compared there, for the integer layers' tables have no other entr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dq_deploy.models import call_of_record, random_conditions
+from dq_deploy.models import call_of_record, input_specs, random_conditions, sample_name
+from dq_deploy.models.conditions import MASKED
 from dq_deploy.numerics import step_bucket
 from dq_deploy.numerics.arrays import F32, Array
 from dq_deploy.record import Record
-from dq_deploy.verify.inputs import Batch, noised_images, training_steps
+from dq_deploy.verify.inputs import Batch, noised_images, random_feeds, shared_inputs, training_steps
 
 SMALL_TABLE = 64
 """Rows of a table of labels up to which each is looked up in the engine; a larger one is compared as a whole."""
@@ -25,7 +25,6 @@ BETWEEN = 3
 """Timesteps looked at between calibrated ones."""
 
 AT_ONCE = 8
-_LABELS = "class_labels"
 
 
 def path_batches(record: Record, *, mixed: bool, seed: int) -> list[Batch]:
@@ -37,23 +36,39 @@ def path_batches(record: Record, *, mixed: bool, seed: int) -> list[Batch]:
         seed: of the noise and the conditions.
     """
     generator = np.random.default_rng([seed, 12])
-    config, call = record.model_config, call_of_record(record)
+    call = call_of_record(record)
+    shared = shared_inputs(call)
     middle = record.timesteps[record.steps // 2 : record.steps // 2 + 1].astype(np.float32)
     if record.steps == 1:
         middle = np.array([training_steps(record) // 2], np.float32)
-    base: dict[str, Array] = {"sample": noised_images(record, middle, generator), "timestep": middle}
-    base |= random_conditions(call, 1, generator)
-    rows = [base, {**base, "sample": noised_images(record, middle, generator)}]
+    base = random_feeds(record, middle, generator, {})
+    rows = [base, {**base, sample_name(call): noised_images(record, middle, generator)}]
     rows += [{**base, "timestep": np.array([t], np.float32)} for t in other_timesteps(record)]
-    others: Mapping[str, Any] = random_conditions(call, 1, generator)
-    for name, value in others.items():
-        if name == _LABELS:
-            rows += [{**base, name: np.array([label], np.int64)} for label in _labels(config)]
-        else:
-            changed = value + np.float32(8) if np.array_equal(value, base[name]) else value
-            rows.append({**base, name: changed.astype(np.asarray(base[name]).dtype)})
+    alone = []
+    others = random_conditions(call, 1, generator)
+    for item, spec in zip(call.inputs, input_specs(call), strict=True):
+        if spec.name in others:
+            into = alone if spec.name in shared else rows
+            into += [
+                {**base, spec.name: value}
+                for value in _changed(spec.name, base[spec.name], others[spec.name], item.limits)
+            ]
     size = AT_ONCE if mixed else 1
-    return [_joined(rows[start : start + size], record) for start in range(0, len(rows), size)]
+    batches = [_joined(rows[start : start + size], record, shared) for start in range(0, len(rows), size)]
+    return batches + [_joined([row], record, shared) for row in alone]
+
+
+def _changed(name: str, value: Array, other: Array, limits: tuple[float, float] | None) -> list[Array]:
+    """Further values of an input: every row of a small table, a shorter mask, other numbers."""
+    if value.dtype.kind in "iu" and limits is not None:
+        return [np.full_like(value, label) for label in _labels(*limits)]
+    if value.dtype.kind in "iub" or name.endswith("mask"):
+        ended = value.copy()
+        ended[..., value.shape[-1] // 2 + 1 :] = MASKED if value.dtype.kind == "f" and value.ndim > 2 else 0
+        return [ended]
+    if not np.array_equal(value, other) or limits is not None:
+        return [other]
+    return [(value + np.float32(8)).astype(value.dtype)]
 
 
 def other_timesteps(record: Record) -> list[float]:
@@ -68,17 +83,28 @@ def other_timesteps(record: Record) -> list[float]:
     gaps = np.unique(np.rint(np.linspace(0, record.steps - 2, BETWEEN)).astype(np.int64))
     # not the midpoints, which are the edges between buckets
     between = [float(known[i] + np.float32(0.375) * (known[i + 1] - known[i])) for i in gaps]
-    return [*between, float(known[0]) - 1, float(max(known[-1] + 1, last))]
+    first, final = float(known[0]), float(known[-1])
+    # some models take the logarithm: a positive timestep stays positive
+    below = first / 2 if 0 < first <= 1 else first - 1
+    above = max(final + 1, last) if final > 1 else final + float(known[-1] - known[-2])
+    return [*between, below, above]
 
 
-def _labels(config: Mapping[str, Any]) -> Sequence[int]:
-    count = int(config["num_class_embeds"])
-    if count <= SMALL_TABLE:
-        return range(count)
-    return sorted({int(i) for i in np.linspace(0, count - 1, AT_ONCE)})
+def _labels(low: float, high: float) -> Sequence[int]:
+    first, last = int(low), int(high)
+    if last - first < SMALL_TABLE:
+        return range(first, last + 1)
+    return sorted({int(i) for i in np.linspace(first, last, AT_ONCE)})
 
 
-def _joined(rows: Sequence[Mapping[str, Array]], record: Record) -> Batch:
-    feeds = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+def _joined(rows: Sequence[Mapping[str, Array]], record: Record, shared: frozenset[str]) -> Batch:
+    first = rows[0]
+    feeds = {name: first[name] if name in shared else np.concatenate([row[name] for row in rows]) for name in first}
     timesteps: NDArray[np.float32] = feeds["timestep"].astype(np.float32)
-    return Batch(feeds=feeds, buckets=step_bucket(timesteps, record.step_edges), kind="path")
+    return Batch(
+        feeds=feeds,
+        buckets=step_bucket(timesteps, record.step_edges),
+        kind="path",
+        shared=shared,
+        sizes=call_of_record(record).sizes,
+    )
