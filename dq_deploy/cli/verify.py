@@ -78,6 +78,13 @@ _HashCheck = Annotated[
         help="Refuse a --ckpt whose content is not what was written. An engine is compared whatever its hash.",
     ),
 ]
+_Size = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--size",
+        help="NAME=N, may be repeated: prove at this size too, as height=16; by default at smaller ones.",
+    ),
+]
 
 
 def verify(
@@ -96,6 +103,7 @@ def verify(
     threads: _Threads = None,
     device: _Device = None,
     isa: _Isa = None,
+    size: _Size = None,
     hash_check: _HashCheck = True,
 ) -> None:
     """Compare an engine with what its record makes, and every layer in it with the numerics while it runs.
@@ -112,7 +120,8 @@ def verify(
         from dq_deploy.verify.report.page import require_jinja
 
         require_jinja()
-    for_plans = {"--model": model, "--runtime": runtime, "--threads": threads, "--isa": isa, "--device": device}
+    sizes = sizes_from_options(size)
+    for_plans = {"--size": size or None, "--model": model, "--runtime": runtime, "--threads": threads, "--isa": isa, "--device": device}
     record = _record_of(engine, ckpt, for_plans, hash_check=hash_check)
     from dq_deploy.verify.prover import ProofOptions
 
@@ -126,6 +135,7 @@ def verify(
         isa=isa,
         device=device,
         run_plan=exact,
+        sizes=sizes,
         progress=_progress,
     )
     report = _proven(record, engine, options, quantization_error=quantization_error)

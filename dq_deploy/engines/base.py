@@ -222,9 +222,7 @@ class Runner(ABC):
             self._count_check(start)
         if self.manifest is None:
             return
-        labels, classes = feeds.get("class_labels"), self.manifest.model_config.get("num_class_embeds")
-        if labels is not None and classes and (labels.min() < 0 or labels.max() >= classes):
-            raise InputError(f"class_labels span {labels.min()}..{labels.max()}, expected 0..{classes - 1}")
+        self._check_limits(feeds)
         if self.manifest.single_step_batch and "timestep" in feeds:
             edges = np.asarray(self.manifest.step_edges, np.float32)
             buckets = np.unique(step_bucket(feeds["timestep"], edges))
@@ -233,6 +231,18 @@ class Runner(ABC):
                     f"timestep falls into step buckets {buckets.tolist()}; this engine (mode fast) takes one bucket a "
                     'batch: run them apart or export with `mode="exact"`'
                 )
+
+    def _check_limits(self, feeds: Mapping[str, Array]) -> None:
+        """Refuse whole numbers out of an input's limits: no row of a table stands for them."""
+        assert self.manifest is not None
+        limits = {entry.name: entry.limits for entry in self.manifest.inputs if entry.limits is not None}
+        classes = self.manifest.model_config.get("num_class_embeds")
+        if classes and not limits:  # an earlier version wrote the manifest
+            limits = {"class_labels": (0, classes - 1)}
+        for name, (low, high) in limits.items():
+            value = feeds.get(name)
+            if value is not None and value.dtype.kind in "iu" and (value.min() < low or value.max() > high):
+                raise InputError(f"{name} span {value.min()}..{value.max()}, expected {low:g}..{high:g}")
 
     def _count_check(self, start: float) -> None:
         with self._turns.moment:

@@ -33,11 +33,13 @@ class TensorEntry(Entries):
         name: of the tensor.
         dtype: numpy's name of its type.
         shape: its sizes; a letter is a free one.
+        limits: lowest and highest value it may have; None where any is valid.
     """
 
     name: Text
     dtype: Text
     shape: tuple[Dimension, ...]
+    limits: tuple[Number, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +211,7 @@ class EngineManifest(Entries):
         inputs: input tensors, in the engine's order.
         outputs: output tensors, in the engine's order.
         sizes: what each size that varies was where the denoiser's call was recorded; None in earlier versions.
+        multiples: what a size that varies has to be a multiple of, by name; None where every number will do.
         constants: plain values that the denoiser is always called with, by argument; None where there are none.
         timesteps: the calibrated timesteps, one for each step bucket.
         step_edges: limits between the step buckets.
@@ -235,6 +238,7 @@ class EngineManifest(Entries):
     inputs: tuple[TensorEntry, ...]
     outputs: tuple[TensorEntry, ...]
     sizes: Mapping[str, Size] | None = None
+    multiples: Mapping[str, Size] | None = None
     constants: Mapping[str, Any] | None = None
     timesteps: tuple[Number, ...]
     step_edges: tuple[Number, ...]

@@ -19,6 +19,7 @@ from dq_deploy.models.sizes import varying_axes
 from dq_deploy.native.trace.traced import traced_program
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Record, check_can_run, content_sha256, load_record
+from dq_deploy.targets.manifest import input_entries
 from dq_deploy.version import __version__
 
 
@@ -48,7 +49,7 @@ class RecordRunner(Runner):
             model_config=dict(record.model_config),
             scheduler_config=None if record.scheduler_config is None else dict(record.scheduler_config),
             record_sha256=content_sha256(record),
-            inputs=tuple(TensorEntry(name=spec.name, dtype=spec.dtype, shape=tuple(spec.shape)) for spec in inputs),
+            inputs=input_entries(call),
             outputs=tuple(TensorEntry(name=spec.name, dtype=spec.dtype, shape=tuple(spec.shape)) for spec in outputs),
             sizes=dict(call.sizes),
             constants=dict(call.constants) or None,

@@ -7,6 +7,7 @@ are therefore exact, and everything behind them is done in the order `numerics` 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,10 +177,18 @@ class Simulation(torch.nn.Module):
     Attributes:
         denoiser: the diffusers module with integer layers in place.
         context: step context of its layers.
+        constants: plain values that the denoiser is always called with, by argument.
     """
 
-    def __init__(self, denoiser: torch.nn.Module, context: StepContext, step_edges: torch.Tensor) -> None:
+    def __init__(
+        self,
+        denoiser: torch.nn.Module,
+        context: StepContext,
+        step_edges: torch.Tensor,
+        constants: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
+        self.constants = dict(constants or {})
         self.denoiser = denoiser
         self.context = context
         self.register_buffer("step_edges", step_edges, persistent=False)
@@ -209,7 +218,7 @@ class Simulation(torch.nn.Module):
             raise InputError(f"timestep has shape {tuple(time.shape)}, expected one number for each of {batch} samples")
         given[TIMESTEP] = time.reshape(-1).expand(batch) if time.numel() == 1 else time
         self.context.step = self.bucket(given[TIMESTEP])
-        output: torch.Tensor = self.denoiser(**{**given, "return_dict": False})[0]
+        output: torch.Tensor = self.denoiser(**{**self.constants, **given, "return_dict": False})[0]
         return output
 
 
@@ -226,7 +235,7 @@ def simulate(record: Record) -> Simulation:
         GuaranteeError: this machine's float32 products of integers are not exact.
         RecordError: the record does not fit its denoiser.
     """
-    from dq_deploy.models import denoiser_from_record
+    from dq_deploy.models import call_of_record, denoiser_from_record
 
     check_exact_products()
     context = StepContext()
@@ -237,6 +246,6 @@ def simulate(record: Record) -> Simulation:
         weight = torch.nn.Parameter(torch.from_numpy(light.weight()), requires_grad=False)
         denoiser.get_submodule(name).weight = weight
     edges = torch.from_numpy(np.array(record.step_edges, np.float32))
-    simulation = Simulation(denoiser.eval(), context, edges)
+    simulation = Simulation(denoiser.eval(), context, edges, call_of_record(record).constants)
     simulation.requires_grad_(False)
     return simulation

@@ -57,7 +57,7 @@ def manifest_of(
         family=record.family,
         model_config=config,
         scheduler_config=None if record.scheduler_config is None else dict(record.scheduler_config),
-        inputs=tuple(_tensor(spec) for spec in input_specs(call)),
+        inputs=input_entries(call),
         outputs=tuple(_tensor(spec) for spec in output_specs(call)),
         sizes=dict(call.sizes),
         constants=dict(call.constants) or None,
@@ -80,7 +80,10 @@ def call_of_manifest(manifest: EngineManifest) -> Call:
     """
     if manifest.sizes is None:
         return default_call(manifest.model_config)
-    inputs = (CallInput(name=argument_name(i.name), dtype=i.dtype, shape=tuple(i.shape)) for i in manifest.inputs)
+    inputs = (
+        CallInput(name=argument_name(i.name), dtype=i.dtype, shape=tuple(i.shape), limits=_pair(i.limits))
+        for i in manifest.inputs
+    )
     return Call(
         inputs=tuple(inputs),
         constants=dict(manifest.constants or {}),
@@ -96,6 +99,18 @@ def manifest_macs(macs: Macs) -> ManifestMacs:
         of_quantizable=int(macs.of_quantizable),
         attention=int(macs.attention),
         layers={name: int(count) for name, count in macs.layers.items()},
+    )
+
+
+def _pair(limits: tuple[float, ...] | None) -> tuple[float, float] | None:
+    return None if limits is None else (limits[0], limits[1])
+
+
+def input_entries(call: Call) -> tuple[TensorEntry, ...]:
+    """The inputs as a manifest has them."""
+    return tuple(
+        TensorEntry(name=spec.name, dtype=spec.dtype, shape=tuple(spec.shape), limits=item.limits)
+        for spec, item in zip(input_specs(call), call.inputs, strict=True)
     )
 
 

@@ -59,6 +59,7 @@ class Runs:
         paths: for the float operations alone.
         output: name of the denoiser's output.
         outputs: all outputs of both, in this order.
+        sizes_note: why the call's own sizes alone were run, in words; empty where others were, or none varies.
         batch_difference: how a batch of mixed steps differs from its samples run alone, in words; empty where it does
             not, None where no batch may mix steps.
     """
@@ -68,11 +69,21 @@ class Runs:
     output: str
     outputs: list[dict[str, Array]]
     batch_difference: str | None
+    sizes_note: str = ""
 
     @property
     def all(self) -> list[Batch]:
         """Both."""
         return [*self.batches, *self.paths]
+
+    @property
+    def sizes(self) -> tuple[dict[str, int], ...]:
+        """Every choice of sizes that was run, in order."""
+        found: list[dict[str, int]] = []
+        for batch in self.batches:
+            if batch.sizes and dict(batch.sizes) not in found:
+                found.append(dict(batch.sizes))
+        return tuple(found)
 
     @property
     def finals(self) -> list[Array]:

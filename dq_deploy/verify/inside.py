@@ -13,11 +13,12 @@ from dq_deploy.engines.base import Runner
 from dq_deploy.errors import DqError, InputError, OptionError
 from dq_deploy.models import LayerSite, build_denoiser, call_of_record, macs_of, quantizable_layers
 from dq_deploy.numerics.arrays import Array
-from dq_deploy.record import Record
+from dq_deploy.record import Call, Record
 from dq_deploy.verify.file.findings import with_file
 from dq_deploy.verify.file.same_file import SameFile
 from dq_deploy.verify.inputs import Batch, Runs, plan_batches, run_all
 from dq_deploy.verify.layers.comparison import LayerSubject
+from dq_deploy.verify.other_sizes import OtherSizes, asked_sizes, other_sizes
 from dq_deploy.verify.output.difference import batch_difference, check_finite, compare_outputs, run_module, simulation
 from dq_deploy.verify.output.float_path import FloatPath
 from dq_deploy.verify.output.outputs import Outputs, TwinOutputs
@@ -60,13 +61,18 @@ class InsideProver(Prover[Layers, Report]):
 
     @cached_property
     def blank(self) -> torch.nn.Module:
-        """The denoiser without its values."""
-        return build_denoiser(self.record.family, self.record.model_config)
+        """The denoiser without its values, on the device `meta`."""
+        return build_denoiser(self.record.family, self.record.model_config, device="meta")
+
+    @cached_property
+    def call(self) -> Call:
+        """How the denoiser is called."""
+        return call_of_record(self.record)
 
     @cached_property
     def macs(self) -> Macs:
         """Of the denoiser."""
-        return macs_of(self.blank, call_of_record(self.record))
+        return macs_of(self.blank, self.call)
 
     @abstractmethod
     def running(self) -> AbstractContextManager[Runner]:
@@ -115,11 +121,17 @@ class InsideProver(Prover[Layers, Report]):
             NonFiniteError: an output is not finite.
         """
         options = self.options
-        batches = plan_batches(
-            self.record, steps=options.steps, inputs=options.inputs, mixed=self.mixed, seed=options.seed
-        )
         paths = path_batches(self.record, mixed=self.mixed, seed=options.seed)
         with self.running() as runner:
+            others = self._other_sizes(runner)
+            batches = plan_batches(
+                self.record,
+                steps=options.steps,
+                inputs=options.inputs,
+                mixed=self.mixed,
+                seed=options.seed,
+                others=others.sizes,
+            )
             outputs = [run_all(runner, batch.feeds) for batch in (*batches, *paths)]
             check_finite(outputs)
             at = next((i for i, batch in enumerate(batches) if batch.kind == "mixed"), None)
@@ -127,7 +139,20 @@ class InsideProver(Prover[Layers, Report]):
             if at is not None:
                 difference = batch_difference(runner, batches[at], outputs[at], self.first_batch_dependent)
             name = self.output_name(runner)
-        return Runs(batches=batches, paths=paths, output=name, outputs=outputs, batch_difference=difference)
+        return Runs(
+            batches=batches,
+            paths=paths,
+            output=name,
+            outputs=outputs,
+            batch_difference=difference,
+            sizes_note=others.note,
+        )
+
+    def _other_sizes(self, runner: Runner) -> OtherSizes:
+        """Those asked for, or smaller ones."""
+        if self.options.sizes:
+            return OtherSizes(sizes=(asked_sizes(self.call, runner, self.options.sizes),))
+        return other_sizes(self.call, runner, self.blank)
 
     def output_name(self, runner: Runner) -> str:
         """Name of the denoiser's output."""
@@ -135,9 +160,7 @@ class InsideProver(Prover[Layers, Report]):
 
     def layer_subject(self, runs: Runs) -> LayerSubject:
         """What the comparison of layers is about."""
-        sites: dict[str, LayerSite] = {
-            site.name: site for site in quantizable_layers(self.blank, call_of_record(self.record))
-        }
+        sites: dict[str, LayerSite] = {site.name: site for site in quantizable_layers(self.blank, self.call)}
         return LayerSubject(
             record=self.record, runs=runs, sites=sites, folder=self.folder, progress=self.options.progress
         )
@@ -155,7 +178,7 @@ class InsideProver(Prover[Layers, Report]):
         except DqError as error:
             note = f"output was not compared with the training simulation: {error}"
             return Outputs(notes=(note,), failures=failures)
-        floats = None if model is None else run_module(model.module, runs.batches)
+        floats = None if model is None else run_module(model.module, runs.batches, self.call.constants)
         mine: list[Array] = runs.finals[: len(runs.batches)]
         steps = compare_outputs(record, runs.batches, mine, trained, twin.outputs, floats)
         kept = seen.results.kept

@@ -10,6 +10,7 @@ from dq_deploy.errors import OptionError
 from dq_deploy.models import quantizable_layers
 from dq_deploy.models.sizes import BATCH, HEIGHT, WIDTH
 from dq_deploy.record import Call
+from dq_deploy.verify.report.words import size_text
 
 if TYPE_CHECKING:
     import torch
@@ -77,11 +78,6 @@ def other_sizes(call: Call, runner: Runner, module: torch.nn.Module) -> OtherSiz
             continue
         return OtherSizes(sizes=(sizes,))
     return OtherSizes(sizes=(), note=f"no second size was proven: {why}")
-
-
-def size_text(sizes: Mapping[str, int]) -> str:
-    """Sizes in words."""
-    return ", ".join(f"{name} {value}" for name, value in sizes.items())
 
 
 def _proposals(call: Call, free: list[str], multiples: Mapping[str, int]) -> Iterator[dict[str, int]]:

@@ -44,7 +44,7 @@ def path_batches(record: Record, *, mixed: bool, seed: int) -> list[Batch]:
     base = random_feeds(record, middle, generator, {})
     rows = [base, {**base, sample_name(call): noised_images(record, middle, generator)}]
     rows += [{**base, "timestep": np.array([t], np.float32)} for t in other_timesteps(record)]
-    alone = []
+    alone: list[dict[str, Array]] = []
     others = random_conditions(call, 1, generator)
     for item, spec in zip(call.inputs, input_specs(call), strict=True):
         if spec.name in others:

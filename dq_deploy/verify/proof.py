@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +47,7 @@ def verify(
     progress: Progress = silent,
     compare_with_record: bool = True,
     traced: TracedOnce | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> Report:
     """Prove that an engine computes what a record says, and in integers.
 
@@ -67,6 +68,8 @@ def verify(
         compare_with_record: export the record again and compare the file with that. Without it only what runs is
             looked at, which is what shows a mistake of the exporter itself.
         traced: the record's, where several engines of one record are proven.
+        sizes: of the axes that vary, by name, at which the engine is proven besides its call's own; where none is given
+            the proof takes smaller ones by itself.
 
     Returns:
         The report; it never raises because of a difference.
@@ -87,6 +90,7 @@ def verify(
         isa=isa,
         device=device,
         compare_with_record=compare_with_record,
+        sizes=sizes or {},
         progress=progress,
     )
     path = Path(engine_path)

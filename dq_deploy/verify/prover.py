@@ -5,9 +5,9 @@ from __future__ import annotations
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -42,6 +42,8 @@ class ProofOptions:
         device: of the native engine: cpu, cuda, or None for a GPU where there is one that can run it.
         compare_with_record: compare the engine with what its record makes.
         run_plan: run a plan where a driver is found, and compare its outputs.
+        sizes: of the axes that vary, by name, at which the engine is proven besides its call's own; where none is given
+            the proof takes smaller ones by itself.
         progress: called with a line at each stage.
     """
 
@@ -55,6 +57,7 @@ class ProofOptions:
     device: str | None = None
     compare_with_record: bool = True
     run_plan: bool = False
+    sizes: Mapping[str, int] = field(default_factory=dict)
     progress: Progress = silent
 
 

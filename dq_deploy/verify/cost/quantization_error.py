@@ -237,6 +237,7 @@ class _Comparison:
 
     def __init__(self, record: Record, module: torch.nn.Module, names: Sequence[str], *, requantized: bool) -> None:
         self.module, self.names = module, tuple(names)
+        self.constants = call_of_record(record).constants
         self.simulated: Any = simulation(record, requantized=requantized)
         self.folds: Folds = folds_of(record, module)
         self.sums = _Sums(len(names), record.steps)
@@ -253,7 +254,7 @@ class _Comparison:
             with _hooks(self.simulated.denoiser, self.names, self._keep):
                 got = call_denoiser(self.simulated, tensors)
             with _hooks(self.module, self.names, partial(self._compare, batch.buckets)):
-                want = call_denoiser(self.module, tensors)
+                want = call_denoiser(self.module, tensors, self.constants)
         self.output.add(0, batch.buckets, want, got)
 
     def _keep(self, name: str) -> Any:

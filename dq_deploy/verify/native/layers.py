@@ -11,7 +11,7 @@ from dq_deploy.graph.writing.steps import TIMESTEP
 from dq_deploy.native.runner import NativeRunner
 from dq_deploy.numerics.arrays import F32, I64, Array
 from dq_deploy.record import Layer
-from dq_deploy.verify.inputs import Batch, one_sample
+from dq_deploy.verify.inputs import Batch
 from dq_deploy.verify.layers.compare import ComparedPart, HeldForm, PartTensors
 from dq_deploy.verify.layers.comparison import LayerComparison, LayerSubject, probe_part
 from dq_deploy.verify.layers.outputs import compare_output_bits, different_bits
@@ -54,12 +54,11 @@ class NativeLayers(LayerComparison):
 
     def buckets_of(self, timesteps: F32) -> Array:
         """The buckets the engine fills its step input with."""
-        one = one_sample(self.runs.batches[0].feeds, 0)
+        first = self.runs.batches[0]
         got = []
         for start in range(0, len(timesteps), EDGES_AT_ONCE):
             some = timesteps[start : start + EDGES_AT_ONCE]
-            feeds = {name: np.repeat(value, len(some), axis=0) for name, value in one.items()}
-            got.append(buckets_of(self.runner, {**feeds, TIMESTEP: some}))
+            got.append(buckets_of(self.runner, {**first.repeated(0, len(some)), TIMESTEP: some}))
         return np.concatenate(got)
 
     def _look_at(self, chunk: Sequence[str], index: int, batch: Batch) -> None:
@@ -108,10 +107,18 @@ class NativeLayers(LayerComparison):
 def first_batch_dependent(runner: AnyNative, batch: Batch, index: int) -> str:
     """The first layer in execution order whose input for a sample depends on the rest of its batch, in words."""
     together = runner.observe(batch.feeds)[1]
-    alone = runner.observe(one_sample(batch.feeds, index))[1]
+    alone = runner.observe(batch.one(index))[1]
     for name, seen_layer in together.items():
         mine = alone[name]
         for what, a, b in (("input", seen_layer.inputs, mine.inputs), ("output", (seen_layer.output,), (mine.output,))):
-            if any(different_bits(x[index : index + 1], y).any() for x, y in zip(a, b, strict=True)):
+            if any(
+                different_bits(_of_sample(x, index, len(batch.buckets)), y).any() for x, y in zip(a, b, strict=True)
+            ):
                 return f"first at the {what} of layer {name}"
     return "no layer shows the difference"
+
+
+def _of_sample(values: Array, index: int, batch: int) -> Array:
+    """What belongs to one sample along a leading axis; all of it where the samples share it."""
+    each, rest = divmod(len(values), batch)
+    return values if rest else values[index * each : (index + 1) * each]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from dq_deploy.graph.writing.steps import BUCKET, TIMESTEP
 from dq_deploy.manifest.values import ManifestLayer, ManifestPart
 from dq_deploy.numerics import step_bucket
 from dq_deploy.numerics.arrays import F32, Array
-from dq_deploy.verify.inputs import Batch, one_sample, run_all
+from dq_deploy.verify.inputs import Batch, run_all
 from dq_deploy.verify.layers.compare import PartTensors
 from dq_deploy.verify.layers.comparison import LayerComparison, LayerSubject
 from dq_deploy.verify.layers.outputs import compare_output, compare_output_codes, float_product_slack
@@ -28,7 +29,7 @@ class GraphLayers(LayerComparison):
     """Compares the layers of a graph, read from copies of it that show its inner tensors.
 
     Attributes:
-        shapes: shape of each layer part's input, by tensor name, without the batch axis.
+        shapes: smallest shape that each layer part's input had, by tensor name.
     """
 
     input_bytes, output_bytes = 5, 8
@@ -46,7 +47,7 @@ class GraphLayers(LayerComparison):
         """
         super().__init__(subject)
         self.shipped, self.entries, self.graph = shipped, entries, graph
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.shapes: dict[str, ProbedInput] = {}
         self._ends = {name: output_tensor(shipped, name, entries.get(name)) for name in self.record.layers}
 
     def readable_layers(self) -> list[str]:
@@ -160,7 +161,11 @@ class GraphLayers(LayerComparison):
             )
             for part in parts
         ]
-        self.shapes |= {str(part.input): own.x.shape[1:] for part, own in zip(parts, read, strict=True)}
+        for part, own in zip(parts, read, strict=True):
+            name_of_input, found = str(part.input), probed_input(own.x, batch)
+            known = self.shapes.get(name_of_input)
+            if known is None or found.values < known.values:
+                self.shapes[name_of_input] = found
         place = self.place(self.record.layers[name], batch, tally)
         forms = [held_form(part) for part in parts]
         y = self.compare_parts(place, forms, read)
@@ -185,6 +190,35 @@ class GraphLayers(LayerComparison):
             self.keep(batch, self.record.layers[name], inputs, output)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProbedInput:
+    """What a layer part's input looked like in a run.
+
+    Attributes:
+        shape: of one sample: [entries of the leading axis, ...], or without that axis where it is the batch.
+        folded: whether the leading axis holds other than one entry a sample.
+        batch: the run.
+    """
+
+    shape: tuple[int, ...]
+    folded: bool
+    batch: Batch
+
+    @property
+    def values(self) -> int:
+        """Values of one sample."""
+        return int(np.prod(self.shape))
+
+
+def probed_input(x: Array, batch: Batch) -> ProbedInput:
+    """The input of a layer part in the run of a batch."""
+    samples = len(batch.buckets)
+    if len(x) == samples:
+        return ProbedInput(shape=x.shape[1:], folded=False, batch=batch)
+    entries = len(x) if len(x) % samples else len(x) // samples
+    return ProbedInput(shape=(entries, *x.shape[1:]), folded=True, batch=batch)
+
+
 def output_tensor(shipped: ShippedGraph, name: str, entry: ManifestLayer | None) -> str | None:
     """The float tensor a layer hands on: what the manifest says, else the end of the nodes named after the layer."""
     if entry is not None and entry.output:
@@ -204,7 +238,7 @@ def first_batch_dependent(shipped: ShippedGraph, batch: Batch, index: int) -> st
         names = [node.output[0] for node in some]
         try:
             with shipped.open(shipped.with_outputs(names)) as runner:
-                together, alone = run_all(runner, batch.feeds), run_all(runner, one_sample(batch.feeds, index))
+                together, alone = run_all(runner, batch.feeds), run_all(runner, batch.one(index))
         except DqError:
             continue  # some inner tensors have types a runner does not return
         for node in some:

@@ -12,7 +12,7 @@ from dq_deploy.errors import NonFiniteError
 from dq_deploy.models import call_denoiser
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Record
-from dq_deploy.verify.inputs import Batch, one_sample, run_all
+from dq_deploy.verify.inputs import Batch, run_all
 
 if TYPE_CHECKING:
     import torch
@@ -78,15 +78,23 @@ def check_finite(outputs: Sequence[Mapping[str, Array]]) -> None:
                 )
 
 
-def run_module(module: torch.nn.Module, batches: Sequence[Batch]) -> list[Array]:
-    """Outputs of a torch denoiser for the batches."""
+def run_module(
+    module: torch.nn.Module, batches: Sequence[Batch], constants: Mapping[str, Any] | None = None
+) -> list[Array]:
+    """Outputs of a torch denoiser for the batches.
+
+    Args:
+        module: a float denoiser, or a simulation.
+        batches: its inputs.
+        constants: of the call; a simulation has them already.
+    """
     import torch
 
     outputs = []
     with torch.inference_mode():
         for batch in batches:
             tensors = {name: torch.from_numpy(np.array(value)) for name, value in batch.feeds.items()}
-            outputs.append(call_denoiser(module, tensors).numpy())
+            outputs.append(call_denoiser(module, tensors, constants).numpy())
     return outputs
 
 
@@ -156,7 +164,7 @@ def compare_outputs(
     for bucket, where in sorted(places.items()):
 
         def at(outputs: Sequence[Array], where: list[tuple[int, int]] = where) -> Array:
-            return np.stack([outputs[i][j] for i, j in where]).astype(np.float64)
+            return np.concatenate([outputs[i][j].ravel() for i, j in where]).astype(np.float64)
 
         mine, training = at(engine), at(trained)
         peak = float(np.ptp(training if floats is None else at(floats)))
@@ -191,7 +199,7 @@ def batch_difference(
         An empty string, or which sample differs and where that begins.
     """
     for index in range(len(batch.buckets)):
-        alone = run_all(runner, one_sample(batch.feeds, index))
+        alone = run_all(runner, batch.one(index))
         for name, value in output.items():
             if alone[name].tobytes() != np.ascontiguousarray(value[index : index + 1]).tobytes():
                 gap = float(np.abs(alone[name].astype(np.float64) - value[index : index + 1]).max())

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from dq_deploy.models import call_denoiser, denoiser_from_record
+from dq_deploy.models import call_denoiser, call_of_record, denoiser_from_record
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Record
 from dq_deploy.verify.inputs import Batch
@@ -57,7 +57,7 @@ class FloatPathCheck:
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in batch.feeds.items()}
         wide = {name: value.double() if value.is_floating_point() else value for name, value in tensors.items()}
         with torch.no_grad(), self._mode:
-            result = call_denoiser(self._module, wide)
+            result = call_denoiser(self._module, wide, call_of_record(self.record).constants)
             self._compare(OUTPUT, final, result)
         self._inputs += len(batch.buckets)
         self._guessed |= self._mode.guessed
@@ -93,7 +93,7 @@ class FloatPathCheck:
         self._compare(name, got, x)
         with _disable_current_modes():
             value = torch.from_numpy(np.array(y)).double()
-            return value if value.ndim == x.ndim else value.reshape(*x.shape[:-1], -1)
+            return value.reshape(*x.shape[:-1], -1) if self.record.layers[name].kind == "linear" else value
 
     def _compare(self, name: str, got: Array, want: torch.Tensor) -> None:
         bound = self._mode.bound_of(want)

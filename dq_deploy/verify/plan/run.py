@@ -97,4 +97,4 @@ def agreement_text(psnr: float, float_type: str) -> str:
 
 
 def _smallest_batch(profiles: Sequence[Mapping[str, SizeRange]]) -> int:
-    return profiles[0]["sample"].min[0] if profiles else 1
+    return profiles[0]["timestep"].min[0] if profiles else 1

@@ -330,6 +330,7 @@ def assembled_report(findings: Findings) -> Report:
         mixed_bits=mixed_bits_of(findings.record),
         float_path_share=None if path is None else path.max_share,
         float_path_inputs=0 if path is None else path.inputs,
+        sizes=findings.runs.sizes,
         left_out=findings.left_out,
     )
 
@@ -369,7 +370,8 @@ def _notes(findings: Findings) -> tuple[str, ...]:
 
 def _comparison_notes(findings: Findings) -> list[str]:
     layers, path = findings.layers, findings.compared_path
-    notes = [findings.runs.batch_difference] if findings.runs.batch_difference else []
+    runs = findings.runs
+    notes = [note for note in (runs.batch_difference, runs.sizes_note) if note]
     if path is not None and path.guessed:
         names = ", ".join(path.guessed[:3])
         notes.append(f"float operations whose rounding was measured, for no bound is derived for them: {names}")

@@ -215,6 +215,7 @@ class Report:
         float_path_share: largest difference of a value between the layers, as a share of what float rounding can make
             of it; None where the float operations could not be compared.
         float_path_inputs: samples for which they were.
+        sizes: of the axes that vary, every choice that was proven; those of calibration are the first.
         file_compared: whether the engine was compared with what its record makes; None where that was not asked.
         file_differences: what is not, one line each.
         file_unknown: why it could not be compared, or an empty string.
@@ -258,6 +259,7 @@ class Report:
     mixed_bits: MixedBits | None = None
     float_path_share: float | None = None
     float_path_inputs: int = 0
+    sizes: tuple[dict[str, int], ...] = ()
     file_compared: bool | None = None
     file_differences: tuple[str, ...] = ()
     file_unknown: str = ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from dq_deploy.verify.report.values import LayerReport, Report
 
 
@@ -23,6 +25,11 @@ def number_text(value: float | None) -> str:
 def difference_text(value: float | None) -> str:
     """A largest difference with few digits."""
     return "none read" if value is None else f"{value:,.0f}" if value == int(value) else f"{value:.3g}"
+
+
+def size_text(sizes: Mapping[str, int]) -> str:
+    """Sizes that vary, in words: `height 8, width 8, tokens 77`."""
+    return ", ".join(f"{name} {value}" for name, value in sizes.items())
 
 
 def _file_row(report: Report) -> list[tuple[str, str]]:
@@ -54,6 +61,8 @@ def summary_rows(report: Report) -> list[tuple[str, str]]:
         ("extreme inputs", f"{probed} at all {report.steps_total} steps"),
         ("step edges", f"{report.edges_checked} checked from both sides"),
     ]  # fmt: skip
+    if report.sizes:
+        rows.append(("sizes", "; ".join(size_text(sizes) for sizes in report.sizes)))
     if report.batch_equals_single is not None:
         rows.append(
             (
