@@ -12,6 +12,7 @@ from dq_deploy.engines.base import Runner, TensorSpec
 from dq_deploy.engines.capabilities import DeviceRuns
 from dq_deploy.errors import OptionError
 from dq_deploy.manifest.values import EngineManifest, PlanManifest
+from dq_deploy.record import BATCH
 
 HOST = "host"
 CUDA_GRAPH = "cuda-graph"
@@ -28,26 +29,35 @@ Feeds = Mapping[str, NDArray[np.generic]]
 
 
 def feeds_for(
-    inputs: tuple[TensorSpec, ...], batch: int, manifest: EngineManifest | None
+    inputs: tuple[TensorSpec, ...],
+    batch: int,
+    manifest: EngineManifest | None,
+    sizes: Mapping[str, int] | None = None,
 ) -> dict[str, NDArray[np.generic]]:
-    """Random inputs of one batch: noise, one common timestep, labels that every model has.
+    """Random inputs of one batch: noise, one common timestep, labels that every model has, masks that hide nothing.
 
     Args:
-        inputs: specifications of the engine; a free first dimension becomes the batch.
+        inputs: specifications of the engine; a free first dimension that is no other size becomes the batch.
         batch: samples.
         manifest: gives a calibrated timestep, and of a plan the best size of other free dimensions; or None.
+        sizes: of the axes that vary, by name; the manifest's where they are not given.
     """
     rng = np.random.default_rng(0)
     timesteps = (500.0,) if manifest is None else manifest.timesteps
     profile = manifest.profiles[0] if isinstance(manifest, PlanManifest) else {}
+    usual = {} if manifest is None else manifest.sizes or {}
+    asked = {**({} if profile else usual), **(sizes or {}), BATCH: batch}
     feeds: dict[str, NDArray[np.generic]] = {}
     for spec in inputs:
         best = profile[spec.name].opt if spec.name in profile else (batch,) * len(spec.shape)
         shape = tuple(
-            size if isinstance(size, int) else batch if i == 0 else best[i] for i, size in enumerate(spec.shape)
+            size if isinstance(size, int) else asked.get(size, batch if i == 0 else best[i])
+            for i, size in enumerate(spec.shape)
         )
         if spec.name == "timestep":
             feeds[spec.name] = np.full(shape, timesteps[len(timesteps) // 2], spec.dtype)
+        elif spec.name.endswith("mask"):
+            feeds[spec.name] = np.ones(shape, spec.dtype)
         elif spec.dtype.kind in "iub":
             feeds[spec.name] = np.zeros(shape, spec.dtype)
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,7 +197,12 @@ def _take_turns(
         for clock in clocks:
             for name in names:
                 answer = running[name].time(
-                    batch=batch, warmup=options.warmup, runs=options.runs, seconds=options.seconds, clock=clock
+                    batch=batch,
+                    warmup=options.warmup,
+                    runs=options.runs,
+                    seconds=options.seconds,
+                    clock=clock,
+                    sizes=options.sizes,
                 )
                 own = series[clock][name]
                 own.latency_ms.append(answer.latency_ms)
@@ -272,6 +277,9 @@ def benchmark(
         hash_check=options.hash_check,
     ) as runner:
         manifest, kind = runner.manifest, runner.engine
+        # the same for the baseline, whose graph has no manifest
+        of_runs = runner.sizes_with(options.sizes) if options.sizes or not is_plan(path) else {}
+        options = replace(options, sizes=of_runs)
         assert manifest is not None  # required by default
         if baseline and record is not None and content_sha256(record) != manifest.record_sha256:
             raise FileProblemError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from dq_deploy.errors import OptionError
 
@@ -22,6 +23,7 @@ class BenchOptions:
         engine: engine to run on, or None for what the manifest says.
         isa: instruction set of the native engine, or None for the best.
         device: of the native engine, as of `open_engine`.
+        sizes: of the axes that vary, by name; those left out are those of the calls the model was quantized with.
         hash_check: likewise; the file is checked once, before it is timed.
     """
 
@@ -35,6 +37,7 @@ class BenchOptions:
     engine: str | None = None
     isa: str | None = None
     device: str | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
     hash_check: bool = True
 
     def __post_init__(self) -> None:

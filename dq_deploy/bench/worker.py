@@ -67,6 +67,7 @@ class TimeRequest:
     runs: int
     seconds: float
     clock: str
+    sizes: dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,7 @@ class _Timer:
         """One turn."""
         runner = self._runner
         assert runner is not None
-        feeds = feeds_for(runner.inputs, request.batch, runner.manifest)
+        feeds = feeds_for(runner.inputs, request.batch, runner.manifest, request.sizes)
         spent, before = runner.finite_check_ms, runner.runs
         latency_ms = time_runs(
             runner, feeds, warmup=request.warmup, runs=request.runs, seconds=request.seconds, clock=request.clock
@@ -190,14 +191,25 @@ class Worker(WorkerProcess):
             raise
         self.engine, self.load_ms = loaded.engine, loaded.load_ms
 
-    def time(self, *, batch: int, warmup: int, runs: int, seconds: float, clock: str = HOST) -> Timed:
+    def time(
+        self,
+        *,
+        batch: int,
+        warmup: int,
+        runs: int,
+        seconds: float,
+        clock: str = HOST,
+        sizes: Mapping[str, int] | None = None,
+    ) -> Timed:
         """One turn: a warm-up, then at least so many runs and seconds.
 
         Raises:
             FileProblemError: the engine refuses; the worker's own message.
             DqError: the process failed.
         """
-        request = TimeRequest(batch=batch, warmup=warmup, runs=runs, seconds=seconds, clock=clock)
+        request = TimeRequest(
+            batch=batch, warmup=warmup, runs=runs, seconds=seconds, clock=clock, sizes=dict(sizes or {})
+        )
         return self._asked(request, Timed)
 
     def _asked(self, request: Message, result: type[MessageT]) -> MessageT:

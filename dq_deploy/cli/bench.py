@@ -18,6 +18,7 @@ from dq_deploy.cli.frame import (
 )
 from dq_deploy.cli.frame.hash_check import HashCheck
 from dq_deploy.cli.frame.paths import check_picture
+from dq_deploy.cli.frame.sizes import sizes_from_options
 
 if TYPE_CHECKING:
     from dq_deploy.bench import BenchOptions, BenchReport
@@ -40,6 +41,10 @@ def bench(
         str | None, typer.Option(help="Of the native engine: cpu or cuda; by default a GPU that can run it.")
     ] = None,
     isa: Annotated[str | None, typer.Option(help="Instruction set of the native engine; default: the best.")] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option("--size", help="NAME=N, may be repeated: time at this size, as height=16; default: the model's."),
+    ] = None,
     finite_check: Annotated[
         bool, typer.Option("--finite-check/--no-finite-check", help="Look for NaN and infinity, as in use.")
     ] = True,
@@ -76,6 +81,7 @@ def bench(
         finite_check=finite_check,
         isa=isa,
         device=device,
+        sizes=sizes_from_options(size),
         hash_check=hash_check,
     )
     report = in_flags_throughout(_measured(engine, ckpt, options, baseline=baseline))

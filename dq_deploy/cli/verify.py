@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dq_deploy.cli.frame import check_outputs, console, in_flags, in_flags_throughout, run, write_json
+from dq_deploy.cli.frame.sizes import sizes_from_options
 from dq_deploy.errors import GuaranteeError, OptionError
 
 if TYPE_CHECKING:
@@ -121,7 +122,14 @@ def verify(
 
         require_jinja()
     sizes = sizes_from_options(size)
-    for_plans = {"--size": size or None, "--model": model, "--runtime": runtime, "--threads": threads, "--isa": isa, "--device": device}
+    for_plans: dict[str, object] = {
+        "--size": size or None,
+        "--model": model,
+        "--runtime": runtime,
+        "--threads": threads,
+        "--isa": isa,
+        "--device": device,
+    }
     record = _record_of(engine, ckpt, for_plans, hash_check=hash_check)
     from dq_deploy.verify.prover import ProofOptions
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from dq_deploy.engines.capabilities import DeviceRuns, LayerRuns
 from dq_deploy.engines.turns import Turns
-from dq_deploy.errors import DqError, InputError, NonFiniteError
+from dq_deploy.errors import DqError, InputError, NonFiniteError, OptionError
 from dq_deploy.manifest.values import EngineManifest
 from dq_deploy.models.sizes import BATCH
 from dq_deploy.numerics import step_bucket
@@ -70,6 +70,24 @@ class Runner(ABC):
         """Names of the sizes that may differ from run to run, the batch among them, in the order of the inputs."""
         named = (size for spec in self.inputs for size in spec.shape if isinstance(size, str) and size != UNNAMED)
         return tuple(dict.fromkeys(named))
+
+    def sizes_with(self, asked: Mapping[str, int]) -> dict[str, int]:
+        """Sizes of a run by name: those of the calls the model was quantized with, and those asked for.
+
+        Raises:
+            OptionError: a name that is no size of this engine, or a number that it does not take.
+        """
+        usual = {} if self.manifest is None else dict(self.manifest.sizes or {})
+        multiples = {} if self.manifest is None else self.manifest.multiples or {}
+        free = [size for size in self.sizes if size != BATCH]
+        for name, value in asked.items():
+            if name not in free:
+                known = ", ".join(f"{size} (usually {usual[size]})" if size in usual else size for size in free)
+                raise OptionError(f"size {name} does not vary in this engine; what varies is {known or 'the batch'}")
+            step = multiples.get(name, 1)
+            if value < 1 or value % step:
+                raise OptionError(f"size {name} got {value}, expected a multiple of {step}, from {step}")
+        return {**usual, **asked}
 
     @property
     @abstractmethod

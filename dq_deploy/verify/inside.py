@@ -18,7 +18,7 @@ from dq_deploy.verify.file.findings import with_file
 from dq_deploy.verify.file.same_file import SameFile
 from dq_deploy.verify.inputs import Batch, Runs, plan_batches, run_all
 from dq_deploy.verify.layers.comparison import LayerSubject
-from dq_deploy.verify.other_sizes import OtherSizes, asked_sizes, other_sizes
+from dq_deploy.verify.other_sizes import OtherSizes, other_sizes
 from dq_deploy.verify.output.difference import batch_difference, check_finite, compare_outputs, run_module, simulation
 from dq_deploy.verify.output.float_path import FloatPath
 from dq_deploy.verify.output.outputs import Outputs, TwinOutputs
@@ -151,7 +151,8 @@ class InsideProver(Prover[Layers, Report]):
     def _other_sizes(self, runner: Runner) -> OtherSizes:
         """Those asked for, or smaller ones."""
         if self.options.sizes:
-            return OtherSizes(sizes=(asked_sizes(self.call, runner, self.options.sizes),))
+            asked = runner.sizes_with(self.options.sizes)
+            return OtherSizes(sizes=({**self.call.sizes, **asked},))
         return other_sizes(self.call, runner, self.blank)
 
     def output_name(self, runner: Runner) -> str:

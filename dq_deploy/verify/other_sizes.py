@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dq_deploy.errors import OptionError
 from dq_deploy.models import quantizable_layers
 from dq_deploy.models.sizes import BATCH, HEIGHT, WIDTH
 from dq_deploy.record import Call
@@ -29,28 +28,6 @@ class OtherSizes:
 
     sizes: tuple[Mapping[str, int], ...]
     note: str = ""
-
-
-def asked_sizes(call: Call, runner: Runner, asked: Mapping[str, int]) -> Mapping[str, int]:
-    """The sizes of a run, some of them asked for.
-
-    Args:
-        call: of the denoiser.
-        runner: the engine.
-        asked: by name.
-
-    Raises:
-        OptionError: a name that is no size of this engine, or a number that it does not take.
-    """
-    free = [size for size in runner.sizes if size != BATCH]
-    for name, value in asked.items():
-        if name not in free:
-            known = ", ".join(f"{size} (usually {call.sizes[size]})" for size in free if size in call.sizes)
-            raise OptionError(f"size {name} is not one that varies in this engine; it has {known or 'none'}")
-        step = multiples_of(runner).get(name, 1)
-        if value < 1 or value % step:
-            raise OptionError(f"size {name} got {value}, expected a multiple of {step} from {step}")
-    return {**call.sizes, **asked}
 
 
 def multiples_of(runner: Runner) -> Mapping[str, int]:
