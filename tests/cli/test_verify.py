@@ -62,8 +62,8 @@ TOP_LEVEL = [
     "layers_total", "codes_compared", "accumulators_compared", "codes_probed", "accumulators_probed", "output_psnr_db",
     "output_training_psnr_db", "output_margin_db", "output_steps", "steps_total", "steps_checked", "inputs_compared",
     "float_path_difference", "edges_checked", "batch_equals_single", "layers", "float_layers", "failures", "notes",
-    "seed", "seconds", "quantization", "mixed_bits", "float_path_share", "float_path_inputs", "file_compared",
-    "file_differences", "file_unknown",
+    "seed", "seconds", "quantization", "mixed_bits", "float_path_share", "float_path_inputs", "sizes",
+    "file_compared", "file_differences", "file_unknown",
 ]  # fmt: skip
 
 
@@ -108,6 +108,7 @@ PASSED_ON = {
     "device": (("--device", "cpu"), "device", "cpu"),
     "isa": (("--isa", "all"), "isa", "all"),
     "exact": (("--exact",), "run_plan", True),
+    "size": (("--size", "height=4", "--size", "tokens=9"), "sizes", {"height": 4, "tokens": 9}),
 }
 """Parameter of the command -> arguments, and the field of `ProofOptions` that they set."""
 
@@ -126,6 +127,13 @@ def test_an_option_reaches_the_proof(proofs, ckpt, name):
     assert getattr(proofs.asked["options"], field) == value
     verified(ckpt)
     assert getattr(proofs.asked["options"], field) != value
+
+
+@pytest.mark.parametrize("wrong", ["height", "height=0", "height=x", "=3", "8"])
+def test_a_size_is_a_name_and_a_number(proofs, ckpt, wrong):
+    done = verified(ckpt, "--size", wrong)
+    assert done.code == 2
+    assert "expected NAME=N" in done.err
 
 
 def test_engine_and_record_reach_the_proof(proofs, ckpt):
