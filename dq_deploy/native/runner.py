@@ -16,6 +16,7 @@ from dq_deploy.manifest.values import EngineManifest, TensorEntry
 from dq_deploy.models import TensorSpec as ModelTensorSpec
 from dq_deploy.models import call_of_record, input_specs, output_specs
 from dq_deploy.models.sizes import varying_axes
+from dq_deploy.native.program.by_sizes import Varying
 from dq_deploy.native.trace.traced import traced_program
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Record, check_can_run, content_sha256, load_record
@@ -148,9 +149,7 @@ class NativeRunner(RecordRunner):
                 traced_program(self.record),
                 self.record,
                 context,
-                retrace=partial(traced_program, self.record),
-                sizes=call_of_record(self.record).sizes,
-                varying=varying_axes(input_specs(call_of_record(self.record))),
+                varying_sizes(self.record),
             )
         except BaseException as error:
             context.close()
@@ -214,6 +213,12 @@ class NativeRunner(RecordRunner):
 
     def _free(self) -> None:
         self.executor.close()
+
+
+def varying_sizes(record: Record) -> Varying:
+    """The sizes of a record's call, and its programs at others."""
+    call = call_of_record(record)
+    return Varying(retrace=partial(traced_program, record), sizes=call.sizes, axes=varying_axes(input_specs(call)))
 
 
 def _spec(spec: ModelTensorSpec) -> TensorSpec:

@@ -72,6 +72,6 @@ def test_programs_of_other_lengths_share_the_memory_of_the_parameters(record, tm
         executor = runner.executor
         for tokens in (3, 4, 5, 6, 7, 8):
             runner.run(feeds(tokens))
-        assert len(executor._programs) <= 4
-        assert len({id(floats._parameters) for _, floats in executor._programs.values()}) == 2
+        assert len(executor.programs.kept()) <= 4
+        assert len({id(floats._parameters) for _, floats in executor.programs.kept().values()}) == 2
     assert load_record(tmp_path / "m.pt").steps == 3

@@ -12,9 +12,10 @@ import torch
 from dq_kernels.cpu.library import Context
 
 from dq_deploy.native.cpu.executor import CpuExecutor
-from dq_deploy.native.lower.lowering import Lowering
+from dq_deploy.native.lower.joined import joined_program
 from dq_deploy.native.program import program as programs
 from dq_deploy.native.trace.geometry import geometry_of
+from dq_deploy.native.trace.graph import TracedGraph
 from dq_deploy.native.trace.tracing import trace_module
 from dq_deploy.numerics import step_bucket
 from dq_deploy.record import Layer, Part
@@ -87,12 +88,12 @@ class Case:
         self.layers = {layer.name: layer for layer in layers}
         self._step = step or (lambda module, timestep, *values: module(*values))
         geometry = {name: geometry_of(layer) for name, layer in self.layers.items()}
-        found = []
-        for batch in programs.TRACED_BATCHES:
+
+        def trace(batch: int) -> TracedGraph:
             shapes = [(self._shape(name, batch), dtype) for name, (_, dtype) in self.inputs.items()]
-            graph, keys = trace_module(self.module, self._step, shapes, geometry)
-            found.append(programs.to_json(Lowering(graph, keys, geometry).program(list(self.inputs), "output")))
-        self.joined = programs.loads(programs.dumps(programs.join_batches(*found)))
+            return trace_module(self.module, self._step, shapes, geometry)
+
+        self.joined = programs.loads(programs.dumps(joined_program(trace, geometry, list(self.inputs), "output")))
 
     def _shape(self, name: str, batch: int) -> tuple[int, ...]:
         return tuple(batch if d == "B" else int(d) for d in self.inputs[name][0])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dq_deploy.native.program.layer_constants import LayerConstants, integers
 from dq_deploy.native.program.program import Op, View
 from dq_deploy.native.program.views import rows_view
+from dq_deploy.numerics import row_steps
 
 
 class Memory(Protocol):
@@ -30,14 +31,23 @@ class Bound:
     Attributes:
         memory: of the views.
         constants: of each integer layer's parts.
-        step: [B] int32 step bucket of each sample.
+        steps: int32 step bucket of each entry of a leading axis, by the length of that axis; see `numerics.row_steps`.
         nan_seen: [ops] int32, set where an op met a NaN.
     """
 
     memory: Memory
     constants: Mapping[tuple[str, int], LayerConstants]
-    step: NDArray[np.int32]
+    steps: Mapping[int, NDArray[np.int32]]
     nan_seen: NDArray[np.int32]
+
+    def step_of(self, rows: View) -> NDArray[np.int32]:
+        """Step bucket of each entry of what an op reads, [entries, rows, channels]."""
+        return self.steps[rows.sizes[0]]
+
+    def fill(self, step: NDArray[np.integer]) -> None:
+        """Say the step bucket of each sample."""
+        for rows, values in self.steps.items():
+            values[...] = row_steps(step, rows, static=True)
 
 
 def _optional(bound: Bound, views: Mapping[str, View], role: str) -> int | None:
@@ -61,7 +71,7 @@ def _quantize(bound: Bound, op: Op, index: int) -> c.Structure:
     x = op.reads["x"]
     return structs.QuantizeArgs(
         x=bound.memory.address(x),
-        step=bound.step.ctypes.data,
+        step=bound.step_of(x).ctypes.data,
         nan_seen=_flag(bound, index),
         batch=x.sizes[0],
         rows=x.sizes[1],
@@ -76,7 +86,7 @@ def _normed(bound: Bound, op: Op, index: int) -> dict[str, Any]:
     return {
         "x": bound.memory.address(x),
         "y": _optional(bound, op.writes, "y"),
-        "step": bound.step.ctypes.data,
+        "step": bound.step_of(x).ctypes.data,
         "nan_seen": _flag(bound, index),
         "batch": x.sizes[0],
         "rows": x.sizes[1],
@@ -136,7 +146,7 @@ def _product(bound: Bound, op: Op) -> dict[str, Any]:
     return {
         "codes": bound.memory.address(codes),
         "weights": own.packed.ctypes.data,
-        "step": bound.step.ctypes.data,
+        "step": bound.step_of(codes).ctypes.data,
         "batch": codes.sizes[0],
         "channels": codes.sizes[2],
         "code_pitch": codes.strides[1],

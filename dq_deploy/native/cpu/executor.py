@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes as c
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
@@ -14,27 +14,21 @@ from numpy.typing import NDArray
 
 from dq_deploy.engines.base import reason_of
 from dq_deploy.engines.turns import Turns
-from dq_deploy.errors import DqError, InputError, NonFiniteError
+from dq_deploy.errors import DqError, InputError, ModelError, NonFiniteError
 from dq_deploy.native.cpu import host_ops, reference_product
 from dq_deploy.native.cpu.arguments import Bound, struct_of
 from dq_deploy.native.observe.layer_values import PRODUCTS, readers_of
 from dq_deploy.native.program.arena import Arena, plan_arena
+from dq_deploy.native.program.by_sizes import ProgramsBySize, Sizes, Varying
+from dq_deploy.native.program.entries import entry_counts
 from dq_deploy.native.program.joins import without_join_copies
-from dq_deploy.native.program.layer_constants import FloatConstants, LayerConstants, padded_parts
+from dq_deploy.native.program.layer_constants import FloatConstants, LayerConstants, padded_parts, refusal
 from dq_deploy.native.program.program import Op, Program, View, at_batch, check_bounds, from_json
 from dq_deploy.numerics import step_bucket
 from dq_deploy.record import Record
 
 KEPT_PLANS = 4
 """Batch sizes whose memory and calls are kept."""
-
-KEPT_PROGRAMS = 4
-"""Sizes besides the batch whose programs are kept."""
-
-Sizes = tuple[tuple[str, int], ...]
-"""Sizes that vary besides the batch, by name, in the order of the denoiser's inputs; empty where none does."""
-
-Retrace = Callable[[Mapping[str, int]], Mapping[str, Any]]
 
 TIMESTEP = "timestep"
 
@@ -94,37 +88,26 @@ class CpuExecutor:
         constants: packed weights and tables of each layer part.
         joined: the program for every batch size.
         edges: between step buckets.
+        programs: the programs at other sizes.
         floats: float parameters and folded values.
         lock: held by whoever runs, because the memory of a batch size is one for all threads.
     """
 
     def __init__(
-        self,
-        joined: Mapping[str, Any],
-        record: Record,
-        context: Context,
-        *,
-        retrace: Retrace | None = None,
-        sizes: Mapping[str, int] = MappingProxyType({}),
-        varying: Mapping[str, tuple[str, int]] = MappingProxyType({}),
+        self, joined: Mapping[str, Any], record: Record, context: Context, varying: Varying | None = None
     ) -> None:
         """Pack the weights.
 
         Args:
-            joined: the program for every batch size, at `sizes`.
+            joined: the program for every batch size, at the first sizes.
             record: its layers and parameters.
             context: threads; closed by `close`.
-            retrace: makes the program at other sizes; without it there is but the first.
-            sizes: of the program, by the names of `varying`.
-            varying: input and axis where each size that varies besides the batch can be read, by its name.
+            varying: sizes of that program, and how others are made.
         """
-        self.context, self.record, self._retrace = context, record, retrace
-        self.joined = joined
+        self.context, self.record, self.joined = context, record, joined
         self.edges = np.asarray(record.step_edges, np.float32)
-        self.floats = FloatConstants(record, joined["constants"])
-        self._axes = varying
-        self._first: Sizes = tuple((size, sizes[size]) for size in self._axes)
-        self._programs: dict[Sizes, tuple[Mapping[str, Any], FloatConstants]] = {self._first: (joined, self.floats)}
+        self.programs = ProgramsBySize(joined, record, varying)
+        self.floats = self.programs.floats
         self.constants: dict[tuple[str, int], LayerConstants] = {}
         for (name, part), padded in padded_parts(from_json(at_batch(joined, 1)), record).items():
             self.constants[name, part] = LayerConstants(record.layers[name], part, context, padded=padded)
@@ -133,8 +116,7 @@ class CpuExecutor:
 
     def plan_of(self, feeds: Mapping[str, NDArray[Any]]) -> Plan:
         """Memory and calls for the sizes that inputs have; see `plan`."""
-        sizes = tuple((size, feeds[name].shape[axis]) for size, (name, axis) in self._axes.items())
-        return self.plan(len(feeds[TIMESTEP]), sizes)
+        return self.plan(len(feeds[TIMESTEP]), self.programs.sizes_of(feeds))
 
     def plan(self, batch: int, sizes: Sizes | None = None) -> Plan:
         """Memory and calls of one batch size; made once, those used last are kept.
@@ -147,7 +129,7 @@ class CpuExecutor:
             InputError: the executor is closed, or there is no memory for such a batch.
             ModelError: the denoiser cannot be traced at these sizes.
         """
-        key = (batch, self._first if sizes is None else sizes)
+        key = (batch, self.programs.first if sizes is None else sizes)
         with self.lock:
             plan = self._plans.pop(key, None)
             while plan is None and len(self._plans) >= KEPT_PLANS:
@@ -164,24 +146,10 @@ class CpuExecutor:
         products = [op for op in self.plan_of(feeds).program.ops if op.kind in PRODUCTS]
         return list(dict.fromkeys(str(op.attributes["layer"]) for op in products))
 
-    def _program(self, sizes: Sizes) -> tuple[Mapping[str, Any], FloatConstants]:
-        """The program at some sizes and its constants; the first is kept, and those used last."""
-        found = self._programs.get(sizes)
-        if found is None:
-            if self._retrace is None:
-                raise InputError(f"sizes are {dict(sizes)}, expected {dict(self._first)}: there is no other program")
-            joined = self._retrace(dict(sizes))
-            found = joined, FloatConstants(self.record, joined["constants"], parameters=self.floats)
-        if sizes != self._first:
-            self._programs.pop(sizes, None)
-            self._programs[sizes] = found
-            while len(self._programs) > KEPT_PROGRAMS:
-                self._programs.pop(next(key for key in self._programs if key != self._first))
-        return found
-
     def _planned(self, batch: int, sizes: Sizes) -> Plan:
-        joined, floats = self._program(sizes)
+        joined, floats = self.programs.of(sizes)
         program = without_join_copies(from_json(at_batch(joined, batch)))
+        self._check_parts(program)
         named = {v for op in program.ops for v in op.views() if isinstance(v.buffer, str)}
         check_bounds(program, batch, {str(v.buffer): floats.base(v).size for v in named})
         arena = plan_arena(program)
@@ -193,7 +161,7 @@ class CpuExecutor:
         bound = Bound(
             memory=memory,
             constants=self.constants,
-            step=np.zeros(batch, np.int32),
+            steps={rows: np.zeros(rows, np.int32) for rows in entry_counts(program, self.record, batch)},
             nan_seen=np.zeros(max(len(program.ops), 1), np.int32),
         )
         structs: dict[int, c.Structure] = {}
@@ -213,14 +181,25 @@ class CpuExecutor:
             pieces.append(call_list(calls))
         return Plan(program=program, memory=memory, bound=bound, structs=structs, pieces=tuple(pieces))
 
+    def _check_parts(self, program: Program) -> None:
+        """A program at other sizes calls the layers that were packed, and pads none that cannot be padded."""
+        for (name, part), padded in padded_parts(program, self.record).items():
+            own = self.constants.get((name, part))
+            reason = "it is not called at the first sizes" if own is None else ""
+            if own is not None and padded and not own.reason:
+                reason = refusal(self.record.layers[name], part, padded=True)
+            if reason:
+                raise ModelError(f"layer {name} cannot run at these sizes: {reason}; open the record at these sizes")
+
     def _host_function(self, op: Op, memory: ArenaMemory, bound: Bound) -> Callable[[], None] | None:
         if op.kind == "host":
             reads = {role: memory.array(view) for role, view in op.reads.items()}
-            target, given = memory.array(op.writes["y"]), op.attributes
+            writes = {role: memory.array(view) for role, view in op.writes.items()}
+            given = op.attributes
 
             def small() -> None:
                 try:
-                    target[...] = host_ops.call(given["function"], given["args"], given["kwargs"], reads)
+                    host_ops.call(given, reads, writes)
                 except (ArithmeticError, LookupError, TypeError, ValueError) as error:
                     raise InputError(
                         f"native failed in the operation {given['function']}: {reason_of(error)}; check the inputs' "
@@ -236,7 +215,7 @@ class CpuExecutor:
 
                 def product() -> None:
                     try:
-                        y[...] = reference_product.output(own, op, reads, bound.step)
+                        y[...] = reference_product.output(own, op, reads, bound.step_of(op.reads["codes"]))
                     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
                         raise DqError(
                             f"native failed in layer {own.layer.name}: {reason_of(error)}; verify it with dq-verify"
@@ -249,7 +228,7 @@ class CpuExecutor:
         """Write the inputs and the step buckets."""
         for name, view in plan.program.inputs.items():
             plan.memory.array(view)[...] = feeds[name]
-        plan.bound.step[...] = step_bucket(feeds[TIMESTEP], self.edges)
+        plan.bound.fill(step_bucket(feeds[TIMESTEP], self.edges))
         plan.bound.nan_seen[...] = 0
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -286,15 +265,18 @@ class CpuExecutor:
             )
 
     def timed(self, feeds: Mapping[str, NDArray[Any]]) -> Iterator[tuple[Op, float]]:
-        """Run one step op by op; each op with its microseconds, those of the host left out."""
+        """Run one step op by op; each op with its microseconds, those that numpy does among them."""
         found: list[tuple[Op, float]] = []
         with self.lock:
             plan = self.plan_of(feeds)
             self.fill(plan, feeds)
             kernels = iter(op for index, op in enumerate(plan.program.ops) if index in plan.structs)
+            hosts = iter(op for index, op in enumerate(plan.program.ops) if index not in plan.structs)
             for piece in plan.pieces:
                 if callable(piece):
+                    begin = perf_counter_ns()
                     piece()
+                    found.append((next(hosts), (perf_counter_ns() - begin) / 1e3))
                     continue
                 found += [(next(kernels), float(spent) / 1e3) for spent in self.context.run_timed(piece)]
         yield from found
@@ -303,7 +285,7 @@ class CpuExecutor:
         """End the threads and free the memory."""
         if self.lock.close():
             self._plans.clear()
-            self._programs.clear()
+            self.programs.clear()
             self.context.close()
 
 

@@ -1,75 +1,52 @@
-"""Small operations between the kernels, by numpy: the time embedding's sines, a look-up of a class."""
+"""One operation of a program in numpy: what no kernel does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from dq_deploy.errors import ModelError
+from dq_deploy.native.cpu.numpy_ops.made import Made
+from dq_deploy.native.cpu.numpy_ops.table import numpy_op
 from dq_deploy.numerics.arrays import Array
 
 
-def _silu(x: Array) -> Array:
-    y: Array = (x / (1 + np.exp(-x))).astype(x.dtype)
-    return y
-
-
-def _pad(x: Array, widths: list[int], value: float = 0.0) -> Array:
-    pairs = [(0, 0)] * (x.ndim - len(widths) // 2)
-    pairs += [(widths[i], widths[i + 1]) for i in range(len(widths) - 2, -1, -2)]
-    return np.pad(x, pairs, constant_values=value)
-
-
-def _addmm(bias: Array, x: Array, w: Array) -> Array:
-    return x @ w + bias
-
-
-def _clone(x: Array) -> Array:
-    return x.copy()
-
-
-FUNCTIONS: Mapping[str, Callable[..., Any]] = {
-    "ones": lambda shape: np.ones(shape, np.float32),
-    "zeros": lambda shape: np.zeros(shape, np.float32),
-    "full": np.full,
-    "arange": np.arange,
-    "exp": np.exp,
-    "sin": np.sin,
-    "cos": np.cos,
-    "neg": np.negative,
-    "pow": np.power,
-    "add": lambda a, b, alpha=1: a + b * alpha if alpha != 1 else a + b,
-    "sub": lambda a, b, alpha=1: a - b * alpha if alpha != 1 else a - b,
-    "mul": np.multiply,
-    "div": np.divide,
-    "cat": lambda pieces, dim=0: np.concatenate(pieces, axis=dim),
-    "embedding": lambda table, index, *_: table[index],
-    "_to_copy": _clone,
-    "clone": _clone,
-    "silu": _silu,
-    "addmm": _addmm,
-    "mm": np.matmul,
-    "constant_pad_nd": _pad,
-}
-"""By the name torch gives the operation."""
-
-
-def call(function: str, arguments: Any, named: Mapping[str, Any], reads: Mapping[str, Array]) -> Array:
-    """The value of one operation; `{"read": role}` in the arguments stands for an array.
+def call(attributes: Mapping[str, Any], reads: Mapping[str, Array], writes: Mapping[str, Array]) -> None:
+    """Run one operation.
 
     Args:
-        function: a name of `FUNCTIONS`.
-        arguments: positional arguments as JSON.
-        named: keyword arguments as JSON.
+        attributes: of the op: `function`, torch's name with the overload; `args` and `kwargs` as JSON, where
+            `{"read": role}` stands for an array; `compute`, the dtype torch computes in; `rounded`, see `Op`.
         reads: arrays by role.
+        writes: `y`, or `y0`, `y1` ... for the results of an operation with several.
+
+    Raises:
+        ModelError: there is no such operation.
     """
+    name = str(attributes["function"])
+    function = numpy_op(name)
+    if function is None:
+        raise ModelError(f"operation {name} is none that this version runs in numpy; open the record again")
 
     def filled(value: Any) -> Any:
         if isinstance(value, dict) and value.keys() == {"read"}:
             return reads[value["read"]]
         return [filled(entry) for entry in value] if isinstance(value, list) else value
 
+    first = next(iter(writes.values()))
+    made = Made(shape=first.shape, dtype=first.dtype, compute=np.dtype(attributes["compute"]))
+    named = {key: filled(value) for key, value in attributes["kwargs"].items()}
     with np.errstate(all="ignore"):  # torch says nothing of an overflow either
-        result: Array = np.asarray(FUNCTIONS[function](*filled(arguments), **named))
-    return result
+        result = function(made, *filled(attributes["args"]), **named)
+        for role, target in writes.items():
+            value = result[int(role[1:])] if isinstance(result, tuple) else result
+            target[...] = _as_bfloat16(np.asarray(value)) if attributes.get("rounded") else value
+
+
+def _as_bfloat16(x: Array) -> Array:
+    """Rounded to the 8 significant bits of bfloat16, half to even; still float32."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(x), x, rounded.view(np.float32))

@@ -25,6 +25,8 @@ from dq_deploy.native.cuda import torch_ops
 from dq_deploy.native.cuda.dtypes import with_float_type
 from dq_deploy.native.observe.layer_values import readers_of
 from dq_deploy.native.program.arena import Arena, plan_arena
+from dq_deploy.native.program.by_sizes import ProgramsBySize, Sizes, Varying
+from dq_deploy.native.program.entries import entry_counts
 from dq_deploy.native.program.joins import without_join_copies
 from dq_deploy.native.program.layer_constants import FloatConstants, padded_parts, refusal
 from dq_deploy.native.program.program import Op, Program, View, at_batch, from_json
@@ -35,8 +37,14 @@ from dq_deploy.record import Layer, Record
 TIMESTEP = "timestep"
 WARM_RUNS = 2
 """Runs before a graph is captured: the first compiles the kernels."""
+KEPT_GRAPHS = 4
+"""Batch sizes and sizes besides whose memory and graphs are kept."""
 SLACK_BYTES = 1 << 16
 """Behind the block: a pitched window that begins inside a row may name bytes past its end, which nobody reads."""
+
+
+Steps = Mapping[int, torch.Tensor]
+"""Step bucket of each entry of a leading axis, by the length of that axis."""
 
 
 class CudaMemory:
@@ -78,8 +86,8 @@ class CudaMemory:
 class Prepared:
     """What one batch size runs: functions in order, or a captured graph of them."""
 
-    def __init__(self, memory: CudaMemory, functions: list[Callable[[], None]], step: Any, nan_seen: Any) -> None:
-        self.memory, self.functions, self.step, self.nan_seen = memory, functions, step, nan_seen
+    def __init__(self, memory: CudaMemory, functions: list[Callable[[], None]], steps: Any, nan_seen: Any) -> None:
+        self.memory, self.functions, self.steps, self.nan_seen = memory, functions, steps, nan_seen
         self.graph: Any = None
 
     def play(self) -> None:
@@ -108,6 +116,7 @@ class CudaExecutor:
         device: str = "cuda",
         dtype: str = "float16",
         use_graph: bool = True,
+        varying: Varying | None = None,
     ) -> None:
         """Move weights and tables to the device.
 
@@ -117,6 +126,7 @@ class CudaExecutor:
             device: a torch device; the CPU only under Triton's interpreter.
             dtype: `float16`, `bfloat16` or `float32`.
             use_graph: capture a CUDA graph; without one every kernel is launched from Python.
+            varying: sizes of that program, and how others are made.
 
         Raises:
             InputError: a layer that no GPU kernel takes, with its reason.
@@ -124,14 +134,14 @@ class CudaExecutor:
         self.device, self.dtype, self.joined = torch.device(device), dtype, joined
         self.record = record
         self._use_graph = use_graph and self.device.type == "cuda"
-        self.floats = FloatConstants(record, joined["constants"])
+        self.programs = ProgramsBySize(joined, record, varying)
         self.edges = torch.from_numpy(np.array(record.step_edges, np.float32)).to(self.device)
         self._weights: dict[tuple[str, int], Any] = {}
         self._quantizers: dict[tuple[Any, ...], Any] = {}
         self._scales: dict[tuple[Any, ...], Any] = {}
         for (name, part), padded in padded_parts(from_json(at_batch(joined, 1)), record).items():
             self._load(name, part, padded=padded)
-        self._steps: dict[int, Prepared] = {}
+        self._prepared: dict[tuple[int, Sizes], Prepared] = {}
 
     def _load(self, name: str, part: int, *, padded: bool) -> None:
         layer = self.record.layers[name]
@@ -193,27 +203,42 @@ class CudaExecutor:
 
     # one batch size
 
-    def prepared(self, batch: int) -> Prepared:
+    def prepared_of(self, feeds: Mapping[str, NDArray[Any]]) -> Prepared:
+        """What runs for the sizes that inputs have; those used last are kept."""
+        key = (len(feeds[TIMESTEP]), self.programs.sizes_of(feeds))
+        made = self._prepared.pop(key, None)
+        while made is None and len(self._prepared) >= KEPT_GRAPHS:
+            self._prepared.pop(next(iter(self._prepared)))
+        self._prepared[key] = made or self._prepare(*key)
+        return self._prepared[key]
+
+    def _prepare(self, batch: int, sizes: Sizes) -> Prepared:
         """Memory, functions and graph of one batch size."""
-        if batch not in self._steps:
-            program = with_float_type(without_join_copies(from_json(at_batch(self.joined, batch))), self.dtype)
-            memory = CudaMemory(program, plan_arena(program), self.floats, self.device)
-            step = torch.zeros(batch, dtype=torch.int32, device=self.device)
-            nan_seen = torch.zeros(len(program.ops), dtype=torch.int32, device=self.device)
-            time = memory.tensor(program.inputs[TIMESTEP])
+        joined, floats = self.programs.of(sizes)
+        program = with_float_type(without_join_copies(from_json(at_batch(joined, batch))), self.dtype)
+        missing = [f"{name}" for name, part in padded_parts(program, self.record) if (name, part) not in self._weights]
+        if missing:
+            raise InputError(f"layer {missing[0]} is not called at the first sizes; open the record at these sizes")
+        memory = CudaMemory(program, plan_arena(program), floats, self.device)
+        lengths = entry_counts(program, self.record, batch)
+        steps = {rows: torch.zeros(rows, dtype=torch.int32, device=self.device) for rows in lengths}
+        nan_seen = torch.zeros(len(program.ops), dtype=torch.int32, device=self.device)
+        time = memory.tensor(program.inputs[TIMESTEP])
 
-            def bucket() -> None:
-                nan_seen.zero_()
-                step.copy_((self.edges[None, :] <= time[:, None]).sum(1))
+        def bucket() -> None:
+            nan_seen.zero_()
+            step = (self.edges[None, :] <= time[:, None]).sum(1)
+            for rows, values in steps.items():
+                if rows % batch == 0:  # else only layers without step tables read it
+                    values.copy_(step.repeat_interleave(rows // batch))
 
-            functions = [bucket]
-            for index, op in enumerate(program.ops):
-                functions.append(self._function(op, memory, step, nan_seen[index : index + 1]))
-            made = Prepared(memory, functions, step, nan_seen)
-            if self._use_graph:
-                self._capture(made)
-            self._steps[batch] = made
-        return self._steps[batch]
+        functions = [bucket]
+        for index, op in enumerate(program.ops):
+            functions.append(self._function(op, memory, steps, nan_seen[index : index + 1]))
+        made = Prepared(memory, functions, steps, nan_seen)
+        if self._use_graph:
+            self._capture(made)
+        return made
 
     def _capture(self, made: Prepared) -> None:
         """Record the functions as one graph, after runs that compile everything on a stream of their own."""
@@ -228,18 +253,20 @@ class CudaExecutor:
             made.play()
         made.graph = graph
 
-    def _function(self, op: Op, memory: CudaMemory, step: torch.Tensor, nan_seen: torch.Tensor) -> Callable[[], None]:
+    def _function(self, op: Op, memory: CudaMemory, steps: Steps, nan_seen: torch.Tensor) -> Callable[[], None]:
         if op.kind in ("int_linear", "int_conv2d"):
-            return self.product(op, memory, step, self.epilogue(op, self.record.layers[op.attributes["layer"]], memory))
+            return self.product(
+                op, memory, steps, self.epilogue(op, self.record.layers[op.attributes["layer"]], memory)
+            )
         if op.attributes.get("outs") is not None:
-            return self.coded(op, memory, step, nan_seen)
+            return self.coded(op, memory, steps, nan_seen)
         return torch_ops.function(op, memory.tensor)
 
     def coded(
-        self, op: Op, memory: CudaMemory, step: torch.Tensor, nan_seen: torch.Tensor, y: torch.Tensor | None = None
+        self, op: Op, memory: CudaMemory, steps: Steps, nan_seen: torch.Tensor, y: torch.Tensor | None = None
     ) -> Callable[[], None]:
         """What runs an op that writes codes; `y` takes its float value where the program keeps none."""
-        x = memory.rows(op.reads["x"])
+        x, step = memory.rows(op.reads["x"]), steps[op.reads["x"].sizes[0]]
         if y is None and "y" in op.writes:
             y = memory.rows(op.writes["y"])
         outs = [
@@ -261,11 +288,11 @@ class CudaExecutor:
         groups, silu = op.attributes["groups"], op.attributes["silu"]
         return lambda: launch.group_norm_silu_quantize(x, step, outs, groups=groups, silu=silu, **shared)
 
-    def product(self, op: Op, memory: CudaMemory, step: torch.Tensor, epilogue: Epilogue) -> Callable[[], None]:
+    def product(self, op: Op, memory: CudaMemory, steps: Steps, epilogue: Epilogue) -> Callable[[], None]:
         """What runs an integer product."""
         name, part = op.attributes["layer"], op.attributes["part"]
         layer, weights = self.record.layers[name], self._weights[name, part]
-        codes = memory.rows(op.reads["codes"])
+        codes, step = memory.rows(op.reads["codes"]), steps[op.reads["codes"].sizes[0]]
         quantizer = self._scaler(layer, part, codes.shape[2])
         if op.kind == "int_linear":
             return lambda: launch.int_linear(codes, weights, quantizer, step, epilogue)
@@ -305,7 +332,7 @@ class CudaExecutor:
         Raises:
             NonFiniteError: a NaN reached a quantizer.
         """
-        made = self.prepared(len(feeds[TIMESTEP]))
+        made = self.prepared_of(feeds)
         self.fill(made, feeds)
         made.play()
         found = self.outputs(made)
@@ -334,7 +361,8 @@ class CudaExecutor:
 
     def close(self) -> None:
         """Free the device's memory."""
-        self._steps.clear()
+        self._prepared.clear()
+        self.programs.clear()
         self._weights.clear()
 
 

@@ -30,7 +30,7 @@ def observed_run(
     executor: CudaExecutor, feeds: Mapping[str, Array], layers: Collection[str] | None = None
 ) -> tuple[dict[str, Array], dict[str, LayerValues]]:
     """Run one step without the graph and write down every layer; see `native.observe.observing.observed_run`."""
-    made = executor.prepared(len(feeds["timestep"]))
+    made = executor.prepared_of(feeds)
     executor.fill(made, feeds)
     wanted = wanted_codes(made.memory.program, layers)
     sources: dict[tuple[Any, ...], Array] = {}
@@ -47,7 +47,9 @@ def observed_run(
                 sources[codes_key(op.writes[f"codes{place}"])] = piece.copy()
         function()
     executor.check_nan(made)
-    return executor.outputs(made), layer_values(executor.record, products, made.step.cpu().numpy())
+    return executor.outputs(made), layer_values(
+        executor.record, products, made.steps[len(feeds["timestep"])].cpu().numpy()
+    )
 
 
 def _numpy(value: torch.Tensor) -> Array:
@@ -62,7 +64,7 @@ def _value(executor: CudaExecutor, made: Prepared, op: Op) -> Array:
     batch, rows, channels = op.reads["x"].sizes
     width = channels // 2 if op.kind == "geglu_quantize" else channels
     y = torch.zeros((batch, rows, width), dtype=torch.float32, device=executor.device)
-    executor.coded(op, made.memory, made.step, made.nan_seen[:1], y=y)()
+    executor.coded(op, made.memory, made.steps, made.nan_seen[:1], y=y)()
     return _numpy(y)
 
 
@@ -74,5 +76,5 @@ def _observed(executor: CudaExecutor, made: Prepared, op: Op, source: Array) -> 
     total = torch.empty(shape, dtype=torch.int32, device=executor.device)
     full = executor.epilogue(op, layer, made.memory)
     bare = replace(full, y=y, accumulators=total, previous=None, residual=None, row=None)
-    executor.product(op, made.memory, made.step, bare)()
+    executor.product(op, made.memory, made.steps, bare)()
     return ObservedProduct(source=source, codes=codes, accumulators=_numpy(total), output=_numpy(y), op=op)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from dq_deploy.engines.capabilities import LayerForm, LayerValues, RunsOn
 from dq_deploy.errors import InputError, OptionError
-from dq_deploy.models import call_of_record
-from dq_deploy.models.sizes import sized
-from dq_deploy.native.runner import RecordRunner
+from dq_deploy.native.runner import RecordRunner, varying_sizes
 from dq_deploy.native.trace.traced import traced_program
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Record
@@ -52,15 +49,18 @@ class NativeCudaRunner(RecordRunner):
         if dtype not in FLOAT_TYPES:
             raise OptionError(f"float type is {dtype!r}, expected one of {', '.join(FLOAT_TYPES)}")
         super().__init__(source, finite_check=finite_check, hash_check=hash_check)
-        own = call_of_record(self.record).sizes
-        # one program, of these sizes: others are refused by the check of the inputs' shapes
-        self.inputs = tuple(replace(spec, shape=("B", *sized(spec.shape, 1, own)[1:])) for spec in self.inputs)
         from dq_kernels.cpu.library import KernelInputError
 
         from dq_deploy.native.cuda.executor import CudaExecutor
 
         try:
-            self.executor = CudaExecutor(traced_program(self.record), self.record, device=torch_device, dtype=dtype)
+            self.executor = CudaExecutor(
+                traced_program(self.record),
+                self.record,
+                device=torch_device,
+                dtype=dtype,
+                varying=varying_sizes(self.record),
+            )
         except KernelInputError as error:
             raise InputError(str(error)) from error
 

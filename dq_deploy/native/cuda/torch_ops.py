@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,8 +42,10 @@ def function(op: Op, tensor: Callable[[View], Tensor]) -> Callable[[], None]:
     Raises:
         DqError: another kind of op.
     """
-    y = tensor(op.writes["y"])
     reads = {role: tensor(view) for role, view in op.reads.items()}
+    if op.kind == "host":
+        return _host(op, reads, {role: tensor(view) for role, view in op.writes.items()})
+    y = tensor(op.writes["y"])
     if op.kind == "elementwise":
         act, scalar = ELEMENTWISE[op.attributes["function"]], op.attributes["scalar"]
         a, b = reads["a"], reads.get("b")
@@ -52,8 +55,6 @@ def function(op: Op, tensor: Callable[[View], Tensor]) -> Callable[[], None]:
         return lambda: y.copy_(functional.scaled_dot_product_attention(q, k, v, scale=scale))
     if op.kind in ("float_linear", "float_conv2d"):
         return _product(op, reads, y)
-    if op.kind == "host":
-        return _host(op, reads, y)
     raise DqError(f"op {op.kind} is none of torch's")
 
 
@@ -68,22 +69,48 @@ def _product(op: Op, reads: dict[str, Tensor], y: Tensor) -> Callable[[], None]:
     return lambda: y.copy_(functional.conv2d(x, weights, bias, groups=groups, **sizes))
 
 
-def _host(op: Op, reads: dict[str, Tensor], y: Tensor) -> Callable[[], None]:
-    name = op.attributes["function"]
-    run = getattr(torch.ops.aten, name)
-
+def _host(op: Op, reads: dict[str, Tensor], writes: dict[str, Tensor]) -> Callable[[], None]:
     def filled(value: Any) -> Any:
         if isinstance(value, dict) and value.keys() == {"read"}:
             return reads[value["read"]]
-        if isinstance(value, dict):
-            return {key: filled(entry) for key, entry in value.items()}
         return [filled(entry) for entry in value] if isinstance(value, list) else value
 
-    if name in ("_to_copy", "clone"):
-        source = filled(op.attributes["args"])[0]
-        return lambda: y.copy_(source)
-    if name in ("ones", "zeros", "full", "arange"):
-        made = run(*filled(op.attributes["args"]), dtype=y.dtype, device=y.device)
-        return lambda: y.copy_(made)
-    arguments, named = filled(op.attributes["args"]), op.attributes["kwargs"]
-    return lambda: y.copy_(run(*arguments, **named))
+    given, first = op.attributes, next(iter(writes.values()))
+    run = _torch_op(str(given["function"]), first)
+    arguments, named = filled(given["args"]), {key: filled(value) for key, value in given["kwargs"].items()}
+
+    def write() -> None:
+        result = run(*arguments, **named)
+        for role, y in writes.items():
+            y.copy_(result[int(role[1:])] if isinstance(result, (tuple, list)) else result)
+
+    return write
+
+
+def _torch_op(name: str, y: Tensor) -> Callable[..., Any]:
+    """Torch's function for an operation of the host, by its name with the overload."""
+    if name in _OWN:
+        return _OWN[name]
+    packet, _, overload = name.partition(".")
+    function: Callable[..., Any] = getattr(getattr(torch.ops.aten, packet), overload)
+    schema: Any = getattr(function, "_schema")  # noqa: B009
+    arguments = schema.arguments
+    makes = any(a.name == "dtype" for a in arguments) and not any("Tensor" in str(a.type) for a in arguments)
+    return partial(function, dtype=y.dtype, device=y.device) if makes else function
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, is_causal: bool = False, **more: Any) -> Any:
+    mask = more.pop("attn_mask", None)
+    shared = k.shape[1] != q.shape[1]
+    return (functional.scaled_dot_product_attention(q, k, v, mask, 0.0, is_causal, enable_gqa=shared, **more),)
+
+
+_OWN: dict[str, Callable[..., Any]] = {
+    "inverse_rms": lambda x, eps: torch.rsqrt(x.square().mean(-1, keepdim=True) + eps),
+    "_scaled_dot_product_flash_attention_for_cpu.default": _attention,
+    "_to_copy.default": lambda x: x,
+    "clone.default": lambda x: x,
+    "lift_fresh_copy.default": lambda x: x,
+    "view_as_complex.default": lambda x: torch.view_as_complex(x.contiguous()),
+}
+"""Operations that torch has by another name on a GPU, or that a copy does."""

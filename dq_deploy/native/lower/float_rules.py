@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch.fx import Node
 
 from dq_deploy.errors import ModelError
 from dq_deploy.native.lower import fusion
+from dq_deploy.native.lower.host_rules import host
 from dq_deploy.native.lower.values import MAX_AXES, Values
 from dq_deploy.native.program.program import View
 from dq_deploy.native.program.views import broadcast, channels_last_strides
@@ -16,8 +18,6 @@ from dq_deploy.native.program.views import broadcast, channels_last_strides
 aten = torch.ops.aten
 
 
-_SHAPING = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking")
-"""Arguments of torch that say how the result is held, which the program says too."""
 LARGEST_HEAD = 16384
 """Features of an attention head that fit the scratch of a thread."""
 UNARY = {
@@ -43,9 +43,8 @@ def elementwise(values: Values, node: Node) -> None:
     value = node.meta["val"]
     numbers = [a for a in node.args if not isinstance(a, Node)]
     tensors = [a for a in node.args if isinstance(a, Node)]
-    floats = all(fusion.value_of(values.graph, t).dtype == torch.float32 for t in tensors)
     plain = not node.kwargs and len(node.args) <= 2 and isinstance(node.args[0], Node)
-    if value.dtype != torch.float32 or not floats or not plain or value.ndim > MAX_AXES:
+    if not plain or not all_float32(values, node) or value.ndim > MAX_AXES:
         host(values, node)
         return
     if numbers and kind in ("mul", "div") and float(numbers[0]) == 1.0:
@@ -53,47 +52,129 @@ def elementwise(values: Values, node: Node) -> None:
         return
     if numbers and kind == "sub":
         kind, numbers = "add", [-float(numbers[0])]
+    at = [broadcast(values.view(tensor), tuple(value.shape)) for tensor in tensors]
+    _emit(values, node, f"{kind}_scalar" if numbers else kind, at, float(numbers[0]) if numbers else 0.0)
+
+
+def _emit(values: Values, node: Node, function: str, at: Sequence[View], scalar: float = 0.0) -> None:
     y = values.fresh(node)
-    reads = {"a": broadcast(values.view(tensors[0]), tuple(value.shape))}
-    if len(tensors) == 2:
-        reads["b"] = broadcast(values.view(tensors[1]), tuple(value.shape))
-    kind = f"{kind}_scalar" if numbers else kind
-    values.emit("elementwise", reads, {"y": y}, function=kind, scalar=float(numbers[0]) if numbers else 0.0)
+    values.emit("elementwise", dict(zip("ab", at, strict=False)), {"y": y}, function=function, scalar=scalar)
     values.views[node] = y
+
+
+def negative(values: Values, node: Node) -> None:
+    """-x is x times -1."""
+    _scaled(values, node, [("mul_scalar", -1.0)])
+
+
+def reversed_difference(values: Values, node: Node) -> None:
+    """Number - x is x times -1, plus the number."""
+    if len(node.args) != 2 or isinstance(node.args[1], Node) or node.kwargs:
+        host(values, node)
+        return
+    _scaled(values, node, [("mul_scalar", -1.0), ("add_scalar", float(node.args[1]))])
+
+
+def _scaled(values: Values, node: Node, steps: Sequence[tuple[str, float]]) -> None:
+    if not all_float32(values, node) or node.meta["val"].ndim > MAX_AXES:
+        host(values, node)
+        return
+    at = values.view(node.args[0])
+    for function, scalar in steps:
+        _emit(values, node, function, [at], scalar)
+        at = values.views[node]
+
+
+def power(values: Values, node: Node) -> None:
+    """A square is a product; where it begins a RMS norm, what the norm multiplies by is one op of the host."""
+    if node.args[1] != 2 or not all_float32(values, node) or node.meta["val"].ndim > MAX_AXES:
+        host(values, node)
+        return
+    norm = fusion.rms_of(node)
+    if norm is None:
+        at = values.view(node.args[0])
+        _emit(values, node, "mul", [at, at])
+        return
+    values.done.update(norm.absorbed)
+    y = values.fresh(norm.last)
+    given = {"function": "inverse_rms", "args": [{"read": "x0"}, norm.eps], "kwargs": {}, "compute": "float32"}
+    values.emit("host", {"x0": values.view(node.args[0])}, {"y": y}, **given)
+    values.views[norm.last] = y
+
+
+def all_float32(values: Values, node: Node) -> bool:
+    """Whether an operation reads and makes float32 alone, which the kernels know."""
+    seen = [fusion.value_of(values.graph, given) for given in node.all_input_nodes]
+    made = node.meta["val"][0] if isinstance(node.meta["val"], (tuple, list)) else node.meta["val"]
+    return all(value.dtype == torch.float32 for value in (*seen, made))
 
 
 def copy(values: Values, node: Node) -> None:
     """A copy is the value itself: nothing is written twice; it may lie in another order than torch says."""
-    values.set(node, values.view(node.args[0]))
+    source, value = fusion.value_of(values.graph, node.args[0]), node.meta["val"]
+    if source.dtype == value.dtype and source.shape == value.shape:
+        values.set(node, values.view(node.args[0]))
+    else:
+        host(values, node)
+
+
+def written(values: Values, node: Node) -> None:
+    """A value written over another of the same size is the value."""
+    source, value = fusion.value_of(values.graph, node.args[1]), node.meta["val"]
+    if source.dtype == value.dtype and source.shape == value.shape:
+        values.set(node, values.view(node.args[1]))
+    else:
+        host(values, node)
 
 
 def cat(values: Values, node: Node) -> None:
     """A concatenation: each piece is copied into its place, or written there at once, see `joins`."""
     value = node.meta["val"]
     pieces = [fusion.value_of(values.graph, piece) for piece in node.args[0]]
-    if any(p.dtype != torch.float32 or p.ndim != value.ndim for p in pieces) or value.ndim > MAX_AXES:
+    if not all_float32(values, node) or any(p.ndim != value.ndim for p in pieces) or value.ndim > MAX_AXES:
         host(values, node)
         return
     axis = (node.args[1] if len(node.args) > 1 else 0) % value.ndim
+    _join(values, node, [values.view(piece) for piece in node.args[0]], axis)
+
+
+def stack(values: Values, node: Node) -> None:
+    """A concatenation along a new axis."""
+    value = node.meta["val"]
+    if not all_float32(values, node) or value.ndim > MAX_AXES:
+        host(values, node)
+        return
+    axis = (node.args[1] if len(node.args) > 1 else 0) % value.ndim
+    at = [values.view(piece) for piece in node.args[0]]
+    _join(values, node, [_with_axis(piece, axis) for piece in at], axis)
+
+
+def _with_axis(at: View, axis: int) -> View:
+    sizes, strides = ((*v[:axis], one, *v[axis:]) for v, one in ((at.sizes, 1), (at.strides, 0)))
+    return View(buffer=at.buffer, offset=at.offset, sizes=sizes, strides=strides)
+
+
+def _join(values: Values, node: Node, pieces: Sequence[View], axis: int) -> None:
     y = values.fresh(node)
     first = 0
-    for piece in node.args[0]:
-        a = values.view(piece)
+    for a in pieces:
         at = View(buffer=y.buffer, offset=first * y.strides[axis], sizes=a.sizes, strides=y.strides)
-        values.emit("elementwise", {"a": a}, {"y": at}, function="copy", scalar=0.0, joined=value.shape[axis])
+        values.emit("elementwise", {"a": a}, {"y": at}, function="copy", scalar=0.0, joined=y.sizes[axis])
         first += a.sizes[axis]
     values.views[node] = y
 
 
 def upsample(values: Values, node: Node) -> None:
-    """Nearest upsampling by whole factors: a copy that reads each pixel several times."""
-    if node.meta["val"].dtype != torch.float32:
-        raise ModelError(f"nearest upsampling of {node.meta['val'].dtype}, expected float32")
+    """Nearest upsampling by whole factors: a copy that reads each pixel several times; others are the host's."""
+    sizes, scales = node.meta["val"].shape, [*node.args[2:], None, None][:2]
+    h, w = fusion.value_of(values.graph, node.args[0]).shape[2:]
+    high, wide = sizes[2] // h, sizes[3] // w
+    whole = (h * high, w * wide) == tuple(sizes[2:]) and scales[0] in (None, high) and scales[1] in (None, wide)
+    if not whole or not all_float32(values, node):
+        host(values, node)
+        return
     x, y = values.view(node.args[0]), values.fresh(node)
-    b, c, h, w = x.sizes
-    high, wide = y.sizes[2] // h, y.sizes[3] // w
-    if (h * high, w * wide) != y.sizes[2:]:
-        raise ModelError(f"nearest upsampling from {x.sizes} to {y.sizes}, expected whole factors")
+    b, c = x.sizes[:2]
     sb, sc, sh, sw = x.strides
     source = View(buffer=x.buffer, offset=x.offset, sizes=(b, h, high, w, wide, c), strides=(sb, sh, 0, sw, 0, sc))
     tb, tc, th, tw = y.strides
@@ -103,35 +184,45 @@ def upsample(values: Values, node: Node) -> None:
 
 
 def attention(values: Values, node: Node) -> None:
-    """softmax(scale * q k^T) v; a mask is refused."""
+    """softmax(scale * q k^T) v; with a mask it is the host's."""
     names = ("query", "key", "value", "dropout_p", "is_causal")
     given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    if given.get("is_causal") or given.get("attn_mask") is not None:
-        raise ModelError("attention has a mask, expected none; this model cannot run in the native engine")
     if given.get("dropout_p"):
         raise ModelError(f"attention has dropout {given['dropout_p']}, expected 0; this model is none for inference")
     result = fusion.first_result(node)
+    b, heads, rows, dim = result.meta["val"].shape
+    masked = given.get("is_causal") or given.get("attn_mask") is not None
+    even = given["value"].meta["val"].shape[-1] == given["query"].meta["val"].shape[-1]
+    if masked or not even or not all_float32(values, node) or dim > LARGEST_HEAD:
+        host(values, node)
+        return
     values.done.add(result)
-    if result.meta["val"].dtype != torch.float32:
-        raise ModelError(f"attention of {result.meta['val'].dtype}, expected float32; keep the model in float32")
     parts = {"q": values.view(given["query"]), "k": values.view(given["key"]), "v": values.view(given["value"])}
     for role, at in parts.items():
-        if at.strides[-1] != 1:
-            parts[role] = values.copied(at, channels_last_strides(at.sizes, -1))
-    b, heads, rows, dim = result.meta["val"].shape
-    if dim > LARGEST_HEAD:
-        raise ModelError(f"an attention head has {dim} features, expected at most {LARGEST_HEAD}")
+        if at.sizes[1] != heads:
+            at = _shared_heads(values, at, heads)
+        parts[role] = at if at.strides[-1] == 1 else values.copied(at, channels_last_strides(at.sizes, -1))
     y = values.new_view((b, heads, rows, dim), tuple(result.meta["val"].stride()))
     scale = given.get("scale")
     values.emit("attention", parts, {"y": y}, scale=float(dim**-0.5 if scale is None else scale))
     values.views[result] = y
 
 
+def _shared_heads(values: Values, at: View, heads: int) -> View:
+    """Each head of keys or values as often as heads of the query read it."""
+    (b, own, rows, dim), times = at.sizes, heads // at.sizes[1]
+    sb, sh, sr, sd = at.strides
+    seen = View(buffer=at.buffer, offset=at.offset, sizes=(b, own, times, rows, dim), strides=(sb, sh, 0, sr, sd))
+    y = values.copied(seen, channels_last_strides(seen.sizes, -1))
+    return View(buffer=y.buffer, offset=0, sizes=(b, heads, rows, dim), strides=(y.strides[0], *y.strides[2:]))
+
+
 def float_conv2d(values: Values, node: Node) -> None:
-    """A convolution that was not quantized."""
+    """A convolution that was not quantized; one that is no 2-D one is the host's."""
     x, weight, bias, stride, padding, dilation, transposed, _, groups = node.args
-    if transposed or node.meta["val"].ndim != 4:
-        raise ModelError("a transposed or one-dimensional convolution, expected 2-D; keep to diffusers' UNets")
+    if transposed or node.meta["val"].ndim != 4 or not all_float32(values, node):
+        host(values, node)
+        return
     reads = {"x": values.dense(x, 1), "weights": values.solid(weight)}
     if bias is not None:
         reads["bias"] = values.solid(bias)
@@ -151,9 +242,10 @@ def float_conv2d(values: Values, node: Node) -> None:
 def float_linear(values: Values, node: Node) -> None:
     """A linear layer that was not quantized; a product of two computed tensors is the host's."""
     bias, x, transposed = node.args if node.target is aten.addmm.default else (None, *node.args)
-    weight = fusion.viewed(transposed) if isinstance(transposed, Node) else None
+    weight = _weight_of(transposed)
     scaled = any(node.kwargs.get(key, 1) != 1 for key in ("alpha", "beta"))
-    if scaled or weight is None or weight.op != "get_attr" or transposed.target is not aten.t.default:
+    wide = bias is not None and fusion.value_of(values.graph, bias).ndim != 1
+    if scaled or wide or weight is None or not all_float32(values, node):
         host(values, node)
         return
     reads = {"x": values.dense(x, -1), "weights": values.solid(weight)}
@@ -164,34 +256,12 @@ def float_linear(values: Values, node: Node) -> None:
     values.views[node] = y
 
 
-def host(values: Values, node: Node) -> None:
-    """A small operation done by the array library, by its name in torch."""
-    value = node.meta.get("val")
-    name = str(node.target).removeprefix("aten.").split(".")[0]
-    if not isinstance(value, torch.Tensor) or name not in fusion.HOST_OPS:
-        raise ModelError(f"operation {node.target} is not known to the native engine; export the record instead")
-    lost = [key for key in node.kwargs if key not in (*_SHAPING, *fusion.HOST_KWARGS.get(name, ()))]
-    shrunk = name == "constant_pad_nd" and min(node.args[1]) < 0
-    if lost or shrunk:
-        given = f"{lost[0]}={node.kwargs[lost[0]]}" if lost else f"padding {node.args[1]}"
-        raise ModelError(
-            f"operation {node.target} with {given} is not known to the native engine; export the record instead"
-        )
-    reads: dict[str, View] = {}
-
-    def plain(argument: Any) -> Any:
-        if isinstance(argument, Node):
-            role = f"x{len(reads)}"
-            reads[role] = values.view(argument)
-            return {"read": role}
-        if isinstance(argument, (list, tuple)):
-            return [plain(entry) for entry in argument]
-        if isinstance(argument, torch.dtype):
-            return {"dtype": str(argument).removeprefix("torch.")}
-        return argument if isinstance(argument, (int, float, bool, str, type(None))) else str(argument)
-
-    arguments = plain(node.args)
-    named = {k: plain(v) for k, v in node.kwargs.items() if k in fusion.HOST_KWARGS.get(name, ())}
-    y = values.fresh(node)
-    values.emit("host", reads, {"y": y}, function=name, args=arguments, kwargs=named)
-    values.views[node] = y
+def _weight_of(transposed: Any) -> Node | None:
+    """The parameter of a linear layer whose transpose is multiplied, the same for every sample."""
+    weight = fusion.origin(transposed) if isinstance(transposed, Node) else None
+    if weight is None or weight.op != "get_attr" or weight.meta["val"].ndim != 2:
+        return None
+    own, seen = weight.meta["val"], transposed.meta["val"]
+    turned = seen.shape[-2:] == own.shape[::-1] and seen.stride()[-2:] == own.stride()[::-1]
+    repeated = all(stride == 0 or size == 1 for size, stride in zip(seen.shape[:-2], seen.stride()[:-2], strict=True))
+    return weight if turned and repeated and seen.storage_offset() == own.storage_offset() else None

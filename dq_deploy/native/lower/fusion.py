@@ -22,15 +22,11 @@ aten = torch.ops.aten
 MAX_OUTS = {aten.native_group_norm.default: 3, aten.native_layer_norm.default: 3, aten.gelu.default: 1}
 """Code outputs of each fused op."""
 
-HOST_OPS = (
-    *("ones", "zeros", "full", "arange", "exp", "sin", "cos", "neg", "pow", "add", "sub", "mul", "div", "cat"),
-    *("embedding", "_to_copy", "clone", "silu", "addmm", "mm", "constant_pad_nd"),
+NOT_AS_THEY_LIE = (
+    *("view_as_complex", "view_as_real", "view.dtype", "_conj", "_neg_view", "real", "imag"),
+    *("resolve_conj", "resolve_neg"),
 )
-"""Operations on small tensors that `host` knows."""
-
-
-HOST_KWARGS = {"add": ("alpha",), "sub": ("alpha",), "cat": ("dim",)}
-"""Named arguments that change what a host operation computes; any other is refused."""
+"""Operations that show the memory of what they read as other values than lie there; the program makes those."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +52,34 @@ class ProductPlan:
     codes: tuple[View, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class RmsNorm:
+    """1 / sqrt(mean(x^2) + eps) over the last axis.
+
+    Attributes:
+        last: the operation that gives it.
+        absorbed: the operations from the square to `last`.
+        eps: is added to the mean.
+    """
+
+    last: Node
+    absorbed: tuple[Node, ...]
+    eps: float
+
+
+def rms_of(square: Node) -> RmsNorm | None:
+    """The RMS norm that begins with a square, or None."""
+    mean = only_user(square, aten.mean.dim)
+    axes = [] if mean is None else [axis % square.meta["val"].ndim for axis in mean.args[1]]
+    if mean is None or axes != [square.meta["val"].ndim - 1] or mean.args[2:] != (True,) or mean.kwargs:
+        return None
+    added = only_user(mean, aten.add.Tensor) or only_user(mean, aten.add.Scalar)
+    if added is None or len(added.args) != 2 or added.kwargs or isinstance(added.args[1], Node):
+        return None
+    last = only_user(added, aten.rsqrt.default)
+    return None if last is None else RmsNorm(last=last, absorbed=(square, mean, added, last), eps=float(added.args[1]))
+
+
 def value_of(graph: torch.fx.GraphModule, node: Node) -> torch.Tensor:
     """Shape and type of a node's value."""
     return node.meta["val"] if "val" in node.meta else getattr(graph, node.target)
@@ -68,7 +92,8 @@ def _storage(value: Any) -> Any:
 def viewed(node: Node) -> Node | None:
     """The input whose memory a node's value shares, or None where it has its own."""
     value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor):
+    name = str(node.target).removeprefix("aten.")
+    if not isinstance(value, torch.Tensor) or name in NOT_AS_THEY_LIE or name.split(".")[0] in NOT_AS_THEY_LIE:
         return None
     if node.target is operator.getitem:
         source = node.args[0]

@@ -10,7 +10,9 @@ from torch.fx import Node
 
 from dq_deploy.errors import ModelError
 from dq_deploy.native.lower import fusion
-from dq_deploy.native.lower.values import Values
+from dq_deploy.native.lower.float_rules import all_float32
+from dq_deploy.native.lower.host_rules import host
+from dq_deploy.native.lower.values import MAX_AXES, Values
 from dq_deploy.native.program import views
 from dq_deploy.native.program.program import View
 from dq_deploy.native.trace.geometry import Geometry
@@ -70,10 +72,10 @@ class LayerRules:
     def _checked_axis(self, x: Node, name: str) -> int:
         """Axis of a layer's input channels."""
         axis, shape, channels = self._axis(name), tuple(x.meta["val"].shape), sum(self.layers[name].parts)
-        if shape[axis] != channels or shape[0] != self.values.batch:
+        if shape[axis] != channels:
             raise ModelError(
-                f"layer {name} reads {list(shape)} where the batch is {self.values.batch}, expected the batch first "
-                f"and {channels} channels on axis {axis}; this model cannot run in the native engine"
+                f"layer {name} reads {list(shape)}, expected {channels} channels on axis {axis}; the record's layer is "
+                "another one"
             )
         return axis
 
@@ -154,6 +156,9 @@ class LayerRules:
 
     def group_norm(self, node: Node) -> None:
         """A group norm, the SiLU behind it, and the codes of what reads it."""
+        if not all_float32(self.values, node):
+            host(self.values, node)
+            return
         result = fusion.first_result(node)
         act = fusion.only_user(result, aten.silu.default)
         last = result if act is None else act
@@ -175,11 +180,12 @@ class LayerRules:
         return {name: self.values.solid(n) for name, n in (("gamma", gamma), ("beta", beta)) if n is not None}
 
     def layer_norm(self, node: Node) -> None:
-        """A layer norm and the codes of what reads it."""
+        """A layer norm and the codes of what reads it; one over several axes is the host's."""
+        if len(node.args[1]) != 1 or not all_float32(self.values, node):
+            host(self.values, node)
+            return
         result = fusion.first_result(node)
         self.values.done.add(result)
-        if len(node.args[1]) != 1:
-            raise ModelError(f"layer norm spans {len(node.args[1])} axes, expected the last one")
         x = views.rows_view(self.values.dense(node.args[0], -1), -1)
         outs, writes = self._coded(node, result, -1)
         reads = {"x": x, **self._affine(node.args[2], node.args[3])}
@@ -187,6 +193,9 @@ class LayerRules:
 
     def gelu(self, node: Node) -> None:
         """A GELU; with its product and the codes of that where it is the gate of a GEGLU."""
+        if not all_float32(self.values, node) or node.meta["val"].ndim > MAX_AXES:
+            host(self.values, node)
+            return
         tanh = node.kwargs.get("approximate", "none") == "tanh"
         product = None if tanh else fusion.geglu_product(node)
         x = None if product is None else self._halves(product, node)

@@ -12,7 +12,7 @@ Everything else is an op of its own; what no kernel does is a `host` op.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,10 +20,12 @@ from torch.fx import Node
 
 from dq_deploy.errors import ModelError
 from dq_deploy.native.lower import float_rules, fusion
+from dq_deploy.native.lower.host_rules import host
 from dq_deploy.native.lower.layer_rules import LayerRules
 from dq_deploy.native.lower.values import Values
 from dq_deploy.native.program.program import Program, without_unused_buffers
 from dq_deploy.native.trace.geometry import Geometry
+from dq_deploy.native.trace.graph import TracedGraph
 
 aten = torch.ops.aten
 
@@ -33,7 +35,15 @@ _SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default,
 _PURE = (*float_rules.UNARY, aten.native_group_norm.default, aten.native_layer_norm.default)
 _FLOAT_RULES: Mapping[Any, LoweringRule] = {
     aten.cat.default: float_rules.cat,
+    aten.stack.default: float_rules.stack,
     aten.clone.default: float_rules.copy,
+    aten._to_copy.default: float_rules.copy,
+    aten.lift_fresh_copy.default: float_rules.copy,
+    aten.copy.default: float_rules.written,
+    aten.neg.default: float_rules.negative,
+    aten.rsub.Scalar: float_rules.reversed_difference,
+    aten.pow.Tensor_Scalar: float_rules.power,
+    aten.bmm.default: float_rules.float_linear,
     aten.upsample_nearest2d.default: float_rules.upsample,
     aten.convolution.default: float_rules.float_conv2d,
     aten.addmm.default: float_rules.float_linear,
@@ -46,15 +56,15 @@ _FLOAT_RULES: Mapping[Any, LoweringRule] = {
 class Lowering:
     """Builds the program node by node."""
 
-    def __init__(self, graph: torch.fx.GraphModule, keys: Mapping[str, str], layers: Mapping[str, Geometry]) -> None:
+    def __init__(self, traced: TracedGraph, layers: Mapping[str, Geometry], dependent: Collection[str] = ()) -> None:
         """Take a traced graph.
 
         Args:
-            graph: of `tracing.trace`.
-            keys: state-dict key of each of its attributes.
+            traced: of `tracing.trace`.
             layers: quantized layers by module path.
+            dependent: names of the nodes that are other ones for another batch.
         """
-        self._values = Values(graph, keys)
+        self._values = Values(traced, dependent)
         self._layers = LayerRules(self._values, layers)
         self._same: dict[tuple[Any, ...], Node] = {}
         self._layer_rules: Mapping[Any, Callable[[Node], None]] = {
@@ -75,9 +85,8 @@ class Lowering:
         values.graph.graph.eliminate_dead_code()  # a layer nobody reads has no product, so nobody writes its codes
         nodes = list(values.graph.graph.nodes)
         inputs = [node for node in nodes if node.op == "placeholder"]
-        values.batch = int(inputs[0].meta["val"].shape[0])
-        for node in inputs:
-            values.views[node] = values.fresh(node)
+        given = [values.fresh(node) for node in inputs]
+        values.views.update(zip(inputs, given, strict=True))
         for node in nodes:
             if node.op == "call_function" and node.users and node not in values.done:
                 self._visit(node)
@@ -85,7 +94,7 @@ class Lowering:
         return without_unused_buffers(
             Program(
                 buffers=tuple(values.buffers),
-                inputs={name: values.views[node] for name, node in zip(input_names, inputs, strict=True)},
+                inputs=dict(zip(input_names, given, strict=True)),
                 outputs={output_name: values.view(output)},
                 ops=tuple(values.ops),
                 constants=values.constants,
@@ -95,12 +104,12 @@ class Lowering:
     def _visit(self, node: Node) -> None:
         if node in self._layers.products:
             self._layers.product(self._layers.products[node])
-        elif self._values.find_view(node) or self._values.fold(node) or self._repeats(node) or _is_nothing(node):
+        elif self._values.fold(node) or self._values.find_view(node) or self._repeats(node) or _is_nothing(node):
             return
         elif node.target in self._layer_rules:
             self._layer_rules[node.target](node)
         else:
-            _FLOAT_RULES.get(node.target, float_rules.host)(self._values, node)
+            _FLOAT_RULES.get(node.target, host)(self._values, node)
 
     def _repeats(self, node: Node) -> bool:
         """Whether the same was done to the same values before."""

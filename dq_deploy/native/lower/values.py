@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +13,18 @@ from torch.fx import Node
 from dq_deploy.errors import ModelError
 from dq_deploy.native.lower import fusion
 from dq_deploy.native.program import views
+from dq_deploy.native.program.constants import constant_of
 from dq_deploy.native.program.program import Buffer, Op, View
+from dq_deploy.native.trace.graph import TracedGraph
 
 aten = torch.ops.aten
 
 
-DTYPES = ("float32", "float16", "float64", "int64", "int32", "uint8", "bool")
-"""Of values; kernels take float32 alone, the others are the host's."""
+DTYPES = (
+    *("float32", "float16", "float64", "complex64", "complex128", "int64", "int32", "int16", "int8", "uint8", "bool"),
+    "bfloat16",
+)
+"""Of values; kernels take float32 alone, the others are the host's. Numpy has no bfloat16: float32 holds its values."""
 MAX_AXES = 6
 """Of what a kernel copies."""
 
@@ -40,6 +45,18 @@ def _folded(node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch
     return result.to(torch.float32)
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """Numpy's name of the type that holds values of one of torch's.
+
+    Raises:
+        ModelError: none does.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ModelError(f"a value is {name}, expected one of {', '.join(DTYPES)}; keep the model in float32")
+    return "float32" if name == "bfloat16" else name
+
+
 class Values:
     """Values by node, buffers and ops.
 
@@ -50,18 +67,26 @@ class Values:
         ops: in order.
         constants: values folded while lowering, see `program.Program`.
         done: nodes another one's op does.
-        batch: samples of the graph's inputs.
     """
 
-    def __init__(self, graph: torch.fx.GraphModule, keys: Mapping[str, str]) -> None:
-        self.graph, self._keys = graph, keys
+    def __init__(self, traced: TracedGraph, dependent: Collection[str] = ()) -> None:
+        """Take a traced graph.
+
+        Args:
+            traced: the graph.
+            dependent: names of the nodes that are other ones for another batch.
+        """
+        self.graph, self._names, self._dependent = traced.graph, traced.names, frozenset(dependent)
         self.views: dict[Node, View] = {}
         self.buffers: list[Buffer] = []
         self.ops: list[Op] = []
         self.constants: dict[str, dict[str, Any]] = {}
         self.done: set[Node] = set()
-        self.batch = 0
-        self._folded: dict[Node, torch.Tensor] = {}
+        self._folded: dict[Node, torch.Tensor] = {
+            node: traced.constants[node.target]
+            for node in self.graph.graph.nodes
+            if node.op == "get_attr" and node.target in traced.constants and node.name not in self._dependent
+        }
         self._copies: dict[tuple[View, tuple[int, ...]], View] = {}
         self._laid: set[Node] = set()  # values that lie in another order than torch gave them
 
@@ -71,14 +96,14 @@ class Values:
         shape, strides = tuple(value.shape), tuple(value.stride())
         if value.ndim == 4:
             strides = views.channels_last_strides(shape, 1)
-            if strides != tuple(value.stride()):
-                self._laid.add(node)
-        return self.new_view(shape, strides, str(value.dtype).removeprefix("torch."))
+        elif not views.is_dense(shape, strides):
+            strides = views.channels_last_strides(shape, -1)
+        if strides != tuple(value.stride()):
+            self._laid.add(node)
+        return self.new_view(shape, strides, dtype_name(value.dtype))
 
     def new_view(self, sizes: Sequence[int], strides: Sequence[int], dtype: str = "float32") -> View:
         """A new buffer that holds these sizes at these strides."""
-        if dtype not in DTYPES:
-            raise ModelError(f"a value is {dtype}, expected one of {', '.join(DTYPES)}; keep the model in float32")
         extent = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
         whole = sizes[0] * strides[0] if sizes else 1  # in proportion to the batch where rows have gaps too
         self.buffers.append(Buffer(elements=max(extent, whole), dtype=dtype))
@@ -89,21 +114,26 @@ class Values:
         if node in self.views:
             return self.views[node]
         value = node.meta["val"] if "val" in node.meta else getattr(self.graph, node.target)
+        if node in self._folded:
+            return self._constant(node, self._folded[node])
         if node.op == "get_attr":
-            name = self._keys[node.target]
-            if not name:
-                raise ModelError(f"the denoiser holds a tensor {node.target} without a name; expected parameters alone")
-        elif node in self._folded:
-            name = f"folded.{node.name}"
-            folded = self._folded[node]
-            dtype, shape = str(folded.dtype).removeprefix("torch."), list(folded.shape)
-            self.constants[name] = {"dtype": dtype, "shape": shape, "values": folded.reshape(-1).tolist()}
-            stored = views.stored_strides(shape)
-            self.views[node] = View(buffer=name, offset=0, sizes=tuple(shape), strides=stored)
-            return self.views[node]
+            if node.target not in self._names:
+                raise ModelError(f"a tensor {node.target} of the denoiser differs with the batch, expected one value")
+            name = self._names[node.target]
         else:
             raise ModelError(f"operation {node.target} is used before it was lowered")
         self.views[node] = View(buffer=name, offset=0, sizes=tuple(value.shape), strides=tuple(value.stride()))
+        return self.views[node]
+
+    def _constant(self, node: Node, value: torch.Tensor) -> View:
+        """A value that is known now, held by the program."""
+        name, shape, stored = f"folded.{node.name}", tuple(value.shape), views.stored_strides(value.shape)
+        plain = value.resolve_conj().resolve_neg().cpu()
+        held = plain.float() if plain.dtype == torch.bfloat16 else plain
+        self.constants[name] = constant_of(held.numpy())
+        self.views[node] = View(buffer=name, offset=0, sizes=shape, strides=stored)
+        if not views.lie_alike(stored, tuple(node.meta["val"].stride()), shape):
+            self._laid.add(node)
         return self.views[node]
 
     def emit(self, kind: str, reads: Mapping[str, View], writes: Mapping[str, View], **attributes: Any) -> None:
@@ -114,11 +144,13 @@ class Values:
         """A value at other strides; a second copy of the same is the first."""
         key = (at, tuple(strides))
         if key not in self._copies:
-            y = self.new_view(at.sizes, strides, str(dtype).removeprefix("torch."))
-            if dtype == torch.float32 and len(at.sizes) <= MAX_AXES:
+            held = dtype_name(dtype)
+            y = self.new_view(at.sizes, strides, held)
+            if held == "float32" and len(at.sizes) <= MAX_AXES:
                 self.emit("elementwise", {"a": at}, {"y": y}, function="copy", scalar=0.0)
             else:
-                self.emit("host", {"x0": at}, {"y": y}, function="clone", args=[{"read": "x0"}], kwargs={})
+                clone = {"function": "clone.default", "args": [{"read": "x0"}], "kwargs": {}, "compute": held}
+                self.emit("host", {"x0": at}, {"y": y}, **clone)
             self._copies[key] = y
         return self._copies[key]
 
@@ -137,9 +169,9 @@ class Values:
     def find_view(self, node: Node) -> bool:
         """Whether a node's value is a view of one of its inputs; then it lies where that lies."""
         base = fusion.viewed(node)
-        if base is None or base in self._folded:
+        if base is None:
             return False
-        if base.op != "get_attr" and base not in self.views:
+        if base.op != "get_attr" and base not in self.views and base not in self._folded:
             return base in self.done
         self.view(base)
         seen = self.through(node, base, self.views[base], laid=base in self._laid)
@@ -190,12 +222,14 @@ class Values:
 
     def fold(self, node: Node) -> bool:
         """Compute now what depends on no input, no parameter and no batch."""
-        if node.target in (aten.ones.default, aten.zeros.default, aten.full.default):
+        if node.target in (aten.ones.default, aten.zeros.default, aten.full.default) or node.name in self._dependent:
             return False
         if any(given not in self._folded for given in node.all_input_nodes):
             return False
         if not isinstance(node.meta.get("val"), torch.Tensor) or node.target is operator.getitem:
             return False
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise ModelError(f"operation {node.target} draws random numbers inside the denoiser, expected none")
         arguments = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: self._folded[n])
         self._folded[node] = _folded(node, *arguments)
         return True

@@ -10,7 +10,7 @@ import numpy as np
 
 from dq_deploy.engines.capabilities import LayerValues
 from dq_deploy.native.program.program import Op, Program, View
-from dq_deploy.numerics import table_at
+from dq_deploy.numerics import is_static, row_steps, table_at
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Layer, Record
 
@@ -99,6 +99,7 @@ def _layer(layer: Layer, products: Mapping[tuple[str, int], ObservedProduct], st
 
 def _without_bias(layer: Layer, index: int, product: ObservedProduct, step: Array) -> Array:
     part = layer.parts[index]
+    step = row_steps(step, len(product.codes), static=is_static(layer))
     weight_scale = part.weight_scale[table_at(part.group_of_step, step)]
     factor = (table_at(part.scale, step)[:, None] * weight_scale).astype(np.float32)
     term: Array = (product.accumulators.astype(np.float32) * factor[:, None, :]).astype(np.float32)
@@ -106,6 +107,7 @@ def _without_bias(layer: Layer, index: int, product: ObservedProduct, step: Arra
 
 
 def _centred(layer: Layer, index: int, codes: Array, step: Array) -> Array:
+    step = row_steps(step, len(codes), static=is_static(layer))
     zero = (table_at(layer.parts[index].zero_point, step) - layer.q_min).reshape(-1, 1, 1)
     centred: Array = (codes.astype(np.int32) - zero).astype(np.int32)
     return centred

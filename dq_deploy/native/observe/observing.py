@@ -10,7 +10,7 @@ import numpy as np
 
 from dq_deploy.engines.capabilities import LayerValues
 from dq_deploy.native.cpu import reference_product
-from dq_deploy.native.cpu.executor import CpuExecutor, Plan, outputs_of
+from dq_deploy.native.cpu.executor import TIMESTEP, CpuExecutor, Plan, outputs_of
 from dq_deploy.native.observe.layer_values import (
     ObservedProduct,
     codes_key,
@@ -54,7 +54,7 @@ def observed_run(
             else:
                 executor.context.call(op.kind, plan.structs[index])
         executor.check_nan(plan)
-        return outputs_of(plan), layer_values(executor.record, products, plan.bound.step)
+        return outputs_of(plan), layer_values(executor.record, products, plan.bound.steps[len(feeds[TIMESTEP])])
 
 
 def _copied(struct: Any) -> Any:
@@ -88,9 +88,9 @@ def _observed(executor: CpuExecutor, plan: Plan, index: int, op: Op, source: Arr
     bare = np.empty((codes.shape[0], out_rows(op), own.layer.out_channels), np.float32)
     total = np.empty(bare.shape, np.int32)
     if own.reason:
-        total[...] = reference_product.accumulators(own, op, codes, plan.bound.step)
+        total[...] = reference_product.accumulators(own, op, codes, plan.bound.step_of(op.reads["codes"]))
         plain = replace(op, reads={"codes": op.reads["codes"]})
-        y = reference_product.output(own, plain, {"codes": codes}, plan.bound.step)
+        y = reference_product.output(own, plain, {"codes": codes}, plan.bound.step_of(op.reads["codes"]))
         bare[...] = y.transpose(0, 2, 3, 1).reshape(bare.shape) if own.layer.kind == "conv2d" else y.reshape(bare.shape)
     else:
         args = _copied(plan.structs[index])

@@ -12,6 +12,7 @@ from dq_kernels.cpu.structs import Quantizer
 from numpy.typing import NDArray
 
 from dq_deploy.errors import DqError
+from dq_deploy.native.program.constants import array_of
 from dq_deploy.native.program.program import Program, View
 from dq_deploy.native.program.views import stored_strides
 from dq_deploy.numerics import reciprocal
@@ -117,7 +118,7 @@ class FloatConstants:
         self._record, self._parameters = record, parameters
         self._arrays: dict[str, NDArray[Any]] = {}
         for name, value in folded.items():
-            self._arrays[name] = np.array(value["values"], value["dtype"]).reshape(value["shape"])
+            self._arrays[name] = array_of(value)
         self._bases: dict[str, NDArray[Any]] = {}
 
     def base(self, view: View) -> NDArray[Any]:
@@ -127,7 +128,8 @@ class FloatConstants:
             return self._parameters.base(view)
         if name not in self._bases:
             values = self._values(name)
-            wide = np.float32 if values.dtype.kind == "f" else values.dtype  # records may hold float16
+            own = name in self._arrays or values.dtype.kind != "f"  # records may hold float16
+            wide = values.dtype if own else np.dtype(np.float32)
             flat = aligned_empty((values.size,), wide)
             strides = tuple(s * flat.itemsize for s in stored_strides(values.shape))
             np.lib.stride_tricks.as_strided(flat, values.shape, strides, writeable=True)[...] = values

@@ -16,9 +16,11 @@ import numpy as np
 from dq_deploy.errors import DqError
 from dq_deploy.numerics.geometry import Padding
 
-VERSION = 1
+VERSION = 2
 TRACED_BATCHES = (2, 3)
-"""Batches that are traced; every size of the program stays or is in proportion to them."""
+"""Batches that are traced; every size of the program is a line through its values at both."""
+CHECKED_BATCH = 5
+"""Traced too where a size is not in proportion to the batch, which two points cannot tell from another curve."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +144,7 @@ def from_json(value: Mapping[str, Any]) -> Program:
 def join_batches(first: Any, second: Any, where: str = "program") -> Any:
     """One JSON value for every batch from those of the two `TRACED_BATCHES`.
 
-    Integers that differ become `{"B": a, "plus": 0}`: two batches tell a proportion from nothing else.
+    Integers that differ become `{"B": a, "plus": b}`, the line through both; see `has_offsets`.
 
     Raises:
         DqError: the two differ in more than sizes: the model does other operations for another batch.
@@ -155,13 +157,34 @@ def join_batches(first: Any, second: Any, where: str = "program") -> Any:
         return first
     if type(first) is int and type(second) is int:
         low, high = TRACED_BATCHES
-        slope = (second - first) // (high - low)
-        if first == slope * low:
-            return {"B": slope, "plus": 0}
+        slope, rest = divmod(second - first, high - low)
+        if not rest:
+            return {"B": slope, "plus": first - slope * low}
     raise DqError(
         f"{where} is {str(first)[:60]} for one batch and {str(second)[:60]} for another, expected sizes alone to "
         "differ; this model cannot run in the native engine"
     )
+
+
+def has_offsets(value: Any) -> bool:
+    """Whether a size of a joined program is not in proportion to the batch: a third batch has to confirm it."""
+    if isinstance(value, dict):
+        return value["plus"] != 0 if value.keys() == {"B", "plus"} else any(map(has_offsets, value.values()))
+    return isinstance(value, list) and any(map(has_offsets, value))
+
+
+def check_joined(joined: Any, third: Any) -> None:
+    """A joined program gives that of the `CHECKED_BATCH`.
+
+    Raises:
+        DqError: it does not: a size follows the batch by no line.
+    """
+    if at_batch(joined, CHECKED_BATCH) != json.loads(json.dumps(third)):
+        raise DqError(
+            f"the program of a batch of {CHECKED_BATCH} is not on the line through those of "
+            f"{' and '.join(map(str, TRACED_BATCHES))}, expected sizes that grow evenly with the batch; this model "
+            "cannot run in the native engine"
+        )
 
 
 def at_batch(value: Any, batch: int) -> Any:

@@ -73,12 +73,23 @@ def restrided(at: View, told: Sequence[int], laid: Sequence[int], sizes: Sequenc
 def channels_last_strides(shape: Sequence[int], axis: int) -> tuple[int, ...]:
     """Strides of a dense value with adjacent channels, which are on `axis`."""
     order = list(range(len(shape)))
-    order.append(order.pop(axis))
+    if order:
+        order.append(order.pop(axis))
     strides, step = [0] * len(shape), 1
     for entry in reversed(order):
         strides[entry] = step
         step *= shape[entry]
     return tuple(strides)
+
+
+def is_dense(sizes: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether the elements lie side by side in some order of the axes, none of them twice."""
+    expected = 1
+    for stride, size in sorted((t, n) for n, t in zip(sizes, strides, strict=True) if n > 1):
+        if stride != expected:
+            return False
+        expected = stride * size
+    return True
 
 
 def stored_strides(shape: Sequence[int]) -> tuple[int, ...]:

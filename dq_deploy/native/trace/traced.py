@@ -101,19 +101,12 @@ def joined_program(
 ) -> dict[str, Any]:
     """Trace and lower at two batch sizes, and join them; needs torch."""
     from dq_deploy.models import input_specs, output_specs
-    from dq_deploy.native.lower.lowering import Lowering
+    from dq_deploy.native.lower import joined
     from dq_deploy.native.trace.tracing import trace
 
     names = [spec.name for spec in input_specs(call)]
     output = output_specs(call)[0].name
-
-    def of_batch(batch: int) -> dict[str, Any]:
-        graph, keys = trace(family, config, call, layers, batch)
-        return programs.to_json(Lowering(graph, keys, layers).program(names, output))
-
-    first, second = (of_batch(batch) for batch in programs.TRACED_BATCHES)
-    joined: dict[str, Any] = programs.join_batches(first, second)
-    return joined
+    return joined.joined_program(lambda batch: trace(family, config, call, layers, batch), layers, names, output)
 
 
 def _trace(request: TraceRequest, _tell: Tell) -> Traced:

@@ -7,17 +7,19 @@ images are channels last, and torch's own rules say how each view lies in memory
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from dq_deploy.errors import ModelError, raise_if_out_of_memory
 from dq_deploy.models import build_denoiser, call_denoiser, input_specs
 from dq_deploy.models.sizes import sized
+from dq_deploy.native.trace.functional import functional
 from dq_deploy.native.trace.geometry import Geometry
+from dq_deploy.native.trace.graph import TracedGraph
 from dq_deploy.record import Call
 
 _DTYPES = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32}
@@ -38,19 +40,16 @@ def _(x: torch.Tensor, name: str, out_channels: int, kernel: Sequence[int], out_
     return x.new_empty((x.shape[0], out_channels, *out_size)).contiguous(memory_format=torch.channels_last)
 
 
-class TracedLayer(torch.nn.Module):
-    """A layer that leaves one operation in the graph."""
+def _leave_one_operation(module: torch.nn.Module, name: str, geometry: Geometry) -> None:
+    """Make a layer leave one operation in the graph; it stays what it is, for whoever looks up its attributes."""
+    kernel = [] if geometry.window is None else list(geometry.window.kernel)
 
-    def __init__(self, name: str, geometry: Geometry) -> None:
-        super().__init__()
-        self.name, self.geometry = name, geometry
+    def forward(input: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        window = geometry.window
+        out_size = [] if window is None else list(window.size_out((input.shape[2], input.shape[3])))
+        return torch.ops.dq_native.integer_layer(input, name, geometry.out_channels, kernel, out_size)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The layer's output, in shape."""
-        g = self.geometry
-        kernel = [] if g.window is None else list(g.window.kernel)
-        out_size = [] if g.window is None else list(g.window.size_out((x.shape[2], x.shape[3])))
-        return torch.ops.dq_native.integer_layer(x, self.name, g.out_channels, kernel, out_size)
+    module.forward = forward
 
 
 def trace(
@@ -59,7 +58,7 @@ def trace(
     call: Call,
     layers: Mapping[str, Geometry],
     batch: int,
-) -> tuple[torch.fx.GraphModule, dict[str, str]]:
+) -> TracedGraph:
     """The graph of one step for one batch size.
 
     Args:
@@ -68,10 +67,6 @@ def trace(
         call: its inputs, and the sizes to trace at.
         layers: quantized layers by module path.
         batch: samples.
-
-    Returns:
-        The graph, each node with its shape and strides under `meta["val"]`, and the state-dict key of each of its
-        attributes.
 
     Raises:
         ModelError: torch cannot trace the denoiser.
@@ -91,42 +86,67 @@ def trace_module(
     step: Callable[..., torch.Tensor],
     inputs: Sequence[tuple[tuple[int, ...], str]],
     layers: Mapping[str, Geometry],
-) -> tuple[torch.fx.GraphModule, dict[str, str]]:
+) -> TracedGraph:
     """The graph of one call of any module.
 
     Args:
-        module: its values are not read.
+        module: the values of its parameters and of the buffers that a checkpoint holds are not read.
         step: called with a copy of the module without values, and the inputs.
         inputs: shape and dtype of each.
         layers: quantized layers by module path.
-
-    Returns:
-        As `trace`.
 
     Raises:
         ModelError: torch cannot trace it.
     """
     try:
-        with FakeTensorMode(), torch.no_grad():
-            fake = _shapes_of(module, layers)
-            tensors = [_input(shape, dtype) for shape, dtype in inputs]
-            graph = make_fx(lambda *values: step(fake, *values))(*tensors)
+        fake, computed, graph = _traced(module, step, inputs, layers, torch.channels_last)
     except Exception as error:  # torch raises many unrelated types here
         raise_if_out_of_memory(error)
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"torch could not trace the denoiser for the native engine: {reason}") from error
-    names = {id(value): key for key, value in (*fake.named_parameters(), *fake.named_buffers())}
-    keys = {}
+        try:  # some models view an image as rows of its memory, which takes torch's own order
+            fake, computed, graph = _traced(module, step, inputs, layers, torch.contiguous_format)
+        except Exception:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelError(f"torch could not trace the denoiser for the native engine: {reason}") from error
+    held = {id(value): key for key, value in fake.named_parameters()}
+    held |= {id(value): key for key, value in fake.named_buffers() if id(value) not in computed}
+    names, constants = {}, {}
     for node in graph.graph.nodes:
         if node.op == "get_attr":
             value = getattr(graph, node.target)
-            keys[node.target] = names.get(id(value), "")
-    return graph, keys
+            if id(value) in held:
+                names[node.target] = held[id(value)]
+            else:
+                constants[node.target] = _constant(node.target, value, computed)
+    return TracedGraph(graph=graph, names=names, constants=constants)
 
 
-def _input(shape: tuple[int, ...], dtype: str) -> torch.Tensor:
+def _traced(
+    module: torch.nn.Module,
+    step: Callable[..., torch.Tensor],
+    inputs: Sequence[tuple[tuple[int, ...], str]],
+    layers: Mapping[str, Geometry],
+    images: torch.memory_format,
+) -> tuple[torch.nn.Module, dict[int, torch.Tensor], torch.fx.GraphModule]:
+    """The copy without values, the values it computed, and the graph; images lie in the order `images`."""
+    with FakeTensorMode(), torch.no_grad():
+        fake, computed = _shapes_of(module, layers)
+        tensors = [_input(shape, dtype, images) for shape, dtype in inputs]
+        return fake, computed, functional(make_fx(lambda *values: step(fake, *values))(*tensors), tensors)
+
+
+def _constant(target: str, value: torch.Tensor, computed: Mapping[int, torch.Tensor]) -> torch.Tensor:
+    real = computed.get(id(value), value)
+    if real.is_meta or isinstance(real, FakeTensor):
+        raise ModelError(
+            f"the denoiser reads a tensor {target} of shape {list(real.shape)} that no checkpoint holds and that "
+            "has no values where only shapes are built; expected a buffer"
+        )
+    return real.detach()
+
+
+def _input(shape: tuple[int, ...], dtype: str, images: torch.memory_format) -> torch.Tensor:
     value = torch.empty(shape, dtype=_DTYPES[dtype])
-    return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+    return value.contiguous(memory_format=images) if value.ndim == 4 else value
 
 
 def _as_stored(value: torch.Tensor) -> torch.Tensor:
@@ -135,12 +155,34 @@ def _as_stored(value: torch.Tensor) -> torch.Tensor:
     return empty.contiguous(memory_format=torch.channels_last) if empty.ndim == 4 else empty
 
 
-def _shapes_of(module: torch.nn.Module, layers: Mapping[str, Geometry]) -> torch.nn.Module:
-    """A copy without values whose quantized layers are `TracedLayer`s; called under a fake tensor mode."""
-    memo: dict[int, Any] = {id(b): _as_stored(b) for b in module.buffers()}
-    memo |= {id(p): torch.nn.Parameter(_as_stored(p), requires_grad=False) for p in module.parameters()}
+def _shapes_of(
+    module: torch.nn.Module, layers: Mapping[str, Geometry]
+) -> tuple[torch.nn.Module, dict[int, torch.Tensor]]:
+    """A copy without values whose quantized layers are one operation each; called under a fake tensor mode.
+
+    Returns:
+        The copy, and the values of what no checkpoint holds by the `id` of its copy: buffers that are not persistent,
+        and tensors that are plain attributes.
+    """
+    stored = set(module.state_dict(keep_vars=True))
+    memo: dict[int, Any] = {id(p): torch.nn.Parameter(_as_stored(p), requires_grad=False) for p in module.parameters()}
+    computed: dict[int, torch.Tensor] = {}
+    loose = {f"{i}": value for i, value in enumerate(_plain_tensors(module))}
+    for name, value in (*module.named_buffers(), *loose.items()):
+        if id(value) not in memo:
+            empty = memo[id(value)] = _as_stored(value)
+            if name not in stored:
+                computed[id(empty)] = value
     fake = copy.deepcopy(module, memo).eval()
     for name, geometry in layers.items():
-        parent, _, last = name.rpartition(".")
-        setattr(fake.get_submodule(parent), last, TracedLayer(name, geometry))
-    return fake
+        _leave_one_operation(fake.get_submodule(name), name, geometry)
+    return fake, computed
+
+
+def _plain_tensors(module: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Tensors that modules keep as plain attributes, alone or in lists."""
+    for child in module.modules():
+        for value in vars(child).values():
+            for entry in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(entry, torch.Tensor):
+                    yield entry

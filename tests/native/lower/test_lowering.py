@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as f
 
-from dq_deploy.errors import DqError, ModelError
+from dq_deploy.errors import DqError, InputError, ModelError
 from dq_deploy.record import Layer
 from tests.native.programs import Case, Function, layer_of
 from tests.native.random_modules import Writer
@@ -69,6 +69,36 @@ def unity(m: Function, x: torch.Tensor) -> torch.Tensor:
     return (f.group_norm(x, 2) * 1.0).flatten(1) * 2
 
 
+def in_place(m: Function, x: torch.Tensor) -> torch.Tensor:
+    y = x * 3
+    y.add_(1.0)
+    y[:, :2] /= 2
+    y[:, 3].copy_(x[:, 0])
+    y.transpose(1, 2)[:, 1:3].mul_(x.mean((1, 2, 3), keepdim=True))
+    return y * 2
+
+
+def rotated(m: Function, x: torch.Tensor) -> torch.Tensor:
+    pairs = torch.view_as_complex(x.unflatten(2, (3, 2)))
+    turns = torch.polar(torch.ones(5, 3), torch.arange(15.0).view(5, 3))
+    return torch.view_as_real((pairs * turns)[:, 1:].conj().resolve_conj()).flatten(2)
+
+
+def attended(x: torch.Tensor, **more: object) -> torch.Tensor:
+    q = x.view(x.shape[0], -1, 2, 3).transpose(1, 2)
+    return f.scaled_dot_product_attention(q, q * 2, q, **more).transpose(1, 2).reshape(x.shape)
+
+
+def masked_attention(m: Function, x: torch.Tensor) -> torch.Tensor:
+    return attended(x, attn_mask=(x[:, None, None, :, 0] > -1)) + attended(x, attn_mask=x[:, None, :, :1] * x[0, 0, 0])
+
+
+def shared_keys(m: Function, x: torch.Tensor) -> torch.Tensor:
+    q = x.view(x.shape[0], -1, 2, 3).transpose(1, 2)
+    k = q[:, :1]
+    return f.scaled_dot_product_attention(q, k, k * 2, enable_gqa=True).transpose(1, 2).reshape(x.shape)
+
+
 FLOATS = {
     "a parameter of an image broadcast": (IMAGE, lambda m, x: x + m.w, {"w": parameter(1, 6, 4, 4)}),
     "a buffer of an image broadcast": (IMAGE, lambda m, x: x + m.w, {"w": torch.rand(1, 6, 4, 4)}),
@@ -99,6 +129,36 @@ FLOATS = {
     "the input": (IMAGE, lambda m, x: x, {}),
     "a view of the input": (IMAGE, lambda m, x: x[:, 1:3].transpose(1, 2), {}),
     "halves of adjacent features": (TOKENS, lambda m, x: halves(x * 2), {}),
+    "writes in place": (IMAGE, in_place, {}),
+    "an image viewed as rows of its memory": (IMAGE, lambda m, x: x.view(-1, 12, 8).transpose(1, 2) * 2, {}),
+    "an activation in place": (IMAGE, lambda m, x: f.relu(x * 3, inplace=True) * 2, {}),
+    "division rounded down": (IMAGE, lambda m, x: torch.div(x, 0.3, rounding_mode="floor"), {}),
+    "a scaled sum behind a product": (TOKENS, lambda m, x: torch.addmm(x[0], x[0][:, :5], x[0], beta=2) + x, {}),
+    "bits of floats as whole numbers": (IMAGE, lambda m, x: ((x.view(torch.int32) >> 8) + 1).to(torch.float32), {}),
+    "complex numbers": (TOKENS, rotated, {}),
+    "padding by less than nothing": (IMAGE, lambda m, x: f.pad(x, (-1, 2, 0, 1)), {}),
+    "upsampling by parts": (IMAGE, lambda m, x: f.interpolate(x, size=(7, 9)), {}),
+    "bfloat16 between": (IMAGE, lambda m, x: (x.bfloat16() * 1.7).float(), {}),
+    "constants as long as the batch": (TOKENS, lambda m, x: x + torch.arange(6.0).expand(len(x), 5, 6).cumsum(0), {}),
+    "the batch with one more": (TOKENS, lambda m, x: torch.cat([x, x[:1]])[1:] * 2, {}),
+    "a mask of keys": (TOKENS, masked_attention, {}),
+    "attention to the past": (TOKENS, lambda m, x: attended(x, is_causal=True), {}),
+    "heads that share keys": (TOKENS, shared_keys, {}),
+    "a RMS norm": (TOKENS, lambda m, x: f.rms_norm(x, (6,), m.w, 1e-6), {"w": parameter(6)}),
+    "a norm of two axes": (TOKENS, lambda m, x: f.layer_norm(x, (5, 6)), {}),
+    "a norm in float64": (IMAGE, lambda m, x: f.group_norm(x.double(), 2).float(), {}),
+    "a linear layer on other strides": (
+        SQUARE,
+        lambda m, x: f.linear(x.transpose(1, 2), m.w, m.b),
+        {"w": parameter(3, 6), "b": parameter(3)},
+    ),
+    "a convolution of rows": (TOKENS, lambda m, x: f.conv1d(x, m.w, padding=1), {"w": parameter(4, 5, 3)}),
+    "a transposed convolution": (
+        IMAGE,
+        lambda m, x: f.conv_transpose2d(x, m.w, stride=2, padding=1, output_padding=1, groups=2),
+        {"w": parameter(6, 2, 3, 3)},
+    ),
+    "a constant made in the module": (TOKENS, lambda m, x: x * torch.tensor([1.0, 2, 3, 4, 5, 6]), {}),
     "group norm of rows": (TOKENS, lambda m, x: f.group_norm(x, 1) * 2, {}),
 }
 LINEAR, CONV = nn.Linear(6, 6), nn.Conv2d(6, 6, 1)
@@ -248,20 +308,17 @@ INTEGERS = {
     ),
 }
 REFUSED = {
-    "writes in place": (IMAGE, lambda m, x: (x * 3).add_(1.0) * 2),
-    "aten.relu_.default writes in place": (IMAGE, lambda m, x: f.relu(x * 3, inplace=True) * 2),
-    "div.Tensor_mode with rounding_mode=floor": (IMAGE, lambda m, x: torch.div(x, 0.3, rounding_mode="floor")),
-    "addmm.default with beta=2": (TOKENS, lambda m, x: torch.addmm(x[0], x[0][:, :5], x[1], beta=2)),
-    r"reads torch.float32 as torch.int32": (IMAGE, lambda m, x: (x.view(torch.int32) + 1).to(torch.float32)),
-    "reads torch.float32 as torch.complex64": (
+    "draws random numbers": (IMAGE, lambda m, x: x + torch.randn(4)),
+    "is not known to the native engine": (SQUARE, lambda m, x: torch.linalg.inv(x)),
+    "a value is float8_e4m3fn": (IMAGE, lambda m, x: (x.to(torch.float8_e4m3fn)).float()),
+    "not on the line": (TOKENS, lambda m, x: x.chunk(2, 0)[0] * 2),
+    "of 2 and 3, expected sizes that grow": (
         TOKENS,
-        lambda m, x: torch.view_as_real(torch.view_as_complex(x.unflatten(2, (3, 2))) * 1j),
+        lambda m, x: (x[:, None, :, 0] - x[None, :, :, 0]).flatten() * 2,
     ),
-    r"padding \[-1, 2, 0, 1\]": (IMAGE, lambda m, x: f.pad(x, (-1, 2, 0, 1))),
-    "expected whole factors": (IMAGE, lambda m, x: f.interpolate(x, size=(7, 8))),
-    "a value is bfloat16": (IMAGE, lambda m, x: (x.bfloat16() * 2).float()),
-    "expected sizes alone to differ": (TOKENS, lambda m, x: x.chunk(2, 0)[0] * 2),
-    "for one batch and 45 for another": (TOKENS, lambda m, x: (x[:, None, :, 0] - x[None, :, :, 0]).flatten() * 2),
+    "for one batch and": (TOKENS, lambda m, x: x * 2 if len(x) == 2 else x + 2),
+    "for another in the same place": (TOKENS, lambda m, x: x * 2 if len(x) == 2 else x * 2 * 3),
+    "could not trace": (TOKENS, lambda m, x: x[x > 0].sum() + x),
 }
 
 
@@ -284,11 +341,20 @@ def test_what_is_not_known_is_refused_by_name(message):
         Case(Function(function), inputs)
 
 
-def test_a_layer_that_reads_another_batch_or_width_is_refused():
-    with pytest.raises(ModelError, match=r"layer a reads \[10, 6\] where the batch is 2"):
-        Case(Function(lambda m, x: m.a(x.flatten(0, 1)), a=LINEAR), TOKENS, [linear("a", 4, 6)])
-    with pytest.raises(ModelError, match="and 5 channels on axis 1"):
+def test_a_layer_that_reads_another_width_is_refused():
+    with pytest.raises(ModelError, match="expected 5 channels on axis 1"):
         Case(Function(lambda m, x: m.a(x), a=CONV), IMAGE, [conv("a", 6, 5)])
+
+
+def test_entries_that_fold_other_axes_into_the_batch_take_their_samples_step():
+    folded = Function(lambda m, x: m.a(x.flatten(0, 1)).unflatten(0, (-1, 5)), a=LINEAR)
+    assert Case(folded, TOKENS, [linear("a", 4, 6)]).difference() < TOLERANCE
+
+
+def test_entries_that_belong_to_no_sample_are_refused_where_there_are_steps():
+    shared = Function(lambda m, x: x + m.a(m.p), a=LINEAR, p=parameter(5, 6))
+    with pytest.raises(InputError, match="leading axis has 5 entries, expected a multiple of the 2 samples"):
+        Case(shared, TOKENS, [linear("a", 6, 6)]).difference(batches=[2])
 
 
 def test_a_copy_that_two_layers_need_is_made_once():
@@ -300,10 +366,4 @@ def test_a_copy_that_two_layers_need_is_made_once():
 
 @pytest.mark.parametrize("seed", range(24))
 def test_random_modules_are_torchs(seed):
-    try:
-        case = Writer(seed).case()
-    except ModelError as error:
-        if "aten.bmm" not in str(error):  # what torch makes of a linear layer on some views
-            raise
-        return
-    assert case.difference() < 0.05  # codes at ties may flip
+    assert Writer(seed).case().difference() < 0.05  # codes at ties may flip

@@ -12,8 +12,10 @@ from dq_deploy.native.program.program import (
     View,
     at_batch,
     check_bounds,
+    check_joined,
     dumps,
     from_json,
+    has_offsets,
     join_batches,
     loads,
     to_json,
@@ -38,10 +40,19 @@ def test_text_gives_the_program_of_every_batch():
         assert from_json(at_batch(joined, batch)) == program(batch)
 
 
-@pytest.mark.parametrize(("first", "second"), [(4, 9), (1, 2), (3, 4), ("a", "b"), (1.0, 1.5), ([1], [1, 2]), (1, 1.0)])
-def test_what_is_not_in_proportion_to_the_batch_is_refused(first, second):
+@pytest.mark.parametrize(("first", "second"), [("a", "b"), (1.0, 1.5), ([1], [1, 2]), (1, 1.0)])
+def test_what_differs_in_more_than_sizes_is_refused(first, second):
     with pytest.raises(DqError, match="expected sizes alone to differ"):
         join_batches({"size": first}, {"size": second})
+
+
+def test_sizes_that_are_not_in_proportion_to_the_batch_are_checked_by_a_third():
+    joined = join_batches({"size": 4, "other": 2}, {"size": 9, "other": 3})
+    assert has_offsets(joined)
+    assert not has_offsets(join_batches({"size": 4}, {"size": 6}))
+    check_joined(joined, {"size": 19, "other": 5})
+    with pytest.raises(DqError, match="a batch of 5 is not on the line through those of 2 and 3"):
+        check_joined(joined, {"size": 25, "other": 5})
 
 
 def test_another_version_is_refused():

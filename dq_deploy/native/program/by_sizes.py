@@ -1,0 +1,89 @@
+"""Programs by the sizes that vary besides the batch: one for each choice of them, a bounded number kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dq_deploy.errors import InputError
+from dq_deploy.native.program.layer_constants import FloatConstants
+from dq_deploy.numerics.arrays import Array
+from dq_deploy.record import Record
+
+KEPT_PROGRAMS = 4
+"""Sizes besides the batch whose programs are kept."""
+
+Sizes = tuple[tuple[str, int], ...]
+"""Sizes that vary besides the batch, by name, in the order of the denoiser's inputs; empty where none does."""
+
+Retrace = Callable[[Mapping[str, int]], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Varying:
+    """What varies besides the batch, and how a program for other sizes is had.
+
+    Attributes:
+        retrace: makes the program at other sizes; without it there is but the first.
+        sizes: of the first program, by the names of `axes`.
+        axes: input and axis where each size that varies besides the batch can be read, by its name.
+    """
+
+    retrace: Retrace | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    axes: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+
+
+class ProgramsBySize:
+    """Joined programs of one record with their constants.
+
+    Attributes:
+        first: sizes of the program it was made with, which is always kept.
+        floats: constants of that program; those of the others share its parameters.
+    """
+
+    def __init__(self, joined: Mapping[str, Any], record: Record, varying: Varying | None = None) -> None:
+        """Take the first program.
+
+        Args:
+            joined: the program for every batch size.
+            record: its parameters.
+            varying: sizes of that program, and how others are made; None where no size varies.
+        """
+        self._record, self._varying = record, varying or Varying()
+        self.floats = FloatConstants(record, joined["constants"])
+        self.first: Sizes = tuple((size, self._varying.sizes[size]) for size in self._varying.axes)
+        self._kept: dict[Sizes, tuple[Mapping[str, Any], FloatConstants]] = {self.first: (joined, self.floats)}
+
+    def sizes_of(self, feeds: Mapping[str, Array]) -> Sizes:
+        """Sizes that inputs have."""
+        return tuple((size, feeds[name].shape[axis]) for size, (name, axis) in self._varying.axes.items())
+
+    def of(self, sizes: Sizes) -> tuple[Mapping[str, Any], FloatConstants]:
+        """The program at some sizes and its constants; those used last are kept.
+
+        Raises:
+            InputError: other sizes, and nothing that makes a program for them.
+            ModelError: the denoiser cannot be traced at these sizes.
+        """
+        found = self._kept.get(sizes)
+        if found is None:
+            if self._varying.retrace is None:
+                raise InputError(f"sizes are {dict(sizes)}, expected {dict(self.first)}: there is no other program")
+            joined = self._varying.retrace(dict(sizes))
+            found = joined, FloatConstants(self._record, joined["constants"], parameters=self.floats)
+        if sizes != self.first:
+            self._kept.pop(sizes, None)
+            self._kept[sizes] = found
+            while len(self._kept) > KEPT_PROGRAMS:
+                self._kept.pop(next(key for key in self._kept if key != self.first))
+        return found
+
+    def kept(self) -> Mapping[Sizes, tuple[Mapping[str, Any], FloatConstants]]:
+        """What is kept now, by sizes."""
+        return dict(self._kept)
+
+    def clear(self) -> None:
+        """Forget all programs."""
+        self._kept.clear()
