@@ -79,6 +79,12 @@ class PipelineCall:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise OptionError(f"{name} is {value}, expected at least {least}")
+        if (self.height is None) != (self.width is None):
+            named, other = ("height", "width") if self.width is None else ("width", "height")
+            raise OptionError(
+                f"got `{named}` without `{other}`, expected both: where one is missing, pipelines of diffusers take "
+                "their own size for both"
+            )
         for name in ("strength", "eta"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
