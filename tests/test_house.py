@@ -36,7 +36,7 @@ LEVELS = (
     ("engines",),
     ("native",),
     ("open_engine",),
-    ("verify", "quality", "bench", "sampling", "pipelines", "pipelines"),
+    ("verify", "quality", "bench", "pipelines"),
     ("comparison",),
     ("serve",),
     ("cli",),

@@ -67,17 +67,23 @@ def environment() -> dict[str, Any]:
 
 def draw(module: Any, denoiser: Any, count: int, steps: int) -> Any:
     """Images [N, 1, 32, 32] with labels 0..9 in turn, from a noise seed the calibration never uses."""
-    from dq_deploy.sampling import SampleOptions, denoiser_of_module, labels_for, sample_images
+    from dq_deploy.models.pipeline import PipelineCall, build_scheduler
+    from dq_deploy.models.pipeline.denoiser_pipeline import DenoiserPipeline
+    from dq_deploy.pipelines.draw import draw_images
 
-    labels = labels_for(denoiser.config, [i % 10 for i in range(count)])
-    return sample_images(
-        denoiser_of_module(module),
-        model_config=denoiser.config,
-        scheduler_config=denoiser.scheduler_config,
-        count=count,
-        labels=labels,
-        options=SampleOptions(steps=steps, seed=1234, batch=50),
-    )
+    pipeline = DenoiserPipeline(module, build_scheduler(denoiser.scheduler_config))
+    pipeline.set_progress_bar_config(disable=True)
+    asked = PipelineCall(steps=steps, seed=1234, count=count, labels=tuple(i % 10 for i in range(count)))
+    return draw_images(pipeline, asked, batch=50).images
+
+
+def simulated(record: Any) -> Any:
+    """The simulation of a record as a denoiser of diffusers."""
+    from dq_deploy import IntegerDenoiser
+    from dq_deploy.pipelines.module_runner import ModuleRunner, manifest_of_record
+    from dq_deploy.simulation.fake_quant import simulate
+
+    return IntegerDenoiser(ModuleRunner(simulate(record), manifest_of_record(record)))
 
 
 def recognised(images: Any) -> Any:
@@ -104,7 +110,6 @@ def main(
     from dq_deploy.methods.options import json_of_options
     from dq_deploy.quality.bootstrap import interval_of_mean, interval_of_paired_difference
     from dq_deploy.quality.image import psnr_db
-    from dq_deploy.simulation.fake_quant import simulate
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     names = list(VARIANTS) if variants == "all" else variants.split(",")
@@ -118,7 +123,7 @@ def main(
         start = time.perf_counter()
         record = quantize(denoiser, options)
         seconds = time.perf_counter() - start
-        images = draw(simulate(record), denoiser, count, steps)
+        images = draw(simulated(record), denoiser, count, steps)
         psnr = psnr_db(images, reference, data_range=2.0)
         seen = recognised(images)
         line = {

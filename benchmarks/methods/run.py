@@ -189,16 +189,21 @@ class Run:
 
     def _peer_files(self, name: str, subject: Subject) -> tuple[Path, Path]:
         """The inputs the methods are calibrated with, and the noise and labels of the images."""
+        import torch
+
         from dq_deploy.calibration import CalibrationSource
         from dq_deploy.methods.prepare.calibration_inputs import collect_inputs
         from dq_deploy.methods.progress import silent
-        from dq_deploy.sampling import noise_for
+        from dq_deploy.models.pipeline.call import generators_of
+        from dq_deploy.record.model_config import sample_shape
 
         folder = self.work / name
         calibration, noise = folder / "calibration.npz", folder / "noise.npz"
         options = self.options(Spec(name, "minmax", "W8A8"))
         np.savez(calibration, **collect_inputs(subject.denoiser, options, CalibrationSource(), silent).inputs)
-        drawn = noise_for(subject.denoiser.config, count=self.terms.count, seed=NOISE_SEED)
+        shape = sample_shape(subject.denoiser.config)
+        generators = generators_of(NOISE_SEED, range(self.terms.count))
+        drawn = np.stack([torch.randn(shape, generator=generator).numpy() for generator in generators])
         np.savez(noise, noise=drawn, **({} if subject.labels is None else {"labels": subject.labels}))
         return calibration, noise
 

@@ -22,7 +22,6 @@ from dq_deploy.errors import explained
 from dq_deploy.methods import Progress, SharedOptions
 from dq_deploy.open_engine import open_engine
 from dq_deploy.quality import row_of
-from dq_deploy.sampling import denoiser_of_runner
 
 OnProgress = Callable[[Progress], None]
 
@@ -274,8 +273,10 @@ def with_quality(subject: Subject, cell: Cell, images: Any) -> Cell:
 
 
 def _drawn(subject: Subject, runner: Runner, on_progress: OnProgress) -> Any:
+    from dq_deploy.pipelines.integer_denoiser import IntegerDenoiser
+
     return subject.draw(
-        denoiser_of_runner(runner),
+        IntegerDenoiser(runner),
         lambda done, total: on_progress(Progress(stage="sampling", done=done, total=total)),
     )
 

@@ -24,7 +24,7 @@ class Settings:
 
     Attributes:
         images: N, images of the float model and of each record, from the same noise.
-        steps: DDIM steps, eta 0.
+        steps: of the model's scheduler.
         seed: of the noise; calibration draws its own, which is never this.
         batch: images at a time; does not change them.
         engine: one of `RUNNABLE`.

@@ -15,27 +15,22 @@ from numpy.typing import NDArray
 from dq_deploy.artifacts import NPZ_ERRORS, atomic_path, sha256_of_file
 from dq_deploy.comparison.real_images import digest_of
 from dq_deploy.comparison.settings import Settings
-from dq_deploy.errors import InputError, MissingDependencyError, ModelError
+from dq_deploy.errors import InputError, MissingDependencyError
 from dq_deploy.models import Denoiser
 from dq_deploy.numerics.arrays import F32
 from dq_deploy.quality import QualityBaseline, load_classifier, load_extractor, quality_baseline
 from dq_deploy.record.model_config import channels_of
-from dq_deploy.sampling import (
-    SampleOptions,
-    conditions_for,
-    denoiser_of_module,
-    draws_latents,
-    labels_for,
-    sample_images,
-    sampler_timesteps,
-)
 
 if TYPE_CHECKING:
-    from dq_deploy.quality.table import Recognise
-    from dq_deploy.sampling.denoise import Denoise
+    import torch
 
-OnStep = Callable[[int, int], None]
+    from dq_deploy.calibration import AskedPipeline
+    from dq_deploy.models.pipeline import PipelineCall
+    from dq_deploy.pipelines.watch import OnStep
+    from dq_deploy.quality.table import Recognise
+
 IMAGES_RANGE = 2.0
+PICTURE_CHANNELS = (1, 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +74,9 @@ class Subject:
         variant: file variant, or None.
         denoiser: the model.
         settings: how images are drawn.
-        labels: [N] int64 or None.
-        conditions: [N, ...] by input name.
+        pipeline: of diffusers, that draws them.
+        component: name of its denoiser.
+        asked: of the pipeline.
         images: [N, C, H, W] float32, of the float model.
         baseline: what rows are measured against.
         identity: what decides a row's measurement, JSON values.
@@ -92,17 +88,23 @@ class Subject:
     variant: str | None
     denoiser: Denoiser
     settings: Settings
-    labels: NDArray[np.int64] | None
-    conditions: Mapping[str, NDArray[Any]]
+    pipeline: Any
+    component: str
+    asked: PipelineCall
     images: F32
     baseline: QualityBaseline
     identity: dict[str, Any]
     remarks: tuple[str, ...] = ()
     cache: Path = field(default_factory=Path)
 
-    def draw(self, denoise: Denoise, on_step: OnStep | None = None) -> F32:
-        """Images by another denoiser, from the same noise, labels and conditions."""
-        return _draw(self.denoiser, self.settings, self.labels, self.conditions, denoise, on_step)
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """[N] classes of the images, or None."""
+        return None if self.asked.labels is None else np.asarray(self.asked.labels, np.int64)
+
+    def draw(self, denoiser: torch.nn.Module, on_step: OnStep | None = None) -> F32:
+        """Images with another denoiser in the pipeline, from the same noise, for the same prompts or classes."""
+        return _draw(self.pipeline, self.component, denoiser, self.asked, self.settings, on_step)
 
     def float_graph(self) -> Path:
         """The model's float graph as an ONNX file, made when it is first asked for."""
@@ -116,27 +118,19 @@ class Subject:
 
 
 def _draw(
-    denoiser: Denoiser,
+    pipeline: Any,
+    component: str,
+    denoiser: torch.nn.Module,
+    asked: PipelineCall,
     settings: Settings,
-    labels: NDArray[np.int64] | None,
-    conditions: Mapping[str, NDArray[Any]],
-    denoise: Denoise,
     on_step: OnStep | None,
 ) -> F32:
-    return sample_images(
-        denoise,
-        model_config=denoiser.config,
-        scheduler_config=denoiser.scheduler_config,
-        count=settings.images,
-        labels=labels,
-        options=_sample_options(settings),
-        conditions=conditions,
-        on_step=on_step,
-    )
+    from dq_deploy.models.pipeline.denoiser_pipeline import DenoiserPipeline
+    from dq_deploy.pipelines.draw import draw_images
 
-
-def _sample_options(settings: Settings) -> SampleOptions:
-    return SampleOptions(steps=settings.steps, seed=settings.seed, batch=settings.batch)
+    setattr(pipeline, component, denoiser)
+    batch = settings.batch if isinstance(pipeline, DenoiserPipeline) else 1
+    return draw_images(pipeline, asked, component=component, batch=batch, on_step=on_step).images
 
 
 def labels_in_turn(config: Mapping[str, Any], count: int, classes: Sequence[int] = ()) -> NDArray[np.int64] | None:
@@ -147,11 +141,14 @@ def labels_in_turn(config: Mapping[str, Any], count: int, classes: Sequence[int]
     Raises:
         OptionError: a class the model does not have.
     """
+    from dq_deploy.pipelines.conditions import labels_for
+
     known = config.get("num_class_embeds")
     if known is None and not classes:
-        return labels_for(config, None)
+        return None
     chosen = list(classes) or list(range(int(known or 0)))
-    return labels_for(config, [chosen[i % len(chosen)] for i in range(count)])
+    labels = labels_for(config, [chosen[i % len(chosen)] for i in range(count)])
+    return None if labels is None else np.asarray(labels, np.int64)
 
 
 def prepare_subject(
@@ -164,6 +161,7 @@ def prepare_subject(
     variant: str | None = None,
     classes: Sequence[int] = (),
     conditions: Mapping[str, NDArray[Any]] | None = None,
+    drawn_by: AskedPipeline | None = None,
     on_step: OnStep | None = None,
 ) -> Subject:
     """Load what rows are measured with, then draw the float model's images, or take them from the cache.
@@ -177,36 +175,37 @@ def prepare_subject(
         variant: file variant of the model.
         classes: to draw in turn, by default all the model has.
         conditions: rows by input name of a conditioned model, taken in turn; random without them.
+        drawn_by: the user's pipeline and what is asked of it; by default the denoiser alone is sampled.
         on_step: called with (steps done, steps in all).
 
     Raises:
         DqError: what cannot be measured, in one line.
     """
-    if denoiser.scheduler_config is None:
-        raise ModelError(f"{model} has no scheduler configuration, expected one: without it no image can be drawn")
-    sampler_timesteps(denoiser.scheduler_config, _sample_options(settings))
-    measures, remarks = _usable(measures, denoiser)
+    from dq_deploy.models.pipeline import denoiser_name
+
+    measures, remarks = _usable(measures, denoiser, latents=drawn_by is None and _draws_latents(denoiser))
     recognise = measures.recognise
     if recognise is None and measures.classifier is not None:
         recognise = load_classifier(measures.classifier)
     extractor = None if measures.extractor is None else load_extractor(measures.extractor)
-    labels = labels_in_turn(denoiser.config, settings.images, classes)
+    labels = None if drawn_by is not None else labels_in_turn(denoiser.config, settings.images, classes)
     if recognise is not None and labels is None:
         raise InputError("a classifier was given, but the model has no classes to recognise; leave it out")
-    rows = conditions_for(denoiser.config, conditions or {}, count=settings.images, seed=settings.seed)
+    pipeline, asked = _driver(denoiser, settings, labels, conditions or {}, drawn_by)
+    component = denoiser_name(pipeline, denoiser.component if drawn_by is not None else None)
     drawn = {
         "model": denoiser.source_sha256,
         "scheduler": denoiser.scheduler_sha256,
+        **_words_of(pipeline, asked, drawn_by),
         **settings.of_images(),
         "labels": None if labels is None else digest_of(labels),
-        "conditions": {name: digest_of(value) for name, value in rows.items()},
     }
 
     def draw() -> F32:
-        return _draw(denoiser, settings, labels, rows, denoiser_of_module(denoiser.module), on_step)
+        return _draw(pipeline, component, denoiser.module, asked, settings, on_step)
 
     images = _kept(cache / f"float-{_short_hash(drawn)}.npz", draw)
-    latents = draws_latents(denoiser.config)
+    latents = images.shape[1] not in PICTURE_CHANNELS
     baseline = quality_baseline(
         images,
         real=measures.real,
@@ -220,8 +219,9 @@ def prepare_subject(
         variant=variant,
         denoiser=denoiser,
         settings=settings,
-        labels=labels,
-        conditions=rows,
+        pipeline=pipeline,
+        component=component,
+        asked=asked,
         images=images,
         baseline=baseline,
         identity={**drawn, **measures.identity()},
@@ -230,11 +230,49 @@ def prepare_subject(
     )
 
 
-def _usable(measures: Measures, denoiser: Denoiser) -> tuple[Measures, tuple[str, ...]]:
+def _driver(
+    denoiser: Denoiser,
+    settings: Settings,
+    labels: NDArray[np.int64] | None,
+    conditions: Mapping[str, NDArray[Any]],
+    drawn_by: AskedPipeline | None,
+) -> tuple[Any, PipelineCall]:
+    """The pipeline that draws, and what is asked of it."""
+    from dq_deploy.models.pipeline import PipelineCall, build_scheduler
+    from dq_deploy.models.pipeline.open import pipeline_of_denoiser
+    from dq_deploy.pipelines.conditions import conditions_of
+
+    if drawn_by is not None:
+        asked = replace(drawn_by.asked, steps=settings.steps, seed=settings.seed, count=settings.images)
+        return drawn_by.pipeline, asked
+    pipeline = pipeline_of_denoiser(denoiser.module, build_scheduler(denoiser.scheduler_config))
+    return pipeline, PipelineCall(
+        steps=settings.steps,
+        seed=settings.seed,
+        count=settings.images,
+        labels=None if labels is None else tuple(int(label) for label in labels),
+        conditions=conditions_of(denoiser.call, conditions, count=settings.images, seed=settings.seed),
+    )
+
+
+def _words_of(pipeline: Any, asked: PipelineCall, drawn_by: AskedPipeline | None) -> dict[str, Any]:
+    """What decides the images besides model, scheduler and settings: JSON values."""
+    return {
+        "pipeline": [type(pipeline).__name__, type(getattr(pipeline, "scheduler", None)).__name__],
+        "asked": None if drawn_by is None else dict(drawn_by.words),
+        "conditions": {name: digest_of(value.numpy()) for name, value in asked.conditions.items()},
+    }
+
+
+def _draws_latents(denoiser: Denoiser) -> bool:
+    return channels_of(denoiser.config, "in_channels") not in PICTURE_CHANNELS
+
+
+def _usable(measures: Measures, denoiser: Denoiser, *, latents: bool) -> tuple[Measures, tuple[str, ...]]:
     """Without features where the model draws latents, or where the default extractor is not installed."""
     named = [name for name in ("classifier", "recognise", "real") if getattr(measures, name) is not None]
     bare = replace(measures, extractor=None, real=None)
-    if draws_latents(denoiser.config):
+    if latents:
         if named:
             raise InputError(
                 f"the model draws latents of {channels_of(denoiser.config, 'in_channels')} channels, to which "

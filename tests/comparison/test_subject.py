@@ -12,7 +12,6 @@ from dq_deploy import load_model
 from dq_deploy.comparison import Measures, Settings, Subject, prepare_subject
 from dq_deploy.comparison.subject import labels_in_turn
 from dq_deploy.errors import InputError, ModelError, OptionError
-from dq_deploy.sampling import denoiser_of_module
 from tests.tiny import tiny_conditional_denoiser
 
 SETTINGS = Settings(images=4, steps=2, rounds=0)
@@ -22,7 +21,7 @@ BARE = Measures(extractor=None)
 def test_images_come_from_the_cache_and_from_the_same_noise(
     subject: Subject, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn = subject.draw(denoiser_of_module(subject.denoiser.module))
+    drawn = subject.draw(subject.denoiser.module)
     np.testing.assert_array_equal(drawn, subject.images)
     assert subject.labels is not None
     assert subject.labels.tolist() == [0, 1, 2, 0]

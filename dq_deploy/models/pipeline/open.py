@@ -55,8 +55,11 @@ def pipeline_of_denoiser(denoiser: torch.nn.Module, scheduler: Any) -> Any:
     from dq_deploy.models.pipeline.denoiser_pipeline import DenoiserPipeline
 
     if isinstance(scheduler, ScoreSdeVeScheduler):  # corrects and predicts: diffusers has one pipeline for it
-        return ScoreSdeVePipeline(unet=denoiser, scheduler=scheduler)
-    return DenoiserPipeline(denoiser=denoiser, scheduler=scheduler)
+        pipeline = ScoreSdeVePipeline(unet=denoiser, scheduler=scheduler)
+    else:
+        pipeline = DenoiserPipeline(denoiser=denoiser, scheduler=scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def _of_index(
