@@ -20,6 +20,7 @@ from dq_deploy.cli.text.sample.summary import Samples, show_samples
 if TYPE_CHECKING:
     from torch import nn
 
+    from dq_deploy.models.load.pipeline_folder import DenoiserPlace
     from dq_deploy.models.pipeline import PipelineCall
     from dq_deploy.numerics.arrays import F32
     from dq_deploy.pipelines.draw import Drawn
@@ -53,9 +54,10 @@ def sample(given: SampleArguments) -> None:
             device=given.device,
             hash_check=given.hash_check,
         )
-        folder = _pipeline_folder(given, asked, quantized)
+        place = _pipeline_place(given, asked, quantized)
+        folder, component = (None, None) if place is None else (place.pipeline, place.component)
         asked, embeddings = _completed(given, asked, quantized, alone=folder is None)
-        pipeline = pipeline_around(quantized, folder, scheduler=asked.scheduler, component=given.component)
+        pipeline = pipeline_around(quantized, folder, scheduler=asked.scheduler, component=component)
         _check_picture(given.out, quantized, alone=folder is None)
         module = _float_module(given, quantized) if given.compare else None
         samples, rows = _sampled(given, asked, quantized, pipeline, module)
@@ -120,27 +122,29 @@ def _asked(given: SampleArguments, labels: Sequence[int] | None) -> PipelineCall
     return PipelineCall(**{name: value for name, value in options.items() if value is not None})
 
 
-def _pipeline_folder(given: SampleArguments, asked: PipelineCall, quantized: Quantized) -> Path | None:
+def _pipeline_place(given: SampleArguments, asked: PipelineCall, quantized: Quantized) -> DenoiserPlace | None:
     """The pipeline that draws, or None where the denoiser alone does: then its steps are all there is."""
     from dq_deploy.errors import OptionError
-    from dq_deploy.models.load.pipeline_folder import INDEX, find_denoiser
+    from dq_deploy.models.load.hub_files import snapshot_of
+    from dq_deploy.models.load.pipeline_folder import INDEX, find_denoiser, is_pipeline
 
     options = ("prompts", "negative_prompt", "guidance", "image", "mask", "strength", "control_image")
     needs = [name for name in options if getattr(asked, name) not in (None, ())]
     named = given.model
     if named is None and (needs or asked.extra):
-        source = quantized.provenance.get("source")
-        if source is None or not (Path(source) / INDEX).is_file():
+        source = quantized.provenance.get("config") or quantized.provenance.get("source")
+        if source is None or not (snapshot_of(Path(source)) / INDEX).is_file():
             raise OptionError("the pipeline that draws is not known, expected its folder; give `model` DIR")
         named = Path(source)
     if named is None or given.conditions is not None:
         return None
-    place = find_denoiser(named, given.component)
+    recorded = quantized.provenance.get("component") if is_pipeline(named) else None
+    place = find_denoiser(named, given.component or recorded)
     if place.pipeline is None or not (place.pipeline / INDEX).is_file():
         refuse(bool(needs), f"{named} is a denoiser alone, expected a pipeline's folder for what is asked of one")
         refuse(not given.compare, f"--model {named} is no pipeline and --compare was not given; leave it out")
         return None
-    return place.pipeline
+    return place
 
 
 def _completed(

@@ -178,7 +178,7 @@ def _record_of(
 def _float_model(record: Record | None, folder: Path) -> Denoiser:
     from dq_deploy.models import float_model_of, load_model
 
-    return load_model(folder) if record is None else float_model_of(record, folder)
+    return load_model(folder) if record is None else float_model_of(record.provenance, folder)
 
 
 def _proven(

@@ -5,8 +5,9 @@ Functions take the module and its call, so that callers stay the same when class
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dq_deploy.models.call import call_arguments, call_denoiser, engine_name, input_specs, output_specs
 from dq_deploy.models.conditions import example_inputs, random_conditions, sample_name
@@ -101,19 +102,22 @@ def load_model(
     )
 
 
-def float_model_of(record: Record, path: str | Path | None = None) -> Denoiser:
+def float_model_of(
+    provenance: Mapping[str, Any], path: str | Path | None = None, *, component: str | None = None
+) -> Denoiser:
     """The float model that a record was made from, loaded as it was then: same variant, component, configuration.
 
     Args:
-        record: its provenance says where the model was.
+        provenance: of the record, which says where the model was.
         path: where it is now; None where it is still there.
+        component: name of the denoiser in the pipeline at `path`; None takes the recorded one.
 
     Raises:
         ModelError: the record names no model, or it cannot be loaded.
     """
     from dq_deploy.models.load.folder import load_recorded
 
-    return load_recorded(record.provenance, None if path is None else Path(path))
+    return load_recorded(provenance, None if path is None else Path(path), component)
 
 
 def denoiser_from_record(record: Record, *, dequantize: bool = True) -> torch.nn.Module:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dq_deploy.errors import FileProblemError, OptionError
-from dq_deploy.models import Denoiser, call_of_record, default_call, load_model
+from dq_deploy.models import Denoiser, call_of_record, default_call, float_model_of
 from dq_deploy.models.call import argument_name
 from dq_deploy.models.pipeline import build_scheduler, open_pipeline
 from dq_deploy.models.pipeline.open import pipeline_of_denoiser
@@ -159,7 +159,7 @@ def float_denoiser(quantized: Quantized, model: Path | None, component: str | No
     if model is None and not Path(source).exists():
         raise OptionError(f"the float model {source} that {quantized.path} names does not exist; give `model` DIR")
     provenance = quantized.provenance
-    denoiser = load_model(source, variant=provenance.get("variant"), component=component or provenance.get("component"))
+    denoiser = float_model_of(provenance, source, component=component)
     expected = provenance.get("source_sha256")
     if expected is None:
         _check_same_kind(quantized, denoiser)

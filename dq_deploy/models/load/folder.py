@@ -59,7 +59,7 @@ def load_folder(
     )
 
 
-def load_recorded(provenance: Mapping[str, Any], path: Path | None = None) -> Denoiser:
+def load_recorded(provenance: Mapping[str, Any], path: Path | None, component: str | None) -> Denoiser:
     """See `dq_deploy.models.float_model_of`."""
     words = {name: provenance.get(name) for name in ("source", "variant", "component", "config")}
     given = {name: value for name, value in words.items() if isinstance(value, str) and value}
@@ -67,11 +67,12 @@ def load_recorded(provenance: Mapping[str, Any], path: Path | None = None) -> De
         raise ModelError("the record does not say which float model it was made from; give the model's folder")
     place = Path(given["source"]) if path is None else path
     single = is_weight_file(place)
-    in_pipeline = single or is_pipeline(place)
+    if component is None and (single or is_pipeline(place)):
+        component = given.get("component")
     return load_folder(
         place,
         variant=given.get("variant"),
-        component=given.get("component") if in_pipeline else None,
+        component=component,
         config=Path(given["config"]) if single and "config" in given else None,
     )
 

@@ -28,7 +28,7 @@ def recorded_float_model(record: Record) -> tuple[Denoiser | None, str]:
     if not Path(source).exists():
         return None, f"the folder {source} it was quantized from is not here; {_GIVE}"
     try:
-        found = float_model_of(record)
+        found = float_model_of(record.provenance)
     except DqError as error:
         return None, f"the folder {source} it was quantized from cannot be read ({error}); {_GIVE}"
     if found.source_sha256 != digest:
