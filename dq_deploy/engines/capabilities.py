@@ -34,6 +34,21 @@ class LayerForm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NumpyOperation:
+    """Float operations of one name that no kernel does, in one step of one sample.
+
+    Attributes:
+        name: torch's.
+        count: how many there are.
+        share: of the step's time, 0 to 1, as one run took.
+    """
+
+    name: str
+    count: int
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerValues:
     """One integer layer in one step; axes are the layer's own, [B, C, H, W] or [B, rows, C].
 
@@ -107,6 +122,9 @@ class LayerRuns(Protocol):
 
     def memory(self) -> RecordMemory | None:
         """What it takes; None where it is not known."""
+
+    def numpy_operations(self) -> tuple[NumpyOperation, ...]:
+        """Float operations done in numpy, the slowest first; runs twice on one sample. None on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)

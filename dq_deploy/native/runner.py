@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from dq_deploy.engines.base import Runner, TensorSpec, reason_of
-from dq_deploy.engines.capabilities import LayerForm, LayerRuns, LayerValues, RecordMemory, RunsOn
+from dq_deploy.engines.capabilities import LayerForm, LayerRuns, LayerValues, NumpyOperation, RecordMemory, RunsOn
 from dq_deploy.errors import InputError, MissingDependencyError
 from dq_deploy.manifest.values import EngineManifest, TensorEntry
 from dq_deploy.models import TensorSpec as ModelTensorSpec
-from dq_deploy.models import call_of_record, input_specs, output_specs
+from dq_deploy.models import call_of_record, example_inputs, input_specs, output_specs
 from dq_deploy.models.sizes import varying_axes
 from dq_deploy.native.program.by_sizes import Varying
 from dq_deploy.native.trace.traced import traced_program
@@ -91,6 +91,10 @@ class RecordRunner(Runner):
     def memory(self) -> RecordMemory | None:
         """Not known."""
         return None
+
+    def numpy_operations(self) -> tuple[NumpyOperation, ...]:
+        """None."""
+        return ()
 
     @property
     def runtime_words(self) -> str:
@@ -200,6 +204,23 @@ class NativeRunner(RecordRunner):
             packed = sum(own.packed.nbytes for own in self.executor.constants.values() if own.packed is not None)
             block = self.executor.plan(1).memory.block
         return RecordMemory(packed_weights_mib=packed / 2**20, batch_1_mib=block.nbytes / 2**20)
+
+    def numpy_operations(self) -> tuple[NumpyOperation, ...]:
+        """Float operations done in numpy, the slowest first, by the second of two runs on one sample."""
+        feeds = example_inputs(call_of_record(self.record), 1, 0)
+        with self.using():
+            self.executor.run(feeds)
+            timed = list(self.executor.timed(feeds))
+        total = sum(spent for _, spent in timed)
+        found: dict[str, list[float]] = {}
+        for op, spent in timed:
+            if op.kind == "host":
+                name = str(op.attributes["function"]).removesuffix(".default")
+                found.setdefault(name, []).append(spent)
+        operations = [
+            NumpyOperation(name=name, count=len(times), share=sum(times) / total) for name, times in found.items()
+        ]
+        return tuple(sorted(operations, key=lambda operation: -operation.share))
 
     def _first_layer(self, feeds: Mapping[str, Array]) -> str:
         from dq_deploy.native.observe.observing import observed_run

@@ -32,7 +32,6 @@ aten = torch.ops.aten
 LoweringRule = Callable[[Values, Node], None]
 
 _SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int)
-_PURE = (*float_rules.UNARY, aten.native_group_norm.default, aten.native_layer_norm.default)
 _FLOAT_RULES: Mapping[Any, LoweringRule] = {
     aten.cat.default: float_rules.cat,
     aten.stack.default: float_rules.stack,
@@ -113,7 +112,7 @@ class Lowering:
 
     def _repeats(self, node: Node) -> bool:
         """Whether the same was done to the same values before."""
-        if node.target not in _PURE:
+        if getattr(node.target, "namespace", "") != "aten" or node.target in _SPLITS:
             return False
         first = self._same.setdefault((node.target, str(node.args), str(node.kwargs)), node)
         if first is node or first not in self._values.views:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from dq_deploy.cli.frame import console
 
 
 def summary_of_native(path: Path, *, hash_check: bool = True) -> dict[str, Any]:
-    """Instruction set, kernels and memory as JSON values; the record is opened, which traces its denoiser.
+    """Instruction set, kernels, memory and what numpy does as JSON values; the record is opened, and run twice.
 
     Raises:
         FileProblemError: no record.
@@ -28,6 +29,7 @@ def summary_of_native(path: Path, *, hash_check: bool = True) -> dict[str, Any]:
             **native_facts(layers),
             "packed_weights_mib": memory.packed_weights_mib,
             "batch_1_memory_mib": memory.batch_1_mib,
+            "numpy_operations": [asdict(operation) for operation in layers.numpy_operations()],
             "in_numpy": {name: p.reason for name, parts in forms.items() for p in parts if p.reason},
         }
 
@@ -44,6 +46,9 @@ def show_native(summary: dict[str, Any]) -> None:
     table.add_row("values at batch 1", f"{summary['batch_1_memory_mib']:.3f} MiB")
     for kernel, count in summary["kernels"].items():
         table.add_row(f"{count} layer parts", kernel)
+    for operation in summary["numpy_operations"]:
+        share = f"{operation['share']:.1%} of a step's time"
+        table.add_row(f"{operation['count']} in numpy", f"{operation['name']}: {share}")
     for name, reason in summary["in_numpy"].items():
         table.add_row(f"in numpy: {name}", reason)
     console().print(table)

@@ -39,8 +39,13 @@ def pointwise(function: Callable[..., Any]) -> NumpyOp:
     """A function of single elements: its arrays are first brought to the type that torch computes in."""
 
     def run(made: Made, *args: Any, **kwargs: Any) -> Array:
-        cast = (a.astype(made.compute, copy=False) if isinstance(a, np.ndarray) else a for a in args)
-        return np.asarray(function(*cast, **kwargs))
+        real = made.compute.kind != "c"  # the size of a complex number is a real one
+
+        def cast(value: Any) -> Any:
+            kept = not isinstance(value, np.ndarray) or (real and value.dtype.kind == "c")
+            return value if kept else value.astype(made.compute, copy=False)
+
+        return np.asarray(function(*map(cast, args), **kwargs))
 
     return run
 

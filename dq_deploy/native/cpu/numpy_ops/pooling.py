@@ -55,7 +55,7 @@ def _average(rank: int) -> NumpyOp:
             return np.asarray(total / divisor_override)
         counted = np.ones(x.shape[-rank:])
         if count_include_pad:
-            counted = np.pad(counted, [(p, p) for p in around])
+            counted = np.pad(counted, [(p, p) for p in around], constant_values=1)
             widths = [(0, max(low + high - 2 * p, 0)) for (low, high), p in zip(widths, around, strict=True)]
         count = _cut(windows(_framed(counted, widths, 0), kernel, steps, ones), out, rank).sum(axes)
         return np.asarray(total / count)
