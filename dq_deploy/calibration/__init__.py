@@ -14,6 +14,7 @@ from dq_deploy.calibration.recorded import (
     rows_in_turn,
 )
 from dq_deploy.calibration.recording import AskedPipeline, RecordedInputs, SamplingRun, Visits, ready_pipeline
+from dq_deploy.calibration.request import CalibrationRequest, PreparedCalibration, prepare_calibration
 from dq_deploy.calibration.schedulers import noise_levels, sampling_timesteps
 from dq_deploy.calibration.trajectory import (
     RandomInputs,
@@ -28,7 +29,9 @@ __all__ = [
     "FEATURE_TRAJECTORIES",
     "AskedPipeline",
     "CalibrationInputs",
+    "CalibrationRequest",
     "CalibrationSource",
+    "PreparedCalibration",
     "RandomInputs",
     "RecordedInputs",
     "SamplingRun",
@@ -43,6 +46,7 @@ __all__ = [
     "labels_of",
     "noise_levels",
     "normal_biased_weights",
+    "prepare_calibration",
     "random_inputs",
     "read_inputs",
     "read_source",

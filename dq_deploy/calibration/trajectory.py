@@ -14,7 +14,7 @@ from dq_deploy.errors import OptionError
 from dq_deploy.models import engine_name, sample_name
 from dq_deploy.models.pipeline import PipelineCall, build_scheduler
 from dq_deploy.models.pipeline.call import SEED_STRIDE
-from dq_deploy.models.sizes import BATCH, sized
+from dq_deploy.models.sizes import BATCH, HEIGHT, WIDTH, sized
 from dq_deploy.numerics.arrays import F32, I64, Array
 from dq_deploy.record import Call
 
@@ -122,6 +122,8 @@ def run_of_denoiser(
         steps=steps,
         seed=seed,
         count=samples,
+        height=call.sizes.get(HEIGHT),
+        width=call.sizes.get(WIDTH),
         labels=None if chosen is None else tuple(int(label) for label in chosen),
         conditions={name: torch.from_numpy(np.array(value)) for name, value in given.items()},
     )

@@ -16,13 +16,17 @@ from dq_deploy.cli.frame.reused_rows import warn_of_reuse
 from dq_deploy.cli.text.quantize.arguments import QuantizeArguments
 
 if TYPE_CHECKING:
+    from dq_deploy.calibration.request import CalibrationRequest
     from dq_deploy.methods import SharedOptions
+    from dq_deploy.models.pipeline import PipelineCall
 
 
 @takes(QuantizeArguments)
 def quantize(given: QuantizeArguments) -> None:
     """Quantize a diffusion model."""
-    overrides = _overrides(given)
+    request = calibration_request(given)
+    asked = request.asked(steps=given.steps, seed=given.seed)
+    overrides = _overrides(given, asked)
     if given.compare is not None:
         others = {
             "--method": given.method,
@@ -59,16 +63,41 @@ def quantize(given: QuantizeArguments) -> None:
     refuse(given.out is None, "--out is missing, expected a file name such as model.pt")
     assert given.out is not None
     _check_contradictions(options, given)
-    _quantize_one(given, options, given.out)
+    _quantize_one(given, options, given.out, request, asked)
 
 
-def _overrides(given: QuantizeArguments) -> dict[str, Any]:
-    """The method's options by name; None replaces nothing of the preset."""
+def calibration_request(given: QuantizeArguments) -> CalibrationRequest:
+    """What the command line asks of calibration."""
+    from dq_deploy.calibration.request import CalibrationRequest
+
+    def text(path: Path | None) -> str | None:
+        return None if path is None else str(path)
+
+    return CalibrationRequest(
+        kind=given.calibration,
+        conditions=text(given.conditions),
+        latents=text(given.latents),
+        prompts=text(given.prompts),
+        negative_prompt=given.negative_prompt,
+        guidance=given.guidance,
+        scheduler=given.scheduler,
+        height=given.height,
+        width=given.width,
+        call=text(given.call),
+    )
+
+
+def _overrides(given: QuantizeArguments, asked: PipelineCall) -> dict[str, Any]:
+    """The method's options by name; None replaces nothing of the preset.
+
+    A file of the call may say the steps, the seed and the number of pictures; each prompt that is given draws one.
+    """
+    drawn = asked.count if asked.count > 1 else len(asked.prompts) or None
     return {
         "weight_bits": given.weights,
         "activation_bits": given.activations,
         "block_size": given.block_size,
-        "steps": given.steps,
+        "steps": asked.steps,
         "step_groups": given.step_groups,
         "static": given.static,
         "symmetric_activations": given.symmetric_activations or None,
@@ -79,8 +108,8 @@ def _overrides(given: QuantizeArguments) -> dict[str, Any]:
         "budget": given.budget,
         "without": None if given.without is None else tuple(_words(given.without)),
         "calibration_choice": given.calibration_choice,
-        "seed": given.seed,
-        "samples": given.samples,
+        "seed": asked.seed or given.seed,
+        "samples": drawn if given.samples is None else given.samples,
         "labels": None if given.labels is None else numbers_from_text(given.labels, "--labels", low=0),
         "iterations": given.iterations,
         "memory_gib": given.memory_gib,
@@ -156,35 +185,30 @@ def _state_dir(options: SharedOptions, out: Path, resume_dir: Path | None) -> Pa
     return resume_dir or out.with_name(f"{out.name}.resume")
 
 
-def _quantize_one(given: QuantizeArguments, options: SharedOptions, out: Path) -> None:
+def _quantize_one(
+    given: QuantizeArguments, options: SharedOptions, out: Path, request: CalibrationRequest, asked: PipelineCall
+) -> None:
     """Quantize with one method, write the record and print what it is."""
     from dq_deploy.record.files import check_record_path
 
     check_record_path(out)
-    check_outputs(out, given.json, inputs=(given.model, given.conditions, given.latents, given.init))
+    read = (given.model, given.conditions, given.latents, given.init, given.prompts, given.call)
+    check_outputs(out, given.json, inputs=read)
 
-    from dq_deploy.calibration import read_source
+    from dq_deploy.calibration import prepare_calibration
     from dq_deploy.cli.text.quantize.progress import ProgressView
     from dq_deploy.cli.text.quantize.summary import show_summary, summary_of
     from dq_deploy.methods import quantize as quantize_model
     from dq_deploy.methods.training.resume import discard_state
-    from dq_deploy.models import input_specs, load_model
+    from dq_deploy.models import load_model
     from dq_deploy.record import load_record, save_record
 
     denoiser = load_model(given.model, variant=given.variant, component=given.component, config=given.config)
     start = None if given.init is None else load_record(given.init)
-    source = read_source(
-        input_specs(denoiser.call),
-        kind=given.calibration,
-        conditions=given.conditions,
-        latents=given.latents,
-        scheduler_config=denoiser.scheduler_config,
-    )
-    if denoiser.scheduler_config is None and source.kind != "latents":
-        warn(
-            f"{given.model} has no scheduler: calibrated at the steps of a DDIMScheduler with its defaults (1,000 "
-            "linear steps, noise prediction, clipped to 1); give the pipeline's folder if it was trained with another"
-        )
+    prepared = prepare_calibration(denoiser, given.model, request, asked, variant=given.variant)
+    for remark in prepared.remarks:
+        warn(remark)
+    denoiser, source = prepared.denoiser, prepared.source
     warn_of_reuse(source, options.samples, "calibration trajectories")
     started = time.perf_counter()
     state = _state_dir(options, out, given.resume_dir)

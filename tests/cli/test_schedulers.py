@@ -1,4 +1,4 @@
-"""Every command that reads a scheduler takes DDIM and DDPM as diffusers does and refuses any other by its name."""
+"""Every command that reads a scheduler takes any class of diffusers, as itself, and refuses what is none by name."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import shutil
 from dataclasses import replace
 
+import diffusers
+import numpy as np
 import pytest
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
@@ -51,14 +53,10 @@ def assert_refused(done, *words):
 
 
 OTHERS = [
-    (EulerDiscreteScheduler(), "EulerDiscreteScheduler"),
-    (
-        DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
-        "DPMSolverMultistepScheduler",
-    ),
     ({"_class_name": "NoSuchScheduler"}, "NoSuchScheduler"),
     ({"num_train_timesteps": 10}, "no _class_name"),
     ({"_class_name": "DDIMScheduler", "prediction_type": "flow_prediction"}, "flow_prediction"),
+    (None, "scheduler"),
 ]
 
 
@@ -66,17 +64,36 @@ OTHERS = [
 def test_quantizing_refuses_it_and_leaves_nothing(model, tmp_path, scheduler, word):
     folder = model(scheduler)
     assert_refused(command(*QUANTIZE, "--model", folder, "--out", tmp_path / "m.pt"), word)
-    random = ("--calibration", "random")
-    assert_refused(command(*QUANTIZE, *random, "--model", folder, "--out", tmp_path / "m.pt"), word)
     compare = ("quantize", "--compare", "minmax", "--compare-images", 2, "--steps", 2, "--samples", 2)
     assert_refused(command(*compare, "--model", folder, "--out", tmp_path / "compared"), word)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
 def test_a_training_method_refuses_it_before_it_trains(model, tmp_path):
-    done = command("quantize", "--model", model(EulerDiscreteScheduler()), "--steps", 2, "--out", tmp_path / "m.pt")
-    assert_refused(done, "EulerDiscreteScheduler")
+    folder = model({"_class_name": "NoSuchScheduler"})
+    done = command("quantize", "--model", folder, "--steps", 2, "--out", tmp_path / "m.pt")
+    assert_refused(done, "NoSuchScheduler")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "CMStochasticIterativeScheduler", "EDMEulerScheduler"])
+def test_a_denoiser_alone_is_calibrated_by_its_own_class(model, tmp_path, name):
+    scheduler = getattr(diffusers, name)()
+    done = command(*QUANTIZE, "--model", model(scheduler), "--out", tmp_path / "m.pt")
+    assert done.code == 0, done.err
+    scheduler.set_timesteps(2)
+    record = load_record(tmp_path / "m.pt")
+    assert record.timesteps.tolist() == sorted(float(np.float32(t)) for t in scheduler.timesteps)
+    assert record.provenance["calibration"]["sampler"] == f"{name} of DenoiserPipeline"
+
+
+def test_another_scheduler_is_asked_for_by_name(model, tmp_path):
+    for folder in (model(None), model({"_class_name": "NoSuchScheduler"})):
+        done = command(*QUANTIZE, "--scheduler", "euler", "--model", folder, "--out", tmp_path / "m.pt")
+        assert done.code == 0, done.err
+        assert load_record(tmp_path / "m.pt").scheduler_config["_class_name"] == "EulerDiscreteScheduler"
+    done = command(*QUANTIZE, "--scheduler", "nothing", "--model", folder, "--out", tmp_path / "m.pt")
+    assert_refused(done, "nothing")
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +106,9 @@ def old_record(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("engine", [None, "old.pt", "old.onnx"])
-def test_sampling_refuses_an_old_record_of_another_scheduler(old_record, tmp_path, engine):
-    source = ("--ckpt", old_record) if engine is None else ("--engine", old_record.with_name(engine))
-    done = command("sample", *source, "--count", 1, "--out", tmp_path / "x.png")
-    assert_refused(done, "PNDMScheduler", "expected DDIMScheduler or DDPMScheduler")
-    assert list(tmp_path.iterdir()) == []
+def test_an_old_record_of_another_scheduler_is_drawn_by_it(old_record, tmp_path):
+    done = command("sample", "--engine", old_record, "--steps", 12, "--count", 1, "--out", tmp_path / "x.png")
+    assert done.code == 0, done.err
 
 
 def test_an_old_record_of_another_scheduler_is_still_proven(old_record):
@@ -111,18 +125,6 @@ def test_as_many_steps_as_were_trained_with_an_offset_is_one_line(model, tmp_pat
     assert load_record(tmp_path / "m.pt").timesteps.tolist() == [1, 3]
     assert_refused(
         command("sample", "--ckpt", tmp_path / "m.pt", "--steps", 4, "--out", tmp_path / "x.png"), "timestep 4"
-    )
-
-
-def test_a_model_without_a_scheduler_is_calibrated_by_ddim_and_the_user_is_told(model, tmp_path):
-    done = command(*QUANTIZE, "--model", model(None), "--out", tmp_path / "m.pt")
-    assert done.code == 0, done.err
-    warnings = [line for line in done.err.splitlines() if line.startswith("warning: ")]
-    assert len(warnings) == 1
-    assert "has no scheduler: calibrated at the steps of a DDIMScheduler" in warnings[0]
-    assert len(warnings[0]) <= 300
-    assert_refused(
-        command("sample", "--ckpt", tmp_path / "m.pt", "--out", tmp_path / "x.png"), "no scheduler configuration"
     )
 
 

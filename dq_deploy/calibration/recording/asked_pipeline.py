@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dq_deploy.artifacts import sha256_of_file
 from dq_deploy.calibration.recording.prompts import prompts_sha256, shipped_prompts
 from dq_deploy.calibration.recording.second_calls import LENGTH, call_of_pipeline
 from dq_deploy.errors import OptionError
 from dq_deploy.models import Denoiser
 from dq_deploy.models.pipeline import PipelineCall, open_pipeline
+from dq_deploy.models.pipeline.open import quiet
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -73,20 +75,23 @@ def ready_pipeline(
         OptionError: the pipeline does not take what is asked, or has no text encoder for the prompts.
         InputError: it calls the denoiser in a way that no record holds.
     """
-    pipeline = open_pipeline(
-        path, component=component, denoiser=denoiser.module, scheduler=asked.scheduler, variant=variant
-    )
-    remarks: list[str] = []
-    if asked.prompts:
-        _check_text_encoder(pipeline)
-    elif _wants_prompts(pipeline, asked):
-        _check_text_encoder(pipeline)
-        asked = replace(asked, prompts=shipped_prompts())
-        remarks.append(f"no prompts were given: calibrated with {len(asked.prompts)} plain prompts that are shipped")
-    remarks += cut_prompts(pipeline, asked)
-    limits = {item.name: item.limits for item in denoiser.call.inputs}
-    first = replace(asked, labels=(0,)) if _takes_classes(pipeline, asked) else asked
-    derived = call_of_pipeline(pipeline, denoiser.module, first, limits)
+    with quiet():
+        pipeline = open_pipeline(
+            path, component=component, denoiser=denoiser.module, scheduler=asked.scheduler, variant=variant
+        )
+        remarks: list[str] = []
+        if asked.prompts:
+            _check_text_encoder(pipeline)
+        elif _wants_prompts(pipeline, asked):
+            _check_text_encoder(pipeline)
+            asked = replace(asked, prompts=shipped_prompts())
+            remarks.append(
+                f"no `prompts` were given: some of the {len(asked.prompts)} plain ones that are shipped are taken"
+            )
+        remarks += cut_prompts(pipeline, asked)
+        limits = {item.name: item.limits for item in denoiser.call.inputs}
+        first = replace(asked, labels=(0,)) if _takes_classes(pipeline, asked) else asked
+        derived = call_of_pipeline(pipeline, denoiser.module, first, limits)
     config = scheduler_config_of(pipeline) if asked.scheduler is not None else denoiser.scheduler_config
     return ReadyPipeline(
         denoiser=replace(denoiser, call=derived.call, scheduler_config=config),
@@ -147,8 +152,11 @@ def _takes_classes(pipeline: Any, asked: PipelineCall) -> bool:
 def scheduler_config_of(pipeline: Any) -> dict[str, Any] | None:
     """The configuration of the scheduler that takes a pipeline's steps, JSON values with its class."""
     scheduler = getattr(pipeline, "scheduler", None)
-    if scheduler is None:
-        return None
+    return None if scheduler is None else plain_config(scheduler)
+
+
+def plain_config(scheduler: Any) -> dict[str, Any]:
+    """A scheduler's configuration as JSON values, its class among them."""
     plain = json.loads(scheduler.to_json_string())
     infinite = [key for key, value in plain.items() if isinstance(value, float) and not math.isfinite(value)]
     return {key: value for key, value in plain.items() if key not in infinite}  # -inf is the default of its keys
@@ -164,9 +172,22 @@ def _words(pipeline: Any, asked: PipelineCall) -> dict[str, Any]:
     }
     if asked.prompts:
         words["prompts"] = {"count": len(asked.prompts), "sha256": prompts_sha256(asked.prompts)}
-    for name in ("negative_prompt", "guidance", "height", "width", "strength"):
+    for name in ("negative_prompt", "guidance", "height", "width", "strength", "eta"):
         if (value := getattr(asked, name)) is not None:
             words[name] = value
+    for name in ("image", "mask", "control_image"):
+        if (path := getattr(asked, name)) is not None:
+            words[name] = f"{path.name} {sha256_of_file(path)}"
     if asked.extra:
-        words["arguments"] = sorted(asked.extra)
+        words["arguments"] = {name: _plain(value) for name, value in sorted(asked.extra.items())}
     return words
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value as it is; of a picture the hash of its pixels."""
+    if hasattr(value, "tobytes") and hasattr(value, "size"):
+        return f"{type(value).__name__} {value.size} {hashlib.sha256(value.tobytes()).hexdigest()}"
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError):
+        return type(value).__name__

@@ -19,6 +19,7 @@ from dq_deploy.calibration.recording.rows import InputRows, free_disk_bytes
 from dq_deploy.errors import InputError, NonFiniteError, OptionError, library_errors
 from dq_deploy.models import call_arguments, engine_name
 from dq_deploy.models.pipeline.call import SEED_STRIDE
+from dq_deploy.models.pipeline.open import quiet
 from dq_deploy.models.sizes import BATCH, sized
 from dq_deploy.numerics.arrays import F32, F64, I64, Array
 from dq_deploy.record import Call
@@ -237,6 +238,7 @@ class SamplingRun:
         if "generator" in arguments:
             arguments["generator"] = _generators(self.asked.seed, indices)
         with (
+            quiet(),
             library_errors(
                 lambda _error: f"sampling with the float model, {place[0]}",
                 "check the model's configuration and its scheduler's",

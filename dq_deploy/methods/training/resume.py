@@ -167,6 +167,8 @@ def state_of_run(run: Run, options: SharedOptions, **more: Any) -> ResumeFolder 
     }
     if source.kind != "trajectory" or source.files:
         identity["calibration"] = {"kind": source.kind, **source.files}
+    if source.pipeline is not None:
+        identity["calibration"] = dict(source.pipeline.words)
     return ResumeFolder(run.resume_dir, {**identity, **more})
 
 

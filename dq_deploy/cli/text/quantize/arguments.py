@@ -71,14 +71,34 @@ class QuantizeArguments:
     ] = None
     preset: Annotated[str | None, typer.Option(help="fast, balanced, best, or a YAML file of options.")] = None
     seed: Annotated[int | None, typer.Option(help="Of noise, labels and training batches.")] = None
-    samples: Annotated[int | None, typer.Option(help="Calibration trajectories.")] = None
+    samples: Annotated[
+        int | None, typer.Option(help="Pictures that are drawn to calibrate; one a prompt of --prompts by default.")
+    ] = None
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Text file, a prompt a line, that the model's pipeline draws; 64 plain ones without it."),
+    ] = None
+    negative_prompt: Annotated[str | None, typer.Option(help="What the pictures are not to show.")] = None
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale, as 7.5; the pipeline's own by default.")] = (
+        None
+    )
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="Class of diffusers, or euler, dpm++2m, unipc ..., in place of the model's own."),
+    ] = None
+    height: Annotated[int | None, typer.Option(help="Of the pictures in pixels; the pipeline's own by default.")] = None
+    width: Annotated[int | None, typer.Option(help="Likewise.")] = None
+    call: Annotated[
+        Path | None, typer.Option(help="YAML file of anything the pipeline's __call__ takes; pictures by path.")
+    ] = None
     labels: Annotated[str | None, typer.Option(help="Classes to calibrate with, as 0-9; all by default.")] = None
     calibration: Annotated[
         str | None,
         typer.Option(help="trajectory (sample with the float model, the default), random (unit noise) or latents."),
     ] = None
     conditions: Annotated[
-        Path | None, typer.Option(help="Safetensors file of embeddings, one row a prompt; random without it.")
+        Path | None,
+        typer.Option(help="Safetensors file of embeddings for a denoiser alone, one row a prompt; random without it."),
     ] = None
     latents: Annotated[
         Path | None, typer.Option(help="Safetensors file of recorded inputs: sample, timestep and embeddings.")
