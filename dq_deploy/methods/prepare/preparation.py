@@ -110,7 +110,7 @@ def prepare(denoiser: Denoiser, options: SharedOptions, *, dilation_bound: str |
     bits = bits_of_sites(sites.values(), options)
     module = _sharing_copy(denoiser.module)
     splits = skip_splits(module, denoiser.call) if options.split_skips else {}
-    if options.split_skips and not splits:
+    if options.split_skips and not splits and not options.own.split_skips:  # a method's own choice asks for nothing
         raise OptionError("`split_skips` was given, expected a model with skip concatenations; leave it out")
     chosen = [name for name in sites if bits[name].is_integer]
     factors = {name: _dilation(module, sites[name], splits, dilation_bound) for name in chosen}

@@ -11,7 +11,7 @@ from dq_deploy.calibration import RecordedInputs, condition_names, run_of_denois
 from dq_deploy.errors import ModelError, OptionError
 from dq_deploy.models import call_of_record, input_specs, macs_of, quantizable_layers, random_conditions
 from dq_deploy.record import Call, Record
-from dq_deploy.verify.inputs import Batch, batch_at
+from dq_deploy.verify.inputs import Batch, batch_at, shared_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -63,8 +63,13 @@ def quantization_inputs(
             step = np.full(len(share), bucket, np.int64)
             feeds = found.at(step, np.arange(share.start, share.stop))
             own_names = {spec.name for spec in input_specs(call)}
-            given = {name: value for name, value in feeds.items() if name in own_names}
-            batches.append(Batch(feeds=given, buckets=step, kind="step"))
+            shared = shared_inputs(call)
+            given = {
+                name: np.array(value[0]) if name in shared else value
+                for name, value in feeds.items()
+                if name in own_names
+            }
+            batches.append(Batch(feeds=given, buckets=step, kind="step", shared=shared, sizes=call.sizes))
     scheduler = (record.scheduler_config or {}).get("_class_name")
     return batches, f"{images} trajectories of the float model by {scheduler}, seed {own}"
 
