@@ -137,7 +137,7 @@ def batch_at(
     chosen = np.asarray(buckets, np.int64)
     timesteps = record.timesteps[chosen]
     if record.steps == 1 and kind != ONE_STEP:
-        timesteps = np.rint(np.linspace(0, training_steps(record) - 1, len(chosen))).astype(np.float32)
+        timesteps = anywhere(record, len(chosen))
     feeds = random_feeds(record, timesteps.astype(np.float32), generator, sizes or {})
     call = call_of_record(record)
     return Batch(
@@ -162,6 +162,13 @@ def random_feeds(
         "timestep": timesteps,
     }
     return feeds | random_conditions(call, len(timesteps), generator, sizes=sizes)
+
+
+def anywhere(record: Record, count: int) -> F32:
+    """Timesteps spread over all that a model with one step bucket may be used at; fractions where its own is one."""
+    if 0 < record.timesteps[0] <= 1:
+        return np.linspace(1 / count, 1, count).astype(np.float32)
+    return np.rint(np.linspace(0, training_steps(record) - 1, count)).astype(np.float32)
 
 
 def training_steps(record: Record) -> int:

@@ -16,7 +16,7 @@ from dq_deploy.models.conditions import MASKED
 from dq_deploy.numerics import step_bucket
 from dq_deploy.numerics.arrays import F32, Array
 from dq_deploy.record import Record
-from dq_deploy.verify.inputs import Batch, noised_images, random_feeds, shared_inputs, training_steps
+from dq_deploy.verify.inputs import Batch, anywhere, noised_images, random_feeds, shared_inputs, training_steps
 
 SMALL_TABLE = 64
 """Rows of a table of labels up to which each is looked up in the engine; a larger one is compared as a whole."""
@@ -40,7 +40,7 @@ def path_batches(record: Record, *, mixed: bool, seed: int) -> list[Batch]:
     shared = shared_inputs(call)
     middle = record.timesteps[record.steps // 2 : record.steps // 2 + 1].astype(np.float32)
     if record.steps == 1:
-        middle = np.array([training_steps(record) // 2], np.float32)
+        middle = anywhere(record, 3)[1:2]
     base = random_feeds(record, middle, generator, {})
     rows = [base, {**base, sample_name(call): noised_images(record, middle, generator)}]
     rows += [{**base, "timestep": np.array([t], np.float32)} for t in other_timesteps(record)]
@@ -79,7 +79,8 @@ def other_timesteps(record: Record) -> list[float]:
     last = training_steps(record) - 1
     known: F32 = record.timesteps
     if record.steps == 1:
-        return [float(t) for t in np.rint(np.linspace(0, last, 2 * BETWEEN + 1))] + [0.5, float(last + 1)]
+        beyond = [0.5, float(last + 1)] if record.timesteps[0] > 1 or record.timesteps[0] <= 0 else [0.0625]
+        return [*(float(t) for t in anywhere(record, 2 * BETWEEN + 1)), *beyond]
     gaps = np.unique(np.rint(np.linspace(0, record.steps - 2, BETWEEN)).astype(np.int64))
     # not the midpoints, which are the edges between buckets
     between = [float(known[i] + np.float32(0.375) * (known[i + 1] - known[i])) for i in gaps]

@@ -59,7 +59,7 @@ def buckets_of(runner: Any, feeds: Mapping[str, Array]) -> Array:
     if isinstance(executor, CpuExecutor):
         plan = executor.plan_of(feeds)
         executor.fill(plan, feeds)
-        return plan.bound.step.copy()
+        return plan.bound.steps[batch].copy()
     made = executor.prepared(batch)
     executor.fill(made, feeds)
     made.functions[0]()  # finds the buckets, on the device

@@ -63,7 +63,7 @@ class Twin:
             part = layer.parts[out["part"]]
             piece = np.ascontiguousarray(value[:, :, out["first"] : out["first"] + out["channels"]])
             written = plan.memory.array(op.writes[f"codes{place}"])
-            want = codes_of(layer, part, piece, plan.bound.step)
+            want = codes_of(layer, part, piece, plan.bound.steps[len(piece)])
             self._told(layer, "code", written, want, plan)
             written[...] = want
 
@@ -75,7 +75,7 @@ class Twin:
             self.executor.context.call(op.kind, plan.structs[index])
         else:
             next(hosts)()
-        want = _stored(layer, op, reads, y.shape, plan.bound.step)
+        want = _stored(layer, op, reads, y.shape, plan.bound.step_of(op.reads["codes"]))
         self._told(layer, "sum with what is added to it", y, want, plan)
         y[...] = want
 
@@ -85,7 +85,7 @@ class Twin:
         if layer.name in self.differences or not wrong.any():
             return
         at = tuple(int(i) for i in np.argwhere(wrong)[0])
-        bucket = int(plan.bound.step[at[0]])
+        bucket = int(plan.bound.steps[len(got)][at[0]])
         self.differences[layer.name] = Difference(
             layer=layer.name,
             part=0,
