@@ -53,16 +53,16 @@ def call_arguments(inputs: Mapping[str, Any], constants: Mapping[str, Any] | Non
 
     Args:
         inputs: tensors by name; dots lead into dicts, or into lists where what follows are numbers from 0.
-        constants: plain values by argument, as `Call.constants`.
+        constants: plain values by argument, as `Call.constants`; of the same names.
     """
     tree: dict[str, Any] = {}
-    for name, value in inputs.items():
+    for name, value in {**(constants or {}), **inputs}.items():
         *path, last = argument_name(name).split(".")
         place = tree
         for step in path:
             place = place.setdefault(step, {})
         place[last] = value
-    return {**(constants or {}), **{name: _listed(value) for name, value in tree.items()}}
+    return {name: _listed(value) for name, value in tree.items()}
 
 
 def _listed(value: Any) -> Any:
