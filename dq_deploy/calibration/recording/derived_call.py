@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -171,13 +172,19 @@ def output_shape(module: torch.nn.Module, call: SeenCall) -> tuple[int, ...]:
 
     from dq_deploy.models import call_arguments
 
-    def run(tensors: Mapping[str, Any]) -> tuple[int, ...]:
+    def run(called: Callable[..., Any], tensors: Mapping[str, Any]) -> tuple[int, ...]:
         with torch.no_grad():
-            found = module(**call_arguments(tensors, call.plain), return_dict=False)[0]
+            found = called(**call_arguments(tensors, call.plain), return_dict=False)[0]
         return tuple(int(size) for size in found.shape)
 
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            return run({name: mode.from_tensor(value) for name, value in call.tensors.items()})
-    except Exception:  # an operation that looks at values, or shapes that do not fit: what is real tells
-        return run(call.tensors)
+    def on_meta(**arguments: Any) -> Any:
+        state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        bare = {name: value.detach().to("meta") for name, value in state.items()}
+        return torch.func.functional_call(module, bare, kwargs=arguments)
+
+    # an operation that wants one device, or looks at values, is left to the next: the last computes
+    with contextlib.suppress(Exception):
+        return run(on_meta, {name: value.to("meta") for name, value in call.tensors.items()})
+    with contextlib.suppress(Exception), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        return run(module, {name: mode.from_tensor(value) for name, value in call.tensors.items()})
+    return run(module, call.tensors)
