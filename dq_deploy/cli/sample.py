@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,10 +57,10 @@ def sample(given: SampleArguments) -> None:
         place = _pipeline_place(given, asked, quantized)
         folder, component = (None, None) if place is None else (place.pipeline, place.component)
         asked, embeddings = _completed(given, asked, quantized, alone=folder is None)
-        pipeline = pipeline_around(quantized, folder, scheduler=asked.scheduler, component=component)
+        pipeline = pipeline_around(quantized, folder, asked, component=component)
         _check_picture(given.out, quantized, alone=folder is None)
         module = _float_module(given, quantized) if given.compare else None
-        samples, rows = _sampled(given, asked, quantized, pipeline, module)
+        samples, rows = _sampled(given, _Driver(pipeline=pipeline, component=component, asked=asked), quantized, module)
     _write(given, replace(samples, conditions=embeddings), rows)
     show_samples(samples, given.out)
 
@@ -194,21 +194,31 @@ def _float_module(given: SampleArguments, quantized: Quantized) -> nn.Module:
     return denoiser.module
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Driver:
+    """A pipeline, its denoiser's name where it has several, and what is asked of it."""
+
+    pipeline: Any
+    component: str | None
+    asked: PipelineCall
+
+
 def _sampled(
-    given: SampleArguments, asked: PipelineCall, quantized: Quantized, pipeline: Any, module: nn.Module | None
+    given: SampleArguments, driver: _Driver, quantized: Quantized, module: nn.Module | None
 ) -> tuple[Samples, Rows]:
     """What the command reports, and the rows of images."""
     from dq_deploy.pipelines.draw import constant_images
     from dq_deploy.quality.image import image_distances
 
-    drawn, seconds = _draw(given, asked, quantized, pipeline, None)
+    pipeline, asked = driver.pipeline, driver.asked
+    drawn, seconds = _draw(given, driver, quantized, None)
     for remark in drawn.remarks:
         warn(remark)
     captions = _captions(asked)
     rows: Rows = [(quantized.name, drawn.images)]
     distances = float_seconds = None
     if module is not None:
-        reference, float_seconds = _draw(given, asked, quantized, pipeline, module)
+        reference, float_seconds = _draw(given, driver, quantized, module)
         rows = [("float", reference.images), *rows, ("difference", (drawn.images - reference.images) / np.float32(2))]
         # latents have no range of their own; pictures lie in [-1, 1]
         span = float(reference.images.max() - reference.images.min()) if drawn.latents else 2.0
@@ -249,7 +259,7 @@ def _captions(asked: PipelineCall) -> tuple[str, ...]:
 
 
 def _draw(
-    given: SampleArguments, asked: PipelineCall, quantized: Quantized, pipeline: Any, module: nn.Module | None
+    given: SampleArguments, driver: _Driver, quantized: Quantized, module: nn.Module | None
 ) -> tuple[Drawn, float]:
     """What is drawn and the seconds, with the float module if there is one, else with the engine or the simulation."""
     from dq_deploy.models.pipeline import denoiser_name
@@ -257,15 +267,16 @@ def _draw(
     from dq_deploy.pipelines.watch import SamplingStopped
 
     name = quantized.name if module is None else "float model"
+    pipeline = driver.pipeline
     if module is not None:
-        setattr(pipeline, denoiser_name(pipeline, given.component), module)
+        setattr(pipeline, denoiser_name(pipeline, driver.component), module)
     started = time.perf_counter()
     try:
         with progress(f"sampling, {name}") as advance:
             drawn = draw_images(
                 pipeline,
-                asked,
-                component=given.component,
+                driver.asked,
+                component=driver.component,
                 batch=_batch(given, pipeline),
                 latents=given.out.suffix == ".safetensors" and hasattr(pipeline, "vae"),
                 on_step=advance,

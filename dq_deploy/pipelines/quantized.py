@@ -14,7 +14,7 @@ import numpy as np
 from dq_deploy.errors import FileProblemError, OptionError
 from dq_deploy.models import Denoiser, call_of_record, default_call, float_model_of
 from dq_deploy.models.call import argument_name
-from dq_deploy.models.pipeline import build_scheduler, open_pipeline
+from dq_deploy.models.pipeline import PipelineCall, build_scheduler, open_pipeline
 from dq_deploy.models.pipeline.open import pipeline_of_denoiser
 from dq_deploy.open_engine import RECORD_SUFFIXES, open_engine
 from dq_deploy.pipelines.draw import bucket_distances
@@ -122,14 +122,14 @@ def open_quantized(
 
 
 def pipeline_around(
-    quantized: Quantized, folder: Path | None, *, scheduler: str | None = None, component: str | None = None
+    quantized: Quantized, folder: Path | None, asked: PipelineCall, *, component: str | None = None
 ) -> Any:
     """The pipeline that draws.
 
     Args:
         quantized: goes in the denoiser's place.
         folder: of the pipeline; None for the denoiser alone.
-        scheduler: class of diffusers or short name; by default the one that the record was calibrated with, else the
+        asked: of the pipeline; without a scheduler it is the one that the record was calibrated with, else the
             folder's.
         component: the denoiser's name, where the pipeline has several.
 
@@ -140,9 +140,9 @@ def pipeline_around(
     config = quantized.manifest.scheduler_config
     denoiser = quantized.denoiser()
     if folder is None:
-        return pipeline_of_denoiser(denoiser, build_scheduler(config, scheduler))
-    pipeline = open_pipeline(folder, component=component, denoiser=denoiser, scheduler=scheduler)
-    if scheduler is None and config is not None and hasattr(pipeline, "scheduler"):
+        return pipeline_of_denoiser(denoiser, build_scheduler(config, asked.scheduler))
+    pipeline = open_pipeline(folder, component=component, denoiser=denoiser, scheduler=asked.scheduler, asked=asked)
+    if asked.scheduler is None and config is not None and hasattr(pipeline, "scheduler"):
         pipeline.scheduler = build_scheduler(config)
     return pipeline
 

@@ -77,7 +77,12 @@ def ready_pipeline(
     """
     with quiet():
         pipeline = open_pipeline(
-            path, component=component, denoiser=denoiser.module, scheduler=asked.scheduler, variant=variant
+            path,
+            component=component,
+            denoiser=denoiser.module,
+            scheduler=asked.scheduler,
+            variant=variant,
+            asked=asked,
         )
         remarks: list[str] = []
         if asked.prompts:

@@ -22,6 +22,7 @@ def open_pipeline(
     denoiser: torch.nn.Module | None = None,
     scheduler: str | None = None,
     variant: str | None = None,
+    asked: PipelineCall | None = None,
 ) -> DiffusionPipeline:
     """Open a folder of diffusers as a pipeline; nothing is downloaded and no code in it is run.
 
@@ -35,6 +36,8 @@ def open_pipeline(
         scheduler: a class of diffusers or a key of `SHORT_NAMES`, built from the folder's own configuration; by default
             the folder's own class.
         variant: of the weight files, as `fp16`.
+        asked: what the pipeline will be asked for: where its class does not take a picture or a mask, diffusers' class
+            that does, of the same components, is opened.
 
     Returns:
         The pipeline, float32, on the CPU, without progress bars. `denoiser_name` says where its denoiser is.
@@ -46,7 +49,9 @@ def open_pipeline(
     """
     from dq_deploy.models.pipeline.open import open_folder
 
-    return open_folder(Path(path), component=component, denoiser=denoiser, scheduler=scheduler, variant=variant)
+    return open_folder(
+        Path(path), component=component, denoiser=denoiser, scheduler=scheduler, variant=variant, asked=asked
+    )
 
 
 def denoiser_name(pipeline: Any, component: str | None = None) -> str:

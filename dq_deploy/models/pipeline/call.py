@@ -167,6 +167,7 @@ class _Arguments:
         if call.conditions:
             self._put("conditions", {n: v[self.indices] for n, v in call.conditions.items()}, "conditions")
         if call.prompts:
+            self._check_text_encoder()
             self._put("prompt", [call.prompts[i % len(call.prompts)] for i in self.indices], "prompt")
         elif "prompt" in self.takes and not any(name.endswith("prompt_embeds") for name in call.extra):
             raise OptionError(f"the {self.kind} draws what a prompt says; give `prompt`")
@@ -176,6 +177,14 @@ class _Arguments:
             self.found["batch_size"] = number
         elif number > 1:
             self._put("count", number, "num_images_per_prompt")
+
+    def _check_text_encoder(self) -> None:
+        names = [name for name in self.pipeline.components if name.startswith(("text_encoder", "tokenizer"))]
+        if names and all(getattr(self.pipeline, name) is None for name in names):
+            raise OptionError(
+                f"the {self.kind} has no text encoder, expected one for `prompt`; copy text_encoder/ and tokenizer/ "
+                "into its folder"
+            )
 
     def _pictures(self) -> None:
         from dq_deploy.models.pipeline.pictures import check_same_size, read_mask, read_picture
@@ -196,7 +205,13 @@ class _Arguments:
         if call.mask is not None:
             given["mask"] = read_mask(call.mask)
             self._put("mask", given["mask"], "mask_image", "mask")
+            if call.image is None:
+                raise OptionError("got `mask` without `image`, expected both: a mask is of a picture")
         check_same_size(given)
+        for picture in given.values():  # else some pipelines scale it to the size of their configuration
+            for name, size in zip(("width", "height"), picture.size, strict=True):
+                if name in self.takes:
+                    self.found.setdefault(name, size)
         if "image" in self.takes and "image" not in self.found and self._needs("image"):
             raise OptionError(f"the {self.kind} works on a picture; give `{'control_image' if follows else 'image'}`")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from dq_deploy.models.pipeline.schedulers import build_scheduler
 if TYPE_CHECKING:
     import torch
 
+    from dq_deploy.models.pipeline.call import PipelineCall
+
 
 def open_folder(
     path: Path,
@@ -30,6 +33,7 @@ def open_folder(
     denoiser: torch.nn.Module | None,
     scheduler: str | None,
     variant: str | None,
+    asked: PipelineCall | None,
 ) -> Any:
     """See `dq_deploy.models.pipeline.open_pipeline`."""
     place = find_denoiser(path, component)
@@ -39,8 +43,33 @@ def open_folder(
             pipeline = _bare(place.folder, denoiser, scheduler, variant)
         else:
             pipeline = _of_index(folder, place.component, denoiser, scheduler, variant)
+            pipeline = pipeline if asked is None else suited(pipeline, asked)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def suited(pipeline: Any, asked: PipelineCall) -> Any:
+    """The pipeline itself, or diffusers' other one of the same components that takes the picture or mask asked for.
+
+    Raises:
+        OptionError: diffusers has none.
+    """
+    from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
+
+    takes = inspect.signature(type(pipeline).__call__).parameters
+    if asked.mask is not None and not {"mask", "mask_image"} & takes.keys():
+        option, kind = "mask", AutoPipelineForInpainting
+    elif asked.image is not None and "image" not in takes:
+        option, kind = "image", AutoPipelineForImage2Image
+    else:
+        return pipeline
+    try:
+        return kind.from_pipe(pipeline)
+    except ValueError as error:
+        raise OptionError(
+            f"got `{option}`, which {type(pipeline).__name__} does not take, and diffusers has no other pipeline of "
+            "its components that does"
+        ) from error
 
 
 def _bare(folder: Path, denoiser: torch.nn.Module | None, scheduler: str | None, variant: str | None) -> Any:

@@ -1,29 +1,151 @@
-"""What a call of a pipeline refuses before anything runs."""
+"""What is asked of a pipeline becomes the arguments of its call; what it does not take is refused by name."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from dq_deploy.errors import OptionError
-from dq_deploy.models.pipeline import PipelineCall
+pytest.importorskip("transformers")
+
+import diffusers
+
+from dq_deploy.errors import DqError, FileProblemError, OptionError
+from dq_deploy.models.pipeline import PipelineCall, build_scheduler
+from dq_deploy.models.pipeline.call_file import read_call
+from dq_deploy.models.pipeline.open import suited
+from tests.pipelines.tiny_pipelines import tiny_text_pipeline
+from tests.tiny import ONE_LEVEL, SCHEDULER, tiny_denoiser
 
 
-@pytest.mark.parametrize("sizes", [{"height": 64}, {"width": 64}])
-def test_a_height_goes_with_a_width(sizes):
-    with pytest.raises(OptionError, match="expected both"):
-        PipelineCall(**sizes)
+@pytest.fixture(scope="module")
+def text():
+    return tiny_text_pipeline()
+
+
+def picture(path, size=(16, 16), mode="RGB"):
+    Image.new(mode, size).save(path)
+    return path
+
+
+def test_options_become_arguments_with_a_generator_for_each_image(text):
+    call = PipelineCall(
+        prompts=("a", "b"), negative_prompt="c", guidance=2.0, steps=3, height=16, width=24, seed=2, count=3
+    )
+    found = call.arguments(text, [1, 2], output_type="np")
+    generators = found.pop("generator")
+    assert found == {
+        "prompt": ["b", "a"],
+        "negative_prompt": ["c", "c"],
+        "guidance_scale": 2.0,
+        "num_inference_steps": 3,
+        "height": 16,
+        "width": 24,
+        "output_type": "np",
+    }
+    assert [g.initial_seed() for g in generators] == [2 * 1_000_003 + 1, 2 * 1_000_003 + 2]
+
+
+def test_an_unconditional_pipeline_takes_a_number_of_images():
+    module = tiny_denoiser(**ONE_LEVEL).module
+    pipeline = diffusers.DDPMPipeline(module, build_scheduler(SCHEDULER))
+    assert PipelineCall(count=4).arguments(pipeline, [0, 1, 2])["batch_size"] == 3
+    for option, call in (
+        ("guidance", PipelineCall(guidance=3.0)),
+        ("prompt", PipelineCall(prompts=("a",))),
+        ("labels", PipelineCall(labels=(1,))),
+        ("eta", PipelineCall(eta=0.5)),
+        ("height", PipelineCall(height=8, width=8)),
+    ):
+        with pytest.raises(OptionError, match=f"got `{option}`, which DDPMPipeline does not take; it takes batch_size"):
+            call.arguments(pipeline, [0])
+
+
+def test_a_text_pipeline_needs_a_prompt_and_a_text_encoder(text):
+    with pytest.raises(OptionError, match="draws what a prompt says; give `prompt`"):
+        PipelineCall().arguments(text, [0])
+    encoder, text.text_encoder = text.text_encoder, None
+    tokenizer, text.tokenizer = text.tokenizer, None
+    with pytest.raises(OptionError, match="StableDiffusionPipeline has no text encoder, expected one for `prompt`"):
+        PipelineCall(prompts=("a",)).arguments(text, [0])
+    text.text_encoder, text.tokenizer = encoder, tokenizer
+
+
+def test_pictures_and_masks_are_read_and_checked(text, tmp_path):
+    good, mask = picture(tmp_path / "a.png", (24, 16)), picture(tmp_path / "m.png", (24, 16), "L")
+    call = PipelineCall(prompts=("a",), image=good, mask=mask, strength=0.5)
+    found = call.arguments(suited(text, call), [0])
+    assert (found["image"].size, found["mask_image"].mode) == ((24, 16), "L")
+    assert (found["width"], found["height"]) == (24, 16)
+    (tmp_path / "damaged.png").write_bytes(good.read_bytes()[:40])
+    for image, message in (
+        (tmp_path / "none.png", "does not exist"),
+        (tmp_path / "damaged.png", "cannot be read"),
+        (picture(tmp_path / "l.png", mode="L"), "has the mode L, expected RGB"),
+        (picture(tmp_path / "odd.png", (17, 16)), "is 17 x 16, expected multiples of 2"),
+        (picture(tmp_path / "other.png"), r"sizes image 16 x 16, mask 24 x 16"),
+    ):
+        wrong = PipelineCall(prompts=("a",), image=image, mask=mask)
+        with pytest.raises(FileProblemError, match=message):
+            wrong.arguments(suited(text, wrong), [0])
+    only = PipelineCall(prompts=("a",), mask=mask)
+    with pytest.raises(OptionError, match="got `mask` without `image`"):
+        only.arguments(suited(text, only), [0])
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("values", "message"),
     [
-        ({"steps": 0}, "steps is 0, expected at least 1"),
-        ({"strength": 1.5}, "strength is 1.5, expected a number from 0 to 1"),
-        ({"guidance": float("nan")}, "guidance is nan, expected a finite number"),
-        ({"prompts": ("a house", " ")}, "prompt 2 is empty"),
-        ({"prompts": ("a" * 1_000_000,)}, "prompt 1 has 1000000 characters"),
+        ({"steps": 0}, "steps is 0"),
+        ({"count": 0}, "count is 0"),
+        ({"strength": 1.5}, r"strength is 1\.5, expected a number from 0 to 1"),
+        ({"guidance": float("inf")}, "guidance is inf"),
+        ({"prompts": ("a", " ")}, "prompt 2 is empty"),
+        ({"prompts": ("a" * 1_000_000,)}, "prompt 1 has 1000000 characters, expected at most 10000"),
     ],
 )
-def test_values_out_of_range_are_named(options, message):
+def test_values_out_of_range_are_refused(values, message):
     with pytest.raises(OptionError, match=message):
-        PipelineCall(**options)
+        PipelineCall(**values)
+
+
+def test_a_file_says_anything_a_call_takes(text, tmp_path):
+    picture(tmp_path / "look.png")
+    path = tmp_path / "call.yaml"
+    path.write_text(
+        "prompt: [a, b]\nguidance_scale: 3\nnum_inference_steps: 4\nclip_skip: 1\nimage: look.png\n"
+        "ip_adapter_image: [look.png]\n"
+    )
+    call = read_call(path, seed=3, count=None, prompts=())
+    assert (call.prompts, call.guidance, call.steps, call.seed) == (("a", "b"), 3, 4, 3)
+    assert call.image == tmp_path / "look.png"
+    assert np.asarray(call.extra["ip_adapter_image"][0]).shape == (16, 16, 3)
+    assert call.arguments(suited(text, call), [0])["clip_skip"] == 1
+    with pytest.raises(OptionError, match=r"got steps twice, as an option and in .*call\.yaml"):
+        read_call(path, steps=3)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- a", "holds a list, expected lines"),
+        ("a: [", "is no YAML"),
+        ("steps: many", "has steps 'many', expected int"),
+        ("prompt: []", r"has prompt \[\], expected one or a list of str"),
+        ("prompt: a\nprompts: b", "has prompts twice"),
+        ("ip_adapter_image: none.png", r"none\.png does not exist"),
+        ("!!python/object/apply:os.getcwd []", "is no YAML"),
+    ],
+)
+def test_a_file_that_says_it_badly_is_refused(content, message, tmp_path):
+    path = tmp_path / "call.yaml"
+    path.write_text(content)
+    with pytest.raises(DqError, match=message):
+        read_call(path)
+
+
+def test_a_key_the_pipeline_does_not_take_is_refused_by_name(text, tmp_path):
+    path = tmp_path / "call.yaml"
+    path.write_text("prompt: a\nnonsense: 3")
+    with pytest.raises(OptionError, match="got `nonsense`, which StableDiffusionPipeline does not take; it takes"):
+        read_call(path).arguments(text, [0])

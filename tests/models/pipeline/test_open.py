@@ -1,0 +1,114 @@
+"""A pipeline's folder is opened from disk alone, and what is missing or would run code is said in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from dq_deploy.errors import DqError, ModelError, OptionError
+from dq_deploy.models.pipeline import PipelineCall, build_scheduler, denoiser_name, open_pipeline
+from tests.pipelines.tiny_pipelines import tiny_text_pipeline
+from tests.tiny import SCHEDULER, tiny_conditional_denoiser
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pipeline") / "sd"
+    tiny_text_pipeline().save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "sd")
+
+
+def changed_index(folder, **changes):
+    path = folder / "model_index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_given_denoiser_stands_in_place_of_one_that_is_not_loaded(folder):
+    for weights in (folder / "unet").glob("*.safetensors"):
+        weights.unlink()
+    module = tiny_conditional_denoiser().module
+    pipeline = open_pipeline(folder, denoiser=module, scheduler="euler")
+    assert pipeline.unet is module
+    assert denoiser_name(pipeline) == "unet"
+    assert type(pipeline.scheduler).__name__ == "EulerDiscreteScheduler"
+    assert type(open_pipeline(folder, denoiser=module).scheduler).__name__ == "PNDMScheduler"
+    with pytest.raises(ModelError, match="weight files there: none"):
+        open_pipeline(folder)
+
+
+def test_a_picture_or_a_mask_opens_the_class_of_diffusers_that_takes_it(original, tmp_path):
+    module = tiny_conditional_denoiser().module
+    for asked, name in (
+        (PipelineCall(image=tmp_path / "x.png"), "StableDiffusionImg2ImgPipeline"),
+        (PipelineCall(image=tmp_path / "x.png", mask=tmp_path / "y.png"), "StableDiffusionInpaintPipeline"),
+        (PipelineCall(), "StableDiffusionPipeline"),
+    ):
+        pipeline = open_pipeline(original, denoiser=module, asked=asked)
+        assert type(pipeline).__name__ == name
+        assert pipeline.unet is module
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"_class_name": ["pipeline", "MyPipeline"]}, "names the pipeline 'MyPipeline', which diffusers"),
+        ({"_class_name": "NoSuchPipeline"}, "names the pipeline 'NoSuchPipeline', which diffusers"),
+        ({"vae": ["my_code", "MyVae"]}, "expected a class of diffusers or transformers: no other code is run"),
+        ({"unet_2": ["diffusers", "UNet2DConditionModel"]}, "has 2 denoisers, unet, unet_2"),
+        ({"text_encoder_2": ["transformers", "CLIPTextModel"]}, "but the folder text_encoder_2/ is missing"),
+        ({"scheduler": ["diffusers", "NoSuchScheduler"]}, "give both one class"),
+    ],
+)
+def test_a_folder_that_cannot_be_opened_says_why(changes, message, folder):
+    (folder / "pipeline.py").write_text("raise SystemExit('code of the folder was run')")
+    if "_class_name" not in changes:
+        (folder / "pipeline.py").unlink()
+    changed_index(folder, **changes)
+    with pytest.raises(DqError) as refused:
+        open_pipeline(folder)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_damaged_components_are_one_line(folder):
+    (folder / "text_encoder" / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ModelError, match="cannot be loaded") as refused:
+        open_pipeline(folder)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_folder_without_a_scheduler_says_what_to_give(folder):
+    shutil.rmtree(folder / "scheduler")
+    with pytest.raises(ModelError, match=r"names PNDMScheduler, but .*scheduler_config\.json is missing"):
+        open_pipeline(folder)
+    bare = folder / "unet"
+    (folder / "model_index.json").unlink()
+    with pytest.raises(ModelError, match="copy it, or give `scheduler`"):
+        open_pipeline(bare)
+    assert type(open_pipeline(bare, scheduler="heun").scheduler).__name__ == "HeunDiscreteScheduler"
+
+
+def test_a_scheduler_is_of_the_class_it_names_with_that_classes_defaults():
+    plain = {"_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear", "skip_prk_steps": True}
+    assert build_scheduler(plain, "ddim").config.clip_sample is False
+    assert build_scheduler({"_class_name": "DDIMScheduler"}).config.clip_sample is True
+    assert build_scheduler(plain, "dpm++sde").config.algorithm_type == "sde-dpmsolver++"
+    assert build_scheduler(SCHEDULER, "LCMScheduler").config.beta_schedule == "squaredcos_cap_v2"
+    with pytest.raises(ModelError, match="the scheduler is a NoSuch, which diffusers"):
+        build_scheduler({"_class_name": "NoSuch"})
+    with pytest.raises(ModelError, match="has no _class_name"):
+        build_scheduler({"num_train_timesteps": 10})
+    assert type(build_scheduler({"_class_name": "NoSuch"}, "euler")).__name__ == "EulerDiscreteScheduler"
+    with pytest.raises(OptionError, match="is for flow matching, the model's PNDMScheduler for noise levels by betas"):
+        build_scheduler(plain, "FlowMatchEulerDiscreteScheduler")
+    with pytest.raises(OptionError, match="'nope', which diffusers does not have"):
+        build_scheduler(plain, "nope")
