@@ -76,6 +76,7 @@ def load_model(
     variant: str | None = None,
     component: str | None = None,
     config: str | Path | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> Denoiser:
     """Load a float denoiser from disk; nothing is downloaded and no code in it is run.
 
@@ -88,6 +89,8 @@ def load_model(
         component: name of the denoiser in a pipeline that has several, as `prior`.
         config: for a file of weights, the folder with its configuration: of a denoiser, or of a pipeline of the same
             kind. Names as the model's authors wrote them are converted by diffusers.
+        sizes: of the axes that vary, by name, as the `height` and `width` of the sample; by default the
+            configuration's. A component without a size takes that of its pipeline's other denoisers.
 
     Returns:
         The denoiser in float32 and eval mode, whatever type the file holds.
@@ -98,7 +101,11 @@ def load_model(
     from dq_deploy.models.load.folder import load_folder
 
     return load_folder(
-        Path(path), variant=variant, component=component, config=None if config is None else Path(config)
+        Path(path),
+        variant=variant,
+        component=component,
+        config=None if config is None else Path(config),
+        sizes=sizes or {},
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.errors import ModelError
@@ -13,7 +14,7 @@ from dq_deploy.models.family import build_denoiser, default_call, family_of
 from dq_deploy.models.layers import Denoiser
 from dq_deploy.models.load.component_class import checked_class, todays_config
 from dq_deploy.models.load.json_file import check_finite, read_json
-from dq_deploy.models.load.pipeline_folder import DenoiserPlace, find_denoiser, is_pipeline
+from dq_deploy.models.load.pipeline_folder import DenoiserPlace, find_denoiser, is_pipeline, size_beside
 from dq_deploy.models.load.scheduler_file import scheduler_config_of
 from dq_deploy.models.load.single_file import is_weight_file, needs_config, single_file_state
 from dq_deploy.models.load.state import FileState, fit_state
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
 
 
 def load_folder(
-    path: Path, *, variant: str | None = None, component: str | None = None, config: Path | None = None
+    path: Path,
+    *,
+    variant: str | None = None,
+    component: str | None = None,
+    config: Path | None = None,
+    sizes: Mapping[str, int] = MappingProxyType({}),
 ) -> Denoiser:
     """See `dq_deploy.models.load_model`."""
     single = is_weight_file(path)
@@ -49,7 +55,7 @@ def load_folder(
         family=family,
         module=module,
         config=read,
-        call=with_output(default_call(read), module),
+        call=with_output(default_call(read, {**size_beside(place, read), **sizes}), module),
         scheduler_config=scheduler,
         source=str(path),
         source_sha256=_sha256([*weights.files, file]),

@@ -12,6 +12,7 @@ from dq_deploy.errors import ModelError
 from dq_deploy.models.load.component_class import denoises, diffusers_class, diffusers_version, is_controlnet
 from dq_deploy.models.load.hub_files import check_link, snapshot_of
 from dq_deploy.models.load.json_file import read_json
+from dq_deploy.models.sizes import HEIGHT, WIDTH
 
 INDEX = "model_index.json"
 
@@ -222,6 +223,27 @@ def component_of(folder: Path) -> tuple[Path, str] | None:
     else:
         named = folder.name in USUAL_NAMES
     return (folder.parent, folder.name) if named else None
+
+
+def size_beside(place: DenoiserPlace, config: Mapping[str, Any]) -> dict[str, int]:
+    """Height and width of the sample of a component without one, as a control network: those of its neighbours.
+
+    Empty where the component has its own, or they have none or several.
+    """
+    if place.pipeline is None or config.get("sample_size") is not None:
+        return {}
+    found = set()
+    folder = place.pipeline
+    components = _indexed(folder) if (folder / INDEX).is_file() else _unindexed(folder)
+    for name in (one.name for one in components if not one.asked_only):
+        file = folder / name / "config.json"
+        size = read_json(file).get("sample_size") if file.is_file() else None
+        if size is not None:
+            found.add(tuple(size) if isinstance(size, list) else (size, size))
+    sizes = next(iter(found)) if len(found) == 1 else ()
+    if len(sizes) != 2 or not all(isinstance(size, int) and size > 0 for size in sizes):
+        return {}
+    return {HEIGHT: sizes[0], WIDTH: sizes[1]}
 
 
 def scheduler_of(component: str, index: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -196,3 +197,21 @@ def test_a_dangling_link_of_weights_is_named(made, tmp_path):
     refused(folder, r"model\.safetensors is a link to .*, which is not there; download or copy the file again")
     shutil.rmtree(folder / "snapshots")
     refused(folder, "without a snapshot")
+
+
+def test_a_component_without_a_size_has_that_of_its_neighbour_or_a_given_one(made, tmp_path, pipeline):
+    folder = pipeline(unet=UNET, transformer=UNET)
+    config = folder / "transformer" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": None}))
+    assert load_model(folder, component="transformer").call.sizes["height"] == 8
+    refused(folder / "transformer", "config.json has no sample_size; give `height` and `width`")
+    given = load_model(folder / "transformer", sizes={"height": 6, "width": 4}).call
+    assert (given.sizes["height"], given.sizes["width"]) == (6, 4)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_named(made, tmp_path):
+    shutil.copytree(made, tmp_path / "model")
+    for name in ("diffusion_pytorch_model.safetensors", "config.json"):
+        (tmp_path / "model" / name).chmod(0)
+        refused(tmp_path / "model", rf"cannot read .*{name}: Permission denied")
