@@ -13,6 +13,7 @@ from dq_deploy.calibration.recording.asked_pipeline import plain_config
 from dq_deploy.calibration.trajectory import condition_names
 from dq_deploy.errors import OptionError
 from dq_deploy.models import Denoiser, default_call, input_specs
+from dq_deploy.models.load.hub_files import snapshot_of
 from dq_deploy.models.load.pipeline_folder import INDEX
 from dq_deploy.models.pipeline import PipelineCall, build_scheduler
 from dq_deploy.models.pipeline.call_file import read_call
@@ -96,7 +97,7 @@ class PreparedCalibration:
 
 def is_pipeline(path: Path) -> bool:
     """Whether a folder is a whole pipeline, which can draw by itself."""
-    return (path / INDEX).is_file()
+    return (snapshot_of(path) / INDEX).is_file()
 
 
 def prepare_calibration(
@@ -114,7 +115,7 @@ def prepare_calibration(
 
     Args:
         denoiser: loaded from `path`.
-        path: of the model.
+        path: of the model; of a single file the folder with its configuration counts.
         request: the options.
         asked: what `request.asked` gave, where it was read already.
         variant: of the weight files.
@@ -124,6 +125,7 @@ def prepare_calibration(
         DqError: what cannot be opened or read.
     """
     asked = request.asked() if asked is None else asked
+    path = path if denoiser.config_source is None else Path(denoiser.config_source)
     alone, whole = request.for_denoisers(), request.for_pipelines()
     if alone and whole:
         why = "a pipeline draws and encodes by itself, recorded or random inputs need none"

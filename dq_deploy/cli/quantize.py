@@ -196,14 +196,14 @@ def _quantize_one(
     check_outputs(out, given.json, inputs=read)
 
     from dq_deploy.calibration import prepare_calibration
+    from dq_deploy.cli.text.quantize.float_model import float_model
     from dq_deploy.cli.text.quantize.progress import ProgressView
     from dq_deploy.cli.text.quantize.summary import show_summary, summary_of
     from dq_deploy.methods import quantize as quantize_model
     from dq_deploy.methods.training.resume import discard_state
-    from dq_deploy.models import load_model
     from dq_deploy.record import load_record, save_record
 
-    denoiser = load_model(given.model, variant=given.variant, component=given.component, config=given.config)
+    denoiser = float_model(given)
     start = None if given.init is None else load_record(given.init)
     prepared = prepare_calibration(denoiser, given.model, request, asked, variant=given.variant)
     for remark in prepared.remarks:

@@ -98,11 +98,11 @@ def _names(options: Sequence[SharedOptions]) -> list[str]:
 def _subject(given: QuantizeArguments, settings: Settings, options: Sequence[SharedOptions], out: Path) -> Subject:
     """The float model with its images; every file that is given is read here."""
     from dq_deploy.cli.frame import progress
+    from dq_deploy.cli.text.quantize.float_model import float_model
     from dq_deploy.comparison import Measures, check_layers, prepare_subject, read_real_images
-    from dq_deploy.models import load_model
     from dq_deploy.record.model_config import channels_of
 
-    denoiser = load_model(given.model, variant=given.variant, component=given.component, config=given.config)
+    denoiser = float_model(given)
     check_layers(denoiser, options)
     source = _source(denoiser, given)
     warn_of_reuse(source, max(settings.images, options[0].samples), "images and calibration trajectories")

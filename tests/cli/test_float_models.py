@@ -7,7 +7,10 @@ import shutil
 
 import pytest
 
+from dq_deploy.record import load_record
+from dq_deploy.verify.output.float_source import recorded_float_model
 from tests.cli.running import command
+from tests.pipelines.tiny_pipelines import tiny_text_pipeline
 from tests.tiny import ONE_LEVEL, tiny_denoiser
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -41,3 +44,18 @@ def test_a_file_is_taken_with_the_folder_of_its_configuration(pipeline, tmp_path
     done = command("quantize", "--model", file, "--list-layers", "--config", pipeline / "unet")
     assert done.code == 0
     assert "conv_in" in done.out
+
+
+def test_a_single_file_is_calibrated_by_the_pipeline_of_its_configuration(tmp_path):
+    like = tmp_path / "like"
+    tiny_text_pipeline().save_pretrained(like)
+    file = shutil.move(like / "unet" / WEIGHTS, tmp_path / "one.safetensors")
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    small = ("--method", "minmax", "--steps", 1, "--samples", 1, "--prompts", tmp_path / "prompts.txt")
+    done = command("quantize", "--model", file, "--config", like, *small, "--out", tmp_path / "m.pt")
+    assert done.code == 0, done.err
+    record = load_record(tmp_path / "m.pt")
+    assert record.provenance["calibration"]["pipeline"] == "StableDiffusionPipeline"
+    assert (record.provenance["component"], record.provenance["config"]) == ("unet", str(like))
+    found, why = recorded_float_model(record)
+    assert (found.source, why) == (str(file), "")

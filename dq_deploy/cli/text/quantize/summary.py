@@ -106,10 +106,10 @@ def list_layers(given: QuantizeArguments, options: SharedOptions) -> None:
     """Print the layers of a float model and what the options make of them, and write them as JSON."""
     from rich.table import Table
 
-    from dq_deploy.models import load_model
+    from dq_deploy.cli.text.quantize.float_model import float_model
 
     model, json = given.model, given.json
-    denoiser = load_model(model, variant=given.variant, component=given.component, config=given.config)
+    denoiser = float_model(given)
     rows = in_flags_throughout(layer_rows(denoiser, options))
     if json is not None:
         write_json(json, {"model": str(model), "layers": rows})

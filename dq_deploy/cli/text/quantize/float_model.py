@@ -1,0 +1,32 @@
+"""The float model that the options of `dq-quantize` mean."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dq_deploy.cli.text.quantize.arguments import QuantizeArguments
+    from dq_deploy.models import Denoiser
+
+LATENT = 8
+"""Pixels of a picture for one position of a latent, in the usual autoencoders."""
+
+
+def float_model(given: QuantizeArguments) -> Denoiser:
+    """Load it.
+
+    --height and --width are the sample's of a denoiser alone. Of a pipeline they are a start for a configuration
+    without a size: what the pipeline is seen to do takes their place.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    from dq_deploy.models import load_model
+    from dq_deploy.models.load.pipeline_folder import is_pipeline
+    from dq_deploy.models.sizes import HEIGHT, WIDTH
+
+    sizes = {}
+    if given.height is not None and given.width is not None and min(given.height, given.width) > 0:
+        part = LATENT if is_pipeline(given.config or given.model) else 1
+        sizes = {HEIGHT: max(1, given.height // part), WIDTH: max(1, given.width // part)}
+    return load_model(given.model, variant=given.variant, component=given.component, config=given.config, sizes=sizes)
