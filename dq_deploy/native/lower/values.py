@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch.fx import Node
 
@@ -31,6 +32,20 @@ MAX_AXES = 6
 
 _NOT_CORRECTLY_ROUNDED = ("exp", "log", "sin", "cos", "tan", "tanh", "pow", "sigmoid", "erf", "softmax", "sum")
 """Float32 operations whose last bit differs between CPUs; what they make of constants is computed in float64."""
+
+
+_FILLS: Mapping[Any, Callable[[Sequence[Any]], Any]] = {
+    aten.zeros.default: lambda _: 0,
+    aten.zeros_like.default: lambda _: 0,
+    aten.new_zeros.default: lambda _: 0,
+    aten.ones.default: lambda _: 1,
+    aten.ones_like.default: lambda _: 1,
+    aten.new_ones.default: lambda _: 1,
+    aten.full.default: lambda args: args[1],
+    aten.full_like.default: lambda args: args[1],
+    aten.new_full.default: lambda args: args[2],
+}
+"""The number that an operation fills a value with, by its arguments."""
 
 
 def _folded(node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor:
@@ -221,8 +236,13 @@ class Values:
         return at
 
     def fold(self, node: Node) -> bool:
-        """Compute now what depends on no input, no parameter and no batch."""
-        if node.target in (aten.ones.default, aten.zeros.default, aten.full.default) or node.name in self._dependent:
+        """Compute now what depends on no input, no parameter and no batch; of a fill, one element."""
+        number_of = _FILLS.get(node.target)
+        number = None if number_of is None else number_of(node.args)
+        if isinstance(number, (int, float)):
+            self._fill(node, number)
+            return True
+        if node.name in self._dependent:
             return False
         if any(given not in self._folded for given in node.all_input_nodes):
             return False
@@ -233,6 +253,13 @@ class Values:
         arguments = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: self._folded[n])
         self._folded[node] = _folded(node, *arguments)
         return True
+
+    def _fill(self, node: Node, number: float) -> None:
+        """One number at every place of a value."""
+        value = node.meta["val"]
+        name, shape = f"folded.{node.name}", tuple(value.shape)
+        self.constants[name] = constant_of(np.full((1,), number, dtype_name(value.dtype)))
+        self.set(node, View(buffer=name, offset=0, sizes=shape, strides=(0,) * len(shape)))
 
     def strides_of(self, node: Node) -> tuple[int, ...]:
         """How a value lies, or will lie where it is not lowered yet."""

@@ -78,6 +78,12 @@ def in_place(m: Function, x: torch.Tensor) -> torch.Tensor:
     return y * 2
 
 
+def filled(m: Function, x: torch.Tensor) -> torch.Tensor:
+    y = torch.zeros(len(x), 7, 6)
+    y[:, 1:6] += x
+    return y.view(-1, 6) @ torch.ones(6, 3) + y.reshape(-1, 6)[:, 3:]
+
+
 def rotated(m: Function, x: torch.Tensor) -> torch.Tensor:
     pairs = torch.view_as_complex(x.unflatten(2, (3, 2)))
     turns = torch.polar(torch.ones(5, 3), torch.arange(15.0).view(5, 3))
@@ -141,6 +147,12 @@ FLOATS = {
     "bfloat16 between": (IMAGE, lambda m, x: (x.bfloat16() * 1.7).float(), {}),
     "constants as long as the batch": (TOKENS, lambda m, x: x + torch.arange(6.0).expand(len(x), 5, 6).cumsum(0), {}),
     "the batch with one more": (TOKENS, lambda m, x: torch.cat([x, x[:1]])[1:] * 2, {}),
+    "values filled with one number": (
+        TOKENS,
+        lambda m, x: (x * torch.ones(len(x), 1, 1)).tril() + torch.full_like(x, 2),
+        {},
+    ),
+    "a fill written into": (TOKENS, filled, {}),
     "a mask of keys": (TOKENS, masked_attention, {}),
     "attention to the past": (TOKENS, lambda m, x: attended(x, is_causal=True), {}),
     "heads that share keys": (TOKENS, shared_keys, {}),
