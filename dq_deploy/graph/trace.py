@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import linecache
 import logging
+import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,9 @@ from numpy.typing import NDArray
 
 from dq_deploy.errors import ModelError, raise_if_out_of_memory
 from dq_deploy.graph.exact_constants import ConstantsInFloat64
+from dq_deploy.graph.varying import Guard, SizeTexts, VaryingSizes, admitted, keep_sizes
+from dq_deploy.graph.writing.builder import Builder
+from dq_deploy.record import BATCH
 
 OPSET = 21
 MODULE_KEY = "dq_deploy.module"
@@ -50,56 +56,142 @@ def trace(
     example: Mapping[str, NDArray[np.generic]],
     *,
     output: str = "output",
+    output_shape: Sequence[int | str] = (),
     call: Callable[[Any, Mapping[str, Any]], Any] = _call_by_name,
     weights: Mapping[str, ir.TensorProtocol] | None = None,
-    varying: Mapping[str, Mapping[int, str]] | None = None,
+    shapes: Mapping[str, Sequence[int | str]] | None = None,
 ) -> ir.Model:
-    """Trace a diffusers denoiser with a dynamic batch.
+    """Trace a diffusers denoiser whose sizes vary.
 
     Only shapes pass through the tracer; the parameters are put into the graph afterwards, so those in `weights` may
     be tensors that compute their values when they are read.
 
     Args:
         module: torch module; parameters that are in `weights` may be on the device `meta`.
-        example: inputs by name in call order, batch of at least 2; timestep is float32 [B].
+        example: inputs by name in call order; sizes that vary are 2 or more in it.
         output: name of the graph's output.
+        output_shape: its sizes, as in `shapes`; by default nothing is said of it.
         call: gives the output of the module for inputs by name.
-        varying: names of the sizes that vary besides the batch, by input and axis.
         weights: values of some parameters by state-dict key; the others are the module's own.
+        shapes: sizes of the inputs, a name where one varies; by default the first axis of each is the batch, `B`.
 
     Returns:
-        Model at opset 21 whose nodes carry their module path under `MODULE_KEY`.
+        Model at opset 21 whose nodes carry their module path under `MODULE_KEY`; `varying.sizes_of` says which sizes
+        vary in it.
 
     Raises:
         ModelError: torch cannot export this module.
     """
     import torch
 
+    if shapes is None:
+        shapes = {name: (BATCH, *value.shape[1:]) for name, value in example.items()}
+    subject = _Subject(module=module, example=example, call=call, shapes=shapes, output_shape=tuple(output_shape))
     try:
         with _quiet(), torch.no_grad():
-            program = _shapes_exported(module, example, output, call, varying or {})
-            if program is not None:
-                _fill_own(program.model, module, weights or {})
-                ConstantsInFloat64().apply(program.model)
-                program.optimize()
+            program, found = _exported(subject)
+            converted = _converted(program, subject, output)
+            if converted is not None:
+                _without_units(converted.model, subject, found.fixed)
+                _name_sizes(converted.model, program, found, subject)
+                _fill_own(converted.model, module, weights or {})
+                ConstantsInFloat64().apply(converted.model)
+                converted.optimize()
+    except ModelError:
+        raise
     except Exception as error:  # torch raises many unrelated types here
         raise_if_out_of_memory(error)
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"torch could not trace the denoiser: {reason}; expected a diffusers UNet") from error
-    if program is None:
+        raise ModelError(
+            f"torch could not trace the denoiser: {_first_line(error)}; please report this model"
+        ) from error
+    if converted is None:
         raise ModelError("torch.onnx.export returned nothing; expected a traced graph")
-    _fill_given(program.model, weights or {})
-    return _tidy(program.model)
+    _fill_given(converted.model, weights or {})
+    keep_sizes(converted.model, found)
+    return _tidy(converted.model)
 
 
-def _shapes_exported(
-    module: Any,
-    example: Mapping[str, NDArray[np.generic]],
-    output: str,
-    call: Callable[[Any, Mapping[str, Any]], Any],
-    varying: Mapping[str, Mapping[int, str]],
-) -> Any:
-    """The exporter's program of a copy of the module that has shapes and no values."""
+@dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """What is traced; the arguments of `trace`."""
+
+    module: Any
+    example: Mapping[str, NDArray[np.generic]]
+    call: Callable[[Any, Mapping[str, Any]], Any]
+    shapes: Mapping[str, Sequence[int | str]]
+    output_shape: tuple[int | str, ...]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The number that each size has in the example."""
+        found: dict[str, int] = {}
+        for name, shape in self.shapes.items():
+            for size, number in zip(shape, self.example[name].shape, strict=True):
+                if isinstance(size, str):
+                    found.setdefault(size, number)
+        return found
+
+    def units(self, fixed: Collection[str]) -> dict[str, int]:
+        """What sizes of a picture are surely multiples of: it is halved in every block that samples down.
+
+        Torch is told so, for what it else works out by itself takes it twice the time.
+        """
+        unit = 2 ** sum(map(_samples_down, getattr(self.module, "down_blocks", ())))
+        sizes = {name: self.sizes[name] for name in PICTURE if name in self.sizes and name not in fixed}
+        fits = unit > 1 and all(size % unit == 0 and size > unit for size in sizes.values())
+        return dict.fromkeys(sizes, unit) if fits else {}
+
+    def place_of(self, size: str) -> tuple[int, int]:
+        """Number of an input and of its axis that has a size."""
+        places = ((i, shape) for i, name in enumerate(self.example) if size in (shape := self.shapes[name]))
+        number, shape = next(places)
+        return number, list(shape).index(size)
+
+
+PICTURE = ("height", "width")
+"""Names of the sizes that blocks of a UNet halve."""
+_UNITS = "units"
+_DOWN = ("Downsample2D", "FirDownsample2D", "KDownsample2D")
+
+
+def _samples_down(block: Any) -> bool:
+    return any(type(child).__name__ in _DOWN for child in block.modules())
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _exported(subject: _Subject) -> tuple[Any, VaryingSizes]:
+    """The program of the module, and which of its sizes vary.
+
+    A size that the model turns into a number of Python holds in the graph at one value only. It is made a constant,
+    and the rest is traced again.
+    """
+    fixed: dict[str, str] = {}
+    while True:
+        try:
+            program = _program(subject, fixed)
+        except Exception as error:
+            raise_if_out_of_memory(error)
+            more = [name for name in subject.sizes if name not in fixed and name != BATCH]
+            if not more:
+                raise
+            fixed |= dict.fromkeys(more, f"torch cannot trace the model with sizes that vary, {_first_line(error)}")
+            continue
+        sizes = {name: size for name, size in subject.sizes.items() if name not in fixed}
+        found = admitted(sizes, _guards(program, subject, fixed))
+        if BATCH in found.fixed:
+            raise ModelError(f"the batch of this model cannot vary: {found.fixed[BATCH]}; it cannot be exported")
+        fixed |= found.fixed
+        if not found.fixed:
+            every = {name: size for name, size in subject.sizes.items() if name != BATCH}
+            return program, replace(found, traced=every, fixed=fixed)
+
+
+def _program(subject: _Subject, fixed: Collection[str]) -> Any:
+    """What torch exports of a copy of the module that has shapes and no values; sizes vary that are not fixed."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -109,29 +201,167 @@ def _shapes_exported(
             self.denoiser = denoiser
 
         def forward(self, *args: Any) -> Any:
-            return call(self.denoiser, dict(zip(example, args, strict=True)))
+            for axis, ((number, of), unit) in enumerate(places):
+                if args[number].shape[of] != unit * args[-1].shape[axis]:
+                    raise AssertionError
+            args = args[: len(subject.example)]
+            return subject.call(self.denoiser, dict(zip(subject.example, args, strict=True)))
 
-    names = dict.fromkeys(["B", *(size for axes in varying.values() for size in axes.values())])
-    dims = {name: torch.export.Dim(name, min=1, max=4096) for name in names}
-    shapes = tuple(
-        {0: dims["B"], **{axis: dims[size] for axis, size in varying.get(name, {}).items()}} for name in example
-    )
+    module, units = subject.module, subject.units(fixed)
+    places = [(subject.place_of(name), unit) for name, unit in units.items()]
+    dims: list[dict[int, Any]] = [
+        {axis: torch.export.Dim.AUTO for axis, size in enumerate(shape) if isinstance(size, str) and size not in fixed}
+        for shape in (subject.shapes[name] for name in subject.example)
+    ]
+    arrays = list(subject.example.values())
+    if units:
+        dims.append(dict.fromkeys(range(len(units)), torch.export.Dim.AUTO))
+        arrays.append(np.zeros([subject.sizes[name] // unit for name, unit in units.items()], np.float32))
     with FakeTensorMode() as mode:
         memo: dict[int, Any] = {id(b): torch.empty(b.shape, dtype=b.dtype) for b in module.buffers()}
         for p in module.parameters():
             memo[id(p)] = torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=False)
-        tensors = tuple(mode.from_tensor(torch.from_numpy(np.array(value))) for value in example.values())
-        return torch.onnx.export(
-            Call(copy.deepcopy(module, memo)).eval(),
-            tensors,
-            dynamo=True,
-            input_names=list(example),
-            output_names=[output],
-            dynamic_shapes=(shapes,),
-            opset_version=OPSET,
-            verbose=False,
-            optimize=False,
-        )
+        tensors = tuple(mode.from_tensor(torch.from_numpy(np.array(value))) for value in arrays)
+        frame = Call(copy.deepcopy(module, memo)).eval()
+        return torch.export.export(frame, tensors, dynamic_shapes=(tuple(dims),), strict=False)
+
+
+def _converted(program: Any, subject: _Subject, output: str) -> Any:
+    import torch
+
+    return torch.onnx.export(
+        program,
+        (),
+        dynamo=True,
+        input_names=[*subject.example, *([_UNITS] if len(_inputs_of(program)) > len(subject.example) else [])],
+        output_names=[output],
+        opset_version=OPSET,
+        verbose=False,
+        optimize=False,
+    )
+
+
+def _inputs_of(program: Any) -> list[Any]:
+    """The fake tensors of the program's inputs, in the order of the example."""
+    wanted = program.graph_signature.user_inputs
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    return [values[name] for name in wanted]
+
+
+def _symbols(program: Any, subject: _Subject, fixed: Collection[str]) -> dict[str, tuple[str, int]]:
+    """The call's name for each symbol of the tracer, and by what its size is divided."""
+    found: dict[str, tuple[str, int]] = {}
+    shapes = [subject.shapes[name] for name in subject.example]
+    units = list(subject.units(fixed).items())
+    for source, symbol in _environment(program).source_to_var.items():
+        place = re.search(r"\[(\d+)\]\.size\(\)\[(\d+)\]$", source)
+        if place is not None:
+            number, axis = int(place[1]), int(place[2])
+            size, unit = (shapes[number][axis], 1) if number < len(shapes) else units[axis]
+            if isinstance(size, str):
+                found[str(symbol)] = (size, unit)
+    return found
+
+
+def _environment(program: Any) -> Any:
+    """Where torch keeps what it found out about sizes."""
+    return next(value.fake_mode.shape_env for value in _inputs_of(program))
+
+
+def _guards(program: Any, subject: _Subject, fixed: Collection[str]) -> list[Guard]:
+    """The equalities between sizes that torch took for granted, and those that the call states."""
+    import sympy
+
+    names = _symbols(program, subject, fixed)
+    found: dict[str, Guard | None] = {}
+    for guard in _environment(program).guards:
+        if guard.expr.atoms(sympy.Eq):
+            found.setdefault(str(guard.expr), _guard(guard.expr, names, _place(guard.sloc)))
+    for symbol, value in _environment(program).replacements.items():
+        sloc = _environment(program).replacements_slocs.get(symbol)
+        if str(symbol) in names:
+            equation = sympy.Eq(symbol, value, evaluate=False)
+            found.setdefault(str(equation), _guard(equation, names, _place(sloc)))
+    output = next(node for node in program.graph.nodes if node.op == "output").args[0][0].meta["val"]
+    for size, number in zip(subject.output_shape, output.shape, strict=bool(subject.output_shape)):
+        if isinstance(size, str) and size in subject.sizes:
+            expression = number.node.expr if hasattr(number, "node") else sympy.Integer(number)
+            symbol = sympy.Symbol(f"{size}_of_call", integer=True)
+            equation = sympy.Eq(expression, symbol, evaluate=False)
+            found.setdefault(str(equation), _guard(equation, {**names, str(symbol): (size, 1)}, ""))
+    return [guard for guard in found.values() if guard is not None]
+
+
+def _guard(expression: Any, names: Mapping[str, tuple[str, int]], place: str) -> Guard | None:
+    """A guard that can be asked about sizes of the call's names; None where it speaks of something else."""
+    import math
+
+    import torch
+    from torch.utils._sympy.printers import PythonPrinter
+
+    symbols = {str(symbol): names.get(str(symbol), ("", 1)) for symbol in expression.free_symbols}
+    if not all(name for name, _ in symbols.values()):
+        return None
+    code = compile(PythonPrinter().doprint(expression), "<guard>", "eval")
+
+    def holds(sizes: Mapping[str, int]) -> bool:
+        values = {symbol: sizes[name] // unit for symbol, (name, unit) in symbols.items()}
+        try:
+            return bool(eval(code, {"math": math, "torch": torch}, values))
+        except ZeroDivisionError:
+            return False
+
+    return Guard(names=frozenset(name for name, _ in symbols.values()), holds=holds, place=place)
+
+
+def _place(sloc: Any) -> str:
+    """Where a model needed a guard: file, function and statement; empty where it was torch itself."""
+    frame = getattr(sloc, "framework_loc", None)
+    path = getattr(frame, "filename", "")
+    parts = re.split(r"[\\/]", path)
+    if frame is None or "diffusers" not in parts:
+        return ""
+    short = "/".join(parts[len(parts) - 1 - parts[::-1].index("diffusers") :])
+    line = linecache.getline(path, frame.lineno or 0).strip()
+    return f"{short} in {frame.name}: {line}"
+
+
+def _without_units(model: ir.Model, subject: _Subject, fixed: Collection[str]) -> None:
+    """Take out the input whose sizes are those of the picture, divided; what reads one divides the picture's own."""
+    units = list(subject.units(fixed).items())
+    value = next((value for value in model.graph.inputs if value.name == _UNITS), None)
+    if value is None:
+        return
+    for node in [use.node for use in value.uses()]:
+        size, unit = units[node.attributes["start"].as_int()]
+        number, axis = subject.place_of(size)
+        b = Builder(model.graph, node, f"{_UNITS}/{node.name}")
+        whole = b.op("Shape", [model.graph.inputs[number]], "size", attributes={"start": axis, "end": axis + 1})
+        part = b.op("Div", [whole, b.constant(np.array([unit], np.int64), "unit")], "part", dtype=ir.DataType.INT64)
+        part.shape, whole.type, whole.shape = ir.Shape([1]), part.type, ir.Shape([1])
+        ir.convenience.replace_all_uses_with(node.outputs[0], part)
+        model.graph.remove(node, safe=True)
+    model.graph.inputs.remove(value)
+
+
+def _name_sizes(model: ir.Model, program: Any, sizes: VaryingSizes, subject: _Subject) -> None:
+    """Write the sizes of every tensor in the call's names."""
+    symbols = _symbols(program, subject, sizes.fixed).items()
+    texts = SizeTexts(sizes, {key: name if unit == 1 else f"({name}//{unit})" for key, (name, unit) in symbols})
+    graph = model.graph
+    for node in graph:
+        for value in node.outputs:
+            if value.shape is not None:
+                value.shape = _named(value.shape, texts)
+    for value in graph.inputs:
+        value.shape = ir.Shape(sizes.shape(subject.shapes[str(value.name)]))
+    for value in graph.outputs:
+        if subject.output_shape:
+            value.shape = ir.Shape(sizes.shape(subject.output_shape))
+
+
+def _named(shape: ir.Shape, texts: SizeTexts) -> ir.Shape:
+    return ir.Shape([texts(size.value) if isinstance(size, ir.SymbolicDim) and size.value else size for size in shape])
 
 
 def _fill_own(model: ir.Model, module: Any, weights: Mapping[str, ir.TensorProtocol]) -> None:

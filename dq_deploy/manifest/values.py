@@ -87,8 +87,8 @@ class ProductShape(Entries):
         stride: steps of the window.
         padding: zeros around.
         dilation: gaps in the window.
-        spatial: height and width that go in.
-        spatial_out: height and width that come out.
+        spatial: height and width that go in; None where they vary.
+        spatial_out: height and width that come out; None where they vary.
     """
 
     kind: Text
@@ -105,7 +105,7 @@ class ProductShape(Entries):
 
     def missing(self) -> tuple[str, ...]:
         """Names of the sizes that a product of this kind needs and does not have."""
-        of_conv = ("n", "c", "kernel", "stride", "padding", "dilation", "spatial", "spatial_out")
+        of_conv = ("n", "c", "kernel", "stride", "padding", "dilation")
         return tuple(name for name in (of_conv if self.kind == "conv" else ("n", "k")) if getattr(self, name) is None)
 
 

@@ -128,6 +128,7 @@ def engine_graph(
         ModelError: the denoiser cannot be traced.
     """
     check_target(target, mode, float_type=float_type, conv=conv)
+    from dq_deploy.graph.varying import sizes_of
     from dq_deploy.targets import onnxruntime as onnxruntime_target
     from dq_deploy.targets.manifest import manifest_of
 
@@ -150,6 +151,7 @@ def engine_graph(
         notes=result.notes,
         options=options,
         float_precision=result.float_precision,
+        varying=sizes_of(result.model),
     )
     return EngineGraph(model=result.model, manifest=manifest)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from dq_deploy.graph.varying import ALL_VARY, VaryingSizes
 from dq_deploy.manifest.values import (
     EngineManifest,
     KeptFloat,
@@ -35,6 +36,7 @@ def manifest_of(
     notes: Sequence[str],
     options: ManifestOptions,
     float_precision: Sequence[KeptFloat] | None = None,
+    varying: VaryingSizes = ALL_VARY,
 ) -> EngineManifest:
     """What one exported engine says of itself; the same record and options give the same manifest.
 
@@ -44,6 +46,7 @@ def manifest_of(
         notes: what the passes declined.
         options: target, mode, and further options of the target.
         float_precision: float operations kept in float32; None where the target has no choice.
+        varying: which sizes of the call vary in the graph.
     """
     config, call = dict(record.model_config), call_of_record(record)
     macs = macs_of(build_denoiser(record.family, config, device="meta"), call)
@@ -57,9 +60,10 @@ def manifest_of(
         family=record.family,
         model_config=config,
         scheduler_config=None if record.scheduler_config is None else dict(record.scheduler_config),
-        inputs=input_entries(call),
-        outputs=tuple(_tensor(spec) for spec in output_specs(call)),
+        inputs=input_entries(call, varying),
+        outputs=tuple(_tensor(spec, varying) for spec in output_specs(call)),
         sizes=dict(call.sizes),
+        multiples=dict(varying.multiples) or None,
         constants=dict(call.constants) or None,
         timesteps=tuple(float(t) for t in record.timesteps),
         step_edges=tuple(float(e) for e in record.step_edges),
@@ -67,7 +71,7 @@ def manifest_of(
         options=options,
         macs=manifest_macs(macs),
         layers=tuple(layers),
-        notes=tuple(notes),
+        notes=(*varying.notes, *notes),
         float_precision=None if float_precision is None else tuple(float_precision),
     )
 
@@ -106,16 +110,16 @@ def _pair(limits: tuple[float, ...] | None) -> tuple[float, float] | None:
     return None if limits is None else (limits[0], limits[1])
 
 
-def input_entries(call: Call) -> tuple[TensorEntry, ...]:
-    """The inputs as a manifest has them."""
+def input_entries(call: Call, varying: VaryingSizes = ALL_VARY) -> tuple[TensorEntry, ...]:
+    """The inputs as a manifest has them, with numbers for the sizes that do not vary."""
     return tuple(
-        TensorEntry(name=spec.name, dtype=spec.dtype, shape=tuple(spec.shape), limits=item.limits)
+        TensorEntry(name=spec.name, dtype=spec.dtype, shape=varying.shape(spec.shape), limits=item.limits)
         for spec, item in zip(input_specs(call), call.inputs, strict=True)
     )
 
 
-def _tensor(spec: TensorSpec) -> TensorEntry:
-    return TensorEntry(name=spec.name, dtype=spec.dtype, shape=tuple(spec.shape))
+def _tensor(spec: TensorSpec, varying: VaryingSizes) -> TensorEntry:
+    return TensorEntry(name=spec.name, dtype=spec.dtype, shape=varying.shape(spec.shape))
 
 
 def versions_used() -> dict[str, str]:

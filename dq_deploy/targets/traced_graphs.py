@@ -16,6 +16,7 @@ from dq_deploy.graph.passes.pads import PadsAsModules
 from dq_deploy.graph.passes.simulated_layers import SimulatedLayers
 from dq_deploy.graph.passes.weight_only_layers import WeightOnlyLayers
 from dq_deploy.graph.trace import trace
+from dq_deploy.graph.varying import keep_sizes, sizes_of
 from dq_deploy.models import (
     build_denoiser,
     call_arguments,
@@ -24,8 +25,8 @@ from dq_deploy.models import (
     example_inputs,
     input_specs,
     lazy_weights,
+    output_specs,
 )
-from dq_deploy.models.sizes import HEIGHT, WIDTH, varying_axes
 
 if TYPE_CHECKING:
     from dq_deploy.models.rebuild import LazyWeight
@@ -38,12 +39,16 @@ def traced_denoiser(family: str, config: Mapping[str, Any], record: Record | Non
         module, weights = build_denoiser(family, dict(config)), {}
     else:
         module, weights = denoiser_from_record(record, dequantize=False), _lazy_tensors(record)
-    varying: dict[str, dict[int, str]] = {}
-    for size, (name, axis) in varying_axes(input_specs(call)).items():
-        if size not in (HEIGHT, WIDTH):  # fixed in graphs so far
-            varying.setdefault(name, {})[axis] = size
-    example = example_inputs(call, 2, 0)
-    return trace(module.eval(), example, call=partial(_call, call.constants), weights=weights, varying=varying)
+    # torch takes a size of 1 for one that never changes
+    sizes = {name: max(size, 2) for name, size in call.sizes.items()}
+    return trace(
+        module.eval(),
+        example_inputs(call, 2, 0, sizes=sizes),
+        call=partial(_call, call.constants),
+        weights=weights,
+        shapes={spec.name: spec.shape for spec in input_specs(call)},
+        output_shape=output_specs(call)[0].shape,
+    )
 
 
 def traced_float_graph(
@@ -70,10 +75,11 @@ def traced_float_graph(
         Float model with the inputs of `models.input_specs`. The float weight of a quantized layer is an initializer
         that computes its values when they are read: it costs nothing where a pass puts integers in its place.
     """
-    model = traced_denoiser(family, config, record, call) if traced is None else traced.clone()
+    found = traced_denoiser(family, config, record, call) if traced is None else traced
+    model = found if traced is None else found.clone()
+    keep_sizes(model, sizes_of(found))  # a copy does not
     norms = [GroupNormAsInstanceNorm()] if instance_norms else []
-    keys = [KeysInOneTranspose()] if varying_axes(input_specs(call)) else []
-    return run_passes(model, [*norms, *keys, RemoveUnused()]).model
+    return run_passes(model, [*norms, KeysInOneTranspose(), RemoveUnused()]).model
 
 
 def _call(constants: Mapping[str, Any], module: Any, inputs: Mapping[str, Any]) -> Any:

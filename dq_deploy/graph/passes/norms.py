@@ -17,7 +17,7 @@ class GroupNormAsInstanceNorm:
     - InstanceNormalization with unit scale and zero bias, per group
     - Reshape back, Mul gamma, Add beta
 
-    Declined where gamma or beta is not constant or the shape of x is not static but for the batch.
+    Declined where gamma or beta is not constant or the number of axes is not known.
     """
 
     name = "group-norm-as-instance-norm"
@@ -38,9 +38,9 @@ class GroupNormAsInstanceNorm:
         x, gamma, beta = node.inputs
         if x is None or gamma is None or beta is None or gamma.const_value is None or beta.const_value is None:
             return "scale or bias is not a constant"
-        if x.shape is None or not all(isinstance(d, int) for d in list(x.shape)[1:]):
-            return f"input shape {x.shape} is not static but for the batch"
-        tail = [int(d) for d in list(x.shape)[1:]]
+        if x.shape is None:
+            return "the number of axes of the input is not known"
+        tail = [d if isinstance(d, int) else -1 for d in list(x.shape)[1:]]
         groups = node.attributes["num_groups"].as_int()
         epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
         path = node.metadata_props.get(MODULE_KEY, str(index))
@@ -54,7 +54,11 @@ class GroupNormAsInstanceNorm:
             "normalized",
             attributes={"epsilon": epsilon},
         )
-        back = b.op("Reshape", [normed, b.constant(np.array([0, *tail], np.int64), "shape")], "ungrouped")
+        if tail.count(-1) > 1:
+            shape = b.op("Shape", [x], "shape", dtype=ir.DataType.INT64)
+        else:
+            shape = b.constant(np.array([0, *tail], np.int64), "shape")
+        back = b.op("Reshape", [normed, shape], "ungrouped")
         g = b.constant(gamma.const_value.numpy().reshape(affine), "gamma")
         scaled = b.op("Mul", [back, g], "scaled")
         y = b.op("Add", [scaled, b.constant(beta.const_value.numpy().reshape(affine), "beta")], "out")

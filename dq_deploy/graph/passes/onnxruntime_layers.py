@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -11,7 +10,8 @@ import onnx_ir as ir
 from dq_deploy.graph.pass_contract import PassResult
 from dq_deploy.graph.writing.builder import CONTRIB_DOMAIN, replace_uses
 from dq_deploy.graph.writing.held_codes import HeldCodes, float32_holds, held_codes, pair_safe
-from dq_deploy.graph.writing.layer_writer import LayerWriter, write_layers
+from dq_deploy.graph.writing.image_sizes import fixed_size
+from dq_deploy.graph.writing.layer_writer import LayerWriter, Shared, write_layers
 from dq_deploy.graph.writing.sites import Site
 from dq_deploy.graph.writing.steps import StepTables
 from dq_deploy.graph.writing.wide_weights import unsigned_weight
@@ -71,7 +71,7 @@ class IntegerLayers:
 class _ProductWriter(LayerWriter):
     """An integer product, convolutions as rows of patches."""
 
-    def __init__(self, graph: ir.Graph, site: Site, steps: StepTables, shared: dict[tuple[str, bytes], Any]) -> None:
+    def __init__(self, graph: ir.Graph, site: Site, steps: StepTables, shared: Shared) -> None:
         super().__init__(graph, site, steps, shared)
         self.rank_out = 3 if self.conv else self.rank
 
@@ -123,20 +123,20 @@ class _ProductWriter(LayerWriter):
     def _rows(self, codes: ir.Value, part: Part, held: HeldCodes) -> ir.Value:
         """Patches as rows [B, H_out * W_out, kh * kw * C], u8."""
         b, layer = self.b, self.layer
-        height, width = self.site.spatial
-        channels = len(part.pre)
-        flat = b.op("Reshape", [codes, b.constant(np.array([0, channels, height * width]), "flat")], "flat")
+        channels, size = len(part.pre), fixed_size(self.site.input)
+        flat = b.op("Reshape", [codes, b.constant(np.array([0, channels, -1]), "flat")], "flat")
         pixels = b.op("Transpose", [flat], "pixels", attributes={"perm": [0, 2, 1]})
         if layer.window.whole_pixels:
             return pixels
         if any(layer.padding):
             pixels = b.op("Concat", [pixels, self._pad_row(part, held, channels)], "padded", attributes={"axis": 1})
-        index = patch_index(layer.window, (height, width))
-        gathered = b.op(
-            "Gather", [pixels, b.constant(index.reshape(-1), "patches")], "gathered", attributes={"axis": 1}
-        )
-        width_of_row = index.shape[1] * channels
-        return b.op("Reshape", [gathered, b.constant(np.array([0, len(index), width_of_row]), "rows")], "rows")
+        if size is None:
+            index = self.shared.images.patch_index(b, self.site.input, layer.window)
+        else:
+            index = b.constant(patch_index(layer.window, size).reshape(-1), "patches")
+        gathered = b.op("Gather", [pixels, index], "gathered", attributes={"axis": 1})
+        width_of_row = layer.kernel[0] * layer.kernel[1] * channels
+        return b.op("Reshape", [gathered, b.constant(np.array([0, -1, width_of_row]), "rows")], "rows")
 
     def _pad_row(self, part: Part, held: HeldCodes, channels: int) -> ir.Value:
         """[B, 1, C] of the code of 0, per sample where the codes hold c + z[t]."""
@@ -222,10 +222,8 @@ class _ProductWriter(LayerWriter):
     def _replace(self, y: ir.Value) -> None:
         site, b = self.site, self.b
         if self.conv:
-            height, width = site.spatial_out
             y = b.op("Transpose", [y], "channels_first", attributes={"perm": [0, 2, 1]})
-            shape = np.array([0, self.layer.out_channels, height, width])
-            y = b.op("Reshape", [y, b.constant(shape, "shape_out")], "out", dtype=FLOAT)
+            y = b.op("Reshape", [y, self._shape_out()], "out", dtype=FLOAT)
         replace_uses(site.output, y)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dq_deploy.graph.pass_contract import PassResult
 from dq_deploy.graph.writing.builder import convolution_attributes, replace_uses
 from dq_deploy.graph.writing.held_codes import PAIR_LIMIT, HeldCodes, held_codes
+from dq_deploy.graph.writing.image_sizes import fixed_size, weights_inside
 from dq_deploy.graph.writing.layer_writer import LayerWriter, write_layers
 from dq_deploy.graph.writing.wide_weights import MOST_PIECES, split_weight
 from dq_deploy.manifest.values import ManifestLayer, ManifestPart
@@ -214,18 +215,25 @@ class _QdqWriter(LayerWriter):
         """The product less z[t] * sum(w), the sum taken over what lies inside the image: padding holds code 0."""
         b = self.b
         if any(self.layer.padding):
-            table, rows, columns = sums_inside(self.layer.window, q_weight, self.site.spatial)
-            sums = b.constant(table, f"{role}_weight_sums")
-            for axis, index in ((2, rows), (3, columns)):
-                sums = b.op(
-                    "Gather", [sums, b.constant(index, "border")], f"{role}_sums{axis}", attributes={"axis": axis}
-                )
+            sums = self._sums_inside(q_weight, role)
         else:
             rows_of_weights = q_weight.reshape(len(q_weight), -1).astype(np.int64)
             sums = self._channels(rows_of_weights.sum(axis=1).astype(np.float32), f"{role}_weight_sums")
         z = self.steps.scalar(part.zero_point, self.rank)
         correction = b.op("Mul", [z, sums], f"{role}_correction")
         return b.op("Sub", [product, correction], f"{role}_canonical", dtype=FLOAT)
+
+    def _sums_inside(self, q_weight: Integers, role: str) -> ir.Value:
+        """Sums of the weights inside the image, [1, C_out, H_out, W_out]; computed where its size varies."""
+        b, window, size = self.b, self.layer.window, fixed_size(self.site.input)
+        if size is None:
+            taps = b.constant(q_weight.astype(np.int64).sum(axis=1)[None].astype(np.float32), f"{role}_taps")
+            return weights_inside(b, self.shared.images, self.site.input, window, taps, role)
+        table, rows, columns = sums_inside(window, q_weight, size)
+        sums = b.constant(table, f"{role}_weight_sums")
+        for axis, index in ((2, rows), (3, columns)):
+            sums = b.op("Gather", [sums, b.constant(index, "border")], f"{role}_sums{axis}", attributes={"axis": axis})
+        return sums
 
     def _replace(self, y: ir.Value) -> None:
         if self.layer.bias is not None:

@@ -9,7 +9,8 @@ import onnx_ir as ir
 from dq_deploy.graph.pass_contract import PassResult
 from dq_deploy.graph.trace import MODULE_KEY
 from dq_deploy.graph.writing.builder import Builder, image_pads
-from dq_deploy.numerics.geometry import Padding, padded_size
+from dq_deploy.graph.writing.image_sizes import padded_shape
+from dq_deploy.numerics.geometry import Padding
 from dq_deploy.record import Record
 
 
@@ -53,9 +54,5 @@ class PadsAsModules:
         b = Builder(graph, node, f"pad/{name}")
         padded = b.op("Pad", [x, b.constant(image_pads(extra), "pads")], "out")
         padded.type = x.type
-        if x.shape is not None:
-            batch, channels, height, width = x.shape
-            assert isinstance(height, int)
-            assert isinstance(width, int)
-            padded.shape = ir.Shape([batch, channels, *padded_size((height, width), extra)])
+        padded.shape = padded_shape(x, extra)
         node.replace_input_with(0, padded)

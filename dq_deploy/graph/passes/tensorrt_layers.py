@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +12,8 @@ from numpy.typing import NDArray
 from dq_deploy.graph.pass_contract import PassResult
 from dq_deploy.graph.writing.builder import convolution_attributes, image_pads, replace_uses
 from dq_deploy.graph.writing.im2col import patch_bytes, patch_matrix, patch_rows
-from dq_deploy.graph.writing.layer_writer import LayerWriter, write_layers
+from dq_deploy.graph.writing.image_sizes import fixed_size
+from dq_deploy.graph.writing.layer_writer import LayerWriter, Shared, write_layers
 from dq_deploy.graph.writing.signed_codes import SignedCodes, padding_reason, signed_codes
 from dq_deploy.graph.writing.sites import Site
 from dq_deploy.graph.writing.steps import StepTables
@@ -77,7 +77,7 @@ class TensorRtLayers:
             model, self.record, self.entries, decline=lambda site: decline_reason(site.layer), writer=self._writer
         )
 
-    def _writer(self, graph: ir.Graph, site: Site, steps: StepTables, shared: dict[Any, Any]) -> LayerWriter:
+    def _writer(self, graph: ir.Graph, site: Site, steps: StepTables, shared: Shared) -> LayerWriter:
         return _Int8Writer(graph, site, steps, shared, as_rows=self._as_rows(site.layer), int4=self.int4)
 
     def _as_rows(self, layer: Layer) -> bool:
@@ -90,7 +90,7 @@ class _Int8Writer(LayerWriter):
     """An int8 product behind Q and DQ with scale 1, convolutions as rows or as they are."""
 
     def __init__(
-        self, graph: ir.Graph, site: Site, steps: StepTables, shared: dict[Any, Any], *, as_rows: bool, int4: bool
+        self, graph: ir.Graph, site: Site, steps: StepTables, shared: Shared, *, as_rows: bool, int4: bool
     ) -> None:
         super().__init__(graph, site, steps, shared)
         self.as_rows, self.int4 = as_rows, int4
@@ -136,8 +136,8 @@ class _Int8Writer(LayerWriter):
         return replace(self.layer.window, padding=NO_PADDING) if self._pads_float(part) else self.layer.window
 
     def _size(self, part: Part) -> Pair:
-        """Height and width of the codes."""
-        return padded_size(self.site.spatial, self._float_padding(part))
+        """Height and width of the codes, as traced where they vary."""
+        return padded_size(self._pixels(self.site.input), self._float_padding(part))
 
     def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, ManifestPart]:
         b, held = self.b, signed_codes(self.layer, part)
@@ -145,7 +145,7 @@ class _Int8Writer(LayerWriter):
         padding = self._float_padding(part)
         codes = rows = self._once(x, part, lambda: self._quantize(x, part, held), *padding)
         if self._is_patches():
-            rows = patch_rows(b, codes, len(part.pre), self._window(part), self._size(part))
+            rows = patch_rows(b, codes, len(part.pre), self._window(part))
         pieces = _pieces_of(part)
         if pieces > 1:
             axis_in = self.rank_out - 1 if self.as_rows else 1
@@ -223,9 +223,9 @@ class _Int8Writer(LayerWriter):
             known = all(isinstance(size, int) for size in middle)  # a text's length is not
             known_rows = int(np.prod([int(size) for size in middle])) if known else None
             return ProductShape(kind="gemm", m=known_rows, n=n, k=k, nulls=GEMM_NULLS)
-        window, (rows, columns) = self._window(part), self.site.spatial_out
+        window, size = self._window(part), fixed_size(self.site.output)
         if self.as_rows:
-            return ProductShape(kind="gemm", m=rows * columns, n=n, k=k)
+            return ProductShape(kind="gemm", m=None if size is None else size[0] * size[1], n=n, k=k, nulls=GEMM_NULLS)
         return ProductShape(
             kind="conv",
             n=n,
@@ -234,8 +234,8 @@ class _Int8Writer(LayerWriter):
             stride=window.stride,
             padding=window.padding,
             dilation=window.dilation,
-            spatial=self._size(part),
-            spatial_out=(rows, columns),
+            spatial=None if size is None else self._size(part),
+            spatial_out=size,
         )
 
     def _bias(self, total: ir.Value, corrections: list[NDArray[np.float64] | None]) -> ir.Value:
@@ -261,11 +261,9 @@ class _Int8Writer(LayerWriter):
         """Hand y on in the layout of the float graph; these moves are part of the float graph, not of the layer."""
         site, b = self.site, self.b
         if self.conv and self.as_rows:
-            height, width = site.spatial_out
             b.prefix = f"out/{self.layer.name}"
             y = b.op("Transpose", [y], "channels_first", attributes={"perm": [0, 2, 1]}, dtype=FLOAT)
-            shape = np.array([0, self.layer.out_channels, height, width], np.int64)
-            y = b.op("Reshape", [y, b.constant(shape, "shape_out")], "image", dtype=FLOAT)
+            y = b.op("Reshape", [y, self._shape_out()], "image", dtype=FLOAT)
         replace_uses(site.output, y)
         return str(y.name)
 

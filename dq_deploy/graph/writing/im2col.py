@@ -10,6 +10,8 @@ from dq_deploy.graph.writing.builder import Builder
 from dq_deploy.numerics.geometry import Pair, Window
 
 I8 = ir.DataType.INT8
+TO_END = 2**31 - 1
+"""End of a Slice that leaves nothing out."""
 
 
 def patch_bytes(window: Window, size: Pair, channels: int) -> int:
@@ -20,7 +22,7 @@ def patch_bytes(window: Window, size: Pair, channels: int) -> int:
     return rows * columns * window.kernel[0] * window.kernel[1] * channels
 
 
-def patch_rows(b: Builder, codes: ir.Value, channels: int, window: Window, size: Pair) -> ir.Value:
+def patch_rows(b: Builder, codes: ir.Value, channels: int, window: Window) -> ir.Value:
     """Rows [B, H_out * W_out, kh * kw * C] of int8 codes [B, C, H, W]; K in the order (kh, kw, C).
 
     Transpose to [B, H, W, C], Pad with 0, one strided Slice a kernel position, Concat along the channels.
@@ -30,10 +32,9 @@ def patch_rows(b: Builder, codes: ir.Value, channels: int, window: Window, size:
         codes: the image.
         channels: C.
         window: the convolution's; its padding is of the code 0.
-        size: H and W.
     """
     pixels = b.op("Transpose", [codes], "pixels", attributes={"perm": [0, 2, 3, 1]}, dtype=I8)
-    (kh, kw), (rows, columns) = window.kernel, window.size_out(size)
+    kh, kw = window.kernel
     if any(window.padding):
         top, left, bottom, right = window.padding
         pads = np.array([0, top, left, 0, 0, bottom, right, 0], np.int64)
@@ -43,21 +44,22 @@ def patch_rows(b: Builder, codes: ir.Value, channels: int, window: Window, size:
         patches = pixels
     else:
         positions = [(i, j) for i in range(kh) for j in range(kw)]
-        slices = [_slice(b, pixels, (i, j), window, size) for i, j in positions]
+        slices = [_slice(b, pixels, (i, j), window) for i, j in positions]
         patches = slices[0]
         if len(slices) > 1:
             patches = b.op("Concat", slices, "patches", attributes={"axis": 3}, dtype=I8)
-    shape = np.array([0, rows * columns, kh * kw * channels], np.int64)
+    shape = np.array([0, -1, kh * kw * channels], np.int64)
     return b.op("Reshape", [patches, b.constant(shape, "rows_shape")], "rows", dtype=I8)
 
 
-def _slice(b: Builder, pixels: ir.Value, at: Pair, window: Window, size: Pair) -> ir.Value:
-    starts = np.array([i * d for i, d in zip(at, window.dilation, strict=True)], np.int64)
-    reach = np.array([(n - 1) * s + 1 for n, s in zip(window.size_out(size), window.stride, strict=True)], np.int64)
+def _slice(b: Builder, pixels: ir.Value, at: Pair, window: Window) -> ir.Value:
+    """The pixels that one kernel position reads; ends are counted from the end, so that any size is right."""
+    starts = [i * d for i, d in zip(at, window.dilation, strict=True)]
+    behind = [span - 1 - start for span, start in zip(window.span, starts, strict=True)]
     inputs = [
         pixels,
-        b.constant(starts, "starts"),
-        b.constant(starts + reach, "ends"),
+        b.constant(np.array(starts, np.int64), "starts"),
+        b.constant(np.array([-n if n else TO_END for n in behind], np.int64), "ends"),
         b.constant(np.array([1, 2], np.int64), "axes"),
         b.constant(np.array(window.stride, np.int64), "strides"),
     ]

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from dq_deploy.errors import RecordError
 from dq_deploy.graph.pass_contract import PassResult
+from dq_deploy.graph.varying import size_at, sizes_of
 from dq_deploy.graph.writing.builder import Builder
+from dq_deploy.graph.writing.image_sizes import ImageSizes, fixed_size, sizes_of_image
 from dq_deploy.graph.writing.sites import Site, find_sites
 from dq_deploy.graph.writing.steps import StepTables
 from dq_deploy.manifest.values import ManifestLayer, ManifestPart
 from dq_deploy.numerics import reciprocal
+from dq_deploy.numerics.geometry import Pair
 from dq_deploy.record import Part, Record
 
 FLOAT = ir.DataType.FLOAT
@@ -28,6 +33,21 @@ def float_entry(site: Site, reason: str) -> ManifestLayer:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What the layers of one graph share.
+
+    Attributes:
+        codes: codes that several layers read, by the tensor and the quantizer.
+        images: sizes of images, where they vary.
+        traced: what each size of the call was when the graph was traced.
+    """
+
+    codes: dict[tuple[str, bytes], Any] = field(default_factory=dict)
+    images: ImageSizes = field(default_factory=ImageSizes)
+    traced: Mapping[str, int] = field(default_factory=dict)
+
+
 class LayerWriter:
     """Writes the nodes of one layer in front of its float node; a pass says what a part becomes.
 
@@ -35,14 +55,14 @@ class LayerWriter:
         graph: edited in place.
         site: the layer's place in it.
         steps: tables of the pass.
-        shared: codes that several layers read, over the whole pass.
+        shared: what the layers of the graph share.
 
     Attributes:
         rank: axes of the layer's input.
         forms: what the parts became, in words.
     """
 
-    def __init__(self, graph: ir.Graph, site: Site, steps: StepTables, shared: dict[tuple[str, bytes], Any]) -> None:
+    def __init__(self, graph: ir.Graph, site: Site, steps: StepTables, shared: Shared) -> None:
         self.graph, self.site, self.layer, self.steps, self.shared = graph, site, site.layer, steps, shared
         self.conv = self.layer.kind == "conv2d"
         self.b = Builder(graph, site.node, f"dq/{self.layer.name}")
@@ -107,15 +127,29 @@ class LayerWriter:
         value = self.b.op("Max", [value, self.steps.scalar(self.layer.q_min - z, self.rank)], "at_least", dtype=FLOAT)
         return self.b.op("Min", [value, self.steps.scalar(self.layer.q_max - z, self.rank)], "at_most", dtype=FLOAT)
 
+    def _shape_out(self) -> ir.Value:
+        """Shape of a convolution's output; 0 stands for the batch, which Reshape keeps."""
+        size, channels = fixed_size(self.site.output), self.layer.out_channels
+        if size is not None:
+            return self.b.constant(np.array([0, channels, *size], np.int64), "shape_out")
+        return self.shared.images.image_shape(self.b, channels, self.site.input, self.layer.window)
+
+    def _pixels(self, value: ir.Value) -> Pair:
+        """Height and width of an image, those it was traced with where they vary."""
+        height, width = (size_at(size, self.shared.traced) for size in sizes_of_image(value) or (None, None))
+        if height is None or width is None:
+            raise RecordError(f"tensor {value.name} has shape {value.shape}, expected [B, C, height, width]")
+        return height, width
+
     def _once(self, x: ir.Value, part: Part, make: Callable[[], Codes], *more: int) -> Codes:
         """Codes of x, made once for all layers that quantize it alike; `more` is what else tells them apart."""
         assert x.name is not None
         bounds = np.array([self.layer.q_min, self.layer.q_max, self.conv, *more])
         tables = (part.pre, part.scale, part.zero_point, bounds)
         key = (x.name, b"|".join(np.ascontiguousarray(t).tobytes() for t in tables))
-        if key not in self.shared:
-            self.shared[key] = make()
-        codes: Codes = self.shared[key]
+        if key not in self.shared.codes:
+            self.shared.codes[key] = make()
+        codes: Codes = self.shared.codes[key]
         return codes
 
 
@@ -125,7 +159,7 @@ def write_layers(
     entries: list[ManifestLayer],
     *,
     decline: Callable[[Site], str],
-    writer: Callable[[ir.Graph, Site, StepTables, dict[tuple[str, bytes], Any]], LayerWriter],
+    writer: Callable[[ir.Graph, Site, StepTables, Shared], LayerWriter],
     shared_step: bool = False,
 ) -> PassResult:
     """Rewrite every layer of a record that a form can express.
@@ -141,7 +175,7 @@ def write_layers(
     sites = find_sites(model.graph, record)
     steps = StepTables(model.graph, record.step_edges, shared_step=shared_step)
     notes = []
-    shared: dict[tuple[str, bytes], Any] = {}
+    shared = Shared(traced=sizes_of(model).traced)
     for site in sites:
         reason = decline(site)
         if reason:

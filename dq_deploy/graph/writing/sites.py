@@ -32,23 +32,6 @@ class Site:
         assert value is not None
         return value
 
-    @property
-    def spatial(self) -> tuple[int, int]:
-        """Height and width of the input of a convolution."""
-        return _spatial(self.input)
-
-    @property
-    def spatial_out(self) -> tuple[int, int]:
-        """Height and width of the output of a convolution."""
-        return _spatial(self.output)
-
-
-def _spatial(value: ir.Value) -> tuple[int, int]:
-    shape = value.shape
-    if shape is None or len(shape) != 4 or not all(isinstance(d, int) for d in list(shape)[2:]):
-        raise RecordError(f"tensor {value.name} has shape {shape}, expected [B, C, height, width] with fixed sizes")
-    return int(shape[2]), int(shape[3])
-
 
 _OPS = {"conv2d": ("Conv",), "linear": ("Gemm", "MatMul")}
 

@@ -256,10 +256,8 @@ def _conv_fits(shape: ProductShape, product: Product, columns: int, batch: int |
     )
     if any(wanted != told for wanted, told in same):
         return False
-    sizes = (
-        *zip(shape.spatial or (), found.spatial, strict=True),
-        *zip(shape.spatial_out or (), found.spatial_out, strict=True),
-    )
+    known = ((shape.spatial, found.spatial), (shape.spatial_out, found.spatial_out))
+    sizes = [pair for wanted, told in known if wanted is not None for pair in zip(wanted, told, strict=True)]
     if any(told.number is not None and told.number != wanted for wanted, told in sizes):
         return False
     channels = _padded(Size.of(found.c), shape.c) and _padded(Size.of(found.n), columns)
