@@ -35,7 +35,7 @@ class VaryingSizes:
 
     def shape(self, shape: Sequence[int | str]) -> tuple[int | str, ...]:
         """A shape of the call with numbers for the sizes that are fixed."""
-        return tuple(self.traced[size] if size in self.fixed else size for size in shape)
+        return tuple(self.traced[size] if isinstance(size, str) and size in self.fixed else size for size in shape)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -101,14 +101,20 @@ class _Int8Writer(LayerWriter):
     def write(self) -> ManifestLayer:
         total, entries = self._parts()
         y = self._replace(self._bias(total, self.corrections))
-        patches = sum(self._patch_bytes(p) for p in self.layer.parts) if self._is_patches() else 0
-        return replace(self._entry(self._form(), entries), output=y, im2col_bytes=patches)
+        patches = [self._patch_bytes(part) if self._is_patches() else 0 for part in self.layer.parts]
+        known = [number for number in patches if number is not None]
+        return replace(
+            self._entry(self._form(), entries),
+            output=y,
+            im2col_bytes=sum(known) if len(known) == len(patches) else None,
+        )
 
     def _is_patches(self) -> bool:
         return self.conv and self.as_rows
 
-    def _patch_bytes(self, part: Part) -> int:
-        return patch_bytes(self._window(part), self._size(part), len(part.pre))
+    def _patch_bytes(self, part: Part) -> int | None:
+        size = self._size(part)
+        return None if size is None else patch_bytes(self._window(part), size, len(part.pre))
 
     def _form(self) -> str:
         weight = "int4" if self.layer.weight_bits <= 4 and self._fits_int4() else "int8"
@@ -135,9 +141,10 @@ class _Int8Writer(LayerWriter):
         """How the product moves over the codes."""
         return replace(self.layer.window, padding=NO_PADDING) if self._pads_float(part) else self.layer.window
 
-    def _size(self, part: Part) -> Pair:
+    def _size(self, part: Part) -> Pair | None:
         """Height and width of the codes, as traced where they vary."""
-        return padded_size(self._pixels(self.site.input), self._float_padding(part))
+        size = self._pixels(self.site.input)
+        return None if size is None else padded_size(size, self._float_padding(part))
 
     def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, ManifestPart]:
         b, held = self.b, signed_codes(self.layer, part)

@@ -11,11 +11,9 @@ from dq_deploy.graph.writing.builder import Builder
 from dq_deploy.numerics.geometry import Padding, Pair, Window
 
 INT64, BOOL, FLOAT = ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.FLOAT
-Size = int | str
-"""A size of a tensor: its number, or a text in the call's sizes."""
 
 
-def sizes_of_image(value: ir.Value) -> tuple[Size, Size] | None:
+def sizes_of_image(value: ir.Value) -> tuple[int | str, int | str] | None:
     """Height and width of a tensor [B, C, height, width]; None where its shape does not tell them apart."""
     shape = value.shape
     if shape is None or len(shape) != 4:
@@ -24,7 +22,7 @@ def sizes_of_image(value: ir.Value) -> tuple[Size, Size] | None:
     return None if height is None or width is None else (height, width)
 
 
-def padded_text(size: Size, more: int) -> Size:
+def padded_text(size: int | str, more: int) -> int | str:
     """A size and some more pixels."""
     return size + more if isinstance(size, int) else size if more == 0 else f"({size}) + {more}"
 

@@ -10,7 +10,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dq_deploy.errors import RecordError
 from dq_deploy.graph.pass_contract import PassResult
 from dq_deploy.graph.varying import size_at, sizes_of
 from dq_deploy.graph.writing.builder import Builder
@@ -40,7 +39,7 @@ class Shared:
     Attributes:
         codes: codes that several layers read, by the tensor and the quantizer.
         images: sizes of images, where they vary.
-        traced: what each size of the call was when the graph was traced.
+        traced: what each size of the call was when the graph was traced, or as the record has it.
     """
 
     codes: dict[tuple[str, bytes], Any] = field(default_factory=dict)
@@ -134,12 +133,10 @@ class LayerWriter:
             return self.b.constant(np.array([0, channels, *size], np.int64), "shape_out")
         return self.shared.images.image_shape(self.b, channels, self.site.input, self.layer.window)
 
-    def _pixels(self, value: ir.Value) -> Pair:
-        """Height and width of an image, those it was traced with where they vary."""
+    def _pixels(self, value: ir.Value) -> Pair | None:
+        """Height and width of an image, as traced where they vary; None where that is not known."""
         height, width = (size_at(size, self.shared.traced) for size in sizes_of_image(value) or (None, None))
-        if height is None or width is None:
-            raise RecordError(f"tensor {value.name} has shape {value.shape}, expected [B, C, height, width]")
-        return height, width
+        return None if height is None or width is None else (height, width)
 
     def _once(self, x: ir.Value, part: Part, make: Callable[[], Codes], *more: int) -> Codes:
         """Codes of x, made once for all layers that quantize it alike; `more` is what else tells them apart."""
@@ -175,7 +172,8 @@ def write_layers(
     sites = find_sites(model.graph, record)
     steps = StepTables(model.graph, record.step_edges, shared_step=shared_step)
     notes = []
-    shared = Shared(traced=sizes_of(model).traced)
+    of_record = {} if record.call is None else record.call.sizes
+    shared = Shared(traced={**of_record, **sizes_of(model).traced})
     for site in sites:
         reason = decline(site)
         if reason:
