@@ -1,4 +1,4 @@
-"""Build a module whose weights have no values and whose buffers do."""
+"""Buffers that no weights file holds, as the places of tokens: what the class computes when it is built."""
 
 from __future__ import annotations
 
@@ -8,6 +8,18 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+
+def computed_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers of a module that its state dict leaves out, by the name that they would have there."""
+    held = set(module.state_dict())
+    return {name: value for name, value in module.named_buffers() if name not in held}
+
+
+def set_computed_buffer(module: torch.nn.Module, name: str, value: torch.Tensor) -> None:
+    """Put a value in the place of such a buffer."""
+    parent, _, last = name.rpartition(".")
+    module.get_submodule(parent).register_buffer(last, value, persistent=False)
 
 
 @contextmanager

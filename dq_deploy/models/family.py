@@ -144,21 +144,15 @@ def _made(kind: type, plain: Mapping[str, Any]) -> torch.nn.Module:
 
 def _fill_buffers(module: torch.nn.Module, kind: type, plain: Mapping[str, Any]) -> None:
     """Give buffers that no file holds, as the places of tokens, the values that the class computes for them."""
-    import torch
+    from dq_deploy.models.buffers import computed_buffers, set_computed_buffer, without_weights
 
-    from dq_deploy.models.buffers import without_weights
-
-    held = set(module.state_dict())
-    computed = [name for name, value in module.named_buffers() if name not in held and value.is_meta]
+    computed = [name for name, value in computed_buffers(module).items() if value.is_meta]
     if not computed:
         return
     with without_weights():
-        values = dict(_made(kind, plain).named_buffers())
+        values = computed_buffers(_made(kind, plain))
     for name in computed:
-        parent, _, last = name.rpartition(".")
-        owner = module.get_submodule(parent)
-        value = values[name].detach()
-        owner.register_buffer(last, value if isinstance(value, torch.Tensor) else None, persistent=False)
+        set_computed_buffer(module, name, values[name])
 
 
 def _check_runs(module: torch.nn.Module, config: Mapping[str, Any]) -> None:

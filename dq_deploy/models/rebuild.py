@@ -81,8 +81,24 @@ def module_from_record(record: Record, *, dequantize: bool = True) -> torch.nn.M
     for name, bias in biases.items():
         if bias is not None:
             state[f"{name}.bias"] = torch.from_numpy(bias.copy())
+    _take_buffers(module, state)
     fit_state(module, state, "record", RecordError)
     return module
+
+
+def _take_buffers(module: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Move out of a state what belongs to buffers that no state dict holds; records may be silent about them."""
+    from dq_deploy.models.buffers import computed_buffers, set_computed_buffer
+
+    for name, own in computed_buffers(module).items():
+        value = state.pop(name, None)
+        if value is None:
+            continue
+        if (value.shape, value.dtype) != (own.shape, own.dtype):
+            raise RecordError(
+                f"record: {name} is {value.dtype}{tuple(value.shape)}, expected {own.dtype}{tuple(own.shape)}"
+            )
+        set_computed_buffer(module, name, value)
 
 
 def _check_extensions(record: Record, module: torch.nn.Module) -> None:

@@ -15,8 +15,10 @@ from dq_deploy.methods.options import SharedOptions, json_of_options
 from dq_deploy.methods.prepare.preparation import Prepared, PreparedLayer
 from dq_deploy.methods.ranges.scales import code_range
 from dq_deploy.models import Denoiser
+from dq_deploy.models.buffers import computed_buffers
 from dq_deploy.numerics.arrays import F32, I32
 from dq_deploy.record import Layer, Part, Record, WeightOnlyLayer, edges_from_timesteps
+from dq_deploy.record.files.arrays import FLOAT_PARAMETER_DTYPES
 
 WeightSet = tuple[NDArray[np.int8], F32, I32 | None]
 """Weight codes [C_out, C_in, ...], scale [C_out] and zero point [C_out], where None is zeros."""
@@ -129,11 +131,13 @@ def build_record(
     """
     order = [name for name, _ in prepared.module.named_modules()]
     quantized = {f"{name}.{suffix}" for name in (*layers, *weight_only) for suffix in ("weight", "bias")}
-    rest = {
-        key: np.array(value.detach().numpy())
-        for key, value in prepared.module.state_dict().items()
-        if key not in quantized
+    computed = {
+        key: value
+        for key, value in computed_buffers(prepared.module).items()
+        if str(value.dtype).removeprefix("torch.") in FLOAT_PARAMETER_DTYPES  # else the class computes it again
     }
+    state = {**prepared.module.state_dict(), **computed}
+    rest = {key: np.array(value.detach().numpy()) for key, value in state.items() if key not in quantized}
     return Record(
         family=denoiser.family,
         layers={name: layers[name] for name in order if name in layers},

@@ -66,9 +66,9 @@ def facts_of(module: torch.nn.Module, graph: Graph, *, sample: str, pooled: froz
         pooled: names of the inputs of one row a sample: the timestep, labels, pooled embeddings.
     """
     modules = dict(module.named_modules())
-    dependence = dependence_of(graph, pooled)
-    search = FoldSearch(graph=graph, dependence=dependence, modules=modules, sample=sample, pooled=pooled)
-    roles = roles_of(graph, dependence, pooled, sample)
+    dependence = dependence_of(graph, sample, pooled)
+    search = FoldSearch(graph=graph, dependence=dependence, modules=modules)
+    roles = roles_of(graph, dependence)
     floats = _float_reasons(graph)
     firsts = {layer.path: layer for layer in reversed(graph.layers)}
     order = dict.fromkeys(layer.path for layer in graph.layers)

@@ -32,15 +32,11 @@ class FoldSearch:
         graph: the step.
         dependence: what its values are made from.
         modules: of the denoiser by path.
-        sample: name of the input that is denoised.
-        pooled: names of the inputs of one row a sample.
     """
 
     graph: Graph
     dependence: Dependence
     modules: Mapping[str, torch.nn.Module]
-    sample: str
-    pooled: frozenset[str]
 
     def kind_of(self, value: Value) -> type[torch.nn.Module]:
         """Module class of a layer's or norm's value."""
@@ -140,7 +136,7 @@ def _words(search: FoldSearch, value: Value, layer: Value, resized: bool) -> str
     inputs = search.dependence.inputs[value.number]
     if value.kind == INPUT:
         return _words_of_input(search, value)
-    if not search.dependence.inputs[layer.number] - search.pooled and not _has_layer(value):
+    if search.dependence.of_pooled(layer) and not _has_layer(value):
         if inputs <= {"timestep"}:
             return "input is the sinusoidal embedding of the timestep, there is no producer with weights"
         return f"input is made from {' and '.join(sorted(inputs))} alone, there is no producer with weights"
@@ -161,7 +157,7 @@ def _words(search: FoldSearch, value: Value, layer: Value, resized: bool) -> str
 
 
 def _words_of_input(search: FoldSearch, value: Value) -> str:
-    if value.path == search.sample:
+    if value.path == search.dependence.sample:
         return "input is the sample itself, there is no producer"
     what = "the text embedding" if value.path.startswith("encoder_hidden_states") else value.path
     return f"input is {what}, there is no producer in the model"
@@ -176,7 +172,7 @@ def _words_of_activation(search: FoldSearch, value: Value, layer: Value) -> str:
         return f"{name} stands between the norm and the {what}"
     if front.kind == LAYER and len(search.graph.users[front.number]) == 1:
         return f"{name} stands between the two layers"
-    if not search.dependence.inputs[layer.number] - search.pooled:
+    if search.dependence.is_row(layer):
         return f"{name} stands between, and the time embedding has several consumers"
     return f"{name} stands between the {what} and what is in front"
 

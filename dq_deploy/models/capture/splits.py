@@ -15,7 +15,7 @@ def skip_splits(search: FoldSearch) -> dict[str, int]:
     graph = search.graph
     found: dict[str, int] = {}
     for value in graph.values:
-        if value.kind != "aten.cat" or search.dependence.inputs[value.number] <= search.pooled:
+        if value.kind != "aten.cat" or search.dependence.of_pooled(value):
             continue
         axis = value.args[1] if len(value.args) > 1 else value.kwargs.get("dim", 0)
         axis %= len(value.shape)
