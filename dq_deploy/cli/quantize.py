@@ -201,9 +201,12 @@ def _quantize_one(
     from dq_deploy.cli.text.quantize.summary import show_summary, summary_of
     from dq_deploy.methods import quantize as quantize_model
     from dq_deploy.methods.training.resume import discard_state
+    from dq_deploy.models import words_of_untried
     from dq_deploy.record import load_record, save_record
 
     denoiser = float_model(given)
+    if untried := words_of_untried(denoiser.family):
+        warn(untried)
     start = None if given.init is None else load_record(given.init)
     prepared = prepare_calibration(denoiser, given.model, request, asked, variant=given.variant)
     for remark in prepared.remarks:

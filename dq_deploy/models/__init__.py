@@ -48,6 +48,7 @@ __all__ = [
     "class_of_family",
     "default_call",
     "denoiser_from_record",
+    "describe_model",
     "engine_name",
     "example_inputs",
     "family_of",
@@ -125,6 +126,31 @@ def float_model_of(
     from dq_deploy.models.load.folder import load_recorded
 
     return load_recorded(provenance, None if path is None else Path(path), component)
+
+
+def describe_model(
+    path: str | Path,
+    *,
+    component: str | None = None,
+    config: str | Path | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> Denoiser:
+    """A denoiser from its configuration alone: shapes without values, whether weights are there or not.
+
+    Args:
+        path: as of `load_model`.
+        component: likewise.
+        config: likewise.
+        sizes: likewise.
+
+    Raises:
+        ModelError: the configuration is not usable; the message says what to do.
+    """
+    from dq_deploy.models.load.folder import describe_folder
+
+    return describe_folder(
+        Path(path), component=component, config=None if config is None else Path(config), sizes=sizes or {}
+    )
 
 
 def denoiser_from_record(record: Record, *, dequantize: bool = True) -> torch.nn.Module:

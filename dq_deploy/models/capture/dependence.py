@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from dq_deploy.models.capture.graph import INPUT, LAYER, Graph, Value
+from dq_deploy.models.capture.graph import INPUT, Graph, Value
 from dq_deploy.models.layers import CONDITION, EMBEDDING, FIRST, GENERAL, LAST, MODULATION
 
 

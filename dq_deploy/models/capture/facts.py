@@ -172,7 +172,9 @@ def _macs(graph: Graph, sites: tuple[LayerSite, ...]) -> Macs:
             else:
                 attention += work
         elif value.kind in _CONVOLUTIONS:
-            other += _of_one_sample(_size(value.shape) * _size(value.sources[1].shape[1:]))
+            x, weight = value.sources[:2]
+            places = x.shape if value.args[6] else value.shape  # a transposed one multiplies each input
+            other += _of_one_sample(_size(places) * _size(weight.shape[1:]))
     layers = {site.name: site.macs for site in sites}
     total = sum(layers.values())
     return Macs(of_all=total + attention + other, of_quantizable=total, attention=attention, other=other, layers=layers)

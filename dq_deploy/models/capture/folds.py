@@ -207,7 +207,7 @@ def _adaptive_norm(search: FoldSearch, value: Value) -> str:
         if value.kind == NORM or value.kind in ("aten.native_layer_norm", "aten.native_group_norm"):
             if value.kind == NORM and getattr(search.modules[value.path], "weight", None) is not None:
                 return "the norm's output is scaled and shifted by a modulation: its own factors do not reach the layer"
-            return "adaptive norm: scale and shift come from the timestep's embedding, it has no factors of its own"
+            return "adaptive norm: scale and shift come from the time embedding, there are no factors to fold into"
     return ""
 
 

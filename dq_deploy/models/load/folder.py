@@ -36,9 +36,7 @@ def load_folder(
     single = is_weight_file(path)
     place = _place_of(path, single=single, component=component, config=config)
     file = place.folder / "config.json"
-    given = read_json(file)
-    check_finite(given, file)
-    read = todays_config(given, checked_class(given, str(file)))
+    read = _config_of(file)
     scheduler = scheduler_config_of(place.folder)
     try:
         family = family_of(read)
@@ -63,6 +61,47 @@ def load_folder(
         component=place.component,
         config_source=None if config is None else str(config),
     )
+
+
+def describe_folder(
+    path: Path,
+    *,
+    component: str | None = None,
+    config: Path | None = None,
+    sizes: Mapping[str, int] = MappingProxyType({}),
+) -> Denoiser:
+    """See `dq_deploy.models.describe_model`."""
+    place = _place_of(path, single=is_weight_file(path), component=component, config=config)
+    file = place.folder / "config.json"
+    read = _config_of(file)
+    try:
+        family = family_of(read)
+        module = build_denoiser(family, read, device="meta")
+        call = default_call(read, {**size_beside(place, read), **sizes})
+    except ModelError as error:
+        raise ModelError(f"{place.folder}: {error}") from error
+    return Denoiser(
+        family=family,
+        module=module,
+        config=read,
+        call=call,
+        scheduler_config=None,
+        source=str(path),
+        source_sha256=_sha256([file]),
+        component=place.component,
+        config_source=None if config is None else str(config),
+    )
+
+
+def _config_of(file: Path) -> dict[str, Any]:
+    """A denoiser's configuration as today's diffusers takes it.
+
+    Raises:
+        ModelError: the file is none of a float denoiser.
+    """
+    given = read_json(file)
+    check_finite(given, file)
+    return todays_config(given, checked_class(given, str(file)))
 
 
 def load_recorded(provenance: Mapping[str, Any], path: Path | None, component: str | None) -> Denoiser:

@@ -56,12 +56,15 @@ class QuantizeArguments:
     keep: Annotated[
         str | None,
         typer.Option(
-            help='Comma list of layer patterns that stay float; default time_embedding.*,add_embedding.*; "" for none'
+            help='Comma list of layer patterns that stay float; default time and pooled embeddings; "" for none.'
         ),
     ] = None
     layer_bits: Annotated[
         list[str] | None,
-        typer.Option(help="PATTERN=BITS or PATTERN=WEIGHTS/ACTIVATIONS; may be repeated, the last match counts."),
+        typer.Option(
+            help="PATTERN=BITS or PATTERN=WEIGHTS/ACTIVATIONS; may be repeated, the last match counts. First and last "
+            "layer, modulations and what reads the text alone (attn2.to_k, to_v) have 8 bits by default."
+        ),
     ] = None
     budget: Annotated[
         float | None, typer.Option(help="Average weight bits, as 4.5: bits are chosen a layer by its sensitivity.")
@@ -122,7 +125,11 @@ class QuantizeArguments:
         typer.Option(help="With --model FILE, one file of weights: a folder with the configuration of its denoiser."),
     ] = None
     list_layers: Annotated[
-        bool, typer.Option("--list-layers", help="Only list the layers: shapes, work, bits, folds.")
+        bool,
+        typer.Option(
+            "--list-layers",
+            help="Only list the layers: shapes, work, bits and why, folds. Reads config.json and no weights.",
+        ),
     ] = False
     compare: Annotated[
         str | None, typer.Option(help="Comma list of methods: run each, measure its images, write all to folder --out.")

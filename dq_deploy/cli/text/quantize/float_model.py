@@ -22,11 +22,28 @@ def float_model(given: QuantizeArguments) -> Denoiser:
         ModelError: it cannot be loaded.
     """
     from dq_deploy.models import load_model
+
+    return load_model(
+        given.model, variant=given.variant, component=given.component, config=given.config, sizes=_sizes(given)
+    )
+
+
+def described_model(given: QuantizeArguments) -> Denoiser:
+    """The same without weights, which need not be there.
+
+    Raises:
+        ModelError: its configuration is not usable.
+    """
+    from dq_deploy.models import describe_model
+
+    return describe_model(given.model, component=given.component, config=given.config, sizes=_sizes(given))
+
+
+def _sizes(given: QuantizeArguments) -> dict[str, int]:
     from dq_deploy.models.load.pipeline_folder import is_pipeline
     from dq_deploy.models.sizes import HEIGHT, WIDTH
 
-    sizes = {}
-    if given.height is not None and given.width is not None and min(given.height, given.width) > 0:
-        part = LATENT if is_pipeline(given.config or given.model) else 1
-        sizes = {HEIGHT: max(1, given.height // part), WIDTH: max(1, given.width // part)}
-    return load_model(given.model, variant=given.variant, component=given.component, config=given.config, sizes=sizes)
+    if given.height is None or given.width is None or min(given.height, given.width) <= 0:
+        return {}
+    part = LATENT if is_pipeline(given.config or given.model) else 1
+    return {HEIGHT: max(1, given.height // part), WIDTH: max(1, given.width // part)}

@@ -103,16 +103,22 @@ def say_engine_limits(options: SharedOptions, engine: str | None) -> None:
 
 
 def list_layers(given: QuantizeArguments, options: SharedOptions) -> None:
-    """Print the layers of a float model and what the options make of them, and write them as JSON."""
+    """Print the layers of a float model and what the options make of them, and write them as JSON.
+
+    The configuration says it all: no weights are read, and none need be there.
+    """
     from rich.table import Table
 
-    from dq_deploy.cli.text.quantize.float_model import float_model
+    from dq_deploy.cli.text.quantize.float_model import described_model
+    from dq_deploy.models import other_layers, words_of_untried
 
     model, json = given.model, given.json
-    denoiser = float_model(given)
+    denoiser = described_model(given)
     rows = in_flags_throughout(layer_rows(denoiser, options))
+    parameters = sum(value.numel() for value in denoiser.module.parameters())
+    others = other_layers(denoiser.module, denoiser.call)
     if json is not None:
-        write_json(json, {"model": str(model), "layers": rows})
+        write_json(json, {"model": str(model), "parameters": parameters, "layers": rows, "other_layers": others})
     table = Table(title=f"{len(rows)} layers of {model}")
     for name in ("layer", "kind", "input", "output", "MACs", "bits", "fold"):
         table.add_column(name, justify="right" if name == "MACs" else "left", overflow="fold")
@@ -121,6 +127,27 @@ def list_layers(given: QuantizeArguments, options: SharedOptions) -> None:
         bits = "float" if row["weight_bits"] is None else f"W{row['weight_bits']}A{row['activation_bits']}"
         table.add_row(row["name"], row["kind"], *shapes, f"{row['macs']:,}", bits, row["fold"])
     console().print(table)
+    console().print(_words_of_reasons(rows, parameters, others), highlight=False, soft_wrap=True)
+    if untried := words_of_untried(denoiser.family):
+        warn(untried)
+
+
+def _words_of_reasons(rows: list[dict[str, Any]], parameters: int, others: dict[str, str]) -> str:
+    """The parameter count, and which layers have other bits than most, by reason."""
+    from dq_deploy.methods.layer_bits import GENERAL_REASON
+
+    lines = [f"{parameters:,} parameters; the configuration was read and no weights"]
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        bits = "float" if row["weight_bits"] is None else f"W{row['weight_bits']}A{row['activation_bits']}"
+        if row["bits_reason"] != GENERAL_REASON:
+            reasons.setdefault((bits, row["bits_reason"]), []).append(row["name"])
+    for name, why in others.items():
+        reasons.setdefault(("float", why), []).append(name)
+    for (bits, why), names in reasons.items():
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        lines.append(f"{bits}, {why}: {', '.join(names[:2])}{more}")
+    return "\n".join(lines)
 
 
 def layer_rows(denoiser: Denoiser, options: SharedOptions) -> list[dict[str, Any]]:
@@ -140,6 +167,7 @@ def layer_rows(denoiser: Denoiser, options: SharedOptions) -> list[dict[str, Any
             "output_shape": list(site.output_shape),
             "kernel": list(site.kernel),
             "macs": site.macs,
+            "role": site.role,
             "weight_bits": bits[site.name].weight_bits,
             "activation_bits": bits[site.name].activation_bits,
             "bits_reason": bits[site.name].reason,

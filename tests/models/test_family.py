@@ -1,0 +1,57 @@
+"""Any class of diffusers that is told the time is a denoiser; the others are refused by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dq_deploy import models
+from dq_deploy.errors import ModelError
+from dq_deploy.models.buffers import computed_buffers
+from tests.models.capture.small import DIT, small
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        ("NoSuchModel", "diffusers has no class of this name"),
+        ("DDIMScheduler", "is no model that is told a timestep"),
+        ("AutoencoderKL", "is no model that is told a timestep"),
+        ("StableCascadeUNet", "calls its timestep 'timestep_ratio', expected 'timestep'"),
+    ],
+)
+def test_what_does_not_denoise_is_refused_by_name(family: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        models.build_denoiser(family, {})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_class_that_no_test_has_is_taken_and_said() -> None:
+    config = {
+        "_class_name": "SanaTransformer2DModel",
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_attention_heads": 2,
+        "attention_head_dim": 4,
+        "num_layers": 1,
+        "num_cross_attention_heads": 2,
+        "cross_attention_head_dim": 4,
+        "cross_attention_dim": 8,
+        "caption_channels": 6,
+        "sample_size": 8,
+        "patch_size": 1,
+    }
+    family = models.family_of(config)
+    module = models.build_denoiser(family, config, device="meta")
+    assert models.quantizable_layers(module, models.default_call(config))
+    assert models.words_of_untried(family).startswith("SanaTransformer2DModel was never tried here")
+    assert not any(models.words_of_untried(models.CLASS_NAMES.get(name, name)) for name in models.TRIED)
+
+
+def test_a_module_without_weights_has_the_buffers_that_no_file_holds() -> None:
+    bare, _ = small(DIT)
+    whole, _ = small(DIT, device="cpu")
+    values = computed_buffers(whole)
+    assert list(values) == ["pos_embed.pos_embed"]
+    assert torch.equal(computed_buffers(bare)["pos_embed.pos_embed"], values["pos_embed.pos_embed"])
+    assert all(value.is_meta for value in bare.state_dict().values())
