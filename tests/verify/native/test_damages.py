@@ -127,17 +127,19 @@ DAMAGES: dict[str, Damage] = {
 
 @pytest.fixture(scope="module", autouse=True)
 def traced_once():
-    """The denoiser is traced once; each engine gets a copy that may be damaged."""
-    programs: list[dict] = []
+    """The denoiser is traced once at each size; each engine gets a copy that may be damaged."""
+    programs: dict[tuple, dict] = {}
     trace = runner_module.traced_program
 
-    def copied(record):
-        if not programs:
-            programs.append(trace(record))
-        return copy.deepcopy(programs[0])
+    def copied(record, sizes=None):
+        key = tuple(sorted((sizes or {}).items()))
+        if key not in programs:
+            programs[key] = trace(record, sizes)
+        return copy.deepcopy(programs[key])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner_module, "traced_program", copied)
+        patch.setattr("dq_deploy.native.cpu.executor.KEPT_PLANS", 16)  # a damaged plan must not be made again
         patch.setattr(native_constants, "traced_program", copied)
         yield
 

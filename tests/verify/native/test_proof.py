@@ -31,20 +31,25 @@ PLAIN = {"down_block_types": ["DownBlock2D", "DownBlock2D"], "up_block_types": [
 
 @pytest.fixture(scope="module", autouse=True)
 def traced_once():
-    """Each denoiser is traced once for all tests here."""
+    """Each denoiser is traced once at each size for all tests here."""
     programs = {}
     trace = runner_module.traced_program
 
-    def cached(record):
+    def cached(record, sizes=None):
         key = json.dumps(
-            [dict(record.model_config), {n: [len(p.pre) for p in x.parts] for n, x in record.layers.items()}]
+            [
+                dict(record.model_config),
+                {n: [len(p.pre) for p in x.parts] for n, x in record.layers.items()},
+                dict(sizes or {}),
+            ]
         )
         if key not in programs:
-            programs[key] = trace(record)
+            programs[key] = trace(record, sizes)
         return programs[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner_module, "traced_program", cached)
+        patch.setattr("dq_deploy.native.cpu.executor.KEPT_PLANS", 16)  # a damaged plan must not be made again
         yield
 
 
