@@ -60,7 +60,7 @@ def test_the_record_says_that_the_length_varies(tmp_path):
     from dq_deploy.models import default_call
 
     call = default_call(tiny_conditional_denoiser().config)
-    assert call.varying() == ("B", "tokens")
+    assert call.varying() == ("B", "height", "width", "tokens")
     assert call.inputs[2].shape == ("B", "tokens", 12)
     sdxl = default_call(tiny_conditional_denoiser(sdxl=True).config)
     assert [item.name for item in sdxl.inputs][3:] == ["added_cond_kwargs.text_embeds", "added_cond_kwargs.time_ids"]

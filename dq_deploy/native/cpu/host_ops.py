@@ -18,7 +18,8 @@ def call(attributes: Mapping[str, Any], reads: Mapping[str, Array], writes: Mapp
 
     Args:
         attributes: of the op: `function`, torch's name with the overload; `args` and `kwargs` as JSON, where
-            `{"read": role}` stands for an array; `compute`, the dtype torch computes in; `rounded`, see `Op`.
+            `{"read": role}` stands for an array; `compute`, the dtype torch computes in; `rounded`, `bfloat16` where
+            float32 holds values of that type.
         reads: arrays by role.
         writes: `y`, or `y0`, `y1` ... for the results of an operation with several.
 

@@ -135,6 +135,7 @@ class CudaExecutor:
         self.record = record
         self._use_graph = use_graph and self.device.type == "cuda"
         self.programs = ProgramsBySize(joined, record, varying)
+        self.floats = self.programs.floats
         self.edges = torch.from_numpy(np.array(record.step_edges, np.float32)).to(self.device)
         self._weights: dict[tuple[str, int], Any] = {}
         self._quantizers: dict[tuple[Any, ...], Any] = {}

@@ -89,6 +89,7 @@ class Lowering:
         for node in nodes:
             if node.op == "call_function" and node.users and node not in values.done:
                 self._visit(node)
+        self._refuse_read_weights()
         output = next(node for node in nodes if node.op == "output").args[0]
         return without_unused_buffers(
             Program(
@@ -99,6 +100,16 @@ class Lowering:
                 constants=values.constants,
             )
         )
+
+    def _refuse_read_weights(self) -> None:
+        """Weights of an integer layer are no floats that another operation could read."""
+        read = {str(view.buffer) for op in self._values.ops for view in op.reads.values()}
+        for name in self._layers.layers:
+            if f"{name}.weight" in read or f"{name}.bias" in read:
+                raise ModelError(
+                    f"the denoiser reads the weights of layer {name} outside it, where an integer layer has none; keep "
+                    "the layer in float"
+                )
 
     def _visit(self, node: Node) -> None:
         if node in self._layers.products:

@@ -152,7 +152,9 @@ class Values:
         return self.views[node]
 
     def emit(self, kind: str, reads: Mapping[str, View], writes: Mapping[str, View], **attributes: Any) -> None:
-        """Append an op."""
+        """Append an op; one that writes nothing is none."""
+        if all(0 in view.sizes for view in writes.values()):
+            return
         self.ops.append(Op(kind=kind, reads=dict(reads), writes=dict(writes), attributes=attributes))
 
     def copied(self, at: View, strides: Sequence[int], dtype: torch.dtype = torch.float32) -> View:

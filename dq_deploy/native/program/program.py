@@ -231,7 +231,7 @@ def check_bounds(program: Program, batch: int, sizes_of: Mapping[str, int]) -> N
             own = sizes_of[view.buffer] if isinstance(view.buffer, str) else program.buffers[view.buffer].elements
             low = view.offset + sum(min((n - 1) * s, 0) for n, s in zip(view.sizes, view.strides, strict=True))
             high = view.offset + sum(max((n - 1) * s, 0) for n, s in zip(view.sizes, view.strides, strict=True))
-            if low < 0 or high >= own or min(view.sizes, default=1) < 1:
+            if (low < 0 or high >= own) and min(view.sizes, default=1) > 0:
                 raise DqError(
                     f"{role} of {op.kind} ends at element {high} of {view.buffer}, which has {own}, at a batch of "
                     f"{batch}; the model is another one for this batch, or the record's parameters have other shapes"

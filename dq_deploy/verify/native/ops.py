@@ -60,10 +60,10 @@ def buckets_of(runner: Any, feeds: Mapping[str, Array]) -> Array:
         plan = executor.plan_of(feeds)
         executor.fill(plan, feeds)
         return plan.bound.steps[batch].copy()
-    made = executor.prepared(batch)
+    made = executor.prepared_of(feeds)
     executor.fill(made, feeds)
     made.functions[0]()  # finds the buckets, on the device
-    return np.asarray(made.step.cpu().numpy())
+    return np.asarray(made.steps[batch].cpu().numpy())
 
 
 def _copied(struct: Any) -> Any:

@@ -153,6 +153,7 @@ FLOATS = {
         {},
     ),
     "a fill written into": (TOKENS, filled, {}),
+    "nothing joined to something": (TOKENS, lambda m, x: torch.cat([x[:, :0], x * 2], 1) + x[:, 5:].sum(), {}),
     "a mask of keys": (TOKENS, masked_attention, {}),
     "attention to the past": (TOKENS, lambda m, x: attended(x, is_causal=True), {}),
     "heads that share keys": (TOKENS, shared_keys, {}),
@@ -356,6 +357,12 @@ def test_what_is_not_known_is_refused_by_name(message):
 def test_a_layer_that_reads_another_width_is_refused():
     with pytest.raises(ModelError, match="expected 5 channels on axis 1"):
         Case(Function(lambda m, x: m.a(x), a=CONV), IMAGE, [conv("a", 6, 5)])
+
+
+def test_a_layer_whose_weights_are_read_outside_it_is_refused():
+    module = Function(lambda m, x: m.a(x.to(m.a.weight.dtype)) + f.linear(x, m.a.weight), a=LINEAR)
+    with pytest.raises(ModelError, match="reads the weights of layer a outside it"):
+        Case(module, TOKENS, [linear("a", 6, 6)])
 
 
 def test_entries_that_fold_other_axes_into_the_batch_take_their_samples_step():
