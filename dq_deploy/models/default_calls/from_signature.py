@@ -43,7 +43,7 @@ def parts_from_signature(config: Mapping[str, Any], given: Mapping[str, int]) ->
         what = f"its argument {missing[0]}" if missing else "its latents and timestep"
         raise ModelError(
             f"nothing is known of how {name} is called ({what}); "
-            "give its pipeline folder as `model` with `prompts`, whose calls are recorded"
+            "give the folder of its pipeline with `prompts`, whose calls are recorded"
         )
     return CallParts(inputs=tuple(inputs), sizes=known)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 
@@ -165,6 +166,14 @@ def test_files_that_are_no_checkpoint_of_the_configuration_are_named(checkpoint,
         refused(tmp_path / name, message, config=config)
     (tmp_path / "b.ckpt").symlink_to("gone")
     refused(tmp_path / "b.ckpt", "is a link to gone, which is not there", config=config)
+
+
+def test_a_conversion_that_fails_is_one_line(checkpoint, config, tmp_path):
+    file = config / "unet" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "class_embed_type": "timestep"}))
+    save_file(checkpoint, tmp_path / "sd.safetensors")
+    message = r"not a checkpoint that diffusers can convert to a UNet2DConditionModel \(KeyError: .*check that `config`"
+    refused(tmp_path / "sd.safetensors", message, config=config)
 
 
 def test_a_pickle_with_code_in_it_is_never_run(config, tmp_path):
