@@ -34,6 +34,8 @@ def summary_of_export(manifest: EngineManifest, out: Path, *, seconds: float) ->
         "forms": dict(sorted(Counter(str(layer.form) for layer in layers).items())),
         "float_layers": {layer.name: layer.reason for layer in layers if not layer.integer},
         "notes": list(manifest.notes or ()),
+        "varying_sizes": {name: (manifest.multiples or {}).get(name, 1) for name in _varying(manifest)},
+        "fixed_sizes": {name: size for name, size in (manifest.sizes or {}).items() if name not in _varying(manifest)},
         "options": {} if manifest.options is None else manifest.options.to_json(),
         "im2col_bytes": sum(patches),
         "largest_im2col_bytes": max(patches, default=0),
@@ -60,14 +62,27 @@ def show_export(summary: dict[str, Any], manifest: EngineManifest) -> None:
         table.add_row("int8 patches of one sample", f"{whole:.2f} MiB written, {largest:.2f} MiB at once")
     if "float_type" in summary["options"]:
         table.add_row("float type", summary["options"]["float_type"])
+    table.add_row("sizes that vary", _sizes_text(summary["varying_sizes"]))
     table.add_row("step buckets", str(len(manifest.timesteps)))
     table.add_row("time", f"{summary['seconds']:.1f} s")
     console().print(table)
     _print_floats(summary)
+    fixed = tuple(f"{name} is fixed at " for name in summary["fixed_sizes"])
+    print(*(note for note in summary["notes"] if fixed and note.startswith(fixed)), sep="\n", end="\n" if fixed else "")
     if summary["target"].startswith("tensorrt"):
         print(f"build the engine with: dq-build --onnx {summary['engine']} --out {_plan_name(summary['engine'])}")
     exact = " --exact" if summary["integer_layers"] else ""
     print(f"wrote {summary['engine']}; prove it with: dq-verify --ckpt ... --engine {summary['engine']}{exact}")
+
+
+def _varying(manifest: EngineManifest) -> list[str]:
+    """Names of the sizes that an engine leaves open, in the order of its inputs."""
+    return list(dict.fromkeys(size for tensor in manifest.inputs for size in tensor.shape if isinstance(size, str)))
+
+
+def _sizes_text(sizes: dict[str, int]) -> str:
+    """As `B, height in steps of 8, tokens`."""
+    return ", ".join(name if step == 1 else f"{name} in steps of {step}" for name, step in sizes.items())
 
 
 def _print_floats(summary: dict[str, Any]) -> None:

@@ -22,9 +22,6 @@ FLOAT16_TINY = 2.0**-14
 HEADROOM = 4
 """A layer whose largest |activation| in calibration is above a quarter of float16's range stays in float32."""
 
-STEP_INPUTS = ("timestep", "class_labels", "text_embeds", "time_ids")
-"""Inputs that are small and the same for a whole image: what depends on them alone stays in float32."""
-
 _INTEGER_OPS = frozenset(
     ("Shape", "Size", "ArgMax", "ArgMin", "NonZero", "IsNaN", "IsInf", "QuantizeLinear", "MatMulInteger", "ConvInteger")
 )
@@ -246,13 +243,25 @@ def _path(node: ir.Node) -> str:
 
 def _image_nodes(graph: ir.Graph) -> set[ir.Node]:
     """Nodes whose values depend on an image or on text; a shape taken of one does not."""
-    reached = {value for value in graph.inputs if value.name not in STEP_INPUTS}
+    reached = {value for value in graph.inputs if _is_of_image(value)}
     found: set[ir.Node] = set()
     for node in graph:
         if node.op_type not in ("Shape", "Size") and any(value in reached for value in node.inputs):
             found.add(node)
             reached.update(node.outputs)
     return found
+
+
+def _is_of_image(value: ir.Value) -> bool:
+    """Whether an input is an image, a text or a mask of one.
+
+    It has a batch and then at least two axes, or one whose size varies. What else there is, a timestep, labels, an
+    embedding of a whole text, positions, is small, and what depends on it alone stays in float32.
+    """
+    if value.shape is None:
+        return True
+    batch, *sizes = (*value.shape, 0)
+    return not isinstance(batch, int) and (len(sizes) > 2 or any(not isinstance(size, int) for size in sizes))
 
 
 def _added_constant(node: ir.Node) -> float:

@@ -7,20 +7,22 @@ from typing import Any
 
 from dq_deploy.errors import OptionError
 from dq_deploy.manifest.values import EngineManifest, SizeRange
+from dq_deploy.models.sizes import BATCH, CLIP_TOKENS, TOKENS
 
 Profile = Mapping[str, SizeRange]
 """Smallest, best and largest shape of each input, by its name."""
 
 BATCHES = (1, 1, 8)
-TOKENS = 77
 _EXAMPLE = "such as sample:1x4x64x64..2x4x64x64..8x4x96x96"
 
 
 def profile_from_texts(texts: Iterable[str], manifest: EngineManifest) -> Profile:
     """One optimization profile for all inputs of an engine.
 
-    A free dimension that several inputs share has one range in all of them. One that no text gives is, for the batch,
-    1 to 8 and best at 1; for the image, the model's sample size; for text tokens, 77.
+    A free dimension that several inputs share has one range in all of them. One that no text gives is best at the size
+    of the call: the batch 1 to 8 and best at 1, text tokens from 1 to twice as many, any other size from half to one
+    and a half times as much, in the multiples that the graph needs. Where an earlier version made the manifest, the
+    image has the model's sample size and text 77 tokens.
 
     Args:
         texts: `name:MIN..OPT..MAX` with shapes such as `1x4x64x64`, or `name:SHAPE` for one shape only; several in
@@ -115,8 +117,10 @@ def _default(
 ) -> tuple[int, int, int]:
     if not isinstance(dim, str):
         return (dim, dim, dim)
-    if index == 0:
+    if dim == BATCH or (index == 0 and manifest.sizes is None):
         return BATCHES
+    if dim in (manifest.sizes or {}):
+        return _around(dim, manifest)
     sample = inputs.get("sample", [])
     size = manifest.model_config.get("sample_size")
     if dim in sample[2:] and size is not None:
@@ -124,11 +128,18 @@ def _default(
         value = int(sizes[sample.index(dim) - 2])
         return (value, value, value)
     if name == "encoder_hidden_states" and index == 1:
-        return (TOKENS, TOKENS, TOKENS)
+        return (CLIP_TOKENS, CLIP_TOKENS, CLIP_TOKENS)
     raise OptionError(
         f"input {name} has the free dimension {dim} ({_dims_text(inputs[name])}) and nothing says its size; "
         f"give `shapes` {name}:MIN..OPT..MAX"
     )
+
+
+def _around(dim: str, manifest: EngineManifest) -> tuple[int, int, int]:
+    """Smallest, best and largest of a size that varies."""
+    size, step = (manifest.sizes or {})[dim], (manifest.multiples or {}).get(dim, 1)
+    least, most = (1, 2 * size) if dim == TOKENS else (size // 2, size * 3 // 2)
+    return max(step, least // step * step), size, max(size, most // step * step)
 
 
 def _dims_text(dims: Sequence[Any]) -> str:
