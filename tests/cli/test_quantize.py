@@ -77,6 +77,33 @@ def test_list_layers_shows_shapes_work_bits_and_folds(model_dir: Path, tmp_path:
     assert "SiLU" in rows["mid_block.resnets.0.conv1"]["fold"]
 
 
+def test_list_layers_needs_no_weights_and_says_why_bits_are_others(tmp_path: Path) -> None:
+    config = {"_class_name": "FluxTransformer2DModel", "num_layers": 1, "num_single_layers": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    done = command("quantize", "--model", tmp_path, "--list-layers", "--keep", "proj_out", "--json", tmp_path / "l")
+    assert done.code == 0, done.err
+    listed = json.loads((tmp_path / "l").read_text())
+    assert listed["parameters"] == 535_318_336
+    assert f"{listed['parameters']:,} parameters; the configuration was read and no weights" in done.out
+    assert "float, keep 'proj_out': proj_out" in done.out
+    assert "W8A8, projection of the time embedding (modulation), 8 bits by default: transformer_blocks.0." in done.out
+    assert "never tried" not in done.err
+
+
+def test_a_class_that_was_never_tried_is_said(tmp_path: Path) -> None:
+    config = {
+        "_class_name": "SanaTransformer2DModel",
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 1,
+        "sample_size": 8,
+        "caption_channels": 8,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    done = command("quantize", "--model", tmp_path, "--list-layers")
+    assert (done.code, "SanaTransformer2DModel was never tried here" in done.err) == (0, True), done.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
