@@ -29,17 +29,19 @@ class FloatRunner(Runner):
             scheduler_config=None,
             inputs=(),
             outputs=(),
+            constants=dict(denoiser.call.constants) or None,
             timesteps=(),
             step_edges=(),
             layers=(),
         )
         super().__init__(manifest, finite_check=True)
         self.inputs, self.outputs = specs(input_specs(denoiser.call)), specs(output_specs(denoiser.call))
-        self.module = denoiser.module
+        self.module, self.constants = denoiser.module, denoiser.call.constants
 
     def _run(self, feeds):
         with torch.no_grad():
-            output = call_denoiser(self.module, {name: torch.from_numpy(value) for name, value in feeds.items()})
+            given = {name: torch.from_numpy(value) for name, value in feeds.items()}
+            output = call_denoiser(self.module, given, self.constants)
         return {self.outputs[0].name: output.numpy().copy()}
 
     def _free(self):

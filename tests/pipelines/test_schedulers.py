@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib.util
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 
 from dq_deploy import IntegerDenoiser
+from dq_deploy.models.pipeline import PipelineCall, build_scheduler
+from dq_deploy.models.pipeline.open import pipeline_of_denoiser
+from dq_deploy.pipelines.draw import draw_images
 from tests.pipelines.float_runner import FloatRunner
-from tests.tiny import LATENT_SCHEDULER, random_record, tiny_conditional_denoiser
+from tests.tiny import LATENT_SCHEDULER, ONE_LEVEL, random_record, tiny_conditional_denoiser, tiny_denoiser
 
 if importlib.util.find_spec("transformers") is None:
     pytest.skip("needs transformers, which text pipelines of diffusers import", allow_module_level=True)
@@ -31,6 +35,10 @@ SCHEDULERS = (
     "LCMScheduler",
     "TCDScheduler",
 )
+
+
+UNLIKE_BETAS = ("FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "CMStochasticIterativeScheduler")
+"""Other formulations, whose timesteps are fractional or negative."""
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +102,17 @@ def test_integers_run_under_every_scheduler_with_guidance(scheduler, integers, v
     assert latents.shape == (1, 4, 8, 8)
     assert torch.isfinite(latents).all()
     assert integers.calls - before >= 3
+
+
+@pytest.mark.parametrize("scheduler", (*UNLIKE_BETAS, "dpm++sde"))
+def test_a_denoiser_alone_is_sampled_alike_with_a_float_engine_in_its_place(scheduler):
+    bare = tiny_denoiser(**ONE_LEVEL)
+    config = {"_class_name": scheduler} if scheduler in UNLIKE_BETAS else bare.scheduler_config
+    drawn = []
+    for module in (bare.module, IntegerDenoiser(FloatRunner(bare))):
+        pipeline = pipeline_of_denoiser(
+            module, build_scheduler(config, None if scheduler in UNLIKE_BETAS else scheduler)
+        )
+        drawn.append(draw_images(pipeline, PipelineCall(steps=4, count=2), batch=2))
+    assert np.array_equal(drawn[0].images, drawn[1].images)
+    assert len(drawn[0].timesteps) == 4
