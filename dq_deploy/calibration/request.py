@@ -19,6 +19,9 @@ from dq_deploy.models.pipeline import PipelineCall, build_scheduler
 from dq_deploy.models.pipeline.call_file import read_call
 from dq_deploy.models.sizes import HEIGHT, WIDTH
 
+FILES = ("conditions", "latents", "prompts", "call")
+"""Attributes of a request that are paths."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationRequest:

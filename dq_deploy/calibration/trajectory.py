@@ -14,6 +14,7 @@ from dq_deploy.errors import OptionError
 from dq_deploy.models import engine_name, sample_name
 from dq_deploy.models.pipeline import PipelineCall, build_scheduler
 from dq_deploy.models.pipeline.call import SEED_STRIDE
+from dq_deploy.models.pipeline.open import pipeline_of_denoiser
 from dq_deploy.models.sizes import BATCH, HEIGHT, WIDTH, sized
 from dq_deploy.numerics.arrays import F32, I64, Array
 from dq_deploy.record import Call
@@ -127,21 +128,8 @@ def run_of_denoiser(
         labels=None if chosen is None else tuple(int(label) for label in chosen),
         conditions={name: torch.from_numpy(np.array(value)) for name, value in given.items()},
     )
-    return SamplingRun(_pipeline(module, scheduler_config), module, call, asked, at_once=at_once)
-
-
-def _pipeline(module: torch.nn.Module, scheduler_config: Mapping[str, Any] | None) -> Any:
-    from diffusers import ScoreSdeVePipeline, ScoreSdeVeScheduler
-
-    from dq_deploy.models.pipeline.denoiser_pipeline import DenoiserPipeline
-
-    scheduler = build_scheduler(scheduler_config)
-    if isinstance(scheduler, ScoreSdeVeScheduler):  # corrects and predicts: diffusers has one pipeline for it
-        pipeline = ScoreSdeVePipeline(unet=module, scheduler=scheduler)
-    else:
-        pipeline = DenoiserPipeline(denoiser=module, scheduler=scheduler)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    pipeline = pipeline_of_denoiser(module, build_scheduler(scheduler_config))
+    return SamplingRun(pipeline, module, call, asked, at_once=at_once)
 
 
 def labels_of(call: Call, labels: Sequence[int], count: int, seed: int) -> I64 | None:

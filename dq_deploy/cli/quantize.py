@@ -37,7 +37,7 @@ def quantize(given: QuantizeArguments) -> None:
         _refuse_any(others, "was given with --compare, which has no use for it; leave one out")
         from dq_deploy.cli.quantize_compare import compare_command
 
-        compare_command(given, _words(given.compare), overrides)
+        compare_command(given, _words(given.compare), overrides, request, asked)
         return
     measures = {
         "--compare-images": given.compare_images,

@@ -15,10 +15,10 @@ from dq_deploy.cli.text.quantize.summary import say_engine_limits
 from dq_deploy.errors import DqError
 
 if TYPE_CHECKING:
-    from dq_deploy.calibration import CalibrationSource
+    from dq_deploy.calibration.request import CalibrationRequest
     from dq_deploy.comparison import Cell, Comparison, Settings, Subject
     from dq_deploy.methods import Progress, SharedOptions
-    from dq_deploy.models import Denoiser
+    from dq_deploy.models.pipeline import PipelineCall
 
 NO_EXTRACTOR = "none"
 
@@ -31,13 +31,21 @@ class MethodsFailedError(DqError):
         self.exit_code = exit_code
 
 
-def compare_command(given: QuantizeArguments, methods: Sequence[str], overrides: dict[str, Any]) -> None:
+def compare_command(
+    given: QuantizeArguments,
+    methods: Sequence[str],
+    overrides: dict[str, Any],
+    request: CalibrationRequest,
+    asked: PipelineCall,
+) -> None:
     """Check everything, run the methods, print the table.
 
     Args:
         given: the command line; its `out` is the folder to write.
         methods: names.
         overrides: of `options_by_method`.
+        request: what calibrates the model.
+        asked: of its pipeline.
 
     Raises:
         MethodsFailedError: behind the table, where a method failed.
@@ -62,9 +70,9 @@ def compare_command(given: QuantizeArguments, methods: Sequence[str], overrides:
     open_folder(out)
     try:
         records = [out / FILE_NAME, *(out / f"{name}.pt" for name in _names(options))]
-        read = (given.model, given.reference_images, given.conditions, given.latents)
+        read = (given.model, given.reference_images, given.conditions, given.latents, given.prompts, given.call)
         check_outputs(given.json, *records, inputs=read, folder=out)
-        subject = _subject(given, settings, options, out)
+        subject = _subject(given, settings, options, out, request, asked)
     except BaseException:
         if made and not any(out.iterdir()):
             out.rmdir()
@@ -73,14 +81,12 @@ def compare_command(given: QuantizeArguments, methods: Sequence[str], overrides:
         warn(line)
     if given.conditions is not None:
         warn("images are drawn with the rows of --conditions that calibrate: how a method does on others is not shown")
-    files = {"kind": given.calibration, "conditions": given.conditions, "latents": given.latents}
-    calibration = {name: None if value is None else str(value) for name, value in files.items()}
     with _Watch(len(options), out) as watch:
         comparison = compare_methods(
             subject,
             options,
             out,
-            calibration=calibration,
+            calibration=request,
             resume=given.resume,
             on_progress=watch.progress,
             on_cell=watch.cell,
@@ -95,8 +101,16 @@ def _names(options: Sequence[SharedOptions]) -> list[str]:
     return [cell_name(own) for own in options]
 
 
-def _subject(given: QuantizeArguments, settings: Settings, options: Sequence[SharedOptions], out: Path) -> Subject:
+def _subject(
+    given: QuantizeArguments,
+    settings: Settings,
+    options: Sequence[SharedOptions],
+    out: Path,
+    request: CalibrationRequest,
+    asked: PipelineCall,
+) -> Subject:
     """The float model with its images; every file that is given is read here."""
+    from dq_deploy.calibration import prepare_calibration
     from dq_deploy.cli.frame import progress
     from dq_deploy.cli.text.quantize.float_model import float_model
     from dq_deploy.comparison import Measures, check_layers, prepare_subject, read_real_images
@@ -104,7 +118,10 @@ def _subject(given: QuantizeArguments, settings: Settings, options: Sequence[Sha
 
     denoiser = float_model(given)
     check_layers(denoiser, options)
-    source = _source(denoiser, given)
+    prepared = prepare_calibration(denoiser, given.model, request, asked, variant=given.variant)
+    for line in prepared.remarks:
+        warn(line)
+    source = prepared.source
     warn_of_reuse(source, max(settings.images, options[0].samples), "images and calibration trajectories")
     path = given.reference_images
     real = None if path is None else read_real_images(path, channels_of(denoiser.config, "in_channels"))
@@ -115,7 +132,7 @@ def _subject(given: QuantizeArguments, settings: Settings, options: Sequence[Sha
     measures = Measures(classifier=given.classifier, extractor=extractor, real=real, real_name=str(path or ""))
     with progress("sampling, float model") as advance:
         return prepare_subject(
-            denoiser,
+            prepared.denoiser,
             settings,
             measures,
             model=given.model,
@@ -123,21 +140,9 @@ def _subject(given: QuantizeArguments, settings: Settings, options: Sequence[Sha
             variant=given.variant,
             classes=options[0].labels,
             conditions=source.conditions,
+            drawn_by=source.pipeline,
             on_step=advance,
         )
-
-
-def _source(denoiser: Denoiser, given: QuantizeArguments) -> CalibrationSource:
-    from dq_deploy.calibration import read_source
-    from dq_deploy.models import input_specs
-
-    return read_source(
-        input_specs(denoiser.call),
-        kind=given.calibration,
-        conditions=given.conditions,
-        latents=given.latents,
-        scheduler_config=denoiser.scheduler_config,
-    )
 
 
 class _Watch:

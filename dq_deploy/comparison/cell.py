@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dq_deploy.artifacts import sha256_of_file
+from dq_deploy.calibration.request import FILES, CalibrationRequest
 from dq_deploy.comparison.latency import StepTime, step_time
 from dq_deploy.comparison.subject import Subject
 from dq_deploy.comparison.worker import TrainingRequest, train
@@ -112,18 +113,20 @@ def digest(*values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def empty_cell(subject: Subject, options: SharedOptions, calibration: Mapping[str, Any]) -> Cell:
+def empty_cell(subject: Subject, options: SharedOptions, calibration: CalibrationRequest) -> Cell:
     """The cell before anything is measured, with the hashes of what it will depend on."""
     from dq_deploy.methods.options import json_of_options
     from dq_deploy.methods.prepare.assembly import versions
 
     files = {
-        name: sha256_of_file(Path(value)) if name != "kind" and value is not None else value
-        for name, value in calibration.items()
+        name: sha256_of_file(Path(value)) if name in FILES and value is not None else value
+        for name, value in asdict(calibration).items()
     }
     values = dict(json.loads(json.dumps(json_of_options(options))))
     denoiser = subject.denoiser
-    made_from = digest(versions(), denoiser.source_sha256, denoiser.scheduler_sha256, values, files)
+    made_from = digest(
+        versions(), denoiser.source_sha256, denoiser.scheduler_sha256, values, files, subject.identity.get("asked")
+    )
     name = cell_name(options)
     return Cell(
         name=name,
@@ -143,7 +146,7 @@ def run_cell(
     options: SharedOptions,
     folder: Path,
     *,
-    calibration: Mapping[str, str | None] | None = None,
+    calibration: CalibrationRequest | None = None,
     before: Cell | None = None,
     resume: bool = True,
     on_progress: OnProgress = lambda report: None,
@@ -155,14 +158,14 @@ def run_cell(
         subject: the float model and its images.
         options: of the method.
         folder: where the record is written, and the state of its training while that lasts.
-        calibration: see `TrainingRequest`.
+        calibration: what calibrates the model; by default what its folder has.
         before: the cell as an earlier run left it: its record is taken where it is unchanged and made from the same,
             and the whole cell where its measurement is the same too.
         resume: go on with the blocks that a stopped training of the same left in the folder; else they are removed.
         on_progress: called with reports of the method, then of sampling.
         on_trained: called with the cell once its record is there.
     """
-    given = dict(calibration or {})
+    given = calibration or CalibrationRequest()
     cell = empty_cell(subject, options, given)
     kept = before if before is not None and _holds(before, cell, folder) else None
     if kept is not None and _is_measured(kept, cell, subject):
@@ -208,7 +211,7 @@ def _trained(
     subject: Subject,
     cell: Cell,
     folder: Path,
-    calibration: dict[str, str | None],
+    calibration: CalibrationRequest,
     on_progress: OnProgress,
     *,
     resume: bool,

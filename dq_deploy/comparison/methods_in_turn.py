@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from dq_deploy.artifacts import check_writable, missing_folder, write_text_atomic
 from dq_deploy.bench.environment import describe_environment
+from dq_deploy.calibration.request import CalibrationRequest
 from dq_deploy.comparison.cell import Cell, cell_name, run_cell
 from dq_deploy.comparison.subject import Subject
 from dq_deploy.comparison.table import Row, row_of_cell
@@ -103,7 +104,7 @@ def compare_methods(
     options: Sequence[SharedOptions],
     folder: Path,
     *,
-    calibration: Mapping[str, str | None] | None = None,
+    calibration: CalibrationRequest | None = None,
     resume: bool = True,
     on_progress: Callable[[str, Progress], None] = lambda name, report: None,
     on_cell: Callable[[Cell, bool], None] = lambda cell, kept: None,
@@ -115,7 +116,7 @@ def compare_methods(
         subject: the float model, its images, and what rows are measured with.
         options: of each method.
         folder: where records and `comparison.json` go.
-        calibration: files, see `dq_deploy.comparison.worker.TrainingRequest`.
+        calibration: what calibrates the model; by default what its folder has.
         resume: take finished cells of `comparison.json` whose model, options and measurement are the same, and go on
             with a training that was stopped; else everything is made anew.
         on_progress: called with the cell's name and a report.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dq_deploy.calibration.request import CalibrationRequest
 from dq_deploy.errors import DqError
 from dq_deploy.methods import Progress
 from dq_deploy.processes import Handler, WorkerEndedError, WorkerError, WorkerProcess, command_of, peak_mib, serve
@@ -28,7 +29,7 @@ class TrainingRequest:
         variant: file variant of the model, or None.
         component: the denoiser's name in a pipeline, or None.
         config: folder that describes a single file of weights, or None.
-        calibration: `kind`, `conditions` and `latents` of `dq_deploy.calibration.read_source`.
+        calibration: what calibrates the model.
         state: folder where finished blocks are kept, or None.
     """
 
@@ -38,7 +39,7 @@ class TrainingRequest:
     variant: str | None = None
     component: str | None = None
     config: str | None = None
-    calibration: dict[str, str | None] = field(default_factory=dict)
+    calibration: CalibrationRequest = field(default_factory=CalibrationRequest)
     state: str | None = None
 
 
@@ -86,19 +87,15 @@ def train(request: TrainingRequest, on_progress: Callable[[Progress], None]) -> 
 
 def perform(request: TrainingRequest, tell: Callable[[Progress], None]) -> Trained:
     """Quantize and save in this process; `tell` gets the progress reports."""
-    from dq_deploy.calibration import read_source
+    from dq_deploy.calibration import prepare_calibration
     from dq_deploy.methods import options_for, quantize
     from dq_deploy.methods.training.resume import Spent, discard_state
-    from dq_deploy.models import input_specs, load_model
+    from dq_deploy.models import load_model
     from dq_deploy.record import save_record
 
     options = options_for(**request.options)
     denoiser = load_model(request.model, variant=request.variant, component=request.component, config=request.config)
-    files = {name: None if value is None else Path(value) for name, value in request.calibration.items()}
-    kind = request.calibration.get("kind")
-    source = read_source(
-        input_specs(denoiser.call), kind=kind, conditions=files.get("conditions"), latents=files.get("latents")
-    )
+    prepared = prepare_calibration(denoiser, Path(request.model), request.calibration, variant=request.variant)
     state = None if request.state is None else Path(request.state)
     loaded = peak_mib() or 0.0
     spent = Spent(state)
@@ -108,7 +105,7 @@ def perform(request: TrainingRequest, tell: Callable[[Progress], None]) -> Train
         spent.note(peak_mib() or 0.0)
 
     try:
-        record = quantize(denoiser, options, calibration=source, progress=report, resume_dir=state)
+        record = quantize(prepared.denoiser, options, calibration=prepared.source, progress=report, resume_dir=state)
     except BaseException:
         spent.note(peak_mib() or 0.0, last=True)
         raise

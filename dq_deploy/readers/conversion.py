@@ -12,8 +12,9 @@ import numpy as np
 
 from dq_deploy import models
 from dq_deploy.artifacts import sha256_of_file
-from dq_deploy.errors import FileProblemError, ModelError, OptionError
+from dq_deploy.errors import DqError, FileProblemError, ModelError, OptionError
 from dq_deploy.models import LayerSite
+from dq_deploy.models.pipeline import build_scheduler
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.readers.architectures.described_network import architecture_of, moved
 from dq_deploy.readers.architectures.module_paths import Architecture
@@ -25,7 +26,6 @@ from dq_deploy.readers.integer_layers import check_activations, convert
 from dq_deploy.readers.settings import Settings
 from dq_deploy.readers.tensors import few, load_checkpoint
 from dq_deploy.record import Layer, Record
-from dq_deploy.record.scheduler import check_scheduler
 
 if TYPE_CHECKING:
     import torch
@@ -232,13 +232,13 @@ def _record(
 
 
 def _scheduler_config(floats: FloatModel, settings: Settings) -> dict[str, Any] | None:
-    """The settings' scheduler before the float folder's; neither may be one that is not sampled with."""
+    """The settings' scheduler before the float folder's; neither may be one that diffusers does not have."""
     if settings.scheduler is not None:
         return dict(settings.scheduler)
     if floats.scheduler_config is not None:
         try:
-            check_scheduler(floats.scheduler_config)
-        except ModelError as error:
+            build_scheduler(floats.scheduler_config)
+        except DqError as error:
             raise ModelError(f"{error}; or write `scheduler:` into the settings") from error
     return floats.scheduler_config
 

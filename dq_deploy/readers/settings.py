@@ -8,8 +8,8 @@ from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
-from dq_deploy.errors import FileProblemError, ModelError, OptionError
-from dq_deploy.record.scheduler import check_scheduler
+from dq_deploy.errors import DqError, FileProblemError, OptionError
+from dq_deploy.models.pipeline import build_scheduler
 
 LARGEST_FILE = 2**20
 
@@ -66,8 +66,8 @@ class Settings:
             raise OptionError("settings: timesteps rises and falls, expected the order in which a sampler runs")
         if self.scheduler is not None:
             try:
-                check_scheduler(self.scheduler)
-            except ModelError as error:
+                build_scheduler(self.scheduler)
+            except DqError as error:
                 raise OptionError(f"settings: {error}") from error
         edges = self.step_edges
         if edges is not None and (len(edges) != len(self.timesteps) - 1 or sorted(set(edges)) != list(edges)):

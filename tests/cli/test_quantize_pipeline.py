@@ -56,7 +56,8 @@ def test_prompts_guidance_and_a_scheduler_calibrate_and_stand_in_the_record(
 
 def test_a_file_of_the_call_says_the_same_and_more(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "call.yaml").write_text(
-        "prompt: [a ball, a cat]\nguidance_scale: 1.0\nnum_inference_steps: 3\nheight: 32\nwidth: 16\nguidance_rescale: 0.5\n"
+        "prompt: [a ball, a cat]\nguidance_scale: 1.0\nnum_inference_steps: 3\nheight: 32\nwidth: 16\n"
+        "guidance_rescale: 0.5\n"
     )
     out = tmp_path / "m.pt"
     done = command("quantize", "--model", folder, "--method", "minmax", "--call", tmp_path / "call.yaml", "--out", out)

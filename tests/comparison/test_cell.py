@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dq_deploy import save_record
+from dq_deploy.calibration import CalibrationRequest
 from dq_deploy.comparison import Cell, Subject, cell_name, run_cell
 from dq_deploy.comparison import cell as module
 from dq_deploy.comparison.worker import Trained, TrainingRequest
@@ -58,7 +59,7 @@ def test_a_changed_record_or_option_is_made_again(
     changed = run_cell(subject, replace(OPTIONS, seed=1), tmp_path, before=cell)
     assert changed.made_from != cell.made_from
     noisier = replace(subject.denoiser, scheduler_config={"num_train_timesteps": 1000, "beta_end": 0.5})
-    other = module.empty_cell(replace(subject, denoiser=noisier), OPTIONS, {})
+    other = module.empty_cell(replace(subject, denoiser=noisier), OPTIONS, CalibrationRequest())
     assert other.made_from != cell.made_from
     (tmp_path / "minmax-w4a4.pt").write_bytes(b"damaged")
     run_cell(subject, OPTIONS, tmp_path, before=cell)
@@ -76,7 +77,9 @@ def test_the_state_of_a_stopped_training_is_used_or_removed(
         raise ValueError("far enough")
 
     monkeypatch.setattr(module, "train", train)
-    state = tmp_path / f"dilatequant-w4a4.{module.empty_cell(subject, options, {}).made_from[:8]}.resume"
+    state = (
+        tmp_path / f"dilatequant-w4a4.{module.empty_cell(subject, options, CalibrationRequest()).made_from[:8]}.resume"
+    )
     state.mkdir()
     (state / "state.json").touch()
     run_cell(subject, options, tmp_path, resume=resume)

@@ -41,7 +41,7 @@ def test_a_file_of_settings_is_read(tmp_path):
         ({"layer_bits": {"conv_in": {"weights": 8}}}, "layer_bits of conv_in"),
         ({"layer_bits": {"conv_in": {"weight": 1}}}, "weight is 1, expected"),
         ({"scheduler": []}, "scheduler is .., expected a mapping"),
-        ({"scheduler": {"_class_name": "EulerDiscreteScheduler"}}, "settings: the scheduler is EulerDiscreteScheduler"),
+        ({"scheduler": {"_class_name": "NoSuchScheduler"}}, "settings: the scheduler is a NoSuchScheduler"),
         ({"scheduler": {"num_train_timesteps": 10}}, "has no _class_name"),
     ],
 )
