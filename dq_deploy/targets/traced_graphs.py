@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from dq_deploy.graph.pass_contract import run_passes
 from dq_deploy.graph.passes.attention_keys import KeysInOneTranspose
-from dq_deploy.graph.passes.cleanup import RemoveUnused
+from dq_deploy.graph.passes.cleanup import NeedlessSqueezes, RemoveUnused
 from dq_deploy.graph.passes.norms import GroupNormAsInstanceNorm
 from dq_deploy.graph.passes.pads import PadsAsModules
 from dq_deploy.graph.passes.simulated_layers import SimulatedLayers
@@ -79,7 +79,7 @@ def traced_float_graph(
     model = found if traced is None else found.clone()
     keep_sizes(model, sizes_of(found))  # a copy does not
     norms = [GroupNormAsInstanceNorm()] if instance_norms else []
-    return run_passes(model, [*norms, KeysInOneTranspose(), RemoveUnused()]).model
+    return run_passes(model, [NeedlessSqueezes(), *norms, KeysInOneTranspose(), RemoveUnused()]).model
 
 
 def _call(constants: Mapping[str, Any], module: Any, inputs: Mapping[str, Any]) -> Any:

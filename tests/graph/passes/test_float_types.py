@@ -106,7 +106,7 @@ def test_onnx_agrees_with_every_type(record, traced):
 
 def chain(*steps, inputs=("x",)):
     """x -> op -> op ... -> y with a constant each; `steps` are (op, module path, constant or None)."""
-    values = {name: ir.Value(name=name, type=FLOAT, shape=ir.Shape(["B", 4])) for name in inputs}
+    values = {name: ir.Value(name=name, type=FLOAT, shape=ir.Shape(["B", "size"])) for name in inputs}
     graph = ir.Graph(list(values.values()), [], nodes=[], opset_imports={"": 21}, name="chain")
     value = values[inputs[0]]
     for index, (op, path, constant) in enumerate(steps):
@@ -120,7 +120,7 @@ def chain(*steps, inputs=("x",)):
         node.metadata_props[MODULE_KEY] = path
         graph.append(node)
         value = node.outputs[0]
-        value.name, value.type, value.shape = f"v{index}", FLOAT, ir.Shape(["B", 4])
+        value.name, value.type, value.shape = f"v{index}", FLOAT, ir.Shape(["B", "size"])
     value.name = "y"
     graph.outputs.append(value)
     return ir.Model(graph, ir_version=10)
