@@ -57,7 +57,7 @@ def elementwise(values: Values, node: Node) -> None:
 
 
 def _emit(values: Values, node: Node, function: str, at: Sequence[View], scalar: float = 0.0) -> None:
-    y = values.fresh(node)
+    y = values.fresh_like(node, at)
     values.emit("elementwise", dict(zip("ab", at, strict=False)), {"y": y}, function=function, scalar=scalar)
     values.views[node] = y
 
@@ -155,12 +155,58 @@ def _with_axis(at: View, axis: int) -> View:
 
 
 def _join(values: Values, node: Node, pieces: Sequence[View], axis: int) -> None:
-    y = values.fresh(node)
+    y = values.fresh_like(node, pieces) if node.target is aten.cat.default else values.fresh(node)
     first = 0
     for a in pieces:
         at = View(buffer=y.buffer, offset=first * y.strides[axis], sizes=a.sizes, strides=y.strides)
         values.emit("elementwise", {"a": a}, {"y": at}, function="copy", scalar=0.0, joined=y.sizes[axis])
         first += a.sizes[axis]
+    values.views[node] = y
+
+
+def average(values: Values, node: Node) -> None:
+    """Means of windows side by side: sums of strided views; any other pool is the host's."""
+    kernel = list(node.args[1])
+    kernel = kernel * 2 if len(kernel) == 1 else kernel
+    stride = list(node.args[2]) if len(node.args) > 2 and node.args[2] else kernel
+    h, w = fusion.value_of(values.graph, node.args[0]).shape[-2:]
+    beside = stride in (kernel, kernel[:1]) and len(node.args) <= 3 and not node.kwargs
+    even = h % kernel[0] == 0 and w % kernel[1] == 0
+    if not (beside and even) or not all_float32(values, node) or node.meta["val"].ndim != 4 or kernel == [1, 1]:
+        host(values, node)
+        return
+    x, y = values.view(node.args[0]), values.fresh(node)
+    (sb, sc, sh, sw), (high, wide) = x.strides, kernel
+    seen = [
+        View(
+            buffer=x.buffer,
+            offset=x.offset + row * sh + column * sw,
+            sizes=y.sizes,
+            strides=(sb, sc, sh * high, sw * wide),
+        )
+        for row in range(high)
+        for column in range(wide)
+    ]
+    values.emit("elementwise", {"a": seen[0], "b": seen[1]}, {"y": y}, function="add", scalar=0.0)
+    for more in seen[2:]:
+        values.emit("elementwise", {"a": y, "b": more}, {"y": y}, function="add", scalar=0.0)
+    values.emit("elementwise", {"a": y}, {"y": y}, function="div_scalar", scalar=float(high * wide))
+    values.views[node] = y
+
+
+def pad(values: Values, node: Node) -> None:
+    """A number around a value: written everywhere, then the value over it."""
+    value, widths = node.meta["val"], list(node.args[1])
+    if min(widths) < 0 or not all_float32(values, node) or value.ndim > MAX_AXES:
+        host(values, node)
+        return
+    x, y = values.view(node.args[0]), values.fresh(node)
+    number = values.number(node, float(node.args[2]) if len(node.args) > 2 else 0.0)
+    before = [0] * (value.ndim - len(widths) // 2) + widths[-2::-2]  # torch begins with the last axis
+    offset = sum(width * stride for width, stride in zip(before, y.strides, strict=True))
+    inside = View(buffer=y.buffer, offset=offset, sizes=x.sizes, strides=y.strides)
+    values.emit("elementwise", {"a": broadcast(number, y.sizes)}, {"y": y}, function="copy", scalar=0.0)
+    values.emit("elementwise", {"a": x}, {"y": inside}, function="copy", scalar=0.0)
     values.views[node] = y
 
 

@@ -35,6 +35,8 @@ _SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default,
 _FLOAT_RULES: Mapping[Any, LoweringRule] = {
     aten.cat.default: float_rules.cat,
     aten.stack.default: float_rules.stack,
+    aten.avg_pool2d.default: float_rules.average,
+    aten.constant_pad_nd.default: float_rules.pad,
     aten.clone.default: float_rules.copy,
     aten._to_copy.default: float_rules.copy,
     aten.lift_fresh_copy.default: float_rules.copy,

@@ -117,6 +117,18 @@ class Values:
             self._laid.add(node)
         return self.new_view(shape, strides, dtype_name(value.dtype))
 
+    def fresh_like(self, node: Node, given: Sequence[View]) -> View:
+        """A new buffer for a value of four axes, which lie in the order of what it is made of."""
+        value = node.meta["val"]
+        found = (views.dense_in_order_of(at) for at in given if len(at.sizes) == value.ndim)
+        strides = next((s for s in found if s is not None), None) if value.ndim == 4 else None
+        if strides is None:
+            return self.fresh(node)
+        own = views.dense_in_order_of(View(buffer="", offset=0, sizes=tuple(value.shape), strides=strides))
+        if own != tuple(value.stride()):
+            self._laid.add(node)
+        return self.new_view(tuple(value.shape), own or strides, dtype_name(value.dtype))
+
     def new_view(self, sizes: Sequence[int], strides: Sequence[int], dtype: str = "float32") -> View:
         """A new buffer that holds these sizes at these strides."""
         extent = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
@@ -258,10 +270,14 @@ class Values:
 
     def _fill(self, node: Node, number: float) -> None:
         """One number at every place of a value."""
-        value = node.meta["val"]
-        name, shape = f"folded.{node.name}", tuple(value.shape)
-        self.constants[name] = constant_of(np.full((1,), number, dtype_name(value.dtype)))
-        self.set(node, View(buffer=name, offset=0, sizes=shape, strides=(0,) * len(shape)))
+        shape = tuple(node.meta["val"].shape)
+        self.set(node, replace(self.number(node, number), sizes=shape, strides=(0,) * len(shape)))
+
+    def number(self, node: Node, number: float) -> View:
+        """A number of an operation as a value without axes."""
+        name = f"folded.{node.name}"
+        self.constants[name] = constant_of(np.full((1,), number, dtype_name(node.meta["val"].dtype)))
+        return View(buffer=name, offset=0, sizes=(), strides=())
 
     def strides_of(self, node: Node) -> tuple[int, ...]:
         """How a value lies, or will lie where it is not lowered yet."""

@@ -92,6 +92,18 @@ def is_dense(sizes: Sequence[int], strides: Sequence[int]) -> bool:
     return True
 
 
+def dense_in_order_of(at: View) -> tuple[int, ...] | None:
+    """Strides of a dense value whose axes lie in the order of a view's; None where the view repeats elements."""
+    wide = [axis for axis, size in enumerate(at.sizes) if size > 1]
+    if any(at.strides[axis] == 0 for axis in wide):
+        return None
+    strides, step = [0] * len(at.sizes), 1
+    for axis in sorted(range(len(at.sizes)), key=lambda a: (at.sizes[a] > 1, at.strides[a], -a)):
+        strides[axis] = step
+        step *= at.sizes[axis]
+    return tuple(strides)
+
+
 def stored_strides(shape: Sequence[int]) -> tuple[int, ...]:
     """How parameters and folded values lie in memory: images and kernels channels last, everything else as it is."""
     return channels_last_strides(shape, 1 if len(shape) == 4 else -1)

@@ -84,6 +84,12 @@ def filled(m: Function, x: torch.Tensor) -> torch.Tensor:
     return y.view(-1, 6) @ torch.ones(6, 3) + y.reshape(-1, 6)[:, 3:]
 
 
+def heads_turned(m: Function, x: torch.Tensor) -> torch.Tensor:
+    q = x.view(len(x), -1, 2, 3).transpose(1, 2) * x[:, :2, :1, None]
+    q = torch.cat([q, q[:, :, 1:] + 1], 2)
+    return (f.scaled_dot_product_attention(q, q * 2, q).transpose(1, 2) + 1).flatten(2)
+
+
 def rotated(m: Function, x: torch.Tensor) -> torch.Tensor:
     pairs = torch.view_as_complex(x.unflatten(2, (3, 2)))
     turns = torch.polar(torch.ones(5, 3), torch.arange(15.0).view(5, 3))
@@ -154,6 +160,14 @@ FLOATS = {
     ),
     "a fill written into": (TOKENS, filled, {}),
     "nothing joined to something": (TOKENS, lambda m, x: torch.cat([x[:, :0], x * 2], 1) + x[:, 5:].sum(), {}),
+    "means of windows side by side": (
+        IMAGE,
+        lambda m, x: f.avg_pool2d(f.silu(x), 2) + f.avg_pool2d(x, (4, 1))[..., :2],
+        {},
+    ),
+    "means of windows that overlap": (IMAGE, lambda m, x: f.avg_pool2d(x, 3, stride=1, padding=1), {}),
+    "padding of other axes": (TOKENS, lambda m, x: f.pad(x * 2, (1, 0, 2, 3)), {}),
+    "values of four axes that are no image": (TOKENS, heads_turned, {}),
     "a mask of keys": (TOKENS, masked_attention, {}),
     "attention to the past": (TOKENS, lambda m, x: attended(x, is_causal=True), {}),
     "heads that share keys": (TOKENS, shared_keys, {}),

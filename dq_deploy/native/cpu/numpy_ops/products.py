@@ -60,15 +60,25 @@ def _attention(
         k, v = _lined(wide(key[b, h // shared])), _lined(wide(value[b, h // shared]))
         for first in range(0, rows, step):
             block = slice(first, min(first + step, rows))
-            scores = matmul(query[b, h, block], k.T) * factor
+            scores = matmul(query[b, h, block], k.T)
+            scores *= scores.dtype.type(factor)
             if mask is not None:
                 own = mask[b, h, block]
                 scores = np.where(own, scores, -np.inf) if mask.dtype == bool else scores + own
             if is_causal:
                 ahead = np.arange(key.shape[2])[None, :] > np.arange(block.start, block.stop)[:, None]
                 scores = np.where(ahead, -np.inf, scores)
-            out[b, h, block] = matmul(softmax(scores, -1), v)
+            out[b, h, block] = _weighted(scores, v)
     return (out,)
+
+
+def _weighted(scores: Array, v: Array) -> Array:
+    """softmax(scores) v, the sum divided by at the end; rows of minus infinity are 0."""
+    top = scores.max(-1, keepdims=True)
+    scores = scores - np.where(np.isneginf(top), 0, top).astype(scores.dtype)
+    np.exp(scores, out=scores)
+    total = scores.sum(-1, keepdims=True)
+    return np.asarray(matmul(scores, v) / np.where(total == 0, 1, total))
 
 
 def softmax(x: Array, dim: int) -> Array:
