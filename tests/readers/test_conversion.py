@@ -223,7 +223,7 @@ def test_the_float_model_may_be_a_diffusers_folder(tmp_path):
         for one, other in zip(layer.parts, again.layers[name].parts, strict=True):
             assert np.array_equal(one.w_code, other.w_code)
     (tmp_path / "folder" / "scheduler_config.json").write_text('{"_class_name": "NoSuchScheduler"}')
-    with pytest.raises(ModelError, match=r"the scheduler is a NoSuchScheduler.*or write `scheduler:` into the settings"):
+    with pytest.raises(ModelError, match=r"is a NoSuchScheduler.*or write `scheduler:` into the settings"):
         import_checkpoint("dmq", tmp_path / "quant.pth", tmp_path / "folder", settings)
     given = settings_from({**ldm().settings, "scheduler": {"_class_name": "DDPMScheduler"}})
     record = import_checkpoint("dmq", tmp_path / "quant.pth", tmp_path / "folder", given)
