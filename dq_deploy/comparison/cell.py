@@ -259,7 +259,7 @@ def measured(subject: Subject, cell: Cell, record: Path, on_progress: OnProgress
         latency = None
         if subject.settings.rounds:
             on_progress(Progress(stage="timing", done=0, total=1))
-            latency = step_time(path, subject.float_graph(), subject.settings)
+            latency = step_time(path, subject.float_graph(), subject.settings, sizes=subject.denoiser.call.sizes)
             on_progress(Progress(stage="timing", done=1, total=1))
     return replace(with_quality(subject, cell, images), latency=latency)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,14 @@ class StepTime:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def step_time(path: Path, float_graph: Path, settings: Settings) -> StepTime:
+def step_time(path: Path, float_graph: Path, settings: Settings, *, sizes: Mapping[str, int] | None = None) -> StepTime:
     """Time a record or its exported graph.
+
+    Args:
+        path: of the record or the graph.
+        float_graph: ONNX file.
+        settings: turns, runs and threads.
+        sizes: of both inputs' axes that vary, by name; by default what the file says.
 
     Raises:
         DqError: an engine cannot be opened.
@@ -53,7 +60,9 @@ def step_time(path: Path, float_graph: Path, settings: Settings) -> StepTime:
         for turn in range(settings.rounds):
             names = list(files) if turn % 2 == 0 else list(reversed(files))
             for name in names:
-                answer = running[name].time(batch=1, warmup=WARM_UP, runs=settings.runs, seconds=settings.seconds)
+                answer = running[name].time(
+                    batch=1, warmup=WARM_UP, runs=settings.runs, seconds=settings.seconds, sizes=sizes
+                )
                 turns[name].append(answer.latency_ms)
     ratios = [float(np.median(b) / np.median(a)) for a, b in zip(turns["own"], turns["float"], strict=True)]
     medians = {name: float(np.median(np.concatenate(series))) for name, series in turns.items()}
