@@ -21,7 +21,6 @@ CLASS_NAMES = {"UNet2DModel": "unet2d", "UNet2DConditionModel": "unet2d_conditio
 TRIED = (
     "UNet2DModel",
     "UNet2DConditionModel",
-    "ControlNetModel",
     "DiTTransformer2DModel",
     "PixArtTransformer2DModel",
     "SD3Transformer2DModel",
@@ -90,13 +89,18 @@ def _denoiser_class(name: str) -> type:
     Raises:
         ModelError: it is not.
     """
-    from dq_deploy.models.load.component_class import denoises, diffusers_class
+    from dq_deploy.models.load.component_class import denoises, diffusers_class, is_controlnet
 
     kind = diffusers_class(name)
     if kind is None:
         raise ModelError(f"denoiser family {short(name)} is unknown: diffusers has no class of this name")
     if not denoises(kind):
         raise ModelError(f"{name} is no model that is told a timestep, so it does not denoise; expected such a class")
+    if is_controlnet(kind):
+        raise ModelError(
+            f"a {name} gives a tensor for each block of another denoiser, expected a class with one output; it runs in "
+            "float beside a quantized denoiser"
+        )
     taken = inspect.signature(vars(kind).get("forward", kind)).parameters
     if "timestep" not in taken:
         other = next(name for name in taken if "timestep" in name or name in ("t", "r"))

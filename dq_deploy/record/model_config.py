@@ -11,20 +11,6 @@ from typing import Any
 
 from dq_deploy.errors import ModelError
 
-_UNET: dict[str, Any] = {
-    "block_out_channels": (320, 640, 1280, 1280),
-    "class_embed_type": None,
-    "cross_attention_dim": 1280,
-    "encoder_hid_dim": None,
-    "encoder_hid_dim_type": None,
-    "in_channels": 4,
-    "num_class_embeds": None,
-    "addition_embed_type": None,
-    "addition_time_embed_dim": None,
-    "projection_class_embeddings_input_dim": None,
-}
-"""What a UNet with text and a ControlNet have in common."""
-
 CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "UNet2DModel": {
         "block_out_channels": (224, 448, 672, 896),
@@ -35,14 +21,22 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
         "sample_size": None,
     },
     "UNet2DConditionModel": {
-        **_UNET,
+        "block_out_channels": (320, 640, 1280, 1280),
+        "class_embed_type": None,
+        "cross_attention_dim": 1280,
+        "encoder_hid_dim": None,
+        "encoder_hid_dim_type": None,
+        "in_channels": 4,
+        "num_class_embeds": None,
+        "addition_embed_type": None,
+        "addition_time_embed_dim": None,
+        "projection_class_embeddings_input_dim": None,
         "out_channels": 4,
         "sample_size": None,
         "time_cond_proj_dim": None,
         "time_embedding_dim": None,
         "time_embedding_type": "positional",
     },
-    "ControlNetModel": {**_UNET, "conditioning_channels": 3},
     "DiTTransformer2DModel": {"in_channels": 4, "num_embeds_ada_norm": 1000, "out_channels": None, "sample_size": 32},
     "PixArtTransformer2DModel": {
         "caption_channels": None,

@@ -27,10 +27,8 @@ WIDE = 32
 HEAD = 4
 TEXT = 12
 
-DEFAULT_DOWN = {
-    "UNet2DConditionModel": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-    "ControlNetModel": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-}
+DEFAULT_DOWN = ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"]
+"""Of a UNet with text that does not say its blocks."""
 
 
 def scaled(full: Configuration) -> Configuration:
@@ -39,7 +37,6 @@ def scaled(full: Configuration) -> Configuration:
     {
         "UNet2DModel": _unet,
         "UNet2DConditionModel": _text_unet,
-        "ControlNetModel": _controlnet,
         "DiTTransformer2DModel": _dit,
         "PixArtTransformer2DModel": _pixart,
         "SD3Transformer2DModel": _sd3,
@@ -67,16 +64,15 @@ def _at(value: Any, levels: Sequence[int]) -> Any:
 
 def _levels(small: JsonObject) -> list[int]:
     """Cut a UNet to one level a kind; which levels those are."""
-    down = small.get("down_block_types") or DEFAULT_DOWN[small["_class_name"]]
+    down = small.get("down_block_types") or DEFAULT_DOWN
     cross = small.get("only_cross_attention", False)
     own = _kept(down, cross if isinstance(cross, list) else [cross] * len(down))
     by_width = down[0].startswith("K")  # k-diffusion's blocks are told apart by how wide their neighbours are
     levels = list(range(len(down))) if by_width else own
     mirrored = [len(down) - 1 - index for index in reversed(levels)]
     small["down_block_types"] = _at(down, levels)
-    if small["_class_name"] != "ControlNetModel":
-        up = small.get("up_block_types") or [kind.replace("Down", "Up") for kind in reversed(down)]
-        small["up_block_types"] = _at(up, mirrored)
+    up = small.get("up_block_types") or [kind.replace("Down", "Up") for kind in reversed(down)]
+    small["up_block_types"] = _at(up, mirrored)
     if by_width:
         widths = small["block_out_channels"]
         small["block_out_channels"] = [WIDE * width // widths[0] for width in widths]
@@ -110,13 +106,6 @@ def _text_unet(small: JsonObject) -> None:
     _labels(small)
     if small.get("time_cond_proj_dim") is not None:
         small["time_cond_proj_dim"] = 6
-
-
-def _controlnet(small: JsonObject) -> None:
-    levels = _levels(small)
-    small["conditioning_embedding_out_channels"] = [4, 4, 8, 8]
-    _transformers(small, levels)
-    _text(small)
 
 
 def _transformers(small: JsonObject, levels: Sequence[int]) -> None:

@@ -284,10 +284,13 @@ OTHERS = (
         },
         parameters=739_139_080,
     ),
+)
+
+CONTROLNETS = (
     Configuration(
         name="sd-controlnet-canny, -depth, -openpose",
         config=CONTROLNET,
-        sizes={"height": 64, "width": 64},
+        refusal="a ControlNetModel gives a tensor for each block",
         parameters=361_279_120,
     ),
     Configuration(
@@ -303,7 +306,7 @@ OTHERS = (
             "transformer_layers_per_block": [1, 2, 10],
             "use_linear_projection": True,
         },
-        sizes={"height": 128, "width": 128},
+        refusal="a ControlNetModel gives a tensor for each block",
         parameters=1_251_014_160,
     ),
 )

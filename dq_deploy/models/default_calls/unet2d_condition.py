@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from dq_deploy.errors import ModelError
@@ -37,12 +36,6 @@ _WHOLE_CALL = "give a pipeline folder, whose calls are recorded"
 
 def unet2d_condition_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallParts:
     """`sample`, `timestep`, labels, text, and the conditions that the configuration's embeddings read."""
-    output = (BATCH, whole(config, "out_channels"), HEIGHT, WIDTH)
-    return replace(given_parts(config, given), output=output)
-
-
-def given_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallParts:
-    """What a UNet with text is given, and a ControlNet beside it."""
     hint = value_of(config, "addition_embed_type") == "image_hint"
     channels = channels_of(config, "in_channels") - HINT_CHANNELS if hint else None
     inputs = [*sample_and_timestep(config, channels), *labels(config)]
@@ -57,7 +50,8 @@ def given_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallPart
     if hint:
         sizes |= picture_sizes(sizes)
     constants = {"encoder_hidden_states": None} if width is None else {}
-    return CallParts(inputs=tuple(inputs), sizes=sizes, constants=constants)
+    output = (BATCH, whole(config, "out_channels"), HEIGHT, WIDTH)
+    return CallParts(inputs=tuple(inputs), sizes=sizes, output=output, constants=constants)
 
 
 def picture_sizes(sizes: Mapping[str, int]) -> dict[str, int]:

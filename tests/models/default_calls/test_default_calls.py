@@ -105,14 +105,6 @@ def test_a_hint_stands_beside_the_sample():
     assert call_for(config | {"in_channels": 8}).sizes["height_times_8"] == 64
 
 
-def test_a_controlnet_says_no_size_so_it_is_given():
-    config = {"_class_name": "ControlNetModel", "cross_attention_dim": 12}
-    with pytest.raises(ModelError, match="give `height` and `width`"):
-        call_for(config)
-    assert shapes(config, height=8, width=6)["controlnet_cond"] == ("B", 3, "height_times_8", "width_times_8")
-    assert call_for(config, {"height": 8, "width": 6}).sizes["width_times_8"] == 48
-
-
 def test_transformers_are_given_what_their_pipelines_give():
     dit = {"_class_name": "DiTTransformer2DModel", "sample_size": 8}
     assert shapes(dit)["hidden_states"] == ("B", 4, 8, 8)

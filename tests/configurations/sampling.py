@@ -1,0 +1,101 @@
+"""A few steps of a small form by diffusers' own scheduler, its engine in the denoiser's place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers.configuration_utils import FrozenDict
+
+from dq_deploy.engines.base import Runner
+from dq_deploy.models import Denoiser, example_inputs, input_specs
+from dq_deploy.models.pipeline.denoiser_pipeline import DenoiserPipeline
+from dq_deploy.pipelines.integer_denoiser import IntegerDenoiser
+
+STEPS = 3
+"""From 1 on at the least: a Fourier embedding takes the logarithm of the timestep."""
+
+FLOWING = ("SD3Transformer2DModel", "FluxTransformer2DModel", "AuraFlowTransformer2DModel", "SanaTransformer2DModel")
+
+
+class BesideOthers(torch.nn.Module):
+    """A denoiser that reads more channels than are denoised, as inpainting does: the others are fixed.
+
+    A pipeline puts the mask and the masked picture behind its latents at every step; here they are constant.
+    """
+
+    def __init__(self, denoiser: torch.nn.Module, kept: int, extra: torch.Tensor, axis: int) -> None:
+        super().__init__()
+        self.denoiser, self.kept, self.extra, self.axis = denoiser, kept, extra, axis
+        self.config = FrozenDict({**denoiser.config, "in_channels": kept, "out_channels": kept})
+        self.dtype, self.device = torch.float32, torch.device("cpu")
+
+    def forward(self, first: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        """The denoised channels of the output."""
+        whole = torch.cat([first, self.extra], self.axis)
+        output = self.denoiser(whole, *args, **{**kwargs, "return_dict": False})[0]
+        return (output.narrow(self.axis, 0, self.kept),)
+
+
+def sampled(denoiser: Denoiser, runner: Runner) -> torch.Tensor:
+    """The latents of two samples after a few steps.
+
+    Args:
+        denoiser: the small form, for its call and configuration.
+        runner: the engine.
+    """
+    module = IntegerDenoiser(runner)
+    inputs = example_inputs(denoiser.call, 2, 3)
+    rest = {name: torch.from_numpy(value) for name, value in inputs.items() if name != "timestep"}
+    first = input_specs(denoiser.call)[0].name
+    sample = rest.pop(first)
+    flowing = type(denoiser.module).__name__ in FLOWING
+    scheduler = FlowMatchEulerDiscreteScheduler() if flowing else DDIMScheduler(clip_sample=False, steps_offset=1)
+    if type(denoiser.module).__name__ == "FluxTransformer2DModel":
+        return _flux(_narrowed(module, sample, 64, 2), scheduler, rest)
+    channels, has = int(denoiser.call.output[1]), sample.shape[1]
+    kept = min(has, channels)
+    narrowed = module if channels in (has, 2 * has) else _narrowed(module, sample, kept, 1)
+    pipe = DenoiserPipeline(narrowed, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    done = pipe(
+        batch_size=2,
+        num_inference_steps=STEPS,
+        conditions=rest,
+        height=sample.shape[2],
+        width=sample.shape[3],
+        generator=[torch.Generator().manual_seed(i) for i in range(2)],
+        output_type="latent",
+    )
+    latents: torch.Tensor = done.images
+    return latents
+
+
+def _narrowed(module: torch.nn.Module, sample: torch.Tensor, kept: int, axis: int) -> torch.nn.Module:
+    extra = sample.narrow(axis, kept, sample.shape[axis] - kept)
+    return BesideOthers(module, kept, extra, axis)
+
+
+def _flux(module: torch.nn.Module, scheduler: Any, rest: dict[str, torch.Tensor]) -> torch.Tensor:
+    pipe = FluxPipeline(
+        scheduler=scheduler,
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        transformer=module,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    side = 16 * round(len(rest["img_ids"]) ** 0.5)
+    done = pipe(
+        prompt_embeds=rest["encoder_hidden_states"],
+        pooled_prompt_embeds=rest["pooled_projections"],
+        height=side,
+        width=side,
+        num_inference_steps=STEPS,
+        output_type="latent",
+    )
+    latents: torch.Tensor = done.images
+    return latents
