@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from dq_deploy.errors import InputError
-from dq_deploy.numerics import FLOAT32_EXACT, channel_axis_of, reciprocal, row_steps
+from dq_deploy.numerics import FLOAT32_EXACT, channel_axis_of, is_static, reciprocal
 from dq_deploy.record import Layer, Record
 from dq_deploy.simulation.exact_arithmetic import check_exact_products, convolve, exact_products
 
@@ -34,18 +34,12 @@ class StepContext:
         self.step: torch.Tensor = torch.zeros(1, dtype=torch.int64)
 
     def rows(self, table: torch.Tensor, count: int) -> torch.Tensor:
-        """Rows of a [T, ...] or static [1, ...] table for each entry of a leading axis; see `numerics.row_steps`.
-
-        Raises:
-            InputError: the table has steps and the axis does not hold whole samples.
-        """
+        """Rows of a [T, ...] or static [1, ...] table for each entry of a leading axis; see `numerics.row_steps`."""
         if table.shape[0] == 1:
             return table.expand(count, *table.shape[1:])
         samples = self.step.shape[0]
         if count == samples:
             return table[self.step]
-        if count % samples:
-            row_steps(np.zeros(samples, np.int64), count)  # says what is wrong
         return table[self.step.repeat_interleave(count // samples)]
 
 
@@ -96,6 +90,7 @@ class IntegerLayer(torch.nn.Module):
         super().__init__()
         self.layer = layer
         self.context = context
+        self.static = is_static(layer)
         self.kinds: list[torch.dtype] = []
         for i, part in enumerate(layer.parts):
             kind = torch.float32 if _bound(layer, i) < FLOAT32_EXACT else torch.float64
@@ -115,6 +110,13 @@ class IntegerLayer(torch.nn.Module):
         bias = None if layer.bias is None else torch.from_numpy(layer.bias.copy())
         self.register_buffer("bias", bias, persistent=False)
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """Shape and type of the float weight, without values: some models look them up."""
+        layer = self.layer
+        shape = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel)
+        return torch.empty(shape, device="meta")
+
     def extra_repr(self) -> str:
         """Bits and kind, for printing the module."""
         return f"{self.layer.kind}, W{self.layer.weight_bits}A{self.layer.activation_bits}"
@@ -125,6 +127,11 @@ class IntegerLayer(torch.nn.Module):
 
     def evaluate(self, x: torch.Tensor) -> LayerTensors:
         """Codes, accumulators and output for a float32 input at the context's steps."""
+        if x.shape[0] % len(self.context.step) and not self.static:
+            raise InputError(
+                f"layer {self.layer.name} reads {x.shape[0]} entries for {len(self.context.step)} samples, expected "
+                "entries of each sample, for its tables differ by step; keep it in float"
+            )
         axis = channel_axis_of(self.layer.kind, x.ndim)
         widths = [len(part.pre) for part in self.layer.parts]
         codes, accumulators = [], []

@@ -159,5 +159,5 @@ def test_entries_folded_into_the_batch_take_their_samples_step() -> None:
     context.step = torch.from_numpy(step)
     got = IntegerLayer(layer, context)
     np.testing.assert_array_equal(got(torch.from_numpy(x)).numpy(), numerics.integer_layer(layer, x, step).output)
-    with pytest.raises(InputError, match="5 entries, expected a multiple of the 2 samples"):
+    with pytest.raises(InputError, match="layer layer reads 5 entries for 2 samples"):
         got(torch.from_numpy(x[:5]))

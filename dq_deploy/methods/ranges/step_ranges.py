@@ -162,13 +162,20 @@ class _Collector:
             x = x * self.pre.reshape(shape)
         pieces = torch.split(x, self.layer.widths, dim=axis)
         for piece, into in zip(pieces, self.result.parts, strict=True):
-            rows = piece.reshape(len(piece), -1)
+            rows = rows_of_samples(piece, len(self.step))
             positions = None
             if self.draws is not None:
                 most = int(self.draws.max())
                 positions = torch.randint(0, rows.shape[1], (most,), generator=self.generator)
             into.add(rows, self.step, positions, self.draws)
-        self.result.output.add(output.reshape(len(output), -1), self.step, None)
+        self.result.output.add(rows_of_samples(output, len(self.step)), self.step, None)
+
+
+def rows_of_samples(values: torch.Tensor, samples: int) -> torch.Tensor:
+    """[samples, V] values of each sample; a leading axis that holds no samples is all of theirs, see `row_steps`."""
+    if values.shape[0] % samples:
+        return values.reshape(1, -1).expand(samples, -1)
+    return values.reshape(samples, -1)
 
 
 def first_of_every_step(step: I64, steps: int, most: int) -> I64:
@@ -210,7 +217,8 @@ def watch_steps(
 
     def hook(into: StepRange) -> Callable[..., None]:
         def note(_module: torch.nn.Module, _args: object, output: torch.Tensor) -> None:
-            into.add(output.reshape(len(output), -1), context.step.numpy(), None)
+            step = context.step.numpy()
+            into.add(rows_of_samples(output, len(step)), step, None)
 
         return note
 

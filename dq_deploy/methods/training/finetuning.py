@@ -39,10 +39,17 @@ from dq_deploy.simulation.fake_quant import StepContext
 
 GIB = 1 << 30
 STAGES = {
-    "time-embedding": ("*.time_emb_proj",),
-    "attention": ("*.to_q", "*.to_k", "*.to_v", "*.to_out.0", "*.ff.net.*"),
+    "time-embedding": ("*.time_emb_proj", "*blocks.*.norm*.linear"),
+    "attention": (
+        *("*.to_q", "*.to_k", "*.to_v", "*.to_out.0", "*.ff.net.*"),
+        # transformers that attend to text and picture together, and their blocks for both
+        *("*.add_?_proj", "*.to_add_out", "*.ff_context.net.*", "*.proj_mlp", "single_transformer_blocks.*.proj_out"),
+    ),
 }
-"""Patterns of the layers whose weights a stage trains, in the order of the stages."""
+"""Patterns of the layers whose weights a stage trains, in the order of the stages.
+
+The step enters a residual block by its time projection, and a block of a transformer by the linear layer of its norms.
+"""
 
 CHECKS = 2
 """Times a stage looks at the held-out error, its end included; more often where that is over CHECK_EVERY iterations."""
