@@ -104,15 +104,14 @@ def test_integers_run_under_every_scheduler_with_guidance(scheduler, integers, v
     assert integers.calls - before >= 3
 
 
-@pytest.mark.parametrize("scheduler", (*UNLIKE_BETAS, "dpm++sde"))
+@pytest.mark.parametrize("scheduler", [*UNLIKE_BETAS, "dpm++sde"])
 def test_a_denoiser_alone_is_sampled_alike_with_a_float_engine_in_its_place(scheduler):
     bare = tiny_denoiser(**ONE_LEVEL)
-    config = {"_class_name": scheduler} if scheduler in UNLIKE_BETAS else bare.scheduler_config
+    other = scheduler in UNLIKE_BETAS
+    config, name = ({"_class_name": scheduler}, None) if other else (bare.scheduler_config, scheduler)
     drawn = []
     for module in (bare.module, IntegerDenoiser(FloatRunner(bare))):
-        pipeline = pipeline_of_denoiser(
-            module, build_scheduler(config, None if scheduler in UNLIKE_BETAS else scheduler)
-        )
+        pipeline = pipeline_of_denoiser(module, build_scheduler(config, name))
         drawn.append(draw_images(pipeline, PipelineCall(steps=4, count=2), batch=2))
     assert np.array_equal(drawn[0].images, drawn[1].images)
     assert len(drawn[0].timesteps) == 4
