@@ -63,7 +63,11 @@ def test_info_tells_how_a_record_would_run_here(tiny_record_path, tmp_path):
     native = json.loads((tmp_path / "info.json").read_text())["native"]
     assert sum(native["kernels"].values()) == 49
     assert native["in_numpy"] == {}
-    assert {operation["name"]: operation["count"] for operation in native["numpy_operations"]} == {"sin": 1, "cos": 1, "embedding": 1}
+    assert {operation["name"]: operation["count"] for operation in native["numpy_operations"]} == {
+        "sin": 1,
+        "cos": 1,
+        "embedding": 1,
+    }
     assert 0 < sum(operation["share"] for operation in native["numpy_operations"]) < 1
     assert "1 in numpy" in done.out
     assert native["packed_weights_mib"] > 0

@@ -1,0 +1,83 @@
+"""`dq-sample --model PIPELINE` goes from a prompt to a picture, and says in one line what it cannot do."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+pytest.importorskip("transformers")
+
+from dq_deploy import save_record
+from tests.cli.running import command
+from tests.pipelines.tiny_pipelines import tiny_text_pipeline
+from tests.tiny import random_record, tiny_conditional_denoiser
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A pipeline's folder and a record of its denoiser."""
+    path = tmp_path_factory.mktemp("model")
+    denoiser = tiny_conditional_denoiser()
+    tiny_text_pipeline(unet=denoiser.module).save_pretrained(path / "sd")
+    save_record(random_record(denoiser, weight_bits=8), path / "model.pt")
+    return ["--engine", path / "model.pt", "--model", path / "sd", "--threads", 1]
+
+
+def test_one_prompt_becomes_one_picture_of_its_own_size(model, tmp_path):
+    out, numbers = tmp_path / "picture.png", tmp_path / "numbers.json"
+    more = ["--steps", 3, "--guidance", 3, "--negative-prompt", "blue", "--height", 16, "--width", 24]
+    done = command("sample", *model, "--prompt", "a " * 90, *more, "--out", out, "--json", numbers)
+    assert done.code == 0, done.err
+    assert Image.open(out).size == (24, 16)
+    options = json.loads(numbers.read_text())["options"]
+    assert options["pipeline"] == "StableDiffusionPipeline"
+    assert (options["guidance"], options["negative_prompt"], options["steps"]) == (3, "blue", 3)
+    assert "sampling, engine 3/3" in done.err
+    assert "warning: The following part of your input was truncated" in done.err
+
+
+def test_prompts_in_turn_are_held_against_the_float_pipeline(model, tmp_path):
+    out = tmp_path / "latents.safetensors"
+    more = ["--prompt", "a", "--prompt", "b", "--count", 3, "--scheduler", "dpm++2m", "--steps", 3, "--compare"]
+    done = command("sample", *model, *more, "--out", out)
+    assert done.code == 0, done.err
+    found = load_file(out)
+    assert found["engine"].shape == found["float"].shape == (3, 4, 8, 8)
+    distance = np.linalg.norm(found["engine"] - found["float"]) / np.linalg.norm(found["float"])
+    assert 0 < distance < 0.2
+
+
+def test_a_picture_is_changed_by_the_same_components(model, tmp_path):
+    Image.new("RGB", (24, 16), "red").save(tmp_path / "in.png")
+    (tmp_path / "call.yaml").write_text(
+        "prompt: a ball\nimage: in.png\nstrength: 0.5\ncallback_on_step_end_tensor_inputs: [latents]\n"
+    )
+    out, numbers = tmp_path / "out.png", tmp_path / "numbers.json"
+    done = command("sample", *model, "--call", tmp_path / "call.yaml", "--steps", 4, "--out", out, "--json", numbers)
+    assert done.code == 0, done.err
+    assert Image.open(out).size == (24, 16)
+    assert json.loads(numbers.read_text())["options"]["pipeline"] == "StableDiffusionImg2ImgPipeline"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "draws what a prompt says; give --prompt"),
+        (["--prompt", " "], "prompt 1 is empty"),
+        (["--prompt", "a", "--strength", 0.5], "got --strength, which StableDiffusionPipeline does not take"),
+        (["--prompt", "a", "--image", "none.png"], "the picture none.png does not exist"),
+        (["--prompt", "a", "--conditions", "x.safetensors"], "--conditions and --prompt were given"),
+        (["--prompt", "a", "--scheduler", "flow-match-euler"], "is for flow matching"),
+        (["--prompt", "a", "--labels", "1"], "got --labels, which StableDiffusionPipeline does not take"),
+        (["--prompt", "a", "--component", "text_encoder"], "--component is 'text_encoder', which does not denoise"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(more, message, model, tmp_path):
+    done = command("sample", *model, *more, "--out", tmp_path / "x.png")
+    assert done.code == 2
+    assert message in done.err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
