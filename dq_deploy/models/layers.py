@@ -161,12 +161,13 @@ def first_line(error: Exception) -> str:
 
 
 def is_quantizable(module: torch.nn.Module) -> bool:
-    """Whether a module is a layer this project turns into integers."""
+    """Whether a module is a layer this project turns into integers: no subclass with another forward."""
     import torch
 
     if isinstance(module, torch.nn.Conv2d):
-        return module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return isinstance(module, torch.nn.Linear)
+        own = type(module).forward is not torch.nn.Conv2d.forward
+        return not own and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return isinstance(module, torch.nn.Linear) and type(module).forward is torch.nn.Linear.forward
 
 
 def window_of(layer: torch.nn.Conv2d) -> Window:

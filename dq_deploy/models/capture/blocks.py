@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 import torch
 
-from dq_deploy.errors import ModelError
 from dq_deploy.models.capture.facts import Facts
 from dq_deploy.models.layers import Block
 
@@ -67,9 +66,12 @@ def middle_of(module: torch.nn.Module, facts: Facts) -> str:
         return f"mid_block.attentions.{found[0]}" if found else "mid_block"
     if "up_blocks.0" in facts.runs:
         return "up_blocks.0"
-    left = facts.macs.of_quantizable / 2
-    for block in blocks_of(module, facts):
-        left -= sum(facts.macs.layers[name] for name in block.layers)
-        if left < 0:
-            return block.name
-    raise ModelError(f"{type(module).__name__} runs no linear layer and no 2-D convolution; nothing can be quantized")
+    blocks = blocks_of(module, facts)
+    work = {block.name: sum(facts.macs.layers[name] for name in block.layers) for block in blocks}
+    several = [block.name for block in blocks if len(block.layers) > 1] or list(work)
+    left = sum(work[name] for name in several) / 2
+    for name in several:
+        left -= work[name]
+        if left <= 0:
+            return name
+    return several[-1]

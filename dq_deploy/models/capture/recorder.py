@@ -18,6 +18,9 @@ from dq_deploy.models.layers import is_quantizable
 NORMS = (torch.nn.GroupNorm, torch.nn.LayerNorm)
 """Norms with a factor and an offset of their own for each channel."""
 
+_SAME_NORMS = ("FP32LayerNorm",)
+"""Subclasses with another forward that computes the same."""
+
 _DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -185,9 +188,15 @@ def _shapes_of(module: torch.nn.Module, recorder: _Recorder) -> torch.nn.Module:
     for name, child in shapes.named_modules():
         if name:
             child.register_forward_pre_hook(_count(name, recorder.runs))
-        if is_quantizable(child) or isinstance(child, NORMS):
+        if is_quantizable(child) or _is_norm(child):
             child.__dict__["forward"] = partial(_as_one_value, recorder, name, child)
     return shapes
+
+
+def _is_norm(module: torch.nn.Module) -> bool:
+    """Whether a module is a norm as torch computes it."""
+    kind = next((kind for kind in NORMS if isinstance(module, kind)), None)
+    return kind is not None and (type(module).forward is kind.forward or type(module).__name__ in _SAME_NORMS)
 
 
 def _count(name: str, runs: dict[str, int]) -> Callable[..., None]:

@@ -23,6 +23,13 @@ CALL = Call(
 )
 
 
+class Doubled(torch.nn.Linear):
+    """A layer with another forward than torch's."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
 class Odd(torch.nn.Module):
     """Layers that can be integers, and one of each kind that cannot."""
 
@@ -36,6 +43,7 @@ class Odd(torch.nn.Module):
         self.shared = torch.nn.Linear(4, 4)
         self.twice = torch.nn.Linear(4, 4)
         self.unused = torch.nn.Linear(4, 4)
+        self.doubled = Doubled(4, 4)
         self.places = torch.nn.Linear(4, 4)
         self.scale = torch.nn.Parameter(torch.ones(4))
 
@@ -43,7 +51,11 @@ class Odd(torch.nn.Module):
         x = torch.nn.functional.avg_pool2d(self.up(self.circular(self.plain(sample))), 2)
         tokens = self.line(x.flatten(2)).transpose(1, 2) * self.scale
         tokens = self.heads(tokens, tokens, tokens)[0] + self.shared(tokens) @ self.shared.weight
-        tokens += self.twice(self.twice(tokens)) + self.places(torch.zeros(64, 4, device=sample.device))
+        tokens += (
+            self.doubled(tokens)
+            + self.twice(self.twice(tokens))
+            + self.places(torch.zeros(64, 4, device=sample.device))
+        )
         return ((tokens + timestep[:, None, None]).transpose(1, 2).reshape(sample.shape),)
 
 
@@ -59,6 +71,7 @@ def test_layers_without_an_integer_form_are_named_with_the_reason() -> None:
     assert others["up"] == "it is a ConvTranspose2d, which has no integer form"
     assert others["line"] == "it is a Conv1d, which has no integer form"
     assert others["heads"] == "it is a MultiheadAttention, which has no integer form"
+    assert others["doubled"] == "it is a Doubled, which has no integer form"
     assert others["unused"] == "it does not run when the denoiser is called so"
     assert set(sites) | set(others) == {
         name for name, child in module.named_modules() if next(child.parameters(recurse=False), None) is not None
@@ -69,7 +82,7 @@ def test_work_without_an_integer_form_counts_in_the_whole() -> None:
     macs = models.macs_of(Odd(), CALL)
     assert macs.of_all == macs.of_quantizable + macs.attention + macs.other
     up, line, circular = 64 * 4 * 4 * 4, 64 * 4 * 4, 64 * 4 * 4 * 9
-    projections, shared = 64 * 4 * (12 + 4), 64 * 4 * 4
+    projections, shared = 64 * 4 * (12 + 4 + 4), 64 * 4 * 4
     assert macs.other == up + line + circular + projections + shared
     assert macs.attention == 2 * 64 * 64 * 4
 
