@@ -106,7 +106,8 @@ def test_onnx_agrees_with_every_type(record, traced):
 
 def chain(*steps, inputs=("x",)):
     """x -> op -> op ... -> y with a constant each; `steps` are (op, module path, constant or None)."""
-    values = {name: ir.Value(name=name, type=FLOAT, shape=ir.Shape(["B", "size"])) for name in inputs}
+    shapes = {name: ["B"] if name == "timestep" else ["B", "size"] for name in inputs}
+    values = {name: ir.Value(name=name, type=FLOAT, shape=ir.Shape(shapes[name])) for name in inputs}
     graph = ir.Graph(list(values.values()), [], nodes=[], opset_imports={"": 21}, name="chain")
     value = values[inputs[0]]
     for index, (op, path, constant) in enumerate(steps):
