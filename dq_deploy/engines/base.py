@@ -228,6 +228,11 @@ class Runner(ABC):
                 want, of = found.setdefault(size, (have, spec.name))
                 if want != have:
                     raise InputError(_disagreement(spec.name, size, have, want, of))
+        multiples = (None if self.manifest is None else self.manifest.multiples) or {}
+        for size, step in multiples.items():
+            have, of = found.get(size, (0, ""))
+            if have % step:
+                raise InputError(f"input {of} has a {size} of {have}, expected a multiple of {step} in this engine")
         self._check_values(feeds)
 
     def _check_values(self, feeds: Mapping[str, Array]) -> None:
