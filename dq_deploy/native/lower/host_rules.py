@@ -48,7 +48,9 @@ def host(values: Values, node: Node) -> None:
     writes: dict[str, View] = {}
     for index, result in results.items():
         values.done.add(result)
-        values.views[result] = writes["y" if index is None else f"y{index}"] = values.fresh(result)
+        values.views[result] = writes["y" if index is None else f"y{index}"] = values.fresh_like(
+            result, list(reads.values())
+        )
     first: torch.Tensor = next(iter(results.values())).meta["val"]
     more = {"rounded": "bfloat16"} if first.dtype == torch.bfloat16 else {}
     more["compute"] = _compute(values, node, first)
