@@ -31,7 +31,7 @@ def test_every_layer_is_closer_to_float_with_more_bits():
         record = minmax_record(denoiser, bits, bits, layer_bits={"*": bits})  # the first and last layer too
         inputs, words = quantization_inputs(record, denoiser.module, images=2)
         found.append(quantization_error(record, denoiser.module, inputs))
-        assert words == "2 trajectories of the float model by DDIM, seed 7919"
+        assert words == "2 trajectories of the float model by DDPMScheduler, seed 7919"
     few, many = found
     assert len(few.layers) == len(record.layers)
     assert (many.local_sqnr_db > few.local_sqnr_db).all()
