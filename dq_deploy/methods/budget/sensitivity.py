@@ -90,6 +90,8 @@ def measure_sensitivity(
     influence = step_influence(denoiser, options, source)
     if influence is None or len(influence) != len(calibration.timesteps):
         influence = np.ones(len(calibration.timesteps))
+        note = "how far an error in a step moves the sample is not known: all steps count alike for the budget"
+        progress(Progress(stage="sensitivity", done=1, total=1, note=note))
     return Sensitivity(steps=steps, influence=influence[steps], errors=errors)
 
 
