@@ -43,8 +43,8 @@ OTHERS = (
     ("Consistency (CM stochastic iterative)", "CMStochasticIterativeScheduler"),
 )
 OF_EMOJIS = ("tcd",)
-"""Begins at timestep 999, where the digits' schedule has no signal left (a cumulative alpha of 2e-9) and a prediction
-of the noise is divided by its root; the emojis' network predicts the velocity, which is not."""
+"""Begins at timestep 999 and does not clip: the digits' schedule has no signal left there (a cumulative alpha of
+2.4e-9) and a prediction of the noise is divided by its root; the emojis' network predicts the velocity."""
 
 LIMIT = 0.1
 """Largest L2 of the difference over the L2 of the float latents."""
@@ -178,9 +178,9 @@ def page(rows: Sequence[Row], count: int) -> str:
         "\\* The digits' network predicts noise. Here its output is read as a velocity, or behind the preconditioning",
         "of EDM and of consistency models: no picture comes of that; timesteps are fractional or negative as there.",
         "",
-        "TCD begins at timestep 999. The digits' schedule has no signal left there (a cumulative alpha of 2e-9), and a",
-        "prediction of the noise is divided by its root: the float picture itself is rounding made large, and the",
-        "distance was 0.36. The emojis' network predicts the velocity, which fits.",
+        "TCD begins at timestep 999 and does not clip. The digits' schedule has no signal left there (a cumulative",
+        "alpha of 2.4e-9): what is taken for the picture is the difference of the noise and the predicted noise, times",
+        "20,000, and the distance on the digits is 0.36. The emojis' network predicts the velocity, which fits.",
         "",
         f"Made by `python -m benchmarks.unets.schedulers` at {commit()[:12]}, torch {torch.__version__}, diffusers",
         f"{diffusers.__version__}.",

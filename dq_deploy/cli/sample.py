@@ -157,8 +157,8 @@ def _completed(
     fixed = asked.prompts or asked.labels
     if given.count is None and asked.count == 1:
         asked = replace(asked, count=len(fixed) if fixed else chosen)
-    if asked.steps is None and quantized.manifest.timesteps:
-        asked = replace(asked, steps=len(quantized.manifest.timesteps))
+    if asked.steps is None:
+        asked = replace(asked, steps=quantized.steps)
     if not alone:
         return asked, None
     labels_for(quantized.manifest.model_config, asked.labels)

@@ -64,6 +64,13 @@ class Quantized:
         """Of the record; empty where it is not known."""
         return {} if self.record is None else self.record.provenance
 
+    @property
+    def steps(self) -> int | None:
+        """Sampling steps it was calibrated with: as the record says, else one for each step bucket."""
+        options = self.provenance.get("options")
+        said = options.get("steps") if isinstance(options, Mapping) else None
+        return said if isinstance(said, int) else len(self.manifest.timesteps) or None
+
     def denoiser(self) -> IntegerDenoiser:
         """In the denoiser's place; the runner stays this value's."""
         return IntegerDenoiser(self.runner)
