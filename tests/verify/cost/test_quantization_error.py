@@ -16,7 +16,7 @@ from dq_deploy.verify.cost.quantization_inputs import quantization_inputs
 from dq_deploy.verify.inputs import batch_at
 from dq_deploy.verify.output.float_source import recorded_float_model
 from tests.cli.running import command
-from tests.tiny import tiny_conditional_denoiser, tiny_denoiser
+from tests.tiny import SCHEDULER, tiny_conditional_denoiser, tiny_denoiser
 
 
 def minmax_record(denoiser, weights: int, activations: int, **more):
@@ -96,7 +96,9 @@ def folders(tmp_path_factory):
     """Folder of a float model, of another one, and the file of a record of the first."""
     base = tmp_path_factory.mktemp("float")
     for seed, name in enumerate(("right", "wrong")):
-        tiny_denoiser(seed).module.save_pretrained(base / name)
+        tiny_denoiser(seed).module.save_pretrained(base / name / "unet")
+        (base / name / "scheduler").mkdir()
+        (base / name / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
     record = minmax_record(load_model(base / "right"), 4, 8)
     save_record(record, base / "record.pt")
     return base

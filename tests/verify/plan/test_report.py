@@ -154,7 +154,7 @@ def test_info_shows_a_plans_manifest_and_what_its_layers_became(small_plans, tmp
     done = command("info", small_plans / "int.plan", "--json", tmp_path / "i.json")
     assert done.code == 0, done.err
     summary = json.loads((tmp_path / "i.json").read_text())
-    for text in ("tensorrt-rtx 1.7.1.116", "8.0, 8.9", "integer 23", "sample 1x1x8x8..1x1x8x8..8x1x8x8", "mid_block"):
+    for text in ("tensorrt-rtx 1.7.1.116", "8.0, 8.9", "integer 23", "sample 1x1x4x4..1x1x8x8..8x1x12x12", "mid_block"):
         assert text in done.out
     assert summary["kind"] == "plan"
     assert summary["executed"] == {"integer": 23}
