@@ -14,11 +14,12 @@ READY := $(VENV)/.ready
 KERNELS := kernels/dq_kernels/_cpu.so
 KERNEL_SOURCES := $(foreach d,*/ */*/,$(wildcard $(addprefix kernels/dq_kernels/$(d),*.cpp *.h *.inc))) kernels/dq_kernels/cpu/build.py
 
-.PHONY: help setup test demo docs lint format wheel clean
+.PHONY: help setup test test-all demo docs lint format wheel clean
 
 help:
 	@echo "make demo    quantize, export, verify, time and sample the demo model into $(DEMO_OUT)/"
 	@echo "make test    the whole test suite"
+	@echo "make test-all  that, and every published configuration on both engines; writes docs/configurations.md"
 	@echo "make docs    build the documentation site into site/"
 	@echo "make lint    ruff check, ruff format --check, mypy"
 	@echo "make format  let ruff rewrite the tree"
@@ -39,6 +40,9 @@ $(KERNELS): $(KERNEL_SOURCES) | $(READY)
 
 test: $(READY) $(KERNELS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q
+
+test-all: test
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.configurations.grid --out docs/configurations.md
 
 demo: $(READY) $(KERNELS)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python examples/demo.py --out $(DEMO_OUT) $(DEMO_FLAGS)

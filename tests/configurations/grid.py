@@ -3,7 +3,7 @@
 At full size each is built without weights, and accepted or refused. Its small form is then quantized to W8A8 and W4A8,
 run natively and on ONNX Runtime, held against the numerics bit for bit, and sampled for a few steps.
 
-    python -m tests.configurations.grid [--only NAME] [--out docs/configurations.md] [--results FILE.json] [--native]
+    python -m tests.configurations.grid --help
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tests.configurations.sampling import sampled
 from tests.configurations.trial import mixed_feeds, quantized, small_denoiser, wrong_values
 
 BITS = (8, 4)
-NO = "**no**"
+NO, NOT_TRIED = "**no**", "not tried"
 
 
 @dataclass(kw_only=True)
@@ -133,7 +133,11 @@ def tried(small: Configuration, *, onnx: bool) -> Tried:
 def numpy_operations(runner: NativeRunner, feeds: Mapping[str, Array]) -> tuple[str, ...]:
     """Names of the operations of the program that no kernel computes."""
     ops = runner.executor.plan_of(feeds).program.ops
-    return tuple(sorted({str(op.attributes["function"]).split("::")[-1] for op in ops if op.kind == "host"}))
+    return tuple(
+        sorted(
+            {str(op.attributes["function"]).split("::")[-1].removesuffix(".default") for op in ops if op.kind == "host"}
+        )
+    )
 
 
 def onnx_exact(record: Record) -> bool:
@@ -178,7 +182,9 @@ def page(rows: Sequence[Row]) -> str:
             refused.append(f"- **{full.name}**: {whole.refusal}")
             continue
         cells = [_bits(trial.native), _bits(trial.onnx), _bits(trial.sampled), ", ".join(trial.numpy_operations)]
-        lines.append(f"| {full.name} | {full.class_name} | {count} | {whole.layers} | {' | '.join(cells)} |")
+        lines.append(
+            f"| {full.name} | {full.class_name} | {count} | {whole.layers or NOT_TRIED} | {' | '.join(cells)} |"
+        )
         failed += [f"- **{full.name}**: {line}" for line in trial.failures]
     parts = [HEAD + "\n".join(lines)]
     if failed:
@@ -189,6 +195,8 @@ def page(rows: Sequence[Row]) -> str:
 
 
 def _bits(good: Mapping[int, bool]) -> str:
+    if not good:
+        return NOT_TRIED
     return " ".join(str(bits) for bits in BITS if good.get(bits)) or NO
 
 
@@ -199,9 +207,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="the page to write")
     parser.add_argument("--results", type=Path, help="file of what was tried before and is not tried again")
     parser.add_argument("--native", action="store_true", help="leave out ONNX Runtime, which takes most of the time")
+    parser.add_argument("--known", action="store_true", help="try nothing: write the page of what the results hold")
     given = parser.parse_args(arguments)
     diffusers.utils.logging.set_verbosity_error()
-    results = Results(given.results, given.native)
+    results = Results(given.results, native=given.native, known=given.known)
     rows = [results.row(full) for full in PUBLISHED if given.only in full.name]
     wrong = sum(not as_expected(*row) for row in rows)
     if given.out is not None:
@@ -210,31 +219,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(wrong > 0)
 
 
+UNTRIED = {"parameters": None, "layers": None, "refusal": None}
+
+
 class Results:
     """What was tried, in a file that a later run goes on from; small forms are tried once for all that share them."""
 
-    def __init__(self, path: Path | None, native: bool) -> None:
-        self.path, self.native = path, native
+    def __init__(self, path: Path | None, *, native: bool, known: bool) -> None:
+        self.path, self.native, self.only_known = path, native, known
         self.known: dict[str, Any] = json.loads(path.read_text()) if path is not None and path.exists() else {}
         self.small = {name: (names, small) for names, small in small_forms().items() for name in names.split("; ")}
 
     def row(self, full: Configuration) -> Row:
         """Both trials of a configuration."""
         start = time.perf_counter()
-        whole = Whole(**self._once(f"{full.name} at full size", lambda: asdict(at_full_size(full))))
+        if full.refusal is not None:
+            return full, at_full_size(full), None
+        whole = Whole(**(self._once(f"{full.name} at full size", lambda: asdict(at_full_size(full))) or UNTRIED))
+        whole = replace(whole, parameters=full.parameters if whole.parameters is None else whole.parameters)
         trial = None
-        if whole.refusal is None and full.refusal is None:
+        if whole.refusal is None:
             names, small = self.small[full.name]
-            trial = Tried.of_json(self._once(names, lambda: asdict(tried(small, onnx=False))))
-            if not self.native:
-                key = f"{names} on ONNX Runtime"
-                other = Tried.of_json(self._once(key, lambda: asdict(tried(small, onnx=True))))
+            trial = Tried.of_json(self._once(names, lambda: asdict(tried(small, onnx=False))) or asdict(Tried()))
+            key = f"{names} on ONNX Runtime"
+            if key in self.known or not self.native:
+                other = Tried.of_json(self._once(key, lambda: asdict(tried(small, onnx=True))) or asdict(Tried()))
                 trial = replace(trial, onnx=other.onnx, failures=[*trial.failures, *other.failures])
+        if self.only_known:
+            return full, whole, trial
         told = whole.refusal or (trial and "; ".join(trial.failures)) or "all right"
         print(f"{full.name}: {told} ({time.perf_counter() - start:.0f} s)", flush=True)
         return full, whole, trial
 
     def _once(self, key: str, trial: Callable[[], Any]) -> Any:
+        if key not in self.known and self.only_known:
+            return None
         if key not in self.known:
             self.known[key] = trial()
             if self.path is not None:

@@ -97,19 +97,19 @@ REFUSED = (
         name="maestro-150k (Dance Diffusion)",
         config={"_class_name": "UNet1DModel", "sample_size": 65536, "in_channels": 2},
         parameters=708_418,
-        refusal="UNet1DModel",
+        refusal="a UNet1DModel cannot run on what is known of its inputs",
     ),
     Configuration(
         name="wuerstchen-prior",
         config={"_class_name": "WuerstchenPrior", "c": 1536, "c_cond": 1280, "c_in": 16, "depth": 32, "nhead": 24},
         parameters=None,
-        refusal="no model of diffusers",
+        refusal="diffusers has no class of this name",
     ),
     Configuration(
         name="stable-cascade",
         config={"_class_name": "StableCascadeUNet", "in_channels": 4, "out_channels": 4},
         parameters=3_605_297_156,
-        refusal="nothing is known of how StableCascadeUNet is called",
+        refusal="calls its timestep 'timestep_ratio'",
     ),
     Configuration(
         name="hunyuan-dit-v1.2",
@@ -127,6 +127,6 @@ REFUSED = (
             "sample_size": 128,
         },
         parameters=1_458_841_888,
-        refusal="nothing is known of how HunyuanDiT2DModel is called",
+        refusal="a HunyuanDiT2DModel cannot run on what is known of its inputs",
     ),
 )
