@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from dq_deploy.pipelines.integer_denoiser import IntegerDenoiser
 STEPS = 3
 """From 1 on at the least: a Fourier embedding takes the logarithm of the timestep."""
 
+FLUX_CHANNELS = 64
+"""Of a token that is denoised; what is more are control pictures."""
+
 FLOWING = ("SD3Transformer2DModel", "FluxTransformer2DModel", "AuraFlowTransformer2DModel", "SanaTransformer2DModel")
 
 
@@ -25,16 +29,27 @@ class BesideOthers(torch.nn.Module):
     A pipeline puts the mask and the masked picture behind its latents at every step; here they are constant.
     """
 
-    def __init__(self, denoiser: torch.nn.Module, kept: int, extra: torch.Tensor, axis: int) -> None:
+    def __init__(
+        self, denoiser: torch.nn.Module, kept: int, extra: torch.Tensor, axis: int, constants: Mapping[str, Any]
+    ) -> None:
         super().__init__()
+        self.constants = constants
         self.denoiser, self.kept, self.extra, self.axis = denoiser, kept, extra, axis
         self.config = FrozenDict({**denoiser.config, "in_channels": kept, "out_channels": kept})
         self.dtype, self.device = torch.float32, torch.device("cpu")
 
-    def forward(self, first: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
-        """The denoised channels of the output."""
-        whole = torch.cat([first, self.extra], self.axis)
-        output = self.denoiser(whole, *args, **{**kwargs, "return_dict": False})[0]
+    def __getattr__(self, name: str) -> Any:
+        """What pipelines look up besides."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("denoiser"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        """The denoised channels of the output; the sample is the first argument, or FLUX's by name."""
+        first, *rest = args or (kwargs.pop("hidden_states"),)
+        whole = torch.cat([first, self.extra[: len(first)]], self.axis)
+        output = self.denoiser(whole, *rest, **{**self.constants, **kwargs, "return_dict": False})[0]
         return (output.narrow(self.axis, 0, self.kept),)
 
 
@@ -53,10 +68,12 @@ def sampled(denoiser: Denoiser, runner: Runner) -> torch.Tensor:
     flowing = type(denoiser.module).__name__ in FLOWING
     scheduler = FlowMatchEulerDiscreteScheduler() if flowing else DDIMScheduler(clip_sample=False, steps_offset=1)
     if type(denoiser.module).__name__ == "FluxTransformer2DModel":
-        return _flux(_narrowed(module, sample, 64, 2), scheduler, rest)
+        packed = FLUX_CHANNELS if sample.shape[2] > FLUX_CHANNELS else sample.shape[2]
+        return _flux(module if packed == sample.shape[2] else _narrowed(module, sample, packed, 2, {}), scheduler, rest)
     channels, has = int(denoiser.call.output[1]), sample.shape[1]
     kept = min(has, channels)
-    narrowed = module if channels in (has, 2 * has) else _narrowed(module, sample, kept, 1)
+    plain = channels in (has, 2 * has) and not denoiser.call.constants
+    narrowed = module if plain else _narrowed(module, sample, kept, 1, denoiser.call.constants)
     pipe = DenoiserPipeline(narrowed, scheduler)
     pipe.set_progress_bar_config(disable=True)
     done = pipe(
@@ -72,9 +89,11 @@ def sampled(denoiser: Denoiser, runner: Runner) -> torch.Tensor:
     return latents
 
 
-def _narrowed(module: torch.nn.Module, sample: torch.Tensor, kept: int, axis: int) -> torch.nn.Module:
+def _narrowed(
+    module: torch.nn.Module, sample: torch.Tensor, kept: int, axis: int, constants: Mapping[str, Any]
+) -> torch.nn.Module:
     extra = sample.narrow(axis, kept, sample.shape[axis] - kept)
-    return BesideOthers(module, kept, extra, axis)
+    return BesideOthers(module, kept, extra, axis, constants)
 
 
 def _flux(module: torch.nn.Module, scheduler: Any, rest: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -25,6 +25,10 @@ TEXT_WIDTHS = (
 """Keys of a configuration that say how wide the text is, the surest first."""
 
 
+UNIT_TIMES = ("AuraFlowTransformer2DModel",)
+"""Classes whose pipelines give timesteps from 0 to 1; such a class multiplies them itself."""
+
+
 def parts_from_signature(config: Mapping[str, Any], given: Mapping[str, int]) -> CallParts:
     """Latents [B, C, height, width], the timestep, text and pooled text, where the forward takes them by these names.
 
@@ -67,7 +71,7 @@ def _input(
     if argument.name in SAMPLES:
         return _latents(argument.name, config, given, known)
     if argument.name in TIMESTEPS:
-        return tensor(argument.name)
+        return tensor(argument.name, limits=(0, 1) if config.get("_class_name") in UNIT_TIMES else None)
     if argument.name == "encoder_hidden_states":
         width = next((config[key] for key in TEXT_WIDTHS if _is_size(config.get(key))), None)
         if width is None:
