@@ -151,14 +151,15 @@ def _part(sizes: Sizes, known: Sizes, base: str) -> str | None:
 def _limits_of(
     name: str, tensor: torch.Tensor, known: Mapping[str, tuple[float, float] | None]
 ) -> tuple[float, float] | None:
-    """Range of an input of whole numbers: what is known, or what was seen."""
+    """Range of an input of whole numbers: what is known, or what was seen; a mask may always hold 0 and 1."""
     import torch
 
     if known.get(name) is not None:
         return known[name]
     if tensor.is_floating_point() or tensor.dtype == torch.bool or not tensor.numel() or name == TIMESTEP:
         return None
-    return float(tensor.min()), float(tensor.max())
+    low, high = float(tensor.min()), float(tensor.max())
+    return (min(low, 0.0), max(high, 1.0)) if name.endswith("mask") else (low, high)
 
 
 def output_shape(module: torch.nn.Module, call: SeenCall) -> tuple[int, ...]:

@@ -126,11 +126,18 @@ class _SecondCalls:
         return False
 
     def _keep(self, call: SeenCall) -> bool:
-        """Add a call that the denoiser takes; whether one of its inputs has another shape."""
+        """Add a call that the denoiser takes; whether one of its inputs has another shape.
+
+        Raises:
+            InputError: height and width grew alike, so that nothing tells a part of one from a part of the other.
+        """
+        before, after = (list(one.tensors[one.sample].shape) for one in (self.first, call))
+        if len(before) == len(after) == 4 and before[2] != after[2] and before[2] * after[3] == before[3] * after[2]:
+            raise InputError(f"the sample went from {before} to {after}, expected height and width to differ by more")
         derive_call([self.seen[0], seen := Observation(call=call, output=output_shape(self.module, call))], {})
         self.seen.append(seen)
-        before = self.first.tensors
-        return any(value.shape != before[name].shape for name, value in call.tensors.items())
+        known = self.first.tensors
+        return any(value.shape != known[name].shape for name, value in call.tensors.items())
 
     def take_size(self) -> None:
         """Another height and width, by the pipeline where it takes them, else by the denoiser alone."""
@@ -138,13 +145,13 @@ class _SecondCalls:
         may = {"height", "width"} <= self.takes.keys() or any(map(_is_picture, self.arguments.values()))
         if may and (pixels := self._pixels()) is not None:
             height, width = pixels
-            step = min(_power_of_two(math.gcd(height, width)), MOST_STEP * self._factor())
-            size = (height + step, width + 2 * step)
+            size = grown_size(height, width, MOST_STEP * self._factor())
             self.take("the size of pictures", "height, width", lambda: self._resized(*size))
         elif sample.ndim == 4:
             rows, columns = sample.shape[2:]
-            step = min(_power_of_two(math.gcd(rows, columns)), MOST_STEP)
-            grown = self._grown({self.first.sample: (2, step)}, {self.first.sample: (3, 2 * step)})
+            height, width = grown_size(rows, columns, MOST_STEP)
+            name = self.first.sample
+            grown = self._grown({name: (2, height - rows)}, {name: (3, width - columns)})
             self._try_alone("the size of samples (height, width)", grown)
 
     def take_length(self) -> None:
@@ -210,6 +217,20 @@ class _SecondCalls:
         }
         asked = {"height": height, "width": width}
         return {**changed, **{name: size for name, size in asked.items() if name in self.takes}}
+
+
+def grown_size(height: int, width: int, most: int) -> tuple[int, int]:
+    """Another height and width, both larger, and never in the same proportion.
+
+    Where they grew alike, the half of a width could not be told from a height.
+
+    Args:
+        height: as it is, and so width.
+        width: likewise.
+        most: that is added to one of them, and twice that to the other.
+    """
+    step = min(_power_of_two(math.gcd(height, width)), most)
+    return (height + 2 * step, width + step) if width == 2 * height else (height + step, width + 2 * step)
 
 
 def _is_picture(value: Any) -> bool:

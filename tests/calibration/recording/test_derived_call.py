@@ -12,6 +12,7 @@ import torch
 from dq_deploy.calibration.recording import derive_call
 from dq_deploy.calibration.recording.calls import SeenCall, one_a_sample, seen_call, watch_calls
 from dq_deploy.calibration.recording.derived_call import Observation
+from dq_deploy.calibration.recording.second_calls import grown_size
 from dq_deploy.errors import InputError
 
 
@@ -52,6 +53,22 @@ def test_names_go_with_what_varies_together() -> None:
     }
     assert found.output == ("B", 8, "height", "width")
     assert found.sizes == {"height": 8, "width": 8, "text_1": 7, "height_2": 4, "width_2": 4, "added_odd_0": 9}
+
+
+def test_a_mask_may_hold_0_and_1_though_the_first_text_filled_it() -> None:
+    call = seen(torch.zeros(1, 4, 8, 8), 5, added={"mask": torch.ones(1, 7, dtype=torch.int64)})
+    found = derive_call([Observation(call=call, output=(1, 4, 8, 8))], {})
+    assert found.inputs[-1].limits == (0, 1)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (32, 64), (64, 32), (16, 64), (24, 48), (96, 160)])
+def test_a_second_size_is_never_in_proportion(size: tuple[int, int]) -> None:
+    height, width = grown_size(*size, 16)
+    assert height > size[0]
+    assert width > size[1]
+    assert height * size[1] != width * size[0]
+    found = derive_call([observed(1, *size, 7), observed(1, height, width, 7)], {})
+    assert found.inputs[3].shape[-2:] == ("height_2", "width_2")
 
 
 def test_one_call_alone_fixes_everything_but_the_batch() -> None:
