@@ -2,8 +2,8 @@
 
     python examples/random_pipeline.py my-pipeline
 
-It has everything that a real folder has (tokenizer, text encoder, UNet, scheduler, VAE) in 3 MB, and needs no network. Its
-pictures are noise. The extra `pipelines` must be installed.
+It has everything that a real folder has (tokenizer, text encoder, UNet, scheduler, VAE) in 3 MB, and needs no network.
+Its pictures are noise. The extra `pipelines` must be installed.
 """
 
 from __future__ import annotations

@@ -80,10 +80,11 @@ def draw(module: Any, denoiser: Any, count: int, steps: int) -> Any:
 def simulated(record: Any) -> Any:
     """The simulation of a record as a denoiser of diffusers."""
     from dq_deploy import IntegerDenoiser
-    from dq_deploy.pipelines.module_runner import ModuleRunner, manifest_of_record
+    from dq_deploy.pipelines.module_runner import ModuleRunner
     from dq_deploy.simulation.fake_quant import simulate
+    from dq_deploy.targets.manifest import manifest_of_record
 
-    return IntegerDenoiser(ModuleRunner(simulate(record), manifest_of_record(record)))
+    return IntegerDenoiser(ModuleRunner(simulate(record), manifest_of_record(record, target="simulation")))
 
 
 def recognised(images: Any) -> Any:

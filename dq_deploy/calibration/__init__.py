@@ -18,7 +18,6 @@ from dq_deploy.calibration.request import CalibrationRequest, PreparedCalibratio
 from dq_deploy.calibration.schedulers import noise_levels, sampling_timesteps
 from dq_deploy.calibration.trajectory import (
     RandomInputs,
-    condition_names,
     labels_of,
     random_inputs,
     run_of_denoiser,
@@ -40,7 +39,6 @@ __all__ = [
     "Visits",
     "align_steps",
     "choose_steps",
-    "condition_names",
     "counts_of_steps",
     "features_by_step",
     "labels_of",

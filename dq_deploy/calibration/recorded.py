@@ -11,6 +11,7 @@ import numpy as np
 
 from dq_deploy.artifacts import sha256_of_file, utf8_name
 from dq_deploy.errors import FileProblemError, InputError, OptionError
+from dq_deploy.models.conditions import condition_specs
 from dq_deploy.numerics.arrays import F32, Array
 
 if TYPE_CHECKING:
@@ -20,9 +21,6 @@ Arrays = dict[str, Array]
 
 CALIBRATIONS = ("trajectory", "random", "latents")
 """Where calibration inputs come from: the model's own sampling, unit noise, or a file."""
-
-DRAWN = ("sample", "timestep", "class_labels")
-"""Inputs that a file of conditions does not hold."""
 
 
 class Spec(Protocol):
@@ -131,7 +129,7 @@ def read_source(
     found: Arrays = {}
     files: dict[str, str] = {}
     if conditions is not None:
-        wanted = [spec for spec in specs if spec.name not in DRAWN]
+        wanted = condition_specs(specs)
         if not wanted:
             raise OptionError("got `conditions`, expected none: the model takes no embeddings")
         found = read_inputs(conditions, wanted)

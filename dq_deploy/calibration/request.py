@@ -10,9 +10,8 @@ from typing import Any
 from dq_deploy.calibration.recorded import CalibrationSource, read_source
 from dq_deploy.calibration.recording import read_prompts, ready_pipeline
 from dq_deploy.calibration.recording.asked_pipeline import plain_config
-from dq_deploy.calibration.trajectory import condition_names
 from dq_deploy.errors import OptionError
-from dq_deploy.models import Denoiser, default_call, input_specs
+from dq_deploy.models import Denoiser, condition_names, default_call, input_specs
 from dq_deploy.models.load.hub_files import snapshot_of
 from dq_deploy.models.load.pipeline_folder import INDEX
 from dq_deploy.models.pipeline import PipelineCall, build_scheduler

@@ -11,7 +11,7 @@ import numpy as np
 from dq_deploy.calibration.recording.sampling_run import GIB, NOISE_OFFSET, SamplingRun
 from dq_deploy.calibration.schedulers import sampling_timesteps
 from dq_deploy.errors import OptionError
-from dq_deploy.models import engine_name, sample_name
+from dq_deploy.models import engine_name, label_limits, sample_name
 from dq_deploy.models.pipeline import PipelineCall, build_scheduler
 from dq_deploy.models.pipeline.call import SEED_STRIDE
 from dq_deploy.models.pipeline.open import pipeline_of_denoiser
@@ -69,15 +69,6 @@ class RandomInputs:
             **{name: value[nth] for name, value in self.rows.items()},
             **{name: np.broadcast_to(value, (len(step), *value.shape)) for name, value in self.shared.items()},
         }
-
-
-NOT_CONDITIONS = ("sample", "hidden_states", "timestep", "class_labels")
-"""Inputs that are no conditions: what is sampled, where on the way, and the classes that options name."""
-
-
-def condition_names(call: Call) -> list[str]:
-    """Names of the inputs that embeddings and other conditions are given by."""
-    return [name for name in (engine_name(item.name) for item in call.inputs) if name not in NOT_CONDITIONS]
 
 
 def run_of_denoiser(
@@ -144,12 +135,12 @@ def labels_of(call: Call, labels: Sequence[int], count: int, seed: int) -> I64 |
     Raises:
         OptionError: labels for a model without classes, or one that it does not have.
     """
-    limits = next((item.limits or (0, 0) for item in call.inputs if item.name == "class_labels"), None)
+    limits = label_limits(call)
     if limits is None:
         if labels:
             raise OptionError("got labels, expected none: the model has no classes")
         return None
-    low, high = int(limits[0]), int(limits[1])
+    low, high = limits
     allowed = np.arange(low, high + 1) if not labels else np.asarray(labels, np.int64)
     if allowed.min() < low or allowed.max() > high:
         raise OptionError(f"labels span {allowed.min()}..{allowed.max()}, expected {low}..{high}")

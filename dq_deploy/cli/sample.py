@@ -161,7 +161,7 @@ def _completed(
         asked = replace(asked, steps=quantized.steps)
     if not alone:
         return asked, None
-    labels_for(quantized.manifest.model_config, asked.labels)
+    labels_for(quantized.call, asked.labels)
     source, rows = conditions_for(quantized.call, given.conditions, count=asked.count, seed=asked.seed)
     words = source.files.get("conditions")
     if rows and words is None:
@@ -174,7 +174,7 @@ def _completed(
 
 def _check_picture(out: Path, quantized: Quantized, *, alone: bool) -> None:
     from dq_deploy.errors import OptionError
-    from dq_deploy.pipelines.draw import PICTURE_CHANNELS
+    from dq_deploy.models.pipeline.call import PICTURE_CHANNELS
     from dq_deploy.record.model_config import channels_of
 
     channels = channels_of(quantized.manifest.model_config, "in_channels")

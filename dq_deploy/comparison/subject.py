@@ -16,7 +16,8 @@ from dq_deploy.artifacts import NPZ_ERRORS, atomic_path, sha256_of_file
 from dq_deploy.comparison.real_images import digest_of
 from dq_deploy.comparison.settings import Settings
 from dq_deploy.errors import InputError, MissingDependencyError
-from dq_deploy.models import Denoiser
+from dq_deploy.models import Denoiser, label_limits
+from dq_deploy.models.pipeline.call import PICTURE_CHANNELS
 from dq_deploy.numerics.arrays import F32
 from dq_deploy.quality import QualityBaseline, load_classifier, load_extractor, quality_baseline
 from dq_deploy.record.model_config import channels_of
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
     from dq_deploy.models.pipeline import PipelineCall
     from dq_deploy.pipelines.watch import OnStep
     from dq_deploy.quality.table import Recognise
+    from dq_deploy.record import Call
 
 IMAGES_RANGE = 2.0
-PICTURE_CHANNELS = (1, 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +134,7 @@ def _draw(
     return draw_images(pipeline, asked, component=component, batch=batch, on_step=on_step).images
 
 
-def labels_in_turn(config: Mapping[str, Any], count: int, classes: Sequence[int] = ()) -> NDArray[np.int64] | None:
+def labels_in_turn(call: Call, count: int, classes: Sequence[int] = ()) -> NDArray[np.int64] | None:
     """Classes in turn, [count] int64, by default all the model has; None for a model without classes.
 
     A model may have one more than there are things to draw, for no class at all: give the others.
@@ -143,11 +144,12 @@ def labels_in_turn(config: Mapping[str, Any], count: int, classes: Sequence[int]
     """
     from dq_deploy.pipelines.conditions import labels_for
 
-    known = config.get("num_class_embeds")
+    known = label_limits(call)
     if known is None and not classes:
         return None
-    chosen = list(classes) or list(range(int(known or 0)))
-    labels = labels_for(config, [chosen[i % len(chosen)] for i in range(count)])
+    low, high = known or (0, 0)
+    chosen = list(classes) or list(range(low, high + 1))
+    labels = labels_for(call, [chosen[i % len(chosen)] for i in range(count)])
     return None if labels is None else np.asarray(labels, np.int64)
 
 
@@ -188,7 +190,7 @@ def prepare_subject(
     if recognise is None and measures.classifier is not None:
         recognise = load_classifier(measures.classifier)
     extractor = None if measures.extractor is None else load_extractor(measures.extractor)
-    labels = None if drawn_by is not None else labels_in_turn(denoiser.config, settings.images, classes)
+    labels = None if drawn_by is not None else labels_in_turn(denoiser.call, settings.images, classes)
     if recognise is not None and labels is None:
         raise InputError("a classifier was given, but the model has no classes to recognise; leave it out")
     pipeline, asked = _driver(denoiser, settings, labels, conditions or {}, drawn_by)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.models.call import call_arguments, call_denoiser, engine_name, input_specs, output_specs
-from dq_deploy.models.conditions import example_inputs, random_conditions, sample_name
+from dq_deploy.models.conditions import condition_names, example_inputs, label_limits, random_conditions, sample_name
 from dq_deploy.models.family import (
     CLASS_NAMES,
     TRIED,
@@ -46,6 +46,7 @@ __all__ = [
     "call_denoiser",
     "call_of_record",
     "class_of_family",
+    "condition_names",
     "default_call",
     "denoiser_from_record",
     "describe_model",
@@ -57,6 +58,7 @@ __all__ = [
     "fold_refusals",
     "fold_sites",
     "input_specs",
+    "label_limits",
     "lazy_weights",
     "load_model",
     "macs_of",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
+from dq_deploy.errors import InputError
 from dq_deploy.models.call import input_specs
 from dq_deploy.models.sizes import HEIGHT, WIDTH, sized
 from dq_deploy.numerics.arrays import Array
@@ -15,6 +16,21 @@ from dq_deploy.numerics.arrays import Array
 if TYPE_CHECKING:
     from dq_deploy.models.sizes import TensorSpec
     from dq_deploy.record import Call
+
+
+class Shaped(Protocol):
+    """An input by name and shape, whoever asks for it."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def shape(self) -> tuple[int | str, ...]:
+        """Its shape, with names of the sizes that vary."""
+
+
+SpecT = TypeVar("SpecT", bound=Shaped)
 
 PIXELS_A_LATENT = 8
 """Pixels of the picture along each side of a latent pixel, for the sizes in `time_ids`."""
@@ -30,6 +46,41 @@ MASKED = -10000.0
 """What diffusers adds to the score of a token that does not count."""
 SAMPLES = ("sample", "hidden_states")
 """What a denoiser's forward calls the noisy sample."""
+
+
+LABELS = "class_labels"
+"""Input that holds the class of each sample; in some models a vector for each sample, which is an embedding."""
+
+
+def label_limits(call: Call) -> tuple[int, int] | None:
+    """Lowest and highest class of a denoiser's labels; None for one without, or with a vector in their place.
+
+    Raises:
+        InputError: the call does not say which classes there are.
+    """
+    item = next((item for item in call.inputs if item.name == LABELS and len(item.shape) == 1), None)
+    if item is None:
+        return None
+    if item.limits is None:
+        raise InputError(f"the call has {LABELS} without limits, expected the lowest and the highest class")
+    return int(item.limits[0]), int(item.limits[1])
+
+
+def condition_specs(specs: Sequence[SpecT]) -> list[SpecT]:
+    """The inputs that embeddings and other conditions are given by.
+
+    Left out are what is sampled, where on the way, and classes, which options name.
+    """
+    return [
+        spec
+        for spec in specs
+        if spec.name not in (*SAMPLES, "timestep") and not (spec.name == LABELS and len(spec.shape) == 1)
+    ]
+
+
+def condition_names(call: Call) -> list[str]:
+    """Names of the inputs that conditions are given by."""
+    return [spec.name for spec in condition_specs(input_specs(call))]
 
 
 def sample_name(call: Call) -> str:

@@ -12,15 +12,14 @@ import numpy as np
 from dq_deploy.engines.base import Runner, TensorSpec, reason_of
 from dq_deploy.engines.capabilities import LayerForm, LayerRuns, LayerValues, NumpyOperation, RecordMemory, RunsOn
 from dq_deploy.errors import InputError, MissingDependencyError
-from dq_deploy.manifest.values import EngineManifest, TensorEntry
 from dq_deploy.models import TensorSpec as ModelTensorSpec
 from dq_deploy.models import call_of_record, example_inputs, input_specs, output_specs
 from dq_deploy.models.sizes import varying_axes
 from dq_deploy.native.program.by_sizes import Varying
 from dq_deploy.native.trace.traced import traced_program
 from dq_deploy.numerics.arrays import Array
-from dq_deploy.record import Record, check_can_run, content_sha256, load_record
-from dq_deploy.targets.manifest import input_entries
+from dq_deploy.record import Record, check_can_run, load_record
+from dq_deploy.targets.manifest import manifest_of_record
 from dq_deploy.version import __version__
 
 
@@ -43,22 +42,7 @@ class RecordRunner(Runner):
         check_can_run(record)
         call = call_of_record(record)
         inputs, outputs = input_specs(call), output_specs(call)
-        manifest = EngineManifest(
-            target="native",
-            mode="exact",
-            family=record.family,
-            model_config=dict(record.model_config),
-            scheduler_config=None if record.scheduler_config is None else dict(record.scheduler_config),
-            record_sha256=content_sha256(record),
-            inputs=input_entries(call),
-            outputs=tuple(TensorEntry(name=spec.name, dtype=spec.dtype, shape=tuple(spec.shape)) for spec in outputs),
-            sizes=dict(call.sizes),
-            constants=dict(call.constants) or None,
-            timesteps=tuple(float(timestep) for timestep in record.timesteps),
-            step_edges=tuple(float(edge) for edge in record.step_edges),
-            layers=(),
-        )
-        super().__init__(manifest, finite_check=finite_check)
+        super().__init__(manifest_of_record(record, target="native"), finite_check=finite_check)
         self.record = record
         self.inputs = tuple(_spec(spec) for spec in inputs)
         self.outputs = tuple(_spec(spec) for spec in outputs)

@@ -4,34 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from dq_deploy.calibration import CalibrationSource, read_source
 from dq_deploy.errors import OptionError
-from dq_deploy.models import input_specs, random_conditions, sample_name
+from dq_deploy.models import condition_names, input_specs, label_limits, random_conditions
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Call
 
 
-def labels_for(model_config: Mapping[str, Any], labels: Sequence[int] | None) -> tuple[int, ...] | None:
+def labels_for(call: Call, labels: Sequence[int] | None) -> tuple[int, ...] | None:
     """Checked class labels, or None for an unconditional model.
 
     Raises:
         OptionError: labels for an unconditional model, none for a conditional one, or one out of range.
     """
-    classes = model_config.get("num_class_embeds")
-    if classes is None:
+    limits = label_limits(call)
+    if limits is None:
         if labels is not None:
             raise OptionError("got labels, expected none: the model has no classes; give `count` instead")
         return None
+    low, high = limits
     if not labels:
-        raise OptionError(f"the model is class-conditional, expected labels from 0 to {classes - 1}; give `labels`")
+        raise OptionError(f"the model is class-conditional, expected labels from {low} to {high}; give `labels`")
     for label in labels:
-        if not 0 <= label < classes:
-            raise OptionError(f"label {label} is out of range, expected 0 to {classes - 1}")
+        if not low <= label <= high:
+            raise OptionError(f"label {label} is out of range, expected {low} to {high}")
     return tuple(int(label) for label in labels)
 
 
@@ -44,15 +44,14 @@ def conditions_of(call: Call, given: Mapping[str, Array], *, count: int, seed: i
         count: N.
         seed: of random ones; row i depends on the seed and i only.
     """
-    drawn_apart = (sample_name(call), "timestep", "class_labels")
-    specs = [spec for spec in input_specs(call) if spec.name not in drawn_apart]
-    if not specs:
+    names = condition_names(call)
+    if not names:
         return {}
     if given:
         rows = {name: np.take(value, np.arange(count), axis=0, mode="wrap") for name, value in given.items()}
     else:
         drawn = [random_conditions(call, 1, np.random.default_rng([seed, i])) for i in range(count)]
-        rows = {spec.name: np.concatenate([row[spec.name] for row in drawn]) for spec in specs}
+        rows = {name: np.concatenate([row[name] for row in drawn]) for name in names}
     return {name: torch.from_numpy(value) for name, value in rows.items()}
 
 

@@ -12,12 +12,11 @@ import torch
 
 from dq_deploy.errors import NonFiniteError, OptionError, library_errors
 from dq_deploy.models.pipeline import PipelineCall, denoiser_name
+from dq_deploy.models.pipeline.call import PICTURE_CHANNELS
 from dq_deploy.models.pipeline.denoiser_pipeline import DenoiserPipeline
 from dq_deploy.numerics import step_bucket
 from dq_deploy.numerics.arrays import F32
 from dq_deploy.pipelines.watch import OnStep, StepWatch, collected_warnings
-
-PICTURE_CHANNELS = (1, 3)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

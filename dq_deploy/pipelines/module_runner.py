@@ -8,10 +8,9 @@ import numpy as np
 import torch
 
 from dq_deploy.engines.base import Runner, TensorSpec
-from dq_deploy.manifest.values import EngineManifest, TensorEntry
-from dq_deploy.models import call_denoiser, call_of_record, input_specs, output_specs
+from dq_deploy.manifest.values import EngineManifest
+from dq_deploy.models import call_denoiser
 from dq_deploy.numerics.arrays import Array
-from dq_deploy.record import Record, content_sha256
 
 
 class ModuleRunner(Runner):
@@ -46,27 +45,3 @@ class ModuleRunner(Runner):
 
     def _free(self) -> None:
         del self.module
-
-
-def manifest_of_record(record: Record) -> EngineManifest:
-    """What an engine made from a record would say of itself, for its simulation."""
-    call = call_of_record(record)
-    inputs, outputs = (
-        tuple(TensorEntry(name=spec.name, dtype=spec.dtype, shape=tuple(spec.shape)) for spec in specs)
-        for specs in (input_specs(call), output_specs(call))
-    )
-    return EngineManifest(
-        target="simulation",
-        mode="exact",
-        family=record.family,
-        model_config=dict(record.model_config),
-        scheduler_config=None if record.scheduler_config is None else dict(record.scheduler_config),
-        record_sha256=content_sha256(record),
-        inputs=inputs,
-        outputs=outputs,
-        sizes=dict(call.sizes),
-        constants=dict(call.constants) or None,
-        timesteps=tuple(float(timestep) for timestep in record.timesteps),
-        step_edges=tuple(float(edge) for edge in record.step_edges),
-        layers=(),
-    )

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dq_deploy.errors import FileProblemError, OptionError
-from dq_deploy.models import Denoiser, call_of_record, default_call, float_model_of
-from dq_deploy.models.call import argument_name
+from dq_deploy.models import Denoiser, call_of_record, float_model_of
 from dq_deploy.models.pipeline import PipelineCall, build_scheduler, open_pipeline
 from dq_deploy.models.pipeline.open import pipeline_of_denoiser
 from dq_deploy.open_engine import RECORD_SUFFIXES, open_engine
 from dq_deploy.pipelines.draw import bucket_distances
 from dq_deploy.pipelines.integer_denoiser import IntegerDenoiser
-from dq_deploy.pipelines.module_runner import ModuleRunner, manifest_of_record
-from dq_deploy.record import Call, CallInput, Record, content_sha256, load_record
+from dq_deploy.pipelines.module_runner import ModuleRunner
+from dq_deploy.record import Call, Record, content_sha256, load_record
+from dq_deploy.targets.manifest import call_of_manifest, manifest_of_record
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,14 +50,7 @@ class Quantized:
     @property
     def call(self) -> Call:
         """How its denoiser is called: as the record or the engine says, or by its configuration."""
-        if self.record is not None:
-            return call_of_record(self.record)
-        found = self.manifest
-        if found.sizes is None:  # of an earlier version
-            return default_call(found.model_config)
-        inputs = (CallInput(name=argument_name(e.name), dtype=e.dtype, shape=e.shape) for e in found.inputs)
-        constants = dict(found.constants or {})
-        return Call(inputs=tuple(inputs), constants=constants, sizes=found.sizes, output=found.outputs[0].shape)
+        return call_of_manifest(self.manifest) if self.record is None else call_of_record(self.record)
 
     @property
     def provenance(self) -> Mapping[str, Any]:
@@ -112,7 +105,7 @@ def open_quantized(
 
         assert record is not None
         assert ckpt is not None
-        manifest = manifest_of_record(record)
+        manifest = manifest_of_record(record, target="simulation")
         runner: Runner = stack.enter_context(ModuleRunner(simulate(record), manifest))
         return Quantized(runner=runner, name="simulation", manifest=manifest, record=record, path=ckpt)
     if record is None and engine.suffix in RECORD_SUFFIXES:

@@ -76,6 +76,31 @@ def manifest_of(
     )
 
 
+def manifest_of_record(record: Record, *, target: str) -> EngineManifest:
+    """What is said of a record that runs as it is, with no graph file in between.
+
+    Args:
+        record: the quantized denoiser.
+        target: what runs it, as `native`.
+    """
+    call = call_of_record(record)
+    return EngineManifest(
+        target=target,
+        mode="exact",
+        family=record.family,
+        model_config=dict(record.model_config),
+        scheduler_config=None if record.scheduler_config is None else dict(record.scheduler_config),
+        record_sha256=content_sha256(record),
+        inputs=input_entries(call),
+        outputs=tuple(_tensor(spec, ALL_VARY) for spec in output_specs(call)),
+        sizes=dict(call.sizes),
+        constants=dict(call.constants) or None,
+        timesteps=tuple(float(timestep) for timestep in record.timesteps),
+        step_edges=tuple(float(edge) for edge in record.step_edges),
+        layers=(),
+    )
+
+
 def call_of_manifest(manifest: EngineManifest) -> Call:
     """The call of the denoiser that an engine stands for.
 

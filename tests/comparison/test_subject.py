@@ -12,6 +12,7 @@ from dq_deploy import load_model
 from dq_deploy.comparison import Measures, Settings, Subject, prepare_subject
 from dq_deploy.comparison.subject import labels_in_turn
 from dq_deploy.errors import InputError, ModelError, OptionError
+from dq_deploy.models import default_call
 from tests.tiny import tiny_conditional_denoiser
 
 SETTINGS = Settings(images=4, steps=2, rounds=0)
@@ -57,13 +58,14 @@ def test_damaged_images_in_the_cache_are_drawn_again(subject: Subject, model_dir
 
 
 def test_only_the_named_classes_are_drawn() -> None:
-    config = {"num_class_embeds": 11}
-    found = labels_in_turn(config, 5, (0, 7))
+    config = {"_class_name": "UNet2DModel", "sample_size": 8}
+    call = default_call({**config, "num_class_embeds": 11})
+    found = labels_in_turn(call, 5, (0, 7))
     assert found is not None
     assert found.tolist() == [0, 7, 0, 7, 0]
-    assert labels_in_turn({"num_class_embeds": None}, 5) is None
+    assert labels_in_turn(default_call(config), 5) is None
     with pytest.raises(OptionError, match="out of range"):
-        labels_in_turn(config, 5, (11,))
+        labels_in_turn(call, 5, (11,))
 
 
 def test_latents_are_compared_without_features(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from dq_deploy.calibration.recording.second_calls import LENGTH, call_of_pipelin
 from dq_deploy.errors import OptionError
 from dq_deploy.models import Denoiser
 from dq_deploy.models.pipeline import PipelineCall, open_pipeline
+from dq_deploy.models.pipeline.call import lacks_text_encoder
 from dq_deploy.models.pipeline.open import quiet
 
 if TYPE_CHECKING:
@@ -120,8 +121,7 @@ def _check_text_encoder(pipeline: Any) -> None:
     Raises:
         OptionError: the pipeline takes prompts and has no text encoder.
     """
-    names = [name for name in pipeline.components if name.startswith(("text_encoder", "tokenizer"))]
-    if names and all(getattr(pipeline, name) is None for name in names):
+    if lacks_text_encoder(pipeline):
         raise OptionError(
             f"the {type(pipeline).__name__} has no text encoder, expected one for prompts; copy text_encoder/ and "
             "tokenizer/ into its folder, or calibrate with `conditions` FILE"

@@ -260,7 +260,7 @@ def _is_of_image(value: ir.Value) -> bool:
     """
     if value.shape is None:
         return True
-    batch, *sizes = (*value.shape, 0)
+    batch, *sizes = (*list(value.shape), 0)
     return not isinstance(batch, int) and (len(sizes) > 2 or any(not isinstance(size, int) for size in sizes))
 
 

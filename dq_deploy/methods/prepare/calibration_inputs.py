@@ -17,7 +17,6 @@ from dq_deploy.calibration import (
     StepChoice,
     align_steps,
     choose_steps,
-    condition_names,
     features_by_step,
     labels_of,
     normal_biased_weights,
@@ -30,7 +29,7 @@ from dq_deploy.calibration import (
 from dq_deploy.errors import ModelError, OptionError
 from dq_deploy.methods.options import SharedOptions
 from dq_deploy.methods.progress import Progress, ProgressCallback
-from dq_deploy.models import Denoiser, middle_of, quantizable_layers, random_conditions
+from dq_deploy.models import Denoiser, condition_names, middle_of, quantizable_layers, random_conditions
 from dq_deploy.numerics.arrays import F32, F64, Array
 
 BATCH_VALUES = 1 << 26

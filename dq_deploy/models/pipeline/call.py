@@ -19,12 +19,21 @@ SEED_STRIDE = 1_000_003
 
 LONGEST_PROMPT = 10_000
 
+PICTURE_CHANNELS = (1, 3)
+"""Channels of a sample that is a picture; any other number is of latents."""
+
 
 def generators_of(seed: int, indices: Sequence[int]) -> list[torch.Generator]:
     """A random generator for each image: image i depends on the seed and i only, not on its batch."""
     import torch
 
     return [torch.Generator().manual_seed(seed * SEED_STRIDE + index) for index in indices]
+
+
+def lacks_text_encoder(pipeline: Any) -> bool:
+    """Whether a pipeline is of a class with text encoders and none is there to read a prompt."""
+    names = [name for name in pipeline.components if name.startswith(("text_encoder", "tokenizer"))]
+    return bool(names) and all(getattr(pipeline, name) is None for name in names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +176,11 @@ class _Arguments:
         if call.conditions:
             self._put("conditions", {n: v[self.indices] for n, v in call.conditions.items()}, "conditions")
         if call.prompts:
-            self._check_text_encoder()
+            if lacks_text_encoder(self.pipeline):
+                raise OptionError(
+                    f"the {self.kind} has no text encoder, expected one for `prompt`; copy text_encoder/ and "
+                    "tokenizer/ into its folder"
+                )
             self._put("prompt", [call.prompts[i % len(call.prompts)] for i in self.indices], "prompt")
         elif "prompt" in self.takes and not any(name.endswith("prompt_embeds") for name in call.extra):
             raise OptionError(f"the {self.kind} draws what a prompt says; give `prompt`")
@@ -177,14 +190,6 @@ class _Arguments:
             self.found["batch_size"] = number
         elif number > 1:
             self._put("count", number, "num_images_per_prompt")
-
-    def _check_text_encoder(self) -> None:
-        names = [name for name in self.pipeline.components if name.startswith(("text_encoder", "tokenizer"))]
-        if names and all(getattr(self.pipeline, name) is None for name in names):
-            raise OptionError(
-                f"the {self.kind} has no text encoder, expected one for `prompt`; copy text_encoder/ and tokenizer/ "
-                "into its folder"
-            )
 
     def _pictures(self) -> None:
         from dq_deploy.models.pipeline.pictures import check_same_size, read_mask, read_picture

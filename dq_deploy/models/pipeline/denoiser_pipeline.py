@@ -12,12 +12,12 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from dq_deploy.errors import ModelError, OptionError
 from dq_deploy.models.call import call_arguments
+from dq_deploy.models.pipeline.call import PICTURE_CHANNELS
 from dq_deploy.models.pipeline.schedulers import set_steps
 
 OnStepEnd = Callable[[Any, int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
 
 DEFAULT_STEPS = 50
-PICTURE_CHANNELS = (1, 3)
 
 _READS_VARIANCE = ("DDPMScheduler", "DDPMParallelScheduler", "UnCLIPScheduler")
 """Schedulers whose step takes a learned variance behind the prediction; the others take the prediction alone."""

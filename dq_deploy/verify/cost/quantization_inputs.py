@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dq_deploy.calibration import RecordedInputs, condition_names, run_of_denoiser
+from dq_deploy.calibration import RecordedInputs, run_of_denoiser
 from dq_deploy.errors import ModelError, OptionError
-from dq_deploy.models import call_of_record, input_specs, macs_of, quantizable_layers, random_conditions
+from dq_deploy.models import (
+    call_of_record,
+    condition_names,
+    input_specs,
+    macs_of,
+    quantizable_layers,
+    random_conditions,
+)
 from dq_deploy.record import Call, Record
 from dq_deploy.verify.inputs import Batch, batch_at, shared_inputs
 
