@@ -134,7 +134,10 @@ def collected_warnings() -> Iterator[list[str]]:
     logger = logging.getLogger("diffusers")
     collected = _Collected()
     before, logger.handlers = logger.handlers, [collected]
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # a command has it higher: what is collected is said, not shown
     try:
         yield collected.messages
     finally:
         logger.handlers = before
+        logger.setLevel(level)

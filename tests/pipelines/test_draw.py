@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 
@@ -67,6 +69,12 @@ def test_a_text_pipeline_draws_as_diffusers_does_and_says_what_it_cuts():
     call = PipelineCall(prompts=("a red ball", "a " * 100), count=2, steps=3, guidance=4.0, negative_prompt="blue")
     drawn = draw_images(pipeline, call)
     assert "truncated" in drawn.remarks[0]
+    logging.getLogger("diffusers").setLevel(logging.ERROR)  # as a command has it
+    try:
+        assert draw_images(pipeline, call).remarks == drawn.remarks
+        assert logging.getLogger("diffusers").level == logging.ERROR
+    finally:
+        logging.getLogger("diffusers").setLevel(logging.WARNING)
     own = pipeline(**call.arguments(pipeline, [0], output_type="np")).images
     np.testing.assert_allclose((drawn.images[:1] + 1) / 2, np.moveaxis(own, -1, 1), atol=1e-6)
     latents = draw_images(pipeline, call, latents=True)
