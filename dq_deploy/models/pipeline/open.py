@@ -140,16 +140,27 @@ def _without_weights(folder: PipelineFolder, name: str) -> Any:
 
 
 def _check_parts(folder: PipelineFolder, given: dict[str, Any]) -> None:
-    """Refuse a folder that lacks a component which it names.
+    """Refuse a folder that lacks a component which it names, or names none for one that its class needs.
 
     Raises:
         ModelError: the first that is missing.
     """
+    import diffusers
+
     for name, (_, kind) in folder.components.items():
         if name not in given and not (folder.path / name).is_dir():
             raise ModelError(
                 f"{folder.path / INDEX} names the {name} {kind}, but the folder {name}/ is missing; copy "
                 "it from where the pipeline came from"
+            )
+    kind = getattr(diffusers, folder.class_name)
+    optional = {*kind._optional_components, "safety_checker", "feature_extractor"}
+    for name, parameter in list(inspect.signature(kind.__init__).parameters.items())[1:]:
+        plain = parameter.default is not parameter.empty or parameter.kind is parameter.VAR_KEYWORD
+        if not plain and name not in {*optional, *folder.components, *given}:
+            raise ModelError(
+                f"{folder.path / INDEX} has no {name}, expected the one that a {folder.class_name} works with; copy "
+                f"{name}/ from where the pipeline came from and name its class"
             )
 
 

@@ -64,6 +64,8 @@ def test_a_picture_or_a_mask_opens_the_class_of_diffusers_that_takes_it(original
         ({"_class_name": "NoSuchPipeline"}, "names the pipeline 'NoSuchPipeline', which diffusers"),
         ({"vae": ["my_code", "MyVae"]}, "expected a class of diffusers or transformers: no other code is run"),
         ({"unet_2": ["diffusers", "UNet2DConditionModel"]}, "has 2 denoisers, unet, unet_2"),
+        ({"vae": [None, None]}, "has no vae, expected the one that a StableDiffusionPipeline works with"),
+        ({"text_encoder": [None, None]}, "has no text_encoder, expected the one"),
         ({"text_encoder_2": ["transformers", "CLIPTextModel"]}, "but the folder text_encoder_2/ is missing"),
         ({"scheduler": ["diffusers", "NoSuchScheduler"]}, "give both one class"),
     ],
