@@ -13,6 +13,9 @@ import numpy as np
 
 from dq_deploy.errors import FileProblemError, OptionError
 from dq_deploy.models import Denoiser, call_of_record, float_model_of
+from dq_deploy.models.family import family_of
+from dq_deploy.models.load.json_file import read_json
+from dq_deploy.models.load.pipeline_folder import find_denoiser
 from dq_deploy.models.pipeline import PipelineCall, build_scheduler, open_pipeline
 from dq_deploy.models.pipeline.open import pipeline_of_denoiser
 from dq_deploy.open_engine import RECORD_SUFFIXES, open_engine
@@ -135,12 +138,15 @@ def pipeline_around(
 
     Raises:
         ModelError: no pipeline can be opened there.
-        OptionError: a scheduler that does not exist or does not fit.
+        OptionError: a scheduler that does not exist or does not fit, or a pipeline around another denoiser than the
+            one that was quantized.
     """
     config = quantized.manifest.scheduler_config
     denoiser = quantized.denoiser()
     if folder is None:
         return pipeline_of_denoiser(denoiser, build_scheduler(config, asked.scheduler))
+    place = find_denoiser(folder, component).folder
+    _check_same_kind(quantized, read_json(place / "config.json"), str(place))
     pipeline = open_pipeline(folder, component=component, denoiser=denoiser, scheduler=asked.scheduler, asked=asked)
     if asked.scheduler is None and config is not None and hasattr(pipeline, "scheduler"):
         pipeline.scheduler = build_scheduler(config)
@@ -162,7 +168,7 @@ def float_denoiser(quantized: Quantized, model: Path | None, component: str | No
     denoiser = float_model_of(provenance, source, component=component)
     expected = provenance.get("source_sha256")
     if expected is None:
-        _check_same_kind(quantized, denoiser)
+        _check_same_kind(quantized, denoiser.config, denoiser.source)
         advice = (
             "; give `record` to have them checked" if quantized.record is None else ": the record has no hash of them"
         )
@@ -178,18 +184,18 @@ def float_denoiser(quantized: Quantized, model: Path | None, component: str | No
     return denoiser, None
 
 
-def _check_same_kind(quantized: Quantized, denoiser: Denoiser) -> None:
+def _check_same_kind(quantized: Quantized, mine: Mapping[str, Any], source: str) -> None:
     """Refuse a float model of another class or configuration than was quantized, where both name a value."""
     advice = "give the model that was quantized with `model`"
-    mine, theirs = denoiser.config, quantized.manifest.model_config
+    theirs = quantized.manifest.model_config
     given, wanted = (str(config.get("_class_name", "model of no named class")) for config in (mine, theirs))
-    if quantized.manifest.family not in (None, denoiser.family) or ("_class_name" in theirs and given != wanted):
-        raise OptionError(f"the float model {denoiser.source} is a {given}, expected the {wanted} quantized; {advice}")
+    if quantized.manifest.family not in (None, family_of(mine)) or ("_class_name" in theirs and given != wanted):
+        raise OptionError(f"the float model {source} is a {given}, expected the {wanted} quantized; {advice}")
     for key in sorted(mine.keys() & theirs.keys()):  # a value left out is the default, which a newer file may spell out
         if not key.startswith("_") and mine[key] != theirs[key]:  # the folder's name and diffusers' version may differ
             raise OptionError(
-                f"the float model {denoiser.source} has {key} {short(mine[key])}, expected {short(theirs[key])} as "
-                f"what was quantized; {advice}"
+                f"the float model {source} has {key} {short(mine[key])}, expected {short(theirs[key])} as what was "
+                f"quantized; {advice}"
             )
 
 
