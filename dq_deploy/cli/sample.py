@@ -151,12 +151,16 @@ def _completed(
     given: SampleArguments, asked: PipelineCall, quantized: Quantized, *, alone: bool
 ) -> tuple[PipelineCall, str | None]:
     """The call with the number of images and steps, and what the embeddings are, in words."""
+    from dq_deploy.models.pipeline.call_file import says_count
     from dq_deploy.pipelines.conditions import conditions_for, labels_for
 
     chosen = 1 if asked.image or asked.control_image or asked.extra else DEFAULT_COUNT
     fixed = asked.prompts or asked.labels
-    if given.count is None and asked.count == 1:
+    if given.count is None and (given.call is None or not says_count(given.call)):
         asked = replace(asked, count=len(fixed) if fixed else chosen)
+    if fixed and asked.count < len(fixed):
+        what = "prompts" if asked.prompts else "labels"
+        warn(f"{len(fixed)} {what} were given for --count {asked.count}: those behind are not drawn")
     if asked.steps is None:
         asked = replace(asked, steps=quantized.steps)
     if not alone:

@@ -81,3 +81,22 @@ def test_a_mistake_is_one_line_and_leaves_nothing(more, message, model, tmp_path
     assert done.code == 2
     assert message in done.err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipeline_around_another_denoiser_is_refused(model, tmp_path):
+    tiny_text_pipeline().save_pretrained(tmp_path / "sd")
+    config = tmp_path / "sd" / "unet" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "norm_num_groups": 2}))
+    more = ["--prompt", "a", "--out", tmp_path / "x.png"]
+    done = command("sample", *model[:2], "--model", tmp_path / "sd", *more)
+    assert done.code == 2
+    assert "has norm_num_groups 2, expected 4 as what was quantized" in done.err
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_a_file_of_the_call_says_how_many_images(model, tmp_path):
+    (tmp_path / "call.yaml").write_text("prompt: [a, b]\ncount: 1\nsteps: 1\n")
+    done = command("sample", *model, "--call", tmp_path / "call.yaml", "--out", tmp_path / "x.png")
+    assert done.code == 0, done.err
+    assert Image.open(tmp_path / "x.png").size == (16, 16)
+    assert "2 prompts were given for --count 1: those behind are not drawn" in done.err

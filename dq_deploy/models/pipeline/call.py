@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.errors import OptionError
+from dq_deploy.models.pipeline.effects import check_effects
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +19,7 @@ SEED_STRIDE = 1_000_003
 """Keeps the generators of neighbouring seeds apart."""
 
 LONGEST_PROMPT = 10_000
+LARGEST_SEED = 2**32 - 1
 
 PICTURE_CHANNELS = (1, 3)
 """Channels of a sample that is a picture; any other number is of latents."""
@@ -88,6 +90,8 @@ class PipelineCall:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise OptionError(f"{name} is {value}, expected at least {least}")
+        if self.seed > LARGEST_SEED:
+            raise OptionError(f"seed is {self.seed}, expected at most {LARGEST_SEED}")
         if (self.height is None) != (self.width is None):
             named, other = ("height", "width") if self.width is None else ("width", "height")
             raise OptionError(
@@ -105,6 +109,10 @@ class PipelineCall:
                 raise OptionError(f"prompt {position} is empty, expected words")
             if len(prompt) > LONGEST_PROMPT:
                 raise OptionError(f"prompt {position} has {len(prompt)} characters, expected at most {LONGEST_PROMPT}")
+        if len(self.negative_prompt or "") > LONGEST_PROMPT:
+            raise OptionError(
+                f"negative_prompt has {len(self.negative_prompt or '')} characters, expected at most {LONGEST_PROMPT}"
+            )
 
     def arguments(self, pipeline: Any, indices: Sequence[int], *, output_type: str | None = None) -> dict[str, Any]:
         """Keyword arguments of the pipeline's `__call__` for some of the images.
@@ -153,9 +161,10 @@ class _Arguments:
         if self.output_type is not None and "output_type" in self.takes:
             self.found["output_type"] = self.output_type
         for name, value in call.extra.items():
-            if name in self.found and name not in ("generator", "output_type"):
+            if name in self.found:
                 raise OptionError(f"got {name} twice, as an option and in the file of the call; give one")
             self._put(name, value, name)
+        check_effects(self.pipeline, self.found)
         return self.found
 
     def _put(self, option: str, value: Any, *names: str) -> None:

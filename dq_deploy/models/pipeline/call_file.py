@@ -22,6 +22,16 @@ _OTHER_NAMES = {
 }
 """Names of the pipelines for what a `PipelineCall` has a name of its own for."""
 
+_OURS = {
+    "return_dict": "leave it out",
+    "output_type": "leave it out: the file that is written says it",
+    "generator": "give `seed`",
+    "num_images_per_prompt": "give `count`",
+    "callback": "leave it out",
+    "callback_on_step_end": "leave it out",
+}
+"""Arguments that the commands give themselves, and what to do in their place."""
+
 _KINDS: dict[str, tuple[type, ...]] = {
     "negative_prompt": (str,),
     "guidance": (int, float),
@@ -63,6 +73,11 @@ def read_call(path: Path, **options: Any) -> PipelineCall:
     return PipelineCall(**found)
 
 
+def says_count(path: Path) -> bool:
+    """Whether the file of a call says how many images."""
+    return "count" in _read(path)
+
+
 def _read(path: Path) -> Mapping[str, Any]:
     import yaml
 
@@ -87,6 +102,8 @@ def _attributes(path: Path) -> dict[str, Any]:
         name = _OTHER_NAMES.get(key, key)
         if name in found:
             raise FileProblemError(f"{path} has {key} twice, by two names; leave one out")
+        if name in _OURS:
+            raise FileProblemError(f"{path} has {key}, which a file of the call cannot say; {_OURS[name]}")
         if name not in known:
             extra[key] = _loaded(value, path.parent, key)
         elif name in ("prompts", "labels"):

@@ -15,6 +15,7 @@ from dq_deploy.models.pipeline import PipelineCall, build_scheduler
 from dq_deploy.models.pipeline.call_file import read_call
 from dq_deploy.models.pipeline.open import suited
 from tests.pipelines.tiny_pipelines import tiny_text_pipeline
+from tests.pipelines.tiny_transformers import flux
 from tests.tiny import ONE_LEVEL, SCHEDULER, tiny_denoiser
 
 
@@ -149,3 +150,43 @@ def test_a_key_the_pipeline_does_not_take_is_refused_by_name(text, tmp_path):
     path.write_text("prompt: a\nnonsense: 3")
     with pytest.raises(OptionError, match="got `nonsense`, which StableDiffusionPipeline does not take; it takes"):
         read_call(path).arguments(text, [0])
+
+
+def test_what_would_change_nothing_is_refused(text, tmp_path):
+    for call, message in (
+        (PipelineCall(prompts=("a",), negative_prompt="b", guidance=1.0), "draws with guidance_scale 1, without"),
+        (PipelineCall(prompts=("a",), eta=0.5), "eta is 0.5, expected 0: PNDMScheduler has no eta"),
+        (
+            PipelineCall(prompts=("a",), image=picture(tmp_path / "a.png"), strength=0.1, steps=2),
+            "strength 0.1 of 2 steps leaves no step to take",
+        ),
+    ):
+        with pytest.raises(OptionError, match=message):
+            call.arguments(suited(text, call), [0])
+
+
+def test_guidance_that_the_denoiser_does_not_take_is_refused():
+    pipeline, given = flux()
+    extra = given.pop("extra")
+    asked = PipelineCall(**given, negative_prompt="b", extra=extra)
+    with pytest.raises(OptionError, match=r"`negative_prompt` would change nothing.*true_cfg_scale above 1"):
+        asked.arguments(pipeline, [0])
+    asked = PipelineCall(**given, negative_prompt="b", extra={**extra, "true_cfg_scale": 2.0})
+    assert asked.arguments(pipeline, [0])["negative_prompt"] == ["b"]
+    pipeline.transformer.register_to_config(guidance_embeds=False)
+    with pytest.raises(OptionError, match="`guidance` would change nothing"):
+        PipelineCall(**given, extra=extra).arguments(pipeline, [0])
+
+
+def test_a_file_of_the_call_says_nothing_that_the_commands_say(tmp_path):
+    for name in ("return_dict", "output_type", "generator", "num_images_per_prompt"):
+        (tmp_path / "call.yaml").write_text(f"prompt: a\n{name}: 3\n")
+        with pytest.raises(FileProblemError, match=f"has {name}, which a file of the call cannot say"):
+            read_call(tmp_path / "call.yaml")
+
+
+def test_a_seed_and_a_negative_prompt_have_an_end():
+    with pytest.raises(OptionError, match=r"seed is .*, expected at most 4294967295"):
+        PipelineCall(seed=2**63)
+    with pytest.raises(OptionError, match="negative_prompt has 10001 characters"):
+        PipelineCall(negative_prompt="a" * 10001)
