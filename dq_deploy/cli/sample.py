@@ -211,10 +211,12 @@ def _sampled(
     given: SampleArguments, driver: _Driver, quantized: Quantized, module: nn.Module | None
 ) -> tuple[Samples, Rows]:
     """What the command reports, and the rows of images."""
+    from dq_deploy.models.pipeline import denoiser_name, scheduler_name
     from dq_deploy.pipelines.draw import constant_images
     from dq_deploy.quality.image import image_distances
 
     pipeline, asked = driver.pipeline, driver.asked
+    steps = scheduler_name(pipeline, getattr(pipeline, denoiser_name(pipeline, driver.component)))
     drawn, seconds = _draw(given, driver, quantized, None)
     for remark in drawn.remarks:
         warn(remark)
@@ -232,7 +234,7 @@ def _sampled(
         latents=drawn.latents,
         asked=asked,
         pipeline=type(pipeline).__name__,
-        scheduler=type(pipeline.scheduler).__name__ if hasattr(pipeline, "scheduler") else None,
+        scheduler=None if steps is None else type(getattr(pipeline, steps)).__name__,
         batch=_batch(given, pipeline),
         conditions=None,
         captions=captions,

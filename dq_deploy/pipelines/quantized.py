@@ -16,7 +16,7 @@ from dq_deploy.models import Denoiser, call_of_record, float_model_of
 from dq_deploy.models.family import family_of
 from dq_deploy.models.load.json_file import read_json
 from dq_deploy.models.load.pipeline_folder import find_denoiser
-from dq_deploy.models.pipeline import PipelineCall, build_scheduler, open_pipeline
+from dq_deploy.models.pipeline import PipelineCall, build_scheduler, open_pipeline, scheduler_name
 from dq_deploy.models.pipeline.open import pipeline_of_denoiser
 from dq_deploy.open_engine import RECORD_SUFFIXES, open_engine
 from dq_deploy.pipelines.draw import bucket_distances
@@ -148,8 +148,9 @@ def pipeline_around(
     place = find_denoiser(folder, component).folder
     _check_same_kind(quantized, read_json(place / "config.json"), str(place))
     pipeline = open_pipeline(folder, component=component, denoiser=denoiser, scheduler=asked.scheduler, asked=asked)
-    if asked.scheduler is None and config is not None and hasattr(pipeline, "scheduler"):
-        pipeline.scheduler = build_scheduler(config)
+    steps = scheduler_name(pipeline, denoiser)
+    if asked.scheduler is None and config is not None and steps is not None:
+        setattr(pipeline, steps, build_scheduler(config))
     return pipeline
 
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 
 from dq_deploy.errors import NonFiniteError, OptionError
+from dq_deploy.models.pipeline import scheduler_name
 
 OnStep = Callable[[int, int], None]
 
@@ -48,7 +49,8 @@ class StepWatch:
     def __init__(self, pipeline: Any, component: str, on_step: OnStep | None = None) -> None:
         self.pipeline = pipeline
         self.denoiser = getattr(pipeline, component)
-        self.scheduler = getattr(pipeline, "scheduler", None)
+        steps = scheduler_name(pipeline, self.denoiser)
+        self.scheduler = None if steps is None else getattr(pipeline, steps)
         self.on_step = on_step
         self.timesteps: list[float] = []
         self.done = 0

@@ -16,7 +16,7 @@ from dq_deploy.calibration.recording.prompts import prompts_sha256, shipped_prom
 from dq_deploy.calibration.recording.second_calls import LENGTH, call_of_pipeline
 from dq_deploy.errors import OptionError
 from dq_deploy.models import Denoiser
-from dq_deploy.models.pipeline import PipelineCall, open_pipeline
+from dq_deploy.models.pipeline import PipelineCall, open_pipeline, scheduler_name
 from dq_deploy.models.pipeline.call import lacks_text_encoder
 from dq_deploy.models.pipeline.open import quiet
 
@@ -98,10 +98,11 @@ def ready_pipeline(
         limits = {item.name: item.limits for item in denoiser.call.inputs}
         first = replace(asked, labels=(0,)) if _takes_classes(pipeline, asked) else asked
         derived = call_of_pipeline(pipeline, denoiser.module, first, limits)
-    config = scheduler_config_of(pipeline) if asked.scheduler is not None else denoiser.scheduler_config
+    own = denoiser.scheduler_config
+    config = own if asked.scheduler is None else scheduler_config_of(pipeline, denoiser.module)
     return ReadyPipeline(
         denoiser=replace(denoiser, call=derived.call, scheduler_config=config),
-        source=AskedPipeline(pipeline=pipeline, asked=asked, words=_words(pipeline, asked)),
+        source=AskedPipeline(pipeline=pipeline, asked=asked, words=_words(pipeline, denoiser.module, asked)),
         remarks=(*remarks, *derived.notes),
     )
 
@@ -154,10 +155,10 @@ def _takes_classes(pipeline: Any, asked: PipelineCall) -> bool:
     return "class_labels" in _takes(pipeline) and asked.labels is None and "class_labels" not in asked.extra
 
 
-def scheduler_config_of(pipeline: Any) -> dict[str, Any] | None:
-    """The configuration of the scheduler that takes a pipeline's steps, JSON values with its class."""
-    scheduler = getattr(pipeline, "scheduler", None)
-    return None if scheduler is None else plain_config(scheduler)
+def scheduler_config_of(pipeline: Any, denoiser: Any) -> dict[str, Any] | None:
+    """The configuration of the scheduler that takes the denoiser's steps, JSON values with its class."""
+    name = scheduler_name(pipeline, denoiser)
+    return None if name is None else plain_config(getattr(pipeline, name))
 
 
 def plain_config(scheduler: Any) -> dict[str, Any]:
@@ -167,12 +168,12 @@ def plain_config(scheduler: Any) -> dict[str, Any]:
     return {key: value for key, value in plain.items() if key not in infinite}  # -inf is the default of its keys
 
 
-def _words(pipeline: Any, asked: PipelineCall) -> dict[str, Any]:
-    config = scheduler_config_of(pipeline)
+def _words(pipeline: Any, denoiser: Any, asked: PipelineCall) -> dict[str, Any]:
+    config = scheduler_config_of(pipeline, denoiser)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
     words: dict[str, Any] = {
         "pipeline": type(pipeline).__name__,
-        "scheduler": type(getattr(pipeline, "scheduler", None)).__name__,
+        "scheduler": None if config is None else config["_class_name"],
         "scheduler_sha256": digest,
     }
     if asked.prompts:

@@ -18,6 +18,7 @@ from dq_deploy.calibration.recording.derived_call import check_same_arguments
 from dq_deploy.calibration.recording.rows import InputRows, free_disk_bytes
 from dq_deploy.errors import InputError, NonFiniteError, OptionError, library_errors
 from dq_deploy.models import call_arguments, engine_name
+from dq_deploy.models.pipeline import scheduler_name
 from dq_deploy.models.pipeline.call import SEED_STRIDE
 from dq_deploy.models.pipeline.open import quiet
 from dq_deploy.models.sizes import BATCH, sized
@@ -126,7 +127,8 @@ class SamplingRun:
     @property
     def scheduler(self) -> str:
         """Class of the scheduler that takes the steps."""
-        return type(getattr(self.pipeline, "scheduler", None)).__name__
+        steps = scheduler_name(self.pipeline, self.module)
+        return "no scheduler" if steps is None else type(getattr(self.pipeline, steps)).__name__
 
     @property
     def kind(self) -> str:
@@ -320,7 +322,8 @@ class SamplingRun:
     @contextmanager
     def _probing(self, on_step: Callable[[float], None]) -> Iterator[None]:
         """Inside, each step of the scheduler tells what an output of one moves, against one of zero."""
-        scheduler = getattr(self.pipeline, "scheduler", None)
+        steps = scheduler_name(self.pipeline, self.module)
+        scheduler = None if steps is None else getattr(self.pipeline, steps)
         if scheduler is None or not hasattr(scheduler, "step"):
             yield
             return

@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
-__all__ = ["SHORT_NAMES", "PipelineCall", "build_scheduler", "denoiser_name", "open_pipeline", "set_steps"]
+__all__ = [
+    "SHORT_NAMES",
+    "PipelineCall",
+    "build_scheduler",
+    "denoiser_name",
+    "open_pipeline",
+    "scheduler_name",
+    "set_steps",
+]
 
 
 def open_pipeline(
@@ -63,3 +71,20 @@ def denoiser_name(pipeline: Any, component: str | None = None) -> str:
     from dq_deploy.models.pipeline.folder import the_denoiser
 
     return the_denoiser(type(pipeline).__name__, [n for n, value in pipeline.components.items() if value], component)
+
+
+def scheduler_name(pipeline: Any, denoiser: Any) -> str | None:
+    """Name of the scheduler that takes a denoiser's steps, as `scheduler`, or `prior_scheduler` of a prior.
+
+    Args:
+        pipeline: of diffusers.
+        denoiser: one of its components.
+
+    Returns:
+        The name, or None where the pipeline has no scheduler for it.
+    """
+    from dq_deploy.models.load.pipeline_folder import scheduler_of
+
+    component = next((name for name, value in pipeline.components.items() if value is denoiser), "")
+    name = scheduler_of(component, pipeline.components)
+    return None if getattr(pipeline, name, None) is None else name

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("transformers")
 
 from dq_deploy.errors import DqError, ModelError, OptionError
-from dq_deploy.models.pipeline import PipelineCall, build_scheduler, denoiser_name, open_pipeline
+from dq_deploy.models.pipeline import PipelineCall, build_scheduler, denoiser_name, open_pipeline, scheduler_name
 from tests.pipelines.tiny_pipelines import tiny_text_pipeline
 from tests.tiny import SCHEDULER, tiny_conditional_denoiser
 
@@ -43,6 +44,15 @@ def test_a_given_denoiser_stands_in_place_of_one_that_is_not_loaded(folder):
     assert type(open_pipeline(folder, denoiser=module).scheduler).__name__ == "PNDMScheduler"
     with pytest.raises(ModelError, match="weight files there: none"):
         open_pipeline(folder)
+
+
+def test_each_denoiser_has_the_scheduler_of_its_own_name():
+    prior, unet = object(), object()
+    parts = {"prior_prior": prior, "prior_scheduler": "DDPM", "unet": unet, "scheduler": "DDIM"}
+    combined = SimpleNamespace(components=parts, **parts)
+    assert scheduler_name(combined, prior) == "prior_scheduler"
+    assert scheduler_name(combined, unet) == "scheduler"
+    assert scheduler_name(SimpleNamespace(components={"unet": unet}), unet) is None
 
 
 def test_a_picture_or_a_mask_opens_the_class_of_diffusers_that_takes_it(original, tmp_path):
