@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from dq_deploy.errors import InputError
+from dq_deploy.models.call import call_arguments
 from dq_deploy.numerics import FLOAT32_EXACT, channel_axis_of, is_static, reciprocal
 from dq_deploy.record import Layer, Record
 from dq_deploy.simulation.exact_arithmetic import check_exact_products, convolve, exact_products
@@ -184,7 +185,7 @@ class Simulation(torch.nn.Module):
     Attributes:
         denoiser: the diffusers module with integer layers in place.
         context: step context of its layers.
-        constants: plain values that the denoiser is always called with, by argument.
+        constants: plain values that the denoiser is always called with, by argument of its forward.
     """
 
     def __init__(
@@ -195,7 +196,7 @@ class Simulation(torch.nn.Module):
         constants: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.constants = dict(constants or {})
+        self.constants = call_arguments({}, constants)
         self.denoiser = denoiser
         self.context = context
         self.register_buffer("step_edges", step_edges, persistent=False)
@@ -225,8 +226,17 @@ class Simulation(torch.nn.Module):
             raise InputError(f"timestep has shape {tuple(time.shape)}, expected one number for each of {batch} samples")
         given[TIMESTEP] = time.reshape(-1).expand(batch) if time.numel() == 1 else time
         self.context.step = self.bucket(given[TIMESTEP])
-        output: torch.Tensor = self.denoiser(**{**self.constants, **given, "return_dict": False})[0]
+        output: torch.Tensor = self.denoiser(**{**_joined(self.constants, given), "return_dict": False})[0]
         return output
+
+
+def _joined(constants: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that are given beside those that never change, inside dicts too."""
+    found = {**constants, **given}
+    for name in constants.keys() & given.keys():
+        if isinstance(constants[name], dict) and isinstance(given[name], dict):
+            found[name] = _joined(constants[name], given[name])
+    return found
 
 
 def replace_layer(module: torch.nn.Module, name: str, layer: torch.nn.Module) -> None:

@@ -8,8 +8,9 @@ import torch
 
 from dq_deploy import numerics
 from dq_deploy.errors import InputError
+from dq_deploy.models import call_denoiser
 from dq_deploy.record import Layer, Part
-from dq_deploy.simulation.fake_quant import IntegerLayer, StepContext
+from dq_deploy.simulation.fake_quant import IntegerLayer, Simulation, StepContext
 
 STEPS = 4
 
@@ -161,3 +162,16 @@ def test_entries_folded_into_the_batch_take_their_samples_step() -> None:
     np.testing.assert_array_equal(got(torch.from_numpy(x)).numpy(), numerics.integer_layer(layer, x, step).output)
     with pytest.raises(InputError, match="layer layer reads 5 entries for 2 samples"):
         got(torch.from_numpy(x[:5]))
+
+
+def test_constants_inside_a_dict_stand_beside_what_is_given_there() -> None:
+    class Scaled(torch.nn.Module):
+        def forward(self, sample, timestep, added, *, factor=1.0, return_dict=True):
+            return (sample * added["gain"] * added["bias"] * factor,)
+
+    constants = {"added.gain": 3.0, "factor": 2.0}
+    simulation = Simulation(Scaled(), StepContext(), torch.zeros(0), constants)
+    found = call_denoiser(
+        simulation, {"sample": torch.ones(1), "timestep": torch.zeros(1), "added.bias": torch.ones(1)}
+    )
+    assert found.tolist() == [6.0]

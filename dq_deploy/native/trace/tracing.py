@@ -22,8 +22,6 @@ from dq_deploy.native.trace.geometry import Geometry
 from dq_deploy.native.trace.graph import TracedGraph
 from dq_deploy.record import Call
 
-_DTYPES = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32}
-
 
 @torch.library.custom_op("dq_native::integer_layer", mutates_args=())
 def integer_layer(
@@ -145,7 +143,7 @@ def _constant(target: str, value: torch.Tensor, computed: Mapping[int, torch.Ten
 
 
 def _input(shape: tuple[int, ...], dtype: str, images: torch.memory_format) -> torch.Tensor:
-    value = torch.empty(shape, dtype=_DTYPES[dtype])
+    value = torch.empty(shape, dtype=getattr(torch, dtype))
     return value.contiguous(memory_format=images) if value.ndim == 4 else value
 
 

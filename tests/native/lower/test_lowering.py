@@ -400,3 +400,12 @@ def test_a_copy_that_two_layers_need_is_made_once():
 @pytest.mark.parametrize("seed", range(24))
 def test_random_modules_are_torchs(seed):
     assert Writer(seed).case().difference() < 0.05  # codes at ties may flip
+
+
+def test_a_mask_of_truth_values_is_an_input() -> None:
+    class Masked(torch.nn.Module):
+        def forward(self, x, mask):
+            return torch.where(mask, x, x * 0.5)
+
+    case = Case(Masked(), {"x": (("B", 4), "float32"), "mask": (("B", 4), "bool")})
+    assert case.difference() < 1e-6
