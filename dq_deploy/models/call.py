@@ -93,10 +93,16 @@ def call_denoiser(
         lambda error: f"the denoiser fails in {layer_of_error(error, module)}",
         "check the model's configuration and the shapes of what it is given",
     ):
-        output = module(**call_arguments(inputs, constants))
+        return output_tensor(module(**call_arguments(inputs, constants)))
+
+
+def output_tensor(output: Any) -> torch.Tensor:
+    """The tensor that a denoiser gives: itself, or the first entry of a tuple or of an output class of diffusers."""
     if isinstance(output, tuple):
         output = output[0]
-    tensor: torch.Tensor = getattr(output, "sample", output)
+    elif isinstance(output, Mapping):
+        output = next(iter(output.values()))
+    tensor: torch.Tensor = output
     return tensor
 
 

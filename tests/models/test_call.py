@@ -1,13 +1,15 @@
-"""A denoiser that fails names the layer that was running."""
+"""A denoiser that fails names the layer that was running, and gives one tensor."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from diffusers.models.transformers.prior_transformer import PriorTransformerOutput
 
 from dq_deploy.errors import LibraryError
 from dq_deploy.models import call_denoiser, example_inputs
+from dq_deploy.models.call import output_tensor
 from dq_deploy.simulation.fake_quant import simulate
 from tests.tiny import ONE_LEVEL, random_record, tiny_denoiser
 
@@ -35,3 +37,10 @@ def test_a_wrong_shape_names_the_layer_that_meets_it():
     inputs = {"sample": torch.ones(1, 2, 8, 8), "timestep": torch.ones(1)}
     with pytest.raises(LibraryError, match="fails in layer conv_in: RuntimeError"):
         call_denoiser(denoiser.module, inputs)
+
+
+def test_a_denoiser_s_tensor_is_found_whatever_its_output_calls_it() -> None:
+    tensor = torch.ones(1)
+    assert output_tensor(PriorTransformerOutput(predicted_image_embedding=tensor)) is tensor
+    assert output_tensor((tensor,)) is tensor
+    assert output_tensor(tensor) is tensor

@@ -18,6 +18,7 @@ from dq_deploy.calibration.recording.derived_call import check_same_arguments
 from dq_deploy.calibration.recording.rows import InputRows, free_disk_bytes
 from dq_deploy.errors import InputError, NonFiniteError, OptionError, library_errors
 from dq_deploy.models import call_arguments, engine_name
+from dq_deploy.models.call import output_tensor
 from dq_deploy.models.pipeline import scheduler_name
 from dq_deploy.models.pipeline.call import SEED_STRIDE
 from dq_deploy.models.pipeline.open import quiet
@@ -368,8 +369,7 @@ class _FiniteWatch:
 
     def leave(self, _module: torch.nn.Module, _args: Any, output: Any) -> None:
         """Behind a call."""
-        value = output[0] if isinstance(output, tuple) else getattr(output, "sample", None)
-        if self.searching or self.last is None or value is None or _is_finite(value):
+        if self.searching or self.last is None or _is_finite(output_tensor(output)):
             return
         call, place, self.searching = self.last, self._place(self.last), True
         arguments = call_arguments(call.tensors, self.constants)
