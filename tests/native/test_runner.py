@@ -10,7 +10,7 @@ import pytest
 import torch
 from dq_kernels.cpu.library import known_isas
 
-from dq_deploy.errors import InputError, OptionError
+from dq_deploy.errors import DqError, InputError, OptionError
 from dq_deploy.models import Denoiser, call_denoiser, call_of_record, example_inputs
 from dq_deploy.native.runner import NativeRunner, RecordRunner
 from dq_deploy.native.trace.traced import traced_program
@@ -157,3 +157,12 @@ def test_inputs_of_another_shape_or_type_are_refused():
             runner.run(feeds | {"sample": feeds["sample"].repeat(2, 1)})
         with pytest.raises(InputError, match="holds nan"):
             runner.run(feeds | {"sample": np.full_like(feeds["sample"], np.nan)})
+
+
+def test_a_size_that_the_denoiser_cannot_take_is_one_error_and_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    record = random_record(tiny_denoiser())
+    feeds = feeds_of(record, 1)
+    feeds["sample"] = np.zeros((1, 1, 7, 9), np.float32)
+    with NativeRunner(record) as runner, pytest.raises(DqError, match="could not trace the denoiser"):
+        runner.run(feeds)
+    assert not [entry for entry in caplog.records if entry.levelname == "ERROR"]

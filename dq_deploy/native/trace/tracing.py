@@ -6,7 +6,9 @@ images are channels last, and torch's own rules say how each view lies in memory
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -126,10 +128,22 @@ def _traced(
     images: torch.memory_format,
 ) -> tuple[torch.nn.Module, dict[int, torch.Tensor], torch.fx.GraphModule]:
     """The copy without values, the values it computed, and the graph; images lie in the order `images`."""
-    with FakeTensorMode(), torch.no_grad():
+    with _quiet(), FakeTensorMode(), torch.no_grad():
         fake, computed = _shapes_of(module, layers)
         tensors = [_input(shape, dtype, images) for shape, dtype in inputs]
         return fake, computed, functional(make_fx(lambda *values: step(fake, *values))(*tensors), tensors)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, torch does not log the traceback of what it cannot trace: the error that is raised says it."""
+    log = logging.getLogger(FakeTensorMode.__module__)
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _constant(target: str, value: torch.Tensor, computed: Mapping[int, torch.Tensor]) -> torch.Tensor:
