@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -110,16 +111,21 @@ def run_of_denoiser(
         if len(value) != samples:
             raise OptionError(f"{name} has {len(value)} rows, expected {samples}, one for each trajectory")
     chosen = labels_of(call, labels, samples, seed)
+    pipeline = pipeline_of_denoiser(module, build_scheduler(scheduler_config))
+    height, width = call.sizes.get(HEIGHT), call.sizes.get(WIDTH)
+    if "height" not in inspect.signature(type(pipeline).__call__).parameters:  # it draws in the configuration's size
+        own = module.config.get("sample_size")
+        if (height, width) == (tuple(own) if isinstance(own, (list, tuple)) else (own, own)):
+            height = width = None
     asked = PipelineCall(
         steps=steps,
         seed=seed,
         count=samples,
-        height=call.sizes.get(HEIGHT),
-        width=call.sizes.get(WIDTH),
+        height=height,
+        width=width,
         labels=None if chosen is None else tuple(int(label) for label in chosen),
         conditions={name: torch.from_numpy(np.array(value)) for name, value in given.items()},
     )
-    pipeline = pipeline_of_denoiser(module, build_scheduler(scheduler_config))
     return SamplingRun(pipeline, module, call, asked, at_once=at_once)
 
 

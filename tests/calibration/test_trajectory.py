@@ -58,6 +58,14 @@ def unit_noise(count: int) -> torch.Tensor:
     return torch.stack([torch.randn((1, 8, 8), generator=generator) for generator in generators])
 
 
+def test_a_pipeline_that_takes_no_size_records_in_the_one_of_the_configuration() -> None:
+    config = {**diffusers.ScoreSdeVeScheduler().config, "_class_name": "ScoreSdeVeScheduler"}
+    found = collect(
+        tiny_denoiser(in_channels=3, out_channels=3), scheduler_config=config, steps=2, samples=1, at_once=1
+    )
+    assert found.flat()["sample"].shape[1:] == (3, 8, 8)
+
+
 def test_the_same_seed_gives_the_same_and_another_seed_does_not(denoiser: Denoiser) -> None:
     a, b, c = (collect(denoiser, **more).flat()["sample"] for more in ({}, {}, {"seed": 1}))
     np.testing.assert_array_equal(a, b)
