@@ -137,6 +137,16 @@ def _pipeline_place(given: SampleArguments, asked: PipelineCall, quantized: Quan
             raise OptionError("the pipeline that draws is not known, expected its folder; give `model` DIR")
         named = Path(source)
     if named is None or given.conditions is not None:
+        alone = not given.compare  # which reads the float model there
+        refuse(
+            bool(given.model and alone),
+            f"--model {given.model} was given with --conditions, which go to "
+            "the denoiser alone, and without --compare; leave one out",
+        )
+        refuse(
+            bool(given.component and alone),
+            f"--component {given.component} was given, but no pipeline draws; leave it out",
+        )
         return None
     recorded = quantized.provenance.get("component") if is_pipeline(named) else None
     place = find_denoiser(named, given.component or recorded)

@@ -176,9 +176,11 @@ def _record_of(
 
 
 def _float_model(record: Record | None, folder: Path) -> Denoiser:
-    from dq_deploy.models import float_model_of, load_model
+    from dq_deploy.models import call_of_record, float_model_of, load_model
 
-    return load_model(folder) if record is None else float_model_of(record.provenance, folder)
+    if record is None:
+        return load_model(folder)
+    return float_model_of(record.provenance, folder, sizes=call_of_record(record).sizes)
 
 
 def _proven(

@@ -113,7 +113,11 @@ def load_model(
 
 
 def float_model_of(
-    provenance: Mapping[str, Any], path: str | Path | None = None, *, component: str | None = None
+    provenance: Mapping[str, Any],
+    path: str | Path | None = None,
+    *,
+    component: str | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> Denoiser:
     """The float model that a record was made from, loaded as it was then: same variant, component, configuration.
 
@@ -121,13 +125,14 @@ def float_model_of(
         provenance: of the record, which says where the model was.
         path: where it is now; None where it is still there.
         component: name of the denoiser in the pipeline at `path`; None takes the recorded one.
+        sizes: of its call as the record says, for a configuration that has none.
 
     Raises:
         ModelError: the record names no model, or it cannot be loaded.
     """
     from dq_deploy.models.load.folder import load_recorded
 
-    return load_recorded(provenance, None if path is None else Path(path), component)
+    return load_recorded(provenance, None if path is None else Path(path), component, sizes or {})
 
 
 def describe_model(

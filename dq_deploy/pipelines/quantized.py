@@ -166,7 +166,7 @@ def float_denoiser(quantized: Quantized, model: Path | None, component: str | No
     if model is None and not Path(source).exists():
         raise OptionError(f"the float model {source} that {quantized.path} names does not exist; give `model` DIR")
     provenance = quantized.provenance
-    denoiser = float_model_of(provenance, source, component=component)
+    denoiser = float_model_of(provenance, source, component=component, sizes=quantized.call.sizes)
     expected = provenance.get("source_sha256")
     if expected is None:
         _check_same_kind(quantized, denoiser.config, denoiser.source)

@@ -84,6 +84,7 @@ def test_without_prompts_some_of_the_shipped_ones_are_taken_and_told(folder: Pat
         (("--prompts", "none.txt"), "none.txt does not exist; expected a text file with a prompt a line"),
         (("--prompts", "PROMPTS", "--conditions", "c.safetensors"), "got --prompts and --conditions, expected one"),
         (("--guidance", 5, "--calibration", "random"), "got --guidance and --calibration, expected one"),
+        (("--prompts", "PROMPTS", "--labels", "1"), "got --labels, which StableDiffusionPipeline does not take"),
         (("--scheduler", "none"), "none"),
         (("--call", "none.yaml"), "cannot read none.yaml"),
         (("--height", 13), "height"),

@@ -71,6 +71,7 @@ def test_a_picture_is_changed_by_the_same_components(model, tmp_path):
         (["--prompt", "a", "--strength", 0.5], "got --strength, which StableDiffusionPipeline does not take"),
         (["--prompt", "a", "--image", "none.png"], "the picture none.png does not exist"),
         (["--prompt", "a", "--conditions", "x.safetensors"], "--conditions and --prompt were given"),
+        (["--conditions", "x.safetensors"], "was given with --conditions, which go to the denoiser alone"),
         (["--prompt", "a", "--scheduler", "flow-match-euler"], "is for flow matching"),
         (["--prompt", "a", "--labels", "1"], "got --labels, which StableDiffusionPipeline does not take"),
         (["--prompt", "a", "--component", "text_encoder"], "--component is 'text_encoder', which does not denoise"),

@@ -64,6 +64,10 @@ def sampling_run(
         if given.takes_classes and asked.labels is None:
             chosen = labels_of(denoiser.call, options.labels, samples, options.seed)
             asked = replace(asked, labels=None if chosen is None else tuple(int(label) for label in chosen))
+        elif options.labels:
+            kind = type(given.pipeline).__name__
+            why = "which the call names already" if asked.labels is not None else f"which {kind} does not take"
+            raise OptionError(f"got `labels`, {why}; leave them out")
         return SamplingRun(given.pipeline, denoiser.module, denoiser.call, asked)
     return run_of_denoiser(
         denoiser.module,

@@ -104,7 +104,9 @@ def _config_of(file: Path) -> dict[str, Any]:
     return todays_config(given, checked_class(given, str(file)))
 
 
-def load_recorded(provenance: Mapping[str, Any], path: Path | None, component: str | None) -> Denoiser:
+def load_recorded(
+    provenance: Mapping[str, Any], path: Path | None, component: str | None, sizes: Mapping[str, int]
+) -> Denoiser:
     """See `dq_deploy.models.float_model_of`."""
     words = {name: provenance.get(name) for name in ("source", "variant", "component", "config")}
     given = {name: value for name, value in words.items() if isinstance(value, str) and value}
@@ -119,6 +121,7 @@ def load_recorded(provenance: Mapping[str, Any], path: Path | None, component: s
         variant=given.get("variant"),
         component=component,
         config=Path(given["config"]) if single and "config" in given else None,
+        sizes=sizes,
     )
 
 

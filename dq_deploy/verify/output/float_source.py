@@ -20,7 +20,7 @@ def recorded_float_model(record: Record) -> tuple[Denoiser | None, str]:
     Args:
         record: its provenance holds the folder and the hash of the model.
     """
-    from dq_deploy.models import float_model_of
+    from dq_deploy.models import call_of_record, float_model_of
 
     source, digest = record.provenance.get("source"), record.provenance.get("source_sha256")
     if not (isinstance(source, str) and source and isinstance(digest, str) and digest):
@@ -28,7 +28,7 @@ def recorded_float_model(record: Record) -> tuple[Denoiser | None, str]:
     if not Path(source).exists():
         return None, f"the folder {source} it was quantized from is not here; {_GIVE}"
     try:
-        found = float_model_of(record.provenance)
+        found = float_model_of(record.provenance, sizes=call_of_record(record).sizes)
     except DqError as error:
         return None, f"the folder {source} it was quantized from cannot be read ({error}); {_GIVE}"
     if found.source_sha256 != digest:

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import diffusers
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -58,3 +59,13 @@ def test_a_single_file_comes_back_with_its_configuration(pipeline, tmp_path):
 def test_a_record_without_a_source_says_what_to_give():
     with pytest.raises(ModelError, match="does not say which float model it was made from; give"):
         float_model_of({})
+
+
+def test_sizes_that_no_configuration_says_come_from_the_record(tmp_path):
+    diffusers.UNet2DModel.from_config({**tiny_denoiser(**ONE_LEVEL).config, "sample_size": None}).save_pretrained(
+        tmp_path
+    )
+    found = load_model(tmp_path, sizes={"height": 8, "width": 16})
+    with pytest.raises(ModelError, match="has no sample_size"):
+        float_model_of(recorded(found), tmp_path)
+    assert float_model_of(recorded(found), tmp_path, sizes=found.call.sizes).call == found.call
