@@ -34,7 +34,7 @@ def feeds_for(
     manifest: EngineManifest | None,
     sizes: Mapping[str, int] | None = None,
 ) -> dict[str, NDArray[np.generic]]:
-    """Random inputs of one batch: noise, one common timestep, labels that every model has, masks that hide nothing.
+    """Random inputs of one batch: noise, one common timestep, the lowest labels, masks that hide nothing.
 
     Args:
         inputs: specifications of the engine; a free first dimension that is no other size becomes the batch.
@@ -47,6 +47,8 @@ def feeds_for(
     profile = manifest.profiles[0] if isinstance(manifest, PlanManifest) else {}
     usual = {} if manifest is None else manifest.sizes or {}
     asked = {**({} if profile else usual), **(sizes or {}), BATCH: batch}
+    entries = () if manifest is None else manifest.inputs
+    lowest = {entry.name: entry.limits[0] for entry in entries if entry.limits is not None}
     feeds: dict[str, NDArray[np.generic]] = {}
     for spec in inputs:
         best = profile[spec.name].opt if spec.name in profile else (batch,) * len(spec.shape)
@@ -59,7 +61,7 @@ def feeds_for(
         elif spec.name.endswith("mask"):
             feeds[spec.name] = np.ones(shape, spec.dtype)
         elif spec.dtype.kind in "iub":
-            feeds[spec.name] = np.zeros(shape, spec.dtype)
+            feeds[spec.name] = np.full(shape, lowest.get(spec.name, 0), spec.dtype)
         else:
             feeds[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
     return feeds

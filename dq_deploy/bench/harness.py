@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,13 @@ from dq_deploy.bench.native_baseline import native_facts, of_native_engine, work
 from dq_deploy.bench.options import BenchOptions
 from dq_deploy.bench.plan_baseline import check_batches, float_plan
 from dq_deploy.bench.worker import GpuMemory, Worker, WorkerSettings, workers
+from dq_deploy.engines.base import Runner
 from dq_deploy.errors import FileProblemError, OptionError
 from dq_deploy.manifest.plan import is_plan
 from dq_deploy.manifest.values import EngineManifest, PlanManifest
 from dq_deploy.open_engine import RECORD_SUFFIXES, open_engine
 from dq_deploy.record import content_sha256
+from dq_deploy.targets.manifest import call_of_manifest
 
 if TYPE_CHECKING:
     from dq_deploy.record import Record
@@ -234,6 +236,23 @@ def _batch_result(batch: int, own: _Series, other: _Series | None) -> BatchResul
     )
 
 
+def sizes_of_runs(runner: Runner, manifest: EngineManifest, asked: Mapping[str, int]) -> dict[str, int]:
+    """Sizes of the axes that vary in timed runs, by name; none for a plan, whose profile has the best ones.
+
+    Args:
+        runner: the engine.
+        manifest: its manifest; one of an earlier version has no sizes, so they are those of the configuration.
+        asked: sizes that the user gave.
+
+    Raises:
+        OptionError: a size that does not vary in this engine.
+    """
+    if isinstance(manifest, PlanManifest):
+        return runner.sizes_with(asked) if asked else {}
+    usual = call_of_manifest(manifest).sizes if manifest.sizes is None else {}
+    return {name: usual[name] for name in runner.sizes if name in usual} | runner.sizes_with(asked)
+
+
 def benchmark(
     engine_path: str | Path,
     *,
@@ -278,9 +297,8 @@ def benchmark(
     ) as runner:
         manifest, kind = runner.manifest, runner.engine
         # the same for the baseline, whose graph has no manifest
-        of_runs = runner.sizes_with(options.sizes) if options.sizes or not is_plan(path) else {}
-        options = replace(options, sizes=of_runs)
         assert manifest is not None  # required by default
+        options = replace(options, sizes=sizes_of_runs(runner, manifest, options.sizes))
         if baseline and record is not None and content_sha256(record) != manifest.record_sha256:
             raise FileProblemError(
                 f"engine {path} was made from the record {str(manifest.record_sha256)[:12]}, the one given is "

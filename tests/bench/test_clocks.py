@@ -70,6 +70,13 @@ def test_free_sizes_behind_the_batch_are_the_best_of_the_profile():
     assert feeds["class_labels"].dtype == np.int64
 
 
+def test_whole_numbers_are_the_lowest_that_the_engine_takes():
+    inputs = (TensorSpec(name="class_labels", dtype=np.dtype(np.int64), shape=("B",)),)
+    entry = {"name": "class_labels", "dtype": "int64", "shape": ["B"], "limits": [3, 7]}
+    feeds = feeds_for(inputs, 2, plan_manifest(timesteps=[1.0], profiles=[{}], inputs=[entry]))
+    assert feeds["class_labels"].tolist() == [3, 3]
+
+
 def test_engines_take_turns_on_each_clock(tiny_engine):
     """The loop that times plans, with two real engines and the one clock they have."""
     settings = {name: WorkerSettings(path=str(tiny_engine), threads=1) for name in ("engine", "baseline")}

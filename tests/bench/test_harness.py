@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from PIL import Image
 
 from dq_deploy.bench import BenchOptions, benchmark
 from dq_deploy.bench.chart import write_chart
+from dq_deploy.bench.harness import sizes_of_runs
 from dq_deploy.bench.worker import Worker, WorkerSettings
 from dq_deploy.errors import DqError, FileProblemError, OptionError, explained
+from dq_deploy.open_engine import open_engine
 from dq_deploy.processes import Failure, Message, WorkerError
 
 QUICK = BenchOptions(batches=(1, 2), rounds=7, runs=2, warmup=1, seconds=0.0, threads=1)
@@ -104,6 +107,14 @@ def test_memory_that_ran_out_is_asked_for_once(tiny_engine, monkeypatch):
         monkeypatch.setattr(Worker, "ask", ask)
         with pytest.raises(DqError, match=r" failed: MemoryError: std::bad_alloc; is there enough memory\?$"):
             worker.time(batch=1, warmup=1, runs=1, seconds=0.0)
+
+
+def test_the_sizes_of_an_older_engine_are_those_of_its_configuration(tiny_engine):
+    with open_engine(tiny_engine) as runner:
+        config = {**runner.manifest.model_config, "sample_size": [4, 8]}
+        runner.manifest = replace(runner.manifest, sizes=None, model_config=config)
+        sizes = sizes_of_runs(runner, runner.manifest, {"width": 16})
+        assert {name: sizes[name] for name in ("height", "width")} == {"height": 4, "width": 16}
 
 
 def test_fewer_rounds_than_a_comparison_needs_are_refused(tiny_engine):
