@@ -26,6 +26,8 @@ def given_arguments(bound: inspect.BoundArguments, signature: inspect.Signature)
         value = bound.arguments.get(name)
         if value is not None and not isinstance(value, torch.Tensor):
             raise InputError(f"the {name} is a {type(value).__name__}, expected a tensor")
+        if value is not None and not value.is_floating_point():
+            raise InputError(f"the {name} is {value.dtype}, expected a float type: the output has the same")
     return seen_call(bound, signature)
 
 

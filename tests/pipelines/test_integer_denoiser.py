@@ -127,6 +127,8 @@ def test_what_it_cannot_do_is_refused_by_name(unet, denoiser, tmp_path):
         unet(sample, torch.zeros(2, 3))
     with pytest.raises(InputError, match="the sample is a ndarray"):
         unet(sample.numpy(), 5)
+    with pytest.raises(InputError, match=r"the sample is torch\.int64, expected a float type"):
+        unet(sample.long(), 5)
     with pytest.raises(OptionError, match="got save_pretrained"):
         DDIMPipeline(unet=unet, scheduler=DDIMScheduler()).save_pretrained(tmp_path / "pipe")
     with pytest.raises(OptionError, match="LoRA adds to float weights"):

@@ -164,8 +164,17 @@ class _Arguments:
             if name in self.found:
                 raise OptionError(f"got {name} twice, as an option and in the file of the call; give one")
             self._put(name, value, name)
+        self._check_complete()
         check_effects(self.pipeline, self.found)
         return self.found
+
+    def _check_complete(self) -> None:
+        for name, parameter in self.takes.items():
+            needed = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            if needed and name != "self" and name not in self.found:
+                option = {"class_labels": "labels"}.get(name)
+                how = f"give `{option}`" if option else f"give {name} in a file as `call`"
+                raise OptionError(f"the {self.kind} cannot draw without {name}; {how}")
 
     def _put(self, option: str, value: Any, *names: str) -> None:
         """Give a value under the first of the names that the pipeline takes."""

@@ -15,7 +15,7 @@ from dq_deploy.models.pipeline import PipelineCall, build_scheduler
 from dq_deploy.models.pipeline.call_file import read_call
 from dq_deploy.models.pipeline.open import suited
 from tests.pipelines.tiny_pipelines import tiny_text_pipeline
-from tests.pipelines.tiny_transformers import flux
+from tests.pipelines.tiny_transformers import dit, flux
 from tests.tiny import ONE_LEVEL, SCHEDULER, tiny_denoiser
 
 
@@ -176,6 +176,13 @@ def test_guidance_that_the_denoiser_does_not_take_is_refused():
     pipeline.transformer.register_to_config(guidance_embeds=False)
     with pytest.raises(OptionError, match="`guidance` would change nothing"):
         PipelineCall(**given, extra=extra).arguments(pipeline, [0])
+
+
+def test_an_argument_that_the_pipeline_cannot_do_without_is_named():
+    pipeline, _ = dit()
+    with pytest.raises(OptionError, match="the DiTPipeline cannot draw without class_labels; give `labels`"):
+        PipelineCall().arguments(pipeline, [0])
+    assert PipelineCall(labels=(3,)).arguments(pipeline, [0])["class_labels"] == [3]
 
 
 def test_a_file_of_the_call_says_nothing_that_the_commands_say(tmp_path):
