@@ -19,7 +19,7 @@ from dq_deploy.errors import (
     raise_if_out_of_memory,
     words_of,
 )
-from dq_deploy.methods.training.prefix import joined
+from dq_deploy.methods.nested_values import gathered
 
 
 def raised(function):
@@ -30,7 +30,7 @@ def raised(function):
 
 def _through_the_package():
     """A statement of the package in which torch's compiled part raises."""
-    return joined([(slice(0, 2), torch.ones(2, 3)), (slice(2, 4), torch.ones(2, 5))], 4)
+    return gathered([(slice(0, 2), torch.ones(2, 3)), (slice(2, 4), torch.ones(2, 5))], 4, (1,))
 
 
 FOREIGN = [
@@ -134,16 +134,16 @@ def test_memory_that_ran_out_is_told_from_damage():
 
 
 def test_weights_that_do_not_fit_in_memory_are_not_called_damaged(monkeypatch, tmp_path):
-    import safetensors.torch
+    import safetensors
 
     from dq_deploy import load_model
     from tests.tiny import ONE_LEVEL, tiny_denoiser
 
     tiny_denoiser(**ONE_LEVEL).module.save_pretrained(tmp_path)
 
-    def refuse(path):
+    def refuse(path, framework):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(safetensors.torch, "load_file", refuse)
+    monkeypatch.setattr(safetensors, "safe_open", refuse)
     with pytest.raises(MemoryError, match="can't allocate memory"):
         load_model(tmp_path)

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from math import gcd
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from dq_deploy.record import BATCH
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 _KEY = "dq_deploy.varying"
 _TRIED = (1, 2, 3, 4, 5, 7, 8, 11, 16)

@@ -87,7 +87,7 @@ def call_denoiser(
         InputError: no sample, which engines and the numerics refuse too.
         LibraryError: torch or diffusers fails in it; names the layer.
     """
-    if any(len(value) == 0 for value in inputs.values() if getattr(value, "ndim", 0)):
+    if any(value.shape[0] == 0 for value in inputs.values() if getattr(value, "ndim", 0)):
         raise InputError("batch is empty, expected at least one sample")
     with library_errors(
         lambda error: f"the denoiser fails in {layer_of_error(error, module)}",

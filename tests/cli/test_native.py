@@ -94,16 +94,12 @@ def test_missing_kernels_are_one_line(name, tiny_record_path, tmp_path, no_kerne
     assert not done.out
 
 
-@pytest.mark.parametrize("name", ["verify", "bench", "sample"])
-def test_an_operation_the_engine_does_not_know_is_one_line(name, tmp_path):
+def test_an_operation_without_a_kernel_runs(tmp_path):
     record = random_record(tiny_denoiser())
     config = {**record.model_config, "act_fn": "mish"}
     save_record(dataclasses.replace(record, model_config=config), tmp_path / "model.pt")
-    more = ("--out", tmp_path / "x.png") if name == "sample" else ()
-    done = command(name, "--engine", tmp_path / "model.pt", *more)
-    assert done.code == 2
-    assert done.err.count("\n") == 1
-    assert "mish" in done.err
+    done = command("sample", "--engine", tmp_path / "model.pt", "--steps", 2, "--out", tmp_path / "x.png")
+    assert done.code == 0, done.err
 
 
 def test_a_record_does_not_run_elsewhere(tiny_record_path):

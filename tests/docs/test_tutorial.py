@@ -33,7 +33,9 @@ def save_small_model(folder: Path) -> None:
     changes = {**ONE_LEVEL, "sample_size": 32, "block_out_channels": [16]}
     tiny_denoiser(classes=10, **changes).module.save_pretrained(folder / "unet")
     (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
+    (folder / "scheduler" / "scheduler_config.json").write_text(
+        json.dumps({**SCHEDULER, "_class_name": "DDIMScheduler"})
+    )
 
 
 def save_files_of_another_project(folder: Path) -> None:

@@ -38,7 +38,7 @@ def test_the_manifest_chooses_the_engine(runner):
     assert runner.engine == "openvino"
     assert [spec.name for spec in runner.inputs] == ["sample", "timestep", "class_labels"]
     assert [spec.dtype.name for spec in runner.inputs] == ["float32", "float32", "int64"]
-    assert runner.inputs[0].shape == ("B", 1, 8, 8)
+    assert runner.inputs[0].shape == ("B", 1, "height", "width")
 
 
 def test_float32_is_forced(runner):

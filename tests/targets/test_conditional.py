@@ -93,7 +93,10 @@ def test_dq_sample_writes_latents_and_refuses_a_picture_of_them(files, tmp_path)
     record = load_record(ckpt)
     refused = command("sample", "--engine", engine, "--out", tmp_path / "x.png")
     assert refused.code == 2
-    assert "latents of 4 channels, which x.png cannot show; give --out latents.safetensors" in refused.err
+    assert (
+        "latents of 4 channels, which x.png cannot show; give the pipeline's folder as --model and --prompt"
+        in refused.err
+    )
     out = tmp_path / "x.safetensors"
     done = command("sample", "--engine", engine, "--count", 2, "--steps", 3, "--out", out)
     assert done.code == 0, done.err

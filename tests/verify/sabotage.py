@@ -94,9 +94,11 @@ def pad_with_another_code(engine: Engine, layer: str) -> None:
 def pad_with_neighbour(engine: Engine, layer: str) -> None:
     """The first padded position takes the first pixel instead of the padding."""
     gather = engine.node(f"dq/{layer}/gathered")
-    index = engine.array(gather.input[1])
-    index[np.argmax(index)] = 0
-    gather.input[1] = engine.add_constant("sabotage/index", index)
+    index = gather.input[1]  # computed from the size of the picture; its largest entry is the padding's
+    largest = helper.make_node("ReduceMax", [index], ["sabotage/largest"], keepdims=0)
+    moved = helper.make_node("Mod", [index, "sabotage/largest"], ["sabotage/index"])
+    engine.insert_before(gather.name, [largest, moved])
+    gather.input[1] = "sabotage/index"
 
 
 def move_edge(engine: Engine, index: int) -> None:

@@ -184,7 +184,7 @@ BROKEN = {
     ),
     "no layers": (set_header("layers", []), "unknown"),
     "layers type": (set_header("layers", {}), "layers is dict, expected list"),
-    "newer version": (set_header("version", 4), "schema version is 4, this dq_deploy reads up to 3; upgrade"),
+    "newer version": (set_header("version", 5), "schema version is 5, this dq_deploy reads up to 4; upgrade"),
     "no version": (set_header("version", "1"), "schema version is '1'"),
     "format": (set_header("format", "other"), "names no format"),
 }
