@@ -25,7 +25,7 @@ _OTHER_NAMES = {
 _OURS = {
     "return_dict": "leave it out",
     "output_type": "leave it out: the file that is written says it",
-    "generator": "give `seed`",
+    "generator": "give a seed beside the file",
     "num_images_per_prompt": "give `count`",
     "callback": "leave it out",
     "callback_on_step_end": "leave it out",
