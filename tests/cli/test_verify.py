@@ -146,7 +146,7 @@ def test_engine_and_record_reach_the_proof(proofs, ckpt):
 
 @pytest.mark.parametrize("option", ["--model", "--float-model"])
 def test_the_float_model_is_loaded(proofs, ckpt, monkeypatch, option, tmp_path):
-    monkeypatch.setattr("dq_deploy.models.float_model_of", lambda record, folder: f"loaded {folder}")
+    monkeypatch.setattr("dq_deploy.models.float_model_of", lambda record, folder, *, sizes: f"loaded {folder}")
     assert verified(ckpt, option, tmp_path).code == 0
     assert proofs.asked["options"].model == f"loaded {tmp_path}"
 
