@@ -85,6 +85,12 @@ def words_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def first_line(error: Exception) -> str:
+    """What a library's exception says, in one line; its type where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception of any library says that memory ran out."""
     if isinstance(error, MemoryError):

@@ -14,7 +14,7 @@ from dq_deploy.calibration.schedulers import sampling_timesteps
 from dq_deploy.errors import OptionError
 from dq_deploy.models import engine_name, label_limits, sample_name
 from dq_deploy.models.pipeline import PipelineCall, build_scheduler
-from dq_deploy.models.pipeline.call import SEED_STRIDE
+from dq_deploy.models.pipeline.call import generators_of
 from dq_deploy.models.pipeline.open import pipeline_of_denoiser
 from dq_deploy.models.sizes import BATCH, HEIGHT, WIDTH, sized
 from dq_deploy.numerics.arrays import F32, I64, Array
@@ -208,5 +208,5 @@ def _noise(shape: tuple[int, ...], seed: int, index: int) -> F32:
     """Unit normal noise of one trajectory, from its own generator."""
     import torch
 
-    generator = torch.Generator().manual_seed(seed * SEED_STRIDE + NOISE_OFFSET + index)
+    (generator,) = generators_of(seed, [NOISE_OFFSET + index])
     return np.asarray(torch.randn(shape, generator=generator).numpy())

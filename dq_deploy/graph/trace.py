@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dq_deploy.errors import ModelError, raise_if_out_of_memory
+from dq_deploy.errors import ModelError, first_line, raise_if_out_of_memory
 from dq_deploy.graph.exact_constants import ConstantsInFloat64
 from dq_deploy.graph.varying import Guard, SizeTexts, VaryingSizes, admitted, keep_sizes
 from dq_deploy.graph.writing.builder import Builder
@@ -102,7 +102,7 @@ def trace(
     except Exception as error:  # torch raises many unrelated types here
         raise_if_out_of_memory(error)
         raise ModelError(
-            f"torch could not trace the denoiser: {_first_line(error)}; please report this model"
+            f"torch could not trace the denoiser: {first_line(error)}; please report this model"
         ) from error
     if converted is None:
         raise ModelError("torch.onnx.export returned nothing; expected a traced graph")
@@ -158,11 +158,6 @@ def _samples_down(block: Any) -> bool:
     return any(type(child).__name__ in _DOWN for child in block.modules())
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
 def _exported(subject: _Subject) -> tuple[Any, VaryingSizes]:
     """The program of the module, and which of its sizes vary.
 
@@ -178,7 +173,7 @@ def _exported(subject: _Subject) -> tuple[Any, VaryingSizes]:
             more = [name for name in subject.sizes if name not in fixed and name != BATCH]
             if not more:
                 raise
-            fixed |= dict.fromkeys(more, f"torch cannot trace the model with sizes that vary, {_first_line(error)}")
+            fixed |= dict.fromkeys(more, f"torch cannot trace the model with sizes that vary, {first_line(error)}")
             continue
         sizes = {name: size for name, size in subject.sizes.items() if name not in fixed}
         found = admitted(sizes, _guards(program, subject, fixed))

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
-from dq_deploy.errors import ModelError, raise_if_out_of_memory
-from dq_deploy.models.layers import first_line
+from dq_deploy.errors import ModelError, first_line, raise_if_out_of_memory
 
 if TYPE_CHECKING:
     import torch

@@ -154,12 +154,6 @@ class FoldSite:
     consumers: tuple[str, ...]
 
 
-def first_line(error: Exception) -> str:
-    """What a library's exception says, in one line; its type where it says nothing."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
 def is_quantizable(module: torch.nn.Module) -> bool:
     """Whether a module is a layer this project turns into integers: no subclass with another forward."""
     import torch

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dq_deploy.calibration import CalibrationSource, read_source
+from dq_deploy.calibration import CalibrationSource, read_source, rows_in_turn
 from dq_deploy.errors import OptionError
 from dq_deploy.models import condition_names, input_specs, label_limits, random_conditions
 from dq_deploy.numerics.arrays import Array
@@ -48,7 +48,7 @@ def conditions_of(call: Call, given: Mapping[str, Array], *, count: int, seed: i
     if not names:
         return {}
     if given:
-        rows = {name: np.take(value, np.arange(count), axis=0, mode="wrap") for name, value in given.items()}
+        rows = rows_in_turn(given, count)
     else:
         drawn = [random_conditions(call, 1, np.random.default_rng([seed, i])) for i in range(count)]
         rows = {name: np.concatenate([row[name] for row in drawn]) for name in names}

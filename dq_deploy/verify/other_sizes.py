@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from dq_deploy.errors import first_line
 from dq_deploy.models import quantizable_layers
 from dq_deploy.models.sizes import BATCH, HEIGHT, WIDTH
 from dq_deploy.record import Call
@@ -51,7 +52,7 @@ def other_sizes(call: Call, runner: Runner, module: torch.nn.Module) -> OtherSiz
         try:
             quantizable_layers(module, replace(call, sizes=sizes))
         except Exception as error:  # a model raises what it likes for sizes it cannot take
-            why = f"the model refuses {size_text(sizes)}: {str(error).splitlines()[0] if str(error) else error!r}"
+            why = f"the model refuses {size_text(sizes)}: {first_line(error)}"
             continue
         return OtherSizes(sizes=(sizes,))
     return OtherSizes(sizes=(), note=f"no second size was proven: {why}")

@@ -20,7 +20,7 @@ from dq_deploy.errors import InputError, NonFiniteError, OptionError, library_er
 from dq_deploy.models import call_arguments, engine_name
 from dq_deploy.models.call import output_tensor
 from dq_deploy.models.pipeline import scheduler_name
-from dq_deploy.models.pipeline.call import SEED_STRIDE
+from dq_deploy.models.pipeline.call import generators_of
 from dq_deploy.models.pipeline.open import quiet
 from dq_deploy.models.sizes import BATCH, sized
 from dq_deploy.numerics.arrays import F32, F64, I64, Array
@@ -239,7 +239,7 @@ class SamplingRun:
         asked = replace(self.asked, count=max(self.asked.count, indices[-1] + 1))
         arguments = asked.arguments(self.pipeline, indices, output_type="latent")
         if "generator" in arguments:
-            arguments["generator"] = _generators(self.asked.seed, indices)
+            arguments["generator"] = generators_of(self.asked.seed, [NOISE_OFFSET + index for index in indices])
         with (
             quiet(),
             library_errors(
@@ -415,12 +415,6 @@ def _pictures_that_fit(pictures: int, each: int, limit_bytes: float) -> int:
             "set TMPDIR to a folder with room"
         )
     return count
-
-
-def _generators(seed: int, indices: Sequence[int]) -> list[torch.Generator]:
-    import torch
-
-    return [torch.Generator().manual_seed(seed * SEED_STRIDE + NOISE_OFFSET + index) for index in indices]
 
 
 def _moved(

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dq_deploy.errors import DqError, InputError
+from dq_deploy.errors import DqError, InputError, first_line
 
 DEVICE_KINDS = {1: "host memory", 2: "CUDA memory", 3: "pinned host memory", 10: "ROCm memory", 13: "managed memory"}
 READABLE_KINDS = (2, 3, 13)
@@ -126,7 +126,7 @@ def _cuda_array_interface(value: Any, name: str) -> Mapping[str, Any] | None:
     except TypeError:  # torch before 2.5, of bfloat16: DLPack is tried
         return None
     except RuntimeError as error:  # torch, of a tensor that requires its gradient
-        raise InputError(f"tensor {name} does not give its memory: {_first_line(error)}") from error
+        raise InputError(f"tensor {name} does not give its memory: {first_line(error)}") from error
     return found
 
 
@@ -139,7 +139,7 @@ def _from_cuda_array_interface(interface: Mapping[str, Any], owner: Any, name: s
         stream = interface.get("stream")
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"tensor {name} has a __cuda_array_interface__ that cannot be read ({_first_line(error)}), expected shape, "
+            f"tensor {name} has a __cuda_array_interface__ that cannot be read ({first_line(error)}), expected shape, "
             "typestr, data and version"
         ) from error
     if interface.get("mask") is not None:
@@ -167,7 +167,7 @@ def _from_dlpack(value: Any, name: str, stream: int) -> DeviceArray:
         # 0 is ambiguous there: 1 is the legacy default stream
         capsule = value.__dlpack__(stream=stream or 1) if kind != 3 else value.__dlpack__()
     except (BufferError, RuntimeError, TypeError) as error:
-        raise InputError(f"tensor {name} does not give its memory by DLPack: {_first_line(error)}") from error
+        raise InputError(f"tensor {name} does not give its memory by DLPack: {first_line(error)}") from error
     return array_of_capsule(capsule, name, device=index if kind != 3 else None)
 
 
@@ -259,7 +259,3 @@ def stream_handle(stream: Any) -> int:
         f"stream is {stream!r:.60}, expected a handle, an object with __cuda_stream__, or a stream of torch, cupy or "
         "pycuda"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import torch
 
-from dq_deploy.errors import ModelError, raise_if_out_of_memory
+from dq_deploy.errors import ModelError, first_line, raise_if_out_of_memory
 from dq_deploy.models.call import call_arguments, input_specs, layer_of_error
 from dq_deploy.models.capture.facts import PROBE_BATCH, Facts, facts_of
 from dq_deploy.models.capture.recorder import record_graph
 from dq_deploy.models.conditions import sample_name
-from dq_deploy.models.layers import LayerSite, first_line
+from dq_deploy.models.layers import LayerSite
 from dq_deploy.models.sizes import BATCH, TensorSpec, sized
 from dq_deploy.record import Call
 

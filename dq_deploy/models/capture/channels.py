@@ -7,6 +7,7 @@ axes, goes through views, permutations and slices by torch's own rules; where it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -145,7 +146,7 @@ def _passed(user: Value, value: Value, labels: torch.Tensor, linear: bool) -> to
         return None
     if kind in ACTIVATIONS or kind in _NORMS:
         return labels if not user.part else None
-    if kind in _SUMS and all(one is value or _count(one) < _count(value) for one in user.sources):
+    if kind in _SUMS and all(one is value or math.prod(one.shape) < math.prod(value.shape) for one in user.sources):
         return labels.expand(user.shape)
     return None
 
@@ -162,10 +163,3 @@ def _constant(labels: torch.Tensor, axes: tuple[int, ...], shape: tuple[int, ...
             return None
         labels = labels.narrow(axis, 0, 1)
     return labels.expand(shape)
-
-
-def _count(value: Value) -> int:
-    total = 1
-    for size in value.shape:
-        total *= size
-    return total

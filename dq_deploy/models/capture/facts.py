@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ def _float_reasons(graph: Graph) -> dict[str, str]:
 
 def _site(value: Value, layer: torch.nn.Module, runs: int, *, role: str, float_reason: str) -> LayerSite:
     shapes = {"input_shape": value.args[0].shape, "output_shape": value.shape}
-    elements = runs * _size(value.shape)
+    elements = runs * math.prod(value.shape)
     if isinstance(layer, torch.nn.Linear):
         return LayerSite(
             name=value.path,
@@ -143,13 +144,6 @@ def _site(value: Value, layer: torch.nn.Module, runs: int, *, role: str, float_r
     )
 
 
-def _size(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
-
-
 def _of_one_sample(work: int) -> int:
     """The work that one sample adds; what all samples share counts in full."""
     return work if work % PROBE_BATCH else work // PROBE_BATCH
@@ -163,10 +157,10 @@ def _macs(graph: Graph, sites: tuple[LayerSite, ...]) -> Macs:
             parameters.add(value.number)
         if value.kind == ATTENTION:
             queries, keys, values = (one.shape for one in value.args[:3])
-            attention += _of_one_sample(_size(queries[:-1]) * keys[-2] * (queries[-1] + values[-1]))
+            attention += _of_one_sample(math.prod(queries[:-1]) * keys[-2] * (queries[-1] + values[-1]))
         elif value.kind in _PRODUCTS:
             left, right = value.sources[-2:]
-            work = _of_one_sample(_size(value.shape) * left.shape[-1])
+            work = _of_one_sample(math.prod(value.shape) * left.shape[-1])
             if left.number in parameters or right.number in parameters:
                 other += work
             else:
@@ -174,7 +168,7 @@ def _macs(graph: Graph, sites: tuple[LayerSite, ...]) -> Macs:
         elif value.kind in _CONVOLUTIONS:
             x, weight = value.sources[:2]
             places = x.shape if value.args[6] else value.shape  # a transposed one multiplies each input
-            other += _of_one_sample(_size(places) * _size(weight.shape[1:]))
+            other += _of_one_sample(math.prod(places) * math.prod(weight.shape[1:]))
     layers = {site.name: site.macs for site in sites}
     total = sum(layers.values())
     return Macs(of_all=total + attention + other, of_quantizable=total, attention=attention, other=other, layers=layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -203,19 +204,12 @@ def _adaptive_norm(search: FoldSearch, value: Value) -> str:
     """The reason where a norm's output was scaled and shifted by what the model computes, else nothing."""
     seen = 0
     while value.kind.rstrip("_") in ("aten.add", "aten.mul", "aten.sub") and value.sources and seen < 4:
-        value, seen = _behind_views(max(value.sources, key=lambda one: _size(one))), seen + 1
+        value, seen = _behind_views(max(value.sources, key=lambda one: math.prod(one.shape))), seen + 1
         if value.kind == NORM or value.kind in ("aten.native_layer_norm", "aten.native_group_norm"):
             if value.kind == NORM and getattr(search.modules[value.path], "weight", None) is not None:
                 return "the norm's output is scaled and shifted by a modulation: its own factors do not reach the layer"
             return "adaptive norm: scale and shift come from the time embedding, there are no factors to fold into"
     return ""
-
-
-def _size(value: Value) -> int:
-    total = 1
-    for size in value.shape:
-        total *= size
-    return total
 
 
 def _has_layer(value: Value) -> bool:

@@ -8,11 +8,11 @@ from reprlib import repr as short
 from typing import Any
 
 from dq_deploy.errors import ModelError
+from dq_deploy.models.conditions import SAMPLES
 from dq_deploy.models.default_calls.parts import CallParts, tensor
 from dq_deploy.models.sizes import CLIP_TOKENS, HEIGHT, TOKENS, WIDTH
 from dq_deploy.record import CallInput
 
-SAMPLES = ("sample", "hidden_states")
 TIMESTEPS = ("timestep", "timesteps")
 TEXT_WIDTHS = (
     "joint_attention_dim",

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dq_deploy.errors import ModelError, raise_if_out_of_memory
+from dq_deploy.errors import ModelError, first_line, raise_if_out_of_memory
 from dq_deploy.models.call import call_arguments, input_specs
-from dq_deploy.models.layers import first_line
 from dq_deploy.models.sizes import sized
 from dq_deploy.record import BATCH, Call
 

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dq_deploy.errors import ModelError, raise_if_out_of_memory
-from dq_deploy.models.layers import first_line
+from dq_deploy.errors import ModelError, first_line, raise_if_out_of_memory
 from dq_deploy.models.load.hub_files import check_link
 from dq_deploy.models.load.state import check_float_model
 from dq_deploy.models.load.tensor_file import TensorFile

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from dq_deploy.artifacts import utf8_name
-from dq_deploy.errors import ModelError, raise_if_out_of_memory
-from dq_deploy.models.layers import first_line
+from dq_deploy.errors import ModelError, first_line, raise_if_out_of_memory
 from dq_deploy.models.load.hub_files import check_link, check_not_pointer
 
 if TYPE_CHECKING:

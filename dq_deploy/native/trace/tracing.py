@@ -16,7 +16,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from dq_deploy.errors import ModelError, raise_if_out_of_memory
+from dq_deploy.errors import ModelError, first_line, raise_if_out_of_memory
 from dq_deploy.models import build_denoiser, call_denoiser, input_specs
 from dq_deploy.models.sizes import sized
 from dq_deploy.native.trace.functional import functional
@@ -105,8 +105,9 @@ def trace_module(
         try:  # some models view an image as rows of its memory, which takes torch's own order
             fake, computed, graph = _traced(module, step, inputs, layers, torch.contiguous_format)
         except Exception:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ModelError(f"torch could not trace the denoiser for the native engine: {reason}") from error
+            raise ModelError(
+                f"torch could not trace the denoiser for the native engine: {first_line(error)}"
+            ) from error
     held = {id(value): key for key, value in fake.named_parameters()}
     held |= {id(value): key for key, value in fake.named_buffers() if id(value) not in computed}
     names, constants = {}, {}
