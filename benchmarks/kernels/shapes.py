@@ -7,27 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from benchmarks.unets.denoisers import CIFAR, SD15
+from benchmarks.unets.denoisers import CIFAR, SD15, SDXL
 
 OPS = (
     *("quantize", "group_norm_silu_quantize", "layer_norm_quantize", "geglu_quantize"),
     *("int_linear", "int_conv2d"),
 )
 PRODUCTS = OPS[4:]
-SDXL: dict[str, Any] = {
-    **SD15,
-    "sample_size": 128,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "block_out_channels": [320, 640, 1280],
-    "transformer_layers_per_block": [1, 2, 10],
-    "attention_head_dim": [5, 10, 20],
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
 MODELS: Mapping[str, tuple[str, dict[str, Any], int]] = {
     "cifar": ("unet2d", CIFAR, 1),
     "sd15": ("unet2d_condition", SD15, 2),

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.machine.commit import commit
-from benchmarks.unets.denoisers import SD15, SD15_SCHEDULER
+from benchmarks.unets.denoisers import SD15, SD15_SCHEDULER, SDXL
 from dq_deploy.bench.environment import describe_environment
 
 if TYPE_CHECKING:
@@ -36,20 +36,6 @@ ROOT = Path(__file__).resolve().parents[1]
 LETTERS = string.ascii_lowercase + string.digits + ".,"
 PROMPT = "a lighthouse on a cliff in the fog"
 
-SDXL: Mapping[str, Any] = {
-    **SD15,
-    "sample_size": 128,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "block_out_channels": [320, 640, 1280],
-    "transformer_layers_per_block": [1, 2, 10],
-    "attention_head_dim": [5, 10, 20],
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
 FLUX_CUT: Mapping[str, Any] = {
     "in_channels": 64,
     "num_layers": 1,
