@@ -35,8 +35,8 @@ def tiny_text_encoder(width: int = 12) -> Any:
     return CLIPTextModel(config).eval()
 
 
-def tiny_vae() -> Any:
-    """An autoencoder whose latents are half the picture's size."""
+def tiny_vae(**changes: Any) -> Any:
+    """An autoencoder of 4 channels whose latents are half the picture's size."""
     import diffusers
 
     return diffusers.AutoencoderKL(
@@ -46,6 +46,7 @@ def tiny_vae() -> Any:
         norm_num_groups=4,
         latent_channels=4,
         sample_size=16,
+        **changes,
     ).eval()
 
 

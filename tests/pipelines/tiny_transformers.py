@@ -7,24 +7,13 @@ from typing import Any
 import diffusers
 import torch
 
+from tests.pipelines.tiny_pipelines import tiny_vae
+
 SIZES: dict[str, Any] = {"num_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2}
 PATCHES: dict[str, Any] = {**SIZES, "sample_size": 8, "patch_size": 2, "in_channels": 4}
 PATCHES |= {"attention_bias": True, "activation_fn": "gelu-approximate", "norm_elementwise_affine": False}
 
 WITHOUT_TEXT = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
-
-
-def tiny_vae(**changes: Any) -> Any:
-    """An autoencoder of 4 channels whose latents are half the picture's size."""
-    return diffusers.AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-        latent_channels=4,
-        sample_size=16,
-        **changes,
-    ).eval()
 
 
 def flux() -> tuple[Any, dict[str, Any]]:
