@@ -203,3 +203,9 @@ def test_labels_are_whole_numbers(tmp_path):
     assert unet(sample, 5, torch.tensor([0, 2])).sample.shape == sample.shape
     with pytest.raises(InputError, match=r"class_labels is torch\.float32, expected int64"):
         unet(sample, 5, torch.tensor([0.5, 2.0]))
+
+
+def test_a_timestep_that_is_no_number_is_named(unet):
+    for timestep in (float("nan"), torch.tensor(float("nan"))):
+        with pytest.raises(InputError, match=r"input timestep holds nan"):
+            unet(torch.randn(1, 1, 8, 8), timestep)

@@ -79,6 +79,8 @@ def seen_call(bound: inspect.BoundArguments, signature: inspect.Signature) -> Se
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             for key, entry in value.items():
                 _sort(key, entry, tensors, plain)
+        elif name == TIMESTEP and isinstance(value, (int, float)):
+            plain[name] = value  # of any value: who takes the call says which it cannot
         elif name == TIMESTEP or not _is_default(value, parameter.default):
             _sort(name, value, tensors, plain)
     sample = next((name for name in SAMPLES if name in tensors), None)
