@@ -18,7 +18,8 @@ from dq_deploy.models.load.json_file import read_json
 from dq_deploy.models.load.pipeline_folder import find_denoiser
 from dq_deploy.models.pipeline import PipelineCall, build_scheduler, open_pipeline, scheduler_name
 from dq_deploy.models.pipeline.open import pipeline_of_denoiser
-from dq_deploy.open_engine import RECORD_SUFFIXES, open_engine
+from dq_deploy.native.runner import RecordRunner
+from dq_deploy.open_engine import open_engine
 from dq_deploy.pipelines.draw import bucket_distances
 from dq_deploy.pipelines.integer_denoiser import IntegerDenoiser
 from dq_deploy.pipelines.module_runner import ModuleRunner
@@ -111,12 +112,12 @@ def open_quantized(
         manifest = manifest_of_record(record, target="simulation")
         runner: Runner = stack.enter_context(ModuleRunner(simulate(record), manifest))
         return Quantized(runner=runner, name="simulation", manifest=manifest, record=record, path=ckpt)
-    if record is None and engine.suffix in RECORD_SUFFIXES:
-        record = load_record(engine, hash_check=hash_check)
     runner = stack.enter_context(open_engine(engine, threads=threads, device=device, hash_check=hash_check))
     found = runner.manifest
     assert found is not None  # open_engine requires it by default
-    if record is not None and content_sha256(record) != found.record_sha256:
+    if record is None and isinstance(runner, RecordRunner):
+        record = runner.record
+    elif record is not None and content_sha256(record) != found.record_sha256:
         raise FileProblemError(
             f"engine {engine} was exported from the record {str(found.record_sha256)[:12]}, expected "
             f"{content_sha256(record)[:12]} as in {ckpt}; export it again or give its own record"
