@@ -48,8 +48,10 @@ ONE_LEVEL: dict[str, Any] = {
 """Changes of `tiny_config` for a third of the layers and of the time to trace them."""
 
 
-def tiny_denoiser(seed: int = 0, classes: int | None = None, **changes: Any) -> Denoiser:
-    """A tiny float denoiser with seeded random weights."""
+def tiny_denoiser(
+    seed: int = 0, classes: int | None = None, sizes: dict[str, int] | None = None, **changes: Any
+) -> Denoiser:
+    """A tiny float denoiser with seeded random weights, called at its configuration's size or at others."""
     import torch
 
     torch.manual_seed(seed)
@@ -59,7 +61,7 @@ def tiny_denoiser(seed: int = 0, classes: int | None = None, **changes: Any) -> 
         family="unet2d",
         module=module,
         config=config,
-        call=default_call(config),
+        call=default_call(config, sizes),
         scheduler_config=dict(SCHEDULER),
         source="tiny",
         source_sha256="0" * 64,

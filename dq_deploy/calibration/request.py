@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from dq_deploy.calibration.recorded import CalibrationSource, read_source
 from dq_deploy.calibration.recording import read_prompts, ready_pipeline
 from dq_deploy.calibration.recording.asked_pipeline import plain_config
 from dq_deploy.errors import OptionError
 from dq_deploy.models import Denoiser, condition_names, default_call, input_specs
+from dq_deploy.models.default_calls.output_shape import with_output
 from dq_deploy.models.load.hub_files import snapshot_of
-from dq_deploy.models.load.pipeline_folder import INDEX
+from dq_deploy.models.load.pipeline_folder import INDEX, sizes_of_picture
 from dq_deploy.models.pipeline import PipelineCall, build_scheduler
 from dq_deploy.models.pipeline.call_file import read_call
-from dq_deploy.models.sizes import HEIGHT, WIDTH
 
 FILES = ("conditions", "latents", "prompts", "call")
 """Attributes of a request that are paths."""
@@ -34,7 +32,7 @@ class CalibrationRequest:
         negative_prompt: for every picture.
         guidance: `guidance_scale` of the pipeline.
         scheduler: class of diffusers or short name, in place of the model's own.
-        height: of the pictures in pixels, of a denoiser alone in positions of the sample; and so width.
+        height: of a pipeline's pictures in pixels, of a denoiser's folder in positions of the sample; and so width.
         width: likewise.
         call: YAML file of anything that the pipeline's `__call__` takes.
     """
@@ -57,19 +55,17 @@ class CalibrationRequest:
             DqError: a file is missing or damaged, or a value is given twice or out of range.
         """
         prompts = () if self.prompts is None else read_prompts(Path(self.prompts))
-        options: dict[str, Any] = {
-            "prompts": prompts,
-            "negative_prompt": self.negative_prompt,
-            "guidance": self.guidance,
-            "scheduler": self.scheduler,
-            "height": self.height,
-            "width": self.width,
-            "steps": steps,
-            "seed": seed,
-        }
-        if self.call is not None:
-            return read_call(Path(self.call), **options)
-        return PipelineCall(**{name: value for name, value in options.items() if value is not None})
+        return read_call(
+            None if self.call is None else Path(self.call),
+            prompts=prompts,
+            negative_prompt=self.negative_prompt,
+            guidance=self.guidance,
+            scheduler=self.scheduler,
+            height=self.height,
+            width=self.width,
+            steps=steps,
+            seed=seed,
+        )
 
     def for_pipelines(self) -> list[str]:
         """Names of the options that only a pipeline has a use for, of those that were given."""
@@ -141,7 +137,7 @@ def prepare_calibration(
             f"got `{whole[0]}` for {path}, a denoiser alone: nothing in it reads a prompt; give the folder of its "
             "pipeline, with model_index.json, or embeddings by `conditions`"
         )
-    denoiser = _alone(denoiser, asked)
+    denoiser = _alone(denoiser, path, asked)
     source = read_source(
         input_specs(denoiser.call),
         kind=request.kind,
@@ -152,15 +148,16 @@ def prepare_calibration(
     return PreparedCalibration(denoiser=denoiser, source=source, remarks=tuple(_remarks(denoiser, source)))
 
 
-def _alone(denoiser: Denoiser, asked: PipelineCall) -> Denoiser:
+def _alone(denoiser: Denoiser, path: Path, asked: PipelineCall) -> Denoiser:
     """The denoiser with the scheduler and the sample's size that were asked for."""
     if asked.scheduler is not None:
         scheduler = build_scheduler(denoiser.scheduler_config, asked.scheduler)
         denoiser = replace(denoiser, scheduler_config=plain_config(scheduler))
-    sizes: Mapping[str, int] = {
-        name: size for name, size in ((HEIGHT, asked.height), (WIDTH, asked.width)) if size is not None
-    }
-    return replace(denoiser, call=default_call(denoiser.config, sizes)) if sizes else denoiser
+    sizes = sizes_of_picture(path, asked.height, asked.width)
+    if sizes.items() <= denoiser.call.sizes.items():
+        return denoiser
+    call = default_call(denoiser.config, {**denoiser.call.sizes, **sizes})
+    return replace(denoiser, call=with_output(call, denoiser.module))
 
 
 def _remarks(denoiser: Denoiser, source: CalibrationSource) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,8 @@ from dq_deploy.errors import OptionError
 from dq_deploy.models import engine_name, label_limits, sample_name
 from dq_deploy.models.pipeline import PipelineCall, build_scheduler
 from dq_deploy.models.pipeline.call import generators_of
-from dq_deploy.models.pipeline.open import pipeline_of_denoiser
-from dq_deploy.models.sizes import BATCH, HEIGHT, WIDTH, sized
+from dq_deploy.models.pipeline.open import pipeline_of_denoiser, sized_as_called
+from dq_deploy.models.sizes import BATCH, sized
 from dq_deploy.numerics.arrays import F32, I64, Array
 from dq_deploy.record import Call
 
@@ -112,20 +111,14 @@ def run_of_denoiser(
             raise OptionError(f"{name} has {len(value)} rows, expected {samples}, one for each trajectory")
     chosen = labels_of(call, labels, samples, seed)
     pipeline = pipeline_of_denoiser(module, build_scheduler(scheduler_config))
-    height, width = call.sizes.get(HEIGHT), call.sizes.get(WIDTH)
-    if "height" not in inspect.signature(type(pipeline).__call__).parameters:  # it draws in the configuration's size
-        own = module.config.get("sample_size")
-        if (height, width) == (tuple(own) if isinstance(own, (list, tuple)) else (own, own)):
-            height = width = None
     asked = PipelineCall(
         steps=steps,
         seed=seed,
         count=samples,
-        height=height,
-        width=width,
         labels=None if chosen is None else tuple(int(label) for label in chosen),
         conditions={name: torch.from_numpy(np.array(value)) for name, value in given.items()},
     )
+    asked = sized_as_called(asked, module.config, call)
     return SamplingRun(pipeline, module, call, asked, at_once=at_once)
 
 

@@ -43,6 +43,8 @@ def sample(given: SampleArguments) -> None:
     labels = None if given.labels is None else numbers_from_text(given.labels, "--labels", low=0)
     _set_threads(given.threads)
     asked = _asked(given, labels)
+    from dq_deploy.models.pipeline import denoiser_name
+    from dq_deploy.models.pipeline.open import sized_as_called
     from dq_deploy.pipelines.quantized import open_quantized, pipeline_around
 
     with ExitStack() as stack:
@@ -58,6 +60,8 @@ def sample(given: SampleArguments) -> None:
         folder, component = (None, None) if place is None else (place.pipeline, place.component)
         asked, embeddings = _completed(given, asked, quantized, alone=folder is None)
         pipeline = pipeline_around(quantized, folder, asked, component=component)
+        if folder is None:
+            asked = sized_as_called(asked, getattr(pipeline, denoiser_name(pipeline)).config, quantized.call)
         _check_picture(given.out, quantized, alone=folder is None)
         module = _float_module(given, quantized) if given.compare else None
         samples, rows = _sampled(given, _Driver(pipeline=pipeline, component=component, asked=asked), quantized, module)
@@ -97,29 +101,26 @@ def _set_threads(threads: int | None) -> None:
 
 def _asked(given: SampleArguments, labels: Sequence[int] | None) -> PipelineCall:
     """What the options and the file of the call ask for."""
-    from dq_deploy.models.pipeline import PipelineCall
     from dq_deploy.models.pipeline.call_file import read_call
 
-    options: dict[str, Any] = {
-        "prompts": tuple(given.prompt or ()),
-        "negative_prompt": given.negative_prompt,
-        "guidance": given.guidance,
-        "steps": given.steps,
-        "scheduler": given.scheduler,
-        "image": given.image,
-        "mask": given.mask,
-        "strength": given.strength,
-        "control_image": given.control_image,
-        "height": given.height,
-        "width": given.width,
-        "eta": given.eta,
-        "labels": None if labels is None else tuple(labels),
-        "seed": given.seed,
-        "count": given.count,
-    }
-    if given.call is not None:
-        return read_call(given.call, **options)
-    return PipelineCall(**{name: value for name, value in options.items() if value is not None})
+    return read_call(
+        given.call,
+        prompts=tuple(given.prompt or ()),
+        negative_prompt=given.negative_prompt,
+        guidance=given.guidance,
+        steps=given.steps,
+        scheduler=given.scheduler,
+        image=given.image,
+        mask=given.mask,
+        strength=given.strength,
+        control_image=given.control_image,
+        height=given.height,
+        width=given.width,
+        eta=given.eta,
+        labels=None if labels is None else tuple(labels),
+        seed=given.seed,
+        count=given.count,
+    )
 
 
 def _pipeline_place(given: SampleArguments, asked: PipelineCall, quantized: Quantized) -> DenoiserPlace | None:

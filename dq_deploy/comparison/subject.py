@@ -241,20 +241,21 @@ def _driver(
 ) -> tuple[Any, PipelineCall]:
     """The pipeline that draws, and what is asked of it."""
     from dq_deploy.models.pipeline import PipelineCall, build_scheduler
-    from dq_deploy.models.pipeline.open import pipeline_of_denoiser
+    from dq_deploy.models.pipeline.open import pipeline_of_denoiser, sized_as_called
     from dq_deploy.pipelines.conditions import conditions_of
 
     if drawn_by is not None:
         asked = replace(drawn_by.asked, steps=settings.steps, seed=settings.seed, count=settings.images)
         return drawn_by.pipeline, asked
     pipeline = pipeline_of_denoiser(denoiser.module, build_scheduler(denoiser.scheduler_config))
-    return pipeline, PipelineCall(
+    asked = PipelineCall(
         steps=settings.steps,
         seed=settings.seed,
         count=settings.images,
         labels=None if labels is None else tuple(int(label) for label in labels),
         conditions=conditions_of(denoiser.call, conditions, count=settings.images, seed=settings.seed),
     )
+    return pipeline, sized_as_called(asked, denoiser.module.config, denoiser.call)
 
 
 def _words_of(pipeline: Any, asked: PipelineCall, drawn_by: AskedPipeline | None) -> dict[str, Any]:
@@ -262,6 +263,7 @@ def _words_of(pipeline: Any, asked: PipelineCall, drawn_by: AskedPipeline | None
     return {
         "pipeline": [type(pipeline).__name__, type(getattr(pipeline, "scheduler", None)).__name__],
         "asked": None if drawn_by is None else dict(drawn_by.words),
+        **({} if drawn_by is not None or asked.height is None else {"size": [asked.height, asked.width]}),
         "conditions": {name: digest_of(value.numpy()) for name, value in asked.conditions.items()},
     }
 

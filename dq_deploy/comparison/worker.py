@@ -91,11 +91,19 @@ def perform(request: TrainingRequest, tell: Callable[[Progress], None]) -> Train
     from dq_deploy.methods import options_for, quantize
     from dq_deploy.methods.training.resume import Spent, discard_state
     from dq_deploy.models import load_model
+    from dq_deploy.models.load.pipeline_folder import sizes_of_picture
     from dq_deploy.record import save_record
 
     options = options_for(**request.options)
-    denoiser = load_model(request.model, variant=request.variant, component=request.component, config=request.config)
-    prepared = prepare_calibration(denoiser, Path(request.model), request.calibration, variant=request.variant)
+    asked = request.calibration
+    denoiser = load_model(
+        request.model,
+        variant=request.variant,
+        component=request.component,
+        config=request.config,
+        sizes=sizes_of_picture(Path(request.config or request.model), asked.height, asked.width),
+    )
+    prepared = prepare_calibration(denoiser, Path(request.model), asked, variant=request.variant)
     state = None if request.state is None else Path(request.state)
     loaded = peak_mib() or 0.0
     spent = Spent(state)

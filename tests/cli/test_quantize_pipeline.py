@@ -112,3 +112,13 @@ def test_prompts_for_what_cannot_read_them_are_refused(folder: Path, prompts: Pa
     done = command("quantize", "--model", bare, *QUICK, "--prompts", prompts, "--out", out)
     assert (done.code, "but the folder text_encoder/ is missing" in done.err) == (2, True), done.err
     assert not out.exists()
+
+
+def test_a_pipelines_size_is_in_pixels_without_the_pipeline_too(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.pt"
+    asked = ("--calibration", "random", "--samples", 2, "--height", 32, "--width", 16)
+    done = command("quantize", "--model", folder, *QUICK, *asked, "--out", out)
+    assert done.code == 0, done.err
+    call = load_record(out).call
+    assert call is not None
+    assert dict(call.sizes) == {"height": 16, "width": 8, "tokens": 77}

@@ -8,10 +8,11 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 from dq_deploy import export, load_record, save_record
 from tests.cli.running import command
-from tests.tiny import random_record, tiny_conditional_denoiser, tiny_denoiser
+from tests.tiny import ONE_LEVEL, random_record, tiny_conditional_denoiser, tiny_denoiser
 
 
 def options(tmp_path, *more, labels="0,1,2"):
@@ -176,3 +177,13 @@ def test_a_float_model_is_held_against_an_engine_without_its_record(tiny_engine,
     done = command("sample", *given, "--model", other)
     assert done.code == 2
     assert "is a UNet2DConditionModel, expected the UNet2DModel quantized" in done.err
+
+
+def test_a_denoiser_alone_is_drawn_in_the_size_that_was_calibrated_or_the_one_asked_for(tmp_path):
+    path, out = tmp_path / "model.pt", tmp_path / "samples.safetensors"
+    denoiser = tiny_denoiser(**ONE_LEVEL, sizes={"height": 4, "width": 12})
+    save_record(dataclasses.replace(random_record(denoiser), call=denoiser.call), path)
+    for asked, shape in (((), (1, 1, 4, 12)), (("--height", 6, "--width", 6), (1, 1, 6, 6))):
+        done = command("sample", "--ckpt", path, "--count", 1, "--steps", 2, *asked, "--out", out)
+        assert done.code == 0, done.err
+        assert load_file(out)["simulation"].shape == shape

@@ -13,7 +13,7 @@ from dq_deploy.comparison import Measures, Settings, Subject, prepare_subject
 from dq_deploy.comparison.subject import labels_in_turn
 from dq_deploy.errors import InputError, ModelError, OptionError
 from dq_deploy.models import default_call
-from tests.tiny import tiny_conditional_denoiser
+from tests.tiny import ONE_LEVEL, tiny_conditional_denoiser, tiny_denoiser
 
 SETTINGS = Settings(images=4, steps=2, rounds=0)
 BARE = Measures(extractor=None)
@@ -86,3 +86,10 @@ def test_what_cannot_be_measured_is_refused(model_dir: Path, tmp_path: Path) -> 
     with pytest.raises(ModelError, match="no scheduler"):
         prepare_subject(bare, SETTINGS, BARE, model=model_dir, cache=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_denoiser_alone_is_drawn_in_the_size_that_it_is_called_at(tmp_path: Path) -> None:
+    denoiser = tiny_denoiser(**ONE_LEVEL, sample_size=None, sizes={"height": 4, "width": 12})
+    found = prepare_subject(denoiser, SETTINGS, BARE, model=tmp_path, cache=tmp_path)
+    assert found.images.shape == (4, 1, 4, 12)
+    assert found.identity["size"] == [4, 12]

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from dq_deploy import load_model, load_record, quantize
+from dq_deploy.calibration import CalibrationRequest
 from dq_deploy.comparison import worker
 from dq_deploy.comparison.worker import TrainingError, TrainingRequest, perform, train
 from dq_deploy.errors import OptionError
 from dq_deploy.methods import Progress, SharedOptions, options_for
 from dq_deploy.methods.options import json_of_options
 from dq_deploy.record import content_sha256
+from tests.tiny import ONE_LEVEL, tiny_denoiser
 
 LOSS = '{"number": 1, "error": {"kind": "GuaranteeError", "message": "loss is NaN", "exit_code": 3}}'
 
@@ -109,3 +112,16 @@ def test_the_methods_own_message_is_the_failure(model_dir: Path, tmp_path: Path)
     options = options_for(method="minmax", steps=2, samples=2, keep=("nothing.*",))
     with pytest.raises(OptionError, match="matches no layer"):
         perform(request(model_dir, tmp_path / "a.pt", options), lambda message: None)
+
+
+def test_a_model_without_a_size_is_quantized_at_the_asked_one(tmp_path: Path) -> None:
+    sizes = {"height": 4, "width": 12}
+    denoiser = tiny_denoiser(**ONE_LEVEL, sample_size=None, sizes=sizes)
+    denoiser.module.save_pretrained(tmp_path / "unet")  # type: ignore[operator]
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(denoiser.scheduler_config))
+    asked = replace(request(tmp_path, tmp_path / "m.pt"), calibration=CalibrationRequest(**sizes))
+    perform(asked, lambda report: None)
+    call = load_record(tmp_path / "m.pt").call
+    assert call is not None
+    assert dict(call.sizes) == sizes

@@ -20,6 +20,10 @@ USUAL_NAMES = ("unet", "transformer", "prior", "decoder")
 """Names of a pipeline's denoiser, with endings as `transformer_2` and `unet_ema`."""
 
 
+AUTOENCODERS = ("vae", "movq", "vqvae")
+"""Components that make pictures of latents; each level but the first halves the sides."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DenoiserPlace:
     """Where a denoiser lies.
@@ -244,6 +248,30 @@ def size_beside(place: DenoiserPlace, config: Mapping[str, Any]) -> dict[str, in
     if len(sizes) != 2 or not all(isinstance(size, int) and size > 0 for size in sizes):
         return {}
     return {HEIGHT: sizes[0], WIDTH: sizes[1]}
+
+
+def sizes_of_picture(path: Path, height: int | None, width: int | None) -> dict[str, int]:
+    """Height and width of the sample for those that the user names: a pipeline's are in pixels, a denoiser's its own.
+
+    Args:
+        path: the folder; one without a model_index.json is a denoiser alone.
+        height: None for none, and so width.
+        width: likewise.
+
+    Raises:
+        ModelError: the configuration of the pipeline's autoencoder cannot be read.
+    """
+    if height is None or width is None:
+        return {}
+    pixels = _pixels_a_position(snapshot_of(path))
+    return {HEIGHT: max(1, height // pixels), WIDTH: max(1, width // pixels)}
+
+
+def _pixels_a_position(folder: Path) -> int:
+    """Pixels of a picture along each side of a position of the sample, by the autoencoder of its pipeline."""
+    files = [folder / name / "config.json" for name in AUTOENCODERS if (folder / INDEX).is_file()]
+    widths = next((read_json(file).get("block_out_channels") for file in files if file.is_file()), None)
+    return 2 ** (len(widths) - 1) if isinstance(widths, list) and widths else 1
 
 
 def scheduler_of(component: str, index: Mapping[str, Any]) -> str:

@@ -49,21 +49,21 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
-def read_call(path: Path, **options: Any) -> PipelineCall:
+def read_call(path: Path | None, **options: Any) -> PipelineCall:
     """The call of a file, with the options of a command over it.
 
     Keys are the attributes of `PipelineCall` or arguments of the pipeline's `__call__`; pictures are named by their
     paths, from the file's folder.
 
     Args:
-        path: of the YAML file.
+        path: of the YAML file; None where the options say it all.
         options: attributes of `PipelineCall`; None where none is given.
 
     Raises:
         FileProblemError: the file is missing or no YAML mapping, or a picture is missing or damaged.
         OptionError: a key that is given in both places, or a value of another type.
     """
-    found = _attributes(path)
+    found = {} if path is None else _attributes(path)
     for name, value in options.items():
         if value is None or value == ():
             continue

@@ -6,8 +6,9 @@ import importlib.util
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,13 @@ from dq_deploy.models.load.scheduler_file import scheduler_config_of
 from dq_deploy.models.load.single_file import offline
 from dq_deploy.models.pipeline.folder import PipelineFolder, read_pipeline_folder
 from dq_deploy.models.pipeline.schedulers import build_scheduler
+from dq_deploy.models.sizes import HEIGHT, WIDTH
 
 if TYPE_CHECKING:
     import torch
 
     from dq_deploy.models.pipeline.call import PipelineCall
+    from dq_deploy.record import Call
 
 
 def open_folder(
@@ -89,6 +92,19 @@ def pipeline_of_denoiser(denoiser: torch.nn.Module, scheduler: Any) -> Any:
         pipeline = DenoiserPipeline(denoiser=denoiser, scheduler=scheduler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def sized_as_called(asked: PipelineCall, config: Mapping[str, Any], call: Call) -> PipelineCall:
+    """What is asked of the pipeline around a denoiser alone, with the size in which the denoiser is called.
+
+    A size that was asked for stays, and that of the denoiser's configuration, which has its defaults, goes unsaid.
+    """
+    height, width, own = call.sizes.get(HEIGHT), call.sizes.get(WIDTH), config.get("sample_size")
+    if None in (height, width) or asked.height is not None:
+        return asked
+    if (height, width) == (tuple(own) if isinstance(own, (list, tuple)) else (own, own)):
+        return asked
+    return replace(asked, height=height, width=width)
 
 
 def _of_index(

@@ -11,7 +11,7 @@ import pytest
 
 from dq_deploy import load_model
 from dq_deploy.errors import ModelError
-from dq_deploy.models.load.pipeline_folder import find_denoiser, scheduler_of
+from dq_deploy.models.load.pipeline_folder import find_denoiser, scheduler_of, sizes_of_picture
 from tests.tiny import ONE_LEVEL, tiny_denoiser
 
 
@@ -215,3 +215,15 @@ def test_a_file_that_may_not_be_read_is_named(made, tmp_path):
     for name in ("diffusion_pytorch_model.safetensors", "config.json"):
         (tmp_path / "model" / name).chmod(0)
         refused(tmp_path / "model", rf"cannot read .*{name}: Permission denied")
+
+
+def test_a_pictures_size_in_pixels_is_the_samples_by_the_pipelines_autoencoder(pipeline):
+    folder = pipeline(unet=UNET, vae=["diffusers", "AutoencoderKL"])
+    assert sizes_of_picture(folder, 64, 32) == {"height": 64, "width": 32}
+    (folder / "vae").mkdir()
+    (folder / "vae" / "config.json").write_text(json.dumps({"block_out_channels": [8, 8, 8]}))
+    assert sizes_of_picture(folder, 64, 32) == {"height": 16, "width": 8}
+    assert sizes_of_picture(folder / "unet", 64, 32) == {"height": 64, "width": 32}
+    (folder / "model_index.json").unlink()
+    assert sizes_of_picture(folder, 64, 32) == {"height": 64, "width": 32}
+    assert sizes_of_picture(folder, None, None) == {}

@@ -89,7 +89,9 @@ class QuantizeArguments:
         str | None,
         typer.Option(help="Class of diffusers, or euler, dpm++2m, unipc ..., in place of the model's own."),
     ] = None
-    height: Annotated[int | None, typer.Option(help="Of the pictures in pixels; the pipeline's own by default.")] = None
+    height: Annotated[
+        int | None, typer.Option(help="Of the pictures in pixels, of a denoiser alone of its sample; default: its own.")
+    ] = None
     width: Annotated[int | None, typer.Option(help="Likewise.")] = None
     call: Annotated[
         Path | None, typer.Option(help="YAML file of anything the pipeline's __call__ takes; pictures by path.")

@@ -8,9 +8,6 @@ if TYPE_CHECKING:
     from dq_deploy.cli.text.quantize.arguments import QuantizeArguments
     from dq_deploy.models import Denoiser
 
-LATENT = 8
-"""Pixels of a picture for one position of a latent, in the usual autoencoders."""
-
 
 def float_model(given: QuantizeArguments) -> Denoiser:
     """Load it.
@@ -40,10 +37,6 @@ def described_model(given: QuantizeArguments) -> Denoiser:
 
 
 def _sizes(given: QuantizeArguments) -> dict[str, int]:
-    from dq_deploy.models.load.pipeline_folder import is_pipeline
-    from dq_deploy.models.sizes import HEIGHT, WIDTH
+    from dq_deploy.models.load.pipeline_folder import sizes_of_picture
 
-    if given.height is None or given.width is None or min(given.height, given.width) <= 0:
-        return {}
-    part = LATENT if is_pipeline(given.config or given.model) else 1
-    return {HEIGHT: max(1, given.height // part), WIDTH: max(1, given.width // part)}
+    return sizes_of_picture(given.config or given.model, given.height, given.width)

@@ -37,8 +37,10 @@ class SampleArguments:
     mask: Annotated[Path | None, typer.Option(help="Mask, white where the picture is painted anew.")] = None
     strength: Annotated[float | None, typer.Option(help="How far the picture is changed, 0 to 1.")] = None
     control_image: Annotated[Path | None, typer.Option(help="Picture that a ControlNet follows.")] = None
-    height: Annotated[int | None, typer.Option(help="Of a picture; default: the pipeline's.")] = None
-    width: Annotated[int | None, typer.Option(help="Of a picture; default: the pipeline's.")] = None
+    height: Annotated[
+        int | None, typer.Option(help="Of a picture; default: the pipeline's, of a denoiser alone as calibrated.")
+    ] = None
+    width: Annotated[int | None, typer.Option(help="Likewise.")] = None
     call: Annotated[
         Path | None, typer.Option(help="YAML file with anything the pipeline's call takes; pictures by path.")
     ] = None
