@@ -14,7 +14,11 @@ from pathlib import Path
 
 import diffusers
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+try:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+except ImportError as error:
+    raise SystemExit("error: transformers is missing; install it with pip install 'dq-deploy[pipelines]'") from error
 
 LETTERS = string.ascii_lowercase + string.digits + ".,"
 """What a prompt may hold; each letter is a token."""
