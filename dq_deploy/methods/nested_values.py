@@ -18,14 +18,7 @@ Nested = Any
 
 def tensors_in(value: Nested) -> Iterator[torch.Tensor]:
     """The tensors in a value, in order."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for entry in value:
-            yield from tensors_in(entry)
-    elif isinstance(value, dict):
-        for entry in value.values():
-            yield from tensors_in(entry)
+    return (leaf for leaf in _leaves(value) if isinstance(leaf, torch.Tensor))
 
 
 def mapped(change: Callable[..., Any], value: Nested, *others: Nested) -> Nested:

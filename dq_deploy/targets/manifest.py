@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -48,25 +49,14 @@ def manifest_of(
         float_precision: float operations kept in float32; None where the target has no choice.
         varying: which sizes of the call vary in the graph.
     """
-    config, call = dict(record.model_config), call_of_record(record)
-    macs = macs_of(build_denoiser(record.family, config, device="meta"), call)
+    macs = macs_of(build_denoiser(record.family, record.model_config, device="meta"), call_of_record(record))
     assert options.target is not None
     assert options.mode is not None
-    return EngineManifest(
-        record_sha256=content_sha256(record),
-        target=options.target,
+    return replace(
+        manifest_of_record(record, target=options.target, varying=varying),
         mode=options.mode,
         single_step_batch=options.mode == "fast",
-        family=record.family,
-        model_config=config,
-        scheduler_config=None if record.scheduler_config is None else dict(record.scheduler_config),
-        inputs=input_entries(call, varying),
-        outputs=tuple(_tensor(spec, varying) for spec in output_specs(call)),
-        sizes=dict(call.sizes),
         multiples=dict(varying.multiples) or None,
-        constants=dict(call.constants) or None,
-        timesteps=tuple(float(t) for t in record.timesteps),
-        step_edges=tuple(float(e) for e in record.step_edges),
         versions={"python": platform.python_version(), **versions_used()},
         options=options,
         macs=manifest_macs(macs),
@@ -76,12 +66,13 @@ def manifest_of(
     )
 
 
-def manifest_of_record(record: Record, *, target: str) -> EngineManifest:
+def manifest_of_record(record: Record, *, target: str, varying: VaryingSizes = ALL_VARY) -> EngineManifest:
     """What is said of a record that runs as it is, with no graph file in between.
 
     Args:
         record: the quantized denoiser.
         target: what runs it, as `native`.
+        varying: which sizes of the call vary.
     """
     call = call_of_record(record)
     return EngineManifest(
@@ -91,8 +82,8 @@ def manifest_of_record(record: Record, *, target: str) -> EngineManifest:
         model_config=dict(record.model_config),
         scheduler_config=None if record.scheduler_config is None else dict(record.scheduler_config),
         record_sha256=content_sha256(record),
-        inputs=input_entries(call),
-        outputs=tuple(_tensor(spec, ALL_VARY) for spec in output_specs(call)),
+        inputs=input_entries(call, varying),
+        outputs=tuple(_tensor(spec, varying) for spec in output_specs(call)),
         sizes=dict(call.sizes),
         constants=dict(call.constants) or None,
         timesteps=tuple(float(timestep) for timestep in record.timesteps),
@@ -109,6 +100,7 @@ def call_of_manifest(manifest: EngineManifest) -> Call:
     """
     if manifest.sizes is None:
         return default_call(manifest.model_config)
+    named = {size for entry in (*manifest.inputs, *manifest.outputs) for size in entry.shape}  # others are fixed in it
     inputs = (
         CallInput(name=argument_name(i.name), dtype=i.dtype, shape=tuple(i.shape), limits=_pair(i.limits))
         for i in manifest.inputs
@@ -116,7 +108,7 @@ def call_of_manifest(manifest: EngineManifest) -> Call:
     return Call(
         inputs=tuple(inputs),
         constants=dict(manifest.constants or {}),
-        sizes=dict(manifest.sizes),
+        sizes={name: size for name, size in manifest.sizes.items() if name in named},
         output=tuple(manifest.outputs[0].shape),
     )
 

@@ -10,8 +10,13 @@ import pytest
 from dq_deploy import open_engine
 from dq_deploy.errors import InputError
 from dq_deploy.graph.onnx_file import write_onnx
+from dq_deploy.graph.varying import VaryingSizes
+from dq_deploy.manifest.values import ManifestOptions
 from dq_deploy.models import default_call, example_inputs
+from dq_deploy.models.pipeline import PipelineCall
+from dq_deploy.models.pipeline.open import sized_as_called
 from dq_deploy.targets import engine_graph, simulation_graph
+from dq_deploy.targets.manifest import call_of_manifest, manifest_of
 from dq_deploy.targets.traced_graphs import traced_denoiser
 from tests.tiny import random_record, tiny_conditional_denoiser
 
@@ -50,3 +55,16 @@ def test_the_manifest_says_names_and_multiples(made):
     assert manifest.outputs[0].shape == ("B", 4, "height", "width")
     assert manifest.multiples == {"height": 2, "width": 2}
     assert manifest.sizes == {"height": 8, "width": 8, "tokens": 77}
+
+
+def test_a_file_with_a_fixed_size_has_a_call_and_is_drawn_in_that_size(made):
+    record = made[0]
+    varying = VaryingSizes(traced=record.call.sizes, fixed={"width": "the model computes with it"})
+    options = ManifestOptions(target="onnxruntime", mode="exact")
+    manifest = manifest_of(record, layers=(), notes=(), options=options, varying=varying)
+    assert manifest.sizes == record.call.sizes
+    call = call_of_manifest(manifest)
+    assert (call.inputs[0].shape, dict(call.sizes)) == (("B", 4, "height", 8), {"height": 8, "tokens": 77})
+    asked = sized_as_called(PipelineCall(), {"sample_size": 16}, call)
+    assert (asked.height, asked.width) == (8, 8)
+    assert sized_as_called(PipelineCall(), {"sample_size": 8}, call) == PipelineCall()

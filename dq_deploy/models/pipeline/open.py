@@ -6,13 +6,15 @@ import importlib.util
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.errors import DqError, ModelError, OptionError, library_errors, raise_if_out_of_memory, words_of
+from dq_deploy.models.call import input_specs
+from dq_deploy.models.conditions import sample_name
 from dq_deploy.models.load.component_class import checked_class, todays_config
 from dq_deploy.models.load.json_file import read_json
 from dq_deploy.models.load.pipeline_folder import INDEX, find_denoiser, scheduler_of
@@ -20,7 +22,7 @@ from dq_deploy.models.load.scheduler_file import scheduler_config_of
 from dq_deploy.models.load.single_file import offline
 from dq_deploy.models.pipeline.folder import PipelineFolder, read_pipeline_folder
 from dq_deploy.models.pipeline.schedulers import build_scheduler
-from dq_deploy.models.sizes import HEIGHT, WIDTH
+from dq_deploy.models.sizes import sized
 
 if TYPE_CHECKING:
     import torch
@@ -99,12 +101,15 @@ def sized_as_called(asked: PipelineCall, config: Mapping[str, Any], call: Call) 
 
     A size that was asked for stays, and that of the denoiser's configuration, which has its defaults, goes unsaid.
     """
-    height, width, own = call.sizes.get(HEIGHT), call.sizes.get(WIDTH), config.get("sample_size")
-    if None in (height, width) or asked.height is not None:
+    name, own = sample_name(call), config.get("sample_size")
+    sides = next(sized(spec.shape, 1, call.sizes)[2:] for spec in input_specs(call) if spec.name == name)
+    if (
+        asked.height is not None
+        or len(sides) != 2
+        or sides == (tuple(own) if isinstance(own, Sequence) else (own,) * 2)
+    ):
         return asked
-    if (height, width) == (tuple(own) if isinstance(own, (list, tuple)) else (own, own)):
-        return asked
-    return replace(asked, height=height, width=width)
+    return replace(asked, height=sides[0], width=sides[1])
 
 
 def _of_index(

@@ -61,14 +61,16 @@ def top_header(record: Record) -> dict[str, Any]:
 
 def says_sizes(record: Record) -> bool:
     """Whether the call has what schema version 4 added: values of its sizes, and limits of its inputs."""
-    call = record.call
-    return call is not None and bool(call.sizes or call.output or any(i.limits is not None for i in call.inputs))
+    return record.call is not None and _says_sizes(record.call)
+
+
+def _says_sizes(call: Call) -> bool:
+    return bool(call.sizes or call.output or any(item.limits is not None for item in call.inputs))
 
 
 def _call_header(call: Call) -> dict[str, Any]:
-    new = bool(call.sizes or call.output or any(i.limits is not None for i in call.inputs))
     inputs: list[dict[str, Any]] = [{"name": i.name, "dtype": i.dtype, "shape": list(i.shape)} for i in call.inputs]
-    if not new:
+    if not _says_sizes(call):
         return {"inputs": inputs, "constants": dict(call.constants)}
     for entry, item in zip(inputs, call.inputs, strict=True):
         entry["limits"] = None if item.limits is None else list(item.limits)

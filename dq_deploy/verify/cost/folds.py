@@ -48,9 +48,8 @@ def folds_of(record: Record, module: torch.nn.Module) -> Folds:
     """
     inputs: dict[str, F64] = {}
     outputs: dict[str, F64] = {}
-    for site in fold_sites(
-        module, call_of_record(record)
-    ):  # in the order of the folds: a value projection is read by one, written by the next
+    # in the order of the folds: a value projection is read by one, written by the next
+    for site in fold_sites(module, call_of_record(record)):
         words = f"folded into {site.producer}"
         if not all(name in record.layers and record.layers[name].fold == words for name in site.consumers):
             continue

@@ -64,13 +64,11 @@ def quantization_inputs(
     except (ModelError, OptionError) as error:
         batches = [batch_at(record, [b] * len(share), seed=own, kind="step") for b in range(steps) for share in shares]
         return batches, f"{images} noised random pictures a step, seed {own}: {error}"
-    batches = []
+    batches, own_names, shared = [], {spec.name for spec in input_specs(call)}, shared_inputs(call)
     for bucket in range(steps):
         for share in shares:
             step = np.full(len(share), bucket, np.int64)
             feeds = found.at(step, np.arange(share.start, share.stop))
-            own_names = {spec.name for spec in input_specs(call)}
-            shared = shared_inputs(call)
             given = {
                 name: np.array(value[0]) if name in shared else value
                 for name, value in feeds.items()

@@ -14,6 +14,7 @@ from dq_deploy.numerics import (
     accumulate_conv2d,
     accumulate_linear,
     integer_layer,
+    row_steps,
     table_at,
 )
 from dq_deploy.numerics.arrays import F64, I64, Array
@@ -149,13 +150,6 @@ def expected_accumulator(part: ComparedPart, codes: I32, accumulator: I32, bucke
     return shifted_sum
 
 
-def entry_buckets(buckets: I64, entries: int) -> I64:
-    """Step bucket of each entry of a leading axis; where that holds no samples, the first sample's stands for all."""
-    if entries % len(buckets):
-        return np.full(entries, buckets[0], np.int64)
-    return np.repeat(buckets, entries // len(buckets))
-
-
 def samples_of(buckets: I64, entries: int) -> list[tuple[int, int | slice]]:
     """The bucket and the entries of each sample along a leading axis, all of them at once where it holds no samples."""
     if entries % len(buckets):
@@ -182,7 +176,7 @@ def compare_part(part: ComparedPart, tensors: PartTensors, buckets: I64) -> F32 
         return None
     single = dataclasses.replace(part.layer, parts=(part.own,), bias=None, out_scale=None, out_zero_point=None)
     expected = integer_layer(single, x, buckets)
-    entries = entry_buckets(buckets, len(x))
+    entries = row_steps(buckets, len(x), static=True).astype(np.int64)
     want = expected_accumulator(part, expected.codes[0], expected.accumulators[0], entries)
     pairs = _paired(part, tensors, expected.codes[0], want, entries)
     if pairs is None:

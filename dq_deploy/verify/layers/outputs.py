@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dq_deploy.numerics import F32, integer_layer, requantize_accumulator, step_bucket, table_at
+from dq_deploy.numerics import F32, integer_layer, requantize_accumulator, row_steps, step_bucket, table_at
 from dq_deploy.numerics.arrays import I64, Array
 from dq_deploy.record import Layer, Record
 from dq_deploy.verify.layers.compare import (
     ABSURD,
     Place,
-    entry_buckets,
     first_of,
     held_in_canonical_layout,
     magnitude,
@@ -137,7 +136,7 @@ def compare_output_codes(place: LayerPlace, x: F32, output: Array) -> None:
         weight_scale=part.weight_scale[0],
         out_scale=layer.out_scale,
         out_zero_point=layer.out_zero_point,
-        step=entry_buckets(place.buckets, len(x)),
+        step=row_steps(place.buckets, len(x), static=True),
     )
     if output.shape != want.shape:
         place.tally.problem(f"engine holds output codes {output.shape}, expected {want.shape}")
