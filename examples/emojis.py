@@ -58,19 +58,22 @@ class Emojis:
         images: [N, 32, 32, 3] uint8 RGB, on white.
         labels: [N] int64, indices into `CLASSES`.
         emoji: [N] int64, which emoji an image shows; its skin tones share the number.
-        plain: [N] bool, False for the five skin tones.
+        tone: [N] int64, 0 for an image without skin tone, 1 (light) to 5 (dark) for the others.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     emoji: NDArray[np.int64]
-    plain: NDArray[np.bool_]
+    tone: NDArray[np.int64]
+
+    @property
+    def plain(self) -> NDArray[np.bool_]:
+        """[N], False for the five skin tones."""
+        return self.tone == 0
 
     def where(self, kept: NDArray[np.bool_]) -> Emojis:
         """Those images that are kept, a mask [N]."""
-        return Emojis(
-            images=self.images[kept], labels=self.labels[kept], emoji=self.emoji[kept], plain=self.plain[kept]
-        )
+        return Emojis(images=self.images[kept], labels=self.labels[kept], emoji=self.emoji[kept], tone=self.tone[kept])
 
 
 def label_of(entry: dict[str, Any]) -> int | None:
@@ -126,23 +129,37 @@ def load_emojis(source: Path) -> Emojis:
     if "emoji.json" not in files or len(files) < 2:
         raise InputError(f"{source}: expected emoji.json and {_IMAGES}/*.png in it; npm pack {PACKAGE}")
     images: list[NDArray[np.uint8]] = []
-    rows: list[tuple[int, int, bool]] = []
+    rows: list[tuple[int, int, int]] = []
     seen: set[bytes] = set()
     for number, entry in enumerate(json.loads(files["emoji.json"])):
         label = label_of(entry)
         if label is None:
             continue
         tones = entry.get("skin_variations", {})
-        for index, shown in enumerate([entry, *(tones[tone] for tone in _SKIN_TONES if tone in tones)]):
+        toned = [(i, tones[tone]) for i, tone in enumerate(_SKIN_TONES, 1) if tone in tones]
+        for index, shown in [(0, entry), *toned]:
             png = files.get(f"{_IMAGES}/{shown['image']}") if shown.get("has_img_google") else None
             image = None if png is None else shrink(png)
             if image is None or image.tobytes() in seen:
                 continue
             seen.add(image.tobytes())
             images.append(image)
-            rows.append((label, number, index == 0))
-    labels, emoji, plain = zip(*rows, strict=True)
-    return Emojis(images=np.stack(images), labels=np.array(labels), emoji=np.array(emoji), plain=np.array(plain))
+            rows.append((label, number, index))
+    labels, emoji, tone = zip(*rows, strict=True)
+    return Emojis(images=np.stack(images), labels=np.array(labels), emoji=np.array(emoji), tone=np.array(tone))
+
+
+def read_entries(source: Path) -> list[dict[str, Any]]:
+    """The entries of the package's emoji.json; `Emojis.emoji` counts them.
+
+    Raises:
+        InputError: there is no such package at `source`.
+    """
+    files = _read_files(source)
+    if "emoji.json" not in files:
+        raise InputError(f"{source}: expected emoji.json in it; npm pack {PACKAGE}")
+    entries: list[dict[str, Any]] = json.loads(files["emoji.json"])
+    return entries
 
 
 def draw_batch(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import io
-import json
 import sys
 import tarfile
 
@@ -12,63 +9,6 @@ import numpy as np
 import pytest
 
 from dq_deploy.errors import FileProblemError, InputError
-
-MODULES = ("emojis", "emoji_classifier")
-RED, GREEN, BLUE = (255, 0, 0, 255), (0, 255, 0, 255), (0, 0, 255, 255)
-
-
-@pytest.fixture
-def script(repository, monkeypatch):
-    """Function from a path under examples/ to the loaded module."""
-    monkeypatch.syspath_prepend(str(repository / "examples"))
-
-    def load(relative: str):
-        path = repository / "examples" / relative
-        spec = importlib.util.spec_from_file_location(f"example_{path.stem}_{path.parent.name}".replace("-", "_"), path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, spec.name, module)  # a dataclass looks its module up
-        spec.loader.exec_module(module)
-        return module
-
-    yield load
-    for name in MODULES:
-        sys.modules.pop(name, None)
-
-
-def picture(colour: tuple[int, int, int, int]) -> bytes:
-    """A PNG of 64 x 64: the left half of that colour, the right half transparent."""
-    from PIL import Image
-
-    image = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
-    image.paste(colour, (0, 0, 32, 64))
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
-
-
-def entry(image: str, category: str, subcategory: str, **more) -> dict:
-    return {"image": image, "category": category, "subcategory": subcategory, "has_img_google": True, **more}
-
-
-@pytest.fixture
-def package(tmp_path):
-    """A folder with three pictures: a flag, a hand with one skin tone, a heart that equals the flag."""
-    tone = {"1F3FB": {"image": "tone.png", "has_img_google": True}}
-    entries = [
-        entry("flag.png", "Flags", "flag"),
-        entry("hand.png", "People & Body", "hand-prop", skin_variations=tone),
-        entry("heart.png", "Smileys & Emotion", "heart"),
-        entry("no.png", "Objects", "tool", has_img_google=False),
-        entry("bare.png", "Component", "skin-tone"),
-    ]
-    folder = tmp_path / "package" / "img" / "google" / "64"
-    folder.mkdir(parents=True)
-    for name, colour in {"flag": RED, "hand": GREEN, "tone": BLUE, "heart": RED}.items():
-        (folder / f"{name}.png").write_bytes(picture(colour))
-    (tmp_path / "package" / "emoji.json").write_text(json.dumps(entries))
-    return tmp_path / "package"
 
 
 def test_emojis_are_laid_on_white_shrunk_labelled_and_told_apart(script, package):
@@ -201,7 +141,7 @@ def test_the_classifier_script_holds_out_whole_emojis_and_writes_weights(script,
         images=np.repeat(found.images, 20, axis=0),
         labels=np.arange(60) % 9,
         emoji=np.arange(60) // 9 * 9 + np.arange(60) % 9,
-        plain=np.ones(60, bool),
+        tone=np.zeros(60, np.int64),
     )
     kept, held_out = training.split_emojis(found, held_out=0.3)
     assert not set(kept.emoji) & set(held_out.emoji)
