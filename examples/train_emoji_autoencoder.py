@@ -1,4 +1,4 @@
-"""Train the AutoencoderKL of examples/emoji-text-to-image: 32 x 32 emojis to 4 x 16 x 16 latents and back.
+"""Train the AutoencoderKL of examples/emoji-text-to-image: 32 x 32 emojis to 6 x 16 x 16 latents and back.
 
     npm pack emoji-datasource-google@16.0.0
     python examples/train_emoji_autoencoder.py emoji-datasource-google-16.0.0.tgz --out my-emojis --minutes 15
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL
 
-LATENT_CHANNELS = 4
+LATENT_CHANNELS = 6
 WARM_UP = 50  # iterations
-KL_SHARE = 2e-3  # of the divergence from a normal distribution, beside the mean absolute difference of the pixels
+SQUARE_SHARE = 2.0  # of the mean squared difference of the pixels, beside the mean absolute one
+KL_SHARE = 1e-3  # of the divergence from a normal distribution
 
 
 def build_autoencoder() -> AutoencoderKL:
@@ -57,7 +58,7 @@ def as_network_input(images: NDArray[np.uint8]) -> torch.Tensor:
 
 
 def latents_of(network: AutoencoderKL, images: NDArray[np.uint8], *, batch: int = 100) -> torch.Tensor:
-    """The means of the latents, [N, 4, 16, 16] float32."""
+    """The means of the latents, [N, 6, 16, 16] float32."""
     import torch
 
     with torch.inference_mode():
@@ -142,12 +143,13 @@ class Training:
             posterior = self.network.encode(x).latent_dist
             y = self.network.decode(posterior.sample()).sample
         difference = (y.float() - x).abs().mean()
+        loss = difference + SQUARE_SHARE * (y.float() - x).square().mean()
         divergence = posterior.kl().float().mean() / (LATENT_CHANNELS * (SIZE // 2) ** 2)
         warm = min(1.0, (self.iteration + 1) / WARM_UP)
         for group in self.optimizer.param_groups:
             group["lr"] = self.args.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, self.done)))
         self.optimizer.zero_grad()
-        (difference + KL_SHARE * divergence).backward()
+        (loss + KL_SHARE * divergence).backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.iteration += 1

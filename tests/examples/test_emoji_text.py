@@ -7,6 +7,8 @@ import json
 import numpy as np
 import pytest
 
+from dq_deploy.errors import InputError
+
 pytest.importorskip("transformers", reason="the extra pipelines is not installed")
 
 
@@ -76,6 +78,22 @@ def test_latents_have_mean_zero_and_deviation_one_after_the_fold(script, package
     before = network(training.as_network_input(images)).sample
     training.fold_normalization(network, images)
     latents = training.latents_of(network, images)
-    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
-    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(training.LATENT_CHANNELS), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(training.LATENT_CHANNELS), atol=1e-4, rtol=0)
     torch.testing.assert_close(network(training.as_network_input(images)).sample, before, atol=1e-4, rtol=0)
+
+
+def test_too_few_names_for_the_prompts_of_a_measurement_are_refused(captions, package, tmp_path):
+    with pytest.raises(InputError, match="faces has 0 names, expected 2 for 10 prompts"):
+        captions.write_prompts(captions.load_captioned(package), tmp_path / "out", count=10)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_shipped_prompts_are_distinct_and_calibration_shares_none(repository):
+    folder = repository / "examples" / "emoji-text-to-image"
+    prompts, calibration = (
+        (folder / name).read_text(encoding="utf-8").splitlines() for name in ("prompts.txt", "calibration.txt")
+    )
+    assert len(set(prompts)) == len(prompts) == 500
+    assert len(calibration) == 64
+    assert not set(prompts) & set(calibration)

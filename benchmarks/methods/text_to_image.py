@@ -1,0 +1,143 @@
+"""Whether a prompt still decides the picture when the emoji text-to-image model is quantized.
+
+    python -m benchmarks.methods.text_to_image --work DIR             # 500 prompts
+    python -m benchmarks.methods.text_to_image --work DIR --variants minmax-w8a8 --count 90
+
+Each prompt of examples/emoji-text-to-image/prompts.txt is drawn once, line i belongs to class i modulo 9, and a
+classifier that was trained on real emojis says which class it sees. The float model draws with guidance and without;
+each quantized model draws with guidance, natively, from the same noise. It is made by `dq-quantize`, calibrated with
+calibration.txt, which shares no prompt with prompts.txt. One JSON line a variant goes to
+benchmarks/results/text_to_image.jsonl.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from benchmarks.machine.commit import commit
+from dq_deploy.bench.environment import describe_environment
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "examples" / "emoji-text-to-image"
+CLASSIFIER = ROOT / "examples" / "emoji-classifier" / "classifier.onnx"
+RESULTS = ROOT / "benchmarks" / "results" / "text_to_image.jsonl"
+CLASSES = 9
+SEED = 1234  # calibration draws with seed 0
+BATCH = 50
+
+VARIANTS: Mapping[str, tuple[str, ...]] = {
+    "minmax-w8a8": ("--method", "minmax", "--weights", "8", "--activations", "8"),
+    "minmax-w4a8": ("--method", "minmax", "--weights", "4", "--activations", "8"),
+    "dilatequant-w4a8": ("--preset", "fast", "--weights", "4", "--activations", "8"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pictures:
+    """What one model drew.
+
+    Attributes:
+        images: [N, 3, 32, 32] float32 in [-1, 1], image i of prompt i.
+        right: [N], whether the classifier sees the prompt's class.
+    """
+
+    images: NDArray[np.float32]
+    right: NDArray[np.bool_]
+
+
+def chosen_prompts(folder: Path, count: int) -> tuple[str, ...]:
+    """The first prompts of a model's folder."""
+    lines = (folder / "prompts.txt").read_text(encoding="utf-8").splitlines()
+    if not 1 <= count <= len(lines):
+        raise SystemExit(f"error: count is {count}, expected 1 to {len(lines)}, the prompts of {folder}")
+    return tuple(lines[:count])
+
+
+def draw(folder: Path, prompts: tuple[str, ...], *, guidance: float, steps: int, record: Path | None) -> Pictures:
+    """Draw a picture of each prompt, with the float model or with a record in its denoiser's place."""
+    from dq_deploy import IntegerDenoiser
+    from dq_deploy.models.pipeline import PipelineCall, open_pipeline
+    from dq_deploy.pipelines.draw import draw_images
+    from dq_deploy.quality.onnx_network import load_onnx_classifier
+
+    denoiser = None if record is None else IntegerDenoiser(record)
+    pipeline = open_pipeline(folder, denoiser=denoiser)
+    call = PipelineCall(prompts=prompts, guidance=guidance, steps=steps, seed=SEED, count=len(prompts))
+    images = draw_images(pipeline, call, batch=BATCH).images
+    seen = load_onnx_classifier(CLASSIFIER)(images)
+    return Pictures(images=images, right=seen == np.arange(len(images)) % CLASSES)
+
+
+def quantize(folder: Path, options: tuple[str, ...], *, guidance: float, steps: int, out: Path) -> float:
+    """Run `dq-quantize` and return its seconds."""
+    calibration = ("--prompts", str(folder / "calibration.txt"), "--guidance", str(guidance), "--steps", str(steps))
+    command = [sys.executable, "-m", "dq_deploy.cli.quantize", "--model", str(folder), *calibration, *options]
+    start = time.perf_counter()
+    code = subprocess.run([*command, "--out", str(out)], check=False).returncode
+    if code:
+        raise SystemExit(code)
+    return time.perf_counter() - start
+
+
+def main(
+    work: Annotated[Path, typer.Option(help="Folder for the records.")],
+    model: Annotated[Path, typer.Option(help="Pipeline folder.")] = MODEL,
+    variants: Annotated[str, typer.Option(help="Comma list.")] = ",".join(VARIANTS),
+    count: Annotated[int, typer.Option(help="Prompts.")] = 500,
+    steps: Annotated[int, typer.Option(help="Sampling and calibration steps.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 3.0,
+    out: Annotated[Path, typer.Option(help="JSON lines file to append to.")] = RESULTS,
+) -> None:
+    """Draw, quantize, draw again and compare; one JSON line a variant."""
+    from dq_deploy.quality.bootstrap import interval_of_mean, interval_of_paired_difference
+    from dq_deploy.quality.image import psnr_db
+
+    prompts = chosen_prompts(model, count)
+    work.mkdir(parents=True, exist_ok=True)
+    reference = draw(model, prompts, guidance=guidance, steps=steps, record=None)
+    unguided = draw(model, prompts, guidance=1.0, steps=steps, record=None)
+    by_class = [round(float(reference.right[label::CLASSES].mean()), 3) for label in range(min(CLASSES, count))]
+    print(f"float: right {interval_of_mean(reference.right)}, without guidance {interval_of_mean(unguided.right)}")
+    print(f"by class: {by_class}", flush=True)
+    for name in variants.split(","):
+        record = work / f"{name}.pt"
+        seconds = quantize(model, VARIANTS[name], guidance=guidance, steps=steps, out=record)
+        drawn = draw(model, prompts, guidance=guidance, steps=steps, record=record)
+        psnr = interval_of_mean(psnr_db(drawn.images, reference.images, data_range=2.0))
+        difference = interval_of_paired_difference(drawn.right, reference.right)
+        line = {
+            "variant": name,
+            "options": VARIANTS[name],
+            "prompts": count,
+            "chance": 1 / CLASSES,
+            "steps": steps,
+            "guidance": guidance,
+            "right": interval_of_mean(drawn.right).__dict__,
+            "right_float": interval_of_mean(reference.right).__dict__,
+            "right_float_by_class": by_class,
+            "right_float_without_guidance": interval_of_mean(unguided.right).__dict__,
+            "right_difference": difference.__dict__,
+            "psnr_db": psnr.__dict__,
+            "quantize_seconds": round(seconds, 1),
+            "commit": commit(),
+            "environment": describe_environment(threads=None),
+        }
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+        print(f"{name}: right {interval_of_mean(drawn.right)}, difference {difference}, PSNR {psnr} dB", flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
