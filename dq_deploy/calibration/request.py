@@ -10,7 +10,7 @@ from dq_deploy.calibration.recording import read_prompts, ready_pipeline
 from dq_deploy.calibration.recording.asked_pipeline import plain_config
 from dq_deploy.errors import OptionError
 from dq_deploy.models import Denoiser, condition_names, default_call, input_specs
-from dq_deploy.models.default_calls.output_shape import with_output
+from dq_deploy.models.default_calls.output_shapes import with_outputs
 from dq_deploy.models.load.hub_files import snapshot_of
 from dq_deploy.models.load.pipeline_folder import INDEX, sizes_of_picture
 from dq_deploy.models.pipeline import PipelineCall, build_scheduler
@@ -157,7 +157,7 @@ def _alone(denoiser: Denoiser, path: Path, asked: PipelineCall) -> Denoiser:
     if sizes.items() <= denoiser.call.sizes.items():
         return denoiser
     call = default_call(denoiser.config, {**denoiser.call.sizes, **sizes})
-    return replace(denoiser, call=with_output(call, denoiser.module))
+    return replace(denoiser, call=with_outputs(call, denoiser.module))
 
 
 def _remarks(denoiser: Denoiser, source: CalibrationSource) -> list[str]:

@@ -63,7 +63,7 @@ def sample(given: SampleArguments) -> None:
         if folder is None:
             asked = sized_as_called(asked, getattr(pipeline, denoiser_name(pipeline)).config, quantized.call)
         _check_picture(given.out, quantized, alone=folder is None)
-        module = _float_module(given, quantized) if given.compare else None
+        module = _float_module(given, component, quantized) if given.compare else None
         samples, rows = _sampled(given, _Driver(pipeline=pipeline, component=component, asked=asked), quantized, module)
     _write(given, replace(samples, conditions=embeddings), rows)
     show_samples(samples, given.out)
@@ -126,6 +126,7 @@ def _asked(given: SampleArguments, labels: Sequence[int] | None) -> PipelineCall
 def _pipeline_place(given: SampleArguments, asked: PipelineCall, quantized: Quantized) -> DenoiserPlace | None:
     """The pipeline that draws, or None where the denoiser alone does: then its steps are all there is."""
     from dq_deploy.errors import OptionError
+    from dq_deploy.models.family import class_of_family
     from dq_deploy.models.load.hub_files import snapshot_of
     from dq_deploy.models.load.pipeline_folder import INDEX, find_denoiser, is_pipeline
 
@@ -150,7 +151,8 @@ def _pipeline_place(given: SampleArguments, asked: PipelineCall, quantized: Quan
         )
         return None
     recorded = quantized.provenance.get("component") if is_pipeline(named) else None
-    place = find_denoiser(named, given.component or recorded)
+    family = quantized.manifest.family
+    place = find_denoiser(named, given.component or recorded, None if family is None else class_of_family(family))
     if place.pipeline is None or not (place.pipeline / INDEX).is_file():
         refuse(bool(needs), f"{named} is a denoiser alone, expected a pipeline's folder for what is asked of one")
         refuse(not given.compare, f"--model {named} is no pipeline and --compare was not given; leave it out")
@@ -200,10 +202,10 @@ def _check_picture(out: Path, quantized: Quantized, *, alone: bool) -> None:
         )
 
 
-def _float_module(given: SampleArguments, quantized: Quantized) -> nn.Module:
+def _float_module(given: SampleArguments, component: str | None, quantized: Quantized) -> nn.Module:
     from dq_deploy.pipelines.quantized import float_denoiser
 
-    denoiser, remark = float_denoiser(quantized, given.model, given.component)
+    denoiser, remark = float_denoiser(quantized, given.model, component or given.component)
     if remark is not None:
         warn(remark)
     return denoiser.module

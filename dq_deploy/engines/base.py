@@ -15,7 +15,7 @@ from dq_deploy.engines.capabilities import DeviceRuns, LayerRuns
 from dq_deploy.engines.turns import Turns
 from dq_deploy.errors import DqError, InputError, NonFiniteError, OptionError
 from dq_deploy.manifest.values import EngineManifest
-from dq_deploy.models.sizes import BATCH
+from dq_deploy.models.sizes import BATCH, following
 from dq_deploy.numerics import step_bucket
 from dq_deploy.numerics.arrays import Array
 
@@ -76,6 +76,7 @@ class Runner(ABC):
 
         Raises:
             OptionError: a name that is no size of this engine, or a number that it does not take.
+            InputError: a height or width that does not go evenly into a part of it that has a name.
         """
         usual = {} if self.manifest is None else dict(self.manifest.sizes or {})
         multiples = {} if self.manifest is None else self.manifest.multiples or {}
@@ -87,7 +88,7 @@ class Runner(ABC):
             step = multiples.get(name, 1)
             if value < 1 or value % step:
                 raise OptionError(f"size {name} got {value}, expected a multiple of {step}, from {step}")
-        return {**usual, **asked}
+        return following(usual, asked)
 
     @property
     @abstractmethod

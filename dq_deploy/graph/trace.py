@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from dq_deploy.errors import ModelError, first_line, raise_if_out_of_memory
 from dq_deploy.graph.exact_constants import ConstantsInFloat64
 from dq_deploy.graph.varying import Guard, SizeTexts, VaryingSizes, admitted, keep_sizes
 from dq_deploy.graph.writing.builder import Builder
-from dq_deploy.record import BATCH
+from dq_deploy.record import BATCH, OUTPUT
 
 OPSET = 21
 MODULE_KEY = "dq_deploy.module"
@@ -47,16 +48,15 @@ def _quiet() -> Iterator[None]:
 
 
 def _call_by_name(module: Any, inputs: Mapping[str, Any]) -> Any:
-    """The denoiser's output where every input is a keyword argument of it."""
-    return module(**inputs, return_dict=False)[0]
+    """The denoiser's outputs where every input is a keyword argument of it."""
+    return [module(**inputs, return_dict=False)[0]]
 
 
 def trace(
     module: Any,
     example: Mapping[str, NDArray[np.generic]],
     *,
-    output: str = "output",
-    output_shape: Sequence[int | str] = (),
+    outputs: Mapping[str, Sequence[int | str]] = MappingProxyType({OUTPUT: ()}),
     call: Callable[[Any, Mapping[str, Any]], Any] = _call_by_name,
     weights: Mapping[str, ir.TensorProtocol] | None = None,
     shapes: Mapping[str, Sequence[int | str]] | None = None,
@@ -69,9 +69,9 @@ def trace(
     Args:
         module: torch module; parameters that are in `weights` may be on the device `meta`.
         example: inputs by name in call order; sizes that vary are 2 or more in it.
-        output: name of the graph's output.
-        output_shape: its sizes, as in `shapes`; by default nothing is said of it.
-        call: gives the output of the module for inputs by name.
+        outputs: names of the graph's outputs in order, and their sizes as in `shapes`; nothing is said of those of an
+            output that has none.
+        call: gives the outputs of the module for inputs by name, in a list.
         weights: values of some parameters by state-dict key; the others are the module's own.
         shapes: sizes of the inputs, a name where one varies; by default the first axis of each is the batch, `B`.
 
@@ -86,11 +86,11 @@ def trace(
 
     if shapes is None:
         shapes = {name: (BATCH, *value.shape[1:]) for name, value in example.items()}
-    subject = _Subject(module=module, example=example, call=call, shapes=shapes, output_shape=tuple(output_shape))
+    subject = _Subject(module=module, example=example, call=call, shapes=shapes, outputs=outputs)
     try:
         with _quiet(), torch.no_grad():
             program, found = _exported(subject)
-            converted = _converted(program, subject, output)
+            converted = _converted(program, subject)
             if converted is not None:
                 _without_units(converted.model, subject, found.fixed)
                 _name_sizes(converted.model, program, found, subject)
@@ -119,7 +119,7 @@ class _Subject:
     example: Mapping[str, NDArray[np.generic]]
     call: Callable[[Any, Mapping[str, Any]], Any]
     shapes: Mapping[str, Sequence[int | str]]
-    output_shape: tuple[int | str, ...]
+    outputs: Mapping[str, Sequence[int | str]]
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -221,7 +221,7 @@ def _program(subject: _Subject, fixed: Collection[str]) -> Any:
         return torch.export.export(frame, tensors, dynamic_shapes=(tuple(dims),), strict=False)
 
 
-def _converted(program: Any, subject: _Subject, output: str) -> Any:
+def _converted(program: Any, subject: _Subject) -> Any:
     import torch
 
     return torch.onnx.export(
@@ -229,7 +229,7 @@ def _converted(program: Any, subject: _Subject, output: str) -> Any:
         (),
         dynamo=True,
         input_names=[*subject.example, *([_UNITS] if len(_inputs_of(program)) > len(subject.example) else [])],
-        output_names=[output],
+        output_names=list(subject.outputs),
         opset_version=OPSET,
         verbose=False,
         optimize=False,
@@ -277,14 +277,23 @@ def _guards(program: Any, subject: _Subject, fixed: Collection[str]) -> list[Gua
         if str(symbol) in names:
             equation = sympy.Eq(symbol, value, evaluate=False)
             found.setdefault(str(equation), _guard(equation, names, _place(sloc)))
-    output = next(node for node in program.graph.nodes if node.op == "output").args[0][0].meta["val"]
-    for size, number in zip(subject.output_shape, output.shape, strict=bool(subject.output_shape)):
+    for size, number in _output_sizes(program, subject):
         if isinstance(size, str) and size in subject.sizes:
             expression = number.node.expr if hasattr(number, "node") else sympy.Integer(number)
             symbol = sympy.Symbol(f"{size}_of_call", integer=True)
             equation = sympy.Eq(expression, symbol, evaluate=False)
             found.setdefault(str(equation), _guard(equation, {**names, str(symbol): (size, 1)}, ""))
     return [guard for guard in found.values() if guard is not None]
+
+
+def _output_sizes(program: Any, subject: _Subject) -> list[tuple[int | str, Any]]:
+    """Each size of the outputs by the call, and what torch has for it."""
+    given = next(node for node in program.graph.nodes if node.op == "output").args[0]
+    found: list[tuple[int | str, Any]] = []
+    for shape, node in zip(subject.outputs.values(), given, strict=True):
+        if shape:
+            found += zip(shape, node.meta["val"].shape, strict=True)
+    return found
 
 
 def _guard(expression: Any, names: Mapping[str, tuple[str, int]], place: str) -> Guard | None:
@@ -350,9 +359,9 @@ def _name_sizes(model: ir.Model, program: Any, sizes: VaryingSizes, subject: _Su
                 value.shape = _named(value.shape, texts)
     for value in graph.inputs:
         value.shape = ir.Shape(sizes.shape(subject.shapes[str(value.name)]))
-    for value in graph.outputs:
-        if subject.output_shape:
-            value.shape = ir.Shape(sizes.shape(subject.output_shape))
+    for value, shape in zip(graph.outputs, subject.outputs.values(), strict=True):
+        if shape:
+            value.shape = ir.Shape(sizes.shape(shape))
 
 
 def _named(shape: ir.Shape, texts: SizeTexts) -> ir.Shape:

@@ -9,7 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dq_deploy.models.call import call_arguments, call_denoiser, engine_name, input_specs, output_specs
+from dq_deploy.models.call import (
+    call_arguments,
+    call_denoiser,
+    denoiser_outputs,
+    engine_name,
+    input_specs,
+    named_outputs,
+    output_specs,
+)
 from dq_deploy.models.conditions import condition_names, example_inputs, label_limits, random_conditions, sample_name
 from dq_deploy.models.family import (
     CLASS_NAMES,
@@ -49,6 +57,7 @@ __all__ = [
     "condition_names",
     "default_call",
     "denoiser_from_record",
+    "denoiser_outputs",
     "describe_model",
     "engine_name",
     "example_inputs",
@@ -63,6 +72,7 @@ __all__ = [
     "load_model",
     "macs_of",
     "middle_of",
+    "named_outputs",
     "other_layers",
     "output_specs",
     "quantizable_layers",

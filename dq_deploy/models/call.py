@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dq_deploy.errors import InputError, ModelError, library_errors
 from dq_deploy.models.sizes import TensorSpec
+from dq_deploy.record.extensions import OUTPUT
 
 if TYPE_CHECKING:
     import torch
@@ -38,14 +39,14 @@ def input_specs(call: Call) -> tuple[TensorSpec, ...]:
 
 
 def output_specs(call: Call) -> tuple[TensorSpec, ...]:
-    """The one output, `output`.
+    """The outputs in order; that of most denoisers is the one called `output`.
 
     Raises:
-        ModelError: the call does not say its shape.
+        ModelError: the call does not say their shapes.
     """
-    if not call.output:
+    if not call.outputs:
         raise ModelError("the call does not say the shape of the denoiser's output; quantize or import the model again")
-    return (TensorSpec(name="output", dtype="float32", shape=tuple(call.output)),)
+    return tuple(TensorSpec(name=name, dtype="float32", shape=tuple(shape)) for name, shape in call.outputs.items())
 
 
 def call_arguments(inputs: Mapping[str, Any], constants: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -83,27 +84,54 @@ def call_denoiser(
         inputs: tensors by the names of `input_specs`.
         constants: of the call; a simulation has them already.
 
+    Returns:
+        The output; where there are several, [B, numbers of all of them], the values of a sample one after another.
+
     Raises:
         InputError: no sample, which engines and the numerics refuse too.
         LibraryError: torch or diffusers fails in it; names the layer.
     """
+    found = denoiser_outputs(module, inputs, constants)
+    if len(found) == 1:
+        return found[0]
+    import torch
+
+    return torch.cat([value.flatten(1) for value in found], 1)
+
+
+def denoiser_outputs(
+    module: torch.nn.Module, inputs: Mapping[str, Any], constants: Mapping[str, Any] | None = None
+) -> tuple[torch.Tensor, ...]:
+    """Every output of a denoiser, in the order of `output_specs`; arguments and errors are those of `call_denoiser`."""
     if any(value.shape[0] == 0 for value in inputs.values() if getattr(value, "ndim", 0)):
         raise InputError("batch is empty, expected at least one sample")
     with library_errors(
         lambda error: f"the denoiser fails in {layer_of_error(error, module)}",
         "check the model's configuration and the shapes of what it is given",
     ):
-        return output_tensor(module(**call_arguments(inputs, constants)))
+        return tuple(named_outputs(module(**call_arguments(inputs, constants))).values())
 
 
-def output_tensor(output: Any) -> torch.Tensor:
-    """The tensor that a denoiser gives: itself, or the first entry of a tuple or of an output class of diffusers."""
-    if isinstance(output, tuple):
-        output = output[0]
-    elif isinstance(output, Mapping):
-        output = next(iter(output.values()))
-    tensor: torch.Tensor = output
-    return tensor
+def named_outputs(output: Any) -> dict[str, torch.Tensor]:
+    """What a denoiser gives, by the names of `output_specs`.
+
+    One tensor is `output`, whatever class of diffusers it comes in. Several have the names of their fields, and
+    numbers from 0 behind a dot where a field is a list, as `down_block_res_samples.0`; a tuple has numbers alone.
+
+    Args:
+        output: a tensor, a tuple of tensors or of tuples of them, or an output class of diffusers.
+    """
+    found: dict[str, torch.Tensor] = {}
+    _add_outputs("", output, found)
+    return {OUTPUT: next(iter(found.values()))} if len(found) == 1 else found
+
+
+def _add_outputs(name: str, value: Any, found: dict[str, torch.Tensor]) -> None:
+    if isinstance(value, (Mapping, tuple, list)):
+        for key, entry in value.items() if isinstance(value, Mapping) else enumerate(value):
+            _add_outputs(f"{name}.{key}" if name else str(key), entry, found)
+    elif value is not None:
+        found[name or OUTPUT] = value
 
 
 def layer_of_error(error: BaseException, module: torch.nn.Module) -> str:

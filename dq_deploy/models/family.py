@@ -24,6 +24,7 @@ TRIED = (
     "PixArtTransformer2DModel",
     "SD3Transformer2DModel",
     "FluxTransformer2DModel",
+    "ControlNetModel",
 )
 """The classes of diffusers that this project's tests quantize, export and sample."""
 
@@ -88,18 +89,13 @@ def _denoiser_class(name: str) -> type:
     Raises:
         ModelError: it is not.
     """
-    from dq_deploy.models.load.component_class import denoises, diffusers_class, is_controlnet
+    from dq_deploy.models.load.component_class import denoises, diffusers_class
 
     kind = diffusers_class(name)
     if kind is None:
         raise ModelError(f"denoiser family {short(name)} is unknown: diffusers has no class of this name")
     if not denoises(kind):
         raise ModelError(f"{name} is no model that is told a timestep, so it does not denoise; expected such a class")
-    if is_controlnet(kind):
-        raise ModelError(
-            f"a {name} gives a tensor for each block of another denoiser, expected a class with one output; it runs in "
-            "float beside a quantized denoiser"
-        )
     taken = inspect.signature(vars(kind).get("forward", kind)).parameters
     if "timestep" not in taken:
         other = next(name for name in taken if "timestep" in name or name in ("t", "r"))
@@ -194,6 +190,6 @@ def default_call(config: Mapping[str, Any], sizes: Mapping[str, int] | None = No
 
 def call_of_record(record: Record) -> Call:
     """How a record's denoiser is called: as the record says, or by its configuration where an older version did not."""
-    if record.call is not None and record.call.output:
+    if record.call is not None and record.call.outputs:
         return record.call
     return default_call(record.model_config)

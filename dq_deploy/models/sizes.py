@@ -44,6 +44,49 @@ def sized(shape: Sequence[int | str], batch: int, sizes: Mapping[str, int]) -> t
     return tuple(known[size] if isinstance(size, str) else size for size in shape)
 
 
+def part_name(base: str, known: Sequence[int], sizes: Sequence[int]) -> str | None:
+    """Name of what is always the k-th part of a named size, or k times as long, as `height_2` or `height_times_8`.
+
+    Args:
+        base: the named size; only `height` and `width` have parts.
+        known: what it was in each of some calls.
+        sizes: what the other was in them.
+
+    Returns:
+        The name, None where it is neither.
+    """
+    if base not in (HEIGHT, WIDTH):
+        return None
+    down, up = known[0] // sizes[0], sizes[0] // known[0]
+    if down > 1 and all(size * down == whole for size, whole in zip(sizes, known, strict=True)):
+        return f"{base}_{down}"
+    if up > 1 and all(size == whole * up for size, whole in zip(sizes, known, strict=True)):
+        return f"{base}_times_{up}"
+    return None
+
+
+def following(sizes: Mapping[str, int], asked: Mapping[str, int]) -> dict[str, int]:
+    """Sizes with those that are asked for, and with them the parts and multiples of these that were not.
+
+    Args:
+        sizes: by name.
+        asked: likewise.
+
+    Raises:
+        InputError: a side does not go evenly into its part.
+    """
+    found = {**sizes, **asked}
+    for name in sizes.keys() - asked.keys():
+        base, _, number = name.partition("_")
+        times = number.removeprefix("times_")
+        if base not in (HEIGHT, WIDTH) or base not in asked or not times.isdigit():
+            continue
+        if times == number and asked[base] % int(times):
+            raise InputError(f"got {base} {asked[base]}, expected a multiple of {times}: there is a size {name}")
+        found[name] = asked[base] * int(times) if times != number else asked[base] // int(times)
+    return found
+
+
 def varying_axes(specs: Sequence[TensorSpec]) -> dict[str, tuple[str, int]]:
     """Name of an input and axis where each size that varies can be read, the batch left out."""
     found: dict[str, tuple[str, int]] = {}

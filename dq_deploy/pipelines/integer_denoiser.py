@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import os
-import typing
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import numpy as np
 import torch
 from diffusers import ModelMixin
-from diffusers.utils import BaseOutput
 
 from dq_deploy.engines.base import Runner
 from dq_deploy.errors import InputError, NonFiniteError, OptionError
 from dq_deploy.models import build_denoiser
+from dq_deploy.models.output_class import OutputClass
 from dq_deploy.open_engine import open_engine
 from dq_deploy.pipelines.given import feeds_of, given_arguments
 
@@ -119,8 +117,19 @@ class IntegerDenoiser(ModelMixin):
         # not a submodule: it has no weights, and nothing is to be moved, counted or saved
         self.__dict__["_float"] = build_denoiser(runner.manifest.family, runner.manifest.model_config, device="meta")
         self._signature = inspect.signature(type(self._float).forward)
-        self._output_class = _output_class(type(self._float))
-        self._output_name = _output_name(self._output_class, type(self._float).__name__)
+        self._output_class = OutputClass(type(self._float))
+
+    if not TYPE_CHECKING:  # where it is taken for a variable
+
+        @property
+        def __class__(self) -> type:
+            """The float class to who asks with isinstance, as pipelines do that take one class of a ControlNet."""
+            found = self.__dict__.get("_float")
+            return IntegerDenoiser if found is None else type(found)
+
+    def _get_name(self) -> str:
+        """What it calls itself, as in a repr."""
+        return IntegerDenoiser.__name__
 
     @property
     def config(self) -> Any:
@@ -160,12 +169,15 @@ class IntegerDenoiser(ModelMixin):
         sample = given.tensors[given.sample]
         self.calls += 1
         try:
-            output = self.runner.run(feeds)[self.runner.outputs[0].name]
+            outputs = self.runner.run(feeds)
         except NonFiniteError as error:
             steps = np.unique(feeds["timestep"]).tolist() if "timestep" in feeds else []
             raise NonFiniteError(f"call {self.calls} of the denoiser, timestep {steps}: {error}") from error
-        tensor = torch.from_numpy(np.ascontiguousarray(output)).to(device=sample.device, dtype=sample.dtype)
-        return self._output_class(**{self._output_name: tensor}) if as_dict else (tensor,)
+        tensors = {
+            spec.name: torch.from_numpy(np.ascontiguousarray(outputs[spec.name])).to(sample.device, sample.dtype)
+            for spec in self.runner.outputs
+        }
+        return self._output_class.of(tensors, as_dict=as_dict)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Say where the pipeline's tensors are and of which float type; the engine stays where it is.
@@ -246,31 +258,6 @@ class IntegerDenoiser(ModelMixin):
                 f"integer denoiser has none: {_FIXED}"
             )
         return found
-
-
-def _output_class(float_class: type[torch.nn.Module]) -> type[BaseOutput]:
-    """The class that a denoiser's forward returns, by its annotation."""
-    hints = typing.get_type_hints(float_class.forward)
-    options = (hints.get("return"), *typing.get_args(hints.get("return")))
-    for option in options:
-        if isinstance(option, type) and issubclass(option, BaseOutput):
-            return option
-    raise InputError(f"the class {float_class.__name__} does not say what it returns, expected an output of diffusers")
-
-
-def _output_name(output_class: type[BaseOutput], float_class: str) -> str:
-    """Name of the one tensor that the float class returns.
-
-    Raises:
-        InputError: it returns several.
-    """
-    names = [field.name for field in dataclasses.fields(output_class)]
-    if len(names) != 1:
-        raise InputError(
-            f"the class {float_class} returns {', '.join(names)}, expected one tensor: a model of several outputs is "
-            "not run by an engine"
-        )
-    return names[0]
 
 
 def _refused(name: str) -> Callable[..., NoReturn]:

@@ -9,12 +9,12 @@ import torch
 
 from dq_deploy.engines.base import Runner, TensorSpec
 from dq_deploy.manifest.values import EngineManifest
-from dq_deploy.models import call_denoiser
+from dq_deploy.models import denoiser_outputs
 from dq_deploy.numerics.arrays import Array
 
 
 class ModuleRunner(Runner):
-    """Runs a torch module on the CPU as an engine would: named arrays in, one output."""
+    """Runs a torch module on the CPU as an engine would: named arrays in, named arrays out."""
 
     engine = "torch"
 
@@ -40,8 +40,8 @@ class ModuleRunner(Runner):
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         with torch.inference_mode():
             given = {name: torch.from_numpy(np.array(value)) for name, value in feeds.items()}
-            output = call_denoiser(self.module, given)
-        return {self.outputs[0].name: output.float().numpy()}
+            outputs = denoiser_outputs(self.module, given)
+        return {spec.name: value.float().numpy() for spec, value in zip(self.outputs, outputs, strict=True)}
 
     def _free(self) -> None:
         del self.module

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dq_deploy.record.extensions import BATCH, AttentionQuantizers, Branch, Call, CallInput, CodeTable, Fold
+from dq_deploy.record.extensions import BATCH, OUTPUT, AttentionQuantizers, Branch, Call, CallInput, CodeTable, Fold
 from dq_deploy.record.files import check_record_path, load_record, save_record
 from dq_deploy.record.files.arrays import content_sha256
 from dq_deploy.record.running import check_can_run
@@ -11,6 +11,7 @@ from dq_deploy.record.weight_only import WeightOnlyLayer
 
 __all__ = [
     "BATCH",
+    "OUTPUT",
     "SCHEMA_VERSION",
     "AttentionQuantizers",
     "Branch",

@@ -164,6 +164,9 @@ class CallInput:
             require(good, f"call input {self.name} has the limits {self.limits}, expected (lowest, highest)")
 
 
+OUTPUT = "output"
+"""Name of the output of a denoiser that has one."""
+
 BATCH = "B"
 """Name of the size that counts samples."""
 
@@ -172,21 +175,22 @@ BATCH = "B"
 class Call:
     """The denoiser's forward as its user makes it.
 
-    Invariants, where `output` is there::
+    Invariants, where `outputs` are there::
 
-        {every named size of inputs and output} - {"B"} == set(sizes)
+        {every named size of inputs and outputs} - {"B"} == set(sizes)
 
     Attributes:
         inputs: named tensors, in order.
         constants: plain JSON values that never change, by argument.
         sizes: what each named size but the batch was where the call was recorded, or as the configuration has it.
-        output: shape of the output, in the same names; empty where an older version did not say.
+        outputs: shape of each output by its name, in order and in the same names of sizes; the one of most denoisers
+            is `output`. Empty where an older version did not say.
     """
 
     inputs: tuple[CallInput, ...]
     constants: Mapping[str, Any] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
-    output: tuple[int | str, ...] = ()
+    outputs: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check that names are unique, and the invariant above."""
@@ -204,8 +208,9 @@ class Call:
         for size, value in self.sizes.items():
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
             require(whole, f"call has the size {size} {value!r}, expected a whole number from 1")
-        if self.output:
-            named = {size for size in (*self.varying(), *self.output) if isinstance(size, str)} - {BATCH}
+        if self.outputs:
+            shown = (size for shape in self.outputs.values() for size in shape)
+            named = {size for size in (*self.varying(), *shown) if isinstance(size, str)} - {BATCH}
             wrong = sorted(named ^ set(self.sizes))
             require(not wrong, f"call names the sizes {sorted(named)} and has values of {sorted(self.sizes)}")
 

@@ -206,8 +206,8 @@ class Simulation(torch.nn.Module):
         value = timestep.reshape(-1, 1).to(torch.float32)
         return (self.step_edges.reshape(1, -1) <= value).sum(1)
 
-    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Output of the denoiser.
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Output of the denoiser: a tensor, or the tuple of its outputs where there are several.
 
         Args:
             *args: arguments of the denoiser's own forward; the first tensor has the batch in front.
@@ -226,8 +226,8 @@ class Simulation(torch.nn.Module):
             raise InputError(f"timestep has shape {tuple(time.shape)}, expected one number for each of {batch} samples")
         given[TIMESTEP] = time.reshape(-1).expand(batch) if time.numel() == 1 else time
         self.context.step = self.bucket(given[TIMESTEP])
-        output: torch.Tensor = self.denoiser(**{**_joined(self.constants, given), "return_dict": False})[0]
-        return output
+        outputs = self.denoiser(**{**_joined(self.constants, given), "return_dict": False})
+        return outputs[0] if len(outputs) == 1 else outputs
 
 
 def _joined(constants: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

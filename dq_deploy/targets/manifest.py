@@ -109,7 +109,7 @@ def call_of_manifest(manifest: EngineManifest) -> Call:
         inputs=tuple(inputs),
         constants=dict(manifest.constants or {}),
         sizes={name: size for name, size in manifest.sizes.items() if name in named},
-        output=tuple(manifest.outputs[0].shape),
+        outputs={entry.name: tuple(entry.shape) for entry in manifest.outputs},
     )
 
 

@@ -25,6 +25,7 @@ from dq_deploy.models import (
     example_inputs,
     input_specs,
     lazy_weights,
+    named_outputs,
     output_specs,
 )
 
@@ -47,7 +48,7 @@ def traced_denoiser(family: str, config: Mapping[str, Any], record: Record | Non
         call=partial(_call, call.constants),
         weights=weights,
         shapes={spec.name: spec.shape for spec in input_specs(call)},
-        output_shape=output_specs(call)[0].shape,
+        outputs={spec.name: spec.shape for spec in output_specs(call)},
     )
 
 
@@ -83,7 +84,7 @@ def traced_float_graph(
 
 
 def _call(constants: Mapping[str, Any], module: Any, inputs: Mapping[str, Any]) -> Any:
-    return module(**call_arguments(inputs, constants), return_dict=False)[0]
+    return list(named_outputs(module(**call_arguments(inputs, constants))).values())
 
 
 def _lazy_tensors(record: Record) -> dict[str, ir.TensorProtocol]:

@@ -57,7 +57,7 @@ class Runs:
     Attributes:
         batches: whose integer layers are compared.
         paths: for the float operations alone.
-        output: name of the denoiser's output.
+        names: of the denoiser's outputs, in order.
         outputs: all outputs of both, in this order.
         sizes_note: why the call's own sizes alone were run, in words; empty where others were, or none varies.
         batch_difference: how a batch of mixed steps differs from its samples run alone, in words; empty where it does
@@ -66,7 +66,7 @@ class Runs:
 
     batches: list[Batch]
     paths: list[Batch]
-    output: str
+    names: tuple[str, ...]
     outputs: list[dict[str, Array]]
     batch_difference: str | None
     sizes_note: str = ""
@@ -86,9 +86,18 @@ class Runs:
         return tuple(found)
 
     @property
-    def finals(self) -> list[Array]:
-        """The denoiser's output of each."""
-        return [values[self.output] for values in self.outputs]
+    def finals(self) -> list[Finals]:
+        """The denoiser's outputs of each."""
+        return [tuple(values[name] for name in self.names) for values in self.outputs]
+
+
+Finals = tuple[Array, ...]
+"""The denoiser's outputs of one batch, in order."""
+
+
+def in_one_row(finals: Finals) -> Array:
+    """[B, numbers] of all outputs, sample by sample; an output that is alone stays as it is."""
+    return finals[0] if len(finals) == 1 else np.concatenate([value.reshape(len(value), -1) for value in finals], 1)
 
 
 def spread_buckets(count: int, wanted: int) -> list[int]:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from dq_deploy.engines.base import Runner
 from dq_deploy.errors import DqError, InputError, OptionError
 from dq_deploy.models import LayerSite, build_denoiser, call_of_record, macs_of, quantizable_layers
-from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Call, Record
 from dq_deploy.verify.file.findings import with_file
 from dq_deploy.verify.file.same_file import SameFile
@@ -138,11 +137,11 @@ class InsideProver(Prover[Layers, Report]):
             difference = None
             if at is not None:
                 difference = batch_difference(runner, batches[at], outputs[at], self.first_batch_dependent)
-            name = self.output_name(runner)
+            names = self.output_names(runner)
         return Runs(
             batches=batches,
             paths=paths,
-            output=name,
+            names=names,
             outputs=outputs,
             batch_difference=difference,
             sizes_note=others.note,
@@ -155,9 +154,9 @@ class InsideProver(Prover[Layers, Report]):
             return OtherSizes(sizes=({**self.call.sizes, **asked},))
         return other_sizes(self.call, runner, self.blank)
 
-    def output_name(self, runner: Runner) -> str:
-        """Name of the denoiser's output."""
-        return runner.outputs[0].name
+    def output_names(self, runner: Runner) -> tuple[str, ...]:
+        """Names of the denoiser's outputs, in order."""
+        return tuple(spec.name for spec in runner.outputs)
 
     def layer_subject(self, runs: Runs) -> LayerSubject:
         """What the comparison of layers is about."""
@@ -180,7 +179,7 @@ class InsideProver(Prover[Layers, Report]):
             note = f"output was not compared with the training simulation: {error}"
             return Outputs(notes=(note,), failures=failures)
         floats = None if model is None else run_module(model.module, runs.batches, self.call.constants)
-        mine: list[Array] = runs.finals[: len(runs.batches)]
+        mine = runs.finals[: len(runs.batches)]
         steps = compare_outputs(record, runs.batches, mine, trained, twin.outputs, floats)
         kept = seen.results.kept
         parting = lowest_parting(record, runs.batches, kept, runs.finals, steps, requantized=self.requantized)

@@ -26,7 +26,7 @@ import dq_deploy
 from dq_deploy.errors import DqError
 from dq_deploy.graph.onnx_file import write_onnx
 from dq_deploy.models import build_denoiser, default_call, family_of, quantizable_layers
-from dq_deploy.models.default_calls.output_shape import with_output
+from dq_deploy.models.default_calls.output_shapes import with_outputs
 from dq_deploy.native.runner import NativeRunner
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Record
@@ -79,7 +79,7 @@ def at_full_size(full: Configuration) -> Whole:
     """Build it without weights."""
     try:
         module = build_denoiser(family_of(full.config), full.config, device="meta")
-        call = with_output(default_call(full.config, full.sizes), module)
+        call = with_outputs(default_call(full.config, full.sizes), module)
         layers = len(quantizable_layers(module, call))
     except DqError as error:
         return Whole(parameters=full.parameters, layers=None, refusal=str(error))

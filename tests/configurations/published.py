@@ -8,8 +8,8 @@ from tests.configurations.text_unets import CONTROLNETS, TEXT_UNETS
 from tests.configurations.transformers import OTHER_CLASSES, REFUSED, TRANSFORMERS
 from tests.configurations.unets import UNETS
 
-ACCEPTED: tuple[Configuration, ...] = (*UNETS, *TEXT_UNETS, *TRANSFORMERS, *OTHER_CLASSES)
-PUBLISHED = ACCEPTED + CONTROLNETS + REFUSED
+ACCEPTED: tuple[Configuration, ...] = (*UNETS, *TEXT_UNETS, *CONTROLNETS, *TRANSFORMERS, *OTHER_CLASSES)
+PUBLISHED = ACCEPTED + REFUSED
 
 
 def small_forms() -> dict[str, Configuration]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FluxPipeline, UNet2DConditionModel
 from diffusers.configuration_utils import FrozenDict
 
 from dq_deploy.engines.base import Runner
@@ -53,6 +54,26 @@ class BesideOthers(torch.nn.Module):
         return (output.narrow(self.axis, 0, self.kept),)
 
 
+class UnderControl(torch.nn.Module):
+    """A float UNet that follows a control network in integers, both called with the same arguments."""
+
+    def __init__(self, control: torch.nn.Module, denoiser: Denoiser, picture: torch.Tensor) -> None:
+        super().__init__()
+        known = inspect.signature(UNet2DConditionModel).parameters
+        config = {name: value for name, value in denoiser.module.config.items() if name in known}
+        up = [kind.replace("Down", "Up") for kind in reversed(config["down_block_types"])]
+        self.unet = UNet2DConditionModel(**config, up_block_types=up).eval().requires_grad_(False)
+        self.control, self.picture = control, picture
+        self.config, self.dtype, self.device = self.unet.config, torch.float32, torch.device("cpu")
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        """Of the UNet."""
+        batch = len(args[0])
+        down, mid = self.control(*args, controlnet_cond=self.picture[:batch], **{**kwargs, "return_dict": False})
+        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+        return self.unet(*args, **residuals, **{**kwargs, "return_dict": False})
+
+
 def sampled(denoiser: Denoiser, runner: Runner) -> torch.Tensor:
     """The latents of two samples after a few steps.
 
@@ -70,7 +91,11 @@ def sampled(denoiser: Denoiser, runner: Runner) -> torch.Tensor:
     if type(denoiser.module).__name__ == "FluxTransformer2DModel":
         packed = FLUX_CHANNELS if sample.shape[2] > FLUX_CHANNELS else sample.shape[2]
         return _flux(module if packed == sample.shape[2] else _narrowed(module, sample, packed, 2, {}), scheduler, rest)
-    channels, has = int(denoiser.call.output[1]), sample.shape[1]
+    if type(denoiser.module).__name__ == "ControlNetModel":
+        module, sample_channels = UnderControl(module, denoiser, rest.pop("controlnet_cond")), sample.shape[1]
+    else:
+        sample_channels = int(denoiser.call.outputs["output"][1])
+    channels, has = sample_channels, sample.shape[1]
     kept = min(has, channels)
     plain = channels in (has, 2 * has) and not denoiser.call.constants
     narrowed = module if plain else _narrowed(module, sample, kept, 1, denoiser.call.constants)

@@ -37,6 +37,7 @@ def scaled(full: Configuration) -> Configuration:
     {
         "UNet2DModel": _unet,
         "UNet2DConditionModel": _text_unet,
+        "ControlNetModel": _controlnet,
         "DiTTransformer2DModel": _dit,
         "PixArtTransformer2DModel": _pixart,
         "SD3Transformer2DModel": _sd3,
@@ -106,6 +107,12 @@ def _text_unet(small: JsonObject) -> None:
     _labels(small)
     if small.get("time_cond_proj_dim") is not None:
         small["time_cond_proj_dim"] = 6
+
+
+def _controlnet(small: JsonObject) -> None:
+    _text_unet(small)
+    small.pop("up_block_types", None)
+    small["conditioning_embedding_out_channels"] = [4, 4, 8, 8]
 
 
 def _transformers(small: JsonObject, levels: Sequence[int]) -> None:

@@ -6,14 +6,14 @@ import pytest
 
 from dq_deploy.errors import ModelError
 from dq_deploy.models import build_denoiser, default_call, family_of
-from dq_deploy.models.default_calls.output_shape import with_output
+from dq_deploy.models.default_calls.output_shapes import with_outputs
 from tests.configurations.configuration import Configuration
 from tests.configurations.published import PUBLISHED
 
 
 def taken(full: Configuration) -> None:
     module = build_denoiser(family_of(full.config), full.config, device="meta")
-    with_output(default_call(full.config), module)
+    with_outputs(default_call(full.config), module)
 
 
 @pytest.mark.parametrize("full", [one for one in PUBLISHED if one.refusal is not None], ids=lambda one: one.name)

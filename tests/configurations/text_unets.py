@@ -290,7 +290,7 @@ CONTROLNETS = (
     Configuration(
         name="sd-controlnet-canny, -depth, -openpose",
         config=CONTROLNET,
-        refusal="a ControlNetModel gives a tensor for each block",
+        sizes={"height": 64, "width": 64},
         parameters=361_279_120,
     ),
     Configuration(
@@ -306,7 +306,7 @@ CONTROLNETS = (
             "transformer_layers_per_block": [1, 2, 10],
             "use_linear_projection": True,
         },
-        refusal="a ControlNetModel gives a tensor for each block",
+        sizes={"height": 128, "width": 128},
         parameters=1_251_014_160,
     ),
 )

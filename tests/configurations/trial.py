@@ -11,7 +11,7 @@ from dq_deploy.calibration import CalibrationSource
 from dq_deploy.engines.capabilities import LayerValues
 from dq_deploy.methods import quantize
 from dq_deploy.models import Denoiser, build_denoiser, default_call, example_inputs, family_of
-from dq_deploy.models.default_calls.output_shape import with_output
+from dq_deploy.models.default_calls.output_shapes import with_outputs
 from dq_deploy.native.runner import RecordRunner
 from dq_deploy.numerics import integer_layer, step_bucket
 from dq_deploy.numerics.arrays import Array
@@ -36,7 +36,7 @@ def small_denoiser(small: Configuration) -> Denoiser:
         family=family,
         module=module,
         config=config,
-        call=with_output(default_call(config, small.sizes), module),
+        call=with_outputs(default_call(config, small.sizes), module),
         scheduler_config=dict(SCHEDULER),
         source=small.name,
         source_sha256="0" * 64,

@@ -9,7 +9,7 @@ from diffusers.models.transformers.prior_transformer import PriorTransformerOutp
 
 from dq_deploy.errors import LibraryError
 from dq_deploy.models import call_denoiser, example_inputs
-from dq_deploy.models.call import output_tensor
+from dq_deploy.models.call import named_outputs
 from dq_deploy.simulation.fake_quant import simulate
 from tests.tiny import ONE_LEVEL, random_record, tiny_denoiser
 
@@ -41,6 +41,6 @@ def test_a_wrong_shape_names_the_layer_that_meets_it():
 
 def test_a_denoiser_s_tensor_is_found_whatever_its_output_calls_it() -> None:
     tensor = torch.ones(1)
-    assert output_tensor(PriorTransformerOutput(predicted_image_embedding=tensor)) is tensor
-    assert output_tensor((tensor,)) is tensor
-    assert output_tensor(tensor) is tensor
+    assert named_outputs(PriorTransformerOutput(predicted_image_embedding=tensor))["output"] is tensor
+    assert named_outputs((tensor,))["output"] is tensor
+    assert named_outputs(tensor)["output"] is tensor

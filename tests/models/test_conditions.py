@@ -19,7 +19,7 @@ CALL = Call(
         CallInput(name="img_ids", dtype="float32", shape=("image_tokens", 3)),
     ),
     sizes={"height": 4, "width": 6, "tokens": 9, "image_tokens": 6},
-    output=("B", 4, "height", "width"),
+    outputs={"output": ("B", 4, "height", "width")},
 )
 
 

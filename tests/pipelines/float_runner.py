@@ -7,7 +7,7 @@ import torch
 
 from dq_deploy.engines.base import Runner, TensorSpec
 from dq_deploy.manifest.values import EngineManifest
-from dq_deploy.models import call_denoiser, input_specs, output_specs
+from dq_deploy.models import denoiser_outputs, input_specs, output_specs
 
 
 def specs(values):
@@ -41,8 +41,8 @@ class FloatRunner(Runner):
     def _run(self, feeds):
         with torch.no_grad():
             given = {name: torch.from_numpy(value) for name, value in feeds.items()}
-            output = call_denoiser(self.module, given, self.constants)
-        return {self.outputs[0].name: output.numpy().copy()}
+            outputs = denoiser_outputs(self.module, given, self.constants)
+        return {spec.name: value.numpy().copy() for spec, value in zip(self.outputs, outputs, strict=True)}
 
     def _free(self):
         pass

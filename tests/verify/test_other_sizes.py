@@ -82,7 +82,7 @@ def test_a_size_that_two_inputs_name_is_the_same_in_both():
             CallInput(name="img_ids", dtype="float32", shape=("image_tokens", 3)),
         ),
         sizes={"image_tokens": 6},
-        output=("B", "image_tokens", 4),
+        outputs={"output": ("B", "image_tokens", 4)},
     )
     feeds = example_inputs(call, 2, 0)
     assert Echo(call).run(feeds) == {}

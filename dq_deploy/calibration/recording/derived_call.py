@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dq_deploy.calibration.recording.calls import TIMESTEP, SeenCall, array_of
 from dq_deploy.errors import InputError
-from dq_deploy.models.sizes import BATCH, HEIGHT, TOKENS, WIDTH
+from dq_deploy.models.sizes import BATCH, HEIGHT, TOKENS, WIDTH, part_name
 from dq_deploy.record import Call, CallInput
 
 if TYPE_CHECKING:
@@ -24,10 +24,10 @@ Sizes = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Observation:
-    """A call that was seen and the shape of what the denoiser gave for it."""
+    """A call that was seen and the shapes of what the denoiser gave for it, by the names of `output_specs`."""
 
     call: SeenCall
-    output: tuple[int, ...]
+    outputs: Mapping[str, tuple[int, ...]]
 
 
 def derive_call(seen: Sequence[Observation], limits: Mapping[str, tuple[float, float] | None]) -> Call:
@@ -61,10 +61,12 @@ def derive_call(seen: Sequence[Observation], limits: Mapping[str, tuple[float, f
         )
         for name, tensor in first.tensors.items()
     ]
-    output = names.shape_of("output", [one.output for one in seen], [one.call.batch for one in seen])
-    used = {size for shape in (*(item.shape for item in inputs), output) for size in shape if isinstance(size, str)}
+    batches = [one.call.batch for one in seen]
+    outputs = {name: names.shape_of(name, [one.outputs[name] for one in seen], batches) for name in seen[0].outputs}
+    shown = (*(item.shape for item in inputs), *outputs.values())
+    used = {size for shape in shown for size in shape if isinstance(size, str)}
     sizes = {name: known[0] for known, name in names.by_sizes.items() if name in used and name != BATCH}
-    return Call(inputs=tuple(inputs), constants=dict(first.plain), sizes=sizes, output=output)
+    return Call(inputs=tuple(inputs), constants=dict(first.plain), sizes=sizes, outputs=outputs)
 
 
 def check_same_arguments(first: SeenCall, other: SeenCall) -> None:
@@ -131,21 +133,9 @@ class _Names:
     def _name_of(self, own: str, sizes: Sizes) -> str:
         if sizes in self.by_sizes:
             return self.by_sizes[sizes]
-        name = next(filter(None, (_part(sizes, known, base) for known, base in self.by_sizes.items())), own)
+        name = next(filter(None, (part_name(base, known, sizes) for known, base in self.by_sizes.items())), own)
         self.by_sizes[sizes] = name
         return name
-
-
-def _part(sizes: Sizes, known: Sizes, base: str) -> str | None:
-    """Name of what is always the k-th part of a named size, or k times as long; None where it is neither."""
-    if base not in (HEIGHT, WIDTH):
-        return None
-    down, up = known[0] // sizes[0], sizes[0] // known[0]
-    if down > 1 and all(size * down == whole for size, whole in zip(sizes, known, strict=True)):
-        return f"{base}_{down}"
-    if up > 1 and all(size == whole * up for size, whole in zip(sizes, known, strict=True)):
-        return f"{base}_times_{up}"
-    return None
 
 
 def _limits_of(
@@ -162,8 +152,8 @@ def _limits_of(
     return (min(low, 0.0), max(high, 1.0)) if name.endswith("mask") else (low, high)
 
 
-def output_shape(module: torch.nn.Module, call: SeenCall) -> tuple[int, ...]:
-    """Shape of what a denoiser gives for a call, computed on shapes alone where its operations allow it.
+def output_shapes(module: torch.nn.Module, call: SeenCall) -> dict[str, tuple[int, ...]]:
+    """Shapes of what a denoiser gives for a call, computed on shapes alone where its operations allow it.
 
     Raises:
         Exception: what the module raises for shapes that it does not take.
@@ -171,12 +161,12 @@ def output_shape(module: torch.nn.Module, call: SeenCall) -> tuple[int, ...]:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from dq_deploy.models import call_arguments
+    from dq_deploy.models import call_arguments, named_outputs
 
-    def run(called: Callable[..., Any], tensors: Mapping[str, Any]) -> tuple[int, ...]:
+    def run(called: Callable[..., Any], tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         with torch.no_grad():
-            found = called(**call_arguments(tensors, call.plain), return_dict=False)[0]
-        return tuple(int(size) for size in found.shape)
+            found = named_outputs(called(**call_arguments(tensors, call.plain)))
+        return {name: tuple(int(size) for size in value.shape) for name, value in found.items()}
 
     def on_meta(**arguments: Any) -> Any:
         state = {**dict(module.named_parameters()), **dict(module.named_buffers())}

@@ -17,8 +17,8 @@ from dq_deploy.calibration.recording.calls import TIMESTEP, SeenCall, array_of, 
 from dq_deploy.calibration.recording.derived_call import check_same_arguments
 from dq_deploy.calibration.recording.rows import InputRows, free_disk_bytes
 from dq_deploy.errors import InputError, NonFiniteError, OptionError, library_errors
-from dq_deploy.models import call_arguments, engine_name
-from dq_deploy.models.call import output_tensor
+from dq_deploy.models import call_arguments, engine_name, named_outputs
+from dq_deploy.models.output_class import OutputClass
 from dq_deploy.models.pipeline import scheduler_name
 from dq_deploy.models.pipeline.call import generators_of
 from dq_deploy.models.pipeline.open import quiet
@@ -300,15 +300,14 @@ class SamplingRun:
 
     @contextmanager
     def _without_computing(self) -> Iterator[None]:
-        """Inside, the module gives zeros of its output's shape."""
+        """Inside, the module gives zeros of its outputs' shapes."""
         import torch
-        from diffusers.models.unets.unet_2d import UNet2DOutput
 
-        batch = [0]
+        batch, answer = [0], OutputClass(type(self.module))
 
         def zeros(*_args: Any, return_dict: bool = True, **_kwargs: Any) -> Any:
-            output = torch.zeros(sized(self.call.output, batch[0], self.call.sizes))
-            return UNet2DOutput(sample=output) if return_dict else (output,)
+            shapes = {name: sized(shape, batch[0], self.call.sizes) for name, shape in self.call.outputs.items()}
+            return answer.of({name: torch.zeros(shape) for name, shape in shapes.items()}, as_dict=return_dict)
 
         def count(call: SeenCall) -> None:
             batch[0] = call.batch
@@ -369,7 +368,7 @@ class _FiniteWatch:
 
     def leave(self, _module: torch.nn.Module, _args: Any, output: Any) -> None:
         """Behind a call."""
-        if self.searching or self.last is None or _is_finite(output_tensor(output)):
+        if self.searching or self.last is None or all(map(_is_finite, named_outputs(output).values())):
             return
         call, place, self.searching = self.last, self._place(self.last), True
         arguments = call_arguments(call.tensors, self.constants)

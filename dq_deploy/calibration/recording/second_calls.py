@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.calibration.recording.calls import SeenCall, watch_calls
-from dq_deploy.calibration.recording.derived_call import TEXT, Observation, derive_call, output_shape
+from dq_deploy.calibration.recording.derived_call import TEXT, Observation, derive_call, output_shapes
 from dq_deploy.errors import InputError, library_errors, raise_if_out_of_memory, words_of
 from dq_deploy.record import Call
 
@@ -98,7 +98,7 @@ def first_call(pipeline: Any, module: torch.nn.Module, arguments: Mapping[str, A
 def _seen(pipeline: Any, module: torch.nn.Module, arguments: Mapping[str, Any]) -> Observation:
     with library_errors(f"the {type(pipeline).__name__}, before the first step", "check what it is given"):
         call = first_call(pipeline, module, arguments)
-        return Observation(call=call, output=output_shape(module, call))
+        return Observation(call=call, outputs=output_shapes(module, call))
 
 
 class _SecondCalls:
@@ -134,7 +134,7 @@ class _SecondCalls:
         before, after = (list(one.tensors[one.sample].shape) for one in (self.first, call))
         if len(before) == len(after) == 4 and before[2] != after[2] and before[2] * after[3] == before[3] * after[2]:
             raise InputError(f"the sample went from {before} to {after}, expected height and width to differ by more")
-        derive_call([self.seen[0], seen := Observation(call=call, output=output_shape(self.module, call))], {})
+        derive_call([self.seen[0], seen := Observation(call=call, outputs=output_shapes(self.module, call))], {})
         self.seen.append(seen)
         known = self.first.tensors
         return any(value.shape != known[name].shape for name, value in call.tensors.items())

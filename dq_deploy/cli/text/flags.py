@@ -45,6 +45,8 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "height": "--height",
         "width": "--width",
         "call": "--call",
+        "prompt": "--prompts",
+        **{key: f"{key} in --call" for key in ("image", "mask", "control_image", "strength")},
         "samples": "--samples",
         "memory_gib": "--memory-gib",
         "calibration_choice": "--calibration-choice",

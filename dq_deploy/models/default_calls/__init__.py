@@ -10,17 +10,19 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from dq_deploy.models.default_calls.controlnet import controlnet_parts
 from dq_deploy.models.default_calls.from_signature import parts_from_signature
 from dq_deploy.models.default_calls.parts import CallParts
 from dq_deploy.models.default_calls.transformers import dit_parts, flux_parts, pixart_parts, sd3_parts
 from dq_deploy.models.default_calls.unet2d import unet2d_parts
 from dq_deploy.models.default_calls.unet2d_condition import unet2d_condition_parts
-from dq_deploy.record import Call
+from dq_deploy.record import OUTPUT, Call
 
 CLASSES: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, int]], CallParts]] = MappingProxyType(
     {
         "UNet2DModel": unet2d_parts,
         "UNet2DConditionModel": unet2d_condition_parts,
+        "ControlNetModel": controlnet_parts,
         "DiTTransformer2DModel": dit_parts,
         "PixArtTransformer2DModel": pixart_parts,
         "SD3Transformer2DModel": sd3_parts,
@@ -39,10 +41,11 @@ def call_for(config: Mapping[str, Any], sizes: Mapping[str, int] = MappingProxyT
             what the pipelines of the class have.
 
     Returns:
-        The call. Where only a run can say the shape of the output, `output` is empty.
+        The call. Where only a run can say the shapes of the outputs, `outputs` is empty.
 
     Raises:
         ModelError: the configuration does not say a width or a size, or nothing is known of the class's inputs.
     """
     parts = CLASSES.get(str(config.get("_class_name")), parts_from_signature)(config, sizes)
-    return Call(inputs=parts.inputs, constants=parts.constants, sizes=parts.sizes, output=parts.output)
+    outputs = {OUTPUT: parts.output} if parts.output else {}
+    return Call(inputs=parts.inputs, constants=parts.constants, sizes=parts.sizes, outputs=outputs)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.errors import ModelError
-from dq_deploy.models.default_calls.output_shape import with_output
+from dq_deploy.models.default_calls.output_shapes import with_outputs
 from dq_deploy.models.family import build_denoiser, default_call, family_of
 from dq_deploy.models.layers import Denoiser
 from dq_deploy.models.load.component_class import checked_class, todays_config
@@ -53,7 +53,7 @@ def load_folder(
         family=family,
         module=module,
         config=read,
-        call=with_output(default_call(read, {**size_beside(place, read), **sizes}), module),
+        call=with_outputs(default_call(read, {**size_beside(place, read), **sizes}), module),
         scheduler_config=scheduler,
         source=str(path),
         source_sha256=_sha256([*weights.files, file]),

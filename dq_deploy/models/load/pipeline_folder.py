@@ -39,12 +39,14 @@ class DenoiserPlace:
     component: str | None = None
 
 
-def find_denoiser(path: Path, component: str | None = None) -> DenoiserPlace:
+def find_denoiser(path: Path, component: str | None = None, class_name: str | None = None) -> DenoiserPlace:
     """The denoiser of a folder of diffusers.
 
     Args:
         path: the folder of a denoiser or of a pipeline, or of the hub's cache of one.
         component: name of the denoiser in the pipeline; None where there is one alone.
+        class_name: class of the denoiser that is meant, where that is known and `component` is not given: it decides
+            between several, and for a control network, if it is that of one of them alone.
 
     Raises:
         ModelError: `path` is no such folder, or holds no denoiser, or several and `component` names none of them.
@@ -55,7 +57,7 @@ def find_denoiser(path: Path, component: str | None = None) -> DenoiserPlace:
     pipeline = path / INDEX
     check_link(pipeline)
     if pipeline.is_file():
-        return _of_pipeline(path, _indexed(path), component)
+        return _of_pipeline(path, _indexed(path), component, class_name)
     if (path / "config.json").is_file():
         if component is not None:
             raise ModelError(
@@ -67,7 +69,7 @@ def find_denoiser(path: Path, component: str | None = None) -> DenoiserPlace:
     found = _unindexed(path)
     if not found:
         raise ModelError(_no_model(path))
-    return _of_pipeline(path, found, component)
+    return _of_pipeline(path, found, component, class_name)
 
 
 def is_pipeline(path: Path) -> bool:
@@ -110,11 +112,13 @@ class _Component:
 
     Attributes:
         name: of the component.
+        class_name: of diffusers.
         problem: why it cannot be loaded, or None.
         asked_only: whether it counts only where it is asked for by name.
     """
 
     name: str
+    class_name: str | None = None
     problem: str | None = None
     asked_only: bool = False
 
@@ -152,7 +156,7 @@ def _component(path: Path, name: str, entry: object) -> _Component | None:
         return None  # such as a safety checker, whose class would load transformers
     found = diffusers_class(class_name, library)
     if found is not None and denoises(found):
-        return _Component(name=name, asked_only=is_controlnet(found))
+        return _Component(name=name, class_name=found.__name__, asked_only=is_controlnet(found))
     if not usual or (found is not None and library == "diffusers" and "OnnxRuntime" not in class_name):
         return None
     if found is not None:
@@ -182,14 +186,19 @@ def _unindexed(path: Path) -> list[_Component]:
         name = config.get("_class_name")
         kind = diffusers_class(name) if isinstance(name, str) else None
         if folder.name == "unet" or (kind is not None and denoises(kind)):
-            found.append(_Component(name=folder.name))
+            found.append(_Component(name=folder.name, class_name=None if kind is None else kind.__name__))
     return found
 
 
-def _of_pipeline(path: Path, denoisers: list[_Component], component: str | None) -> DenoiserPlace:
+def _of_pipeline(
+    path: Path, denoisers: list[_Component], component: str | None, class_name: str | None
+) -> DenoiserPlace:
     """The one denoiser of a pipeline, or the one that is asked for."""
     by_name = {one.name: one for one in denoisers}
     usual = [one for one in denoisers if not one.asked_only]
+    meant = [one for one in denoisers if class_name is not None and one.class_name == class_name]
+    if component is None and len(meant) == 1:
+        component = meant[0].name
     if component is not None:
         chosen = by_name.get(component)
         if chosen is None:

@@ -12,6 +12,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from dq_deploy.errors import ModelError, OptionError
 from dq_deploy.models.call import call_arguments
+from dq_deploy.models.load.component_class import is_controlnet
 from dq_deploy.models.pipeline.call import PICTURE_CHANNELS
 from dq_deploy.models.pipeline.schedulers import set_steps
 
@@ -126,7 +127,7 @@ class DenoiserPipeline(DiffusionPipeline):
         config = self.denoiser.config
         kind = config.get("_class_name", type(self.denoiser).__name__)
         channels, gives = config["in_channels"], config.get("out_channels") or config["in_channels"]
-        if kind in _GUIDED:
+        if kind in _GUIDED or is_controlnet(self.denoiser.__class__):
             raise ModelError(
                 f"a {kind} is called by its pipeline in a way of its own; give the whole pipeline's folder"
             )

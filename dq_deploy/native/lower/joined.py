@@ -12,7 +12,7 @@ from dq_deploy.native.trace.graph import TracedGraph, batch_dependent
 
 
 def joined_program(
-    trace: Callable[[int], TracedGraph], layers: Mapping[str, Geometry], inputs: Sequence[str], output: str
+    trace: Callable[[int], TracedGraph], layers: Mapping[str, Geometry], inputs: Sequence[str], outputs: Sequence[str]
 ) -> dict[str, Any]:
     """Lower at two batch sizes and join the programs; a third checks sizes that are not in proportion to the batch.
 
@@ -20,7 +20,7 @@ def joined_program(
         trace: gives the graph of a batch.
         layers: quantized layers by module path.
         inputs: names, in the order of the graph's inputs.
-        output: its name.
+        outputs: theirs.
 
     Raises:
         ModelError: an operation the native engine does not know.
@@ -30,7 +30,7 @@ def joined_program(
     dependent = batch_dependent(first, second)
 
     def lowered(traced: TracedGraph) -> dict[str, Any]:
-        return programs.to_json(Lowering(traced, layers, dependent).program(inputs, output))
+        return programs.to_json(Lowering(traced, layers, dependent).program(inputs, outputs))
 
     joined: dict[str, Any] = programs.join_batches(lowered(first), lowered(second))
     if programs.has_offsets(joined):

@@ -75,7 +75,7 @@ class Lowering:
             aten.gelu.default: self._layers.gelu,
         }
 
-    def program(self, input_names: Sequence[str], output_name: str) -> Program:
+    def program(self, input_names: Sequence[str], output_names: Sequence[str]) -> Program:
         """Lower the whole graph.
 
         Raises:
@@ -92,12 +92,12 @@ class Lowering:
             if node.op == "call_function" and node.users and node not in values.done:
                 self._visit(node)
         self._refuse_read_weights()
-        output = next(node for node in nodes if node.op == "output").args[0]
+        outputs = next(node for node in nodes if node.op == "output").args[0]
         return without_unused_buffers(
             Program(
                 buffers=tuple(values.buffers),
                 inputs=dict(zip(input_names, given, strict=True)),
-                outputs={output_name: values.view(output)},
+                outputs={n: values.view(v) for n, v in zip(output_names, outputs, strict=True)},
                 ops=tuple(values.ops),
                 constants=values.constants,
             )

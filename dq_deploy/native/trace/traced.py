@@ -105,8 +105,8 @@ def joined_program(
     from dq_deploy.native.trace.tracing import trace
 
     names = [spec.name for spec in input_specs(call)]
-    output = output_specs(call)[0].name
-    return joined.joined_program(lambda batch: trace(family, config, call, layers, batch), layers, names, output)
+    outputs = [spec.name for spec in output_specs(call)]
+    return joined.joined_program(lambda batch: trace(family, config, call, layers, batch), layers, names, outputs)
 
 
 def _trace(request: TraceRequest, _tell: Tell) -> Traced:

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from dq_deploy.errors import ModelError, first_line, raise_if_out_of_memory
-from dq_deploy.models import build_denoiser, call_denoiser, input_specs
+from dq_deploy.models import build_denoiser, denoiser_outputs, input_specs
 from dq_deploy.models.sizes import sized
 from dq_deploy.native.trace.functional import functional
 from dq_deploy.native.trace.geometry import Geometry
@@ -75,15 +75,15 @@ def trace(
     module = build_denoiser(family, config, device="meta")
     inputs = [(sized(spec.shape, batch, call.sizes), spec.dtype) for spec in specs]
 
-    def step(fake: torch.nn.Module, *values: torch.Tensor) -> torch.Tensor:
-        return call_denoiser(fake, {spec.name: v for spec, v in zip(specs, values, strict=True)}, call.constants)
+    def step(fake: torch.nn.Module, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return denoiser_outputs(fake, {spec.name: v for spec, v in zip(specs, values, strict=True)}, call.constants)
 
     return trace_module(module, step, inputs, layers)
 
 
 def trace_module(
     module: torch.nn.Module,
-    step: Callable[..., torch.Tensor],
+    step: Callable[..., Sequence[torch.Tensor]],
     inputs: Sequence[tuple[tuple[int, ...], str]],
     layers: Mapping[str, Geometry],
 ) -> TracedGraph:
@@ -91,7 +91,7 @@ def trace_module(
 
     Args:
         module: the values of its parameters and of the buffers that a checkpoint holds are not read.
-        step: called with a copy of the module without values, and the inputs.
+        step: called with a copy of the module without values, and the inputs; gives its outputs.
         inputs: shape and dtype of each.
         layers: quantized layers by module path.
 
@@ -123,7 +123,7 @@ def trace_module(
 
 def _traced(
     module: torch.nn.Module,
-    step: Callable[..., torch.Tensor],
+    step: Callable[..., Sequence[torch.Tensor]],
     inputs: Sequence[tuple[tuple[int, ...], str]],
     layers: Mapping[str, Geometry],
     images: torch.memory_format,

@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from dq_deploy.errors import RecordError
-from dq_deploy.record.extensions import AttentionQuantizers, Branch, Call, CallInput, CodeTable, Fold
+from dq_deploy.record.extensions import OUTPUT, AttentionQuantizers, Branch, Call, CallInput, CodeTable, Fold
 from dq_deploy.record.files.header import check_keys, check_type, check_unique, is_int, name_of, typed_array
 from dq_deploy.record.values import Layer, Record
 
@@ -65,7 +65,7 @@ def says_sizes(record: Record) -> bool:
 
 
 def _says_sizes(call: Call) -> bool:
-    return bool(call.sizes or call.output or any(item.limits is not None for item in call.inputs))
+    return bool(call.sizes or call.outputs or any(item.limits is not None for item in call.inputs))
 
 
 def _call_header(call: Call) -> dict[str, Any]:
@@ -75,7 +75,11 @@ def _call_header(call: Call) -> dict[str, Any]:
     for entry, item in zip(inputs, call.inputs, strict=True):
         entry["limits"] = None if item.limits is None else list(item.limits)
     said = {"inputs": inputs, "constants": dict(call.constants)}
-    return {**said, "sizes": dict(call.sizes), "output": list(call.output)}
+    # the one output that has no other name is a list by itself, as all were before there were several
+    if call.outputs.keys() <= {OUTPUT}:
+        return {**said, "sizes": dict(call.sizes), "output": list(call.outputs.get(OUTPUT, ()))}
+    outputs = {name: list(shape) for name, shape in call.outputs.items()}
+    return {**said, "sizes": dict(call.sizes), "outputs": outputs}
 
 
 def layer_header(layer: Layer) -> dict[str, Any]:
@@ -141,11 +145,16 @@ def check_top(header: Mapping[str, Any]) -> None:
     if header["call"] is not None:
         check_type("call", header["call"], dict)
         new = header["version"] >= 4
-        check_keys("call", header["call"], ("inputs", "constants", *(("sizes", "output") if new else ())))
+        several = new and "outputs" in header["call"]
+        own = ("sizes", "outputs" if several else "output") if new else ()
+        check_keys("call", header["call"], ("inputs", "constants", *own))
         if new:
             check_type("call sizes", header["call"]["sizes"], dict)
-            check_type("call output", header["call"]["output"], list)
-            _check_shape("call output", header["call"]["output"])
+            outputs = header["call"]["outputs"] if several else {OUTPUT: header["call"]["output"]}
+            check_type("call outputs", outputs, dict)
+            for name, shape in outputs.items():
+                check_type(f"call output {name}", shape, list)
+                _check_shape(f"call output {name}", shape)
         check_type("call inputs", header["call"]["inputs"], list)
         check_type("call constants", header["call"]["constants"], dict)
         for entry in header["call"]["inputs"]:
@@ -220,8 +229,13 @@ def record_extensions(header: Mapping[str, Any], arrays: Arrays) -> dict[str, An
         CallInput(name=e["name"], dtype=e["dtype"], shape=tuple(e["shape"]), limits=_limits(e.get("limits")))
         for e in said["inputs"]
     )
-    sizes, output = said.get("sizes", {}), tuple(said.get("output", ()))
-    call = Call(inputs=inputs, constants=said["constants"], sizes=sizes, output=output)
+    outputs = said.get("outputs", {OUTPUT: said["output"]} if said.get("output") else {})
+    call = Call(
+        inputs=inputs,
+        constants=said["constants"],
+        sizes=said.get("sizes", {}),
+        outputs={name: tuple(shape) for name, shape in outputs.items()},
+    )
     return {"attention": attention, "call": call}
 
 

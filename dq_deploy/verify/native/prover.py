@@ -148,7 +148,8 @@ class NativeProver(InsideProver):
             return TwinOutputs(outputs=None)
         twin, runs, layers = Twin(runner.executor, self.record), seen.runs, seen.results.layers
         try:
-            simulated = [twin.run(batch.feeds)[runs.output] for batch in runs.batches]
+            found = [twin.run(batch.feeds) for batch in runs.batches]
+            simulated = [tuple(values[name] for name in runs.names) for values in found]
         except DqError as error:
             words = f"the simulation inside the engine's float operations cannot be run: {error}"
             return TwinOutputs(outputs=None, failure=words)
@@ -156,7 +157,11 @@ class NativeProver(InsideProver):
             if layers[name].first is None:
                 layers[name].first = difference
         mine = runs.finals[: len(simulated)]
-        wrong = [i for i, (a, b) in enumerate(zip(mine, simulated, strict=True)) if different_bits(a, b).any()]
+        wrong = [
+            i
+            for i, (ours, theirs) in enumerate(zip(mine, simulated, strict=True))
+            if any(different_bits(a, b).any() for a, b in zip(ours, theirs, strict=True))
+        ]
         if not wrong or seen.results.any_difference:
             return TwinOutputs(outputs=simulated)
         failure = (

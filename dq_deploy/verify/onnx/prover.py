@@ -11,12 +11,11 @@ from dq_deploy.engines.base import Runner
 from dq_deploy.errors import DqError, GuaranteeError, InputError, OptionError
 from dq_deploy.graph.onnx_file import read_manifest
 from dq_deploy.manifest.values import ManifestLayer, ManifestPart
-from dq_deploy.numerics.arrays import Array
 from dq_deploy.open_engine import GRAPH_TARGETS, graph_engine
 from dq_deploy.record import Layer, content_sha256
 from dq_deploy.verify.file.findings import unrun_report, with_file
 from dq_deploy.verify.file.same_file import SameFile, TracedOnce, compare_file
-from dq_deploy.verify.inputs import Batch, Runs, run_all
+from dq_deploy.verify.inputs import Batch, Finals, Runs, run_all
 from dq_deploy.verify.inside import InsideProver, Layers, check_model
 from dq_deploy.verify.layers.attestation import MISSING, Kernel
 from dq_deploy.verify.layers.comparison import LayerResults
@@ -115,16 +114,17 @@ class OnnxProver(InsideProver):
         self.options.progress("running the graph on ONNX Runtime" if self.graph_only else "running the shipped engine")
         optimized = self.shipped.scratch(".optimized.onnx")
         with self.shipped.open(self.shipped.path, optimized=optimized) as runner:
-            name = self.output_name(runner)
-            if name not in {spec.name for spec in runner.outputs}:
-                got = ", ".join(spec.name for spec in runner.outputs)
-                raise GuaranteeError(f"engine returns {got}, its manifest says {name}; export it again")
+            names, returned = self.output_names(runner), [spec.name for spec in runner.outputs]
+            if not set(names) <= set(returned):
+                raise GuaranteeError(
+                    f"engine returns {', '.join(returned)}, its manifest says {', '.join(names)}; export it again"
+                )
             yield runner
         self.graph: KernelGraph = read_kernels(self.shipped, optimized)
 
-    def output_name(self, runner: Runner) -> str:
+    def output_names(self, runner: Runner) -> tuple[str, ...]:
         """As the manifest says."""
-        return self.manifest.outputs[0].name
+        return tuple(entry.name for entry in self.manifest.outputs)
 
     def first_batch_dependent(self, batch: Batch, index: int) -> str:
         """The first node whose output for a sample depends on the rest of its batch."""
@@ -158,14 +158,14 @@ class OnnxProver(InsideProver):
         except DqError as error:
             return TwinOutputs(outputs=None, unknown=str(error))
 
-    def _twin_outputs(self, batches: list[Batch]) -> list[Array]:
+    def _twin_outputs(self, batches: list[Batch]) -> list[Finals]:
         from dq_deploy.targets import simulation_graph
 
         path = self.shipped.scratch(".onnx")
         mode, target = self.manifest.mode, self.manifest.target
         simulation_graph(self.record, path, mode=mode, target=target, traced=self.traced())
         with self.shipped.open(path) as runner:
-            return [next(iter(run_all(runner, batch.feeds).values())) for batch in batches]
+            return [tuple(run_all(runner, batch.feeds).values()) for batch in batches]
 
     def layers_in_float(self) -> list[str]:
         """Layers that the manifest says are float."""

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dq_deploy.errors import NonFiniteError
-from dq_deploy.models import call_denoiser
+from dq_deploy.models import denoiser_outputs
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Record
-from dq_deploy.verify.inputs import Batch, run_all
+from dq_deploy.verify.inputs import Batch, Finals, run_all
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +80,7 @@ def check_finite(outputs: Sequence[Mapping[str, Array]]) -> None:
 
 def run_module(
     module: torch.nn.Module, batches: Sequence[Batch], constants: Mapping[str, Any] | None = None
-) -> list[Array]:
+) -> list[Finals]:
     """Outputs of a torch denoiser for the batches.
 
     Args:
@@ -94,7 +94,7 @@ def run_module(
     with torch.inference_mode():
         for batch in batches:
             tensors = {name: torch.from_numpy(np.array(value)) for name, value in batch.feeds.items()}
-            outputs.append(call_denoiser(module, tensors, constants).numpy())
+            outputs.append(tuple(value.numpy() for value in denoiser_outputs(module, tensors, constants)))
     return outputs
 
 
@@ -141,21 +141,48 @@ def _requantize_outputs(module: torch.nn.Module, record: Record) -> None:
 def compare_outputs(
     record: Record,
     batches: Sequence[Batch],
+    engine: Sequence[Finals],
+    trained: Sequence[Finals],
+    twin: Sequence[Finals] | None,
+    floats: Sequence[Finals] | None,
+) -> list[StepOutput]:
+    """Errors by step bucket, over all samples at that bucket; of several outputs those of the worst.
+
+    Args:
+        record: for the timesteps.
+        batches: the inputs.
+        engine: the engine's outputs of each batch.
+        trained: the training simulation's.
+        twin: the same of the twin, or None without one.
+        floats: the float model's, or None.
+    """
+
+    def one(finals: Sequence[Finals], output: int) -> list[Array]:
+        return [values[output] for values in finals]
+
+    found = [
+        _compared(
+            record,
+            batches,
+            one(engine, output),
+            one(trained, output),
+            None if twin is None else one(twin, output),
+            None if floats is None else one(floats, output),
+        )
+        for output in range(len(engine[0]) if engine else 0)
+    ]
+    return [min(of_step, key=lambda s: (s.margin_db or 0.0, s.engine_psnr_db)) for of_step in zip(*found, strict=True)]
+
+
+def _compared(
+    record: Record,
+    batches: Sequence[Batch],
     engine: Sequence[Array],
     trained: Sequence[Array],
     twin: Sequence[Array] | None,
     floats: Sequence[Array] | None,
 ) -> list[StepOutput]:
-    """Errors by step bucket, over all samples at that bucket.
-
-    Args:
-        record: for the timesteps.
-        batches: the inputs.
-        engine: the engine's output of each batch.
-        trained: the training simulation's.
-        twin: the same of the twin, or None without one.
-        floats: the float model's, or None.
-    """
+    """The same of one output, whose values these are."""
     places: dict[int, list[tuple[int, int]]] = {}
     for i, batch in enumerate(batches):
         for j, bucket in enumerate(batch.buckets.tolist()):

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from dq_deploy.models import call_denoiser, call_of_record, denoiser_from_record
+from dq_deploy.models import call_of_record, denoiser_from_record, denoiser_outputs, output_specs
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Record
-from dq_deploy.verify.inputs import Batch
+from dq_deploy.verify.inputs import Batch, Finals
 from dq_deploy.verify.output.float_path import NARROW_FLOOR, OUTPUT, FloatPath, Gap, gap_between
 from dq_deploy.verify.output.kept_tensors import KeptTensors
 from dq_deploy.verify.output.rounding import UNITS, ErrorBounds
@@ -43,13 +43,13 @@ class FloatPathCheck:
     _now: dict[str, Gap] = field(default_factory=dict)
     _mode: Any = None
 
-    def add(self, batch: Batch, values: Mapping[str, tuple[Array, Array]], final: Array) -> None:
+    def add(self, batch: Batch, values: Mapping[str, tuple[Array, Array]], finals: Finals) -> None:
         """Run one batch.
 
         Args:
             batch: what the engine was fed.
             values: input and float output of each layer in the engine.
-            final: the engine's output.
+            finals: the engine's outputs.
         """
         if self._module is None:
             self._module = self._around_layers()
@@ -57,8 +57,9 @@ class FloatPathCheck:
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in batch.feeds.items()}
         wide = {name: value.double() if value.is_floating_point() else value for name, value in tensors.items()}
         with torch.no_grad(), self._mode:
-            result = call_denoiser(self._module, wide, call_of_record(self.record).constants)
-            self._compare(OUTPUT, final, result)
+            results = denoiser_outputs(self._module, wide, call_of_record(self.record).constants)
+            for name, final, result in zip(self._outputs, finals, results, strict=True):
+                self._compare(name, final, result)
         self._inputs += len(batch.buckets)
         self._guessed |= self._mode.guessed
         for name, gap in self._now.items():
@@ -66,12 +67,19 @@ class FloatPathCheck:
                 self.gaps[name] = gap
         bad = next((name for name, gap in self._now.items() if gap.share > 1), None)
         if bad is not None and not self._problem:
-            self._problem = _words(bad, self._now[bad], batch)
+            what = bad if bad in self._outputs else f"the input of layer {bad}"
+            self._problem = _words(what, self._now[bad], batch)
+
+    @property
+    def _outputs(self) -> tuple[str, ...]:
+        """The outputs in words."""
+        names = [spec.name for spec in output_specs(call_of_record(self.record))]
+        return (OUTPUT,) if len(names) == 1 else tuple(f"the output {name}" for name in names)
 
     def result(self) -> FloatPath:
         """What all batches showed."""
         return FloatPath(
-            layers=len(set(self.gaps) - {OUTPUT}),
+            layers=len(set(self.gaps) - set(self._outputs)),
             max_difference=max((gap.relative for gap in self.gaps.values()), default=0.0),
             max_share=max((gap.share for gap in self.gaps.values()), default=0.0),
             inputs=self._inputs,
@@ -122,10 +130,9 @@ class _Replay(torch.nn.Module):
         return self._check._replayed(self.name, x)
 
 
-def _words(name: str, gap: Gap, batch: Batch) -> str:
+def _words(what: str, gap: Gap, batch: Batch) -> str:
     first, last = int(batch.buckets.min()), int(batch.buckets.max())
     steps = f"step {first}" if first == last else f"steps {first} to {last}"
-    what = name if name == OUTPUT else f"the input of layer {name}"
     return (
         f"{steps}: {what} is off by {gap.relative:.2g} of its range; a float operation between them is wrong, for the "
         f"layers in front agree: {gap.text}"
@@ -136,7 +143,7 @@ def compare_float_paths(
     record: Record,
     batches: Sequence[Batch],
     kept: KeptTensors,
-    finals: Sequence[Array],
+    finals: Sequence[Finals],
     *,
     in_float: Collection[str] = (),
     dtype: str = "float32",
@@ -165,7 +172,7 @@ def compare_float_paths(
             f"float output, {lacking[0]} the first",
         )
     check = FloatPathCheck(record=record, layers=layers, dtype=dtype)
-    for index, (batch, final) in enumerate(zip(batches, finals, strict=True)):
-        check.add(batch, kept.of(index), final)
+    for index, (batch, given) in enumerate(zip(batches, finals, strict=True)):
+        check.add(batch, kept.of(index), given)
         kept.drop(index)
     return check.result()

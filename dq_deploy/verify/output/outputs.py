@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dq_deploy.numerics.arrays import Array
+from dq_deploy.verify.inputs import Finals
 from dq_deploy.verify.output.difference import StepOutput
 from dq_deploy.verify.output.parting import Parting
 
@@ -36,6 +36,6 @@ class TwinOutputs:
         failure: what is wrong between the engine and its twin, in words, or an empty string.
     """
 
-    outputs: list[Array] | None
+    outputs: list[Finals] | None
     unknown: str = ""
     failure: str = ""

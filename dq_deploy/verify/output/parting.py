@@ -15,7 +15,7 @@ import numpy as np
 
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Record
-from dq_deploy.verify.inputs import Batch
+from dq_deploy.verify.inputs import Batch, Finals, in_one_row
 from dq_deploy.verify.output.difference import REQUIRED_MARGIN_DB, StepOutput, run_module, simulation
 from dq_deploy.verify.output.float_path import relative_gap
 from dq_deploy.verify.output.kept_tensors import KeptTensors
@@ -65,7 +65,7 @@ def find_parting(
     record: Record,
     batches: Sequence[Batch],
     kept: KeptTensors,
-    finals: Sequence[Array],
+    finals: Sequence[Finals],
     step: StepOutput,
     *,
     requantized: bool,
@@ -85,17 +85,18 @@ def find_parting(
     module = simulation(record, requantized=requantized)
     seen: dict[str, float] = {}
     hooks = _hooked(module, record, lambda name, x: _note(seen, values, name, x))
-    trained = run_module(module, [batch])[0]
+    trained = in_one_row(run_module(module, [batch])[0])
     for hook in hooks:
         hook.remove()
     noise = 0.0
     for draw in range(DRAWS):
         generator = np.random.default_rng(draw)
         hooks = _hooked(module, record, lambda _name, x, g=generator: _moved(x, g))
-        noise = max(noise, float(np.mean((run_module(module, [batch])[0] - trained).astype(np.float64) ** 2)))
+        moved = in_one_row(run_module(module, [batch])[0])
+        noise = max(noise, float(np.mean((moved - trained).astype(np.float64) ** 2)))
         for hook in hooks:
             hook.remove()
-    error = float(np.mean((finals[index].astype(np.float64) - trained) ** 2))
+    error = float(np.mean((in_one_row(finals[index]).astype(np.float64) - trained) ** 2))
     layer = next((name for name, gap in seen.items() if gap > OPENED), "")
     return Parting(layer=layer, gap=seen.get(layer, 0.0), explained=error <= ALLOWED * noise, error=error, noise=noise)
 
@@ -104,7 +105,7 @@ def lowest_parting(
     record: Record,
     batches: Sequence[Batch],
     kept: KeptTensors,
-    finals: Sequence[Array],
+    finals: Sequence[Finals],
     steps: Sequence[StepOutput],
     *,
     requantized: bool,

@@ -38,7 +38,7 @@ def observed(batch: int, height: int, width: int, tokens: int, **more: Any) -> O
         },
         **more,
     )
-    return Observation(call=call, output=(batch, 8, height, width))
+    return Observation(call=call, outputs={"output": (batch, 8, height, width)})
 
 
 def test_names_go_with_what_varies_together() -> None:
@@ -51,13 +51,13 @@ def test_names_go_with_what_varies_together() -> None:
         "added.ids": ("text_1", 3),
         "added.odd": ("added_odd_0",),
     }
-    assert found.output == ("B", 8, "height", "width")
+    assert found.outputs == {"output": ("B", 8, "height", "width")}
     assert found.sizes == {"height": 8, "width": 8, "text_1": 7, "height_2": 4, "width_2": 4, "added_odd_0": 9}
 
 
 def test_a_mask_may_hold_0_and_1_though_the_first_text_filled_it() -> None:
     call = seen(torch.zeros(1, 4, 8, 8), 5, added={"mask": torch.ones(1, 7, dtype=torch.int64)})
-    found = derive_call([Observation(call=call, output=(1, 4, 8, 8))], {})
+    found = derive_call([Observation(call=call, outputs={"output": (1, 4, 8, 8)})], {})
     assert found.inputs[-1].limits == (0, 1)
 
 

@@ -115,7 +115,7 @@ def test_inputs_sizes_and_constants_are_found_and_the_rows_give_the_outputs_agai
     inputs, constants, output = FORMS[form]
     assert {item.name: item.shape for item in derived.call.inputs} == inputs
     assert list(derived.call.constants.items()) == list(constants.items())
-    assert derived.call.output == output
+    assert derived.call.outputs == {"output": output}
     assert len(derived.notes) == (form == "dit"), derived.notes
     outputs: list[torch.Tensor] = []
     handle = module.register_forward_hook(lambda _m, _a, out: outputs.append(out[0]))

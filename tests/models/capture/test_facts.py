@@ -19,7 +19,7 @@ CALL = Call(
         CallInput(name="sample", dtype="float32", shape=("B", 4, 8, 8)),
         CallInput(name="timestep", dtype="float32", shape=("B",)),
     ),
-    output=("B", 4, 8, 8),
+    outputs={"output": ("B", 4, 8, 8)},
 )
 
 
@@ -99,7 +99,7 @@ def test_a_tensor_written_in_place_leaves_what_was_read_before_as_it_was() -> No
             x[..., 0].add_(1)
             return y + self.two(x) + timestep[:, None, None, None]
 
-    call = replace(CALL, inputs=(replace(CALL.inputs[0], shape=("B", 2, 3, 4)), CALL.inputs[1]), output=())
+    call = replace(CALL, inputs=(replace(CALL.inputs[0], shape=("B", 2, 3, 4)), CALL.inputs[1]), outputs={})
     assert models.fold_sites(InPlace(), call) == []  # the second reader's tensor is another one
     assert "two" in models.fold_refusals(InPlace(), call)
 

@@ -1,0 +1,59 @@
+"""A denoiser of several outputs is proven in each of them: a control network's residuals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dq_deploy import export, verify
+from dq_deploy.models import call_of_record, denoiser_from_record, denoiser_outputs, output_specs
+from dq_deploy.native.runner import NativeRunner
+from dq_deploy.record import load_record, save_record
+from dq_deploy.verify.inputs import batch_at, run_all
+from dq_deploy.verify.output.difference import compare_outputs
+from dq_deploy.verify.output.float_replay import FloatPathCheck
+from tests.configurations.scaled import scaled
+from tests.configurations.text_unets import CONTROLNETS
+from tests.configurations.trial import quantized, small_denoiser
+
+
+@pytest.fixture(scope="module")
+def record():
+    return quantized(small_denoiser(scaled(CONTROLNETS[0])), weight_bits=8)
+
+
+def test_both_engines_are_exact_in_every_output(record, tmp_path):
+    save_record(record, tmp_path / "control.pt")
+    assert load_record(tmp_path / "control.pt").call == record.call
+    export(record, tmp_path / "control.onnx", target="onnxruntime")
+    for name in ("control.pt", "control.onnx"):
+        report = verify(record, tmp_path / name, steps=2, inputs=1, threads=1)
+        assert report.exact, report.failures
+
+
+def test_an_output_that_is_wrong_is_named_whichever_it_is(record):
+    batch = batch_at(record, [0, 1], seed=0, kind="mixed")
+    names = [spec.name for spec in output_specs(call_of_record(record))]
+    module, values = denoiser_from_record(record), {}
+    for name in record.layers:
+        hook = lambda _module, args, y, name=name: values.update({name: (args[0].numpy(), y.numpy())})  # noqa: E731
+        module.get_submodule(name).register_forward_hook(hook)
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in batch.feeds.items()}
+    finals = tuple(value.numpy() for value in denoiser_outputs(module, tensors, call_of_record(record).constants))
+    for wrong in (None, 0, len(names) - 1):
+        check = FloatPathCheck(record=record, layers=list(record.layers), dtype="float32")
+        check.add(batch, values, tuple(1.01 * y if i == wrong else y for i, y in enumerate(finals)))
+        problem = check.result().problem
+        assert (f"the output {names[wrong]} is off by" in problem) if wrong is not None else not problem
+
+
+def test_the_worst_output_of_a_step_is_what_is_reported(record):
+    batch = batch_at(record, [0, 0], seed=0, kind="step")
+    with NativeRunner(record, threads=1) as runner:
+        right = tuple(run_all(runner, batch.feeds).values())
+    near = (*right[:-1], right[-1] + np.float32(1e-3) * np.ptp(right[-1]))
+    (step,) = compare_outputs(record, [batch], [near], [right], [right], None)
+    assert step.engine_psnr_db == pytest.approx(60, abs=0.01)
+    (same,) = compare_outputs(record, [batch], [right], [right], [right], None)
+    assert same.engine_psnr_db == 200
