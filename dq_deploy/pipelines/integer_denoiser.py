@@ -129,7 +129,7 @@ class IntegerDenoiser(ModelMixin):
 
     def _get_name(self) -> str:
         """What it calls itself, as in a repr."""
-        return IntegerDenoiser.__name__
+        return "IntegerDenoiser"
 
     @property
     def config(self) -> Any:
