@@ -196,3 +196,27 @@ def test_the_version_is_told(capsys):
 
     found, printed = outcome(raiser(AssertionError("not reached")), ["--version"], capsys)
     assert (found, printed.out, printed.err) == (0, f"dq_deploy {__version__}\n", "")
+
+
+SWALLOWING = """
+import os, signal, sys, time, weakref
+from dq_deploy.cli.frame import run
+
+class Thing:
+    pass
+
+def demo() -> None:
+    thing = Thing()
+    # what a callback of a weak reference raises goes nowhere, as in that of an import's lock
+    kept = weakref.ref(thing, lambda _: (os.kill(os.getpid(), getattr(signal, sys.argv[1])), time.sleep(1)))
+    del thing
+    time.sleep(20)
+
+run(demo, [])
+"""
+
+
+@pytest.mark.parametrize(("number", "code", "word"), [("SIGTERM", 143, "terminated"), ("SIGINT", 130, "interrupted")])
+def test_a_signal_that_meets_python_in_a_callback_still_ends_the_command(number, code, word):
+    done = subprocess.run([sys.executable, "-c", SWALLOWING, number], capture_output=True, text=True, timeout=15)
+    assert (done.returncode, done.stderr) == (code, f"error: {word}\n")

@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -49,6 +50,8 @@ __all__ = [
     "write_json",
 ]
 
+RESEND_SECONDS = 0.05
+
 LONGEST_LIST = 1_000_000
 """Numbers that a range such as 0-9 may stand for."""
 
@@ -64,6 +67,15 @@ class _Stopped(BaseException):
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
     raise _Stopped("terminated", EXIT_TERMINATED)
+
+
+def _not_swallowed(unraisable: sys.UnraisableHookArgs) -> None:
+    """Send a signal again that met Python in a callback, as of an import's lock, where its exception goes nowhere."""
+    again = {KeyboardInterrupt: signal.SIGINT, _Stopped: signal.SIGTERM}.get(unraisable.exc_type)
+    if again is None:
+        sys.__unraisablehook__(unraisable)
+    else:  # a moment later: at once it would be swallowed here
+        threading.Timer(RESEND_SECONDS, os.kill, (os.getpid(), again)).start()
 
 
 def warn(message: str) -> None:
@@ -136,10 +148,12 @@ def run(command: Callable[..., None], argv: Sequence[str] | None = None) -> NoRe
     started_as = Path(sys.argv[0]).name
     prog = started_as if started_as.startswith("dq-") else f"dq-{command.__name__}"
     previous = signal.signal(signal.SIGTERM, _terminate)
+    hook, sys.unraisablehook = sys.unraisablehook, _not_swallowed
     try:
         with usable_streams(), running(prog, sys.argv[1:] if argv is None else argv):
             _perform(app, None if argv is None else list(argv), prog, state)
     finally:
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, previous)
     raise AssertionError("not reached: a command ends with an exit code")
 
