@@ -3,8 +3,8 @@
     npm pack emoji-datasource-google@16.0.0
     python examples/emoji_captions.py emoji-datasource-google-16.0.0.tgz [--prompts FOLDER]
 
-prints some of them, and writes the prompts of examples/emoji-text-to-image. An emoji has a name ("slice of pizza"), short
-names ("pizza") and a class ("food"); a skin tone is named behind a comma ("waving hand sign, dark skin tone").
+prints some of them, and writes the prompts of examples/emoji-text-to-image. An emoji has a name ("slice of pizza"),
+short names ("pizza") and a class ("food"); a skin tone follows a comma ("waving hand sign, dark skin tone").
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Train a text-to-image StableDiffusionPipeline on the captioned emojis of an npm package (see emoji_captions.py).
 
     npm pack emoji-datasource-google@16.0.0
-    python examples/train_emoji_autoencoder.py emoji-datasource-google-16.0.0.tgz --out my-emojis --minutes 15
-    python examples/train_emoji_text.py emoji-datasource-google-16.0.0.tgz --out my-emojis --minutes 75
+    python examples/train_emoji_text.py emoji-datasource-google-16.0.0.tgz --out my-emojis --minutes 60
 
-The result is a pipeline folder that diffusers and `dq-quantize --model` take. It is written anew with every checkpoint,
-and the same command goes on from the last one. The extra `pipelines` must be installed.
+It begins with the class-conditional model examples/emoji-ddpm-32, whose layers it takes over: first the text encoder
+learns what the classes were called, then everything is trained on captions. The result, `my-emojis/pipeline`, is a
+folder that diffusers and `dq-quantize --model` take. It is written anew with every checkpoint, and the same command
+goes on from the last one. The extra `pipelines` must be installed.
 """
 
 from __future__ import annotations
@@ -20,20 +21,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from emoji_captions import TOKENS, build_tokenizer, draw_captioned, load_captioned, write_tokenizer_files
-from emojis import PACKAGE, SIZE
-from train_emoji_autoencoder import LATENT_CHANNELS, latents_of
+from emojis import CLASSES, PACKAGE, SIZE
+from identity_autoencoder import COLOURS, build_identity_autoencoder
 
 from dq_deploy.artifacts import atomic_path
-from dq_deploy.errors import DqError, InputError
+from dq_deploy.errors import DqError
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
 
 NO_CAPTION_SHARE = 0.1
-WARM_UP = 200  # iterations
+WARM_UP = 100  # iterations
 TEXT_WIDTH = 128
+START = Path(__file__).resolve().parent / "emoji-ddpm-32"
+CLASS_ITERATIONS = 600  # of the text encoder alone
+CLASS_BATCH = 64
 
 
 def build_text_encoder(vocabulary: int) -> CLIPTextModel:
@@ -54,37 +58,44 @@ def build_text_encoder(vocabulary: int) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def build_denoiser() -> tuple[UNet2DConditionModel, DDIMScheduler]:
-    """The untrained network and its noise schedule.
+def build_denoiser(start: Path) -> tuple[UNet2DConditionModel, torch.Tensor]:
+    """The network with the layers of a class-conditional one, and the vectors [classes + 1, D] of that one's classes.
 
-    It reads the text twice: by cross-attention, and pooled beside the timestep (`addition_embed_type`), which is
-    learned sooner.
+    Text is read twice: pooled, in the place of the class beside the timestep, and by cross-attention in the middle.
+    What that block adds begins at zero, so that the network begins as the one whose layers it has.
+
+    Raises:
+        OSError: there is no such model.
     """
-    from diffusers import DDIMScheduler, UNet2DConditionModel
+    import torch
+    from diffusers import UNet2DConditionModel, UNet2DModel
 
+    known = UNet2DModel.from_pretrained(start / "unet")
     network = UNet2DConditionModel(
-        sample_size=SIZE // 2,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        layers_per_block=1,
-        block_out_channels=(48, 80, 96),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        sample_size=SIZE,
+        in_channels=COLOURS,
+        out_channels=COLOURS,
+        layers_per_block=known.config.layers_per_block,
+        block_out_channels=known.config.block_out_channels,
+        down_block_types=known.config.down_block_types,
+        up_block_types=known.config.up_block_types,
+        attention_head_dim=known.config.attention_head_dim,
+        norm_num_groups=known.config.norm_num_groups,
         cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=8,
         addition_embed_type="text",
         addition_embed_type_num_heads=4,
     )
-    scheduler = DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_schedule="squaredcos_cap_v2",
-        prediction_type="v_prediction",
-        clip_sample=False,
-        steps_offset=1,
-        timestep_spacing="trailing",
+    weights = known.state_dict()
+    classes = weights.pop("class_embedding.weight")
+    missing, _ = network.load_state_dict(
+        {name: value for name, value in weights.items() if not name.startswith("mid_block.attentions")}, strict=False
     )
-    return network, scheduler
+    assert all(name.startswith(("add_embedding", "mid_block.attentions")) for name in missing)
+    with torch.no_grad():
+        for attention in network.mid_block.attentions:
+            attention.proj_out.weight.zero_()
+            attention.proj_out.bias.zero_()
+    return network, classes
 
 
 class Training:
@@ -97,33 +108,38 @@ class Training:
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
-        """Load images, captions, the autoencoder and the last checkpoint, if there is one.
+        """Load images, captions, the model to begin with and the last checkpoint, if there is one.
 
         Raises:
-            InputError: there are no emojis where the arguments say, or no autoencoder.
+            InputError: there are no emojis where the arguments say.
         """
         import torch
-        from diffusers import AutoencoderKL
+        from diffusers import DDIMScheduler
 
         torch.manual_seed(args.seed)
         self.args = args
-        if not (args.out / "vae").is_dir():
-            raise InputError(f"{args.out}/vae is missing; train_emoji_autoencoder.py writes it")
-        self.vae = AutoencoderKL.from_pretrained(args.out / "vae").eval()
         self.captioned = load_captioned(args.source)
         self.tokenizer = build_tokenizer(self.captioned)
-        self.latents = latents_of(self.vae, self.captioned.emojis.images)
+        pixels = np.moveaxis(self.captioned.emojis.images, -1, 1).astype(np.float32) / 127.5 - 1
+        self.images = torch.from_numpy(pixels)
         self.text_encoder = build_text_encoder(len(self.tokenizer)).train()
-        self.denoiser, self.scheduler = build_denoiser()
+        self.denoiser, self.classes = build_denoiser(args.start)
+        self.scheduler = DDIMScheduler.from_pretrained(
+            args.start / "scheduler", steps_offset=1, timestep_spacing="trailing"
+        )
         self.trained = torch.nn.ModuleList([self.denoiser, self.text_encoder])
         self.mean = copy.deepcopy(self.trained).requires_grad_(False).eval()
-        self.optimizer = torch.optim.AdamW(self.trained.parameters(), lr=args.learning_rate, weight_decay=1e-4)
+        self.optimizer = torch.optim.AdamW(
+            self.trained.parameters(), lr=args.learning_rate, weight_decay=1e-4, fused=True
+        )
         self.iteration, self.seconds = 0, 0.0
         self.losses: list[float] = []
         self.checkpoint = args.out / "checkpoint.pt"
         if self.checkpoint.is_file():
             self._resume(torch.load(self.checkpoint, weights_only=True))
         self.rng = np.random.default_rng([args.seed, self.iteration])  # other draws than in the iterations done
+        if not self.iteration:
+            self.learn_classes()
 
     def _resume(self, state: dict[str, Any]) -> None:
         self.trained.load_state_dict(state["trained"])
@@ -142,12 +158,35 @@ class Training:
         return float(self.args.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, self.done))))
 
     def tokens(self, captions: list[str]) -> torch.Tensor:
-        """[B, TOKENS] int64; one caption in ten is left empty."""
+        """[B, TOKENS] int64."""
         import torch
 
-        kept = ["" if self.rng.random() < NO_CAPTION_SHARE else text for text in captions]
-        ids = self.tokenizer(kept, padding="max_length", max_length=TOKENS, truncation=True).input_ids
+        ids = self.tokenizer(captions, padding="max_length", max_length=TOKENS, truncation=True).input_ids
         return torch.tensor(ids)
+
+    def learn_classes(self) -> None:
+        """Teach the text encoder, and what pools its tokens, to give the vector of the class that a caption is of."""
+        import torch
+        from torch.nn import functional
+
+        pooled = self.denoiser.add_embedding
+        optimizer = torch.optim.AdamW([*self.text_encoder.parameters(), *pooled.parameters()], lr=1e-3)
+        labels = self.captioned.emojis.labels
+        for iteration in range(self.args.class_iterations):
+            chosen, captions = draw_captioned(self.captioned, self.rng, CLASS_BATCH)
+            empty = self.rng.random(CLASS_BATCH) < NO_CAPTION_SHARE
+            texts = ["" if left_out else text for left_out, text in zip(empty, captions, strict=True)]
+            asked = torch.from_numpy(np.where(empty, len(CLASSES), labels[chosen]))
+            found = pooled(self.text_encoder(self.tokens(texts)).last_hidden_state)
+            loss = functional.mse_loss(found, self.classes[asked]) / self.classes.var()
+            for group in optimizer.param_groups:
+                group["lr"] = 2e-3 * min(1, (iteration + 1) / WARM_UP) * (1 - iteration / self.args.class_iterations)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if (iteration + 1) % 100 == 0:
+                print(f"classes {iteration + 1}  loss {float(loss.detach()):.4f}", flush=True)
+        self.mean.load_state_dict(self.trained.state_dict())
 
     def step(self) -> float:
         """One iteration; returns its loss."""
@@ -157,7 +196,8 @@ class Training:
 
         batch = self.args.batch
         chosen, captions = draw_captioned(self.captioned, self.rng, batch)
-        clean = self.latents[torch.from_numpy(chosen)]
+        captions = ["" if self.rng.random() < NO_CAPTION_SHARE else text for text in captions]
+        clean = self.images[torch.from_numpy(chosen)]
         timestep = torch.from_numpy(self.rng.integers(0, 1000, batch))
         noise = torch.randn_like(clean)
         noisy = self.scheduler.add_noise(clean, noise, timestep)
@@ -173,23 +213,21 @@ class Training:
         torch.nn.utils.clip_grad_norm_(self.trained.parameters(), 1.0)
         self.optimizer.step()
         self.iteration += 1
-        blend = min(self.args.decay, self.iteration / (self.iteration + 10))  # the first weights are forgotten quickly
+        blend = min(self.args.decay, self.iteration / (self.iteration + 10))
         with torch.no_grad():
-            for kept, new in zip(self.mean.parameters(), self.trained.parameters(), strict=True):
-                kept.lerp_(new, 1 - blend)
+            torch._foreach_lerp_(list(self.mean.parameters()), list(self.trained.parameters()), 1 - blend)
         return float(loss.detach())
 
     def pipeline(self) -> StableDiffusionPipeline:
-        """The pipeline with the mean weights; 16 bits where a plain `from_pretrained` makes 32 of them again."""
-        import torch
+        """The pipeline with the mean weights."""
         from diffusers import StableDiffusionPipeline
 
         denoiser, text_encoder = copy.deepcopy(self.mean)
         return StableDiffusionPipeline(
-            vae=copy.deepcopy(self.vae).to(torch.float16),
+            vae=build_identity_autoencoder(SIZE),
             text_encoder=text_encoder,
             tokenizer=self.tokenizer,
-            unet=denoiser.to(torch.float16),
+            unet=denoiser,
             scheduler=self.scheduler,
             safety_checker=None,
             feature_extractor=None,
@@ -238,11 +276,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help=f"what `npm pack {PACKAGE}` writes, or the folder it unpacks to")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, and to go on from")
+    parser.add_argument("--start", type=Path, default=START, help="class-conditional model to begin with")
+    parser.add_argument("--class-iterations", type=int, default=CLASS_ITERATIONS, help="of the text encoder alone")
     parser.add_argument("--iterations", type=int, default=50_000, help="at most")
-    parser.add_argument("--minutes", type=float, default=75, help="at most")
+    parser.add_argument("--minutes", type=float, default=60, help="at most")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--decay", type=float, default=0.999, help="of the exponential mean of the weights")
+    parser.add_argument("--learning-rate", type=float, default=6e-4)
+    parser.add_argument("--decay", type=float, default=0.995, help="of the exponential mean of the weights")
     parser.add_argument("--save-minutes", type=float, default=5, help="between two checkpoints")
     parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True, help="products in bfloat16")
     parser.add_argument("--seed", type=int, default=0)

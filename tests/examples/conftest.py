@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-MODULES = ("emojis", "emoji_classifier", "emoji_captions", "train_emoji_autoencoder")
+MODULES = ("emojis", "emoji_classifier", "emoji_captions", "identity_autoencoder")
 RED, GREEN, BLUE = (255, 0, 0, 255), (0, 255, 0, 255), (0, 0, 255, 255)
 
 
