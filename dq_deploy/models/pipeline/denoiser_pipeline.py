@@ -10,8 +10,10 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from dq_deploy.errors import ModelError, OptionError
+from dq_deploy.errors import DqError, ModelError, OptionError
 from dq_deploy.models.call import call_arguments
+from dq_deploy.models.conditions import LABELS, label_limits
+from dq_deploy.models.default_calls import call_for
 from dq_deploy.models.load.component_class import is_controlnet
 from dq_deploy.models.pipeline.call import PICTURE_CHANNELS
 from dq_deploy.models.pipeline.schedulers import set_steps
@@ -158,14 +160,29 @@ class DenoiserPipeline(DiffusionPipeline):
         """The denoiser's keyword arguments besides sample and timestep."""
         rows = dict(conditions or {})
         if labels is not None:
-            rows["class_labels"] = torch.as_tensor(labels)
-        classes = self.denoiser.config.get("num_class_embeds")
-        if classes is not None and "class_labels" not in rows:
-            raise OptionError(f"the model is class-conditional, expected labels from 0 to {classes - 1}; give `labels`")
+            rows[LABELS] = torch.as_tensor(labels)
+        self._check_labels(rows.get(LABELS))
         for name, value in rows.items():
             if value.ndim and len(value) != batch:
                 raise OptionError(f"{name} has {len(value)} rows, expected {batch}, one for each sample")
         return call_arguments(rows)
+
+    def _check_labels(self, labels: torch.Tensor | None) -> None:
+        """Refuse no label, or one without a row in the table, where the denoiser's configuration says its classes."""
+        config = self.denoiser.config
+        kind = config.get("_class_name", type(self.denoiser).__name__)
+        try:
+            limits = label_limits(call_for({**config, "_class_name": kind}))
+        except DqError:  # a class that only a run knows the inputs of
+            return
+        if limits is None:
+            return
+        low, high = limits
+        if labels is None:
+            raise OptionError(f"the model is class-conditional, expected labels from {low} to {high}; give `labels`")
+        outside = labels[(labels < low) | (labels > high)]
+        if len(outside):
+            raise OptionError(f"label {outside[0]} is out of range, expected {low} to {high}")
 
     def _prediction(self, output: torch.Tensor, channels: int) -> torch.Tensor:
         """What the scheduler takes: the prediction alone, unless it reads the variance behind it."""

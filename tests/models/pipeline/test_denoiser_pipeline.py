@@ -65,6 +65,25 @@ def test_what_a_denoiser_alone_cannot_do_is_refused(denoiser):
         DenoiserPipeline(wider.module, pipeline.scheduler)()
 
 
+@pytest.mark.parametrize(("labels", "message"), [(None, "class-conditional, expected labels"), ([9], "label 9 is out")])
+def test_classes_are_asked_for_wherever_the_configuration_says_them(labels, message):
+    import diffusers
+
+    module = diffusers.DiTTransformer2DModel(
+        num_attention_heads=1,
+        attention_head_dim=8,
+        in_channels=1,
+        num_layers=1,
+        sample_size=8,
+        num_embeds_ada_norm=4,
+        norm_num_groups=1,
+    )
+    pipeline = DenoiserPipeline(module, build_scheduler({"_class_name": "DDIMScheduler"}))
+    with pytest.raises(OptionError, match=f"{message}.*0 to 4"):
+        pipeline(class_labels=labels)
+    assert pipeline(class_labels=[4], num_inference_steps=1, output_type="np").images.shape == (1, 8, 8, 1)
+
+
 def test_the_digits_open_with_the_scheduler_of_their_folder():
     pipeline = open_pipeline("examples/mnist-ddpm-32")
     assert type(pipeline.scheduler).__name__ == "DDIMScheduler"
