@@ -15,8 +15,8 @@ from dq_deploy.methods import PARTS
 METHODS = ("minmax", "eda-dm", "dmq", "quest", "dilatequant")
 PEERS = ("onnxruntime-qdq", "modelopt-smoothquant", "torchao-dynamic", "openvino-nncf")
 BITS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A6": (4, 6), "W6A6": (6, 6), "W4A4": (4, 4)}
-MODELS = ("digits", "emoji")
-REQUIRED = {"digits": ("W8A8", "W4A8", "W4A4"), "emoji": ("W4A4",)}
+MODELS = ("digits", "emoji", "digits-dit")
+REQUIRED = {"digits": ("W8A8", "W4A8", "W4A4"), "emoji": ("W4A4",), "digits-dit": ("W8A8", "W4A8")}
 GROUPS = ("required", "ablations", "peers", "others", "all")
 
 
@@ -99,7 +99,7 @@ class Line:
         spec: the cell.
         terms: what it was measured under.
         cell: what was measured.
-        facts: commit, date, machine.
+        facts: commit, date, machine; of each image, whether the float model's is recognised.
     """
 
     spec: Spec
@@ -108,8 +108,8 @@ class Line:
     facts: dict[str, Any]
 
     def to_json(self) -> str:
-        """One line; what each image's recognition was is in the means already."""
-        cell = {**self.cell.as_json(), "recognised": []}
+        """One line; recognition of an image is 0 or 1."""
+        cell = {**self.cell.as_json(), "recognised": [int(right) for right in self.cell.recognised]}
         return json.dumps({"spec": vars(self.spec), "terms": vars(self.terms), **self.facts, "cell": cell})
 
     @classmethod

@@ -6,10 +6,11 @@
     python -m benchmarks.methods.run --table                           # only the table, from what is there
 
 A cell is a line of benchmarks/results/methods.jsonl; one that is there is not measured again, so a stopped run goes on.
-500 images at 20 steps from the same noise as benchmarks/methods/quality_demo.py has. Folder --work keeps the float
-models' images and graphs, the records, and the blocks of a stopped training; without it they are in a temporary folder.
-Peers are other packages in environments of their own, made below --work. benchmarks/results/methods.md is written at
-the end.
+500 images at 20 steps from the same noise as benchmarks/methods/quality_demo.py has. Another --seed gives another
+calibration and training, and the noise of the images stays; two seeds or more give intervals over seeds and images.
+Folder --work keeps the float models' images and graphs, the records, and the blocks of a stopped training; without it
+they are in a temporary folder. Peers are other packages in environments of their own, made below --work.
+benchmarks/results/methods.md is written at the end.
 """
 
 from __future__ import annotations
@@ -105,6 +106,7 @@ def _emoji() -> Measures:
 MODELS = {
     "digits": Model(ROOT / "examples" / "mnist-ddpm-32", 10, _digits),
     "emoji": Model(ROOT / "examples" / "emoji-ddpm-32", 9, _emoji),
+    "digits-dit": Model(ROOT / "examples" / "digits-dit", 10, _digits),
 }
 
 
@@ -136,6 +138,11 @@ class Run:
                 denoiser, self.settings, measures, model=model.folder, cache=folder, classes=range(model.classes)
             )
         return self._subjects[name]
+
+    def facts_of_float(self, spec: Spec) -> dict[str, Any]:
+        """Of each image of the float model, whether it is recognised: 0 or 1; nothing without a classifier."""
+        right = self.subject(spec.model).baseline.recognised
+        return {} if right is None else {"recognised_of_float": [int(value) for value in right]}
 
     def options(self, spec: Spec) -> Any:
         """Of a method, on as many samples as every other method."""
@@ -237,7 +244,7 @@ def run_specs(run: Run, specs: Sequence[Spec], results: Path, *, again: bool) ->
             print(f"{place}: not run, {error}", flush=True)
             continue
         busy = max(busy, quiet.others_busy())
-        append_line(results, Line(spec, run.terms, cell, facts(run.threads, busy)))
+        append_line(results, Line(spec, run.terms, cell, {**facts(run.threads, busy), **run.facts_of_float(spec)}))
         failures += cell.error is not None
         print(f"{place}: {_words(cell)}, {time.perf_counter() - start:.0f} s", flush=True)
     return failures
@@ -319,7 +326,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except DqError as error:
             print(f"error: {error}", file=sys.stderr)
             return error.exit_code
-    text = table(latest(read_lines(args.results), terms), terms)
+    every = read_lines(args.results)
+    text = table(latest(every, terms), terms, every)
     write_text_atomic(args.results.with_suffix(".md"), text)
     print(text)
     return 1 if failures else 0

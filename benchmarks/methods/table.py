@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from benchmarks.machine.quiet import TOO_BUSY
 from benchmarks.methods.cells import BITS, METHODS, MODELS, PEERS, Line, Spec, Terms, all_specs
 from benchmarks.methods.claims import NOT_RUN, all_claims
+from benchmarks.methods.seeds import over_seeds
 from dq_deploy.comparison import markdown, paired_psnr, row_of_cell
 from dq_deploy.comparison.table import Row, interval_text
 
@@ -88,13 +89,14 @@ def _machine(line: Line) -> str:
     return f"{environment['cpu']}, {threads} thread{'s' * (threads != 1)}{held}, {environment['date'][:10]}"
 
 
-def table(lines: Mapping[str, Line], terms: Terms) -> str:
-    """The whole document."""
+def table(lines: Mapping[str, Line], terms: Terms, every: Sequence[Line] = ()) -> str:
+    """The whole document; `every` line, also of other seeds, for the intervals over seeds."""
     pieces = ["## Methods\n", conditions(lines, terms)]
     for model in MODELS:
         for bits in BITS:
             specs = [Spec(model, method, bits) for method in METHODS]
             pieces.append(section(f"{model}, {bits}", [row(spec, lines.get(spec.name)) for spec in specs]))
+    pieces += [text for text in (over_seeds(every, terms),) if text]
     pieces.append(ablations(lines))
     peers = [Spec("digits", peer, PEER_BITS) for peer in PEERS]
     title = f"digits, {PEER_BITS}, other packages, each with its own engine"

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from dq_deploy.quality.bootstrap import Interval, interval_of_mean, interval_of_paired_difference
+from dq_deploy.quality.bootstrap import (
+    Interval,
+    interval_of_mean,
+    interval_of_paired_difference,
+    interval_over_seeds,
+)
 from dq_deploy.quality.distribution import (
     KernelDistance,
     Spread,
@@ -42,6 +47,7 @@ __all__ = [
     "frechet_interval",
     "interval_of_mean",
     "interval_of_paired_difference",
+    "interval_over_seeds",
     "kernel_distance",
     "load_classifier",
     "load_extractor",

@@ -90,3 +90,41 @@ def interval_of_paired_difference(
     if a.shape != b.shape:
         raise InputError(f"got {a.size} values and {b.size} to compare with, expected pairs")
     return interval_of_mean(a - b, confidence=confidence, resamples=resamples, seed=seed)
+
+
+def interval_over_seeds(
+    values: Sequence[Sequence[float]] | NDArray[np.generic],
+    *,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Bootstrap interval of the mean over training seeds and images: both are resampled, apart from each other.
+
+    Every copy takes as many seeds and as many images as there are, each with replacement (Owen, 2007, "The pigeonhole
+    bootstrap"). With few seeds the interval is a rough one.
+
+    Args:
+        values: [S, N] finite numbers, S >= 2: of each seed the same N images.
+        confidence: in (0, 1).
+        resamples: number of bootstrap copies.
+        seed: of the resampling.
+
+    Raises:
+        InputError: fewer than two seeds, no images, or a value that is not finite.
+    """
+    x = np.asarray(values, np.float64)
+    if x.ndim != 2 or x.shape[0] < 2 or not x.shape[1] or not np.isfinite(x).all():
+        raise InputError(f"got values of shape {x.shape}, or not finite; expected finite numbers [seeds >= 2, images]")
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence is {confidence}, expected a number between 0 and 1")
+    rng = np.random.default_rng(seed)
+    seeds, images = x.shape
+    means = []
+    for _ in range(resamples):
+        rows, columns = rng.integers(0, seeds, seeds), rng.integers(0, images, images)
+        means.append(x[rows].mean(0)[columns].mean())
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(means, [tail, 100 - tail])
+    mean = math.fsum(x.flat) / x.size
+    return Interval(mean=mean, low=float(low), high=float(high), confidence=confidence, count=x.size)

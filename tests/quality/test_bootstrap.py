@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dq_deploy.errors import InputError
-from dq_deploy.quality import interval_of_mean, interval_of_paired_difference
+from dq_deploy.quality import interval_of_mean, interval_of_paired_difference, interval_over_seeds
 
 
 def test_the_interval_has_the_width_of_the_normal_one():
@@ -46,3 +46,21 @@ def test_values_that_have_no_mean_are_refused(values):
 def test_unequal_lengths_are_no_pairs():
     with pytest.raises(InputError, match="pairs"):
         interval_of_paired_difference([1.0, 2.0], [1.0])
+
+
+def test_seeds_that_differ_widen_the_interval_over_seeds_and_images():
+    rng = np.random.default_rng(5)
+    images, noise = rng.normal(0, 1, 200), rng.normal(0, 0.1, (4, 200))
+    alike = interval_over_seeds(images + noise)
+    apart = interval_over_seeds(images + noise + np.array([[-1], [0], [1], [2]]))
+    alone = interval_of_mean(images)
+    assert alike.high - alike.low == pytest.approx(alone.high - alone.low, rel=0.15)
+    assert apart.high - apart.low > 5 * (alike.high - alike.low)
+    assert apart.mean == pytest.approx((images + noise).mean() + 0.5)
+    assert apart.low < apart.mean < apart.high
+
+
+@pytest.mark.parametrize("values", [[[1.0, 2.0]], [1.0, 2.0], [[], []], [[1.0], [np.nan]]])
+def test_one_seed_has_no_interval_over_seeds(values):
+    with pytest.raises(InputError, match="seeds >= 2"):
+        interval_over_seeds(values)

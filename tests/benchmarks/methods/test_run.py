@@ -81,8 +81,8 @@ def test_every_cell_is_there_once_and_the_required_come_first() -> None:
     specs = all_specs()
     names = [spec.name for spec in specs]
     assert len(set(names)) == len(names)
-    assert [spec.group for spec in specs[:20]] == ["required"] * 20
-    assert len([s for s in specs if not s.without and not s.is_peer]) == 2 * 5 * 5
+    assert [spec.group for spec in specs[:30]] == ["required"] * 30
+    assert len([s for s in specs if not s.without and not s.is_peer]) == 3 * 5 * 5
     assert len(chosen_specs("ablations", [])) == sum(len(parts) for parts in PARTS.values())
     assert [spec.method for spec in chosen_specs("peers", [])] == list(PEERS)
     assert [s.name for s in chosen_specs("all", ["digits/dmq-w4a8"])] == ["digits/dmq-w4a8"]
@@ -125,6 +125,9 @@ class Stub:
 
     def __init__(self, **instead: str) -> None:
         self.terms, self.threads, self.instead, self.seen = TERMS, 1, instead, []
+
+    def facts_of_float(self, spec: Spec) -> dict[str, Any]:
+        return {}
 
     def cell(self, spec: Spec) -> Cell:
         self.seen.append(spec.method)
@@ -187,7 +190,7 @@ def test_all_claims_are_reproduced_by_cells_that_are_as_expected() -> None:
         if not spec.without and spec.method in METHODS
     }
     assert {claim.verdict for claim in all_claims(found)} == {REPRODUCED}
-    assert len(all_claims(found)) == 8
+    assert len(all_claims(found)) == 12
     assert {claim.verdict for claim in all_claims({})} == {NOT_RUN}
 
 
