@@ -24,7 +24,8 @@ def script(repository, monkeypatch):
         return module
 
     yield load
-    sys.modules.pop("digits", None)
+    for name in ("digits", "train_digits_dit"):
+        sys.modules.pop(name, None)
 
 
 def test_the_python_api_from_the_float_model_to_the_proof(script, tmp_path):
@@ -42,6 +43,38 @@ def test_the_training_script_makes_a_folder_that_can_be_loaded(script, tmp_path)
     denoiser = load_model(tmp_path)
     assert denoiser.config["num_class_embeds"] == 11
     assert sum(p.numel() for p in denoiser.module.parameters()) == 1_114_209
+
+
+def test_the_transformer_script_goes_on_from_its_checkpoint_and_can_be_loaded(script, tmp_path, capsys):
+    import torch
+
+    from dq_deploy import load_model
+
+    trained = script("train_digits_dit.py")
+    for iterations in ("1", "3"):
+        trained.main(["--out", str(tmp_path), "--iterations", iterations, "--batch", "2"])
+    assert "after 3 iterations" in capsys.readouterr().out
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["iteration"] == 3
+    denoiser = load_model(tmp_path)
+    assert denoiser.family == "DiTTransformer2DModel"
+    assert {p.dtype for p in denoiser.module.parameters()} == {torch.float32}
+
+
+def test_a_guided_network_is_the_one_without_a_label_at_scale_0_and_the_one_with_at_1(script):
+    import torch
+
+    drawing = script("draw_digits_dit.py")
+    network = script("train_digits_dit.py").build_model()[0].double().eval()
+    torch.nn.init.normal_(network.proj_out_2.weight)
+    torch.nn.init.normal_(network.proj_out_1.weight)
+    sample, labels = torch.randn(2, 1, 32, 32, dtype=torch.float64), torch.tensor([3, 8])
+    given = {"timestep": torch.tensor([10.0, 900.0]), "return_dict": False}
+    with torch.no_grad():
+        found = [drawing.Guided(network, scale)(sample, class_labels=labels, **given)[0] for scale in (0.0, 1.0, 3.0)]
+        without = network(sample, class_labels=torch.tensor([10, 10]), **given)[0]
+        asked = network(sample, class_labels=labels, **given)[0]
+    for guided, wanted in zip(found, (without, asked, without + 3 * (asked - without)), strict=True):
+        torch.testing.assert_close(guided, wanted)
 
 
 def test_the_classifier_script_writes_weights_that_can_be_loaded(script, tmp_path):
