@@ -56,7 +56,7 @@ def write_onnx(
                 proto = _with_external_data(model, temporary, temporary_data, data.name)
                 inside = _write_with_manifest(proto, temporary, manifest, sha256_of_file(temporary_data))
         else:
-            proto = ir.to_proto(model)
+            proto = _without_constants_types(ir.to_proto(model))
             _check(proto)
             inside = _write_with_manifest(proto, temporary, manifest, None)
     if size <= external_above:
@@ -88,6 +88,15 @@ def _with_external_data(model: ir.Model, temporary: Path, temporary_data: Path, 
         for entry in initializer.external_data:
             if entry.key == "location":
                 entry.value = final_name
+    return _without_constants_types(proto)
+
+
+def _without_constants_types(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without what is said of its constants' types a second time: a constant carries its own."""
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    others = [value for value in proto.graph.value_info if value.name not in constants]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(others)
     return proto
 
 

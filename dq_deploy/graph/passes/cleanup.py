@@ -1,6 +1,9 @@
-"""Remove what does nothing: what a rewrite left behind, and what the tracer wrote for nothing."""
+"""Remove what does nothing: what a rewrite left behind, what the tracer wrote for nothing, and constants' copies."""
 
 from __future__ import annotations
+
+import hashlib
+from collections import Counter
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
@@ -18,6 +21,45 @@ class RemoveUnused:
         removed = RemoveUnusedNodesPass()(model)
         ordered = TopologicalSortPass()(removed.model)
         return PassResult(model=ordered.model, modified=removed.modified or ordered.modified)
+
+
+class EqualConstantsOnce:
+    """Rewrites the uses of an initializer to those of the first one of equal type, shape and content.
+
+    Those that a pass named come first, for the tracer's names are numbers. An initializer that is an input or output
+    of the graph keeps its name, and so stays.
+    """
+
+    name = "equal-constants-once"
+
+    def apply(self, model: ir.Model) -> PassResult:
+        """Edit the model in place."""
+        found = [value for value in model.graph.initializers.values() if _may_go(value)]
+        found.sort(key=lambda value: not str(value.name).startswith("dq/"))
+        alike = Counter(_form(value) for value in found)
+        first: dict[tuple[object, ...], ir.Value] = {}
+        modified = False
+        for value in found:
+            if alike[_form(value)] == 1:
+                continue  # its content is not read
+            assert value.const_value is not None
+            digest = hashlib.sha256(value.const_value.tobytes()).digest()
+            kept = first.setdefault((*_form(value), digest), value)
+            if kept is not value:
+                ir.convenience.replace_all_uses_with(value, kept)
+                del model.graph.initializers[str(value.name)]
+                modified = True
+        return PassResult(model=model, modified=modified)
+
+
+def _may_go(value: ir.Value) -> bool:
+    return value.const_value is not None and not value.is_graph_input() and not value.is_graph_output()
+
+
+def _form(value: ir.Value) -> tuple[object, ...]:
+    tensor = value.const_value
+    assert tensor is not None
+    return tensor.dtype, tuple(tensor.shape)
 
 
 class NeedlessSqueezes:

@@ -10,14 +10,11 @@ import onnx_ir as ir
 from dq_deploy.graph.pass_contract import PassResult
 from dq_deploy.graph.writing.builder import CONTRIB_DOMAIN, replace_uses
 from dq_deploy.graph.writing.held_codes import HeldCodes, float32_holds, held_codes, pair_safe
-from dq_deploy.graph.writing.image_sizes import fixed_size
 from dq_deploy.graph.writing.layer_writer import LayerWriter, Shared, write_layers
 from dq_deploy.graph.writing.sites import Site
 from dq_deploy.graph.writing.steps import StepTables
 from dq_deploy.graph.writing.wide_weights import unsigned_weight
 from dq_deploy.manifest.values import ManifestLayer, ManifestPart
-from dq_deploy.numerics.arrays import I64
-from dq_deploy.numerics.geometry import Pair, Window
 from dq_deploy.record import Part, Record
 
 U8, FLOAT, INT32 = ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.INT32
@@ -123,27 +120,29 @@ class _ProductWriter(LayerWriter):
     def _rows(self, codes: ir.Value, part: Part, held: HeldCodes) -> ir.Value:
         """Patches as rows [B, H_out * W_out, kh * kw * C], u8."""
         b, layer = self.b, self.layer
-        channels, size = len(part.pre), fixed_size(self.site.input)
+        channels = len(part.pre)
         flat = b.op("Reshape", [codes, b.constant(np.array([0, channels, -1]), "flat")], "flat")
         pixels = b.op("Transpose", [flat], "pixels", attributes={"perm": [0, 2, 1]})
         if layer.window.whole_pixels:
             return pixels
         if any(layer.padding):
-            pixels = b.op("Concat", [pixels, self._pad_row(part, held, channels)], "padded", attributes={"axis": 1})
-        if size is None:
-            index = self.shared.images.patch_index(b, self.site.input, layer.window)
-        else:
-            index = b.constant(patch_index(layer.window, size).reshape(-1), "patches")
+            pixels = self._padded(pixels, part, held)
+        index = self.shared.images.patch_index(b, self.site.input, layer.window)
         gathered = b.op("Gather", [pixels, index], "gathered", attributes={"axis": 1})
         width_of_row = layer.kernel[0] * layer.kernel[1] * channels
         return b.op("Reshape", [gathered, b.constant(np.array([0, -1, width_of_row]), "rows")], "rows")
 
-    def _pad_row(self, part: Part, held: HeldCodes, channels: int) -> ir.Value:
-        """[B, 1, C] of the code of 0, per sample where the codes hold c + z[t]."""
+    def _padded(self, pixels: ir.Value, part: Part, held: HeldCodes) -> ir.Value:
+        """The pixels [B, H * W, C] and one more, which holds the code of 0; of the sample where codes hold c + z[t]."""
         b = self.b
-        z = np.full(1, held.offset) if held.offset is not None else part.zero_point
-        code = b.op("Cast", [self.steps.scalar(z, 3)], "pad_code", attributes={"to": int(U8)}, dtype=U8)
-        return b.op("Expand", [code, b.constant(np.array([1, 1, channels]), "pad_shape")], "pad_row")
+        if held.offset is not None:
+            pads, code = np.array([0, 0, 0, 0, 1, 0]), b.constant(np.uint8(held.offset), "offset")
+            return b.op("Pad", [pixels, b.constant(pads, "pads"), code], "padded", dtype=U8)
+        zero_point = self.steps.scalar(part.zero_point, 3)
+        code = b.op("Cast", [zero_point], "pad_code", attributes={"to": int(U8)}, dtype=U8)
+        shape = b.constant(np.array([1, 1, len(part.pre)]), "pad_shape")
+        row = b.op("Expand", [code, shape], "pad_row")  # [B, 1, C]
+        return b.op("Concat", [pixels, row], "padded", attributes={"axis": 1})
 
     def _product(self, rows: ir.Value, q_weight: np.ndarray, held: HeldCodes, part: Part) -> tuple[ir.Value, str, str]:
         b = self.b
@@ -225,16 +224,3 @@ class _ProductWriter(LayerWriter):
             y = b.op("Transpose", [y], "channels_first", attributes={"perm": [0, 2, 1]})
             y = b.op("Reshape", [y, self._shape_out()], "out", dtype=FLOAT)
         replace_uses(site.output, y)
-
-
-def patch_index(window: Window, size: Pair) -> I64:
-    """Pixel of each kernel position of each output pixel: int64 [H_out * W_out, kh * kw].
-
-    Pixels are numbered row by row; H * W stands for a pixel of the padding.
-    """
-    height, width = size
-    rows, columns = window.positions(size)
-    rows, columns = rows[:, None, :, None], columns[None, :, None, :]
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    index = np.where(inside, rows * width + columns, height * width)
-    return index.reshape(index.shape[0] * index.shape[1], -1).astype(np.int64)

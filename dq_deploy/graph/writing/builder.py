@@ -49,13 +49,11 @@ class Builder:
         return output
 
     def constant(self, array: NDArray[np.generic] | np.generic, role: str) -> ir.Value:
-        """An initializer; scalars and small vectors of equal content are shared."""
+        """An initializer; those of equal content are one, and those of more than 4096 elements are called by a role."""
         array = np.asarray(array, order="C")
         kind = array.dtype.newbyteorder("=")  # arrays from files are '<f4', which is the same by another name
-        name = f"{self.prefix}/{role}"
-        if array.size <= 4096:
-            digest = hashlib.sha256(array.tobytes() + str((kind, array.shape)).encode()).hexdigest()[:12]
-            name = f"dq/const/{digest}"
+        digest = hashlib.sha256(array.tobytes() + str((kind, array.shape)).encode()).hexdigest()[:12]
+        name = f"dq/const/{digest}" if array.size <= 4096 else f"dq/const/{role}/{digest}"
         return self.tensor(ir.tensor(array, name=name))
 
     def tensor(self, tensor: ir.TensorProtocol) -> ir.Value:

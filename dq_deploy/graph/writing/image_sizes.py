@@ -1,4 +1,8 @@
-"""Heights and widths that vary: computed in the graph, once for all layers that meet the same image and window."""
+"""What follows from images' heights and widths: computed in the graph, once for all layers of one image and window.
+
+Where the size does not vary, engines compute it when they open the file: stored, an index of patches would be larger
+than the weights of most layers.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +42,9 @@ class ImageSizes:
         """Height and width, int64 [2], of an image [B, C, height, width]."""
 
         def make() -> ir.Value:
+            fixed = fixed_size(image)
+            if fixed is not None:
+                return _vector(b, fixed)
             return b.op("Shape", [image], "image_size", attributes={"start": 2, "end": 4}, dtype=INT64)
 
         return self._once(b, ("size", self._key(image)), make)
@@ -92,7 +99,10 @@ class ImageSizes:
         return at, self._once(b, ("inside", *key), inside) if before or after else None
 
     def patch_index(self, b: Builder, image: ir.Value, window: Window) -> ir.Value:
-        """`onnxruntime_layers.patch_index` for any height and width: int64 [H_out * W_out * kh * kw]."""
+        """Pixel of each kernel position of each output pixel: int64 [H_out * W_out * kh * kw].
+
+        Pixels are numbered row by row; H * W stands for a pixel of the padding.
+        """
 
         def make() -> ir.Value:
             size = self.size(b, image)

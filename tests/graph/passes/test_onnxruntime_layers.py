@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dq_deploy import numerics
-from dq_deploy.graph.passes.onnxruntime_layers import IntegerLayers, patch_index
+from dq_deploy.graph.passes.onnxruntime_layers import IntegerLayers
 from tests.graph.passes.single_layer import (
     WEIGHT_ZEROS,
     assert_codes_and_accumulators_equal,
@@ -120,19 +120,3 @@ def test_signed_codes_with_zero_points_that_differ_by_step_stay_float_with_a_rea
     shifted = dataclasses.replace(layer, parts=(dataclasses.replace(layer.parts[0], zero_point=z),))
     run = run_integer(shifted, rng.normal(size=(2, 5)).astype(np.float32), np.zeros(2), IntegerLayers)
     assert "codes start at -128" in run.entry.reason
-
-
-@given(
-    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    padding=st.tuples(*[st.integers(0, 2)] * 4),
-    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
-)
-@settings(max_examples=60, deadline=None)
-def test_patch_index_picks_the_pixels_of_im2col(kernel, stride, padding, dilation):
-    image = np.arange(1, 1 + 7 * 6, dtype=np.int64).reshape(1, 1, 7, 6)
-    window = numerics.Window(kernel=kernel, stride=stride, padding=padding, dilation=dilation)
-    patches = numerics.im2col(image, window)
-    expected = patches.reshape(patches.shape[2] * patches.shape[3], -1)
-    pixels = np.append(image.reshape(-1), 0)
-    np.testing.assert_array_equal(pixels[patch_index(window, (7, 6))], expected)

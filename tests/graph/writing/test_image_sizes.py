@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
-from dq_deploy.graph.passes.onnxruntime_layers import patch_index
+from dq_deploy import numerics
 from dq_deploy.graph.passes.openvino_layers import sums_inside
 from dq_deploy.graph.writing.builder import Builder
 from dq_deploy.graph.writing.image_sizes import ImageSizes, fixed_size, padded_shape, weights_inside
@@ -23,9 +25,9 @@ WINDOWS = (
 SIZES = ((8, 8), (5, 12), (4, 7))
 
 
-def graph_with(make):
+def graph_with(make, size=("height", "width")):
     """An evaluator of what `make` writes for an image x [B, 2, height, width]."""
-    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["B", 2, "height", "width"]))
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["B", 2, *size]))
     end = ir.node("Identity", [x], name="end")
     end.outputs[0].name, end.outputs[0].type, end.outputs[0].shape = "y", x.type, x.shape
     graph = ir.Graph([x], end.outputs, nodes=[end], opset_imports={"": 21}, name="image")
@@ -36,12 +38,34 @@ def graph_with(make):
     return ReferenceEvaluator(ir.to_proto(ir.Model(graph, ir_version=10)))
 
 
+def patch_index(window, size):
+    """Pixel of each kernel position of each output pixel, H * W in the padding, from the numerics' patches."""
+    height, width = size
+    numbered = np.arange(1, 1 + height * width, dtype=np.int64).reshape(1, 1, height, width)
+    patches = numerics.im2col(numbered, window).reshape(-1)
+    return np.where(patches == 0, height * width, patches - 1)
+
+
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
-def test_patches_of_any_size_are_those_of_a_known_size(window):
+def test_patches_of_an_image_of_any_size_are_those_of_the_numerics(window):
     run = graph_with(lambda b, x: ImageSizes().patch_index(b, x, window))
     for size in SIZES:
         found = run.run(None, {"x": np.zeros((1, 2, *size), np.float32)})[1]
-        np.testing.assert_array_equal(found, patch_index(window, size).reshape(-1))
+        np.testing.assert_array_equal(found, patch_index(window, size))
+
+
+@given(
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(*[st.integers(0, 2)] * 4),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+)
+@settings(max_examples=60, deadline=None)
+def test_patches_of_an_image_of_one_size_are_those_of_the_numerics(kernel, stride, padding, dilation):
+    window = numerics.Window(kernel=kernel, stride=stride, padding=padding, dilation=dilation)
+    run = graph_with(lambda b, x: ImageSizes().patch_index(b, x, window), size=(7, 6))
+    found = run.run(None, {"x": np.zeros((1, 2, 7, 6), np.float32)})[1]
+    np.testing.assert_array_equal(found, patch_index(window, (7, 6)))
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
