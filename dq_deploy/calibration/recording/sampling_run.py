@@ -20,7 +20,7 @@ from dq_deploy.errors import InputError, NonFiniteError, OptionError, library_er
 from dq_deploy.models import call_arguments, engine_name, named_outputs
 from dq_deploy.models.output_class import OutputClass
 from dq_deploy.models.pipeline import scheduler_name
-from dq_deploy.models.pipeline.call import generators_of
+from dq_deploy.models.pipeline.call import generators_of, undecoded_output
 from dq_deploy.models.pipeline.open import quiet
 from dq_deploy.models.sizes import BATCH, sized
 from dq_deploy.numerics.arrays import F32, F64, I64, Array
@@ -237,7 +237,7 @@ class SamplingRun:
             on_call(call)
 
         asked = replace(self.asked, count=max(self.asked.count, indices[-1] + 1))
-        arguments = asked.arguments(self.pipeline, indices, output_type="latent")
+        arguments = asked.arguments(self.pipeline, indices, output_type=undecoded_output(self.pipeline))
         if "generator" in arguments:
             arguments["generator"] = generators_of(self.asked.seed, [NOISE_OFFSET + index for index in indices])
         with (

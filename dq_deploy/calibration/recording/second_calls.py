@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from dq_deploy.models.pipeline import PipelineCall
+from dq_deploy.models.pipeline.call import undecoded_output
 
 LENGTH = "max_sequence_length"
 """The argument by which pipelines with long texts say how many tokens these have."""
@@ -68,10 +69,11 @@ def call_of_pipeline(
         LibraryError: diffusers fails in the pipeline.
     """
     asked = replace(asked, count=max(2, asked.count))
-    one = asked.arguments(pipeline, [0], output_type="latent")
+    gives = undecoded_output(pipeline)
+    one = asked.arguments(pipeline, [0], output_type=gives)
     first = _seen(pipeline, module, one)
     second = _SecondCalls(pipeline, module, one, first)
-    second.take("the number of samples", "B", lambda: asked.arguments(pipeline, [0, 1], output_type="latent"))
+    second.take("the number of samples", "B", lambda: asked.arguments(pipeline, [0, 1], output_type=gives))
     second.take_size()
     second.take_length()
     return DerivedCall(call=derive_call(second.seen, limits), notes=tuple(second.notes))

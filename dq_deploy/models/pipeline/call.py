@@ -25,6 +25,18 @@ PICTURE_CHANNELS = (1, 3)
 """Channels of a sample that is a picture; any other number is of latents."""
 
 
+def undecoded_output(pipeline: Any) -> str:
+    """The output type that costs least behind the last step: `latent` where something decodes the sample, else `np`.
+
+    A pipeline whose sample is the picture has no latents, and some, as ConsistencyModelPipeline, refuse to give any.
+    """
+    import torch
+
+    parts = getattr(pipeline, "components", {}).values()
+    decodes = any(isinstance(part, torch.nn.Module) and hasattr(part, "decode") for part in parts)
+    return "latent" if decodes or "denoiser" in getattr(pipeline, "components", {}) else "np"
+
+
 def generators_of(seed: int, indices: Sequence[int]) -> list[torch.Generator]:
     """A random generator for each image: image i depends on the seed and i only, not on its batch."""
     import torch

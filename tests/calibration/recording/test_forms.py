@@ -55,6 +55,11 @@ FORMS: dict[str, tuple[dict[str, tuple[int | str, ...]], dict[str, Any], tuple[i
         {},
         LATENT,
     ),
+    "one_step": (
+        {"sample": ("B", 1, *SIZES), "timestep": ("B",), "class_labels": ("B",)},
+        {},
+        ("B", 1, *SIZES),
+    ),
     "dit": (
         {"hidden_states": ("B", 4, 8, 8), "timestep": ("B",), "class_labels": ("B",)},
         {},

@@ -10,7 +10,7 @@ import torch
 
 from dq_deploy.models.pipeline import PipelineCall
 from tests.pipelines.tiny_pipelines import LETTERS, tiny_text_encoder, tiny_text_pipeline, tiny_tokenizer, tiny_vae
-from tests.tiny import tiny_conditional_denoiser
+from tests.tiny import tiny_conditional_denoiser, tiny_denoiser
 
 TEXT: dict[str, Any] = {"prompts": ("a", "b c"), "guidance": 4.0, "steps": 2}
 SMALL = {**TEXT, "height": 16, "width": 16}
@@ -84,6 +84,14 @@ def consistency() -> tuple[Any, PipelineCall]:
     unet = tiny_conditional_denoiser(time_cond_proj_dim=8).module
     pipeline = tiny_text_pipeline("LatentConsistencyModelPipeline", scheduler="LCMScheduler", unet=unet)
     return pipeline, PipelineCall(**TEXT)
+
+
+def one_step() -> tuple[Any, PipelineCall]:
+    """A consistency model of pixels: one step, classes, no latents to give, timesteps that are not whole numbers."""
+    pipeline = diffusers.ConsistencyModelPipeline(
+        unet=tiny_denoiser(classes=3).module, scheduler=diffusers.CMStochasticIterativeScheduler()
+    )
+    return pipeline, PipelineCall(labels=(1, 2), steps=1)
 
 
 def dit() -> tuple[Any, PipelineCall]:

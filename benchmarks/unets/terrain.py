@@ -1,0 +1,273 @@
+"""A model that nobody here trained: how near its integer maps are to the float ones, that they are exact, how fast.
+
+    python examples/terrain.py terrain-pipeline
+    python -m benchmarks.unets.terrain terrain-pipeline --work DIR --bits 8 --bits 4
+
+Height maps of 128 x 128 pixels in one step of the model's own scheduler. For each number of weight bits, into the
+folder --work: dq-quantize (8 bits by minmax, 4 by DilateQuant), dq-export, dq-verify --exact of the native engine and
+of ONNX Runtime; then 64 maps of all difficulties by the float pipeline and by the native engine from the same noise;
+then the native engine and ONNX Runtime in float32 and in integers, each in a process of its own, taking turns. What is
+in the folder already is not made again. A row goes to benchmarks/results/terrain.jsonl; --pictures DIR draws maps of
+both kinds. The exit code is 3 where a proof fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.machine import quiet
+from benchmarks.machine.commit import commit
+from benchmarks.unets.run import NATIVE, Series, ratios, table, take_turns
+from dq_deploy.bench.environment import describe_environment
+from dq_deploy.errors import DqError
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOAT, INTEGER = "onnxruntime float32", "onnxruntime int8"
+RED = 3
+METHODS = {8: "minmax", 4: "dilatequant"}
+PSNR_DB = {8: 40.0, 4: 30.0}
+"""What the mean over maps is to be at least."""
+SPEEDUP = 2.0
+"""What the native engine is to be at least, over ONNX Runtime's float32."""
+FILE_OVER_CODES = 1.15
+"""What the ONNX file is to take at most, as a share of its weight codes' bytes."""
+LARGEST_OUTPUT = 1e4
+"""What no float output is to exceed in calibration."""
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """What the commands make for one number of weight bits.
+
+    Attributes:
+        pipeline: folder of examples/terrain.py.
+        record: by dq-quantize.
+        graph: by dq-export for ONNX Runtime.
+    """
+
+    pipeline: Path
+    record: Path
+    graph: Path
+
+
+def command(name: str, *options: object) -> float:
+    """Run a command of the project to its end; seconds.
+
+    Raises:
+        DqError: it failed; the message is its last line.
+    """
+    start = time.perf_counter()
+    words = [sys.executable, "-m", f"dq_deploy.cli.{name}", *map(str, options)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
+        raise DqError(f"dq-{name} ended with {done.returncode}: {lines[-1]}")
+    return time.perf_counter() - start
+
+
+def make_files(bits: int, arguments: argparse.Namespace) -> tuple[Files, dict[str, float]]:
+    """Record and graph, with the seconds that each took; nothing for what was there."""
+    stem = arguments.work / f"terrain-w{bits}a8"
+    files = Files(pipeline=arguments.pipeline, record=stem.with_suffix(".pt"), graph=stem.with_suffix(".onnx"))
+    seconds = {}
+    if not files.record.is_file():
+        options: list[object] = ["--model", files.pipeline, "--method", METHODS[bits], "--weights", bits]
+        options += ["--activations", 8, "--steps", 1, "--samples", arguments.samples, "--out", files.record]
+        if METHODS[bits] != "minmax":
+            options += ["--preset", training_preset(arguments)]
+        seconds["quantize"] = command("quantize", *options)
+    if not files.graph.is_file():
+        seconds["export"] = command("export", "--ckpt", files.record, "--out", files.graph)
+    return files, seconds
+
+
+def training_preset(arguments: argparse.Namespace) -> Path:
+    """A preset with the iterations a block and the inputs of each."""
+    path: Path = arguments.work / "training.yaml"
+    path.write_text(f"iterations: {arguments.iterations}\nbatch: {arguments.batch}\n", encoding="utf-8")
+    return path
+
+
+def proofs(files: Files) -> dict[str, str]:
+    """What dq-verify --exact says of each engine: `exact`, or why not."""
+    said = {}
+    for engine, options in (
+        (NATIVE, ["--engine", files.record]),
+        ("onnxruntime", ["--engine", files.graph, "--ckpt", files.record]),
+    ):
+        try:
+            command("verify", *options, "--exact", "--no-quantization-error", "--inputs", 1)
+            said[engine] = "exact"
+        except DqError as error:
+            said[engine] = str(error)
+    return said
+
+
+def draw(files: Files, count: int, *, integer: bool, batch: int = 8) -> F32:
+    """Maps [count, 1, 128, 128] from 0 to 1, of difficulties from the least to the greatest.
+
+    Args:
+        files: of the model.
+        count: of maps.
+        integer: by the native engine in the denoiser's place.
+        batch: maps at a time.
+    """
+    from dq_deploy.models.pipeline import PipelineCall, open_pipeline
+    from dq_deploy.pipelines.draw import draw_images
+    from dq_deploy.pipelines.integer_denoiser import IntegerDenoiser
+
+    denoiser = IntegerDenoiser(files.record) if integer else None
+    pipeline = open_pipeline(files.pipeline, denoiser=denoiser)
+    pipeline.set_progress_bar_config(disable=True)
+    classes = pipeline.unet.config["num_class_embeds"]
+    labels = np.linspace(0, classes - 1, count).round().astype(int)
+    call = PipelineCall(labels=tuple(labels.tolist()), count=count, steps=1)
+    return np.asarray((draw_images(pipeline, call, batch=batch).images + 1) / 2, np.float32)
+
+
+def quality(float_maps: F32, integer_maps: F32) -> dict[str, Any]:
+    """Mean PSNR of the integer maps over the float ones at peak 1, with its interval, and the worst map's."""
+    from dq_deploy.quality.bootstrap import interval_of_mean
+    from dq_deploy.quality.image import psnr_db
+
+    each = psnr_db(integer_maps, float_maps, data_range=1.0)
+    mean = interval_of_mean(each)
+    return {
+        "maps": len(each),
+        "psnr_db": {"mean": mean.mean, "low": mean.low, "high": mean.high, "least": float(each.min())},
+        "largest_difference": float(np.abs(integer_maps - float_maps).max()),
+    }
+
+
+def contents(files: Files) -> dict[str, Any]:
+    """Sizes of the files, and the largest float output of the calibration."""
+    from dq_deploy import load_record
+
+    record = load_record(files.record)
+    parts = [(layer.weight_bits, part) for layer in record.layers.values() for part in layer.parts]
+    # of 4 bits and fewer two codes share a byte
+    codes = sum(part.w_code.size / (2 if bits <= 4 else 1) for bits, part in parts)
+    place, largest = max(record.float_ranges.items(), key=lambda entry: entry[1])
+    return {
+        "code_bytes": codes,
+        "record_bytes": files.record.stat().st_size,
+        "onnx_bytes": files.graph.stat().st_size,
+        "onnx_over_codes": files.graph.stat().st_size / codes,
+        "largest_float_output": {"at": place, "value": largest},
+    }
+
+
+def times(files: Files, arguments: argparse.Namespace) -> tuple[dict[str, Series], float]:
+    """The engines in turn at batch 1; and how busy others kept the machine."""
+    from contextlib import ExitStack
+
+    from dq_deploy import load_record
+    from dq_deploy.bench.worker import Worker, WorkerSettings
+    from dq_deploy.graph.onnx_file import read_manifest
+    from dq_deploy.targets import float_graph
+
+    float_file = arguments.work / "terrain-float32.onnx"
+    if not float_file.is_file():
+        float_graph(read_manifest(files.graph), float_file, record=load_record(files.record))
+    with ExitStack() as stack:
+        running = {}
+        for name, path in ((NATIVE, files.record), (FLOAT, float_file), (INTEGER, files.graph)):
+            settings = WorkerSettings(path=str(path), engine=name.partition(" ")[0], threads=arguments.threads)
+            running[name] = stack.enter_context(Worker(settings))
+        series, busy = take_turns(running, 1, arguments.rounds, arguments.seconds)
+    print("\n".join([*table(series, ratios(series)), *filter(None, [quiet.remark(busy)])]), flush=True)
+    return series, float(np.mean(busy))
+
+
+def claims(bits: int, row: dict[str, Any]) -> list[str]:
+    """What was asked for, a line each with what was got."""
+    sizes, found = row["files"], row["quality"]["psnr_db"]["mean"]
+    speed = row["native_is"][FLOAT]["speedup"]
+    largest = sizes["largest_float_output"]["value"]
+    share = sizes["onnx_over_codes"]
+    lines = [
+        (found >= PSNR_DB[bits], f"mean PSNR {found:.2f} dB, asked for {PSNR_DB[bits]:.0f}"),
+        (speed >= SPEEDUP, f"{speed:.2f}x {FLOAT}, asked for {SPEEDUP:.0f}x"),
+        (share <= FILE_OVER_CODES, f"ONNX file {share:.3f} of its codes, asked for {FILE_OVER_CODES}"),
+        (largest < LARGEST_OUTPUT, f"largest float output {largest:.3g}, asked for below {LARGEST_OUTPUT:.0e}"),
+    ]
+    return [f"{'met' if met else 'NOT MET'}: {text}" for met, text in lines]
+
+
+def measure(bits: int, float_maps: F32, arguments: argparse.Namespace) -> int:
+    """One row; the exit code."""
+    files, seconds = make_files(bits, arguments)
+    said = proofs(files)
+    row: dict[str, Any] = {"bits": f"W{bits}A8", "method": METHODS[bits], "commit": commit(), "proofs": said}
+    row |= {
+        "seconds": seconds,
+        "files": contents(files),
+        "environment": describe_environment(threads=arguments.threads),
+    }
+    print(
+        f"W{bits}A8 by {METHODS[bits]}: " + "; ".join(f"{engine} {word}" for engine, word in said.items()), flush=True
+    )
+    red = any(word != "exact" for word in said.values())
+    if not red:
+        integer_maps = draw(files, arguments.maps, integer=True)
+        np.save(arguments.work / f"maps-w{bits}a8.npy", integer_maps)
+        row["quality"] = quality(float_maps, integer_maps)
+        series, row["others_busy"] = times(files, arguments)
+        row |= {"engines": {name: own.to_json() for name, own in series.items()}, "native_is": ratios(series)}
+        row["claims"] = claims(bits, row)
+        print("\n".join(row["claims"]), flush=True)
+    with arguments.results.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row, sort_keys=True) + "\n")
+    return RED if red else 0
+
+
+def parsed(words: Sequence[str] | None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pipeline", type=Path, help="folder that examples/terrain.py writes")
+    parser.add_argument("--work", type=Path, required=True, help="folder of records, graphs and maps")
+    parser.add_argument("--bits", type=int, action="append", choices=tuple(METHODS), help="of weights; both by default")
+    parser.add_argument("--maps", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=64, help="maps to calibrate with")
+    parser.add_argument("--iterations", type=int, default=200, help="of training, a block")
+    parser.add_argument("--batch", type=int, default=32, help="inputs an iteration")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of a turn")
+    parser.add_argument("--results", type=Path, default=ROOT / "results" / "terrain.jsonl")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure what the options ask for; 3 where a proof fails."""
+    arguments = parsed(words)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    code = 0
+    try:
+        nothing = Files(pipeline=arguments.pipeline, record=Path(), graph=Path())
+        float_file = arguments.work / "maps-float.npy"
+        if not float_file.is_file():
+            np.save(float_file, draw(nothing, arguments.maps, integer=False))
+        float_maps = np.load(float_file)
+        for bits in arguments.bits or METHODS:
+            code = max(code, measure(bits, float_maps, arguments))
+    except DqError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
