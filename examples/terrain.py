@@ -188,8 +188,10 @@ def _head_size(graph: onnx.GraphProto, held: Mapping[str, NDArray[Any]]) -> int:
     if softmax is None:
         raise ModelError(f"the ONNX file has no attention; expected {NETWORK} of {PACKAGE}")
     queries = made[made[softmax.input[0]].input[0]]
-    shape = made[queries.input[1]]
-    return int(held[shape.input[1]].item())
+    shape = queries.input[1]
+    if shape in held:
+        return int(held[shape][1])
+    return int(held[made[shape].input[1]].item())  # a Concat of numbers, of which the first depends on the batch
 
 
 def unet_config(network: Network, classes: int) -> dict[str, Any]:

@@ -1,14 +1,13 @@
 """A model that nobody here trained: how near its integer maps are to the float ones, that they are exact, how fast.
 
     python examples/terrain.py terrain-pipeline
-    python -m benchmarks.unets.terrain terrain-pipeline --work DIR --bits 8 --bits 4
+    python -m benchmarks.unets.terrain terrain-pipeline --work DIR --picture docs/pictures/terrain.png
 
-Height maps of 128 x 128 pixels in one step of the model's own scheduler. For each number of weight bits, into the
-folder --work: dq-quantize (8 bits by minmax, 4 by DilateQuant), dq-export, dq-verify --exact of the native engine and
-of ONNX Runtime; then 64 maps of all difficulties by the float pipeline and by the native engine from the same noise;
-then the native engine and ONNX Runtime in float32 and in integers, each in a process of its own, taking turns. What is
-in the folder already is not made again. A row goes to benchmarks/results/terrain.jsonl; --pictures DIR draws maps of
-both kinds. The exit code is 3 where a proof fails.
+Height maps of 128 x 128 pixels in one step of the model's own scheduler. For each of `VARIANTS`, into the folder work:
+dq-quantize, dq-export, dq-verify --exact of the native engine and of ONNX Runtime; then 64 maps of all difficulties by
+the float pipeline and by the native engine from the same noise; then the native engine and ONNX Runtime in float32 and
+in integers, each in a process of its own, taking turns. What is in the folder already is not made again. A row goes to
+benchmarks/results/terrain.jsonl. The exit code is 3 where a proof fails.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,9 +34,13 @@ from dq_deploy.errors import DqError
 ROOT = Path(__file__).resolve().parents[1]
 FLOAT, INTEGER = "onnxruntime float32", "onnxruntime int8"
 RED = 3
-METHODS = {8: "minmax", 4: "dilatequant"}
-PSNR_DB = {8: 40.0, 4: 30.0}
-"""What the mean over maps is to be at least."""
+TRAINING = """\
+dilatequant: {{iterations: {iterations}, batch: {batch}}}
+dmq: {{scaling_iterations: 100, lr_equivalent: 0.1, batch: 8}}
+"""
+"""A preset: this network's channels differ so much that their scales have far to go."""
+SHORTCUTS_FLOAT = ("--keep", "time_embedding.*,*.conv_shortcut,conv_in,conv_out")
+"""4 % of the work: first and last layer, and the 1x1 convolutions of sums that no norm has evened out."""
 SPEEDUP = 2.0
 """What the native engine is to be at least, over ONNX Runtime's float32."""
 FILE_OVER_CODES = 1.15
@@ -48,8 +51,40 @@ F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One way to quantize the model.
+
+    Attributes:
+        name: of its files.
+        method: of dq-quantize.
+        bits: of the weights; activations have 8.
+        options: further options of dq-quantize.
+        psnr_db: what the mean over maps is to be at least.
+    """
+
+    name: str
+    method: str
+    bits: int
+    options: tuple[str, ...] = ()
+    psnr_db: float
+
+
+VARIANTS = (
+    Variant(name="w8-minmax", method="minmax", bits=8, psnr_db=40),
+    Variant(
+        name="w8-dmq",
+        method="dmq",
+        bits=8,
+        options=("--without", "reconstruction,power-of-two,split-skips", "--symmetric-weights", *SHORTCUTS_FLOAT),
+        psnr_db=40,
+    ),
+    Variant(name="w4-dilatequant", method="dilatequant", bits=4, psnr_db=30),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Files:
-    """What the commands make for one number of weight bits.
+    """What the commands make of one variant.
 
     Attributes:
         pipeline: folder of examples/terrain.py.
@@ -77,27 +112,20 @@ def command(name: str, *options: object) -> float:
     return time.perf_counter() - start
 
 
-def make_files(bits: int, arguments: argparse.Namespace) -> tuple[Files, dict[str, float]]:
+def make_files(variant: Variant, arguments: argparse.Namespace) -> tuple[Files, dict[str, float]]:
     """Record and graph, with the seconds that each took; nothing for what was there."""
-    stem = arguments.work / f"terrain-w{bits}a8"
+    stem = arguments.work / f"terrain-{variant.name}"
     files = Files(pipeline=arguments.pipeline, record=stem.with_suffix(".pt"), graph=stem.with_suffix(".onnx"))
     seconds = {}
     if not files.record.is_file():
-        options: list[object] = ["--model", files.pipeline, "--method", METHODS[bits], "--weights", bits]
-        options += ["--activations", 8, "--steps", 1, "--samples", arguments.samples, "--out", files.record]
-        if METHODS[bits] != "minmax":
-            options += ["--preset", training_preset(arguments)]
-        seconds["quantize"] = command("quantize", *options)
+        preset = arguments.work / "training.yaml"
+        preset.write_text(TRAINING.format(iterations=arguments.iterations, batch=arguments.batch), encoding="utf-8")
+        options: list[object] = ["--model", files.pipeline, "--preset", preset, "--method", variant.method]
+        options += ["--weights", variant.bits, "--activations", 8, "--steps", 1, "--samples", arguments.samples]
+        seconds["quantize"] = command("quantize", *options, *variant.options, "--out", files.record)
     if not files.graph.is_file():
         seconds["export"] = command("export", "--ckpt", files.record, "--out", files.graph)
     return files, seconds
-
-
-def training_preset(arguments: argparse.Namespace) -> Path:
-    """A preset with the iterations a block and the inputs of each."""
-    path: Path = arguments.work / "training.yaml"
-    path.write_text(f"iterations: {arguments.iterations}\nbatch: {arguments.batch}\n", encoding="utf-8")
-    return path
 
 
 def proofs(files: Files) -> dict[str, str]:
@@ -151,6 +179,37 @@ def quality(float_maps: F32, integer_maps: F32) -> dict[str, Any]:
     }
 
 
+def shaded(maps: F32) -> NDArray[np.uint8]:
+    """RGB of a map [128, 128] from 0 to 1: coloured by height, lit from the upper left."""
+    colours = np.array([[38, 84, 70], [122, 150, 84], [205, 188, 122], [150, 112, 84], [246, 244, 240]], np.float64)
+    places = np.linspace(0.1, 0.6, len(colours))
+    colour = np.stack([np.interp(maps, places, colours[:, channel]) for channel in range(3)], axis=-1)
+    down, right = np.gradient(maps.astype(np.float64) * 60)
+    light = (1 + 0.7 * (down + right)) / np.sqrt(1 + down**2 + right**2)
+    return np.clip(colour * np.clip(0.55 + 0.45 * light, 0.2, 1.2)[..., None], 0, 255).astype(np.uint8)
+
+
+def draw_picture(rows: Mapping[str, F32], path: Path, *, columns: int = 5) -> None:
+    """Draw some maps of each row, with its name beside them.
+
+    Args:
+        rows: maps [N, 1, 128, 128] by name.
+        path: PNG to write.
+        columns: maps of a row, from the flattest to the roughest.
+    """
+    from PIL import Image, ImageDraw
+
+    gap, margin = 4, 100
+    count, _, size, _ = next(iter(rows.values())).shape
+    picture = Image.new("RGB", (margin + columns * (size + gap), len(rows) * (size + gap)), "white")
+    pen = ImageDraw.Draw(picture)
+    for y, (name, maps) in enumerate(rows.items()):
+        pen.text((4, y * (size + gap) + size // 2), name.replace("-", " "), fill="black")
+        for x, index in enumerate(np.linspace(0, count - 1, columns).round().astype(int)):
+            picture.paste(Image.fromarray(shaded(maps[index, 0])), (margin + x * (size + gap), y * (size + gap)))
+    picture.quantize(128).save(path, optimize=True)
+
+
 def contents(files: Files) -> dict[str, Any]:
     """Sizes of the files, and the largest float output of the calibration."""
     from dq_deploy import load_record
@@ -191,14 +250,14 @@ def times(files: Files, arguments: argparse.Namespace) -> tuple[dict[str, Series
     return series, float(np.mean(busy))
 
 
-def claims(bits: int, row: dict[str, Any]) -> list[str]:
+def claims(variant: Variant, row: dict[str, Any]) -> list[str]:
     """What was asked for, a line each with what was got."""
     sizes, found = row["files"], row["quality"]["psnr_db"]["mean"]
     speed = row["native_is"][FLOAT]["speedup"]
     largest = sizes["largest_float_output"]["value"]
     share = sizes["onnx_over_codes"]
     lines = [
-        (found >= PSNR_DB[bits], f"mean PSNR {found:.2f} dB, asked for {PSNR_DB[bits]:.0f}"),
+        (found >= variant.psnr_db, f"mean PSNR {found:.2f} dB, asked for {variant.psnr_db:.0f}"),
         (speed >= SPEEDUP, f"{speed:.2f}x {FLOAT}, asked for {SPEEDUP:.0f}x"),
         (share <= FILE_OVER_CODES, f"ONNX file {share:.3f} of its codes, asked for {FILE_OVER_CODES}"),
         (largest < LARGEST_OUTPUT, f"largest float output {largest:.3g}, asked for below {LARGEST_OUTPUT:.0e}"),
@@ -206,27 +265,28 @@ def claims(bits: int, row: dict[str, Any]) -> list[str]:
     return [f"{'met' if met else 'NOT MET'}: {text}" for met, text in lines]
 
 
-def measure(bits: int, float_maps: F32, arguments: argparse.Namespace) -> int:
+def measure(variant: Variant, float_maps: F32, arguments: argparse.Namespace) -> int:
     """One row; the exit code."""
-    files, seconds = make_files(bits, arguments)
+    files, seconds = make_files(variant, arguments)
     said = proofs(files)
-    row: dict[str, Any] = {"bits": f"W{bits}A8", "method": METHODS[bits], "commit": commit(), "proofs": said}
+    row: dict[str, Any] = {"bits": f"W{variant.bits}A8", "method": variant.method, "options": variant.options}
+    row |= {"commit": commit(), "proofs": said, "samples": arguments.samples, "rounds": arguments.rounds}
+    if variant.method == "dilatequant":
+        row |= {"iterations": arguments.iterations, "batch": arguments.batch}
     row |= {
         "seconds": seconds,
         "files": contents(files),
         "environment": describe_environment(threads=arguments.threads),
     }
-    print(
-        f"W{bits}A8 by {METHODS[bits]}: " + "; ".join(f"{engine} {word}" for engine, word in said.items()), flush=True
-    )
+    print(f"{variant.name}: " + "; ".join(f"{engine} {word}" for engine, word in said.items()), flush=True)
     red = any(word != "exact" for word in said.values())
     if not red:
         integer_maps = draw(files, arguments.maps, integer=True)
-        np.save(arguments.work / f"maps-w{bits}a8.npy", integer_maps)
+        np.save(arguments.work / f"maps-{variant.name}.npy", integer_maps)
         row["quality"] = quality(float_maps, integer_maps)
         series, row["others_busy"] = times(files, arguments)
         row |= {"engines": {name: own.to_json() for name, own in series.items()}, "native_is": ratios(series)}
-        row["claims"] = claims(bits, row)
+        row["claims"] = claims(variant, row)
         print("\n".join(row["claims"]), flush=True)
     with arguments.results.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(row, sort_keys=True) + "\n")
@@ -238,7 +298,8 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pipeline", type=Path, help="folder that examples/terrain.py writes")
     parser.add_argument("--work", type=Path, required=True, help="folder of records, graphs and maps")
-    parser.add_argument("--bits", type=int, action="append", choices=tuple(METHODS), help="of weights; both by default")
+    names = [variant.name for variant in VARIANTS]
+    parser.add_argument("--variant", action="append", choices=names, help="repeatable; all by default")
     parser.add_argument("--maps", type=int, default=64)
     parser.add_argument("--samples", type=int, default=64, help="maps to calibrate with")
     parser.add_argument("--iterations", type=int, default=200, help="of training, a block")
@@ -246,6 +307,7 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=0.5, help="of a turn")
+    parser.add_argument("--picture", type=Path, help="PNG to draw: float maps, and each variant's below")
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "terrain.jsonl")
     return parser.parse_args(words)
 
@@ -261,8 +323,13 @@ def main(words: Sequence[str] | None = None) -> int:
         if not float_file.is_file():
             np.save(float_file, draw(nothing, arguments.maps, integer=False))
         float_maps = np.load(float_file)
-        for bits in arguments.bits or METHODS:
-            code = max(code, measure(bits, float_maps, arguments))
+        for variant in VARIANTS:
+            if arguments.variant is None or variant.name in arguments.variant:
+                code = max(code, measure(variant, float_maps, arguments))
+        if arguments.picture is not None:
+            kept = {v.name: arguments.work / f"maps-{v.name}.npy" for v in VARIANTS}
+            rows = {name: np.load(path) for name, path in kept.items() if path.is_file()}
+            draw_picture({"float": float_maps, **rows}, arguments.picture)
     except DqError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
