@@ -129,17 +129,25 @@ def make_files(variant: Variant, arguments: argparse.Namespace) -> tuple[Files, 
 
 
 def proofs(files: Files) -> dict[str, str]:
-    """What dq-verify --exact says of each engine: `exact`, or why not."""
+    """What dq-verify --exact says of each engine: `exact`, or why not.
+
+    A proof that was found is a file of the engine's name beside the record, and is not looked for again.
+    """
     said = {}
     for engine, options in (
         (NATIVE, ["--engine", files.record]),
         ("onnxruntime", ["--engine", files.graph, "--ckpt", files.record]),
     ):
-        try:
-            command("verify", *options, "--exact", "--no-quantization-error", "--inputs", 1)
-            said[engine] = "exact"
-        except DqError as error:
-            said[engine] = str(error)
+        kept = files.record.with_suffix(f".{engine}.exact.json")
+        if not kept.is_file():
+            report = kept.with_suffix(".unread")
+            try:
+                command("verify", *options, "--exact", "--no-quantization-error", "--inputs", 1, "--json", report)
+            except DqError as error:
+                said[engine] = str(error)
+                continue
+            report.rename(kept)
+        said[engine] = "exact"
     return said
 
 

@@ -25,7 +25,8 @@ def of_one_size(record):
 
     call = record.call
     inputs = tuple(replace(entry, shape=numbers(entry.shape)) for entry in call.inputs)
-    return replace(record, call=replace(call, inputs=inputs, output=numbers(call.output), sizes={}))
+    outputs = {name: numbers(shape) for name, shape in call.outputs.items()}
+    return replace(record, call=replace(call, inputs=inputs, outputs=outputs, sizes={}))
 
 
 @pytest.fixture(scope="module", params=["any size", "one size"])
