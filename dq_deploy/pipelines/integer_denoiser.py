@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +20,9 @@ from dq_deploy.models import build_denoiser
 from dq_deploy.models.output_class import OutputClass
 from dq_deploy.open_engine import open_engine
 from dq_deploy.pipelines.given import feeds_of, given_arguments
+from dq_deploy.pipelines.stand_in import only_to_look_at
+
+_LOGGER = logging.getLogger(__name__)
 
 _FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -27,8 +31,6 @@ _LORA = "LoRA adds to float weights, and its weights are integers; load LoRA int
 _FIXED = "what it computes is fixed in the record"
 _FILE = "its weights are those of its file; open it as IntegerDenoiser(path)"
 _REFUSED = {
-    "save_pretrained": "a folder of diffusers holds float weights; keep the record, or save the pipeline with its "
-    "float denoiser",
     "push_to_hub": "a folder of diffusers holds float weights; publish the record",
     "from_pretrained": _FILE,
     "from_config": _FILE,
@@ -64,6 +66,8 @@ class IntegerDenoiser(ModelMixin):
 
         pipe.unet = IntegerDenoiser("model.pt")
         pipe = DiffusionPipeline.from_pretrained(folder, unet=IntegerDenoiser("model.pt"))
+
+    To another pipeline of the same components it goes by its name, as `from_pipe(pipe, unet=pipe.unet)`.
 
     The engine computes in float32 between its integer layers, on the device it was opened for. `to` says where the
     pipeline wants its tensors and of which float type: inputs are brought to the engine and outputs back.
@@ -115,7 +119,9 @@ class IntegerDenoiser(ModelMixin):
         self._place = torch.device("cpu")
         self._float_type = torch.float32
         # not a submodule: it has no weights, and nothing is to be moved, counted or saved
-        self.__dict__["_float"] = build_denoiser(runner.manifest.family, runner.manifest.model_config, device="meta")
+        stand_in = build_denoiser(runner.manifest.family, runner.manifest.model_config, device="meta")
+        self.__dict__["_float"] = only_to_look_at(stand_in)
+        self.__dict__["__module__"] = type(stand_in).__module__  # what a pipeline writes into its model_index.json
         self._signature = inspect.signature(type(self._float).forward)
         self._output_class = OutputClass(type(self._float))
 
@@ -228,6 +234,35 @@ class IntegerDenoiser(ModelMixin):
     def is_cache_enabled(self) -> bool:
         """Whether features are kept from step to step: no."""
         return False
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **options: Any
+    ) -> None:
+        """Write the float class's config.json, as a pipeline does with each of its components: no weights.
+
+        The pipeline's folder is then opened with an integer denoiser in the place of the float one.
+
+        Args:
+            save_directory: of the denoiser in the pipeline's folder; made where it is not there.
+            push_to_hub: refused.
+            options: of weight files, of which there are none.
+
+        Raises:
+            OptionError: `push_to_hub`.
+        """
+        if push_to_hub:
+            raise OptionError(
+                f"got push_to_hub for an integer denoiser, which cannot do that: {_REFUSED['push_to_hub']}"
+            )
+        self.__dict__["_float"].save_config(save_directory)
+        _LOGGER.warning(
+            f"{save_directory} has no float weights, for an integer denoiser has none; open the pipeline with "
+            "IntegerDenoiser(path) in its place"
+        )
+
+    def __copy__(self) -> NoReturn:
+        """Refused, as `__deepcopy__`."""
+        raise OptionError("an integer denoiser cannot be copied; open the engine a second time")
 
     def __deepcopy__(self, memo: object) -> NoReturn:
         """Refused: the engine cannot be copied; a second one can be opened from the file."""

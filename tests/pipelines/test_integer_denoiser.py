@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import pickle
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
@@ -129,12 +131,13 @@ def test_what_it_cannot_do_is_refused_by_name(unet, denoiser, tmp_path):
         unet(sample.numpy(), 5)
     with pytest.raises(InputError, match=r"the sample is torch\.int64, expected a float type"):
         unet(sample.long(), 5)
-    with pytest.raises(OptionError, match="got save_pretrained"):
-        DDIMPipeline(unet=unet, scheduler=DDIMScheduler()).save_pretrained(tmp_path / "pipe")
+    with pytest.raises(OptionError, match="got push_to_hub"):
+        unet.save_pretrained(tmp_path / "pipe", push_to_hub=True)
     with pytest.raises(OptionError, match="LoRA adds to float weights"):
         unet.load_lora_adapter({})
-    with pytest.raises(OptionError, match="cannot be copied"):
-        copy.deepcopy(unet)
+    for copied in (copy.copy, copy.deepcopy):
+        with pytest.raises(OptionError, match="cannot be copied"):
+            copied(unet)
     with pytest.raises(OptionError, match="cannot be pickled"):
         pickle.dumps(unet)
     for name in ("compile", "enable_cache", "from_pretrained", "_load_ip_adapter_weights", "set_attention_backend"):
@@ -156,6 +159,31 @@ def _without_manifest(denoiser):
     runner = FloatRunner(denoiser)
     runner.manifest = None
     return runner
+
+
+def test_a_saved_pipeline_is_whole_but_for_the_float_weights_and_opens_with_an_integer_denoiser(unet, tmp_path, caplog):
+    DDIMPipeline(unet=unet, scheduler=DDIMScheduler()).save_pretrained(tmp_path / "pipe")
+    assert "has no float weights" in caplog.text
+    names = sorted(path.name for path in (tmp_path / "pipe").rglob("*.*"))
+    assert names == ["config.json", "model_index.json", "scheduler_config.json"]
+    index = json.loads((tmp_path / "pipe" / "model_index.json").read_text())
+    assert index["unet"] == ["diffusers", "UNet2DModel"]
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "pipe", unet=unet)
+    assert drawn(pipeline).shape == (2, 8, 8, 1)
+
+
+def test_parts_of_the_float_class_are_there_to_be_looked_at_alone(unet):
+    part = unet.mid_block.resnets[0]
+    assert isinstance(part, ResnetBlock2D)
+    assert part.norm1.num_groups == 4
+    changes = {
+        "a new processor": lambda: setattr(part, "processor", None),
+        "register_forward_hook": lambda: part.register_forward_hook(print),
+        "forward": lambda: part(torch.ones(1), None),
+    }
+    for what, change in changes.items():
+        with pytest.raises(OptionError, match=rf"got {what} of mid_block\.resnets\.0 in an integer denoiser"):
+            change()
 
 
 def test_a_record_is_called_with_the_plain_values_it_was_made_for(denoiser):
@@ -209,3 +237,8 @@ def test_a_timestep_that_is_no_number_is_named(unet):
     for timestep in (float("nan"), torch.tensor(float("nan"))):
         with pytest.raises(InputError, match=r"input timestep holds nan"):
             unet(torch.randn(1, 1, 8, 8), timestep)
+    for timestep in (None, "5"):
+        with pytest.raises(InputError, match=rf"timestep is {timestep!r}, expected a number"):
+            unet(torch.randn(1, 1, 8, 8), timestep)
+    sample = torch.randn(1, 1, 8, 8)
+    assert torch.equal(unet(sample, np.int64(5)).sample, unet(sample, 5).sample)

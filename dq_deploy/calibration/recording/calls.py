@@ -79,7 +79,7 @@ def seen_call(bound: inspect.BoundArguments, signature: inspect.Signature) -> Se
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             for key, entry in value.items():
                 _sort(key, entry, tensors, plain)
-        elif name == TIMESTEP and isinstance(value, (int, float)):
+        elif name == TIMESTEP and isinstance(value, (int, float, np.integer, np.floating)):
             plain[name] = value  # of any value: who takes the call says which it cannot
         elif name == TIMESTEP or not _is_default(value, parameter.default):
             _sort(name, value, tensors, plain)
@@ -141,6 +141,8 @@ def one_a_sample(timestep: Any, sample: torch.Tensor) -> torch.Tensor:
     """
     import torch
 
+    if timestep is None or isinstance(timestep, str):
+        raise InputError(f"timestep is {timestep!r}, expected a number, or one for each sample")
     value = timestep if isinstance(timestep, torch.Tensor) else torch.tensor(timestep)
     value = value.detach().to(device=sample.device, dtype=torch.float32)
     batch = len(sample)

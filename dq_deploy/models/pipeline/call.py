@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.errors import OptionError
@@ -176,6 +178,7 @@ class _Arguments:
             if name in self.found:
                 raise OptionError(f"got {name} twice, as an option and in the file of the call; give one")
             self._put(name, value, name)
+            self._check_kind(name, value)
         self._check_complete()
         check_effects(self.pipeline, self.found)
         return self.found
@@ -188,10 +191,24 @@ class _Arguments:
                 how = f"give `{option}`" if option else f"give {name} in a file as `call`"
                 raise OptionError(f"the {self.kind} cannot draw without {name}; {how}")
 
+    def _check_kind(self, name: str, value: Any) -> None:
+        """Refuse a value of another kind than the pipeline's own, which it would fail on late, or take for a number."""
+        parameter = self.takes[name]
+        own, words = parameter.default, str(parameter.annotation)
+        plain = isinstance(value, (bool, int, float, str, list, dict))  # as a file of the call holds them
+        if plain and "Tensor" in words and not re.search("Image|list|List|tuple|Tuple|int|float|str", words):
+            raise OptionError(f"{name} of {self.kind} is a tensor, which a file of the call cannot hold; leave it out")
+        kinds = {bool: (bool,), int: (int,), float: (int, float), str: (str, list)}.get(type(own))
+        if kinds is None or value is None or "|" in words or "Union" in words:
+            return
+        if not isinstance(value, kinds) or (isinstance(value, bool) and own.__class__ is not bool):
+            raise OptionError(f"{name} is {short(value)}, expected {type(own).__name__} as the {self.kind} takes")
+
     def _put(self, option: str, value: Any, *names: str) -> None:
         """Give a value under the first of the names that the pipeline takes."""
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         for name in names:
-            if name in self.takes and name != "self":
+            if name in self.takes and name != "self" and self.takes[name].kind in named:
                 self.found[name] = value
                 return
         others = ", ".join(n for n in self.takes if n not in ("self", "kwargs", "return_dict"))

@@ -10,7 +10,7 @@ from typing import Any
 
 from dq_deploy.errors import FileProblemError, OptionError, words_of
 from dq_deploy.models.pipeline.call import PipelineCall
-from dq_deploy.models.pipeline.pictures import SUFFIXES, read_picture
+from dq_deploy.models.pipeline.pictures import SUFFIXES, read_mask, read_picture
 
 _PATHS = ("image", "mask", "control_image")
 _OTHER_NAMES = {
@@ -60,7 +60,7 @@ def read_call(path: Path | None, **options: Any) -> PipelineCall:
         options: attributes of `PipelineCall`; None where none is given.
 
     Raises:
-        FileProblemError: the file is missing or no YAML mapping, or a picture is missing or damaged.
+        FileProblemError: the file is missing or no YAML mapping, or a picture is missing, damaged or of another mode.
         OptionError: a key that is given in both places, or a value of another type.
     """
     found = {} if path is None else _attributes(path)
@@ -70,7 +70,13 @@ def read_call(path: Path | None, **options: Any) -> PipelineCall:
         if name in found:
             raise OptionError(f"got {name} twice, as an option and in {path}; give one")
         found[name] = value
-    return PipelineCall(**found)
+    call = PipelineCall(**found)
+    for picture in (call.image, call.control_image):  # before minutes of loading
+        if picture is not None:
+            read_picture(picture)
+    if call.mask is not None:
+        read_mask(call.mask)
+    return call
 
 
 def says_count(path: Path) -> bool:
@@ -82,16 +88,35 @@ def _read(path: Path) -> Mapping[str, Any]:
     import yaml
 
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_loader())
     except OSError as error:
         raise FileProblemError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeError, RecursionError) as error:
         raise FileProblemError(
             f"{path} is no YAML: {words_of(error)}; expected lines as `prompt: a red ball`"
         ) from error
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+    if not isinstance(value, dict):
         raise FileProblemError(f"{path} holds a {type(value).__name__}, expected lines as `prompt: a red ball`")
+    for key in value:
+        if not isinstance(key, str):
+            raise FileProblemError(f"{path} has the key {short(key)}, expected words as in `prompt: a red ball`")
     return value
+
+
+def _loader() -> Any:
+    """YAML's safe loader, which makes plain values alone, but for keys that stand twice: it would take the last."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            twice = next((key for key in keys if keys.count(key) > 1), None)
+            if twice is not None:
+                raise yaml.constructor.ConstructorError(None, None, f"{short(twice)} stands twice", node.start_mark)
+            made: dict[Any, Any] = super().construct_mapping(node, deep)
+            return made
+
+    return Loader
 
 
 def _attributes(path: Path) -> dict[str, Any]:
@@ -132,6 +157,8 @@ def _loaded(value: Any, folder: Path, key: str) -> Any:
     """A picture in place of each path of one; other values as they are."""
     if isinstance(value, list):
         return [_loaded(item, folder, key) for item in value]
-    if isinstance(value, str) and ("image" in key or "mask" in key) and Path(value).suffix.lower() in SUFFIXES:
+    names_one = key.endswith(("image", "images", "mask"))
+    listed = ("image" in key or "mask" in key) and isinstance(value, str) and Path(value).suffix.lower() in SUFFIXES
+    if isinstance(value, str) and (names_one or listed):
         return read_picture(folder / value)
     return value

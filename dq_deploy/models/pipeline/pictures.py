@@ -12,18 +12,29 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def _opened(path: Path) -> Any:
-    from PIL import Image
+    """A picture as it is meant to be looked at: turned as its camera says, as diffusers loads one.
+
+    Raises:
+        FileProblemError: it is missing, damaged, or several in one file.
+    """
+    from PIL import Image, ImageOps
 
     if not path.is_file():
-        raise FileProblemError(f"the picture {path} does not exist; expected a file as PNG or JPEG")
+        what = "is no file" if path.exists() else "does not exist"
+        raise FileProblemError(f"the picture {path} {what}; expected a file as PNG or JPEG")
     try:
         with Image.open(path) as picture:
+            # a photograph by a phone may have its preview behind it (MPO)
+            frames = 1 if picture.format == "MPO" else int(getattr(picture, "n_frames", 1))
             picture.load()
-            return picture.copy()
+            turned = ImageOps.exif_transpose(picture)
     except Exception as error:  # of PIL and its decoders: they share no base class
         raise FileProblemError(
             f"the picture {path} cannot be read ({words_of(error)}); save it again as PNG"
         ) from error
+    if frames != 1:
+        raise FileProblemError(f"the picture {path} has {frames} frames, expected one; save the one that is meant")
+    return turned
 
 
 def read_picture(path: Path, *, multiple_of: int = 1, height: int | None = None, width: int | None = None) -> Any:

@@ -14,6 +14,7 @@ from dq_deploy.errors import DqError, FileProblemError, OptionError
 from dq_deploy.models.pipeline import PipelineCall, build_scheduler
 from dq_deploy.models.pipeline.call_file import read_call
 from dq_deploy.models.pipeline.open import suited
+from dq_deploy.models.pipeline.pictures import read_picture
 from tests.pipelines.tiny_pipelines import tiny_text_pipeline
 from tests.pipelines.tiny_transformers import dit, flux
 from tests.tiny import ONE_LEVEL, SCHEDULER, tiny_denoiser
@@ -89,9 +90,24 @@ def test_pictures_and_masks_are_read_and_checked(text, tmp_path):
         wrong = PipelineCall(prompts=("a",), image=image, mask=mask)
         with pytest.raises(FileProblemError, match=message):
             wrong.arguments(suited(text, wrong), [0])
+    for early, message in ((tmp_path, "is no file"), (tmp_path / "l.png", "has the mode L")):
+        with pytest.raises(FileProblemError, match=message):
+            read_call(None, image=early)
     only = PipelineCall(prompts=("a",), mask=mask)
     with pytest.raises(OptionError, match="got `mask` without `image`"):
         only.arguments(suited(text, only), [0])
+
+
+def test_a_picture_is_one_and_turned_as_its_camera_says(tmp_path):
+    first, second = Image.new("RGB", (8, 16)), Image.new("RGB", (8, 16), "red")
+    turned = first.getexif()
+    turned[0x112] = 6
+    first.save(tmp_path / "turned.jpg", exif=turned)
+    assert read_picture(tmp_path / "turned.jpg").size == (16, 8)
+    for name in ("two.png", "two.webp"):
+        first.save(tmp_path / name, save_all=True, append_images=[second])
+        with pytest.raises(FileProblemError, match="has 2 frames, expected one"):
+            read_picture(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +151,10 @@ def test_a_file_says_anything_a_call_takes(text, tmp_path):
         ("prompt: []", r"has prompt \[\], expected one or a list of str"),
         ("prompt: a\nprompts: b", "has prompts twice"),
         ("ip_adapter_image: none.png", r"none\.png does not exist"),
+        ("ip_adapter_image: x.gif", r"x\.gif does not exist"),
+        ("guidance: 2\nguidance: 3", "is no YAML: ConstructorError: 'guidance' stands twice"),
+        ("extra: {a: 1, a: 2}", "'a' stands twice"),
+        ("1: a", "has the key 1, expected words"),
         ("!!python/object/apply:os.getcwd []", "is no YAML"),
     ],
 )
@@ -145,10 +165,20 @@ def test_a_file_that_says_it_badly_is_refused(content, message, tmp_path):
         read_call(path)
 
 
-def test_a_key_the_pipeline_does_not_take_is_refused_by_name(text, tmp_path):
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("nonsense: 3", "got `nonsense`, which StableDiffusionPipeline does not take; it takes"),
+        ("kwargs: {a: 1}", "got `kwargs`, which"),
+        ("guidance_rescale: true", "guidance_rescale is True, expected float"),
+        ("guidance_rescale: '0.7'", r"guidance_rescale is '0\.7', expected float"),
+        ("latents: [1, 2]", "latents of StableDiffusionPipeline is a tensor"),
+    ],
+)
+def test_what_the_pipeline_does_not_take_is_refused_by_name(line, message, text, tmp_path):
     path = tmp_path / "call.yaml"
-    path.write_text("prompt: a\nnonsense: 3")
-    with pytest.raises(OptionError, match="got `nonsense`, which StableDiffusionPipeline does not take; it takes"):
+    path.write_text(f"prompt: a\n{line}")
+    with pytest.raises(OptionError, match=message):
         read_call(path).arguments(text, [0])
 
 
