@@ -6,6 +6,8 @@ instruction sets. What such an operation makes of constants is put into the grap
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,39 @@ NOT_CORRECTLY_ROUNDED = frozenset(
 """Operations that libraries compute to a last bit of their own; float64 rounds them the same everywhere."""
 
 _MOST_ELEMENTS = 1 << 16
+
+NEAR = ((0.0, 1e-7), (1.0, 2e-5))
+"""How near to a number another is kept from an optimizer: onnxscript takes 1e-8 for 0, and drops the addition."""
+
+
+@contextlib.contextmanager
+def near_numbers_kept(model: ir.Model) -> Iterator[None]:
+    """Inside, scalars that are nearly but not quite 0 or 1 have no value, so that no optimizer takes them for it."""
+    hidden = {value: tensor for value, tensor in _scalars(model.graph) if _is_nearly(tensor.numpy())}
+    for value in hidden:
+        value.const_value = None
+    yield
+    for value, tensor in hidden.items():
+        value.const_value = tensor
+
+
+def _scalars(graph: ir.Graph) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    """The float32 initializers of one number, with their tensors; constants that are nodes become initializers."""
+    for node in [node for node in graph if node.op_type == "Constant" and "value" in node.attributes]:
+        tensor, old = node.attributes["value"].as_tensor(), node.outputs[0]
+        if tensor.dtype == ir.DataType.FLOAT and tensor.size == 1 and not old.is_graph_output():
+            new = _initializer(str(old.name), tensor.numpy())
+            graph.remove(node)
+            old.name = f"{old.name}/node"
+            ir.convenience.replace_all_uses_with(old, new)
+            graph.register_initializer(new)
+    for value in graph.initializers.values():
+        if (tensor := value.const_value) is not None and tensor.dtype == ir.DataType.FLOAT and tensor.size == 1:
+            yield value, tensor
+
+
+def _is_nearly(number: NDArray[np.float32]) -> bool:
+    return any(0 < abs(float(number.item()) - whole) < near for whole, near in NEAR)
 
 
 class ConstantsInFloat64:

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from dq_deploy.errors import ModelError, first_line, raise_if_out_of_memory
-from dq_deploy.graph.exact_constants import ConstantsInFloat64
+from dq_deploy.graph.exact_constants import ConstantsInFloat64, near_numbers_kept
 from dq_deploy.graph.varying import Guard, SizeTexts, VaryingSizes, admitted, keep_sizes
 from dq_deploy.graph.writing.builder import Builder
 from dq_deploy.record import BATCH, OUTPUT
@@ -96,7 +96,8 @@ def trace(
                 _name_sizes(converted.model, program, found, subject)
                 _fill_own(converted.model, module, weights or {})
                 ConstantsInFloat64().apply(converted.model)
-                converted.optimize()
+                with near_numbers_kept(converted.model):
+                    converted.optimize()
     except ModelError:
         raise
     except Exception as error:  # torch raises many unrelated types here

@@ -175,6 +175,26 @@ def _grid_places(drawing: _Drawing) -> Array:
     return places
 
 
+def _sizes_and_corner(drawing: _Drawing) -> Array:
+    height, width = drawing.pixels
+    values = np.array([height, width, height, width, 0.0, 0.0], np.float32)
+    return np.broadcast_to(np.resize(values, drawing.shape[-1]), drawing.shape).copy()
+
+
+def _video_numbers(drawing: _Drawing) -> Array:
+    """Frames a second less one, how much moves, noise of the first picture."""
+    values = np.array([6.0, 127.0, 0.02], np.float32)
+    return np.broadcast_to(np.resize(values, drawing.shape[-1]), drawing.shape).copy()
+
+
+def _angles(drawing: _Drawing) -> Array:
+    """An angle for each pair of features of each place, slower from pair to pair."""
+    places, width = drawing.shape
+    pairs = np.repeat(np.arange((width + 1) // 2), 2)[:width]
+    found: Array = np.arange(places)[:, None] / 10000.0 ** (2.0 * pairs / width)[None]
+    return found
+
+
 def _picture_size(drawing: _Drawing) -> Array:
     return np.broadcast_to(np.array(drawing.pixels, np.float32), drawing.shape).copy()
 
@@ -190,6 +210,13 @@ NAMED: Mapping[str, tuple[Callable[[_Drawing], Array], str]] = {
     "aspect_ratio": (_picture_ratio, "height over width of the same picture"),
     "img_ids": (_grid_places, "places of the image tokens, of which a model takes angles"),
     "txt_ids": (lambda drawing: np.zeros(drawing.shape, np.float32), "text tokens have no place in the picture"),
+    "image_meta_size": (_sizes_and_corner, "sizes in pixels and a corner, of which a model takes sines"),
+    "added_time_ids": (_video_numbers, "numbers of a video, likewise"),
+    **{
+        f"{name}.{part}": (lambda drawing, take=take: take(_angles(drawing)).astype(np.float32), "of places of tokens")
+        for name in ("image_rotary_emb", "rotary_embedding")
+        for part, take in enumerate((np.cos, np.sin))
+    },
     "guidance": (lambda drawing: np.full(drawing.shape, GUIDANCE, np.float32), "a scale that guided models know"),
 }
 """How inputs with these names, or with dots in front of them, are valued, and why they are no random numbers."""
@@ -203,7 +230,7 @@ def _drawn(
     sizes: Mapping[str, int],
 ) -> Array:
     shape = sized(spec.shape, batch, sizes)
-    named = NAMED.get(spec.name.rpartition(".")[2])
+    named = NAMED.get(spec.name) or NAMED.get(spec.name.rpartition(".")[2])
     if named is not None and shape:
         values = named[0](_Drawing(shape=shape, sizes=sizes))
         return values.astype(spec.dtype)

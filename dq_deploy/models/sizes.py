@@ -9,6 +9,7 @@ from dq_deploy.errors import InputError
 from dq_deploy.record import BATCH as BATCH
 
 HEIGHT, WIDTH, TOKENS = "height", "width", "tokens"
+FRAMES, LENGTH = "frames", "length"
 
 CLIP_TOKENS = 77
 """Length of a text as CLIP's encoders give it: what a default call has where nobody says another."""

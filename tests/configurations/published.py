@@ -7,8 +7,17 @@ from tests.configurations.scaled import scaled
 from tests.configurations.text_unets import CONTROLNETS, TEXT_UNETS
 from tests.configurations.transformers import OTHER_CLASSES, REFUSED, TRANSFORMERS
 from tests.configurations.unets import UNETS
+from tests.configurations.video_and_sound import SOUND, VIDEO
 
-ACCEPTED: tuple[Configuration, ...] = (*UNETS, *TEXT_UNETS, *CONTROLNETS, *TRANSFORMERS, *OTHER_CLASSES)
+ACCEPTED: tuple[Configuration, ...] = (
+    *UNETS,
+    *TEXT_UNETS,
+    *CONTROLNETS,
+    *TRANSFORMERS,
+    *OTHER_CLASSES,
+    *VIDEO,
+    *SOUND,
+)
 PUBLISHED = ACCEPTED + REFUSED
 
 

@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from diffusers.configuration_utils import FrozenDict
 
 from dq_deploy.engines.base import Runner
-from dq_deploy.models import Denoiser, example_inputs, input_specs
+from dq_deploy.models import Denoiser, call_arguments, example_inputs, input_specs
 from dq_deploy.models.pipeline.denoiser_pipeline import DenoiserPipeline
 from dq_deploy.pipelines.integer_denoiser import IntegerDenoiser
 
@@ -21,7 +21,15 @@ STEPS = 3
 FLUX_CHANNELS = 64
 """Of a token that is denoised; what is more are control pictures."""
 
-FLOWING = ("SD3Transformer2DModel", "FluxTransformer2DModel", "AuraFlowTransformer2DModel", "SanaTransformer2DModel")
+FLOWING = (
+    "SD3Transformer2DModel",
+    "FluxTransformer2DModel",
+    "AuraFlowTransformer2DModel",
+    "SanaTransformer2DModel",
+    "QwenImageTransformer2DModel",
+    "WanTransformer3DModel",
+    "LTXVideoTransformer3DModel",
+)
 
 
 class BesideOthers(torch.nn.Module):
@@ -91,6 +99,8 @@ def sampled(denoiser: Denoiser, runner: Runner) -> torch.Tensor:
     if type(denoiser.module).__name__ == "FluxTransformer2DModel":
         packed = FLUX_CHANNELS if sample.shape[2] > FLUX_CHANNELS else sample.shape[2]
         return _flux(module if packed == sample.shape[2] else _narrowed(module, sample, packed, 2, {}), scheduler, rest)
+    if sample.ndim != 4:
+        return _by_hand(denoiser, module, scheduler, sample, rest)
     if type(denoiser.module).__name__ == "ControlNetModel":
         module, sample_channels = UnderControl(module, denoiser, rest.pop("controlnet_cond")), sample.shape[1]
     else:
@@ -111,6 +121,28 @@ def sampled(denoiser: Denoiser, runner: Runner) -> torch.Tensor:
         output_type="latent",
     )
     latents: torch.Tensor = done.images
+    return latents
+
+
+def _by_hand(
+    denoiser: Denoiser, module: torch.nn.Module, scheduler: Any, sample: torch.Tensor, rest: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """Where the sample is no image: a loop over the timesteps; what is not denoised of it stays as it is."""
+    call = denoiser.call
+    name = input_specs(call)[0].name
+    output = call.outputs["output"]
+    axis = next((i for i, size in enumerate(output) if size != call.inputs[0].shape[i]), None)
+    kept = sample.shape[1] if axis is None else int(output[axis])
+    axis = 1 if axis is None else axis
+    latents, extra = sample.split([kept, sample.shape[axis] - kept], axis)
+    limits = next(item.limits for item in call.inputs if item.name == "timestep")
+    scheduler.set_timesteps(STEPS)
+    for timestep in scheduler.timesteps:
+        time = timestep.float() * (1 if limits is None else limits[1] / 1000)
+        inputs = {name: torch.cat([latents, extra], axis), "timestep": time.expand(len(sample)), **rest}
+        arguments = call_arguments(inputs, call.constants)
+        noise = module(**arguments, return_dict=False)[0]
+        latents = scheduler.step(noise, timestep, latents).prev_sample
     return latents
 
 

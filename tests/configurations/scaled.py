@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tests.configurations.configuration import Configuration, JsonObject
+from tests.configurations.scaled_video_and_sound import SCALED
 
 SIDE = 8
 """Sides of the sample."""
@@ -34,6 +35,9 @@ DEFAULT_DOWN = ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBl
 def scaled(full: Configuration) -> Configuration:
     """The small form of a configuration; its parameter count is not known."""
     small = dict(full.config)
+    if full.class_name in SCALED:
+        sizes = SCALED[full.class_name](small)
+        return Configuration(name=full.name, config=small, parameters=None, sizes=sizes, refusal=full.refusal)
     {
         "UNet2DModel": _unet,
         "UNet2DConditionModel": _text_unet,

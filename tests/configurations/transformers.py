@@ -59,7 +59,7 @@ TRANSFORMERS = (
     Configuration(name="flux.1-lite-8B", config=FLUX | {"num_layers": 8}, parameters=8_163_264_064),
 )
 
-OTHER_CLASSES = (
+OTHER_CLASSES: tuple[Configuration, ...] = (
     Configuration(
         name="AuraFlow",
         config=transformer("AuraFlow", sample_size=64, in_channels=4, joint_attention_dim=2048),
@@ -86,18 +86,37 @@ OTHER_CLASSES = (
     ),
 )
 
+HUNYUAN = {
+    "_class_name": "HunyuanDiT2DModel",
+    "attention_head_dim": 88,
+    "cross_attention_dim": 1024,
+    "hidden_size": 1408,
+    "in_channels": 4,
+    "learn_sigma": True,
+    "mlp_ratio": 4.3637,
+    "num_attention_heads": 16,
+    "num_layers": 40,
+    "patch_size": 2,
+    "pooled_projection_dim": 1024,
+    "sample_size": 128,
+}
+
+OTHER_CLASSES += (
+    Configuration(name="HunyuanDiT-v1.1-Diffusers", config=HUNYUAN, parameters=1_516_534_048),
+    Configuration(
+        name="HunyuanDiT-v1.2-Diffusers",
+        config=HUNYUAN | {"use_style_cond_and_image_meta_size": False},
+        parameters=1_499_952_032,
+    ),
+    Configuration(name="Qwen-Image", config=transformer("QwenImage"), parameters=20_430_401_088),
+)
+
 REFUSED = (
     Configuration(
         name="CogView3-Plus-3B",
         config=transformer("CogView3Plus", sample_size=128, in_channels=16, text_embed_dim=4096),
         parameters=2_848_836_672,
         refusal="nothing is known of how CogView3PlusTransformer2DModel is called",
-    ),
-    Configuration(
-        name="maestro-150k (Dance Diffusion)",
-        config={"_class_name": "UNet1DModel", "sample_size": 65536, "in_channels": 2},
-        parameters=708_418,
-        refusal="a UNet1DModel cannot run on what is known of its inputs",
     ),
     Configuration(
         name="wuerstchen-prior",
@@ -112,21 +131,15 @@ REFUSED = (
         refusal="calls its timestep 'timestep_ratio'",
     ),
     Configuration(
-        name="hunyuan-dit-v1.2",
-        config={
-            "_class_name": "HunyuanDiT2DModel",
-            "attention_head_dim": 88,
-            "cross_attention_dim": 1024,
-            "hidden_size": 1408,
-            "in_channels": 4,
-            "learn_sigma": True,
-            "num_attention_heads": 16,
-            "num_layers": 40,
-            "patch_size": 2,
-            "pooled_projection_dim": 1024,
-            "sample_size": 128,
-        },
-        parameters=1_458_841_888,
-        refusal="a HunyuanDiT2DModel cannot run on what is known of its inputs",
+        name="Lumina-Image-2.0",
+        config=transformer("Lumina2", cap_feat_dim=2304),
+        parameters=2_609_769_152,
+        refusal="it would need the places of its tokens computed from the mask",
+    ),
+    Configuration(
+        name="Z-Image, -Turbo",
+        config=transformer("ZImage"),
+        parameters=6_154_908_736,
+        refusal="it would need a forward with a batch in front",
     ),
 )

@@ -57,6 +57,8 @@ class RequantizedLayers:
 def fast_reason(site: Site) -> str:
     """Why mode fast cannot take a layer that mode exact can, or an empty string."""
     layer = site.layer
+    if layer.groups != 1:
+        return f"convolution has {layer.groups} channel groups; mode exact takes it"
     for part in layer.parts:
         held = part.zero_point - layer.q_min
         if int(held.min()) < 0 or int(held.max()) > 255:

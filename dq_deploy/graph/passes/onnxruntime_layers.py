@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from dq_deploy.graph.pass_contract import PassResult
-from dq_deploy.graph.writing.builder import CONTRIB_DOMAIN, replace_uses
+from dq_deploy.graph.writing.builder import CONTRIB_DOMAIN, convolution_attributes, image_pads, replace_uses
 from dq_deploy.graph.writing.held_codes import HeldCodes, float32_holds, held_codes, pair_safe
 from dq_deploy.graph.writing.layer_writer import LayerWriter, Shared, write_layers
 from dq_deploy.graph.writing.sites import Site
@@ -23,8 +23,8 @@ U8, FLOAT, INT32 = ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.INT32
 def decline_reason(site: Site) -> str:
     """Why a layer cannot become an integer product here, or an empty string."""
     layer = site.layer
-    if layer.groups != 1:
-        return f"convolution has {layer.groups} channel groups; this form multiplies whole rows"
+    if layer.groups != 1 and not all(part.fits_int8 for part in layer.parts):
+        return f"convolution has {layer.groups} channel groups and weights less their zero point beyond int8"
     if any(part.w_code.shape[0] > 1 for part in layer.parts):
         return "weights differ by step; this form has one weight set"
     for part in layer.parts:
@@ -45,6 +45,7 @@ class IntegerLayers:
     - for convolutions, rows of patches by Gather over [B, H * W, C], padding by a row of the code of 0
     - MatMulIntegerToFloat with scale 1 (or MatMulInteger where float32 cannot hold the sum); weights that do not fit
       int8 as uint8 with a zero point per column, and what that leaves over times the sum of the codes
+    - a convolution of channel groups as ConvInteger; where codes hold c + z[t] the float tensor is padded in front
     - the zero-point correction where codes hold c + z[t], Mul by s[t] * s_w, Add bias
 
     Layers that the form cannot express stay float; the note and the manifest say why.
@@ -60,9 +61,14 @@ class IntegerLayers:
 
     def apply(self, model: ir.Model) -> PassResult:
         """Edit the model in place."""
-        result = write_layers(model, self.record, self.entries, decline=decline_reason, writer=_ProductWriter)
+        result = write_layers(model, self.record, self.entries, decline=decline_reason, writer=_writer)
         model.graph.opset_imports[CONTRIB_DOMAIN] = 1
         return result
+
+
+def _writer(graph: ir.Graph, site: Site, steps: StepTables, shared: Shared) -> LayerWriter:
+    kind = _ProductWriter if site.layer.groups == 1 else _GroupedWriter
+    return kind(graph, site, steps, shared)
 
 
 class _ProductWriter(LayerWriter):
@@ -71,6 +77,7 @@ class _ProductWriter(LayerWriter):
     def __init__(self, graph: ir.Graph, site: Site, steps: StepTables, shared: Shared) -> None:
         super().__init__(graph, site, steps, shared)
         self.rank_out = 3 if self.conv else self.rank
+        self.layout = "nhwc" if self.conv else "last"
 
     def write(self) -> ManifestLayer:
         total, entries = self._parts()
@@ -79,7 +86,8 @@ class _ProductWriter(LayerWriter):
 
     def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, ManifestPart]:
         held = held_codes(self.layer, part)
-        codes = self._once(x, part, lambda: self._quantize(x, part, held))
+        border = self._border(held)
+        codes = self._once(x, part, lambda: self._quantize(x, part, held), *border)
         rows = self._rows(codes, part, held) if self.conv else codes
         q_weight = part.q_weight(0)
         accumulator, node, form = self._product(rows, q_weight, held, part)
@@ -94,12 +102,17 @@ class _ProductWriter(LayerWriter):
             node=node,
             offset=held.offset,
             offset_table=None if held.offset is not None else "zero_point",
-            layout="nhwc" if self.conv else "last",
+            codes_padding=border or None,
+            layout=self.layout,
         )
         scale = self.steps.scalar(part.scale, self.rank_out)
         factor = self.b.op("Mul", [scale, self._channel_row(part.weight_scale[0], "weight_scale")], "factor")
         self.forms.append(form)
         return self.b.op("Mul", [canonical, factor], "scaled"), entry
+
+    def _border(self, held: HeldCodes) -> tuple[int, ...]:
+        """Padding that is around the codes: top, left, bottom, right; empty where the product pads them."""
+        return ()
 
     def _channel_row(self, values: np.ndarray, role: str) -> ir.Value:
         return self.b.constant(values.reshape((1,) * (self.rank_out - 1) + (-1,)), role)
@@ -224,3 +237,51 @@ class _ProductWriter(LayerWriter):
             y = b.op("Transpose", [y], "channels_first", attributes={"perm": [0, 2, 1]})
             y = b.op("Reshape", [y, self._shape_out()], "out", dtype=FLOAT)
         replace_uses(site.output, y)
+
+
+class _GroupedWriter(_ProductWriter):
+    """An integer convolution of channel groups: rows of patches would hold the channels of all groups."""
+
+    def __init__(self, graph: ir.Graph, site: Site, steps: StepTables, shared: Shared) -> None:
+        super().__init__(graph, site, steps, shared)
+        self.rank_out, self.layout = self.rank, "nchw"
+
+    def _border(self, held: HeldCodes) -> tuple[int, ...]:
+        """All of it where the code of 0 differs by sample, which ConvInteger does not know."""
+        padding = self.layer.padding
+        return padding if held.offset is None and any(padding) else ()
+
+    def _channel_row(self, values: np.ndarray, role: str) -> ir.Value:
+        return self.b.constant(values.reshape(1, -1, 1, 1), role)
+
+    def _quantize(self, x: ir.Value, part: Part, held: HeldCodes) -> ir.Value:
+        border = self._border(held)
+        if border:
+            pads = self.b.constant(image_pads(self.layer.padding), "pads")
+            x = self.b.op("Pad", [x, pads, self.b.constant(np.float32(0), "nothing")], "padded_input", dtype=FLOAT)
+        return super()._quantize(x, part, held)
+
+    def _rows(self, codes: ir.Value, part: Part, held: HeldCodes) -> ir.Value:
+        return codes
+
+    def _product(self, rows: ir.Value, q_weight: np.ndarray, held: HeldCodes, part: Part) -> tuple[ir.Value, str, str]:
+        b, window = self.b, self.layer.window
+        if self._border(held):
+            window = replace(window, padding=(0, 0, 0, 0))
+        safe = pair_safe(q_weight, held.highest)
+        weight = self._weight(q_weight, safe)
+        zeros = (
+            b.constant(np.uint8(held.offset or 0), "code_offset"),
+            b.constant(np.int8(0) if safe else np.uint8(128), "weight_offset"),
+        )
+        attributes = {**convolution_attributes(window), "group": self.layer.groups}
+        total = b.op("ConvInteger", [rows, weight, *zeros], "product", attributes=attributes, dtype=INT32)
+        return total, f"{b.prefix}/product", ("u8 x s8" if safe else "u8 x u8") + " in groups"
+
+    def _bias(self, total: ir.Value) -> ir.Value:
+        if self.layer.bias is None:
+            return total
+        return self.b.op("Add", [total, self._channel_row(self.layer.bias, "bias")], "biased", dtype=FLOAT)
+
+    def _replace(self, y: ir.Value) -> None:
+        replace_uses(self.site.output, y)

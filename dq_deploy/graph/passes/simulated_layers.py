@@ -11,6 +11,7 @@ import onnx_ir as ir
 from dq_deploy.errors import RecordError
 from dq_deploy.graph.pass_contract import PassResult
 from dq_deploy.graph.writing.builder import Builder, convolution_attributes, replace_uses
+from dq_deploy.graph.writing.folded_steps import Steps, steps_of
 from dq_deploy.graph.writing.sites import Site, find_sites
 from dq_deploy.graph.writing.steps import StepTables
 from dq_deploy.numerics import FLOAT32_EXACT, bias_codes, reciprocal
@@ -44,8 +45,11 @@ class SimulatedLayers:
         """Edit the model in place."""
         graph = model.graph
         steps = StepTables(graph, self.record.step_edges)
+        samples: dict[str, ir.Value] = {}
         for site in find_sites(graph, self.record):
-            _SimulationWriter(graph, site, steps, requantize=self.requantize).write()
+            b = Builder(graph, site.node, f"sim/{site.layer.name}")
+            of_layer = steps_of(steps, b, site.input, samples)
+            _SimulationWriter(site, of_layer, b, requantize=self.requantize).write()
         steps.finish()
         return PassResult(model=model, modified=True)
 
@@ -53,11 +57,10 @@ class SimulatedLayers:
 class _SimulationWriter:
     """Writes the nodes of one layer in front of its float node."""
 
-    def __init__(self, graph: ir.Graph, site: Site, steps: StepTables, *, requantize: bool) -> None:
-        self.site, self.layer, self.steps = site, site.layer, steps
+    def __init__(self, site: Site, steps: Steps, b: Builder, *, requantize: bool) -> None:
+        self.site, self.layer, self.steps, self.b = site, site.layer, steps, b
         self.conv = self.layer.kind == "conv2d"
         self.requantize = requantize and self.conv and self.layer.out_scale is not None
-        self.b = Builder(graph, site.node, f"sim/{self.layer.name}")
         shape = site.input.shape
         self.rank = 4 if self.conv else len(shape) if shape is not None else 3
         self.axis = 1 if self.conv else self.rank - 1

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dq_deploy.graph.pass_contract import PassResult
 from dq_deploy.graph.varying import size_at, sizes_of
 from dq_deploy.graph.writing.builder import Builder
+from dq_deploy.graph.writing.folded_steps import Steps, steps_of
 from dq_deploy.graph.writing.image_sizes import ImageSizes, fixed_size, sizes_of_image
 from dq_deploy.graph.writing.sites import Site, find_sites
 from dq_deploy.graph.writing.steps import StepTables
@@ -40,11 +41,13 @@ class Shared:
         codes: codes that several layers read, by the tensor and the quantizer.
         images: sizes of images, where they vary.
         traced: what each size of the call was when the graph was traced, or as the record has it.
+        samples: sample of each entry of a leading axis that holds several of one, by its size.
     """
 
     codes: dict[tuple[str, bytes], Any] = field(default_factory=dict)
     images: ImageSizes = field(default_factory=ImageSizes)
     traced: Mapping[str, int] = field(default_factory=dict)
+    samples: dict[str, ir.Value] = field(default_factory=dict)
 
 
 class LayerWriter:
@@ -62,9 +65,10 @@ class LayerWriter:
     """
 
     def __init__(self, graph: ir.Graph, site: Site, steps: StepTables, shared: Shared) -> None:
-        self.graph, self.site, self.layer, self.steps, self.shared = graph, site, site.layer, steps, shared
+        self.graph, self.site, self.layer, self.shared = graph, site, site.layer, shared
         self.conv = self.layer.kind == "conv2d"
         self.b = Builder(graph, site.node, f"dq/{self.layer.name}")
+        self.steps: Steps = steps_of(steps, self.b, site.input, shared.samples)
         shape = site.input.shape
         self.rank = 4 if self.conv else len(shape) if shape is not None else 3
         self.forms: list[str] = []

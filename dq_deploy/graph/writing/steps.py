@@ -37,6 +37,11 @@ class StepTables:
         self._rows: list[tuple[ir.Value, F32]] = []
         self._bucket_scalar = ir.Value(name="dq/steps/bucket_scalar", type=ir.TensorType(ir.DataType.INT64))
 
+    @property
+    def shared(self) -> bool:
+        """Whether a batch has one step."""
+        return self._shared
+
     def scalar(self, table: NDArray[np.generic], rank: int) -> ir.Value:
         """Value of a [T] or [1] table at each sample's step, float32 with `rank` axes."""
         steps = len(self._edges) + 1

@@ -34,7 +34,7 @@ def captured(module: torch.nn.Module, call: Call) -> Facts:
     Raises:
         ModelError: it cannot run so.
     """
-    key = f"{sorted(getattr(module, 'config', {}).items())!r}\n{module!r}\n{call!r}"
+    key = f"{sorted(getattr(module, 'config', {}).items())!r}\n{module!r}\n{replace(call, outputs={})!r}"
     with _LOCK:
         if key in _KEPT:
             return _KEPT[key]

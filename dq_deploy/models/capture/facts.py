@@ -94,6 +94,7 @@ def _float_reasons(graph: Graph) -> dict[str, str]:
     """Why a layer that has an integer form stays float all the same, by its path."""
     runs = Counter(layer.path for layer in graph.layers)
     read = {value.path for value in graph.values if value.kind == STATE}
+    needed = _needed(graph)
     reasons = {}
     for layer in graph.layers:
         if runs[layer.path] > 1:
@@ -102,7 +103,21 @@ def _float_reasons(graph: Graph) -> dict[str, str]:
             reasons[layer.path] = "its weight is read outside of the layer too"
         elif layer.args[0].shape[0] % PROBE_BATCH:
             reasons[layer.path] = "the leading axis of its input does not hold the samples, which have a step each"
+        elif layer.number not in needed:
+            reasons[layer.path] = "nothing that the denoiser gives is made from it"
     return reasons
+
+
+def _needed(graph: Graph) -> set[int]:
+    """Numbers of the values that the outputs are made from."""
+    needed: set[int] = set()
+    waiting = list(graph.outputs)
+    while waiting:
+        value = waiting.pop()
+        if value.number not in needed:
+            needed.add(value.number)
+            waiting += value.sources
+    return needed
 
 
 def _site(value: Value, layer: torch.nn.Module, runs: int, *, role: str, float_reason: str) -> LayerSite:

@@ -10,12 +10,21 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from dq_deploy.models.default_calls.audio import audioldm2_parts, stable_audio_parts, unet1d_parts
 from dq_deploy.models.default_calls.controlnet import controlnet_parts
 from dq_deploy.models.default_calls.from_signature import parts_from_signature
 from dq_deploy.models.default_calls.parts import CallParts
-from dq_deploy.models.default_calls.transformers import dit_parts, flux_parts, pixart_parts, sd3_parts
+from dq_deploy.models.default_calls.transformers import (
+    dit_parts,
+    flux_parts,
+    hunyuan_parts,
+    pixart_parts,
+    qwen_image_parts,
+    sd3_parts,
+)
 from dq_deploy.models.default_calls.unet2d import unet2d_parts
 from dq_deploy.models.default_calls.unet2d_condition import unet2d_condition_parts
+from dq_deploy.models.default_calls.video import cogvideox_parts, ltx_parts, motion_parts, svd_parts, wan_parts
 from dq_deploy.record import OUTPUT, Call
 
 CLASSES: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, int]], CallParts]] = MappingProxyType(
@@ -27,6 +36,16 @@ CLASSES: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, int]], CallParts
         "PixArtTransformer2DModel": pixart_parts,
         "SD3Transformer2DModel": sd3_parts,
         "FluxTransformer2DModel": flux_parts,
+        "HunyuanDiT2DModel": hunyuan_parts,
+        "QwenImageTransformer2DModel": qwen_image_parts,
+        "CogVideoXTransformer3DModel": cogvideox_parts,
+        "WanTransformer3DModel": wan_parts,
+        "LTXVideoTransformer3DModel": ltx_parts,
+        "UNetSpatioTemporalConditionModel": svd_parts,
+        "UNetMotionModel": motion_parts,
+        "StableAudioDiTModel": stable_audio_parts,
+        "AudioLDM2UNet2DConditionModel": audioldm2_parts,
+        "UNet1DModel": unet1d_parts,
     }
 )
 """The classes with an entry of their own, by name in diffusers."""

@@ -37,6 +37,12 @@ def tensor(
     return CallInput(name=name, dtype=dtype, shape=(BATCH, *shape), limits=limits)
 
 
+def rotations(name: str, places: int, width: int) -> tuple[CallInput, CallInput]:
+    """Cosines and sines of the angles of each place, the same for all samples: [places, width] each."""
+    cosines, sines = (CallInput(name=f"{name}.{part}", dtype="float32", shape=(places, width)) for part in (0, 1))
+    return cosines, sines
+
+
 def class_labels(count: int) -> CallInput:
     """Labels from 0 to `count` - 1."""
     return tensor("class_labels", dtype="int64", limits=(0, count - 1))

@@ -1,4 +1,4 @@
-"""The default calls of the image transformers: DiT, PixArt, Stable Diffusion 3 and FLUX."""
+"""The default calls of the image transformers: DiT, PixArt, Stable Diffusion 3, FLUX, Hunyuan-DiT and Qwen-Image."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dq_deploy.models.default_calls.parts import (
     CallParts,
     channels_out,
     class_labels,
+    rotations,
     sample_sizes,
     tensor,
     whole,
@@ -32,6 +33,15 @@ FLUX_LATENT = 128
 
 FLUX_PATCH = 2
 """Sides of the square of latent pixels that FLUX's pipelines make one token of."""
+
+HUNYUAN_NUMBERS = 6
+"""Sizes of the original and of the wanted picture, and the corner of the crop."""
+
+QWEN_LATENT = 128
+"""Sides of the latent of Qwen-Image's default picture, which its configuration does not say."""
+
+QWEN_PATCH = 2
+QWEN_TOKENS = 1024
 
 ROPE_AXES = 3
 """Numbers that say where a token of FLUX is."""
@@ -100,4 +110,48 @@ def flux_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallParts
         inputs=tuple(inputs),
         sizes=with_default(given, image_tokens=tokens, tokens=FLUX_TOKENS),
         output=(BATCH, "image_tokens", channels_out(config)),
+    )
+
+
+def hunyuan_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallParts:
+    """Latents, timestep, both texts with their masks, the picture's size and style, and the places of the tokens.
+
+    The size is fixed, because cosines and sines of the places are given from outside.
+    """
+    side, patch = sample_sizes(config, given), whole(config, "patch_size")
+    inputs = [
+        tensor("hidden_states", whole(config, "in_channels"), side[HEIGHT], side[WIDTH]),
+        tensor("timestep"),
+    ]
+    for end, length, width in (
+        ("", "text_len", "cross_attention_dim"),
+        ("_t5", "text_len_t5", "cross_attention_dim_t5"),
+    ):
+        tokens = whole(config, length)
+        inputs.append(tensor(f"encoder_hidden_states{end}", tokens, whole(config, width)))
+        inputs.append(tensor(f"text_embedding_mask{end}", tokens, dtype="int64", limits=(0, 1)))
+    if value_of(config, "use_style_cond_and_image_meta_size"):
+        inputs += [tensor("image_meta_size", HUNYUAN_NUMBERS), tensor("style", dtype="int64", limits=(0, 0))]
+    places = (side[HEIGHT] // patch) * (side[WIDTH] // patch)
+    inputs += rotations("image_rotary_emb", places, whole(config, "attention_head_dim"))
+    channels = whole(config, "in_channels") * (2 if value_of(config, "learn_sigma") else 1)
+    return CallParts(inputs=tuple(inputs), sizes={}, output=(BATCH, channels, side[HEIGHT], side[WIDTH]))
+
+
+def qwen_image_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> CallParts:
+    """Packed latents, text with its mask, and timesteps from 0 to 1; the picture's size is a plain number, so fixed."""
+    height, width = (given.get(side, QWEN_LATENT) // QWEN_PATCH for side in (HEIGHT, WIDTH))
+    inputs = [
+        tensor("hidden_states", height * width, whole(config, "in_channels")),
+        tensor("encoder_hidden_states", TOKENS, whole(config, "joint_attention_dim")),
+        tensor("encoder_hidden_states_mask", TOKENS, dtype="int64", limits=(0, 1)),
+        tensor("timestep", limits=(0, 1)),
+    ]
+    if value_of(config, "guidance_embeds"):
+        inputs.append(tensor("guidance"))
+    return CallParts(
+        inputs=tuple(inputs),
+        sizes=with_default(given, tokens=QWEN_TOKENS),
+        output=(BATCH, height * width, QWEN_PATCH * QWEN_PATCH * whole(config, "out_channels")),
+        constants={"img_shapes": [[[1, height, width]]]},
     )

@@ -33,6 +33,8 @@ def load_folder(
     sizes: Mapping[str, int] = MappingProxyType({}),
 ) -> Denoiser:
     """See `dq_deploy.models.load_model`."""
+    from dq_deploy.models.families.stand_in import InnerState
+
     single = is_weight_file(path)
     place = _place_of(path, single=single, component=component, config=config)
     file = place.folder / "config.json"
@@ -48,7 +50,7 @@ def load_folder(
     state: Mapping[str, torch.Tensor] = (
         single_file_state(path, read, module.state_dict()) if single else FileState(weights)
     )
-    fit_state(module, state, str(weights.name))
+    fit_state(module, InnerState(state, module), str(weights.name))
     return Denoiser(
         family=family,
         module=module,

@@ -37,7 +37,7 @@ def extreme_inputs(layer: Layer, part: Part, shape: tuple[int, ...], buckets: I6
     target = np.where(generator.random(wide.shape) < 0.5, halves, wide)
     target = np.where(generator.random(wide.shape) < 0.01, np.sign(wide) * 1e30, target)
     channels = [1] * (len(shape) + 1)
-    axis = 1 if layer.kind == "conv2d" else len(shape)
+    axis = len(shape) - 2 if layer.kind == "conv2d" else len(shape)  # entries of a sample may stand in front
     channels[axis] = -1
     q = part.q_weight(int(part.group_of_step[0])).astype(np.int64)
     if layer.groups == 1:

@@ -113,11 +113,17 @@ def record_of(layer: Layer, steps: int = 3) -> Record:
     )
 
 
-def float_model(layer: Layer, size: tuple[int, ...]) -> ir.Model:
-    """The layer as the tracer writes it; `size` is (H, W) for a convolution, the middle axes for a linear."""
+def float_model(layer: Layer, size: tuple[int, ...], leading: str = "B") -> ir.Model:
+    """The layer as the tracer writes it.
+
+    Args:
+        layer: which.
+        size: (H, W) for a convolution, the middle axes for a linear.
+        leading: size of the leading axis, in words.
+    """
     weight = np.concatenate([p.q_weight(0).astype(np.float32) for p in layer.parts], axis=1)
     conv = layer.kind == "conv2d"
-    shape = ["B", layer.in_channels, *size] if conv else ["B", *size, layer.in_channels]
+    shape = [leading, layer.in_channels, *size] if conv else [leading, *size, layer.in_channels]
     x = ir.Value(name="x", type=FLOAT, shape=ir.Shape(shape))
     timestep = ir.Value(name="timestep", type=FLOAT, shape=ir.Shape(["B"]))
     array = weight if conv else np.ascontiguousarray(weight.T)
@@ -143,7 +149,7 @@ def float_model(layer: Layer, size: tuple[int, ...]) -> ir.Model:
             layer.window,
             groups=layer.groups,
         )
-        y.shape = ir.Shape(["B", *out.shape[1:]])
+        y.shape = ir.Shape([leading, *out.shape[1:]])
     graph = ir.Graph([x, timestep], [y], nodes=[node], initializers=[w], opset_imports={"": 21}, name="one")
     return ir.Model(graph, ir_version=10)
 
@@ -160,7 +166,8 @@ def run_integer(layer: Layer, x: np.ndarray, timestep: np.ndarray, layers_pass_o
     """Apply a layer pass to the float graph and run it with the codes and accumulators as extra outputs."""
     size = x.shape[2:] if layer.kind == "conv2d" else x.shape[1:-1]
     layers = layers_pass_of(record_of(layer, steps))
-    model = run_passes(float_model(layer, size), [layers, RemoveUnused()]).model
+    leading = "B" if len(x) == len(timestep) else f"{len(x) // len(timestep)}*B"
+    model = run_passes(float_model(layer, size, leading), [layers, RemoveUnused()]).model
     entry = layers.entries[0]
     proto = ir.to_proto(model)
     names = [name for p in entry.parts for name in (p.codes, p.accumulator) if name]
@@ -181,15 +188,19 @@ def assert_codes_and_accumulators_equal(
     """Bit for bit against numerics; prints the first bad coordinate through numpy's own message."""
     step = numerics.step_bucket(timestep, record_of(layer, steps).step_edges)
     expected = numerics.integer_layer(layer, x, step)
+    step = numerics.row_steps(step, len(x))
     for index, part in enumerate(run.entry.parts):
         codes = run.values[part.codes].astype(np.int64)
+        if part.codes_padding is not None:
+            top, left, bottom, right = part.codes_padding
+            codes = codes[:, :, top : codes.shape[2] - bottom, left : codes.shape[3] - right]
         z = layer.parts[index].zero_point[step].reshape((-1,) + (1,) * (codes.ndim - 1))
         held = expected.codes[index] + (z if part.offset is None else part.offset)
         np.testing.assert_array_equal(codes, held)
         if part.accumulator is None:
             continue
         total = expected.accumulators[index].astype(np.int64)
-        if layer.kind == "conv2d":
+        if layer.kind == "conv2d" and part.layout != "nchw":
             total = total.reshape(*total.shape[:2], -1).transpose(0, 2, 1)
         if part.accumulator_holds == "shifted":
             sums = layer.parts[index].q_weight(0).reshape(layer.out_channels, -1).sum(axis=1, dtype=np.int64)

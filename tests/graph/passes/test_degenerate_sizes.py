@@ -106,7 +106,6 @@ def grouped_layer():
 
 
 FORMS = {
-    "onnxruntime exact": IntegerLayers,
     "onnxruntime fast": RequantizedLayers,
     "openvino": OpenVinoLayers,
     "tensorrt gemm": lambda record: TensorRtLayers(record, conv="gemm", pixels_as_rows=True),
@@ -120,3 +119,10 @@ def test_as_many_groups_as_channels_stay_float_with_the_reason(form):
     run_passes(float_model(grouped_layer(), (4, 3)), [layers])
     assert not layers.entries[0].integer
     assert "4 channel groups" in layers.entries[0].reason
+
+
+def test_as_many_groups_as_channels_are_exact_on_onnxruntime():
+    x = np.random.default_rng(1).normal(0, 4, (len(TIMESTEPS), 4, 4, 3)).astype(np.float32)
+    run = run_integer(grouped_layer(), x, TIMESTEPS, IntegerLayers)
+    assert run.entry.integer
+    assert_codes_and_accumulators_equal(grouped_layer(), x, TIMESTEPS, run)

@@ -101,16 +101,19 @@ def test_accumulators_beyond_float32_are_corrected_in_int32():
     assert run.entry.form == "u8 x u8 int32"
 
 
-def test_grouped_convolution_stays_float_with_a_reason():
+@pytest.mark.parametrize("zero", ["one", "by step"])
+@pytest.mark.parametrize("groups", [2, 4])
+def test_a_convolution_of_channel_groups_is_exact_in_its_padding_too(groups, zero):
     rng = np.random.default_rng(3)
-    layer = random_layer(rng, widths=(4,), outputs=4, kernel=(1, 1))
+    layer = random_layer(rng, widths=(4,), outputs=4, kernel=(3, 2), padding=(1, 0, 2, 1), stride=(1, 2))
     part = layer.parts[0]
-    grouped = dataclasses.replace(
-        layer, groups=2, parts=(dataclasses.replace(part, w_code=np.ascontiguousarray(part.w_code[:, :, :2])),)
-    )
-    run = run_integer(grouped, rng.normal(size=(2, 4, 3, 3)).astype(np.float32), np.zeros(2), IntegerLayers)
-    assert not run.entry.integer
-    assert "2 channel groups" in run.entry.reason
+    part = dataclasses.replace(part, w_code=np.ascontiguousarray(part.w_code[:, :, : 4 // groups]))
+    if zero == "one":
+        part = dataclasses.replace(part, zero_point=np.full(3, 100, np.int32))
+    grouped = dataclasses.replace(layer, groups=groups, parts=(part,))
+    run = check(grouped, rng.normal(0, 4, (5, 4, 5, 6)).astype(np.float32))
+    assert run.entry.integer
+    assert run.entry.form.endswith("in groups")
 
 
 def test_signed_codes_with_zero_points_that_differ_by_step_stay_float_with_a_reason():

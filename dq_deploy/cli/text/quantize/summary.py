@@ -110,7 +110,7 @@ def list_layers(given: QuantizeArguments, options: SharedOptions) -> None:
     from rich.table import Table
 
     from dq_deploy.cli.text.quantize.float_model import described_model
-    from dq_deploy.models import other_layers, words_of_untried
+    from dq_deploy.models import macs_of, other_layers, words_of_untried
 
     model, json = given.model, given.json
     denoiser = described_model(given)
@@ -128,6 +128,9 @@ def list_layers(given: QuantizeArguments, options: SharedOptions) -> None:
         table.add_row(row["name"], row["kind"], *shapes, f"{row['macs']:,}", bits, row["fold"])
     console().print(table)
     console().print(_words_of_reasons(rows, parameters, others), highlight=False, soft_wrap=True)
+    macs = macs_of(denoiser.module, denoiser.call)
+    if macs.other:
+        console().print(f"layers without an integer form do {macs.other / macs.of_all:.2%} of the multiply-accumulates")
     if untried := words_of_untried(denoiser.family):
         warn(untried)
 
