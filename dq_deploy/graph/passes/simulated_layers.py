@@ -11,7 +11,7 @@ import onnx_ir as ir
 from dq_deploy.errors import RecordError
 from dq_deploy.graph.pass_contract import PassResult
 from dq_deploy.graph.writing.builder import Builder, convolution_attributes, replace_uses
-from dq_deploy.graph.writing.folded_steps import Steps, steps_of
+from dq_deploy.graph.writing.folded_steps import LayerSteps, steps_of
 from dq_deploy.graph.writing.sites import Site, find_sites
 from dq_deploy.graph.writing.steps import StepTables
 from dq_deploy.numerics import FLOAT32_EXACT, bias_codes, reciprocal
@@ -57,7 +57,7 @@ class SimulatedLayers:
 class _SimulationWriter:
     """Writes the nodes of one layer in front of its float node."""
 
-    def __init__(self, site: Site, steps: Steps, b: Builder, *, requantize: bool) -> None:
+    def __init__(self, site: Site, steps: LayerSteps, b: Builder, *, requantize: bool) -> None:
         self.site, self.layer, self.steps, self.b = site, site.layer, steps, b
         self.conv = self.layer.kind == "conv2d"
         self.requantize = requantize and self.conv and self.layer.out_scale is not None

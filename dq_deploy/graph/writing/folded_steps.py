@@ -80,7 +80,7 @@ class FoldedSteps:
         return self._b.op("Squeeze", [shape], role, dtype=INT64)
 
 
-Steps = StepTables | FoldedSteps
+LayerSteps = StepTables | FoldedSteps
 """What a layer looks its step up in."""
 
 
@@ -90,7 +90,7 @@ def _leading(x: ir.Value) -> str:
     return str(size.value or "") if isinstance(size, ir.SymbolicDim) else ""
 
 
-def steps_of(steps: StepTables, b: Builder, x: ir.Value, samples: dict[str, ir.Value]) -> Steps:
+def steps_of(steps: StepTables, b: Builder, x: ir.Value, samples: dict[str, ir.Value]) -> LayerSteps:
     """The tables that fit a layer: a row a sample, or one for each entry of a leading axis that holds more."""
     leading = _leading(x)
     return steps if steps.shared or leading in ("", BATCH) else FoldedSteps(steps, b, x, samples)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dq_deploy.graph.pass_contract import PassResult
 from dq_deploy.graph.varying import size_at, sizes_of
 from dq_deploy.graph.writing.builder import Builder
-from dq_deploy.graph.writing.folded_steps import Steps, steps_of
+from dq_deploy.graph.writing.folded_steps import LayerSteps, steps_of
 from dq_deploy.graph.writing.image_sizes import ImageSizes, fixed_size, sizes_of_image
 from dq_deploy.graph.writing.sites import Site, find_sites
 from dq_deploy.graph.writing.steps import StepTables
@@ -68,7 +68,7 @@ class LayerWriter:
         self.graph, self.site, self.layer, self.shared = graph, site, site.layer, shared
         self.conv = self.layer.kind == "conv2d"
         self.b = Builder(graph, site.node, f"dq/{self.layer.name}")
-        self.steps: Steps = steps_of(steps, self.b, site.input, shared.samples)
+        self.steps: LayerSteps = steps_of(steps, self.b, site.input, shared.samples)
         shape = site.input.shape
         self.rank = 4 if self.conv else len(shape) if shape is not None else 3
         self.forms: list[str] = []
