@@ -25,7 +25,7 @@ def _cogvideox(small: JsonObject) -> dict[str, int]:
 def _wan(small: JsonObject) -> dict[str, int]:
     pictured = small.get("image_dim") is not None
     small |= {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4}
-    small |= {"text_dim": TEXT, "freq_dim": 8, "ffn_dim": 16, "num_layers": 1, "rope_max_seq_len": 32}
+    small |= {"text_dim": TEXT, "freq_dim": 8, "ffn_dim": 16, "num_layers": 1}
     if pictured:
         small |= {"in_channels": 9, "image_dim": 10, "added_kv_proj_dim": 24}
     return VIDEO
