@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class OutputClass:
     """The class of diffusers that the forward of a denoiser returns, by its annotation.
 
+    Some video classes say a tensor there and return a Transformer2DModelOutput all the same.
+
     Attributes:
         kind: the class.
         fields: its fields, in order.
@@ -29,11 +31,15 @@ class OutputClass:
         Raises:
             InputError: the forward does not say what it returns.
         """
+        import torch
+        from diffusers.models.modeling_outputs import Transformer2DModelOutput
         from diffusers.utils import BaseOutput
 
         hints = typing.get_type_hints(float_class.forward)
         options = (hints.get("return"), *typing.get_args(hints.get("return")))
         found = next((kind for kind in options if isinstance(kind, type) and issubclass(kind, BaseOutput)), None)
+        if found is None and any(option is torch.Tensor for option in options):
+            found = Transformer2DModelOutput
         if found is None:
             raise InputError(
                 f"the class {float_class.__name__} does not say what it returns, expected an output of diffusers"
