@@ -24,7 +24,7 @@ def test_a_state_of_diffusers_names_fits_the_changed_module():
     changed.load_state_dict(dict(InnerState(state, changed)))
     x = torch.randn(2, 3, 11)
     torch.testing.assert_close(changed(x), plain(x))
-    assert [name for name, _ in changed.named_parameters()][0] == f"0.{INNER}.weight"
+    assert next(name for name, _ in changed.named_parameters()) == f"0.{INNER}.weight"
 
 
 def test_a_convolution_that_pads_otherwise_stays():
