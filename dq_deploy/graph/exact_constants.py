@@ -31,7 +31,15 @@ NEAR = ((0.0, 1e-7), (1.0, 2e-5))
 @contextlib.contextmanager
 def near_numbers_kept(model: ir.Model) -> Iterator[None]:
     """Inside, scalars that are nearly but not quite 0 or 1 have no value, so that no optimizer takes them for it."""
-    hidden = {value: tensor for value, tensor in _scalars(model.graph) if _is_nearly(tensor.numpy())}
+    graph = model.graph
+    for node in [node for node in graph if node.op_type == "Constant" and "value" in node.attributes]:
+        tensor, old = node.attributes["value"].as_tensor(), node.outputs[0]
+        if _is_nearly_whole(tensor) and not old.is_graph_output():
+            new = _initializer(f"{old.name}/number", tensor.numpy())
+            ir.convenience.replace_all_uses_with(old, new)
+            graph.remove(node, safe=True)
+            graph.register_initializer(new)
+    hidden = {value: value.const_value for value in graph.initializers.values() if _is_nearly_whole(value.const_value)}
     for value in hidden:
         value.const_value = None
     yield
@@ -39,23 +47,11 @@ def near_numbers_kept(model: ir.Model) -> Iterator[None]:
         value.const_value = tensor
 
 
-def _scalars(graph: ir.Graph) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
-    """The float32 initializers of one number, with their tensors; constants that are nodes become initializers."""
-    for node in [node for node in graph if node.op_type == "Constant" and "value" in node.attributes]:
-        tensor, old = node.attributes["value"].as_tensor(), node.outputs[0]
-        if tensor.dtype == ir.DataType.FLOAT and tensor.size == 1 and not old.is_graph_output():
-            new = _initializer(str(old.name), tensor.numpy())
-            graph.remove(node)
-            old.name = f"{old.name}/node"
-            ir.convenience.replace_all_uses_with(old, new)
-            graph.register_initializer(new)
-    for value in graph.initializers.values():
-        if (tensor := value.const_value) is not None and tensor.dtype == ir.DataType.FLOAT and tensor.size == 1:
-            yield value, tensor
-
-
-def _is_nearly(number: NDArray[np.float32]) -> bool:
-    return any(0 < abs(float(number.item()) - whole) < near for whole, near in NEAR)
+def _is_nearly_whole(tensor: ir.TensorProtocol | None) -> bool:
+    if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size != 1:
+        return False
+    number = float(tensor.numpy().item())
+    return any(0 < abs(number - whole) < near for whole, near in NEAR)
 
 
 class ConstantsInFloat64:
