@@ -240,6 +240,46 @@ def _replacing(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def check_new_folder(path: Path) -> None:
+    """Refuse early a folder that could not be written whole: only a new one or an empty one can.
+
+    Raises:
+        FileProblemError: a file, a folder that is not empty, or one that cannot be made.
+    """
+    if path.is_dir():
+        if any(path.iterdir()):
+            raise FileProblemError(f"output {path} is a folder with files in it, expected a new one; choose another")
+    elif path.exists() or path.is_symlink():
+        raise FileProblemError(f"output {path} is a file, expected a new folder; choose another name")
+    check_writable(_beside(path))
+
+
+def _beside(path: Path) -> Path:
+    """A name in the folder that holds a folder."""
+    whole = Path(os.path.abspath(path))
+    return whole.with_name(f".{_shortened(whole.name)}.{os.getpid()}-{secrets.token_hex(3)}.part")
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `path` when the block ends well, as `atomic_path` does with files.
+
+    Raises:
+        FileProblemError: `path` is there and not empty, or it cannot be written.
+    """
+    check_new_folder(path)
+    temporary = _beside(path)
+    try:
+        temporary.mkdir()
+        try:
+            yield temporary
+            os.replace(temporary, os.path.abspath(path))
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise _write_error(path, error) from error
+
+
 def _shortened(name: str) -> str:
     return os.fsdecode(os.fsencode(name)[:_NAME_BYTES])
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dq_deploy.cli.frame import check_outputs, in_flags_throughout, run, write_json
+from dq_deploy.cli.frame import check_outputs, in_flags_throughout, refuse, run, write_json
 from dq_deploy.cli.frame.hash_check import HashCheck
 
 
 def export(
     ckpt: Annotated[Path, typer.Option(help="Quantized model, .pt or .safetensors.")],
-    out: Annotated[Path, typer.Option(help="ONNX file to write; its manifest goes to FILE.json.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="ONNX file to write; its manifest goes to FILE.json. With --layout a new folder."),
+    ],
     target: Annotated[str, typer.Option(help="onnxruntime, openvino, tensorrt or tensorrt-rtx.")] = "onnxruntime",
     mode: Annotated[str, typer.Option(help="exact, or fast for onnxruntime.")] = "exact",
     float_type: Annotated[
@@ -28,6 +32,17 @@ def export(
         str | None,
         typer.Option(help="For tensorrt-rtx: gemm (default), products of int8 patches, or native, convolutions."),
     ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="optimum: write the whole pipeline of --model as a folder that Optimum loads, its other parts in "
+            "float, for onnxruntime or openvino."
+        ),
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="With --layout: folder of the pipeline.")] = None,
+    component: Annotated[
+        str | None, typer.Option(help="With --layout: the denoiser's name, where a pipeline has several.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the summary as JSON.")] = None,
     hash_check: HashCheck = True,
 ) -> None:
@@ -36,7 +51,13 @@ def export(
     from dq_deploy.errors import OptionError
     from dq_deploy.targets import check_target
 
-    check_target(target, mode, float_type=float_type, conv=conv)
+    check_target(target, mode, float_type=float_type, conv=conv, layout=layout)
+    if layout is not None:
+        refuse(model is None, f"--layout {layout} writes a whole pipeline, expected its folder as --model")
+        assert model is not None
+        _export_folder(ckpt, model, out, target, mode, component, json, hash_check)
+        return
+    refuse(model is not None or component is not None, "--model and --component go with --layout; add it, or leave them out")
     if out.suffix != ".onnx":
         raise OptionError(f"--out got {out}, expected a name that ends in .onnx")
     out = file_for_several(out, "the manifest")
@@ -53,6 +74,43 @@ def export(
     if json is not None:
         write_json(json, summary)
     show_export(summary, manifest)
+
+
+def _export_folder(
+    ckpt: Path,
+    model: Path,
+    out: Path,
+    target: str,
+    mode: str,
+    component: str | None,
+    json: Path | None,
+    hash_check: bool,
+) -> None:
+    """A pipeline as a folder of another tool."""
+    from dq_deploy.artifacts import check_new_folder
+    from dq_deploy.cli.text.export_summary import show_folder, summary_of_export
+    from dq_deploy.pipelines.layouts import write_optimum_folder
+    from dq_deploy.record import load_record
+
+    check_new_folder(out)
+    check_outputs(json, inputs=(ckpt, model))
+    started = time.perf_counter()
+    record = load_record(ckpt, hash_check=hash_check)
+    written = write_optimum_folder(
+        record,
+        model,
+        out,
+        target=target,
+        mode=mode,
+        component=component,
+        on_part=lambda part: print(f"writing {part}", file=sys.stderr, flush=True),
+    )
+    summary = summary_of_export(written.manifest, written.engine, seconds=time.perf_counter() - started)
+    summary |= {"folder": str(out), "float_parts": list(written.parts), "left_out": list(written.left_out)}
+    summary = in_flags_throughout(summary)
+    if json is not None:
+        write_json(json, summary)
+    show_folder(summary, written)
 
 
 def main() -> None:

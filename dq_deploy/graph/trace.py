@@ -32,7 +32,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_tracer() -> Iterator[None]:
     """Inside, warnings of the tracer and of the optimizer are not shown; weights without a value are one."""
     logs = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
     levels = [log.level for log in logs]
@@ -88,7 +88,7 @@ def trace(
         shapes = {name: (BATCH, *value.shape[1:]) for name, value in example.items()}
     subject = _Subject(module=module, example=example, call=call, shapes=shapes, outputs=outputs)
     try:
-        with _quiet(), torch.no_grad():
+        with quiet_tracer(), torch.no_grad():
             program, found = _exported(subject)
             converted = _converted(program, subject)
             if converted is not None:

@@ -44,12 +44,16 @@ class TensorEntry(Entries):
 
 @dataclass(frozen=True, kw_only=True)
 class ManifestOptions(Entries):
-    """What an export was asked for; of another target than TensorRT's there is neither float type nor conv."""
+    """What an export was asked for; of another target than TensorRT's there is neither float type nor conv.
+
+    The layout is that of the inputs and outputs, as `optimum`; None for our own.
+    """
 
     target: Text | None = None
     mode: Text | None = None
     float_type: Text | None = None
     conv: Text | None = None
+    layout: Text | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

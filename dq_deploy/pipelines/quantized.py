@@ -147,7 +147,8 @@ def pipeline_around(
     if folder is None:
         return pipeline_of_denoiser(denoiser, build_scheduler(config, asked.scheduler))
     place = find_denoiser(folder, component).folder
-    _check_same_kind(quantized, read_json(place / "config.json"), str(place))
+    manifest = quantized.manifest
+    check_same_kind(manifest.family, manifest.model_config, read_json(place / "config.json"), str(place))
     pipeline = open_pipeline(folder, component=component, denoiser=denoiser, scheduler=asked.scheduler, asked=asked)
     steps = scheduler_name(pipeline, denoiser)
     if asked.scheduler is None and config is not None and steps is not None:
@@ -170,7 +171,8 @@ def float_denoiser(quantized: Quantized, model: Path | None, component: str | No
     denoiser = float_model_of(provenance, source, component=component, sizes=quantized.call.sizes)
     expected = provenance.get("source_sha256")
     if expected is None:
-        _check_same_kind(quantized, denoiser.config, denoiser.source)
+        manifest = quantized.manifest
+        check_same_kind(manifest.family, manifest.model_config, denoiser.config, denoiser.source)
         advice = (
             "; give `record` to have them checked" if quantized.record is None else ": the record has no hash of them"
         )
@@ -186,12 +188,21 @@ def float_denoiser(quantized: Quantized, model: Path | None, component: str | No
     return denoiser, None
 
 
-def _check_same_kind(quantized: Quantized, mine: Mapping[str, Any], source: str) -> None:
-    """Refuse a float model of another class or configuration than was quantized, where both name a value."""
+def check_same_kind(family: str | None, theirs: Mapping[str, Any], mine: Mapping[str, Any], source: str) -> None:
+    """Refuse a float model of another class or configuration than was quantized, where both name a value.
+
+    Args:
+        family: of what was quantized; None where it is not known.
+        theirs: configuration of that.
+        mine: configuration of the float model.
+        source: of the float model, in words.
+
+    Raises:
+        OptionError: names the first difference.
+    """
     advice = "give the model that was quantized with `model`"
-    theirs = quantized.manifest.model_config
     given, wanted = (str(config.get("_class_name", "model of no named class")) for config in (mine, theirs))
-    if quantized.manifest.family not in (None, family_of(mine)) or ("_class_name" in theirs and given != wanted):
+    if family not in (None, family_of(mine)) or ("_class_name" in theirs and given != wanted):
         raise OptionError(f"the float model {source} is a {given}, expected the {wanted} quantized; {advice}")
     for key in sorted(mine.keys() & theirs.keys()):  # a value left out is the default, which a newer file may spell out
         if not key.startswith("_") and mine[key] != theirs[key]:  # the folder's name and diffusers' version may differ

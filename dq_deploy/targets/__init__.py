@@ -34,8 +34,13 @@ FLOAT_TYPES = {
 CONVS = {"onnxruntime": (), "openvino": (), "tensorrt": ("native",), "tensorrt-rtx": ("gemm", "native")}
 """How convolutions are written, where that is a choice; the first is taken by default."""
 
+LAYOUTS = {"onnxruntime": ("optimum",), "openvino": ("optimum",), "tensorrt": (), "tensorrt-rtx": ()}
+"""Tools whose names and shapes the graph's inputs and outputs may have in place of our own."""
 
-def check_target(target: str, mode: str, *, float_type: str | None = None, conv: str | None = None) -> None:
+
+def check_target(
+    target: str, mode: str, *, float_type: str | None = None, conv: str | None = None, layout: str | None = None
+) -> None:
     """Refuse a target, mode or option of it that does not exist.
 
     Raises:
@@ -51,6 +56,9 @@ def check_target(target: str, mode: str, *, float_type: str | None = None, conv:
     if conv is not None and conv not in CONVS[target]:
         takers = ", ".join(f"{name} ({', '.join(CONVS[name])})" for name in TARGETS if CONVS[name])
         raise OptionError(f"conv is {conv!r} for target {target}; it can be given for {takers}")
+    if layout is not None and layout not in LAYOUTS[target]:
+        takers = ", ".join(f"{name} ({', '.join(LAYOUTS[name])})" for name in TARGETS if LAYOUTS[name])
+        raise OptionError(f"layout is {layout!r} for target {target}; it can be given for {takers}")
 
 
 def export(
@@ -61,6 +69,7 @@ def export(
     mode: str = "exact",
     float_type: str | None = None,
     conv: str | None = None,
+    layout: str | None = None,
 ) -> EngineManifest:
     """Write the integer graph of a record for one engine, with its manifest.
 
@@ -72,6 +81,7 @@ def export(
         float_type: of the operations between the layers: float16 (default), bfloat16 or float32 for the TensorRT
             targets, float32 elsewhere.
         conv: for tensorrt-rtx, `gemm` (default: products of int8 patches) or `native`.
+        layout: `optimum`: inputs and outputs are named and shaped as Optimum's pipelines give and read them.
 
     Returns:
         The manifest.
@@ -81,12 +91,12 @@ def export(
         FileProblemError: the output cannot be written.
         ModelError: the denoiser cannot be traced.
     """
-    check_target(target, mode, float_type=float_type, conv=conv)
+    check_target(target, mode, float_type=float_type, conv=conv, layout=layout)
     path = file_for_several(Path(path), "the manifest")
     check_writable(path)
     from dq_deploy.graph.onnx_file import write_onnx
 
-    made = engine_graph(record, target=target, mode=mode, float_type=float_type, conv=conv)
+    made = engine_graph(record, target=target, mode=mode, float_type=float_type, conv=conv, layout=layout)
     write_onnx(made.model, path, made.manifest)
     return made.manifest
 
@@ -111,28 +121,30 @@ def engine_graph(
     mode: str = "exact",
     float_type: str | None = None,
     conv: str | None = None,
+    layout: str | None = None,
     traced: ir.Model | None = None,
 ) -> EngineGraph:
     """The graph and the manifest that `export` writes for the same arguments: both follow from them alone.
 
     Args:
-        record: as of `export`, and so the next four.
+        record: as of `export`, and so the next five.
         target: engine.
         mode: `exact` or `fast`.
         float_type: of the operations between the layers.
         conv: how convolutions are written.
+        layout: names and shapes of inputs and outputs.
         traced: the record's denoiser, traced, where it is there already; see `traced_graphs.traced_denoiser`.
 
     Raises:
         OptionError: unknown target or mode, or an option the target does not have.
         ModelError: the denoiser cannot be traced.
     """
-    check_target(target, mode, float_type=float_type, conv=conv)
+    check_target(target, mode, float_type=float_type, conv=conv, layout=layout)
     from dq_deploy.graph.varying import sizes_of
     from dq_deploy.targets import onnxruntime as onnxruntime_target
     from dq_deploy.targets.manifest import manifest_of
 
-    options = ManifestOptions(target=target, mode=mode)
+    options = ManifestOptions(target=target, mode=mode, layout=layout)
     if CONVS[target]:
         from dq_deploy.targets import tensorrt as tensorrt_target
 
@@ -153,6 +165,12 @@ def engine_graph(
         float_precision=result.float_precision,
         varying=sizes_of(result.model),
     )
+    if layout is not None:
+        from dq_deploy.targets.optimum_border import OptimumBorder
+
+        border = OptimumBorder()
+        border.apply(result.model)
+        manifest = replace(manifest, outputs=border.outputs(manifest))
     return EngineGraph(model=result.model, manifest=manifest)
 
 

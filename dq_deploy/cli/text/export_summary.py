@@ -10,6 +10,7 @@ from dq_deploy.cli.frame import console
 
 if TYPE_CHECKING:
     from dq_deploy.manifest.values import EngineManifest
+    from dq_deploy.pipelines.layouts import WrittenFolder
 
 _MOST_LINES = 12
 
@@ -73,6 +74,14 @@ def show_export(summary: dict[str, Any], manifest: EngineManifest) -> None:
         print(f"build the engine with: dq-build --onnx {summary['engine']} --out {_plan_name(summary['engine'])}")
     exact = " --exact" if summary["integer_layers"] else ""
     print(f"wrote {summary['engine']}; prove it with: dq-verify --ckpt ... --engine {summary['engine']}{exact}")
+
+
+def show_folder(summary: dict[str, Any], written: WrittenFolder) -> None:
+    """Print what was written for another tool: the denoiser as `show_export`, then the rest of the folder."""
+    show_export(summary, written.manifest)
+    print(*written.left_out, sep="\n", end="\n" if written.left_out else "")
+    print(f"wrote {written.path}: beside the denoiser, in float: {', '.join(written.parts)}")
+    print(f"load it with: {written.call}")
 
 
 def _varying(manifest: EngineManifest) -> list[str]:

@@ -60,6 +60,9 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "mode": "--mode",
         "float_type": "--float-type",
         "conv": "--conv",
+        "layout": "--layout",
+        "model": "--model",
+        "component": "--component",
         "hash_check": "--hash-check/--no-hash-check",
     },
     "dq-build": {

@@ -11,6 +11,8 @@ from dq_deploy.graph.writing.builder import Builder
 from dq_deploy.numerics.arrays import F32
 
 TIMESTEP = "timestep"
+SPREAD_TIMESTEP = "dq/border/timestep/one_each"
+"""Name of the tensor with one timestep a sample, where the input may have one for the whole batch."""
 BUCKET = "dq/steps/bucket"
 """Name of the tensor that holds the bucket: int64 [B], or [1] where a batch shares one step."""
 

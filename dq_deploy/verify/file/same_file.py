@@ -59,10 +59,16 @@ class TracedOnce:
         """
         options = manifest.options or ManifestOptions()
         target, mode, float_type, conv = manifest.target, manifest.mode, options.float_type, options.conv
-        key = (target, mode, str(float_type), str(conv))
+        key = (target, mode, str(float_type), str(conv), str(options.layout))
         if key not in self._made:
             self._made[key] = engine_graph(
-                self.record, target=target, mode=mode, float_type=float_type, conv=conv, traced=self()
+                self.record,
+                target=target,
+                mode=mode,
+                float_type=float_type,
+                conv=conv,
+                layout=options.layout,
+                traced=self(),
             )
         return self._made[key]
 

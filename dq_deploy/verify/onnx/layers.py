@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dq_deploy.errors import DqError
-from dq_deploy.graph.writing.steps import BUCKET, TIMESTEP
+from dq_deploy.graph.writing.steps import BUCKET, SPREAD_TIMESTEP, TIMESTEP
 from dq_deploy.manifest.values import ManifestLayer, ManifestPart
 from dq_deploy.numerics import step_bucket
 from dq_deploy.numerics.arrays import F32, Array
@@ -73,12 +73,13 @@ class GraphLayers(LayerComparison):
 
     def buckets_of(self, timesteps: F32) -> Array:
         """The step buckets that the piece of the graph finds."""
-        with self.shipped.open(self.shipped.piece({TIMESTEP: (1, ["B"])}, [BUCKET])) as runner:
-            got = runner.run({TIMESTEP: timesteps})[BUCKET].reshape(-1)
+        source = SPREAD_TIMESTEP if SPREAD_TIMESTEP in self.shipped.producer else TIMESTEP
+        with self.shipped.open(self.shipped.piece({source: (1, ["B"])}, [BUCKET])) as runner:
+            got = runner.run({source: timesteps})[BUCKET].reshape(-1)
             if len(got) == len(timesteps):
                 return got
             # one step a batch: the engine looks at the first sample
-            return np.concatenate([runner.run({TIMESTEP: t[None]})[BUCKET].reshape(-1) for t in timesteps])
+            return np.concatenate([runner.run({source: t[None]})[BUCKET].reshape(-1) for t in timesteps])
 
     def _readable(self, name: str) -> bool:
         tally = self.result.layers[name]
