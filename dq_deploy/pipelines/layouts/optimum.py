@@ -116,7 +116,7 @@ def write_optimum_folder(
         manifest=manifest,
         parts=tuple(parts),
         left_out=plan.left_out,
-        call=_CALLS[target].format(out=out),
+        call=_CALLS[target].replace("{out}", str(out)),
     )
 
 
