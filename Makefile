@@ -14,12 +14,19 @@ READY := $(VENV)/.ready
 KERNELS := kernels/dq_kernels/_cpu.so
 KERNEL_SOURCES := $(foreach d,*/ */*/,$(wildcard $(addprefix kernels/dq_kernels/$(d),*.cpp *.h *.inc))) kernels/dq_kernels/cpu/build.py
 
-.PHONY: help setup test test-all demo docs lint format wheel clean
+OPTIMUM_VENV ?= .venv-optimum
+OPTIMUM_INTEL_VENV ?= .venv-optimum-intel
+# what was tried; neither can be installed beside our diffusers, and torchvision has no build for the CPU
+OPTIMUM := optimum==2.1.0 optimum-onnx==0.1.0 diffusers==0.36.0 transformers==4.57.6 onnxruntime==1.31.1 accelerate
+OPTIMUM_INTEL := optimum==2.3.0 optimum-intel==2.2.0 diffusers==0.39.0 transformers==5.5.4 openvino==2026.4.1 accelerate
+
+.PHONY: help setup test test-all test-optimum demo docs lint format wheel clean
 
 help:
 	@echo "make demo    quantize, export, verify, time and sample the demo model into $(DEMO_OUT)/"
 	@echo "make test    the whole test suite"
 	@echo "make test-all  that, and every published configuration on both engines; writes docs/configurations.md"
+	@echo "make test-optimum  what Optimum draws from our folders, with its packages in two environments of their own"
 	@echo "make docs    build the documentation site into site/"
 	@echo "make lint    ruff check, ruff format --check, mypy"
 	@echo "make format  let ruff rewrite the tree"
@@ -43,6 +50,21 @@ test: $(READY) $(KERNELS)
 
 test-all: test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.configurations.grid --out docs/configurations.md
+
+test-optimum: $(READY) $(KERNELS) $(OPTIMUM_VENV)/.ready $(OPTIMUM_INTEL_VENV)/.ready
+	DQ_OPTIMUM_PYTHON=$(abspath $(OPTIMUM_VENV))/bin/python DQ_OPTIMUM_INTEL_PYTHON=$(abspath $(OPTIMUM_INTEL_VENV))/bin/python \
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rA tests/pipelines/layouts/test_optimum_packages.py
+
+$(OPTIMUM_VENV)/.ready:
+	$(PYTHON) -m venv $(OPTIMUM_VENV)
+	$(OPTIMUM_VENV)/bin/python -m pip install --disable-pip-version-check -q torch==2.13.0 $(OPTIMUM)
+	@touch $@
+
+$(OPTIMUM_INTEL_VENV)/.ready:
+	$(PYTHON) -m venv $(OPTIMUM_INTEL_VENV)
+	$(OPTIMUM_INTEL_VENV)/bin/python -m pip install --disable-pip-version-check -q torch==2.13.0 $(OPTIMUM_INTEL)
+	-$(OPTIMUM_INTEL_VENV)/bin/python -m pip uninstall -q -y torchvision
+	@touch $@
 
 demo: $(READY) $(KERNELS)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python examples/demo.py --out $(DEMO_OUT) $(DEMO_FLAGS)

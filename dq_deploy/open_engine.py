@@ -27,6 +27,9 @@ ENGINES = ("onnxruntime", "openvino", *RUNTIMES, "native")
 RECORD_SUFFIXES = (".pt", ".safetensors")
 """Files the native engine runs: records themselves."""
 
+_DENOISERS = ("unet", "transformer")
+"""Where the denoiser lies in a folder that was written for another tool."""
+
 
 def open_engine(
     path: str | Path,
@@ -109,7 +112,9 @@ def checked_engine(path: str | Path) -> Path:
         raise InputError(f"engine is a {type(path).__name__}, expected the path of an ONNX file, a plan or a record")
     path = Path(path)
     if path.is_dir():
-        raise FileProblemError(f"engine {path} is a folder, expected an ONNX file, a plan or a record")
+        inside = next((file for part in _DENOISERS if (file := path / part / "model.onnx").is_file()), None)
+        advice = "" if inside is None else f"; its denoiser is meant: give {inside}"
+        raise FileProblemError(f"engine {path} is a folder, expected an ONNX file, a plan or a record{advice}")
     return path
 
 

@@ -48,18 +48,17 @@ def export(
 ) -> None:
     """Write the integer graph of a quantized model for one engine."""
     from dq_deploy.artifacts import file_for_several
-    from dq_deploy.errors import OptionError
     from dq_deploy.targets import check_target
 
     check_target(target, mode, float_type=float_type, conv=conv, layout=layout)
     if layout is not None:
-        refuse(model is None, f"--layout {layout} writes a whole pipeline, expected its folder as --model")
-        assert model is not None
         _export_folder(ckpt, model, out, target, mode, component, json, hash_check)
         return
-    refuse(model is not None or component is not None, "--model and --component go with --layout; add it, or leave them out")
-    if out.suffix != ".onnx":
-        raise OptionError(f"--out got {out}, expected a name that ends in .onnx")
+    refuse(
+        model is not None or component is not None,
+        "--model and --component go with --layout; add it",
+    )
+    refuse(out.suffix != ".onnx", f"--out got {out}, expected a name that ends in .onnx")
     out = file_for_several(out, "the manifest")
     check_outputs(out, Path(f"{out}.json"), Path(f"{out}.data"), json, inputs=(ckpt,))
 
@@ -78,7 +77,7 @@ def export(
 
 def _export_folder(
     ckpt: Path,
-    model: Path,
+    model: Path | None,
     out: Path,
     target: str,
     mode: str,
@@ -89,9 +88,12 @@ def _export_folder(
     """A pipeline as a folder of another tool."""
     from dq_deploy.artifacts import check_new_folder
     from dq_deploy.cli.text.export_summary import show_folder, summary_of_export
+    from dq_deploy.errors import OptionError
     from dq_deploy.pipelines.layouts import write_optimum_folder
     from dq_deploy.record import load_record
 
+    if model is None:
+        raise OptionError("a layout is of a whole pipeline, expected its folder as --model")
     check_new_folder(out)
     check_outputs(json, inputs=(ckpt, model))
     started = time.perf_counter()

@@ -25,8 +25,10 @@ def info(
     """Show what a quantized model, an exported engine file or a plan holds."""
     check_outputs(json, inputs=(path,))
     from dq_deploy.manifest.plan import is_plan
-    from dq_deploy.open_engine import RECORD_SUFFIXES
+    from dq_deploy.open_engine import RECORD_SUFFIXES, checked_engine
 
+    if path.is_dir():
+        checked_engine(path)  # says which file in it is meant
     if native and path.suffix not in RECORD_SUFFIXES:
         raise OptionError(f"--native goes with a record ({' or '.join(RECORD_SUFFIXES)}), got {path}; leave it out")
     show: Callable[[dict[str, Any]], None]

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.errors import InputError
-from dq_deploy.record import OUTPUT
 
 if TYPE_CHECKING:
     import torch
@@ -59,8 +58,8 @@ class OutputClass:
         Raises:
             InputError: the names are not those of the class.
         """
-        if tuple(outputs) == (OUTPUT,):
-            values: dict[str, Any] = {self.fields[0]: outputs[OUTPUT]}
+        if len(outputs) == 1 and len(self.fields) == 1:  # whatever an engine's layout calls it
+            values: dict[str, Any] = {self.fields[0]: next(iter(outputs.values()))}
         else:
             values = {}
             for name, tensor in outputs.items():

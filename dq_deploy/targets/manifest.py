@@ -19,7 +19,7 @@ from dq_deploy.manifest.values import (
 )
 from dq_deploy.models import build_denoiser, call_of_record, default_call, input_specs, macs_of, output_specs
 from dq_deploy.models.call import argument_name
-from dq_deploy.record import Call, CallInput, content_sha256
+from dq_deploy.record import OUTPUT, Call, CallInput, content_sha256
 from dq_deploy.version import __version__
 
 if TYPE_CHECKING:
@@ -109,8 +109,15 @@ def call_of_manifest(manifest: EngineManifest) -> Call:
         inputs=tuple(inputs),
         constants=dict(manifest.constants or {}),
         sizes={name: size for name, size in manifest.sizes.items() if name in named},
-        outputs={entry.name: tuple(entry.shape) for entry in manifest.outputs},
+        outputs=_own_outputs(manifest.outputs),
     )
+
+
+def _own_outputs(entries: tuple[TensorEntry, ...]) -> dict[str, tuple[int | str, ...]]:
+    """Shapes by the call's own names: a single output is `output` there, whatever the engine's layout calls it."""
+    if len(entries) == 1:
+        return {OUTPUT: tuple(entries[0].shape)}
+    return {entry.name: tuple(entry.shape) for entry in entries}
 
 
 def manifest_macs(macs: Macs) -> ManifestMacs:

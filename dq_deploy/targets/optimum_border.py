@@ -30,9 +30,11 @@ class OptimumBorder:
         """Edit the model in place.
 
         Raises:
-            ModelError: neither a sample nor hidden states go in.
+            ModelError: neither a sample nor hidden states go in, or several outputs come out.
         """
         graph = model.graph
+        if len(graph.outputs) != 1:
+            raise ModelError(f"the denoiser has {len(graph.outputs)} outputs, expected one; it has no such layout")
         sample = next((value for value in graph.inputs if value.name in OUTPUTS), None)
         if sample is None:
             found = ", ".join(str(value.name) for value in graph.inputs)
@@ -62,4 +64,4 @@ class OptimumBorder:
     def outputs(manifest: EngineManifest) -> tuple[TensorEntry, ...]:
         """The outputs of a manifest under their new names."""
         name = next(OUTPUTS[entry.name] for entry in manifest.inputs if entry.name in OUTPUTS)
-        return (replace(manifest.outputs[0], name=name), *manifest.outputs[1:])
+        return (replace(manifest.outputs[0], name=name),)

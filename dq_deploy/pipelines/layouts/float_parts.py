@@ -167,9 +167,13 @@ def _name_shapes(model: ir.Model, part: FloatPart) -> None:
     for value in [*model.graph.inputs, *model.graph.outputs]:
         wanted = shapes[str(value.name)]
         found = value.shape if value.shape is not None else wanted
-        fixed = [size for size, got in zip(wanted, found, strict=True) if isinstance(size, str) and isinstance(got, int)]
+        fixed = [
+            size for size, got in zip(wanted, found, strict=True) if isinstance(size, str) and isinstance(got, int)
+        ]
         if fixed:
-            raise ModelError(f"the {part.name} has the {fixed[0]} of {value.name} fixed by the tracer, expected it free")
+            raise ModelError(
+                f"the {part.name} has the {fixed[0]} of {value.name} fixed by the tracer, expected it free"
+            )
         value.shape = ir.Shape(wanted)
 
 

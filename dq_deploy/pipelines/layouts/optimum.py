@@ -129,8 +129,8 @@ def _pipeline_of(model: Path, component: str | None) -> tuple[PipelineFolder, st
     folder = None if place.pipeline is None else read_pipeline_folder(place.pipeline)
     if folder is None or place.component is None:
         raise OptionError(
-            f"{snapshot_of(model)} is the folder of a denoiser alone, expected a pipeline's with {INDEX}: Optimum loads "
-            "whole pipelines"
+            f"{snapshot_of(model)} is the folder of a denoiser alone, expected a pipeline's with {INDEX}: Optimum "
+            "loads whole pipelines"
         )
     return folder, place.component
 

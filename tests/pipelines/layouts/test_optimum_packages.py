@@ -1,4 +1,4 @@
-"""An unmodified Optimum opens the folder and draws what dq-sample draws, bit for bit where it is given the same numbers.
+"""An unmodified Optimum opens the folder and draws what dq-sample draws, bit for bit from the same numbers.
 
 Optimum's versions cannot be installed beside ours. `make test-optimum` makes an environment for each tool and says
 where its Python is; without, these tests are skipped.

@@ -70,18 +70,15 @@ def _sd() -> tuple[Any, ...]:
 
 def _sdxl() -> tuple[Any, ...]:
     import diffusers
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     denoiser = tiny_conditional_denoiser(
         sdxl=True, **{**ONE_LEVEL, "attention_head_dim": [2], "transformer_layers_per_block": [1]}
     )
-    first = tiny_text_encoder(4)
-    second = CLIPTextConfig(**{**first.config.to_dict(), "hidden_size": 8, "projection_dim": 8, "num_hidden_layers": 2})
     config = {k: v for k, v in LATENT_SCHEDULER.items() if k != "_class_name"}
     pipeline = diffusers.StableDiffusionXLPipeline(
         vae=tiny_vae(),
-        text_encoder=first,
-        text_encoder_2=CLIPTextModelWithProjection(second).eval(),
+        text_encoder=tiny_text_encoder(4),
+        text_encoder_2=_projecting_encoder(8, 8),
         tokenizer=tiny_tokenizer(),
         tokenizer_2=tiny_tokenizer(),
         unet=denoiser.module,
@@ -110,15 +107,30 @@ def _transformer(made: tuple[Any, dict[str, Any]]) -> tuple[Any, Denoiser]:
     )
 
 
+def _projecting_encoder(width: int, projected: int, layers: int = 2) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    sizes = {"hidden_size": width, "projection_dim": projected, "num_hidden_layers": layers}
+    return CLIPTextModelWithProjection(CLIPTextConfig(**{**tiny_text_encoder(4).config.to_dict(), **sizes})).eval()
+
+
 def _sd3() -> tuple[Any, ...]:
     pipeline, denoiser = _transformer(sd3())
+    encoders = {"text_encoder": _projecting_encoder(4, 4), "text_encoder_2": _projecting_encoder(6, 4)}
+    pipeline.register_modules(**encoders, tokenizer=tiny_tokenizer(), tokenizer_2=tiny_tokenizer())
     text = {f"{negative}prompt_embeds": (2, 5, 12) for negative in ("", "negative_")}
     pooled = {f"{negative}pooled_prompt_embeds": (2, 8) for negative in ("", "negative_")}
-    return pipeline, denoiser, {**text, **pooled, "latents": (2, 4, 8, 8)}, {"guidance_scale": 3.0}, None
+    return pipeline, denoiser, {**text, **pooled, "latents": (2, 4, 8, 8)}, {"guidance_scale": 3.0}, "a red cat"
 
 
 def _flux() -> tuple[Any, ...]:
+    """With a T5 encoder, and no tokenizer that belongs to it: it draws from embeddings alone."""
+    from transformers import T5Config, T5EncoderModel
+
     pipeline, denoiser = _transformer(flux())
+    second = T5EncoderModel(T5Config(d_model=12, d_kv=6, d_ff=16, num_layers=1, num_heads=2, vocab_size=80)).eval()
+    encoders = {"text_encoder": tiny_text_encoder(8), "text_encoder_2": second}
+    pipeline.register_modules(**encoders, tokenizer=tiny_tokenizer(), tokenizer_2=tiny_tokenizer())
     shapes = {"prompt_embeds": (2, 5, 12), "pooled_prompt_embeds": (2, 8), "latents": (2, 16, 16)}
     return pipeline, denoiser, shapes, {"guidance_scale": 3.0}, None
 
