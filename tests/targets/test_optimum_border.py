@@ -13,13 +13,12 @@ from dq_deploy.targets import check_target, engine_graph
 from dq_deploy.targets.manifest import call_of_manifest
 from dq_deploy.verify import verify
 from dq_deploy.verify.file.same_file import TracedOnce
-from tests.pipelines.layouts.tiny_folders import ONE_LEVEL
-from tests.tiny import random_record, tiny_conditional_denoiser
+from tests.tiny import ONE_LEVEL, random_record, tiny_denoiser
 
 
 @pytest.fixture(scope="module")
 def record():
-    return random_record(tiny_conditional_denoiser(**ONE_LEVEL), weight_bits=8, steps=2)
+    return random_record(tiny_denoiser(**ONE_LEVEL), weight_bits=8, steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,7 @@ def test_one_timestep_stands_for_the_whole_batch(name, written, feeds):
     one = {**feeds, "timestep": feeds["timestep"][:1]}
     if name == "ort":
         session = onnxruntime.InferenceSession(str(written[name]))
-        assert [value.name for value in session.get_inputs()] == ["sample", "timestep", "encoder_hidden_states"]
+        assert [value.name for value in session.get_inputs()] == ["sample", "timestep"]
         (found,) = session.run(["out_sample"], one)
     else:
         compiled = openvino.compile_model(str(written[name]), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

@@ -26,6 +26,9 @@ ONE_LEVEL: dict[str, Any] = {
 """Changes of a tiny text-conditioned UNet for half of its layers."""
 
 
+SHORT_TEXTS = {"guidance_scale": 3.0, "max_sequence_length": 16}
+
+
 @dataclass(frozen=True, kw_only=True)
 class TinyFolder:
     """A pipeline on disk.
@@ -114,25 +117,32 @@ def _projecting_encoder(width: int, projected: int, layers: int = 2) -> Any:
     return CLIPTextModelWithProjection(CLIPTextConfig(**{**tiny_text_encoder(4).config.to_dict(), **sizes})).eval()
 
 
+def _t5() -> Any:
+    """A T5 encoder, which here is given the letters of CLIP's tokenizer."""
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(T5Config(d_model=12, d_kv=6, d_ff=16, num_layers=1, num_heads=2, vocab_size=80)).eval()
+
+
 def _sd3() -> tuple[Any, ...]:
     pipeline, denoiser = _transformer(sd3())
-    encoders = {"text_encoder": _projecting_encoder(4, 4), "text_encoder_2": _projecting_encoder(6, 4)}
-    pipeline.register_modules(**encoders, tokenizer=tiny_tokenizer(), tokenizer_2=tiny_tokenizer())
+    pipeline.register_modules(
+        text_encoder=_projecting_encoder(4, 4),
+        text_encoder_2=_projecting_encoder(6, 4),
+        text_encoder_3=_t5(),
+        **{name: tiny_tokenizer() for name in ("tokenizer", "tokenizer_2", "tokenizer_3")},
+    )
     text = {f"{negative}prompt_embeds": (2, 5, 12) for negative in ("", "negative_")}
     pooled = {f"{negative}pooled_prompt_embeds": (2, 8) for negative in ("", "negative_")}
-    return pipeline, denoiser, {**text, **pooled, "latents": (2, 4, 8, 8)}, {"guidance_scale": 3.0}, "a red cat"
+    return pipeline, denoiser, {**text, **pooled, "latents": (2, 4, 8, 8)}, SHORT_TEXTS, "a red cat"
 
 
 def _flux() -> tuple[Any, ...]:
-    """With a T5 encoder, and no tokenizer that belongs to it: it draws from embeddings alone."""
-    from transformers import T5Config, T5EncoderModel
-
     pipeline, denoiser = _transformer(flux())
-    second = T5EncoderModel(T5Config(d_model=12, d_kv=6, d_ff=16, num_layers=1, num_heads=2, vocab_size=80)).eval()
-    encoders = {"text_encoder": tiny_text_encoder(8), "text_encoder_2": second}
+    encoders = {"text_encoder": tiny_text_encoder(8), "text_encoder_2": _t5()}
     pipeline.register_modules(**encoders, tokenizer=tiny_tokenizer(), tokenizer_2=tiny_tokenizer())
     shapes = {"prompt_embeds": (2, 5, 12), "pooled_prompt_embeds": (2, 8), "latents": (2, 16, 16)}
-    return pipeline, denoiser, shapes, {"guidance_scale": 3.0}, None
+    return pipeline, denoiser, shapes, SHORT_TEXTS, "a red cat"
 
 
 _MAKERS = {"sd": _sd, "sdxl": _sdxl, "sd3": _sd3, "flux": _flux}
