@@ -11,7 +11,9 @@ import time
 import pytest
 
 from dq_deploy.artifacts import (
+    atomic_folder,
     atomic_path,
+    check_new_folder,
     check_writable,
     sha256_of_bytes,
     sha256_of_file,
@@ -154,3 +156,32 @@ def test_a_folder_without_permission_is_refused_early():
 
     with pytest.raises(FileProblemError, match="cannot write into /proc/self"):
         check_writable(Path(target))
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "a.txt").write_text("a")
+        assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert (tmp_path / "out" / "a.txt").read_text() == "a"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    def interrupted():
+        with atomic_folder(tmp_path / "other") as folder:
+            (folder / "a.txt").write_text("a")
+            raise KeyboardInterrupt
+
+    pytest.raises(KeyboardInterrupt, interrupted)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_new_folder_may_be_empty_and_nothing_else_may_be_there(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with atomic_folder(tmp_path / "empty") as folder:
+        (folder / "a.txt").write_text("a")
+    assert (tmp_path / "empty" / "a.txt").is_file()
+    with pytest.raises(FileProblemError, match="is a folder with files in it, expected a new one"):
+        check_new_folder(tmp_path / "empty")
+    with pytest.raises(FileProblemError, match="is a file, expected a new folder"):
+        check_new_folder(tmp_path / "empty" / "a.txt")
+    with pytest.raises(FileProblemError, match="does not exist"):
+        check_new_folder(tmp_path / "missing" / "out")
