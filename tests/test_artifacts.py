@@ -170,7 +170,8 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
             (folder / "a.txt").write_text("a")
             raise KeyboardInterrupt
 
-    pytest.raises(KeyboardInterrupt, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

@@ -118,11 +118,10 @@ def test_the_command_says_what_it_wrote_and_how_it_is_opened(done, out, tiny):
     assert values["options"] == {"target": "onnxruntime", "mode": "exact", "layout": "optimum"}
 
 
-@pytest.mark.parametrize("name", ["info", "verify"])
-def test_a_command_that_is_given_the_folder_says_which_file_is_meant(name, out):
-    done = command(name, *(["--engine"] if name == "verify" else []), out)
-    assert done.code == 2
-    assert f"its denoiser is meant: give {out}/unet/model.onnx" in done.err
+def test_a_command_that_is_given_the_folder_says_which_file_is_meant(out, tiny):
+    for done in (command("info", out), command("verify", "--engine", out, "--ckpt", tiny.record)):
+        assert done.code == 2
+        assert f"its denoiser is meant: give {out}/unet/model.onnx" in done.err
 
 
 def test_a_folder_with_files_in_it_is_refused_and_stays_as_it_is(tiny, tmp_path):
