@@ -25,7 +25,7 @@ from tests.pipelines.layouts.tiny_folders import tiny_folder
 PYTHONS = {"onnxruntime": "DQ_OPTIMUM_PYTHON", "openvino": "DQ_OPTIMUM_INTEL_PYTHON"}
 SCRIPT = Path(__file__).with_name("optimum_side.py")
 CASES = [("sd", "onnxruntime"), ("sdxl", "onnxruntime"), ("sd3", "onnxruntime"), ("flux", "onnxruntime")]
-CASES += [("sd", "openvino"), ("sdxl", "openvino"), ("sd3", "openvino")]
+CASES += [("sd", "openvino"), ("sdxl", "openvino"), ("sd3", "openvino"), ("flux", "openvino")]
 TEXT_TOLERANCE = 1e-4
 """Of the latents drawn from a text, of their largest value: float32 text encoders of two libraries."""
 
