@@ -144,3 +144,20 @@ def check_inputs(names: Sequence[str], component: str) -> None:
             f"the record takes {', '.join(others)}, which Optimum does not give a {component}; expected no more than "
             f"{', '.join(GIVEN[component])}: quantize the model as it is called without"
         )
+
+
+def check_text_encoder(config: Mapping[str, object], source: str) -> None:
+    """Refuse a text encoder that is given the mask of its text: its graph takes the text alone.
+
+    Args:
+        config: of the text encoder.
+        source: its folder, in words.
+
+    Raises:
+        OptionError: the configuration asks for the mask.
+    """
+    if config.get("use_attention_mask"):
+        raise OptionError(
+            f"{source} has use_attention_mask true, expected a text encoder that reads the text alone; Optimum would "
+            "leave the mask out without a word"
+        )

@@ -8,7 +8,7 @@ import pytest
 
 from dq_deploy.errors import ModelError, OptionError
 from dq_deploy.models.pipeline.folder import PipelineFolder
-from dq_deploy.pipelines.layouts.optimum_reads import check_inputs, plan_folder
+from dq_deploy.pipelines.layouts.optimum_reads import check_inputs, check_text_encoder, plan_folder
 
 PARTS = {
     "unet": ("diffusers", "UNet2DConditionModel"),
@@ -94,3 +94,10 @@ def test_an_input_that_optimum_does_not_give_is_refused_by_name():
         check_inputs(["sample", "timestep", "mid_block_additional_residual"], "unet")
     with pytest.raises(OptionError, match=r"takes sample, which Optimum does not give a transformer"):
         check_inputs(["sample"], "transformer")
+
+
+def test_a_text_encoder_that_wants_the_mask_is_refused():
+    check_text_encoder({"use_attention_mask": False}, "text_encoder")
+    check_text_encoder({}, "text_encoder")
+    with pytest.raises(OptionError, match="text_encoder has use_attention_mask true"):
+        check_text_encoder({"use_attention_mask": True}, "text_encoder")
