@@ -204,6 +204,14 @@ def _picture_ratio(drawing: _Drawing) -> Array:
     return np.full(drawing.shape, height / width, np.float32)
 
 
+def _cosines(drawing: _Drawing) -> Array:
+    return np.cos(_angles(drawing)).astype(np.float32)
+
+
+def _sines(drawing: _Drawing) -> Array:
+    return np.sin(_angles(drawing)).astype(np.float32)
+
+
 NAMED: Mapping[str, tuple[Callable[[_Drawing], Array], str]] = {
     "time_ids": (_picture_ids, "sizes in pixels, of which a model takes sines"),
     "resolution": (_picture_size, "likewise"),
@@ -213,9 +221,9 @@ NAMED: Mapping[str, tuple[Callable[[_Drawing], Array], str]] = {
     "image_meta_size": (_sizes_and_corner, "sizes in pixels and a corner, of which a model takes sines"),
     "added_time_ids": (_video_numbers, "numbers of a video, likewise"),
     **{
-        f"{name}.{part}": (lambda drawing, take=take: take(_angles(drawing)).astype(np.float32), "of places of tokens")
+        f"{name}.{part}": (turned, "of places of tokens")
         for name in ("image_rotary_emb", "rotary_embedding")
-        for part, take in enumerate((np.cos, np.sin))
+        for part, turned in enumerate((_cosines, _sines))
     },
     "guidance": (lambda drawing: np.full(drawing.shape, GUIDANCE, np.float32), "a scale that guided models know"),
 }

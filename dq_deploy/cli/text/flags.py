@@ -45,7 +45,7 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "height": "--height",
         "width": "--width",
         "call": "--call",
-        "prompt": "--prompts",
+        "prompt": "a line of --prompts",
         **{key: f"{key} in --call" for key in ("image", "mask", "control_image", "strength")},
         "samples": "--samples",
         "memory_gib": "--memory-gib",
@@ -131,7 +131,7 @@ def flag_of(name: str, command: str) -> str | None:
     own = FLAGS.get(command, {}).get(name)
     if own is not None:
         return own
-    found = {flags[name] for flags in FLAGS.values() if name in flags}
+    found = {flags[name] for flags in FLAGS.values() if name in flags and flags[name].startswith(("--", "dq-"))}
     return found.pop() if len(found) == 1 else None
 
 

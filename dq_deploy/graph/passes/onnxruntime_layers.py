@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -274,7 +275,10 @@ class _GroupedWriter(_ProductWriter):
             b.constant(np.uint8(held.offset or 0), "code_offset"),
             b.constant(np.int8(0) if safe else np.uint8(128), "weight_offset"),
         )
-        attributes = {**convolution_attributes(window), "group": self.layer.groups}
+        attributes: dict[str, int | float | str | Sequence[int]] = {
+            **convolution_attributes(window),
+            "group": self.layer.groups,
+        }
         total = b.op("ConvInteger", [rows, weight, *zeros], "product", attributes=attributes, dtype=INT32)
         return total, f"{b.prefix}/product", ("u8 x s8" if safe else "u8 x u8") + " in groups"
 

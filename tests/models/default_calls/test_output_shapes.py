@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetOutput
 
 from dq_deploy.errors import ModelError
+from dq_deploy.models import build_denoiser, family_of
 from dq_deploy.models.default_calls import call_for
 from dq_deploy.models.default_calls.output_shapes import with_outputs
 from tests.configurations.published import ACCEPTED
@@ -20,8 +20,7 @@ SMALL = {full.class_name: scaled(full) for full in reversed(ACCEPTED)}
 
 
 def module_of(config: Any) -> torch.nn.Module:
-    with torch.device("meta"):
-        return getattr(diffusers, config["_class_name"])(**{k: v for k, v in config.items() if k[0] != "_"})
+    return build_denoiser(family_of(config), config, device="meta")
 
 
 @pytest.mark.parametrize("name", ["AuraFlowTransformer2DModel", "SanaTransformer2DModel"])
