@@ -102,8 +102,8 @@ def write_optimum_folder(
     check_same_kind(record.family, record.model_config, config, str(source.path / name))
     plan = plan_folder(source, name, target)
     check_inputs([spec.name for spec in input_specs(call_of_record(record))], name)
-    for part in plan.text_encoders:
-        check_text_encoder(read_json(source.path / part / _CONFIG), str(source.path / part))
+    for encoder in plan.text_encoders:
+        check_text_encoder(read_json(source.path / encoder / _CONFIG), str(source.path / encoder))
     tell = on_part if on_part is not None else _nothing
     with atomic_folder(out) as folder:
         tell(name)
