@@ -7,7 +7,7 @@ Each prompt of examples/emoji-text-to-image/prompts.txt is drawn once, line i be
 classifier that was trained on real emojis says which class it sees. The float model draws with guidance and without;
 each quantized model draws with guidance, natively, from the same noise. It is made by `dq-quantize`, calibrated with
 calibration.txt, which shares no prompt with prompts.txt. One JSON line a variant goes to
-benchmarks/results/text_to_image.jsonl.
+benchmarks/results/text_to_image.jsonl. The float model's pictures stay in DIR, and a second run takes them from there.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,7 @@ import typer
 from numpy.typing import NDArray
 
 from benchmarks.machine.commit import commit
+from dq_deploy.artifacts import atomic_path
 from dq_deploy.bench.environment import describe_environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,6 +81,17 @@ def draw(folder: Path, prompts: tuple[str, ...], *, guidance: float, steps: int,
     return Pictures(images=images, right=seen == np.arange(len(images)) % CLASSES)
 
 
+def drawn_once(path: Path, make: Callable[[], Pictures]) -> Pictures:
+    """The pictures in a file that an earlier run has left, or new ones, which are left there."""
+    if path.is_file():
+        with np.load(path) as file:
+            return Pictures(images=file["images"], right=file["right"])
+    pictures = make()
+    with atomic_path(path) as temporary, Path(temporary).open("wb") as file:
+        np.savez(file, images=pictures.images, right=pictures.right)
+    return pictures
+
+
 def quantize(folder: Path, options: tuple[str, ...], *, guidance: float, steps: int, out: Path) -> float:
     """Run `dq-quantize` and return its seconds."""
     calibration = ("--prompts", str(folder / "calibration.txt"), "--guidance", str(guidance), "--steps", str(steps))
@@ -91,11 +104,11 @@ def quantize(folder: Path, options: tuple[str, ...], *, guidance: float, steps: 
 
 
 def main(
-    work: Annotated[Path, typer.Option(help="Folder for the records.")],
+    work: Annotated[Path, typer.Option(help="Folder for the records and the float pictures.")],
     model: Annotated[Path, typer.Option(help="Pipeline folder.")] = MODEL,
     variants: Annotated[str, typer.Option(help="Comma list.")] = ",".join(VARIANTS),
     count: Annotated[int, typer.Option(help="Prompts.")] = 500,
-    steps: Annotated[int, typer.Option(help="Sampling and calibration steps.")] = 20,
+    steps: Annotated[int, typer.Option(help="Sampling and calibration steps.")] = 5,
     guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 3.0,
     out: Annotated[Path, typer.Option(help="JSON lines file to append to.")] = RESULTS,
 ) -> None:
@@ -105,15 +118,17 @@ def main(
 
     prompts = chosen_prompts(model, count)
     work.mkdir(parents=True, exist_ok=True)
-    reference = draw(model, prompts, guidance=guidance, steps=steps, record=None)
-    unguided = draw(model, prompts, guidance=1.0, steps=steps, record=None)
+    drawing = partial(draw, model, prompts, steps=steps)
+    terms = f"{steps}-steps-{count}.npz"
+    reference = drawn_once(work / f"float-{guidance}-{terms}", partial(drawing, guidance=guidance, record=None))
+    unguided = drawn_once(work / f"float-1-{terms}", partial(drawing, guidance=1.0, record=None))
     by_class = [round(float(reference.right[label::CLASSES].mean()), 3) for label in range(min(CLASSES, count))]
     print(f"float: right {interval_of_mean(reference.right)}, without guidance {interval_of_mean(unguided.right)}")
     print(f"by class: {by_class}", flush=True)
     for name in variants.split(","):
         record = work / f"{name}.pt"
         seconds = quantize(model, VARIANTS[name], guidance=guidance, steps=steps, out=record)
-        drawn = draw(model, prompts, guidance=guidance, steps=steps, record=record)
+        drawn = drawing(guidance=guidance, record=record)
         psnr = interval_of_mean(psnr_db(drawn.images, reference.images, data_range=2.0))
         difference = interval_of_paired_difference(drawn.right, reference.right)
         line = {

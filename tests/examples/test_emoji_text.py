@@ -109,3 +109,43 @@ def test_the_shipped_prompts_are_distinct_and_calibration_shares_none(repository
     assert len(set(prompts)) == len(prompts) == 500
     assert len(calibration) == 64
     assert not set(prompts) & set(calibration)
+
+
+def test_the_shipped_model_draws_a_prompt_in_integers_close_to_float(repository, tmp_path):
+
+    from tests.cli.running import command
+
+    model, ckpt, numbers = repository / "examples" / "emoji-text-to-image", tmp_path / "m.pt", tmp_path / "numbers.json"
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("pizza\nred heart\n")
+    drawn = ("--model", model, "--guidance", "3", "--steps", "2")
+    made = command(
+        "quantize",
+        *drawn,
+        "--prompts",
+        prompts,
+        "--method",
+        "minmax",
+        "--weights",
+        "8",
+        "--activations",
+        "8",
+        "--out",
+        ckpt,
+    )
+    assert made.code == 0, made.err
+    done = command(
+        "sample",
+        *drawn,
+        "--ckpt",
+        ckpt,
+        "--prompt",
+        "pizza",
+        "--compare",
+        "--out",
+        tmp_path / "a.png",
+        "--json",
+        numbers,
+    )
+    assert done.code == 0, done.err
+    assert json.loads(numbers.read_text())["mean_psnr_db"] > 25
