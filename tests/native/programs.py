@@ -91,9 +91,9 @@ class Case:
 
         def trace(batch: int) -> TracedGraph:
             shapes = [(self._shape(name, batch), dtype) for name, (_, dtype) in self.inputs.items()]
-            return trace_module(self.module, self._step, shapes, geometry)
+            return trace_module(self.module, lambda *values: (self._step(*values),), shapes, geometry)
 
-        self.joined = programs.loads(programs.dumps(joined_program(trace, geometry, list(self.inputs), "output")))
+        self.joined = programs.loads(programs.dumps(joined_program(trace, geometry, list(self.inputs), ["output"])))
 
     def _shape(self, name: str, batch: int) -> tuple[int, ...]:
         return tuple(batch if d == "B" else int(d) for d in self.inputs[name][0])
