@@ -14,6 +14,7 @@ from dq_deploy.engines.base import Runner
 from dq_deploy.models import Denoiser, call_arguments, example_inputs, input_specs
 from dq_deploy.models.pipeline.denoiser_pipeline import DenoiserPipeline
 from dq_deploy.pipelines.integer_denoiser import IntegerDenoiser
+from dq_deploy.record import BATCH
 
 STEPS = 3
 """From 1 on at the least: a Fourier embedding takes the logarithm of the timestep."""
@@ -99,7 +100,7 @@ def sampled(denoiser: Denoiser, runner: Runner) -> torch.Tensor:
     if type(denoiser.module).__name__ == "FluxTransformer2DModel":
         packed = FLUX_CHANNELS if sample.shape[2] > FLUX_CHANNELS else sample.shape[2]
         return _flux(module if packed == sample.shape[2] else _narrowed(module, sample, packed, 2, {}), scheduler, rest)
-    if sample.ndim != 4:
+    if sample.ndim != 4 or any(item.shape[0] != BATCH for item in denoiser.call.inputs):
         return _by_hand(denoiser, module, scheduler, sample, rest)
     if type(denoiser.module).__name__ == "ControlNetModel":
         module, sample_channels = UnderControl(module, denoiser, rest.pop("controlnet_cond")), sample.shape[1]
@@ -127,12 +128,12 @@ def sampled(denoiser: Denoiser, runner: Runner) -> torch.Tensor:
 def _by_hand(
     denoiser: Denoiser, module: torch.nn.Module, scheduler: Any, sample: torch.Tensor, rest: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
-    """Where the sample is no image: a loop over the timesteps; what is not denoised of it stays as it is."""
+    """Where the sample is no image, or samples share an input: a loop; what is not denoised of it stays as it is."""
     call = denoiser.call
     name = input_specs(call)[0].name
     output = call.outputs["output"]
     axis = next((i for i, size in enumerate(output) if size != call.inputs[0].shape[i]), None)
-    kept = sample.shape[1] if axis is None else int(output[axis])
+    kept = sample.shape[1] if axis is None else min(int(output[axis]), sample.shape[axis])
     axis = 1 if axis is None else axis
     latents, extra = sample.split([kept, sample.shape[axis] - kept], axis)
     limits = next(item.limits for item in call.inputs if item.name == "timestep")
@@ -142,6 +143,7 @@ def _by_hand(
         inputs = {name: torch.cat([latents, extra], axis), "timestep": time.expand(len(sample)), **rest}
         arguments = call_arguments(inputs, call.constants)
         noise = module(**arguments, return_dict=False)[0]
+        noise = noise.narrow(axis, 0, kept)  # behind it may stand a variance
         latents = scheduler.step(noise, timestep, latents).prev_sample
     return latents
 
