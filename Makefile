@@ -16,7 +16,8 @@ KERNEL_SOURCES := $(foreach d,*/ */*/,$(wildcard $(addprefix kernels/dq_kernels/
 
 OPTIMUM_VENV ?= .venv-optimum
 OPTIMUM_INTEL_VENV ?= .venv-optimum-intel
-# what was tried; neither can be installed beside our diffusers, and torchvision has no build for the CPU
+# What was tried. Neither can be installed beside our diffusers. optimum-intel asks for torchvision and does without; its usual
+# build does not load beside a torch for the CPU, and then nothing of transformers does.
 OPTIMUM := optimum==2.1.0 optimum-onnx==0.1.0 diffusers==0.36.0 transformers==4.57.6 onnxruntime==1.31.1 accelerate
 OPTIMUM_INTEL := optimum==2.3.0 optimum-intel==2.2.0 diffusers==0.39.0 transformers==5.5.4 openvino==2026.4.1 accelerate
 
