@@ -201,7 +201,8 @@ def _named_sizes(spec: TensorSpec, manifest: EngineManifest | None) -> TensorSpe
     said = next((tensor.shape for tensor in tensors if tensor.name == spec.name), ())
     if len(said) != len(spec.shape):
         return spec
-    sizes = tuple(str(name) if size == "?" else size for size, name in zip(spec.shape, said, strict=True))
+    # the first axis is not always the batch: samples may share a tensor, as FLUX's positions
+    sizes = tuple(str(name) if isinstance(size, str) else size for size, name in zip(spec.shape, said, strict=True))
     return replace(spec, shape=sizes)
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx
 import pytest
 
+from dq_deploy.engines.openvino import OpenVinoRunner
 from dq_deploy.errors import FileProblemError, InputError
 from dq_deploy.models import example_inputs
 from dq_deploy.open_engine import open_engine
 from dq_deploy.targets import export
+from tests.manifests import engine_manifest
 from tests.tiny import random_record, tiny_denoiser
 
 pytest.importorskip("openvino", reason="openvino is not installed: pip install 'dq-deploy[openvino]'")
@@ -85,3 +88,23 @@ def test_the_runtime_graph_names_the_onnx_nodes_and_their_operands(engine, tmp_p
         for name in layer.parts[0].products:
             assert by_name[name]["operands"][:2] == ["uint8", "int8"], layer.name
             assert by_name[name]["kernel"].lower().endswith("i8"), layer.name
+
+
+def test_a_tensor_that_samples_share_has_its_own_first_size(tmp_path):
+    shapes = {"hidden_states": ["B", "image_tokens", 3], "img_ids": ["image_tokens", 3]}
+    kind = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Add", list(shapes), ["output"])],
+        "positions",
+        [onnx.helper.make_tensor_value_info(name, kind, shape) for name, shape in shapes.items()],
+        [onnx.helper.make_tensor_value_info("output", kind, shapes["hidden_states"])],
+    )
+    model = onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 21)])
+    onnx.save(model, tmp_path / "positions.onnx")
+    entries = [{"name": name, "dtype": "float32", "shape": shape} for name, shape in shapes.items()]
+    with OpenVinoRunner(tmp_path / "positions.onnx", engine_manifest(target="openvino", inputs=entries)) as runner:
+        assert [spec.shape for spec in runner.inputs] == [("B", "image_tokens", 3), ("image_tokens", 3)]
+        given = {"hidden_states": np.ones((2, 5, 3), np.float32), "img_ids": np.ones((5, 3), np.float32)}
+        assert np.array_equal(runner.run(given)["output"], np.full((2, 5, 3), 2, np.float32))
+        with pytest.raises(InputError, match="the size image_tokens 4, expected 5"):
+            runner.run({**given, "img_ids": given["img_ids"][:4]})

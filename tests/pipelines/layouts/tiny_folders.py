@@ -65,7 +65,8 @@ def tiny_folder(name: str, place: Path) -> TinyFolder:
 
 
 def _sd() -> tuple[Any, ...]:
-    denoiser = tiny_conditional_denoiser(**ONE_LEVEL)
+    blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}  # the text is read in the middle
+    denoiser = tiny_conditional_denoiser(**{**ONE_LEVEL, **blocks})
     pipeline = tiny_text_pipeline(unet=denoiser.module)
     pipeline.register_modules(vae=tiny_vae(mid_block_add_attention=False))  # half of the time to trace it
     shapes = {"prompt_embeds": (2, 77, 12), "negative_prompt_embeds": (2, 77, 12), "latents": (2, 4, 8, 8)}
