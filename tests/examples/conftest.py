@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-MODULES = ("emojis", "emoji_classifier", "emoji_captions", "identity_autoencoder")
+MODULES = ("digits", "train_digits_dit", "emojis", "emoji_classifier", "emoji_captions", "identity_autoencoder")
 RED, GREEN, BLUE = (255, 0, 0, 255), (0, 255, 0, 255), (0, 0, 255, 255)
 
 
