@@ -174,6 +174,8 @@ def _check_parts(folder: PipelineFolder, given: dict[str, Any]) -> None:
                 f"{folder.path / INDEX} names the {name} {kind}, but the folder {name}/ is missing; copy "
                 "it from where the pipeline came from"
             )
+        elif name not in given:
+            _check_vocabulary(folder.path / name, *folder.components[name])
     kind = getattr(diffusers, folder.class_name)
     optional = {*kind._optional_components, "safety_checker", "feature_extractor"}
     for name, parameter in list(inspect.signature(kind.__init__).parameters.items())[1:]:
@@ -183,6 +185,24 @@ def _check_parts(folder: PipelineFolder, given: dict[str, Any]) -> None:
                 f"{folder.path / INDEX} has no {name}, expected the one that a {folder.class_name} works with; copy "
                 f"{name}/ from where the pipeline came from and name its class"
             )
+
+
+def _check_vocabulary(place: Path, library: str, kind: str) -> None:
+    """Refuse a tokenizer's folder without its words: transformers makes an empty one, which reads every text alike.
+
+    Raises:
+        ModelError: no file of the words that the class reads is there.
+    """
+    if library != "transformers" or "Tokenizer" not in kind:
+        return
+    import transformers
+
+    files = dict(getattr(getattr(transformers, kind, None), "vocab_files_names", {}))
+    whole = files.pop("tokenizer_file", None)
+    names = [whole, " with ".join(files.values())] if whole and files else [whole or " with ".join(files.values())]
+    there = [all((place / file).is_file() for file in name.split(" with ")) for name in names if name]
+    if there and not any(there) and not any(place.glob("*.model")):
+        raise ModelError(f"{place} has no {' nor '.join(names)}, expected the words of a {kind}; copy the folder again")
 
 
 def _variant(folder: PipelineFolder, given: dict[str, Any], variant: str | None) -> str | None:

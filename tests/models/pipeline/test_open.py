@@ -98,6 +98,15 @@ def test_damaged_components_are_one_line(folder):
     assert "\n" not in str(refused.value)
 
 
+def test_a_tokenizer_without_its_words_is_refused(folder):
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    (folder / "tokenizer" / "vocab.json").write_text("{}")
+    with pytest.raises(
+        ModelError, match=r"has no tokenizer\.json nor vocab\.json with merges\.txt, expected the words"
+    ):
+        open_pipeline(folder)
+
+
 def test_a_folder_without_a_scheduler_says_what_to_give(folder):
     shutil.rmtree(folder / "scheduler")
     with pytest.raises(ModelError, match=r"names PNDMScheduler, but .*scheduler_config\.json is missing"):
