@@ -77,6 +77,7 @@ def _check_options(given: SampleArguments) -> None:
         f"--out is {out}, expected a name that ends in .png, or in .safetensors for the numbers",
     )
     refuse(given.count is not None and given.count < 1, f"--count is {given.count}, expected at least 1")
+    refuse(given.batch is not None and given.batch < 1, f"--batch is {given.batch}, expected at least 1")
     refuse(
         given.device is not None and given.engine is None,
         f"--device {given.device} was given without --engine, which alone has it; leave it out",

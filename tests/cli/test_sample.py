@@ -64,7 +64,7 @@ def test_steps_that_were_not_calibrated_are_a_warning_with_the_distance(tiny_eng
         (["--eta", 2], "0", "from 0 to 1"),
         (["--threads", 0], "0", "threads is 0"),
         (["--steps", 0], "0", "error: steps is 0, expected at least 1"),
-        (["--batch", 0], "0", "error: batch is 0, expected at least 1"),
+        (["--batch", 0], "0", "error: --batch is 0, expected at least 1"),
         (["--count", -5], "0", "--count is -5, expected at least 1"),
         (["--model", "any"], "0", "model folder any does not exist"),
         (["--model", "examples/mnist-ddpm-32"], "0", "is no pipeline and --compare was not given"),

@@ -1,4 +1,4 @@
-"""What a pipeline takes and does nothing with: diffusers drops it without a word."""
+"""What a pipeline takes and does nothing with, or wrong: diffusers says no word."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dq_deploy.errors import OptionError
 
 
 def check_effects(pipeline: Any, given: Mapping[str, Any]) -> None:
-    """Refuse arguments that would change nothing.
+    """Refuse arguments that would change nothing, and more steps than the model has timesteps.
 
     Args:
         pipeline: of diffusers, or a `DenoiserPipeline`.
@@ -21,6 +21,7 @@ def check_effects(pipeline: Any, given: Mapping[str, Any]) -> None:
     """
     _check_negative_prompt(pipeline, given)
     _check_guidance(pipeline, given)
+    _check_steps(pipeline, given)
     scheduler = getattr(pipeline, "scheduler", None)
     if given.get("eta") and scheduler is not None and "eta" not in inspect.signature(scheduler.step).parameters:
         raise OptionError(f"eta is {given['eta']}, expected 0: {type(scheduler).__name__} has no eta")
@@ -68,6 +69,17 @@ def _check_guidance(pipeline: Any, given: Mapping[str, Any]) -> None:
             f"`guidance` would change nothing: the denoiser of this {type(pipeline).__name__} takes no guidance "
             "(guidance_embeds is false); leave it out"
         )
+
+
+def _check_steps(pipeline: Any, given: Mapping[str, Any]) -> None:
+    """A scheduler of noise levels by betas would visit the same timestep at every step."""
+    steps = _of_call(pipeline, given, "num_inference_steps")
+    for config in (part.config for name, part in pipeline.components.items() if "scheduler" in name and part):
+        trained = config.get("num_train_timesteps")
+        if isinstance(steps, int) and isinstance(trained, int) and "beta_start" in config and steps > trained:
+            raise OptionError(
+                f"steps is {steps}, expected 1 to {trained}: the model was trained with at most {trained}"
+            )
 
 
 def _check_strength(pipeline: Any, given: Mapping[str, Any]) -> None:

@@ -185,6 +185,7 @@ def test_what_the_pipeline_does_not_take_is_refused_by_name(line, message, text,
 def test_what_would_change_nothing_is_refused(text, tmp_path):
     for call, message in (
         (PipelineCall(prompts=("a",), negative_prompt="b", guidance=1.0), "draws with guidance_scale 1, without"),
+        (PipelineCall(prompts=("a",), steps=1001), "steps is 1001, expected 1 to 1000"),
         (PipelineCall(prompts=("a",), eta=0.5), "eta is 0.5, expected 0: PNDMScheduler has no eta"),
         (
             PipelineCall(prompts=("a",), image=picture(tmp_path / "a.png"), strength=0.1, steps=2),
