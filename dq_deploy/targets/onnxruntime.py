@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.graph.pass_contract import run_passes
-from dq_deploy.graph.passes.cleanup import EqualConstantsOnce, RemoveUnused
+from dq_deploy.graph.passes.cleanup import EqualConstantsOnce, ForgetModules, RemoveUnused
 from dq_deploy.graph.passes.onnxruntime_layers import IntegerLayers
 from dq_deploy.graph.passes.pads import PadsAsModules
 from dq_deploy.graph.passes.weight_only_layers import WeightOnlyLayers
@@ -53,5 +53,7 @@ def integer_graph(record: Record, *, mode: str, traced: ir.Model | None = None) 
     else:
         layers = IntegerLayers(record)
     light = WeightOnlyLayers(record, form="matmul_nbits")
-    result = run_passes(model, [PadsAsModules(record), layers, light, RemoveUnused(), EqualConstantsOnce()])
+    result = run_passes(
+        model, [PadsAsModules(record), layers, light, RemoveUnused(), EqualConstantsOnce(), ForgetModules()]
+    )
     return IntegerGraph(model=result.model, layers=layers.entries + light.entries, notes=result.notes)

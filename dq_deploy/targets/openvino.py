@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dq_deploy.graph.pass_contract import run_passes
-from dq_deploy.graph.passes.cleanup import EqualConstantsOnce, RemoveUnused
+from dq_deploy.graph.passes.cleanup import EqualConstantsOnce, ForgetModules, RemoveUnused
 from dq_deploy.graph.passes.openvino_layers import OpenVinoLayers
 from dq_deploy.graph.passes.pads import PadsAsModules
 from dq_deploy.graph.passes.weight_only_layers import WeightOnlyLayers
@@ -29,5 +29,7 @@ def integer_graph(record: Record, *, traced: ir.Model | None = None) -> IntegerG
     model = traced_float_graph(record.family, record.model_config, record, call_of_record(record), traced=traced)
     layers = OpenVinoLayers(record)
     light = WeightOnlyLayers(record)
-    result = run_passes(model, [PadsAsModules(record), layers, light, RemoveUnused(), EqualConstantsOnce()])
+    result = run_passes(
+        model, [PadsAsModules(record), layers, light, RemoveUnused(), EqualConstantsOnce(), ForgetModules()]
+    )
     return IntegerGraph(model=result.model, layers=layers.entries + light.entries, notes=result.notes)

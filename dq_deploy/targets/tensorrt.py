@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dq_deploy.graph.pass_contract import Pass, run_passes
-from dq_deploy.graph.passes.cleanup import EqualConstantsOnce, RemoveUnused
+from dq_deploy.graph.passes.cleanup import EqualConstantsOnce, ForgetModules, RemoveUnused
 from dq_deploy.graph.passes.float_types import FloatTypes
 from dq_deploy.graph.passes.pads import PadsAsModules
 from dq_deploy.graph.passes.tensorrt_layers import TensorRtLayers
@@ -39,7 +39,7 @@ def integer_graph(
     layers = TensorRtLayers(record, conv=conv, pixels_as_rows=rtx, int4=rtx)
     light = WeightOnlyLayers(record)
     types = FloatTypes(float_type, record.float_ranges, layers.entries, weight_only=tuple(record.weight_only))
-    ends: list[Pass] = [RemoveUnused(), types, RemoveUnused(), EqualConstantsOnce()]
+    ends: list[Pass] = [RemoveUnused(), types, RemoveUnused(), EqualConstantsOnce(), ForgetModules()]
     passes: list[Pass] = [PadsAsModules(record), layers, light, *ends]
     result = run_passes(model, passes)
     return IntegerGraph(

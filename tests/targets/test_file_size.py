@@ -53,12 +53,13 @@ def content(tensor):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_constants_are_unique_and_their_types_are_not_said_twice(made, target, tmp_path):
+def test_constants_are_unique_and_nothing_is_noted_beside_the_graph(made, target, tmp_path):
     record, traced = made
     write_onnx(engine_graph(record, target=target, traced=traced).model, tmp_path / "engine.onnx", None)
     graph = onnx.load(tmp_path / "engine.onnx").graph
     assert [count for count in Counter(map(content, graph.initializer)).values() if count > 1] == []
     assert not {value.name for value in graph.value_info} & {tensor.name for tensor in graph.initializer}
+    assert not [node.name for node in graph.node if node.metadata_props]
 
 
 def test_constants_take_no_more_than_the_records_numbers(made, tmp_path):

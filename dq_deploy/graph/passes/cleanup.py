@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from dq_deploy.graph.pass_contract import PassResult
+from dq_deploy.graph.trace import MODULE_KEY
 
 
 class RemoveUnused:
@@ -60,6 +61,19 @@ def _form(value: ir.Value) -> tuple[object, ...]:
     tensor = value.const_value
     assert tensor is not None
     return tensor.dtype, tuple(tensor.shape)
+
+
+class ForgetModules:
+    """Removes the module paths that the tracer noted on nodes: the last pass, for others find layers by them."""
+
+    name = "forget-modules"
+
+    def apply(self, model: ir.Model) -> PassResult:
+        """Edit the model in place."""
+        noted = [node for node in model.graph if MODULE_KEY in node.metadata_props]
+        for node in noted:
+            del node.metadata_props[MODULE_KEY]
+        return PassResult(model=model, modified=bool(noted))
 
 
 class NeedlessSqueezes:
