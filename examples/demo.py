@@ -1,7 +1,8 @@
-"""The whole path on the demo model, command by command, with one summary table at the end.
+"""The whole path on the demo model, command by command, a summary table, and a prompt drawn in integers at the end.
 
     python examples/demo.py --out demo-out          (or: make demo)
 
+On a terminal it asks for the prompt; with `--prompt` or elsewhere it does not.
 Nothing of the library is called here: each step is the console command as a user would type it.
 """
 
@@ -18,6 +19,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+PROMPT = "grinning face"
+OTHER_PROMPTS = ("thumbs up sign", "soccer ball", "france flag", "red heart", "police officer")
+GUIDANCE = "3"
 
 
 def run(command: list[str]) -> float:
@@ -108,6 +112,49 @@ def native_commands(out: Path, ckpt: str, labels: str, threads: int) -> dict[str
     }
 
 
+def prompt_commands(out: Path, *, model: str, prompts: tuple[str, ...], threads: int) -> dict[str, list[str]]:
+    """The text-to-image model in integers, and what it draws for each prompt beside the float model.
+
+    Its engine is the record, run by our own kernels, or simulated where they were not built.
+    """
+    ckpt = str(out / "prompt.pt")
+    guided = ["--steps", "10", "--guidance", GUIDANCE]
+    quantize = ["dq-quantize", "--model", model, "--prompts", f"{model}/calibration.txt", *guided, "--samples", "16"]
+    sample = ["dq-sample", "--model", model, "--ckpt", ckpt, *(["--engine", ckpt] if kernels_are_built() else [])]
+    asked = [word for prompt in prompts for word in ("--prompt", prompt)]
+    return {
+        "quantize": [*quantize, "--method", "minmax", "--weights", "8", "--activations", "8", "--out", ckpt],
+        "sample": [*sample, *asked, *guided, "--threads", str(threads), "--compare", "--out", str(out / "prompt.png")],
+    }
+
+
+def typed_prompt(given: str | None) -> str:
+    """The prompt that was given, or else typed on a terminal; an empty line and any other place mean the usual one."""
+    if given is not None:
+        return given
+    if not sys.stdin.isatty():
+        return PROMPT
+    return input(f"\nWhat shall be drawn? [{PROMPT}] ").strip() or PROMPT
+
+
+def draw_prompt(out: Path, *, given: str | None, threads: int) -> None:
+    """Quantize the text-to-image model, ask for a prompt and draw it; say so where the extra `pipelines` is missing."""
+    if find_spec("transformers") is None:
+        print("\nno prompt is drawn: pip install 'dq-deploy[pipelines]'")
+        return
+    model = shipped("emoji-text-to-image")
+    run(prompt_commands(out, model=model, prompts=(PROMPT,), threads=threads)["quantize"])
+    prompts = (typed_prompt(given), *OTHER_PROMPTS)
+    run(prompt_commands(out, model=model, prompts=prompts, threads=threads)["sample"])
+    print(f"\n{out / 'prompt.png'}: above float, below integers, from the same noise; {prompts[0]!r} on the left")
+
+
+def shipped(name: str) -> str:
+    """Path of a folder beside this file, short where that is possible."""
+    path = HERE / name
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 def summary_rows(out: Path, seconds: dict[str, float]) -> list[tuple[str, str]]:
     """What the JSON files say, one row a fact."""
     verify, bench, sample = (
@@ -181,19 +228,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", default=None, help="float model; default: the demo model beside this file")
     parser.add_argument("--preset", default="balanced", help="of dq-quantize: fast, balanced, best, or a YAML file")
     parser.add_argument("--threads", type=int, default=2, help="threads of the timed engines")
+    parser.add_argument("--prompt", default=None, help="of the picture at the end")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    shipped = HERE / "mnist-ddpm-32"
-    if shipped.is_relative_to(Path.cwd()):
-        shipped = shipped.relative_to(Path.cwd())
-    model = args.model or str(shipped)
+    model = args.model or shipped("mnist-ddpm-32")
     steps = commands(args.out, model=model, preset=args.preset, threads=args.threads)
     seconds = {name: run(command) for name, command in steps.items()}
     rows = summary_rows(args.out, seconds)
     width = max(len(name) for name, _ in rows)
     print(f"\n{'-' * (width + 24)}\nthe demo model in W4A8, 20 steps\n{'-' * (width + 24)}")
     for name, value in rows:
-        print(f"{name:<{width}}  {value}")
+        print(f"{name:<{width}}  {value}", flush=True)
+    draw_prompt(args.out, given=args.prompt, threads=args.threads)
     print(f"\nleft in {args.out}/: {', '.join(sorted(path.name for path in args.out.iterdir()))}")
 
 

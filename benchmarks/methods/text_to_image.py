@@ -7,7 +7,7 @@ Each prompt of examples/emoji-text-to-image/prompts.txt is drawn once, line i be
 classifier that was trained on real emojis says which class it sees. The float model draws with guidance and without;
 each quantized model draws with guidance, natively, from the same noise. It is made by `dq-quantize`, calibrated with
 calibration.txt, which shares no prompt with prompts.txt. One JSON line a variant goes to
-benchmarks/results/text_to_image.jsonl. The float model's pictures stay in DIR, and a second run takes them from there.
+benchmarks/results/text_to_image.jsonl. Records and pictures stay in DIR, and a second run takes them from there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -92,19 +91,20 @@ def drawn_once(path: Path, make: Callable[[], Pictures]) -> Pictures:
     return pictures
 
 
-def quantize(folder: Path, options: tuple[str, ...], *, guidance: float, steps: int, out: Path) -> float:
-    """Run `dq-quantize` and return its seconds."""
+def quantize(folder: Path, options: tuple[str, ...], *, guidance: float, steps: int, out: Path) -> None:
+    """Run `dq-quantize`, unless an earlier run has left the record."""
+    if out.is_file():
+        return
     calibration = ("--prompts", str(folder / "calibration.txt"), "--guidance", str(guidance), "--steps", str(steps))
+    calibration += ("--samples", "16")
     command = [sys.executable, "-m", "dq_deploy.cli.quantize", "--model", str(folder), *calibration, *options]
-    start = time.perf_counter()
     code = subprocess.run([*command, "--out", str(out)], check=False).returncode
     if code:
         raise SystemExit(code)
-    return time.perf_counter() - start
 
 
 def main(
-    work: Annotated[Path, typer.Option(help="Folder for the records and the float pictures.")],
+    work: Annotated[Path, typer.Option(help="Folder for the records and the pictures.")],
     model: Annotated[Path, typer.Option(help="Pipeline folder.")] = MODEL,
     variants: Annotated[str, typer.Option(help="Comma list.")] = ",".join(VARIANTS),
     count: Annotated[int, typer.Option(help="Prompts.")] = 500,
@@ -126,9 +126,9 @@ def main(
     print(f"float: right {interval_of_mean(reference.right)}, without guidance {interval_of_mean(unguided.right)}")
     print(f"by class: {by_class}", flush=True)
     for name in variants.split(","):
-        record = work / f"{name}.pt"
-        seconds = quantize(model, VARIANTS[name], guidance=guidance, steps=steps, out=record)
-        drawn = drawing(guidance=guidance, record=record)
+        record = work / f"{name}-{guidance}-{steps}-steps.pt"
+        quantize(model, VARIANTS[name], guidance=guidance, steps=steps, out=record)
+        drawn = drawn_once(work / f"{name}-{guidance}-{terms}", partial(drawing, guidance=guidance, record=record))
         psnr = interval_of_mean(psnr_db(drawn.images, reference.images, data_range=2.0))
         difference = interval_of_paired_difference(drawn.right, reference.right)
         line = {
@@ -144,7 +144,6 @@ def main(
             "right_float_without_guidance": interval_of_mean(unguided.right).__dict__,
             "right_difference": difference.__dict__,
             "psnr_db": psnr.__dict__,
-            "quantize_seconds": round(seconds, 1),
             "commit": commit(),
             "environment": describe_environment(threads=None),
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -125,6 +126,39 @@ def test_the_demo_shows_the_commands_of_the_readme(script, tmp_path, monkeypatch
     assert {"--exact", "--require-integer", "0.95"} <= set(found["verify"])
     assert "--baseline" in found["bench"]
     assert "--compare" in found["sample"]
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_the_demo_ends_with_a_prompt_on_our_own_kernels_where_they_are_built(script, tmp_path, monkeypatch, kernels):
+    demo = script("demo.py")
+    monkeypatch.setattr(demo, "kernels_are_built", lambda: kernels)
+    ran = []
+    monkeypatch.setattr(demo, "run", ran.append)
+    monkeypatch.setattr(demo, "find_spec", lambda _name: object())
+    demo.draw_prompt(tmp_path, given="a cat", threads=1)
+    quantize, sample = ran
+    assert [command[0] for command in ran] == ["dq-quantize", "dq-sample"]
+    assert (
+        quantize[quantize.index("--model") + 1] == sample[sample.index("--model") + 1] == "examples/emoji-text-to-image"
+    )
+    assert sample[sample.index("--prompt") + 1] == "a cat"
+    assert "--compare" in sample
+    assert ("--engine" in sample) == kernels
+
+
+def test_the_demo_asks_for_the_prompt_on_a_terminal_only(script, monkeypatch):
+    demo = script("demo.py")
+    monkeypatch.setattr("builtins.input", lambda _question: " a dog ")
+    for terminal, given, expected in [(True, None, "a dog"), (True, "a cat", "a cat"), (False, None, demo.PROMPT)]:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda answer=terminal: answer))
+        assert demo.typed_prompt(given) == expected
+
+
+def test_the_demo_without_the_extra_for_prompts_says_so(script, tmp_path, monkeypatch, capsys):
+    demo = script("demo.py")
+    monkeypatch.setattr(demo, "find_spec", lambda _name: None)
+    demo.draw_prompt(tmp_path, given=None, threads=1)
+    assert "dq-deploy[pipelines]" in capsys.readouterr().out
 
 
 def test_the_demo_summary_reads_the_reports(script, tmp_path):
