@@ -146,6 +146,12 @@ def _formulation(kind: Any) -> str:
     return str(kind.__name__)
 
 
+def _needed(kind: Any) -> list[str]:
+    """Arguments that a class cannot take a step without."""
+    parameters = inspect.signature(kind.step).parameters if hasattr(kind, "step") else {}
+    return [name for name, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
 def _check_fits(own: Any, target: Any, config: Mapping[str, Any]) -> None:
     """Refuse a class that would take the denoiser's output for something else.
 
@@ -154,6 +160,10 @@ def _check_fits(own: Any, target: Any, config: Mapping[str, Any]) -> None:
     """
     if own is target:
         return
+    further = [name for name in _needed(target) if name not in _needed(own)]
+    if further or "Inverse" in target.__name__:
+        why = f"asks for {', '.join(further)} at each step" if further else "leads from a picture to noise"
+        raise OptionError(f"the scheduler {target.__name__} {why}, the model's {own.__name__} does not; give another")
     mine, theirs = _formulation(own), _formulation(target)
     flows = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
     if flows and "use_flow_sigmas" not in inspect.signature(target.__init__).parameters:

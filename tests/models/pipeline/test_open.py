@@ -131,5 +131,9 @@ def test_a_scheduler_is_of_the_class_it_names_with_that_classes_defaults():
     assert type(build_scheduler({"_class_name": "NoSuch"}, "euler")).__name__ == "EulerDiscreteScheduler"
     with pytest.raises(OptionError, match="is for flow matching, the model's PNDMScheduler for noise levels by betas"):
         build_scheduler(plain, "FlowMatchEulerDiscreteScheduler")
+    with pytest.raises(OptionError, match="RePaintScheduler asks for original_image, mask at each step"):
+        build_scheduler(plain, "RePaintScheduler")
+    with pytest.raises(OptionError, match="DDIMInverseScheduler leads from a picture to noise"):
+        build_scheduler(plain, "DDIMInverseScheduler")
     with pytest.raises(OptionError, match="'nope', which diffusers does not have"):
         build_scheduler(plain, "nope")
