@@ -12,7 +12,7 @@ DEMO_OUT ?= demo-out
 DEMO_FLAGS ?=
 READY := $(VENV)/.ready
 KERNELS := kernels/dq_kernels/_cpu.so
-KERNEL_SOURCES := $(foreach d,*/ */*/,$(wildcard $(addprefix kernels/dq_kernels/$(d),*.cpp *.h *.inc))) kernels/dq_kernels/cpu/build.py
+KERNEL_SOURCES := $(foreach d,*/ */*/ */*/*/,$(wildcard $(addprefix kernels/dq_kernels/$(d),*.cpp *.h *.inc))) kernels/dq_kernels/cpu/build.py
 
 OPTIMUM_VENV ?= .venv-optimum
 OPTIMUM_INTEL_VENV ?= .venv-optimum-intel

@@ -63,7 +63,7 @@ def test_a_choice_that_other_engines_do_not_have_is_refused(wrong, tiny_engine):
 
 
 def test_a_worker_says_which_instruction_sets_there_are(tiny_record_path):
-    with pytest.raises(DqError, match="expected one this CPU has"):
+    with pytest.raises(DqError, match="expected one of portable"):
         Worker(WorkerSettings(path=str(tiny_record_path), isa="avx9"))
 
 

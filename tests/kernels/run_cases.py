@@ -9,13 +9,16 @@ import importlib
 
 from dq_kernels import CPU_OPS, OPS
 from dq_kernels.cpu.library import Context, known_isas
+from dq_kernels.cpu.structs import EMULATED
+
+PRODUCTS = ("int_linear", "int_conv2d")
 
 
 def main() -> None:
-    for isa in known_isas():
+    for isa in (*known_isas(), EMULATED):
         for threads in (1, 2):
             with Context(threads, isa) as context:
-                for op in (*OPS, *CPU_OPS):
+                for op in PRODUCTS if isa == EMULATED else (*OPS, *CPU_OPS):
                     run = importlib.import_module(f"dq_kernels.{op}").run
                     module = importlib.import_module(f"dq_kernels.{op}.cases")
                     cases = (*module.TEST_CASES, *getattr(module, "ZERO_CASES", ()))

@@ -12,6 +12,9 @@ import pytest
 from dq_kernels import CPU_OPS, OPS
 from dq_kernels.cpu import build
 from dq_kernels.cpu.library import known_isas
+from dq_kernels.cpu.structs import EMULATED
+
+from tests.kernels.run_cases import PRODUCTS
 
 FLAGS = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
@@ -48,7 +51,8 @@ def test_no_case_of_any_op_leaves_its_arrays_or_does_something_undefined(sanitiz
     done = run_sanitized(["-m", "tests.kernels.run_cases"], sanitized)
     assert done.returncode == 0, done.stderr[:4000]
     ran = {tuple(line.split()[:3]) for line in done.stdout.splitlines()}
-    assert ran == {(isa, threads, op) for isa in known_isas() for threads in "12" for op in (*OPS, *CPU_OPS)}
+    wanted = {isa: (*OPS, *CPU_OPS) for isa in known_isas()} | {EMULATED: PRODUCTS}
+    assert ran == {(isa, threads, op) for isa, ops in wanted.items() for threads in "12" for op in ops}
 
 
 @pytest.mark.parametrize(
@@ -133,7 +137,7 @@ def test_the_pool_has_no_race(tmp_path, place, fails):
     runtime("libtsan.so")
     source = tmp_path / "races.cpp"
     source.write_text(RACES.replace("RACE", place))
-    files = [build.PACKAGE / "cpu" / "context.cpp", source]
+    files = [build.PACKAGE / "cpu" / "context.cpp", build.PACKAGE / "cpu" / "isas.cpp", source]
     program = build.build(tmp_path / "races", flags=["-O1", "-g1", "-fsanitize=thread", "-no-shared"], files=files)
     fixed = [shutil.which("setarch") or pytest.skip("no setarch: the sanitizer needs fixed addresses"), "-R"]
     environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1 exitcode=66"}

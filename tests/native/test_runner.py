@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from dq_kernels.cpu.library import known_isas
+from dq_kernels.cpu.structs import EMULATED
 
 from dq_deploy.errors import DqError, InputError, OptionError
 from dq_deploy.models import Denoiser, call_denoiser, call_of_record, example_inputs
@@ -89,7 +90,7 @@ def test_every_instruction_set_gives_the_same_bits(weight_bits, activation_bits,
     monkeypatch.setattr("dq_deploy.native.runner.traced_program", lambda _record: joined)
     with NativeRunner(record, threads=1, isa="portable") as plain:
         want = plain.run(feeds)["output"]
-    for isa in known_isas():
+    for isa in (*known_isas(), EMULATED):
         with NativeRunner(record, threads=2, isa=isa) as runner:
             assert runner.run(feeds)["output"].tobytes() == want.tobytes(), isa
             assert differences(record, runner, feeds)[1] == 0, isa

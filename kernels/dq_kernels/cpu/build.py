@@ -23,7 +23,7 @@ LIBRARY_VARIABLE = "DQ_KERNELS_LIBRARY"
 """Environment variable with another library to load, as one compiled with sanitizers; for tests."""
 FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread", "-fno-math-errno"),
-    *("-ffp-contract=off", "-Wall", "-Wextra", "-Werror=return-type"),
+    *("-ffp-contract=off", "-Wall", "-Wextra", "-Wno-psabi", "-Werror=return-type"),
 )
 """-ffp-contract=off: a product and a sum that become one instruction round once, the reference rounds twice."""
 

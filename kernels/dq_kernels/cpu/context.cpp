@@ -1,4 +1,4 @@
-// CPU features, the pool of threads, and the loop over calls.
+// The pool of threads, and the loop over calls.
 #include "context.h"
 
 #include <linux/futex.h>
@@ -15,7 +15,6 @@
 #include <new>
 
 #if defined(__x86_64__)
-#include <cpuid.h>
 #include <immintrin.h>
 #endif
 
@@ -67,26 +66,6 @@ int32_t usable_cpus() {
     cpu_set_t set;
     if (sched_getaffinity(0, sizeof set, &set) != 0) return DQ_MAX_THREADS;  // more CPUs than the set can name
     return CPU_COUNT(&set);
-}
-
-// The instruction sets this CPU and this operating system run, as bits 1 << dq_isa.
-uint32_t known_isas() {
-    uint32_t known = 1u << DQ_PORTABLE;
-#if defined(__x86_64__)
-    unsigned a, b, c, d;
-    if (!__get_cpuid(1, &a, &b, &c, &d)) return known;
-    const bool osxsave = c & (1u << 27), fma = c & (1u << 12);
-    if (!osxsave || !fma) return known;
-    unsigned low, high;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    if ((low & 0x6) != 0x6) return known;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & (1u << 5))) return known;
-    known |= 1u << DQ_AVX2;
-    const bool avx512 = (low & 0xe6) == 0xe6 && (b & (1u << 16)) && (b & (1u << 30)) && (b & (1u << 31));
-    if (avx512 && (c & (1u << 11))) known |= 1u << DQ_AVX512_VNNI;
-    if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 4))) known |= 1u << DQ_AVX_VNNI;
-#endif
-    return known;
 }
 
 }  // namespace
@@ -239,8 +218,6 @@ bool call_one(Pool& pool, const dq_call& call) {
 
 extern "C" {
 
-int32_t dq_known_isas(void) { return static_cast<int32_t>(dq::known_isas()); }
-
 int64_t dq_struct_bytes(int32_t op) {
     switch (op) {
         case DQ_QUANTIZE:
@@ -269,8 +246,9 @@ int64_t dq_struct_bytes(int32_t op) {
 }
 
 dq_context* dq_open(int32_t threads, int32_t isa) {
-    if (threads < 1 || threads > DQ_MAX_THREADS || isa < DQ_PORTABLE || isa > DQ_AVX512_VNNI) return nullptr;
-    if (!(dq::known_isas() >> isa & 1)) return nullptr;
+    if (threads < 1 || threads > DQ_MAX_THREADS || isa < DQ_PORTABLE || isa >= DQ_ISAS) return nullptr;
+    const int32_t refusal = dq_refusal_of_isa(isa);
+    if (refusal != DQ_OFFERED && refusal != DQ_ONLY_IN_TESTS) return nullptr;
     dq_context* context = nullptr;
     try {
         context = new dq_context(threads, isa);

@@ -12,7 +12,27 @@ extern "C" {
 
 #define DQ_EXPORT __attribute__((visibility("default")))
 
-enum dq_isa { DQ_PORTABLE = 0, DQ_AVX2 = 1, DQ_AVX_VNNI = 2, DQ_AVX512_VNNI = 3 };
+// DQ_AMX_EMULATED is DQ_AMX's own source with plain C++ in place of each tile instruction: for tests, on any CPU.
+enum dq_isa {
+    DQ_PORTABLE = 0,
+    DQ_AVX2 = 1,
+    DQ_AVX_VNNI = 2,
+    DQ_AVX512_VNNI = 3,
+    DQ_AMX = 4,
+    DQ_AMX_EMULATED = 5,
+    DQ_ISAS = 6
+};
+#define DQ_TILE_REACH 1920  // bytes behind packed int8 weights that AMX may read: 15 groups of 4 channels
+
+// Why an instruction set is not offered here.
+enum dq_isa_refusal {
+    DQ_OFFERED = 0,
+    DQ_NOT_IN_CPU = 1,
+    DQ_NOT_IN_SYSTEM = 2,     // the operating system does not keep its registers
+    DQ_NOT_PERMITTED = 3,     // the operating system refused this process the tiles
+    DQ_NOT_COMPILED = 4,      // the compiler that built this library does not know it
+    DQ_ONLY_IN_TESTS = 5      // opened by name, never chosen
+};
 
 enum dq_op {
     DQ_QUANTIZE = 0,
@@ -266,6 +286,8 @@ typedef struct dq_context dq_context;
 
 // Instruction sets this CPU and this operating system run, as bits 1 << enum dq_isa.
 DQ_EXPORT int32_t dq_known_isas(void);
+// enum dq_isa_refusal of one instruction set.
+DQ_EXPORT int32_t dq_refusal_of_isa(int32_t isa);
 // Size of an op's argument struct, for the loader to compare; -1 for an unknown op.
 DQ_EXPORT int64_t dq_struct_bytes(int32_t op);
 // A pool of threads and the instruction set its kernels use; null where the CPU lacks it or no thread starts.

@@ -52,6 +52,7 @@ def library() -> Any:
     i32, i64, pointer = c.c_int32, c.c_int64, c.c_void_p
     signatures: dict[str, tuple[Any, list[Any]]] = {
         "dq_known_isas": (i32, []),
+        "dq_refusal_of_isa": (i32, [i32]),
         "dq_struct_bytes": (i64, [i32]),
         "dq_open": (pointer, [i32, i32]),
         "dq_close": (None, [pointer]),
@@ -81,6 +82,13 @@ def known_isas() -> tuple[str, ...]:
     """Instruction sets this CPU runs, the slowest first; names of `ISAS`."""
     bits = library().dq_known_isas()
     return tuple(name for number, name in enumerate(ISAS) if bits >> number & 1)
+
+
+def refusal_of(isa: str) -> str:
+    """Why an instruction set cannot be opened here, "" where it can."""
+    if isa not in ISAS:
+        return "which there are no kernels for"
+    return structs.REFUSALS[library().dq_refusal_of_isa(ISAS.index(isa))]
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: Any, alignment: int = 64) -> NDArray[Any]:
@@ -117,8 +125,9 @@ class Context:
         known = known_isas()
         self.threads = min(len(os.sched_getaffinity(0)), MOST_THREADS) if threads is None else threads
         self.isa = known[-1] if isa is None else isa
-        if self.isa not in known:
-            raise KernelInputError(f"instruction set is {self.isa!r}, expected one this CPU has: {', '.join(known)}")
+        refusal = refusal_of(self.isa)
+        if refusal:
+            raise KernelInputError(f"instruction set is {self.isa!r}, {refusal}, expected one of {', '.join(known)}")
         self._handle: int = library().dq_open(self.threads, ISAS.index(self.isa))
         if not self._handle:
             raise KernelInputError(

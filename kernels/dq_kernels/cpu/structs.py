@@ -5,8 +5,19 @@ from __future__ import annotations
 import ctypes as c
 
 POINTER = c.c_void_p
-ISAS = ("portable", "avx2", "avx_vnni", "avx512_vnni")
+ISAS = ("portable", "avx2", "avx_vnni", "avx512_vnni", "amx", "amx_emulated")
 """By number, as `enum dq_isa`; which of them a CPU runs is asked of the library."""
+EMULATED = "amx_emulated"
+"""The source of `amx` with plain C++ in place of each tile instruction: for tests, on any CPU; never chosen."""
+REFUSALS = (
+    "",
+    "which this CPU does not have",
+    "whose registers the operating system does not keep (Linux 5.16 or newer does)",
+    "which the operating system refused to this process",
+    "which the compiler that built the kernels does not know (g++ 11 and clang 12 do)",
+    "",
+)
+"""Why an instruction set is not offered, by number, as `enum dq_isa_refusal`; empty where it can be opened."""
 
 
 def _struct(name: str, fields: list[tuple[str, type]]) -> type[c.Structure]:

@@ -8,7 +8,7 @@ namespace fgemm {
 
 const Kernels& kernels_of(int32_t isa) {
 #if defined(__x86_64__)
-    if (isa == DQ_AVX512_VNNI) return avx512;
+    if (isa == DQ_AVX512_VNNI || isa == DQ_AMX) return avx512;
     if (isa == DQ_AVX2 || isa == DQ_AVX_VNNI) return avx2;
 #endif
     (void)isa;

@@ -49,8 +49,8 @@ def test_int8_codes_give_the_same_reference(case):
 
 
 @pytest.mark.parametrize("case", [*TEST_CASES, *ZERO_CASES], ids=lambda c: c.name)
-def test_a_case_equals_the_reference(contexts, case):
-    for context in contexts(case.batch * case.height * case.width > 12):
+def test_a_case_equals_the_reference(product_contexts, case):
+    for context in product_contexts(case.batch * case.height * case.width > 12):
         assert_equals_reference(context, case)
 
 

@@ -73,6 +73,7 @@ struct Finish {
     int32_t columns;  // that exist
 };
 
+struct TileKernels;
 using MultiplyRows = void (*)(const Multiply&);
 
 // What an instruction set brings. Tables of `multiply` are by number of rows, 1 to `rows`.
@@ -86,6 +87,7 @@ struct Kernels {
     void (*unpack)(const uint8_t* packed, void* panel, int64_t groups);  // kInt4 to int8, or int16
     void (*widen)(const int8_t* packed, void* panel, int64_t groups);    // kWide to int16; may be null
     void (*finish)(const Finish&);
+    const TileKernels* tiles = nullptr;  // set where the product goes by matrix tiles, and `multiply` is null
 };
 
 const Kernels& kernels_of(int32_t isa);

@@ -53,8 +53,10 @@ Packed head_of(int32_t isa, int64_t out_channels, int64_t positions, int64_t cha
     return head;
 }
 
+// A tile of int8 weights is loaded whole: the last one may reach past the last panel.
 int64_t bytes_of(const Packed& head) {
-    return head.weights + round_up(head.panels * head.positions * head.groups * head.step_bytes, 64);
+    const int64_t past = kernels_of(head.isa).tiles != nullptr && head.form == kInt8 ? DQ_TILE_REACH : 0;
+    return head.weights + round_up(head.panels * head.positions * head.groups * head.step_bytes, 64) + past;
 }
 
 void put_weight(const Packed& head, uint8_t* group, int64_t column, int64_t channel, int8_t value) {
@@ -119,6 +121,9 @@ int64_t dq_packed_form(const void* packed, char* text, int64_t bytes) {
     int written;
     if (head.isa == DQ_PORTABLE) {
         written = std::snprintf(line, sizeof(line), "plain C++, %s", memory);
+    } else if (head.isa == DQ_AMX || head.isa == DQ_AMX_EMULATED) {
+        const char* how = head.isa == DQ_AMX ? "" : " in plain C++";
+        written = std::snprintf(line, sizeof(line), "tdpbusd%s, %s", how, memory);
     } else if (head.isa != DQ_AVX2) {
         written = std::snprintf(line, sizeof(line), "vpdpbusd %s, %s", head.isa == DQ_AVX_VNNI ? "ymm" : "zmm", memory);
     } else if (head.form == dq::kWide) {

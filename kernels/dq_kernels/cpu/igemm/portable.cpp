@@ -1,5 +1,5 @@
 // The kernels of the integer product in plain C++, for any CPU.
-#include "igemm/igemm.h"
+#include "igemm/tiles/tiles.h"
 #include "simd/simd.h"
 
 namespace dq {
@@ -71,6 +71,10 @@ const Kernels& kernels_of(int32_t isa) {
             return avx_vnni_kernels();
         case DQ_AVX512_VNNI:
             return avx512_vnni_kernels();
+        case DQ_AMX:
+            return amx_kernels();
+        case DQ_AMX_EMULATED:
+            return amx_emulated_kernels();
         default:
             return portable_kernels();
     }

@@ -16,6 +16,16 @@
 #define DQ_X86 0
 #endif
 
+// Whether the compiler knows the tile instructions: g++ 11 and clang 12 do.
+#if DQ_X86 && defined(__has_include)
+#if __has_include(<amxint8intrin.h>)
+#define DQ_HAS_AMX 1
+#endif
+#endif
+#ifndef DQ_HAS_AMX
+#define DQ_HAS_AMX 0
+#endif
+
 #define DQ_INLINE static inline __attribute__((always_inline))
 
 #define DQ_PRAGMA(...) _Pragma(#__VA_ARGS__)
@@ -30,3 +40,4 @@
 #define DQ_AVX_VNNI_BEGIN DQ_ISA_BEGIN("avx2,avxvnni")
 #define DQ_AVX512_BEGIN DQ_ISA_BEGIN("avx2,avx512f,avx512bw,avx512vl")
 #define DQ_AVX512_VNNI_BEGIN DQ_ISA_BEGIN("avx2,avx512f,avx512bw,avx512vl,avx512vnni")
+#define DQ_AMX_BEGIN DQ_ISA_BEGIN("avx2,avx512f,avx512bw,avx512vl,avx512vnni,amx-tile,amx-int8")
