@@ -203,7 +203,7 @@ int main() {
         std::printf("differs: %d channels, %d bits\n", shape.channels, shape.bits);
         return 1;
     }
-    std::printf("configure %ld, release %ld, zero %ld, load %ld, store %ld, dot %ld\n", seen[kConfigure], seen[kRelease],
-                seen[kZero], seen[kLoad], seen[kStore], seen[kDot]);
+    std::printf("configure %ld, release %ld, zero %ld, load %ld, store %ld, dot %ld\n", seen[kConfigure],
+                seen[kRelease], seen[kZero], seen[kLoad], seen[kStore], seen[kDot]);
     return 0;
 }

@@ -1,10 +1,10 @@
 // The loop around the tile kernels: tasks, blocks of the weights, tiles of 32 pixels.
 //
-// A task is some panels of output channels times a chunk of pixels. Block by block it unpacks its panels' 4-bit weights
-// once; then each tile of pixels finds where its codes lie, once for all panels: registers load them in place where the
-// pixels are equally far from each other, elsewhere (at the image's sides, and where a pixel's codes do not fill a
-// register's row) from a copy. A block is short enough for a tile's codes to stay in the first-level cache; the weights
-// and sums stay in the second.
+// A task is some panels of output channels times a chunk of pixels. It goes through them block by block. 4-bit weights
+// are unpacked once a task, those of the next block between the products of this one. Each tile of pixels finds where
+// its codes lie, once for all panels: registers load them in place where the pixels are equally far from each other,
+// elsewhere (at the image's sides, and where a pixel's codes do not fill a register's row) from a copy. A block is
+// short enough for a tile's codes to stay in the first-level cache; the weights and sums stay in the second.
 #include "igemm/pixels.h"
 #include "igemm/tiles/tiles.h"
 
@@ -39,7 +39,7 @@ struct Result {
 struct Scratch {
     Row pixels[kChunkTiles * kTilePixels];
     alignas(64) int32_t sums[kChunkTiles][kTaskPanels][kTilePixels * kPanelColumns];
-    alignas(64) uint8_t weights[kTaskPanels][kBlockGroups / kTileGroups * kPanelStep];
+    alignas(64) uint8_t weights[2][kTaskPanels][kBlockGroups / kTileGroups * kPanelStep];
     alignas(64) uint8_t copies[2][kTileRows * kCopyPitch];
     uint8_t zeros[2][kTileRows][kBlockBytes];
     const uint8_t* rows[2][kBlockGroups * kTileRows];
@@ -109,33 +109,49 @@ class TileTask {
     }
 
     void run() {
-        Block block = {};
-        for (block.position = 0; block.position < packed_.positions; block.position += job_.block_positions) {
-            block.positions = std::min(job_.block_positions, packed_.positions - block.position);
-            for (block.group = 0; block.group < packed_.groups; block.group += job_.block_groups) {
-                block.groups = std::min(job_.block_groups, packed_.groups - block.group);
-                block.first = block.position == 0 && block.group == 0;
-                block.last = block.position + block.positions == packed_.positions &&
-                             block.group + block.groups == packed_.groups;
-                take_weights(block);
-                for (int64_t tile = tile0_; tile < tile1_; tile++) multiply_tile(block, tile);
-            }
+        Block block = block_at(0, 0);
+        for (int64_t p = 0; unpacked() && p < panels_; p++) {
+            job_.layer.kernels->unpack(packed_weights(block, p), s_.weights[0][p], block.positions * block.groups);
+        }
+        for (;;) {
+            const Block next = block.last ? block : next_of(block);
+            for (int64_t tile = tile0_; tile < tile1_; tile++) multiply_tile(block, next, tile);
+            if (block.last) break;
+            block = next;
+            weights_turn_ ^= 1;
         }
         if (before_ != nullptr) job_.layer.kernels->finish(*before_);
         tiles_.release();
     }
 
   private:
-    // The panels' weights of a block: in place, or unpacked.
-    void take_weights(const Block& block) {
-        const uint8_t* at = reinterpret_cast<const uint8_t*>(&packed_) + packed_.weights +
-                            (block.position * packed_.groups + block.group) * packed_.step_bytes;
-        for (int64_t p = 0; p < panels_; p++) {
-            weights_[p] = at + (panel0_ + p) * packed_.positions * packed_.groups * packed_.step_bytes;
-            if (packed_.form != kInt4) continue;
-            job_.layer.kernels->unpack(weights_[p], s_.weights[p], block.positions * block.groups);
-            weights_[p] = s_.weights[p];
-        }
+    Block block_at(int64_t position, int64_t group) const {
+        Block block = {position, 0, group, 0, position == 0 && group == 0, false};
+        block.positions = std::min(job_.block_positions, packed_.positions - position);
+        block.groups = std::min(job_.block_groups, packed_.groups - group);
+        block.last = position + block.positions == packed_.positions && group + block.groups == packed_.groups;
+        return block;
+    }
+
+    Block next_of(const Block& block) const {
+        const int64_t group = block.group + block.groups;
+        return group < packed_.groups ? block_at(block.position, group)
+                                      : block_at(block.position + block.positions, 0);
+    }
+
+    bool unpacked() const { return packed_.form == kInt4; }
+
+    const uint8_t* packed_weights(const Block& block, int64_t panel) const {
+        const int64_t group = ((panel0_ + panel) * packed_.positions + block.position) * packed_.groups + block.group;
+        return reinterpret_cast<const uint8_t*>(&packed_) + packed_.weights + group * packed_.step_bytes;
+    }
+
+    // The share of the next block's weights that is unpacked while this tile is multiplied by this panel.
+    TileUnpack ahead(const Block& next, int64_t tile, int64_t panel) const {
+        const int64_t groups = next.positions * next.groups, tiles = tile1_ - tile0_, at = tile - tile0_;
+        const int64_t first = at * groups / tiles, end = (at + 1) * groups / tiles;
+        return {packed_weights(next, panel) + first * packed_.step_bytes,
+                s_.weights[weights_turn_ ^ 1][panel] + first * kPanelColumns * 4, end - first};
     }
 
     void configure(int rows0, int rows1) {
@@ -145,7 +161,7 @@ class TileTask {
         configured_[1] = rows1;
     }
 
-    void multiply_tile(const Block& block, int64_t tile) {
+    void multiply_tile(const Block& block, const Block& next, int64_t tile) {
         const int64_t start = tile * kTilePixels;
         const int count = static_cast<int>(std::min(int64_t{kTilePixels}, job_.layer.rows - start));
         const int rows0 = std::min(count, kTileRows), rows1 = count - rows0;
@@ -164,11 +180,12 @@ class TileTask {
             Result& result = s_.results[turn_];
             TileMultiply m = {};
             m.codes = s_.codes[0];
-            m.weights = weights_[p];
+            m.weights = unpacked() ? s_.weights[weights_turn_][p] : packed_weights(block, p);
             m.from = block.first ? nullptr : sums;
             m.to = block.last ? result.sums : sums;
             m.steps = block.steps();
             m.before = before_;
+            if (unpacked() && !block.last) m.ahead = ahead(next, tile, p);
             m.both = rows1 > 0;
             tiles_.multiply(m);
             before_ = nullptr;
@@ -189,7 +206,7 @@ class TileTask {
     int64_t tile0_;
     int64_t tile1_;
     int64_t row0_;
-    const uint8_t* weights_[kTaskPanels];
+    int weights_turn_ = 0;
     int configured_[2] = {-1, -1};
     int turn_ = 0;
     const Finish* before_ = nullptr;

@@ -20,6 +20,13 @@ struct TileCodes {
     int64_t pitch;  // bytes from row to row
 };
 
+// 4-bit weights of the next block, unpacked between the products of this one.
+struct TileUnpack {
+    const uint8_t* from;
+    uint8_t* to;
+    int64_t groups;
+};
+
 // Up to 32 pixels times a part of one panel: to = from + sum of codes times weights, modulo 2^32.
 struct TileMultiply {
     const TileCodes* codes;  // [steps][2], the first 16 pixels and the others
@@ -28,6 +35,7 @@ struct TileMultiply {
     int32_t* to;             // may be `from`
     int64_t steps;           // of 64 bytes
     const Finish* before;    // another result's epilogue, done between the products; may be null
+    TileUnpack ahead;        // likewise; of no groups where there is nothing to unpack
     bool both;               // there are more than 16 pixels
 };
 
