@@ -20,7 +20,7 @@ PRODUCTS = {
     ("avx512_vnni", 8): LOOPS[5],
 }
 """What bounds an exact integer product, by instruction set and weight bits; plain C++ has no bound of its own."""
-FLOATS = {"avx2": LOOPS[0], "avx_vnni": LOOPS[0], "avx512_vnni": LOOPS[1]}
+FLOATS = {"avx2": LOOPS[0], "avx_vnni": LOOPS[0], "avx512_vnni": LOOPS[1], "amx": LOOPS[1]}
 
 
 @functools.lru_cache(maxsize=1)

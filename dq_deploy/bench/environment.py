@@ -19,6 +19,7 @@ _FLAGS = (
     "avx512_vnni",
     "avx_vnni",
     "avx_vnni_int8",
+    "amx_tile",
     "amx_int8",
     "asimddp",
     "i8mm",
