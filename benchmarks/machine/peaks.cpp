@@ -120,8 +120,35 @@ __attribute__((target("avx512f"))) int64_t dot_zmm() {
     return kSteps * kChains * 128;
 }
 
+// AMX: two by two tiles of sums, as the kernels have them; with loads, the two of codes and the two of weights come from
+// the first-level cache each time. The process must have been granted the tiles.
+template <bool kLoads>
+int64_t dot_tiles() {
+    alignas(64) uint8_t config[64] = {1}, codes[2048] = {}, weights[2048] = {};
+    for (int t = 0; t < 8; t++) {
+        config[16 + 2 * t] = 64;
+        config[48 + t] = 16;
+    }
+    const int64_t near = 64, far = 128;
+    __asm__ volatile("ldtilecfg %0" : : "m"(config));
+    for (int64_t i = 0; i < kSteps / 8; i++) {
+        if (kLoads || i == 0) {
+            __asm__ volatile("tileloadd (%0,%1,1), %%tmm4" : : "r"(codes), "r"(near) : "memory");
+            __asm__ volatile("tileloadd (%0,%1,1), %%tmm5" : : "r"(codes + 1024), "r"(near) : "memory");
+            __asm__ volatile("tileloadd (%0,%1,1), %%tmm6" : : "r"(weights), "r"(far) : "memory");
+            __asm__ volatile("tileloadd (%0,%1,1), %%tmm7" : : "r"(weights + 64), "r"(far) : "memory");
+        }
+        __asm__ volatile("tdpbusd %tmm6, %tmm4, %tmm0");
+        __asm__ volatile("tdpbusd %tmm7, %tmm4, %tmm1");
+        __asm__ volatile("tdpbusd %tmm6, %tmm5, %tmm2");
+        __asm__ volatile("tdpbusd %tmm7, %tmm5, %tmm3");
+    }
+    __asm__ volatile("tilerelease");
+    return kSteps / 8 * 4 * (2 * 16 * 16 * 64);
+}
+
 using Loop = int64_t (*)();
-constexpr Loop kLoops[] = {fma_ymm, fma_zmm, maddubs_8, maddwd, dot_ymm, dot_zmm};
+constexpr Loop kLoops[] = {fma_ymm, fma_zmm, maddubs_8, maddwd, dot_ymm, dot_zmm, dot_tiles<false>, dot_tiles<true>};
 
 double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent
-LOOPS = ("fma ymm", "fma zmm", "vpmaddubsw, 8 summed in int16", "vpmaddwd", "vpdpbusd ymm", "vpdpbusd zmm")
+LOOPS = (
+    *("fma ymm", "fma zmm", "vpmaddubsw, 8 summed in int16", "vpmaddwd", "vpdpbusd ymm", "vpdpbusd zmm"),
+    *("tdpbusd", "tdpbusd with its tile loads"),
+)
 """Instruction loops by number, as peaks.cpp has them."""
 PRODUCTS = {
     ("avx2", 4): LOOPS[2],
@@ -18,6 +21,8 @@ PRODUCTS = {
     ("avx_vnni", 8): LOOPS[4],
     ("avx512_vnni", 4): LOOPS[5],
     ("avx512_vnni", 8): LOOPS[5],
+    ("amx", 4): LOOPS[7],
+    ("amx", 8): LOOPS[7],
 }
 """What bounds an exact integer product, by instruction set and weight bits; plain C++ has no bound of its own."""
 FLOATS = {"avx2": LOOPS[0], "avx_vnni": LOOPS[0], "avx512_vnni": LOOPS[1], "amx": LOOPS[1]}
