@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dq_deploy.calibration.recorded import CalibrationSource, read_source
+from dq_deploy.calibration.recorded import CALIBRATIONS, CalibrationSource, read_source
 from dq_deploy.calibration.recording import read_prompts, ready_pipeline
 from dq_deploy.calibration.recording.asked_pipeline import plain_config
 from dq_deploy.errors import OptionError
@@ -122,6 +122,8 @@ def prepare_calibration(
         OptionError: options that contradict each other, or that the model has no use for.
         DqError: what cannot be opened or read.
     """
+    if request.kind is not None and request.kind not in CALIBRATIONS:
+        raise OptionError(f"`kind` is {request.kind!r}, expected one of {', '.join(CALIBRATIONS)}")
     asked = request.asked() if asked is None else asked
     path = path if denoiser.config_source is None else Path(denoiser.config_source)
     alone, whole = request.for_denoisers(), request.for_pipelines()

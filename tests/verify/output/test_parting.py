@@ -53,7 +53,9 @@ def test_an_engine_that_gives_what_the_simulation_gives_is_explained(ran):
 def test_an_output_that_rounding_does_not_make_is_not_explained_and_the_layer_is_named(ran):
     record, batches, inputs, finals = ran
     wrong = {**inputs, LAYER: inputs[LAYER] * np.float32(1.1)}
-    found = find_parting(record, batches, kept(wrong), [finals[0] * 1.5], step_of(-5.0), requantized=False)
+    found = find_parting(
+        record, batches, kept(wrong), [tuple(1.5 * value for value in finals[0])], step_of(-5.0), requantized=False
+    )
     assert not found.explained
     assert found.layer == LAYER
     assert LAYER in found.text()
