@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from dq_deploy.models import family
 from dq_deploy.record import content_sha256, load_record
 from tests.cli.running import command
 from tests.tiny import tiny_denoiser
@@ -90,7 +91,8 @@ def test_list_layers_needs_no_weights_and_says_why_bits_are_others(tmp_path: Pat
     assert "never tried" not in done.err
 
 
-def test_a_class_that_was_never_tried_is_said(tmp_path: Path) -> None:
+def test_a_class_that_was_never_tried_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(family, "TRIED", ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel"))
     config = {
         "_class_name": "SanaTransformer2DModel",
         "in_channels": 4,
