@@ -10,6 +10,7 @@ further in the direction from the second answer to the first. With --engine, a q
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from train_digits_dit import CLASSES, NO_LABEL
+
+from dq_deploy.errors import DqError
 
 CLASSIFIER = Path(__file__).parent / "digit-classifier" / "weights.safetensors"
 SEED = 1234
@@ -85,6 +88,11 @@ def write_picture(images: Any, path: Path) -> None:
     Image.fromarray(pixels).resize((CLASSES * 48, len(shown) * 48 // 32), Image.Resampling.LANCZOS).save(path)
 
 
+def scales(text: str) -> list[float]:
+    """Guidance scales, numbers with commas between."""
+    return [float(word) for word in text.split(",")]
+
+
 def main(argv: list[str] | None = None) -> dict[float, float]:
     """Parse the arguments and draw; the recognised share by guidance."""
     from dq_deploy.quality.bootstrap import interval_of_mean
@@ -93,14 +101,16 @@ def main(argv: list[str] | None = None) -> dict[float, float]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of the float model")
     parser.add_argument("--engine", type=Path, help="of the same model, as dq-quantize or dq-export wrote it")
-    parser.add_argument("--guidance", default="1", help="comma list")
+    parser.add_argument("--guidance", type=scales, default="1", help="comma list")
     parser.add_argument("--count", type=int, default=500, help="images, a multiple of 10")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--picture", type=Path, help="PNG file of the first images at the last guidance")
     args = parser.parse_args(argv)
+    if args.count < CLASSES or args.count % CLASSES:
+        parser.error(f"--count is {args.count}, expected a multiple of {CLASSES}: as many of each digit")
     classifier, shares = load_digit_classifier(CLASSIFIER), {}
     with opened(args.model, args.engine) as (denoiser, scheduler):
-        for scale in (float(text) for text in args.guidance.split(",")):
+        for scale in args.guidance:
             images = draw(denoiser, scheduler, scale=scale, count=args.count, steps=args.steps)
             right = recognised_labels(classifier, images) == np.arange(args.count) % CLASSES
             share = interval_of_mean(right)
@@ -113,4 +123,8 @@ def main(argv: list[str] | None = None) -> dict[float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DqError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
