@@ -95,11 +95,6 @@ Finals = tuple[Array, ...]
 """The denoiser's outputs of one batch, in order."""
 
 
-def in_one_row(finals: Finals) -> Array:
-    """[B, numbers] of all outputs, sample by sample; an output that is alone stays as it is."""
-    return finals[0] if len(finals) == 1 else np.concatenate([value.reshape(len(value), -1) for value in finals], 1)
-
-
 def spread_buckets(count: int, wanted: int) -> list[int]:
     """Up to `wanted` step buckets spread over 0..count-1, first and last included."""
     return sorted({round(float(b)) for b in np.linspace(0, count - 1, min(max(wanted, 1), count))})

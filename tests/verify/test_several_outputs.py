@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,9 @@ from dq_deploy.models import call_of_record, denoiser_from_record, denoiser_outp
 from dq_deploy.native.runner import NativeRunner
 from dq_deploy.record import load_record, save_record
 from dq_deploy.verify.inputs import batch_at, run_all
-from dq_deploy.verify.output.difference import compare_outputs
+from dq_deploy.verify.output.difference import StepOutput, compare_outputs, run_module, simulation
 from dq_deploy.verify.output.float_replay import FloatPathCheck
+from dq_deploy.verify.output.parting import ALLOWED, find_parting
 from tests.configurations.scaled import scaled
 from tests.configurations.text_unets import CONTROLNETS
 from tests.configurations.trial import quantized, small_denoiser
@@ -55,5 +58,27 @@ def test_the_worst_output_of_a_step_is_what_is_reported(record):
     near = (*right[:-1], right[-1] + np.float32(1e-3) * np.ptp(right[-1]))
     (step,) = compare_outputs(record, [batch], [near], [right], [right], None)
     assert step.engine_psnr_db == pytest.approx(60, abs=0.01)
+    assert step.output == list(call_of_record(record).outputs)[-1]
     (same,) = compare_outputs(record, [batch], [right], [right], [right], None)
     assert same.engine_psnr_db == 200
+
+
+def test_the_noise_of_one_output_explains_no_error_of_another(record, monkeypatch):
+    monkeypatch.setattr("dq_deploy.verify.output.parting.MOVED_BY", 1e-2)  # makes every output noisy
+    batch = batch_at(record, [0, 0], seed=0, kind="step")
+    names, kept = list(call_of_record(record).outputs), SimpleNamespace(of=lambda _index: {})
+    (right,) = run_module(simulation(record, requantized=False), [batch])
+    errors = {"engine_psnr_db": 20.0, "training_psnr_db": 20.0, "simulation_psnr_db": 20.0}
+
+    def parting(finals, name):
+        step = StepOutput(bucket=0, timestep=0.0, samples=2, output=name, **errors)
+        return find_parting(record, [batch], kept, [finals], step, requantized=False)
+
+    noise = [parting(right, name).noise for name in names]
+    of_all = [own * value.size for own, value in zip(noise, right, strict=True)]
+    at = int(np.argmin(of_all))
+    off = np.float32(np.sqrt(2 * ALLOWED * noise[at]))
+    wrong = tuple(value + off if i == at else value for i, value in enumerate(right))
+    assert 2 * of_all[at] < sum(of_all)  # all outputs' noise together would explain it
+    assert not parting(wrong, names[at]).explained
+    assert parting(wrong, names[at - 1]).explained

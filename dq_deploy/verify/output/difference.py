@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dq_deploy.errors import NonFiniteError
-from dq_deploy.models import denoiser_outputs
+from dq_deploy.models import call_of_record, denoiser_outputs, output_specs
 from dq_deploy.numerics.arrays import Array
-from dq_deploy.record import Record
+from dq_deploy.record import OUTPUT, Record
 from dq_deploy.verify.inputs import Batch, Finals, run_all
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class StepOutput:
         training_psnr_db: engine against the training simulation, whose float operations differ in the last bit; a
             single code that flips for that spreads to the level of the activations' rounding.
         simulation_psnr_db: training simulation against the float model, None without one.
+        output: name of the output that these are of.
 
     All three have the same peak.
     """
@@ -49,6 +50,7 @@ class StepOutput:
     engine_psnr_db: float
     training_psnr_db: float
     simulation_psnr_db: float | None
+    output: str = OUTPUT
 
     @property
     def margin_db(self) -> float | None:
@@ -163,19 +165,26 @@ def compare_outputs(
     found = [
         _compared(
             record,
+            spec.name,
             batches,
             one(engine, output),
             one(trained, output),
             None if twin is None else one(twin, output),
             None if floats is None else one(floats, output),
         )
-        for output in range(len(engine[0]) if engine else 0)
+        for output, spec in enumerate(output_specs(call_of_record(record)))
     ]
-    return [min(of_step, key=lambda s: (s.margin_db or 0.0, s.engine_psnr_db)) for of_step in zip(*found, strict=True)]
+    return [min(of_step, key=_closeness) for of_step in zip(*found, strict=True)]
+
+
+def _closeness(step: StepOutput) -> float:
+    """The margin, and without a float model, where no output has one, the engine's own error."""
+    return step.engine_psnr_db if step.margin_db is None else step.margin_db
 
 
 def _compared(
     record: Record,
+    output: str,
     batches: Sequence[Batch],
     engine: Sequence[Array],
     trained: Sequence[Array],
@@ -206,6 +215,7 @@ def _compared(
                 simulation_psnr_db=None
                 if floats is None
                 else decibels(float(np.mean((training - at(floats)) ** 2)), peak),
+                output=output,
             )
         )
     return steps

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from dq_deploy.models import call_of_record, output_specs
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Record
-from dq_deploy.verify.inputs import Batch, Finals, in_one_row
+from dq_deploy.verify.inputs import Batch, Finals
 from dq_deploy.verify.output.difference import REQUIRED_MARGIN_DB, StepOutput, run_module, simulation
 from dq_deploy.verify.output.float_path import relative_gap
 from dq_deploy.verify.output.kept_tensors import KeptTensors
@@ -77,26 +78,27 @@ def find_parting(
         batches: the inputs.
         kept: inputs and outputs of the engine's layers.
         finals: the engine's outputs.
-        step: which one.
+        step: which one, and of which output its errors are: the others' do not count, whose numbers may be larger.
         requantized: as of `output.simulation`.
     """
     index = next(i for i, batch in enumerate(batches) if step.bucket in batch.buckets)
     batch, values = batches[index], kept.of(index)
+    output = [spec.name for spec in output_specs(call_of_record(record))].index(step.output)
     module = simulation(record, requantized=requantized)
     seen: dict[str, float] = {}
     hooks = _hooked(module, record, lambda name, x: _note(seen, values, name, x))
-    trained = in_one_row(run_module(module, [batch])[0])
+    trained = run_module(module, [batch])[0][output]
     for hook in hooks:
         hook.remove()
     noise = 0.0
     for draw in range(DRAWS):
         generator = np.random.default_rng(draw)
         hooks = _hooked(module, record, lambda _name, x, g=generator: _moved(x, g))
-        moved = in_one_row(run_module(module, [batch])[0])
+        moved = run_module(module, [batch])[0][output]
         noise = max(noise, float(np.mean((moved - trained).astype(np.float64) ** 2)))
         for hook in hooks:
             hook.remove()
-    error = float(np.mean((in_one_row(finals[index]).astype(np.float64) - trained) ** 2))
+    error = float(np.mean((finals[index][output].astype(np.float64) - trained) ** 2))
     layer = next((name for name, gap in seen.items() if gap > OPENED), "")
     return Parting(layer=layer, gap=seen.get(layer, 0.0), explained=error <= ALLOWED * noise, error=error, noise=noise)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from dq_deploy.manifest.values import ManifestMacs
 from dq_deploy.numerics import FLOAT32_EXACT
-from dq_deploy.record import Layer, Record
+from dq_deploy.record import OUTPUT, Layer, Record
 from dq_deploy.verify.inputs import Runs, spread_buckets
 from dq_deploy.verify.layers.attestation import MISSING, Kernel
 from dq_deploy.verify.layers.comparison import LayerResults
@@ -252,11 +252,15 @@ def _margins_explained(findings: Findings) -> bool:
 def _low_margins(findings: Findings) -> list[str]:
     where = f"; {findings.outputs.parting.text()}" if findings.outputs.parting is not None else ""
     return [
-        f"output at step {s.bucket} (timestep {s.timestep:g}): the engine's error lies {s.margin_db:.1f} dB below the "
-        f"simulation's error against float, expected {REQUIRED_MARGIN_DB:g}{where}"
+        f"{_words_of_output(s.output)} at step {s.bucket} (timestep {s.timestep:g}): the engine's error lies "
+        f"{s.margin_db:.1f} dB below the simulation's error against float, expected {REQUIRED_MARGIN_DB:g}{where}"
         for s in findings.outputs.steps
         if s.margin_db is not None and s.margin_db < REQUIRED_MARGIN_DB
     ]
+
+
+def _words_of_output(name: str) -> str:
+    return name if name == OUTPUT else f"output {name}"
 
 
 def _mac_problems(findings: Findings) -> list[str]:
