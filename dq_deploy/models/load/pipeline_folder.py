@@ -21,7 +21,7 @@ USUAL_NAMES = ("unet", "transformer", "prior", "decoder")
 
 
 AUTOENCODERS = ("vae", "movq", "vqvae")
-"""Components that make pictures of latents; each level but the first halves the sides."""
+"""Components that make pictures of latents."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,10 +277,27 @@ def sizes_of_picture(path: Path, height: int | None, width: int | None) -> dict[
 
 
 def _pixels_a_position(folder: Path) -> int:
-    """Pixels of a picture along each side of a position of the sample, by the autoencoder of its pipeline."""
+    """Pixels of a picture along each side of a position of the sample, by the autoencoder of its pipeline.
+
+    Raises:
+        ModelError: the autoencoder's configuration does not say them.
+    """
     files = [folder / name / "config.json" for name in AUTOENCODERS if (folder / INDEX).is_file()]
-    widths = next((read_json(file).get("block_out_channels") for file in files if file.is_file()), None)
-    return 2 ** (len(widths) - 1) if isinstance(widths, list) and widths else 1
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        return 1
+    config = read_json(file)
+    for key in ("spatial_compression_ratio", "scale_factor_spatial"):  # LTX-Video, Wan
+        if isinstance(config.get(key), int) and config[key] > 0:
+            return int(config[key])
+    # each level but the first halves the sides; Qwen-Image lists the halvings themselves
+    for key, first in (("block_out_channels", 1), ("encoder_block_out_channels", 1), ("temperal_downsample", 0)):
+        if isinstance(config.get(key), list) and config[key]:
+            return int(2 ** (len(config[key]) - first))
+    raise ModelError(
+        f"{file} does not say how many pixels a position of the sample has, expected block_out_channels; leave "
+        "`height` and `width` out"
+    )
 
 
 def scheduler_of(component: str, index: Mapping[str, Any]) -> str:

@@ -227,3 +227,28 @@ def test_a_pictures_size_in_pixels_is_the_samples_by_the_pipelines_autoencoder(p
     (folder / "model_index.json").unlink()
     assert sizes_of_picture(folder, 64, 32) == {"height": 64, "width": 32}
     assert sizes_of_picture(folder, None, None) == {}
+
+
+@pytest.mark.parametrize(
+    ("config", "pixels"),
+    [
+        ({"encoder_block_out_channels": [8] * 6, "decoder_block_out_channels": [8] * 6}, 32),  # Sana
+        ({"temperal_downsample": [False, True, True]}, 8),  # Qwen-Image
+        ({"temperal_downsample": [False, True], "scale_factor_spatial": 16}, 16),  # Wan
+        ({"block_out_channels": [8] * 4, "spatial_compression_ratio": 32}, 32),  # LTX-Video
+    ],
+)
+def test_each_kind_of_autoencoder_says_its_pixels_its_own_way(pipeline, config, pixels):
+    folder = pipeline(unet=UNET, vae=["diffusers", "AutoencoderDC"])
+    (folder / "vae").mkdir()
+    (folder / "vae" / "config.json").write_text(json.dumps(config))
+    assert sizes_of_picture(folder, 256, 128) == {"height": 256 // pixels, "width": 128 // pixels}
+
+
+def test_an_autoencoder_that_does_not_say_its_pixels_is_refused_where_a_size_is_asked_for(pipeline):
+    folder = pipeline(unet=UNET, vae=["diffusers", "AutoencoderOobleck"])
+    (folder / "vae").mkdir()
+    (folder / "vae" / "config.json").write_text("{}")
+    assert sizes_of_picture(folder, None, None) == {}
+    with pytest.raises(ModelError, match="does not say how many pixels a position of the sample has"):
+        sizes_of_picture(folder, 64, 32)
