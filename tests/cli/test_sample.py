@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from dq_deploy import export, load_record, save_record
+from dq_deploy import export, save_record
 from tests.cli.running import command
 from tests.tiny import ONE_LEVEL, random_record, tiny_conditional_denoiser, tiny_denoiser
 
@@ -117,8 +117,8 @@ def test_a_float_model_that_is_not_the_quantized_one_is_refused(tiny_record, dem
     assert (done.code, "does not exist; give --model" in done.err) == (2, True)
 
 
-def test_a_non_finite_value_stops_the_loop_and_is_traced_to_its_layer(tiny_record_path, tmp_path):
-    record = load_record(tiny_record_path)
+def test_a_non_finite_value_stops_the_loop_and_is_traced_to_its_layer(tmp_path):
+    record = random_record(tiny_denoiser(classes=3, **ONE_LEVEL))
     name = "conv_out"  # a value inside would be made finite by the next quantizer
     layer = record.layers[name]
     part = dataclasses.replace(

@@ -7,10 +7,19 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from diffusers import DDPMPipeline, DDPMScheduler
+
+from tests.tiny import ONE_LEVEL, tiny_denoiser
 
 
 def test_the_python_api_from_the_float_model_to_the_proof(script, tmp_path):
-    numbers = script("python_api.py").main(["--out", str(tmp_path), "--steps", "4", "--samples", "4"])
+    example = script("python_api.py")
+    assert (example.MODEL / "unet" / "config.json").is_file()
+    denoiser = tiny_denoiser(classes=10, sample_size=32, **ONE_LEVEL)
+    scheduler = DDPMScheduler.from_config(denoiser.scheduler_config)
+    DDPMPipeline(denoiser.module, scheduler).save_pretrained(tmp_path / "float")
+    given = ["--model", str(tmp_path / "float"), "--out", str(tmp_path), "--steps", "4", "--samples", "4"]
+    numbers = example.main(given)
     assert numbers["max_code_difference"] == numbers["max_accumulator_difference"] == 0
     assert numbers["integer_mac_share"] > 0.95
     assert numbers["latency_ms"] > 0
