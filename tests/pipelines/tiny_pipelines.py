@@ -35,6 +35,21 @@ def tiny_text_encoder(width: int = 12) -> Any:
     return CLIPTextModel(config).eval()
 
 
+def tiny_projecting_encoder(width: int = 12, *, projected: int = 8, layers: int = 1) -> Any:
+    """CLIP's text encoder that gives a projected vector too."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    sizes = {"num_hidden_layers": layers, "projection_dim": projected}
+    return CLIPTextModelWithProjection(CLIPTextConfig(**tiny_text_encoder(width).config.to_dict() | sizes)).eval()
+
+
+def tiny_t5_encoder(width: int) -> Any:
+    """T5's text encoder of one layer; it may be given the letters of CLIP's tokenizer."""
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(T5Config(vocab_size=80, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)).eval()
+
+
 def tiny_vae(**changes: Any) -> Any:
     """An autoencoder of 4 channels whose latents are half the picture's size."""
     import diffusers

@@ -9,7 +9,15 @@ import diffusers
 import torch
 
 from dq_deploy.models.pipeline import PipelineCall
-from tests.pipelines.tiny_pipelines import LETTERS, tiny_text_encoder, tiny_text_pipeline, tiny_tokenizer, tiny_vae
+from tests.pipelines.tiny_pipelines import (
+    LETTERS,
+    tiny_projecting_encoder,
+    tiny_t5_encoder,
+    tiny_text_encoder,
+    tiny_text_pipeline,
+    tiny_tokenizer,
+    tiny_vae,
+)
 from tests.tiny import tiny_conditional_denoiser, tiny_denoiser
 
 TEXT: dict[str, Any] = {"prompts": ("a", "b c"), "guidance": 4.0, "steps": 2}
@@ -24,22 +32,6 @@ def t5_tokenizer() -> Any:
     return T5Tokenizer(vocab=words, extra_ids=0, model_max_length=512)
 
 
-def t5_encoder(width: int) -> Any:
-    """T5's text encoder of one layer."""
-    from transformers import T5Config, T5EncoderModel
-
-    return T5EncoderModel(T5Config(vocab_size=64, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)).eval()
-
-
-def pooled_encoder() -> Any:
-    """CLIP's text encoder that gives a projected vector too."""
-    from transformers import CLIPTextModelWithProjection
-
-    config = tiny_text_encoder().config
-    config.projection_dim = 8
-    return CLIPTextModelWithProjection(config).eval()
-
-
 def text(scheduler: str = "PNDMScheduler", **asked: Any) -> tuple[Any, PipelineCall]:
     """Stable Diffusion."""
     return tiny_text_pipeline(scheduler=scheduler), PipelineCall(**{**TEXT, **asked})
@@ -50,7 +42,7 @@ def sdxl() -> tuple[Any, PipelineCall]:
     return diffusers.StableDiffusionXLPipeline(
         vae=tiny_vae(),
         text_encoder=tiny_text_encoder(),
-        text_encoder_2=pooled_encoder(),
+        text_encoder_2=tiny_projecting_encoder(),
         tokenizer=tiny_tokenizer(),
         tokenizer_2=tiny_tokenizer(),
         unet=tiny_conditional_denoiser(sdxl=True, cross_attention_dim=24).module,
@@ -126,7 +118,7 @@ def pixart() -> tuple[Any, PipelineCall]:
     )
     pipeline = diffusers.PixArtAlphaPipeline(
         tokenizer=t5_tokenizer(),
-        text_encoder=t5_encoder(16),
+        text_encoder=tiny_t5_encoder(16),
         vae=tiny_vae(),
         transformer=transformer,
         scheduler=diffusers.DPMSolverMultistepScheduler(),
@@ -154,11 +146,11 @@ def sd3() -> tuple[Any, PipelineCall]:
         transformer=transformer,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
         vae=tiny_vae(),
-        text_encoder=pooled_encoder(),
+        text_encoder=tiny_projecting_encoder(),
         tokenizer=tiny_tokenizer(),
-        text_encoder_2=pooled_encoder(),
+        text_encoder_2=tiny_projecting_encoder(),
         tokenizer_2=tiny_tokenizer(),
-        text_encoder_3=t5_encoder(24),
+        text_encoder_3=tiny_t5_encoder(24),
         tokenizer_3=t5_tokenizer(),
     )
     return pipeline, PipelineCall(**SMALL, extra={"max_sequence_length": 10})
@@ -184,7 +176,7 @@ def flux() -> tuple[Any, PipelineCall]:
         vae=tiny_vae(),
         text_encoder=tiny_text_encoder(),
         tokenizer=tiny_tokenizer(),
-        text_encoder_2=t5_encoder(24),
+        text_encoder_2=tiny_t5_encoder(24),
         tokenizer_2=t5_tokenizer(),
     )
     return pipeline, PipelineCall(**{**SMALL, "height": 32, "width": 32, "extra": {"max_sequence_length": 12}})

@@ -14,7 +14,14 @@ from dq_deploy import save_record
 from dq_deploy.calibration.recording import call_of_pipeline
 from dq_deploy.models import Denoiser
 from dq_deploy.models.pipeline import PipelineCall
-from tests.pipelines.tiny_pipelines import tiny_text_encoder, tiny_text_pipeline, tiny_tokenizer, tiny_vae
+from tests.pipelines.tiny_pipelines import (
+    tiny_projecting_encoder,
+    tiny_t5_encoder,
+    tiny_text_encoder,
+    tiny_text_pipeline,
+    tiny_tokenizer,
+    tiny_vae,
+)
 from tests.pipelines.tiny_transformers import flux, sd3
 from tests.tiny import LATENT_SCHEDULER, random_record, tiny_conditional_denoiser
 
@@ -83,7 +90,7 @@ def _sdxl() -> tuple[Any, ...]:
     pipeline = diffusers.StableDiffusionXLPipeline(
         vae=tiny_vae(),
         text_encoder=tiny_text_encoder(4),
-        text_encoder_2=_projecting_encoder(8, 8),
+        text_encoder_2=tiny_projecting_encoder(8, projected=8, layers=2),
         tokenizer=tiny_tokenizer(),
         tokenizer_2=tiny_tokenizer(),
         unet=denoiser.module,
@@ -112,26 +119,12 @@ def _transformer(made: tuple[Any, dict[str, Any]]) -> tuple[Any, Denoiser]:
     )
 
 
-def _projecting_encoder(width: int, projected: int, layers: int = 2) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
-
-    sizes = {"hidden_size": width, "projection_dim": projected, "num_hidden_layers": layers}
-    return CLIPTextModelWithProjection(CLIPTextConfig(**{**tiny_text_encoder(4).config.to_dict(), **sizes})).eval()
-
-
-def _t5() -> Any:
-    """A T5 encoder, which here is given the letters of CLIP's tokenizer."""
-    from transformers import T5Config, T5EncoderModel
-
-    return T5EncoderModel(T5Config(d_model=12, d_kv=6, d_ff=16, num_layers=1, num_heads=2, vocab_size=80)).eval()
-
-
 def _sd3() -> tuple[Any, ...]:
     pipeline, denoiser = _transformer(sd3())
     pipeline.register_modules(
-        text_encoder=_projecting_encoder(4, 4),
-        text_encoder_2=_projecting_encoder(6, 4),
-        text_encoder_3=_t5(),
+        text_encoder=tiny_projecting_encoder(4, projected=4, layers=2),
+        text_encoder_2=tiny_projecting_encoder(6, projected=4, layers=2),
+        text_encoder_3=tiny_t5_encoder(12),
         **{name: tiny_tokenizer() for name in ("tokenizer", "tokenizer_2", "tokenizer_3")},
     )
     text = {f"{negative}prompt_embeds": (2, 5, 12) for negative in ("", "negative_")}
@@ -141,7 +134,7 @@ def _sd3() -> tuple[Any, ...]:
 
 def _flux() -> tuple[Any, ...]:
     pipeline, denoiser = _transformer(flux())
-    encoders = {"text_encoder": tiny_text_encoder(8), "text_encoder_2": _t5()}
+    encoders = {"text_encoder": tiny_text_encoder(8), "text_encoder_2": tiny_t5_encoder(12)}
     pipeline.register_modules(**encoders, tokenizer=tiny_tokenizer(), tokenizer_2=tiny_tokenizer())
     shapes = {"prompt_embeds": (2, 5, 12), "pooled_prompt_embeds": (2, 8), "latents": (2, 16, 16)}
     return pipeline, denoiser, shapes, SHORT_TEXTS, "a red cat"
