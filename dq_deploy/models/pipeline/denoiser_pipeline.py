@@ -12,11 +12,12 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from dq_deploy.errors import DqError, ModelError, OptionError
 from dq_deploy.models.call import call_arguments
-from dq_deploy.models.conditions import LABELS, label_limits
+from dq_deploy.models.conditions import LABELS, label_limits, sample_name
 from dq_deploy.models.default_calls import call_for
 from dq_deploy.models.load.component_class import is_controlnet
 from dq_deploy.models.pipeline.call import PICTURE_CHANNELS
 from dq_deploy.models.pipeline.schedulers import set_steps
+from dq_deploy.record import Call
 
 OnStepEnd = Callable[[Any, int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
 
@@ -133,6 +134,13 @@ class DenoiserPipeline(DiffusionPipeline):
             raise ModelError(
                 f"a {kind} is called by its pipeline in a way of its own; give the whole pipeline's folder"
             )
+        call = self._call()
+        axes = 4 if call is None else next(len(i.shape) for i in call.inputs if i.name == sample_name(call))
+        if axes != 4:
+            raise ModelError(
+                f"the sample of a {kind} has {axes} axes, expected the 4 of pictures; give the whole pipeline's "
+                "folder, or what the denoiser reads by `latents`"
+            )
         if gives not in (channels, 2 * channels):
             raise ModelError(
                 f"the denoiser takes {channels} channels and gives {gives}, expected as many, or twice with a learned "
@@ -169,12 +177,8 @@ class DenoiserPipeline(DiffusionPipeline):
 
     def _check_labels(self, labels: torch.Tensor | None) -> None:
         """Refuse no label, or one without a row in the table, where the denoiser's configuration says its classes."""
-        config = self.denoiser.config
-        kind = config.get("_class_name", type(self.denoiser).__name__)
-        try:
-            limits = label_limits(call_for({**config, "_class_name": kind}))
-        except DqError:  # a class that only a run knows the inputs of
-            return
+        call = self._call()
+        limits = None if call is None else label_limits(call)
         if limits is None:
             return
         low, high = limits
@@ -183,6 +187,14 @@ class DenoiserPipeline(DiffusionPipeline):
         outside = labels[(labels < low) | (labels > high)]
         if len(outside):
             raise OptionError(f"label {outside[0]} is out of range, expected {low} to {high}")
+
+    def _call(self) -> Call | None:
+        """How the configuration says that the denoiser is called; None for a class that only a run knows."""
+        config = self.denoiser.config
+        try:
+            return call_for({**config, "_class_name": config.get("_class_name", type(self.denoiser).__name__)})
+        except DqError:
+            return None
 
     def _prediction(self, output: torch.Tensor, channels: int) -> torch.Tensor:
         """What the scheduler takes: the prediction alone, unless it reads the variance behind it."""

@@ -65,6 +65,17 @@ def test_what_a_denoiser_alone_cannot_do_is_refused(denoiser):
         DenoiserPipeline(wider.module, pipeline.scheduler)()
 
 
+def test_a_sample_that_is_no_picture_is_refused(denoiser):
+    scheduler, plain = build_scheduler(denoiser.scheduler_config, "euler"), {"in_channels": 4, "out_channels": 4}
+    for kind, axes in (("UNet1DModel", 3), ("WanTransformer3DModel", 5)):
+        video = torch.nn.Identity()
+        video.config = {"_class_name": kind, **plain}
+        pipeline = DenoiserPipeline(denoiser.module, scheduler)
+        pipeline.denoiser = video
+        with pytest.raises(ModelError, match=f"the sample of a {kind} has {axes} axes, expected the 4 of pictures"):
+            pipeline(height=8, width=8)
+
+
 @pytest.mark.parametrize(("labels", "message"), [(None, "class-conditional, expected labels"), ([9], "label 9 is out")])
 def test_classes_are_asked_for_wherever_the_configuration_says_them(labels, message):
     import diffusers
