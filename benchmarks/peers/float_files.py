@@ -21,11 +21,11 @@ def write_float_files(model_dir: Path, folder: Path, *, steps: int) -> list[str]
 
     from dq_deploy import load_model
     from dq_deploy.graph.trace import trace
-    from dq_deploy.models import call_denoiser, example_inputs
+    from dq_deploy.models import denoiser_outputs, example_inputs
 
     denoiser = load_model(model_dir)
     example = example_inputs(denoiser.call, 2, 0)
-    graph = trace(denoiser.module, example, call=call_denoiser)
+    graph = trace(denoiser.module, example, call=denoiser_outputs)
     ir.save(graph, str(folder / "float.onnx"))
     schedule = schedule_of(denoiser.scheduler_config, steps)
     (folder / "schedule.json").write_text(json.dumps(schedule), encoding="utf-8")

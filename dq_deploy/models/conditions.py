@@ -156,12 +156,16 @@ class _Drawing:
         return USUAL_PIXELS, USUAL_PIXELS
 
 
+def _in_each_row(drawing: _Drawing, values: Sequence[float]) -> Array:
+    """The same numbers for each sample, as many as the input has room for."""
+    return np.broadcast_to(np.resize(np.array(values, np.float32), drawing.shape[-1]), drawing.shape).copy()
+
+
 def _picture_ids(drawing: _Drawing) -> Array:
     """Original size, corner of the crop, target size; with five numbers the last is an aesthetic score."""
     height, width = drawing.pixels
     six = [height, width, 0.0, 0.0, height, width]
-    values = six if drawing.shape[-1] == len(six) else [*six[:4], AESTHETIC_SCORE]
-    return np.broadcast_to(np.resize(np.array(values, np.float32), drawing.shape[-1]), drawing.shape).copy()
+    return _in_each_row(drawing, six if drawing.shape[-1] == len(six) else [*six[:4], AESTHETIC_SCORE])
 
 
 def _grid_places(drawing: _Drawing) -> Array:
@@ -177,14 +181,12 @@ def _grid_places(drawing: _Drawing) -> Array:
 
 def _sizes_and_corner(drawing: _Drawing) -> Array:
     height, width = drawing.pixels
-    values = np.array([height, width, height, width, 0.0, 0.0], np.float32)
-    return np.broadcast_to(np.resize(values, drawing.shape[-1]), drawing.shape).copy()
+    return _in_each_row(drawing, [height, width, height, width, 0.0, 0.0])
 
 
 def _video_numbers(drawing: _Drawing) -> Array:
     """Frames a second less one, how much moves, noise of the first picture."""
-    values = np.array([6.0, 127.0, 0.02], np.float32)
-    return np.broadcast_to(np.resize(values, drawing.shape[-1]), drawing.shape).copy()
+    return _in_each_row(drawing, [6.0, 127.0, 0.02])
 
 
 def _angles(drawing: _Drawing) -> Array:
@@ -196,7 +198,7 @@ def _angles(drawing: _Drawing) -> Array:
 
 
 def _picture_size(drawing: _Drawing) -> Array:
-    return np.broadcast_to(np.array(drawing.pixels, np.float32), drawing.shape).copy()
+    return _in_each_row(drawing, drawing.pixels)
 
 
 def _picture_ratio(drawing: _Drawing) -> Array:

@@ -45,6 +45,11 @@ def sized(shape: Sequence[int | str], batch: int, sizes: Mapping[str, int]) -> t
     return tuple(known[size] if isinstance(size, str) else size for size in shape)
 
 
+def multiple_name(base: str, times: int) -> str:
+    """Name of the size that is always so many times a named one, as `height_times_8`."""
+    return f"{base}_times_{times}"
+
+
 def part_name(base: str, known: Sequence[int], sizes: Sequence[int]) -> str | None:
     """Name of what is always the k-th part of a named size, or k times as long, as `height_2` or `height_times_8`.
 
@@ -62,7 +67,7 @@ def part_name(base: str, known: Sequence[int], sizes: Sequence[int]) -> str | No
     if down > 1 and all(size * down == whole for size, whole in zip(sizes, known, strict=True)):
         return f"{base}_{down}"
     if up > 1 and all(size == whole * up for size, whole in zip(sizes, known, strict=True)):
-        return f"{base}_times_{up}"
+        return multiple_name(base, up)
     return None
 
 

@@ -251,9 +251,7 @@ class IntegerDenoiser(ModelMixin):
             OptionError: `push_to_hub`.
         """
         if push_to_hub:
-            raise OptionError(
-                f"got push_to_hub for an integer denoiser, which cannot do that: {_REFUSED['push_to_hub']}"
-            )
+            _refused("push_to_hub")(self)
         self.__dict__["_float"].save_config(save_directory)
         _LOGGER.warning(
             f"{save_directory} has no float weights, for an integer denoiser has none; open the pipeline with "

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from dq_deploy.calibration.recording.calls import SeenCall, watch_calls
 from dq_deploy.calibration.recording.derived_call import TEXT, Observation, derive_call, output_shapes
 from dq_deploy.errors import InputError, library_errors, raise_if_out_of_memory, words_of
+from dq_deploy.models.pipeline.call import undecoded_output
 from dq_deploy.record import Call
 
 if TYPE_CHECKING:
     import torch
 
     from dq_deploy.models.pipeline import PipelineCall
-from dq_deploy.models.pipeline.call import undecoded_output
 
 LENGTH = "max_sequence_length"
 """The argument by which pipelines with long texts say how many tokens these have."""

@@ -8,7 +8,7 @@ from typing import Any
 from dq_deploy.errors import ModelError
 from dq_deploy.models.default_calls.parts import CallParts, tensor, whole
 from dq_deploy.models.default_calls.unet2d_condition import unet2d_condition_parts
-from dq_deploy.models.sizes import HEIGHT, WIDTH
+from dq_deploy.models.sizes import HEIGHT, WIDTH, multiple_name
 from dq_deploy.record.model_config import value_of
 
 CONTROL_PICTURE = "controlnet_cond"
@@ -24,7 +24,7 @@ def controlnet_parts(config: Mapping[str, Any], given: Mapping[str, int]) -> Cal
     """
     parts = unet2d_condition_parts({**config, "out_channels": whole(config, "in_channels")}, given)
     pixels = picture_pixels(config)
-    names = {side: side if pixels == 1 else f"{side}_times_{pixels}" for side in (HEIGHT, WIDTH)}
+    names = {side: side if pixels == 1 else multiple_name(side, pixels) for side in (HEIGHT, WIDTH)}
     picture = tensor(CONTROL_PICTURE, whole(config, "conditioning_channels"), *names.values())
     first = [item for item in parts.inputs if item.name in ("sample", "timestep", "encoder_hidden_states")]
     rest = [item for item in parts.inputs if item not in first]

@@ -8,7 +8,7 @@ from typing import Any
 from dq_deploy.errors import ModelError
 from dq_deploy.models.default_calls.parts import CallParts, class_labels, sample_sizes, tensor, whole, with_default
 from dq_deploy.models.default_calls.unet2d import TRAINED, first_width, sample_and_timestep
-from dq_deploy.models.sizes import CLIP_TOKENS, HEIGHT, TOKENS, WIDTH
+from dq_deploy.models.sizes import CLIP_TOKENS, HEIGHT, TOKENS, WIDTH, multiple_name
 from dq_deploy.record import BATCH, CallInput
 from dq_deploy.record.model_config import channels_of, value_of
 
@@ -24,7 +24,7 @@ REFINER_SINUSOIDS = 256
 HINT_PIXELS = 8
 """Pixels of a control picture along each side of a latent pixel."""
 
-PICTURE = (f"{HEIGHT}_times_{HINT_PIXELS}", f"{WIDTH}_times_{HINT_PIXELS}")
+PICTURE = (multiple_name(HEIGHT, HINT_PIXELS), multiple_name(WIDTH, HINT_PIXELS))
 """Names of its sizes, as a recorded call has them."""
 
 HINT_CHANNELS = 4
