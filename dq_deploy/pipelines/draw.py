@@ -12,7 +12,7 @@ import torch
 
 from dq_deploy.errors import NonFiniteError, OptionError, library_errors
 from dq_deploy.models.pipeline import PipelineCall, denoiser_name
-from dq_deploy.models.pipeline.call import PICTURE_CHANNELS
+from dq_deploy.models.pipeline.call import PICTURE_CHANNELS, what_to_check
 from dq_deploy.models.pipeline.denoiser_pipeline import DenoiserPipeline
 from dq_deploy.numerics import step_bucket
 from dq_deploy.numerics.arrays import F32
@@ -88,7 +88,7 @@ def _report(on_step: OnStep, position: int, batches: int, step: int, steps: int)
 
 def _run(pipeline: Any, watch: StepWatch, arguments: dict[str, Any]) -> F32:
     try:
-        with torch.inference_mode(), library_errors(lambda error: watch.place(), "check what the pipeline is given"):
+        with torch.inference_mode(), library_errors(lambda error: watch.place(), what_to_check(pipeline)):
             result = pipeline(**arguments)
     except NonFiniteError as error:
         if hasattr(error, "arguments"):

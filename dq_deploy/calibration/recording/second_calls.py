@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dq_deploy.calibration.recording.calls import SeenCall, watch_calls
 from dq_deploy.calibration.recording.derived_call import TEXT, Observation, derive_call, output_shapes
 from dq_deploy.errors import InputError, library_errors, raise_if_out_of_memory, words_of
-from dq_deploy.models.pipeline.call import undecoded_output
+from dq_deploy.models.pipeline.call import undecoded_output, what_to_check
 from dq_deploy.record import Call
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def first_call(pipeline: Any, module: torch.nn.Module, arguments: Mapping[str, A
 
 
 def _seen(pipeline: Any, module: torch.nn.Module, arguments: Mapping[str, Any]) -> Observation:
-    with library_errors(f"the {type(pipeline).__name__}, before the first step", "check what it is given"):
+    with library_errors(f"the {type(pipeline).__name__}, before the first step", what_to_check(pipeline)):
         call = first_call(pipeline, module, arguments)
         return Observation(call=call, outputs=output_shapes(module, call))
 

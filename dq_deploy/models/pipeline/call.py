@@ -48,8 +48,22 @@ def generators_of(seed: int, indices: Sequence[int]) -> list[torch.Generator]:
 
 def lacks_text_encoder(pipeline: Any) -> bool:
     """Whether a pipeline is of a class with text encoders and none is there to read a prompt."""
-    names = [name for name in pipeline.components if name.startswith(("text_encoder", "tokenizer"))]
+    names = _of_text(pipeline)
     return bool(names) and all(getattr(pipeline, name) is None for name in names)
+
+
+def what_to_check(pipeline: Any) -> str:
+    """What to do where a pipeline fails: a text encoder that its folder leaves out may be needed by its class."""
+    absent = [name for name in _of_text(pipeline) if getattr(pipeline, name) is None]
+    if not absent:
+        return "check what the pipeline is given"
+    return (
+        f"it has no {', '.join(absent)}, which its class may need: copy them into its folder, or check what it is given"
+    )
+
+
+def _of_text(pipeline: Any) -> list[str]:
+    return [name for name in pipeline.components if name.startswith(("text_encoder", "tokenizer"))]
 
 
 @dataclass(frozen=True, kw_only=True)

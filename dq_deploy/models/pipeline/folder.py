@@ -28,11 +28,13 @@ class PipelineFolder:
         path: of the folder.
         class_name: pipeline class of diffusers.
         components: (library, class) by name; those that are null are left out.
+        absent: names of the components that are null: the pipeline is made without them.
     """
 
     path: Path
     class_name: str
     components: Mapping[str, tuple[str, str]]
+    absent: Sequence[str] = ()
 
 
 def the_denoiser(pipeline: str, names: Sequence[str], component: str | None) -> str:
@@ -67,17 +69,18 @@ def read_pipeline_folder(path: Path) -> PipelineFolder | None:
         return None
     index = read_json(file)
     class_name = _pipeline_class(file, index.get("_class_name"))
-    components = {}
+    components, absent = {}, []
     for name, entry in index.items():
         if name.startswith("_") or not isinstance(entry, list):
             continue  # settings of the pipeline itself
         if len(entry) != 2:
             raise ModelError(f"{file} has {name} {short(entry)}, expected [library, class]; copy the file again")
         if entry[0] is None or entry[1] is None:
+            absent.append(name)
             continue
         _check_component(file, name, entry)
         components[name] = (str(entry[0]), str(entry[1]))
-    return PipelineFolder(path=path, class_name=class_name, components=components)
+    return PipelineFolder(path=path, class_name=class_name, components=components, absent=absent)
 
 
 def _pipeline_class(file: Path, name: Any) -> str:

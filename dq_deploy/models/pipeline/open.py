@@ -130,6 +130,7 @@ def _of_index(
     elif not isinstance(denoiser, ModelMixin):  # diffusers takes no other module at first, only behind
         placeholder = _without_weights(folder, name)
     given[name] = placeholder
+    given |= _left_out(folder)
     _check_parts(folder, given)
     with offline(), _in_words(folder):
         pipeline = DiffusionPipeline.from_pretrained(
@@ -142,6 +143,14 @@ def _of_index(
     if placeholder is not denoiser:
         setattr(pipeline, name, denoiser)
     return pipeline
+
+
+def _left_out(folder: PipelineFolder) -> dict[str, None]:
+    """Text encoders that are null in the index as their tokenizers are, as SD3's third; diffusers wants to be told."""
+    pairs = [
+        (name, name.replace("text_encoder", "tokenizer")) for name in folder.absent if name.startswith("text_encoder")
+    ]
+    return {part: None for pair in pairs if set(pair) <= set(folder.absent) for part in pair}
 
 
 def _float_denoiser(folder: Path, variant: str | None) -> torch.nn.Module:

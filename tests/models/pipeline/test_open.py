@@ -6,13 +6,16 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 pytest.importorskip("transformers")
 
 from dq_deploy.errors import DqError, ModelError, OptionError
 from dq_deploy.models.pipeline import PipelineCall, build_scheduler, denoiser_name, open_pipeline, scheduler_name
-from tests.pipelines.tiny_pipelines import tiny_text_pipeline
+from dq_deploy.pipelines.draw import draw_images
+from tests.pipelines.tiny_pipelines import tiny_projecting_encoder, tiny_text_pipeline, tiny_tokenizer
+from tests.pipelines.tiny_transformers import sd3
 from tests.tiny import SCHEDULER, tiny_conditional_denoiser
 
 
@@ -65,6 +68,22 @@ def test_a_picture_or_a_mask_opens_the_class_of_diffusers_that_takes_it(original
         pipeline = open_pipeline(original, denoiser=module, asked=asked)
         assert type(pipeline).__name__ == name
         assert pipeline.unet is module
+
+
+def test_a_text_encoder_that_the_index_leaves_out_is_left_out(tmp_path):
+    pipeline, _ = sd3()
+    reader = tiny_projecting_encoder(4, projected=4)
+    pipeline.register_modules(text_encoder=reader, tokenizer=tiny_tokenizer())
+    pipeline.register_modules(text_encoder_2=reader, tokenizer_2=tiny_tokenizer())
+    pipeline.save_pretrained(tmp_path / "without-t5")
+    opened = open_pipeline(tmp_path / "without-t5")
+    assert (opened.text_encoder_3, opened.tokenizer_3) == (None, None)
+    call = PipelineCall(prompts=["a cat"], steps=1, height=16, width=16)
+    assert np.isfinite(draw_images(opened, call).images).all()
+    pipeline.register_modules(text_encoder_2=None, tokenizer_2=None)
+    pipeline.save_pretrained(tmp_path / "without-clip")
+    with pytest.raises(DqError, match="it has no text_encoder_2, text_encoder_3, tokenizer_2, tokenizer_3, which"):
+        draw_images(open_pipeline(tmp_path / "without-clip"), call)
 
 
 @pytest.mark.parametrize(
