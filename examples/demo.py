@@ -230,7 +230,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2, help="threads of the timed engines")
     parser.add_argument("--prompt", default=None, help="of the picture at the end")
     args = parser.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"error: {args.out}: {error.strerror}; choose another place")
     model = args.model or shipped("mnist-ddpm-32")
     steps = commands(args.out, model=model, preset=args.preset, threads=args.threads)
     seconds = {name: run(command) for name, command in steps.items()}

@@ -10,7 +10,6 @@ further in the direction from the second answer to the first. With --engine, a q
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from one_line_errors import one_line_errors
 from train_digits_dit import CLASSES, NO_LABEL
-
-from dq_deploy.errors import DqError
 
 CLASSIFIER = Path(__file__).parent / "digit-classifier" / "weights.safetensors"
 SEED = 1234
@@ -93,6 +91,7 @@ def scales(text: str) -> list[float]:
     return [float(word) for word in text.split(",")]
 
 
+@one_line_errors()
 def main(argv: list[str] | None = None) -> dict[float, float]:
     """Parse the arguments and draw; the recognised share by guidance."""
     from dq_deploy.quality.bootstrap import interval_of_mean
@@ -123,8 +122,4 @@ def main(argv: list[str] | None = None) -> dict[float, float]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DqError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    main()

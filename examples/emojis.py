@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import sys
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from one_line_errors import one_line_errors
 
 from dq_deploy.artifacts import atomic_path
-from dq_deploy.errors import DqError, InputError
+from dq_deploy.errors import InputError
 
 PACKAGE = "emoji-datasource-google@16.0.0"
 SIZE = 32
@@ -201,6 +201,7 @@ def write_reference(emojis: Emojis, path: Path, *, count: int, seed: int) -> int
     return len(plain)
 
 
+@one_line_errors()
 def main(argv: list[str] | None = None) -> None:
     """Parse the arguments, count the emojis, and write the reference images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -209,15 +210,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=1000, help="images in it")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    try:
-        emojis = load_emojis(args.source)
-        counts = np.bincount(emojis.labels[emojis.plain], minlength=len(CLASSES))
-        print(", ".join(f"{label} {name}: {n}" for label, (name, n) in enumerate(zip(CLASSES, counts, strict=True))))
-        if args.reference is not None:
-            total = write_reference(emojis, args.reference, count=args.count, seed=args.seed)
-            print(f"wrote {args.reference}: {args.count} of {total} emojis")
-    except DqError as error:
-        sys.exit(f"error: {error}")
+    emojis = load_emojis(args.source)
+    counts = np.bincount(emojis.labels[emojis.plain], minlength=len(CLASSES))
+    print(", ".join(f"{label} {name}: {n}" for label, (name, n) in enumerate(zip(CLASSES, counts, strict=True))))
+    if args.reference is not None:
+        total = write_reference(emojis, args.reference, count=args.count, seed=args.seed)
+        print(f"wrote {args.reference}: {args.count} of {total} emojis")
 
 
 if __name__ == "__main__":

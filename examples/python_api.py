@@ -11,12 +11,14 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from one_line_errors import one_line_errors
 
 import dq_deploy
 
 MODEL = Path(__file__).resolve().parent / "mnist-ddpm-32"
 
 
+@one_line_errors()
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Run every public function once; returns the numbers it prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

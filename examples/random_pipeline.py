@@ -14,6 +14,7 @@ from pathlib import Path
 
 import diffusers
 import torch
+from one_line_errors import one_line_errors
 
 try:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -79,11 +80,13 @@ def random_pipeline() -> diffusers.StableDiffusionPipeline:
     )
 
 
+@one_line_errors()
 def main() -> None:
     """Write the folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
     random_pipeline().save_pretrained(folder)
     print(f"wrote {folder}")
 

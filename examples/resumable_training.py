@@ -57,6 +57,7 @@ class ResumableTraining(ABC):
         self.iteration, self.seconds = 0, 0.0
         self.losses: list[float] = []
         self.checkpoint = args.out / "checkpoint.pt"
+        args.out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is said now, not at the first save
         if self.checkpoint.is_file():
             self._resume(torch.load(self.checkpoint, weights_only=True))
             torch.manual_seed(args.seed + self.iteration)  # other noise than in the iterations done
@@ -132,7 +133,6 @@ class ResumableTraining(ABC):
         """Write the folder and the checkpoint."""
         import torch
 
-        self.args.out.mkdir(parents=True, exist_ok=True)
         self.write_model()
         state = {
             "network": self.network.state_dict(),

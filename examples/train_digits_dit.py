@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from digits import load_digits
+from one_line_errors import one_line_errors
 from resumable_training import ResumableTraining, add_training_arguments
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class Training(ResumableTraining):
         self.scheduler.save_pretrained(self.args.out / "scheduler")
 
 
+@one_line_errors()
 def main(argv: list[str] | None = None) -> None:
     """Parse the arguments and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

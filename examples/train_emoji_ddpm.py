@@ -10,15 +10,13 @@ command goes on from the last one.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from emojis import CLASSES, PACKAGE, draw_batch, load_emojis
+from one_line_errors import one_line_errors
 from resumable_training import ResumableTraining, add_training_arguments
-
-from dq_deploy.errors import DqError
 
 if TYPE_CHECKING:
     import torch
@@ -84,6 +82,7 @@ class Training(ResumableTraining):
         self.scheduler.save_pretrained(self.args.out / "scheduler")
 
 
+@one_line_errors()
 def main(argv: list[str] | None = None) -> None:
     """Parse the arguments and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -92,11 +91,8 @@ def main(argv: list[str] | None = None) -> None:
         parser, iterations=10_000, minutes=65, batch=32, learning_rate=1.5e-3, decay=0.999, save_minutes=3
     )
     args = parser.parse_args(argv)
-    try:
-        training = Training(args)
-        loss = training.run()
-    except DqError as error:
-        sys.exit(f"error: {error}")
+    training = Training(args)
+    loss = training.run()
     print(f"last loss {loss:.4f} after {training.iteration} iterations; wrote {args.out}")
 
 

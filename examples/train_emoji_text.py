@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +20,8 @@ import numpy as np
 from emoji_captions import TOKENS, build_tokenizer, draw_captioned, load_captioned, write_tokenizer_files
 from emojis import CLASSES, PACKAGE, SIZE
 from identity_autoencoder import COLOURS, build_identity_autoencoder
+from one_line_errors import one_line_errors
 from resumable_training import ResumableTraining, add_training_arguments
-
-from dq_deploy.errors import DqError
 
 if TYPE_CHECKING:
     import torch
@@ -190,6 +188,7 @@ class Training(ResumableTraining):
         write_tokenizer_files(self.tokenizer, folder / "tokenizer")
 
 
+@one_line_errors()
 def main(argv: list[str] | None = None) -> None:
     """Parse the arguments and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -200,11 +199,8 @@ def main(argv: list[str] | None = None) -> None:
         parser, iterations=50_000, minutes=60, batch=16, learning_rate=6e-4, decay=0.995, save_minutes=5
     )
     args = parser.parse_args(argv)
-    try:
-        training = Training(args)
-        loss = training.run()
-    except DqError as error:
-        sys.exit(f"error: {error}")
+    training = Training(args)
+    loss = training.run()
     print(f"last loss {loss:.4f} after {training.iteration} iterations; wrote {args.out}/pipeline")
 
 

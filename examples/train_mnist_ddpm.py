@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from digits import load_digits, shift_images
+from one_line_errors import one_line_errors
 
 CLASSES = 10
 NO_LABEL = 10
@@ -46,6 +47,7 @@ def train(*, out: Path, iterations: int, batch: int, learning_rate: float, decay
     import torch
     from torch.nn import functional
 
+    out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     images, labels = load_digits()
@@ -82,6 +84,7 @@ def train(*, out: Path, iterations: int, batch: int, learning_rate: float, decay
     return float(np.mean(losses[-max(1, iterations // 10) :]))
 
 
+@one_line_errors()
 def main(argv: list[str] | None = None) -> None:
     """Parse the arguments and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
