@@ -8,8 +8,10 @@ import linecache
 import logging
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -60,6 +62,7 @@ def trace(
     call: Callable[[Any, Mapping[str, Any]], Any] = _call_by_name,
     weights: Mapping[str, ir.TensorProtocol] | None = None,
     shapes: Mapping[str, Sequence[int | str]] | None = None,
+    key: Hashable = None,
 ) -> ir.Model:
     """Trace a diffusers denoiser whose sizes vary.
 
@@ -74,6 +77,8 @@ def trace(
         call: gives the outputs of the module for inputs by name, in a list.
         weights: values of some parameters by state-dict key; the others are the module's own.
         shapes: sizes of the inputs, a name where one varies; by default the first axis of each is the batch, `B`.
+        key: all that decides the graph but for the parameters' values. The last graphs are kept, and the tracer is not
+            asked again for one of the same key; by default it is asked.
 
     Returns:
         Model at opset 21 whose nodes carry their module path under `MODULE_KEY`; `varying.sizes_of` says which sizes
@@ -89,15 +94,11 @@ def trace(
     subject = _Subject(module=module, example=example, call=call, shapes=shapes, outputs=outputs)
     try:
         with quiet_tracer(), torch.no_grad():
-            program, found = _exported(subject)
-            converted = _converted(program, subject)
-            if converted is not None:
-                _without_units(converted.model, subject, found.fixed)
-                _name_sizes(converted.model, program, found, subject)
-                _fill_own(converted.model, module, weights or {})
-                ConstantsInFloat64().apply(converted.model)
-                with near_numbers_kept(converted.model):
-                    converted.optimize()
+            model, found = _kept(key, partial(_without_values, subject))
+            _fill_own(model, module, weights or {})
+            ConstantsInFloat64().apply(model)
+            with near_numbers_kept(model):
+                model = _optimized(model)
     except ModelError:
         raise
     except Exception as error:  # torch raises many unrelated types here
@@ -105,11 +106,44 @@ def trace(
         raise ModelError(
             f"torch could not trace the denoiser: {first_line(error)}; please report this model"
         ) from error
+    _fill_given(model, weights or {})
+    keep_sizes(model, found)
+    return _tidy(model)
+
+
+_Graph = tuple[ir.Model, VaryingSizes]
+_KEPT = 4
+_graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
+
+
+def _kept(key: Hashable, make: Callable[[], _Graph]) -> _Graph:
+    """A copy of the graph that was made under a key, or one made now."""
+    if key is None:
+        return make()
+    found = _graphs.pop(key, None) or make()
+    _graphs[key] = found
+    while len(_graphs) > _KEPT:
+        _graphs.popitem(last=False)
+    return found[0].clone(), found[1]
+
+
+def _without_values(subject: _Subject) -> _Graph:
+    """The graph before its parameters have values, and which of its sizes vary."""
+    program, found = _exported(subject)
+    converted = _converted(program, subject)
     if converted is None:
         raise ModelError("torch.onnx.export returned nothing; expected a traced graph")
-    _fill_given(converted.model, weights or {})
-    keep_sizes(converted.model, found)
-    return _tidy(converted.model)
+    _without_units(converted.model, subject, found.fixed)
+    _name_sizes(converted.model, program, found, subject)
+    return converted.model, found
+
+
+def _optimized(model: ir.Model) -> ir.Model:
+    from torch.onnx import ONNXProgram
+
+    program = ONNXProgram(model, None)
+    program.optimize()
+    return program.model
 
 
 @dataclass(frozen=True, kw_only=True)

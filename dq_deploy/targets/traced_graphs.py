@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ def traced_denoiser(family: str, config: Mapping[str, Any], record: Record | Non
         weights=weights,
         shapes={spec.name: spec.shape for spec in input_specs(call)},
         outputs={spec.name: spec.shape for spec in output_specs(call)},
+        key=(family, json.dumps(dict(config), sort_keys=True, default=repr), repr(call)),
     )
 
 

@@ -88,3 +88,19 @@ def test_a_module_that_cannot_be_traced_is_one_line(module: Net) -> None:
     with pytest.raises(ModelError, match="torch could not trace the denoiser") as caught:
         trace(module, EXAMPLE, call=looks_at_values)
     assert "\n" not in str(caught.value)
+
+
+def test_a_graph_of_a_known_key_is_not_traced_again_and_takes_the_values_given_now(module: Net, monkeypatch) -> None:
+    calls: list[str] = []
+    exported = torch.export.export
+    monkeypatch.setattr(torch.export, "export", lambda *a, **k: (calls.append("traced"), exported(*a, **k))[1])
+    other = Net().eval().requires_grad_(False)
+    graphs = [ir.to_proto(trace(m, EXAMPLE, key=("net", 1))) for m in (module, other, module)]
+    assert calls == ["traced"]
+    texts = [graph.SerializeToString(deterministic=True) for graph in graphs]
+    assert texts[0] == texts[2]
+    assert texts[0] != texts[1]
+    assert other.conv.weight.numpy().tobytes() in texts[1]
+    trace(module, EXAMPLE, key=("net", 2))
+    trace(module, EXAMPLE)
+    assert calls == ["traced"] * 3
