@@ -29,7 +29,7 @@ from tests.house import (
 )
 
 LEVELS = (
-    ("errors", "artifacts", "processes", "version", "numerics"),
+    ("errors", "artifacts", "processes", "recent", "version", "numerics"),
     ("manifest", "record"),
     ("simulation", "graph", "readers", "models", "calibration"),
     ("methods", "targets"),

@@ -8,7 +8,6 @@ import linecache
 import logging
 import re
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +22,7 @@ from dq_deploy.errors import ModelError, first_line, raise_if_out_of_memory
 from dq_deploy.graph.exact_constants import ConstantsInFloat64, near_numbers_kept
 from dq_deploy.graph.varying import Guard, SizeTexts, VaryingSizes, admitted, keep_sizes
 from dq_deploy.graph.writing.builder import Builder
+from dq_deploy.recent import Recent
 from dq_deploy.record import BATCH, OUTPUT
 
 OPSET = 21
@@ -94,7 +94,9 @@ def trace(
     subject = _Subject(module=module, example=example, call=call, shapes=shapes, outputs=outputs)
     try:
         with quiet_tracer(), torch.no_grad():
-            model, found = _kept(key, partial(_without_values, subject))
+            make = partial(_without_values, subject)
+            model, found = make() if key is None else _GRAPHS.get(key, make)
+            model = model.clone()
             _fill_own(model, module, weights or {})
             ConstantsInFloat64().apply(model)
             with near_numbers_kept(model):
@@ -112,19 +114,7 @@ def trace(
 
 
 _Graph = tuple[ir.Model, VaryingSizes]
-_KEPT = 4
-_graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
-
-
-def _kept(key: Hashable, make: Callable[[], _Graph]) -> _Graph:
-    """A copy of the graph that was made under a key, or one made now."""
-    if key is None:
-        return make()
-    found = _graphs.pop(key, None) or make()
-    _graphs[key] = found
-    while len(_graphs) > _KEPT:
-        _graphs.popitem(last=False)
-    return found[0].clone(), found[1]
+_GRAPHS: Recent[_Graph] = Recent(4)
 
 
 def _without_values(subject: _Subject) -> _Graph:

@@ -14,7 +14,7 @@ from dq_kernels.cpu.library import Context
 from dq_deploy.native.cpu.executor import CpuExecutor
 from dq_deploy.native.lower.joined import joined_program
 from dq_deploy.native.program import program as programs
-from dq_deploy.native.trace.geometry import geometry_of
+from dq_deploy.native.trace.geometry import geometries
 from dq_deploy.native.trace.graph import TracedGraph
 from dq_deploy.native.trace.tracing import trace_module
 from dq_deploy.numerics import step_bucket
@@ -87,7 +87,7 @@ class Case:
         self.module, self.inputs = module.eval(), {"timestep": (("B",), "float32"), **inputs}
         self.layers = {layer.name: layer for layer in layers}
         self._step = step or (lambda module, timestep, *values: module(*values))
-        geometry = {name: geometry_of(layer) for name, layer in self.layers.items()}
+        geometry = geometries(self.layers)
 
         def trace(batch: int) -> TracedGraph:
             shapes = [(self._shape(name, batch), dtype) for name, (_, dtype) in self.inputs.items()]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dq_deploy.numerics.geometry import Window
-from dq_deploy.record import Layer, Part, Record
+from dq_deploy.record import Layer, Part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,30 +19,34 @@ class Geometry:
         groups: channel groups.
         out_channels: output channels or features.
         parts: input channels of each part.
-        quantizers: for each part, equal exactly where two parts give the same codes for the same values.
+        quantizers: number of each part's, the same exactly where two parts of the record give the same codes for the
+            same values; numbers, for a record with other ranges has the same program.
     """
 
     window: Window | None
     groups: int
     out_channels: int
     parts: tuple[int, ...]
-    quantizers: tuple[str, ...]
+    quantizers: tuple[int, ...]
 
 
-def geometry_of(layer: Layer) -> Geometry:
-    """Shape of a record's layer."""
-    return Geometry(
-        window=layer.window if layer.kind == "conv2d" else None,
-        groups=layer.groups,
-        out_channels=layer.out_channels,
-        parts=tuple(len(part.pre) for part in layer.parts),
-        quantizers=tuple(_quantizer_hash(layer, part) for part in layer.parts),
-    )
+def geometries(layers: Mapping[str, Layer]) -> dict[str, Geometry]:
+    """Shapes of integer layers by module path."""
+    numbers: dict[str, int] = {}
 
+    def number(layer: Layer, part: Part) -> int:
+        return numbers.setdefault(_quantizer_hash(layer, part), len(numbers))
 
-def geometries(record: Record) -> dict[str, Geometry]:
-    """Shapes of all integer layers by module path."""
-    return {name: geometry_of(layer) for name, layer in record.layers.items()}
+    return {
+        name: Geometry(
+            window=layer.window if layer.kind == "conv2d" else None,
+            groups=layer.groups,
+            out_channels=layer.out_channels,
+            parts=tuple(len(part.pre) for part in layer.parts),
+            quantizers=tuple(number(layer, part) for part in layer.parts),
+        )
+        for name, layer in layers.items()
+    }
 
 
 def _quantizer_hash(layer: Layer, part: Part) -> str:

@@ -5,6 +5,7 @@ A process that serves an engine then never loads torch: it stays small and start
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from dq_deploy.processes import (
     command_of,
     serve,
 )
+from dq_deploy.recent import Recent
 from dq_deploy.record import Call, Record
 
 TRACE_SECONDS = 600
@@ -66,7 +68,7 @@ def traced_program(record: Record, sizes: Mapping[str, int] | None = None) -> di
     """
     from dq_deploy.models import call_of_record
 
-    layers, call = geometries(record), call_of_record(record)
+    layers, call = geometries(record.layers), call_of_record(record)
     call = replace(call, sizes={**call.sizes, **(sizes or {})})
     if "torch" in sys.modules:
         return joined_program(record.family, record.model_config, call, layers)
@@ -99,7 +101,15 @@ def _failed(words: str) -> str:
 def joined_program(
     family: str, config: Mapping[str, Any], call: Call, layers: Mapping[str, Geometry]
 ) -> dict[str, Any]:
-    """Trace and lower at two batch sizes, and join them; needs torch."""
+    """Trace and lower at two batch sizes, and join them; needs torch. The last programs are kept."""
+    key = (family, json.dumps(dict(config), sort_keys=True, default=repr), repr(call), repr(layers))
+    return _PROGRAMS.get(key, lambda: _joined(family, config, call, layers))
+
+
+_PROGRAMS: Recent[dict[str, Any]] = Recent(4)
+
+
+def _joined(family: str, config: Mapping[str, Any], call: Call, layers: Mapping[str, Geometry]) -> dict[str, Any]:
     from dq_deploy.models import input_specs, output_specs
     from dq_deploy.native.lower import joined
     from dq_deploy.native.trace.tracing import trace
