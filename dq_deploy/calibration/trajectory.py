@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -111,6 +112,11 @@ def run_of_denoiser(
             raise OptionError(f"{name} has {len(value)} rows, expected {samples}, one for each trajectory")
     chosen = labels_of(call, labels, samples, seed)
     pipeline = pipeline_of_denoiser(module, build_scheduler(scheduler_config))
+    if chosen is not None and "class_labels" not in inspect.signature(type(pipeline).__call__).parameters:
+        raise OptionError(
+            f"the model has classes, and {type(pipeline).__name__}, which samples by its scheduler, takes none; give "
+            "the whole pipeline, or another `scheduler`"
+        )
     asked = PipelineCall(
         steps=steps,
         seed=seed,

@@ -173,6 +173,12 @@ def test_a_scheduler_that_is_missing_or_unknown_is_never_taken_for_another(
         random_inputs(config, denoiser.call, steps=2, samples=1)
 
 
+def test_classes_that_the_schedulers_pipeline_does_not_take_are_refused(denoiser: Denoiser) -> None:
+    config = {**diffusers.ScoreSdeVeScheduler().config, "_class_name": "ScoreSdeVeScheduler"}
+    with pytest.raises(OptionError, match="the model has classes, and ScoreSdeVePipeline"):
+        recorded(denoiser, steps=2, samples=2, scheduler_config=config)
+
+
 def test_what_a_library_raises_names_the_step(denoiser: Denoiser) -> None:
     handle = denoiser.module.conv_in.register_forward_hook(  # type: ignore[union-attr, operator]
         lambda *_: torch.ones(2) @ torch.ones(3)

@@ -211,7 +211,9 @@ class _Arguments:
         own, words = parameter.default, str(parameter.annotation)
         plain = isinstance(value, (bool, int, float, str, list, dict))  # as a file of the call holds them
         if plain and "Tensor" in words and not re.search("Image|list|List|tuple|Tuple|int|float|str", words):
-            raise OptionError(f"{name} of {self.kind} is a tensor, which a file of the call cannot hold; leave it out")
+            raise OptionError(
+                f"{name} of {self.kind} is a tensor; give the path of a .npy file, as numpy's save writes it"
+            )
         kinds = {bool: (bool,), int: (int,), float: (int, float), str: (str, list)}.get(type(own))
         if kinds is None or value is None or "|" in words or "Union" in words:
             return

@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from reprlib import repr as short
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dq_deploy.artifacts import NPZ_ERRORS
 from dq_deploy.errors import FileProblemError, OptionError, words_of
 from dq_deploy.models.pipeline.call import PipelineCall
 from dq_deploy.models.pipeline.pictures import SUFFIXES, read_mask, read_picture
+
+if TYPE_CHECKING:
+    import torch
 
 _PATHS = ("image", "mask", "control_image")
 _OTHER_NAMES = {
@@ -153,10 +157,32 @@ def _checked(name: str, value: Any, path: Path, key: str) -> Any:
     return path.parent / str(value) if name in _PATHS else value
 
 
+def _tensor(path: Path, key: str) -> torch.Tensor:
+    """The array of a file of numpy; real numbers become float32, as the pipelines compute."""
+    import numpy as np
+    import torch
+
+    if path.suffix != ".npy":
+        raise FileProblemError(
+            f"{key} is {short(path.name)}, expected the path of an array as numpy's save writes it (.npy)"
+        )
+    try:
+        values = np.load(path, allow_pickle=False)
+    except NPZ_ERRORS as error:
+        raise FileProblemError(f"{key}: cannot read {path}: {words_of(error)}; write it with numpy's save") from error
+    if values.dtype.kind not in "fiub":
+        raise FileProblemError(f"{key}: {path} holds {values.dtype}, expected real numbers")
+    if not np.isfinite(values).all():
+        raise FileProblemError(f"{key}: {path} holds NaN or infinity, expected finite numbers")
+    return torch.from_numpy(values.astype(np.float32) if values.dtype.kind == "f" else values)
+
+
 def _loaded(value: Any, folder: Path, key: str) -> Any:
-    """A picture in place of each path of one; other values as they are."""
+    """A picture or a tensor in place of each path of one; other values as they are."""
     if isinstance(value, list):
         return [_loaded(item, folder, key) for item in value]
+    if isinstance(value, str) and (Path(value).suffix == ".npy" or key.endswith(("embeds", "latents"))):
+        return _tensor(folder / value, key)
     names_one = key.endswith(("image", "images", "mask"))
     listed = ("image" in key or "mask" in key) and isinstance(value, str) and Path(value).suffix.lower() in SUFFIXES
     if isinstance(value, str) and (names_one or listed):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip("transformers")
@@ -228,3 +229,25 @@ def test_a_seed_and_a_negative_prompt_have_an_end():
         PipelineCall(seed=2**63)
     with pytest.raises(OptionError, match="negative_prompt has 10001 characters"):
         PipelineCall(negative_prompt="a" * 10001)
+
+
+def test_a_tensor_is_given_by_the_path_of_a_numpy_file(tmp_path):
+    values = np.arange(12.0).reshape(1, 12)
+    np.save(tmp_path / "vision.npy", values)
+    (tmp_path / "call.yaml").write_text("image_embeds: vision.npy\nlists: [vision.npy]")
+    given = read_call(tmp_path / "call.yaml").extra
+    assert (given["image_embeds"].dtype, given["image_embeds"].tolist()) == (torch.float32, values.tolist())
+    assert given["lists"][0].tolist() == values.tolist()
+    np.save(tmp_path / "nan.npy", values * np.nan)
+    np.save(tmp_path / "text.npy", np.array(["a"]))
+    (tmp_path / "damaged.npy").write_bytes(b"no")
+    for value, message in (
+        ("nan.npy", "holds NaN"),
+        ("text.npy", "expected real numbers"),
+        ("damaged.npy", "cannot read"),
+        ("none.npy", "cannot read"),
+        ("vision.pt", r"expected the path of an array as numpy's save writes it \(.npy\)"),
+    ):
+        (tmp_path / "call.yaml").write_text(f"image_embeds: {value}")
+        with pytest.raises(FileProblemError, match=message):
+            read_call(tmp_path / "call.yaml")
