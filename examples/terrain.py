@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -310,6 +310,7 @@ def make_pipeline(network: Network, *, classes: int = 100) -> diffusers.Consiste
     """
     import diffusers
     import torch
+    from terrain_factors import with_factors
 
     unet = diffusers.UNet2DModel(**unet_config(network, classes))
     weights = {name: torch.from_numpy(np.array(value)) for name, value in unet_weights(network, classes).items()}
@@ -321,7 +322,33 @@ def make_pipeline(network: Network, *, classes: int = 100) -> diffusers.Consiste
     scheduler = diffusers.CMStochasticIterativeScheduler(
         num_train_timesteps=40, sigma_min=0.002, sigma_max=80.0, sigma_data=0.5
     )
-    return diffusers.ConsistencyModelPipeline(unet=unet.eval(), scheduler=scheduler)
+    pipeline = diffusers.ConsistencyModelPipeline(unet=unet.eval(), scheduler=scheduler)
+    return diffusers.ConsistencyModelPipeline(unet=with_factors(unet, largest_outputs(pipeline)), scheduler=scheduler)
+
+
+def largest_outputs(pipeline: diffusers.ConsistencyModelPipeline, *, count: int = 8) -> dict[str, float]:
+    """Largest magnitude of each module's output by its name, over maps of all difficulties."""
+    import torch
+
+    config, largest = pipeline.unet.config, {}
+    noise = np.random.default_rng(1).standard_normal(
+        (count, config.in_channels, config.sample_size, config.sample_size), np.float32
+    )
+    labels = np.linspace(0, config.num_class_embeds - 1, count).round().astype(np.int64)
+
+    def note(name: str) -> Callable[[torch.nn.Module, object, object], None]:
+        def hook(_module: torch.nn.Module, _inputs: object, output: object) -> None:
+            if isinstance(output, torch.Tensor):
+                largest[name] = max(largest.get(name, 0.0), float(output.abs().max()))
+
+        return hook
+
+    handles = [module.register_forward_hook(note(name)) for name, module in pipeline.unet.named_modules() if name]
+    for sigma in SIGMAS:
+        denoised(pipeline, torch.from_numpy(noise * np.float32(sigma)), sigma, torch.from_numpy(labels))
+    for handle in handles:
+        handle.remove()
+    return largest
 
 
 def denoised(

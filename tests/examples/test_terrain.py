@@ -10,8 +10,10 @@ import diffusers
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from dq_deploy.errors import ModelError
+from dq_deploy.methods.ranges.float_ranges import watch_outputs
 from tests.examples.terrain_network import network_file, write_wheel
 
 
@@ -19,12 +21,14 @@ from tests.examples.terrain_network import network_file, write_wheel
 def terrain(repository):
     """The example script as a module."""
     path = repository / "examples" / "terrain.py"
+    sys.path.insert(0, str(path.parent))  # for the module beside it
     spec = importlib.util.spec_from_file_location("example_terrain", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # its dataclasses look it up
     spec.loader.exec_module(module)
     yield module
     sys.modules.pop(spec.name)
+    sys.path.remove(str(path.parent))
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +55,31 @@ def test_the_folder_is_a_pipeline_that_computes_what_the_file_does(terrain, whee
     assert terrain.largest_difference(pipeline, data) < terrain.LARGEST_DIFFERENCE
     pictures = pipeline(batch_size=2, class_labels=[0, 99], output_type="np").images
     assert pictures.shape == (2, 16, 16, 1)
+
+
+def test_factors_keep_sums_within_a_limit_and_what_is_computed_as_it_is(terrain, data):
+    from terrain_factors import blocks_of, factors_of, with_factors
+
+    network = terrain.read_network(data)
+    unet = terrain.make_pipeline(network).unet  # small sums, of which none gets a factor
+    for name, by in (("down_blocks.0.resnets.0", 1e3), ("mid_block.resnets.0", 1e3), ("up_blocks.1.resnets.1", 1e5)):
+        unet.get_submodule(f"{name}.conv2").weight.detach().mul_(by)
+    x, labels = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 99])
+    with torch.no_grad(), watch_outputs(unet) as before:
+        wanted = unet(x, 100.0, class_labels=labels).sample
+    blocks = list(blocks_of(unet))
+    factors = factors_of(blocks, before, groups=32, limit=8.0)
+    assert len(set(factors.values())) > 1
+    assert factors[0] < 1
+    joined = [[half.stream for half in b.reads] for b in blocks if [half.channels for half in b.reads] == [64, 32]]
+    assert len(joined) == 2  # 64 and 32 channels in groups of 3
+    assert all(factors[one] == factors[other] for one, other in joined)
+    changed = with_factors(unet, before, limit=8.0)
+    with torch.no_grad(), watch_outputs(changed) as after:
+        found = changed(x, 100.0, class_labels=labels).sample
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+    assert max(after[block.name] for block in blocks) <= 8
+    assert max(before[block.name] for block in blocks) > 1000
 
 
 def test_another_network_is_told_from_the_converted_one(terrain, data):
