@@ -97,6 +97,7 @@ def _overrides(given: QuantizeArguments, asked: PipelineCall) -> dict[str, Any]:
         "weight_bits": given.weights,
         "activation_bits": given.activations,
         "block_size": given.block_size,
+        "channel_scales": given.channel_scales or None,
         "steps": asked.steps,
         "step_groups": given.step_groups,
         "static": given.static,
@@ -148,6 +149,10 @@ def _check_options(options: SharedOptions, given: QuantizeArguments) -> None:
     refuse(
         given.block_size is not None and not options.has_weight_only,
         f"--block-size {given.block_size} was given, but no layer has 16-bit activations; leave it out",
+    )
+    refuse(
+        given.channel_scales and options.method != "minmax",
+        f"--channel-scales was given with --method {options.method}, expected --method minmax",
     )
     refuse(
         given.init is not None and options.method != "quest",

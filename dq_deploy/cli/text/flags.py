@@ -30,6 +30,7 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "method": "--method",
         "init": "--init",
         "block_size": "--block-size",
+        "channel_scales": "--channel-scales",
         "steps": "--steps",
         "split_skips": "--split-skips/--whole-skips",
         "keep": "--keep",

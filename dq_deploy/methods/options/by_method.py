@@ -7,7 +7,7 @@ from dataclasses import Field, dataclass, fields
 from typing import Any, ClassVar
 
 from dq_deploy.errors import OptionError
-from dq_deploy.methods.options.checks import check_values, choice, number, whole
+from dq_deploy.methods.options.checks import check_values, choice, flag, number, whole
 from dq_deploy.methods.options.shared import OwnChoices, SharedOptions, bits_pair
 
 DILATION_BOUNDS = ("asymmetric", "symmetric")
@@ -23,6 +23,7 @@ OPTION_NAMES = (
     *("without", "iterations", "batch", "lr_weight", "lr_bias", "lr_weight_scale", "lr_scale", "lr_zero_point"),
     *("lr_rounding", "rounding_penalty", "layer_loss", "activation_drop", "scaling_iterations", "lr_equivalent"),
     *("timestep_exponent", "power_of_two", "agreement", "finetune_iterations", "dilation_bound"),
+    "channel_scales",
 )
 """Every option of every method, in the order in which a record's provenance holds them."""
 
@@ -33,6 +34,8 @@ class MinmaxOptions(SharedOptions):
 
     Attributes:
         block_size: input channels that share a scale in weight-only layers, one of `BLOCK_SIZES`.
+        channel_scales: give each input channel a factor from its range, as SmoothQuant does (arXiv 2211.10438); how
+            much of a range moves into the weights is searched for each layer.
     """
 
     method: ClassVar[str] = "minmax"
@@ -40,6 +43,7 @@ class MinmaxOptions(SharedOptions):
     has_float_activations: ClassVar[bool] = True
 
     block_size: int = choice(64, *BLOCK_SIZES)
+    channel_scales: bool = flag(False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -255,7 +255,7 @@ def _divided_input(weight: F32, factor: F64, groups: int) -> tuple[F32, F32]:
     return pre, scale_input_channels(weight, 1.0 / pre.astype(np.float64), groups)
 
 
-def with_equivalent_scales(prepared: Prepared, scales: Mapping[str, F64]) -> Prepared:
+def with_equivalent_scales(prepared: Prepared, scales: Mapping[str, F64], *, kind: str = "learned") -> Prepared:
     """The same float model with some layers' inputs divided, and their weights multiplied, by one factor a channel.
 
     Nothing is folded into producers: each layer has factors of its own, also where several read one tensor.
@@ -263,13 +263,14 @@ def with_equivalent_scales(prepared: Prepared, scales: Mapping[str, F64]) -> Pre
     Args:
         prepared: with `pre` one in every layer named.
         scales: [C_in] positive factors by layer name.
+        kind: what the scales are, in a word for the fold decision.
     """
     layers = dict(prepared.layers)
     for name, factor in scales.items():
         layer = layers[name]
         assert (layer.pre == 1).all(), f"{name} has an equivalent scale already"
         pre, weight = _divided_input(layer.weight, factor, layer.site.groups)
-        fold = "multiplied at run time: a learned scale belongs to one layer, its producer may feed others"
+        fold = f"multiplied at run time: a {kind} scale belongs to one layer, its producer may feed others"
         layers[name] = replace(layer, pre=pre, weight=weight, fold=layer.fold if (pre == 1).all() else fold)
     return replace(prepared, layers=layers)
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from dq_deploy.errors import NonFiniteError
-from dq_deploy.methods.options import DmqOptions
+from dq_deploy.methods.options import DmqOptions, SharedOptions
 from dq_deploy.methods.prepare.preparation import Prepared, PreparedLayer
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.methods.ranges.scales import code_range, weight_range
@@ -105,7 +105,7 @@ def learn_equivalent_scales(
     }
     learned = LearnedScales(factors=factors, history=note)
     missing = [name for name in names if name not in factors]
-    for some in _within_memory(prepared, missing, len(chosen), options):
+    for some in within_memory(prepared, missing, len(chosen), options):
         seeds = {name: options.seed + names.index(name) for name in some}
         collected = collect_rows(prepared, seeds, inputs, chosen, options, steps=steps, batch=batch)
         for name in some:
@@ -125,7 +125,7 @@ def _bytes_of(layer: PreparedLayer, inputs: int) -> int:
     return 4 * inputs * min(ROWS, positions) * site.in_channels * math.prod(site.kernel)
 
 
-def _within_memory(prepared: Prepared, names: Sequence[str], inputs: int, options: DmqOptions) -> Iterator[list[str]]:
+def within_memory(prepared: Prepared, names: Sequence[str], inputs: int, options: SharedOptions) -> Iterator[list[str]]:
     """Layers whose rows fit into half of `memory_gib` together; at least one at a time."""
     limit = options.memory_gib * GIB / 2
     some: list[str] = []
@@ -146,7 +146,7 @@ def collect_rows(
     seeds: Mapping[str, int],
     inputs: Mapping[str, Array],
     chosen: I64,
-    options: DmqOptions,
+    options: SharedOptions,
     *,
     steps: int,
     batch: int,
@@ -175,7 +175,7 @@ def collect_rows(
     return {name: hooks.pop(name).result(step, group) for name in seeds}  # a hook's pieces go with it
 
 
-def _rows_that_fit(layer: PreparedLayer, options: DmqOptions, inputs: int) -> int:
+def _rows_that_fit(layer: PreparedLayer, options: SharedOptions, inputs: int) -> int:
     size = _bytes_of(layer, inputs)
     return max(1, min(ROWS, int(ROWS * options.memory_gib * GIB / 2 / max(1, size))))
 
@@ -263,7 +263,7 @@ class _RoundedWeights(torch.autograd.Function):
 class ScaledLayer:
     """One layer's output under both quantizers as a function of its factors."""
 
-    def __init__(self, layer: PreparedLayer, data: LayerRows, options: DmqOptions) -> None:
+    def __init__(self, layer: PreparedLayer, data: LayerRows, options: SharedOptions) -> None:
         self.layer = layer
         self.data = data
         self.symmetric = options.symmetric_activations

@@ -29,6 +29,9 @@ class QuantizeArguments:
         int | None,
         typer.Option(help="Input channels that share a weight scale at 16-bit activations, 64 or 128; 64 by default."),
     ] = None
+    channel_scales: Annotated[
+        bool, typer.Option("--channel-scales", help="A factor for each input channel, from ranges; minmax only.")
+    ] = False
     steps: Annotated[
         int | None,
         typer.Option(help="Sampling steps with own activation quantizers; 20 by default."),
