@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from dq_deploy.errors import ModelError
-from dq_deploy.methods.ranges.float_ranges import watch_outputs
 from tests.examples.terrain_network import network_file, write_wheel
 
 
@@ -60,24 +59,25 @@ def test_the_folder_is_a_pipeline_that_computes_what_the_file_does(terrain, whee
 def test_factors_keep_sums_within_a_limit_and_what_is_computed_as_it_is(terrain, data):
     from terrain_factors import blocks_of, factors_of, with_factors
 
-    network = terrain.read_network(data)
-    unet = terrain.make_pipeline(network).unet  # small sums, of which none gets a factor
+    pipeline = terrain.make_pipeline(terrain.read_network(data))  # small sums, of which none gets a factor
+    unet = pipeline.unet
     for name, by in (("down_blocks.0.resnets.0", 1e3), ("mid_block.resnets.0", 1e3), ("up_blocks.1.resnets.1", 1e5)):
         unet.get_submodule(f"{name}.conv2").weight.detach().mul_(by)
-    x, labels = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 99])
-    with torch.no_grad(), watch_outputs(unet) as before:
-        wanted = unet(x, 100.0, class_labels=labels).sample
-    blocks = list(blocks_of(unet))
+    before, blocks = terrain.largest_outputs(pipeline), list(blocks_of(unet))
     factors = factors_of(blocks, before, groups=32, limit=8.0)
     assert len(set(factors.values())) > 1
     assert factors[0] < 1
     joined = [[half.stream for half in b.reads] for b in blocks if [half.channels for half in b.reads] == [64, 32]]
     assert len(joined) == 2  # 64 and 32 channels in groups of 3
     assert all(factors[one] == factors[other] for one, other in joined)
-    changed = with_factors(unet, before, limit=8.0)
-    with torch.no_grad(), watch_outputs(changed) as after:
+    x, labels = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 99])
+    with torch.no_grad():
+        wanted = unet(x, 100.0, class_labels=labels).sample
+        changed = with_factors(unet, before, limit=8.0)
         found = changed(x, 100.0, class_labels=labels).sample
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+    pipeline.register_modules(unet=changed)
+    after = terrain.largest_outputs(pipeline)
     assert max(after[block.name] for block in blocks) <= 8
     assert max(before[block.name] for block in blocks) > 1000
 
