@@ -25,11 +25,11 @@ from tests.tiny import random_record, tiny_conditional_denoiser, tiny_denoiser
 
 def conditional():
     one = {"down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"]}
-    return tiny_conditional_denoiser(sample_size=4, block_out_channels=[8], **one)
+    return tiny_conditional_denoiser(sample_size=4, block_out_channels=[8], norm_num_groups=2, **one)
 
 def unconditional():
     two = {"down_block_types": ["DownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "UpBlock2D"]}
-    return tiny_denoiser(sample_size=4, block_out_channels=[8, 8], downsample_padding=0, **two)
+    return tiny_denoiser(sample_size=4, block_out_channels=[8, 8], norm_num_groups=2, downsample_padding=0, **two)
 
 for make, bits, dtype in ((conditional, 4, "float32"), (unconditional, 8, "float16")):
     record = random_record(make(), weight_bits=bits)
