@@ -54,7 +54,7 @@ test-all: test
 
 test-optimum: $(READY) $(KERNELS) $(OPTIMUM_VENV)/.ready $(OPTIMUM_INTEL_VENV)/.ready
 	DQ_OPTIMUM_PYTHON=$(abspath $(OPTIMUM_VENV))/bin/python DQ_OPTIMUM_INTEL_PYTHON=$(abspath $(OPTIMUM_INTEL_VENV))/bin/python \
-		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rA tests/pipelines/layouts/test_optimum_packages.py
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v -rs tests/pipelines/layouts/test_optimum_packages.py
 
 $(OPTIMUM_VENV)/.ready:
 	$(PYTHON) -m venv $(OPTIMUM_VENV)
