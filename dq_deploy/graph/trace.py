@@ -125,6 +125,9 @@ def _without_values(subject: _Subject) -> _Graph:
         raise ModelError("torch.onnx.export returned nothing; expected a traced graph")
     _without_units(converted.model, subject, found.fixed)
     _name_sizes(converted.model, program, found, subject)
+    for name, value in converted.model.graph.initializers.items():
+        if name.startswith(_ROOT):  # shapes of the tracer, which would hold all that it knows for as long as the graph
+            value.const_value = None
     return converted.model, found
 
 
