@@ -58,6 +58,20 @@ SD15: dict[str, Any] = {
     "cross_attention_dim": 768,
     "attention_head_dim": 8,
 }
+DIT_XL: dict[str, Any] = {
+    "_class_name": "DiTTransformer2DModel",
+    "num_attention_heads": 16,
+    "attention_head_dim": 72,
+    "in_channels": 4,
+    "out_channels": 8,
+    "num_layers": 28,
+    "sample_size": 32,
+    "patch_size": 2,
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "num_embeds_ada_norm": 1000,
+    "norm_type": "ada_norm_zero",
+}
 SDXL: dict[str, Any] = {
     **SD15,
     "sample_size": 128,
@@ -118,10 +132,29 @@ def sd15_denoiser() -> Denoiser:
     )
 
 
+def dit_xl_denoiser() -> Denoiser:
+    """The shape of DiT-XL/2 for pictures of 256 x 256, 750 million parameters, with seeded random weights."""
+    import torch
+
+    from dq_deploy.models import family_of
+
+    torch.manual_seed(0)
+    family = family_of(DIT_XL)
+    return Denoiser(
+        family=family,
+        module=build_denoiser(family, DIT_XL),
+        config=dict(DIT_XL),
+        call=default_call(DIT_XL),
+        scheduler_config={"_class_name": "DDIMScheduler"},
+        source="DiT-XL/2 shape, random weights, seed 0",
+        source_sha256="0" * 64,
+    )
+
+
 def denoiser_of(name: str) -> Denoiser:
-    """The denoiser `demo`, `cifar` or `sd15`."""
+    """The denoiser `demo`, `cifar`, `sd15` or `dit-xl`."""
     if name == "demo":
         from dq_deploy import load_model
 
         return load_model(DEMO)
-    return {"cifar": cifar_denoiser, "sd15": sd15_denoiser}[name]()
+    return {"cifar": cifar_denoiser, "sd15": sd15_denoiser, "dit-xl": dit_xl_denoiser}[name]()

@@ -3,13 +3,14 @@
     python -m benchmarks.unets.run --model cifar --isa avx2 --threads 2     # W4A8 and W8A8
     python -m benchmarks.unets.run --model sd15 --engine "onnxruntime float32"
 
-CIFAR-10 DDPM shape (35.7 M parameters, batch 1), the demo model, Stable Diffusion 1.5 (batch 2, 64x64, only by request:
-it takes 16 GiB with all engines). Random weights where there is no model: time does not depend on their values. First
-the gate: the accumulators of every integer layer against an exact float64 product of the codes it saw; a red engine
-prints RED and no speed, and the exit code is 3. For avx2 and avx_vnni the libraries run as on a CPU without the rest
-(machine/avx2.py). ONNX Runtime and OpenVINO in integers are the exact graphs of dq-export. Memory is the highest
-resident size of each process, interpreter included. Records and graphs are kept in the folder --work; a row of each
-table is appended to benchmarks/results/unets.jsonl, and what is there for the same commit is not measured again.
+CIFAR-10 DDPM shape (35.7 M parameters, batch 1), the demo model, and by request Stable Diffusion 1.5 (batch 2, 64x64;
+it takes 16 GiB with all engines) and DiT-XL/2 (batch 2, 32x32). Random weights where there is no model: time does not
+depend on their values. First the gate: the accumulators of every integer layer against an exact float64 product of the
+codes it saw; a red engine prints RED and no speed, and the exit code is 3. For avx2 and avx_vnni the libraries run as
+on a CPU without the rest (machine/avx2.py). ONNX Runtime and OpenVINO in integers are the exact graphs of dq-export.
+Memory is the highest resident size of each process, interpreter included. Records and graphs are kept in the folder
+--work; a row of each table is appended to benchmarks/results/unets.jsonl, and what is there for the same commit is not
+measured again.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from dq_deploy.errors import DqError
 
 ROOT = Path(__file__).resolve().parents[1]
 RED = 3
-BATCHES = {"cifar": 1, "demo": 1, "sd15": 2}
+BATCHES = {"cifar": 1, "demo": 1, "sd15": 2, "dit-xl": 2}
 NATIVE = "native"
 ENGINES = ("onnxruntime float32", "onnxruntime int8", "openvino float32", "openvino int8", "torch float32")
 CLAIMS = (("onnxruntime float32", 2.0), ("openvino int8", 1.3))
@@ -77,7 +78,7 @@ def record_path(model: str, bits: int, work: Path) -> Path:
     path = work / f"{model}-w{bits}a8.pt"
     if not path.is_file():
         large: dict[str, Any] = {"steps": 20, "samples": 4}
-        if model == "sd15":
+        if model in ("sd15", "dit-xl"):
             large = {"steps": 4, "samples": 1, "memory_gib": 4.0, "calibration": CalibrationSource(kind="random")}
         record = dq_deploy.quantize(denoiser_of(model), method="minmax", weight_bits=bits, activation_bits=8, **large)
         dq_deploy.save_record(record, path)

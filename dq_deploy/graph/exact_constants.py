@@ -69,12 +69,12 @@ class ConstantsInFloat64:
     def apply(self, model: ir.Model) -> PassResult:
         """Edit the model in place."""
         constant = _constant_values(model.graph)
-        known: dict[ir.Value, NDArray[Any] | None] = {}
+        known: dict[ir.Value, _Held | None] = {}
         folded = [n for n in model.graph if n.op_type in NOT_CORRECTLY_ROUNDED and _is_float32(n)]
         done = False
         for old in (node.outputs[0] for node in folded if node.outputs[0] in constant):
             value = _value_of(old, known)
-            if value is None:
+            if not isinstance(value, np.ndarray):
                 continue
             new = _initializer(f"{old.name}/constant", value)
             model.graph.register_initializer(new)
@@ -105,25 +105,36 @@ def _is_float32(node: ir.Node) -> bool:
     return node.domain == "" and node.outputs[0].dtype in (None, ir.DataType.FLOAT)
 
 
-def _value_of(value: ir.Value, known: dict[ir.Value, NDArray[Any] | None]) -> NDArray[Any] | None:
-    """What a constant tensor holds, or None where it is too large to be worth it."""
+_Held = NDArray[Any] | list[NDArray[Any]]
+"""What a constant is: a tensor, or a sequence of them as a split gives it."""
+
+
+def _value_of(value: ir.Value, known: dict[ir.Value, _Held | None]) -> _Held | None:
+    """What a constant holds, or None where it is too large to be worth it."""
     if value not in known:
         known[value] = _computed(value, known)
     return known[value]
 
 
-def _computed(value: ir.Value, known: dict[ir.Value, NDArray[Any] | None]) -> NDArray[Any] | None:
+def _computed(value: ir.Value, known: dict[ir.Value, _Held | None]) -> _Held | None:
     if value.const_value is not None:
         return value.const_value.numpy() if value.const_value.size <= _MOST_ELEMENTS else None
     node = value.producer()
     assert node is not None
     feeds = {}
     for source in (given for given in node.inputs if given is not None):
-        array = _value_of(source, known)
-        if array is None:
+        held = _value_of(source, known)
+        if held is None:
             return None
-        feeds[str(source.name)] = array.astype(np.float64) if array.dtype == np.float32 else array
-    result = np.asarray(ReferenceEvaluator(ir.to_proto(node)).run(None, feeds)[0])
-    if result.size > _MOST_ELEMENTS:
+        feeds[str(source.name)] = [_wide(a) for a in held] if isinstance(held, list) else _wide(held)
+    result = ReferenceEvaluator(ir.to_proto(node)).run(None, feeds)[0]
+    arrays = [np.asarray(array) for array in (result if isinstance(result, list) else [result])]
+    if sum(array.size for array in arrays) > _MOST_ELEMENTS:
         return None
-    return result.astype(np.float32) if result.dtype == np.float64 and value.dtype != ir.DataType.DOUBLE else result
+    if value.dtype != ir.DataType.DOUBLE:
+        arrays = [array.astype(np.float32) if array.dtype == np.float64 else array for array in arrays]
+    return arrays if isinstance(result, list) else arrays[0]
+
+
+def _wide(array: NDArray[Any]) -> NDArray[Any]:
+    return array.astype(np.float64) if array.dtype == np.float32 else array

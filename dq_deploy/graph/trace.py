@@ -125,8 +125,9 @@ def _without_values(subject: _Subject) -> _Graph:
         raise ModelError("torch.onnx.export returned nothing; expected a traced graph")
     _without_units(converted.model, subject, found.fixed)
     _name_sizes(converted.model, program, found, subject)
+    own = _own(subject.module)
     for name, value in converted.model.graph.initializers.items():
-        if name.startswith(_ROOT):  # shapes of the tracer, which would hold all that it knows for as long as the graph
+        if name.removeprefix(_ROOT) in own:  # the tracer's shape of it would hold all that the tracer knows
             value.const_value = None
     return converted.model, found
 
@@ -218,6 +219,8 @@ def _program(subject: _Subject, fixed: Collection[str]) -> Any:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from dq_deploy.models.buffers import plain_tensors
+
     class Call(torch.nn.Module):
         def __init__(self, denoiser: Any) -> None:
             super().__init__()
@@ -242,6 +245,8 @@ def _program(subject: _Subject, fixed: Collection[str]) -> Any:
         arrays.append(np.zeros([subject.sizes[name] // unit for name, unit in units.items()], np.float32))
     with FakeTensorMode() as mode:
         memo: dict[int, Any] = {id(b): torch.empty(b.shape, dtype=b.dtype) for b in module.buffers()}
+        for value in plain_tensors(module):
+            memo[id(value)] = value  # a constant
         for p in module.parameters():
             memo[id(p)] = torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=False)
         tensors = tuple(mode.from_tensor(torch.from_numpy(np.array(value))) for value in arrays)
@@ -396,9 +401,13 @@ def _named(shape: ir.Shape, texts: SizeTexts) -> ir.Shape:
     return ir.Shape([texts(size.value) if isinstance(size, ir.SymbolicDim) and size.value else size for size in shape])
 
 
+def _own(module: Any) -> dict[str, Any]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
 def _fill_own(model: ir.Model, module: Any, weights: Mapping[str, ir.TensorProtocol]) -> None:
     """Give every initializer that stands for a parameter of the module, and is not in `weights`, its value."""
-    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    own = _own(module)
     for name, value in model.graph.initializers.items():
         key = name.removeprefix(_ROOT)
         if name.startswith(_ROOT) and key in own:

@@ -22,6 +22,15 @@ def set_computed_buffer(module: torch.nn.Module, name: str, value: torch.Tensor)
     module.get_submodule(parent).register_buffer(last, value, persistent=False)
 
 
+def plain_tensors(module: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Tensors that a module keeps as plain attributes, alone or in lists: neither parameters nor buffers."""
+    for child in module.modules():
+        for value in vars(child).values():
+            for entry in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(entry, torch.Tensor):
+                    yield entry
+
+
 @contextmanager
 def without_weights() -> Iterator[None]:
     """Where new memory has no values: layers and norms, which begin so, cost nothing; what is computed is computed."""

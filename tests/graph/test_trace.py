@@ -104,3 +104,24 @@ def test_a_graph_of_a_known_key_is_not_traced_again_and_takes_the_values_given_n
     trace(module, EXAMPLE, key=("net", 2))
     trace(module, EXAMPLE)
     assert calls == ["traced"] * 3
+
+
+class Turning(torch.nn.Module):
+    """Holds what it adds as plain attributes, as Qwen-Image its rotations: neither parameters nor buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alone = torch.arange(4.0)
+        self.listed = [torch.full((4,), 10.0), torch.full((4,), 100.0)]
+
+    def forward(self, sample: torch.Tensor, return_dict: bool = False) -> tuple[torch.Tensor]:
+        return (sample + self.alone + self.listed[0] * self.listed[1],)
+
+
+def test_tensors_that_are_plain_attributes_are_constants(tmp_path) -> None:
+    import onnxruntime
+
+    write_onnx(trace(Turning(), {"sample": np.zeros((2, 4), np.float32)}), tmp_path / "net.onnx", None)
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    (output,) = session.run(None, {"sample": np.ones((3, 4), np.float32)})
+    np.testing.assert_array_equal(output, np.tile(1001 + np.arange(4, dtype=np.float32), (3, 1)))

@@ -18,6 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from dq_deploy.errors import ModelError, first_line, raise_if_out_of_memory
 from dq_deploy.models import build_denoiser, denoiser_outputs, input_specs
+from dq_deploy.models.buffers import plain_tensors
 from dq_deploy.models.sizes import sized
 from dq_deploy.native.trace.functional import functional
 from dq_deploy.native.trace.geometry import Geometry
@@ -180,7 +181,7 @@ def _shapes_of(
     stored = set(module.state_dict(keep_vars=True))
     memo: dict[int, Any] = {id(p): torch.nn.Parameter(_as_stored(p), requires_grad=False) for p in module.parameters()}
     computed: dict[int, torch.Tensor] = {}
-    loose = {f"{i}": value for i, value in enumerate(_plain_tensors(module))}
+    loose = {f"{i}": value for i, value in enumerate(plain_tensors(module))}
     for name, value in (*module.named_buffers(), *loose.items()):
         if id(value) not in memo:
             empty = memo[id(value)] = _as_stored(value)
@@ -190,12 +191,3 @@ def _shapes_of(
     for name, geometry in layers.items():
         _leave_one_operation(fake.get_submodule(name), name, geometry)
     return fake, computed
-
-
-def _plain_tensors(module: torch.nn.Module) -> Iterator[torch.Tensor]:
-    """Tensors that modules keep as plain attributes, alone or in lists."""
-    for child in module.modules():
-        for value in vars(child).values():
-            for entry in value if isinstance(value, (list, tuple)) else (value,):
-                if isinstance(entry, torch.Tensor):
-                    yield entry
