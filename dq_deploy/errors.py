@@ -64,6 +64,10 @@ class LibraryError(DqError):
     """A library refused or failed inside the work; the message names the layer or step, and what it said."""
 
 
+class RepackedWarning(UserWarning):
+    """A program file was opened for another instruction set than its weights are packed for, which takes longer."""
+
+
 _PACKAGES = (Path(__file__).resolve().parent,)
 _OURS = ("dq_deploy", "dq_kernels")
 _SITE = ("site-packages", "dist-packages")

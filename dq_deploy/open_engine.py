@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from dq_deploy.artifacts import is_utf8, with_files_beside
 from dq_deploy.engines.options import NativeOptions, OnnxRuntimeOptions, OpenVinoOptions, PlanOptions
 from dq_deploy.engines.tensorrt.library import RUNTIMES
-from dq_deploy.errors import FileProblemError, InputError, OptionError
+from dq_deploy.errors import FileProblemError, InputError, MissingDependencyError, OptionError, RepackedWarning
 from dq_deploy.manifest.plan import is_plan, read_plan_manifest
+from dq_deploy.native.file import SUFFIX
 
 if TYPE_CHECKING:
     from dq_deploy.engines.base import Runner
@@ -25,7 +27,13 @@ GRAPH_TARGETS = RUNTIMES
 ENGINES = ("onnxruntime", "openvino", *RUNTIMES, "native")
 
 RECORD_SUFFIXES = (".pt", ".safetensors")
-"""Files the native engine runs: records themselves."""
+"""Files of records, which the native engine runs as they are."""
+
+PROGRAM_SUFFIX = SUFFIX
+"""Of program files."""
+
+NATIVE_SUFFIXES = (*RECORD_SUFFIXES, PROGRAM_SUFFIX)
+"""Files the native engine runs: records themselves, and program files, which hold one."""
 
 _DENOISERS = ("unet", "transformer")
 """Where the denoiser lies in a folder that was written for another tool."""
@@ -46,8 +54,12 @@ def open_engine(
 ) -> Runner:
     """Open an exported engine, or a record as an engine; use it as a context manager.
 
+    A program file whose weights are packed for another instruction set than runs is packed anew, and a
+    `RepackedWarning` says so.
+
     Args:
-        path: ONNX file, a plan of TensorRT or TensorRT-RTX, or a record, which the native engine runs.
+        path: ONNX file, a plan of TensorRT or TensorRT-RTX, or a record or a program file of one, which the native
+            engine runs.
         engine: one of `ENGINES`; by default what the manifest's target says, for a plan the runtime it was built by.
         threads: threads of one run; None lets the engine decide. A plan runs on a GPU and has none.
         finite_check: refuse NaN and infinity in inputs and outputs.
@@ -56,7 +68,7 @@ def open_engine(
         optimize: False runs the nodes of an ONNX file one by one as they stand, on ONNX Runtime; so are always those
             of a graph for TensorRT, whose exactness ONNX Runtime's own rewrites would not keep.
         isa: instruction set of the native engine, a name of `dq_kernels.cpu.structs.ISAS`; None takes the best there
-            is. Other engines choose for themselves.
+            is, of a program file the one it is packed for. Other engines choose for themselves.
         device: of the native engine, one of `native.devices.DEVICES`; None is auto: a GPU that can run it, else the
             CPU.
         hash_check: refuse a file whose content is not what was written, by the hashes of its manifest or record;
@@ -70,7 +82,7 @@ def open_engine(
     path = checked_engine(path)
     _check_options(engine, threads)
     optimized = None if optimized_model_path is None else Path(optimized_model_path)
-    if path.suffix in RECORD_SUFFIXES:
+    if path.suffix in NATIVE_SUFFIXES:
         own = NativeOptions(
             threads=threads,
             isa=isa,
@@ -78,7 +90,8 @@ def open_engine(
             finite_check=finite_check,
             hash_check=hash_check,
         )
-        return _open_record(path, engine, own, optimized)
+        opened = _open_program if path.suffix == PROGRAM_SUFFIX else _open_record
+        return opened(path, engine, own, optimized)
     for name, value in (("device", device), ("isa", isa)):
         if value is not None:
             raise OptionError(
@@ -125,12 +138,40 @@ def _check_options(engine: str | None, threads: int | None) -> None:
 
 
 def _native_needs_a_record(path: Path) -> OptionError:
-    return OptionError(f"engine native runs records ({' or '.join(RECORD_SUFFIXES)}), not {path}; give the record")
+    return OptionError(
+        f"engine native runs records ({' or '.join(RECORD_SUFFIXES)}) and program files ({PROGRAM_SUFFIX}), not "
+        f"{path}; give the record"
+    )
 
 
 def _check_engine(engine: str | None) -> None:
     if engine is not None and engine not in ENGINES:
         raise OptionError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
+
+
+def _open_program(path: Path, engine: str | None, options: NativeOptions, optimized: Path | None) -> Runner:
+    if engine not in (None, "native"):
+        raise OptionError(f"{path} is a program file, which the engine native runs; export its record for {engine}")
+    if optimized is not None:
+        raise OptionError(f"program file {path} has no graph to write; the native engine runs it as it is")
+    if options.device not in ("auto", "cpu"):
+        raise OptionError(f"device is {options.device!r} for program file {path}, which runs on a CPU; give its record")
+    try:
+        from dq_deploy.native.file.content import read_program_file
+    except ImportError as error:
+        raise MissingDependencyError(f"the package dq_kernels cannot be imported: {error}") from error
+    from dq_deploy.native.runner import NativeRunner
+
+    held = read_program_file(path, hash_check=options.hash_check)
+    runner = NativeRunner(held, threads=options.threads, isa=options.isa, finite_check=options.finite_check)
+    if runner.repacked_from:
+        warnings.warn(
+            f"{path} is packed for {held.isa}, this runs on {runner.executor.context.isa}: its weights were packed "
+            "anew; export it for that instruction set to open it at once",
+            RepackedWarning,
+            stacklevel=4,
+        )
+    return runner
 
 
 def _open_record(path: Path, engine: str | None, options: NativeOptions, optimized: Path | None) -> Runner:

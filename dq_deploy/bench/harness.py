@@ -21,7 +21,7 @@ from dq_deploy.engines.base import Runner
 from dq_deploy.errors import FileProblemError, OptionError
 from dq_deploy.manifest.plan import is_plan
 from dq_deploy.manifest.values import EngineManifest, PlanManifest
-from dq_deploy.open_engine import RECORD_SUFFIXES, open_engine
+from dq_deploy.open_engine import NATIVE_SUFFIXES, open_engine
 from dq_deploy.record import content_sha256
 from dq_deploy.targets.manifest import call_of_manifest
 
@@ -157,7 +157,7 @@ def _baseline_file(path: Path, manifest: EngineManifest, record: Record | None, 
             yield float_plan(path, Path(folder), record)
             return
         target = Path(folder) / "float.onnx"
-        if path.suffix in RECORD_SUFFIXES:
+        if path.suffix in NATIVE_SUFFIXES:
             manifest, record = of_native_engine(path, manifest, record)
         float_graph(manifest, target, record=record)
         yield target

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dq_deploy.bench.worker import WorkerSettings
 from dq_deploy.manifest.values import EngineManifest
-from dq_deploy.record import load_record
+from dq_deploy.native.file.opening import record_of_engine
 
 if TYPE_CHECKING:
     from dq_deploy.bench.options import BenchOptions
@@ -29,7 +29,7 @@ def of_native_engine(path: Path, manifest: EngineManifest, record: Record | None
         manifest: of its runner.
         record: the same, where it was read already.
     """
-    return replace(manifest, target=FLOAT_ENGINE), record or load_record(path, hash_check=False)
+    return replace(manifest, target=FLOAT_ENGINE), record or record_of_engine(path, hash_check=False)
 
 
 def native_facts(runner: LayerRuns) -> dict[str, Any]:

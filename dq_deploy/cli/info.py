@@ -15,7 +15,10 @@ from dq_deploy.errors import OptionError
 
 
 def info(
-    path: Annotated[Path, typer.Argument(help="Record (.pt, .safetensors), engine file (.onnx) or plan (.plan).")],
+    path: Annotated[
+        Path,
+        typer.Argument(help="Record (.pt, .safetensors), engine (.onnx, .dqn) or plan (.plan)."),
+    ],
     native: Annotated[
         bool, typer.Option("--native", help="Of a record also how the native engine would run it on this machine.")
     ] = False,
@@ -25,14 +28,19 @@ def info(
     """Show what a quantized model, an exported engine file or a plan holds."""
     check_outputs(json, inputs=(path,))
     from dq_deploy.manifest.plan import is_plan
-    from dq_deploy.open_engine import RECORD_SUFFIXES, checked_engine
+    from dq_deploy.open_engine import NATIVE_SUFFIXES, PROGRAM_SUFFIX, checked_engine
 
     if path.is_dir():
         checked_engine(path)  # says which file in it is meant
-    if native and path.suffix not in RECORD_SUFFIXES:
-        raise OptionError(f"--native goes with a record ({' or '.join(RECORD_SUFFIXES)}), got {path}; leave it out")
+    if native and path.suffix not in NATIVE_SUFFIXES:
+        raise OptionError(f"--native goes with a record ({' or '.join(NATIVE_SUFFIXES)}), got {path}; leave it out")
     show: Callable[[dict[str, Any]], None]
-    if path.suffix not in RECORD_SUFFIXES and is_plan(path):
+    if path.suffix == PROGRAM_SUFFIX:
+        from dq_deploy.cli.text.info.program import show_program, summary_of_program
+
+        summary = summary_of_program(path, hash_check=hash_check)
+        show = show_program
+    elif path.suffix not in NATIVE_SUFFIXES and is_plan(path):
         from dq_deploy.cli.text.info.plan import show_plan, summary_of_plan
         from dq_deploy.manifest.plan import read_plan_manifest
 

@@ -30,7 +30,7 @@ _SHORTEST = 65
 """Of the first of them, at least."""
 
 _Engine = Annotated[
-    Path, typer.Option(help="Engine: .onnx by dq-export, a plan by dq-build, or a record, which runs as it is.")
+    Path, typer.Option(help="Engine: .onnx or .dqn by dq-export, a plan by dq-build, or a record, which runs as it is.")
 ]
 _Ckpt = Annotated[
     Path | None,

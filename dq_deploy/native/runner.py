@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,12 +16,16 @@ from dq_deploy.errors import InputError, MissingDependencyError
 from dq_deploy.models import TensorSpec as ModelTensorSpec
 from dq_deploy.models import call_of_record, example_inputs, input_specs, output_specs
 from dq_deploy.models.sizes import varying_axes
+from dq_deploy.native.file.program_file import ProgramFile
 from dq_deploy.native.program.by_sizes import Varying
 from dq_deploy.native.trace.traced import traced_program
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Record, check_can_run, load_record
 from dq_deploy.targets.manifest import manifest_of_record
 from dq_deploy.version import __version__
+
+if TYPE_CHECKING:
+    from dq_deploy.native.cpu.executor import Given
 
 
 class RecordRunner(Runner):
@@ -93,11 +98,14 @@ class NativeRunner(RecordRunner):
 
     Attributes:
         executor: the program and its memory.
+        held: the program file that it runs, or None.
+        repacked_from: instruction set that a program file's weights are packed for, where they had to be packed anew;
+            or an empty string.
     """
 
     def __init__(
         self,
-        source: Path | Record,
+        source: Path | Record | ProgramFile,
         *,
         threads: int | None = None,
         isa: str | None = None,
@@ -107,9 +115,10 @@ class NativeRunner(RecordRunner):
         """Trace the record's denoiser, pack its weights and start the threads.
 
         Args:
-            source: a record, or its file.
+            source: a record, or its file; or a program file, with which nothing is traced and packed.
             threads: None takes one for each CPU this process may use.
-            isa: instruction set, a name of `dq_kernels.cpu.structs.ISAS`; None takes the best this CPU has.
+            isa: instruction set, a name of `dq_kernels.cpu.structs.ISAS`; None takes the best this CPU has, and of a
+                program file the one it is packed for, if this CPU has it.
             finite_check: refuse NaN and infinity.
             hash_check: refuse a file whose content is not what was written.
 
@@ -119,26 +128,28 @@ class NativeRunner(RecordRunner):
             FileProblemError: the file is not a record.
             ModelError: an operation the native engine does not know.
         """
-        super().__init__(source, finite_check=finite_check, hash_check=hash_check)
+        self.held = held = source if isinstance(source, ProgramFile) else None
+        self.repacked_from = ""
+        record = source.record if isinstance(source, ProgramFile) else source
+        super().__init__(record, finite_check=finite_check, hash_check=hash_check)
         try:
-            from dq_kernels.cpu.library import Context, KernelInputError, KernelsMissingError
+            from dq_kernels.cpu.library import Context, KernelInputError, KernelsMissingError, known_isas
 
             from dq_deploy.native.cpu.executor import CpuExecutor
         except ImportError as error:
             raise MissingDependencyError(f"the package dq_kernels cannot be imported: {error}") from error
         try:
+            if held is not None and isa is None and held.isa in known_isas():
+                isa = held.isa
             context = Context(threads=threads, isa=isa)
         except KernelsMissingError as error:
             raise MissingDependencyError(str(error)) from error
         except KernelInputError as error:
             raise InputError(str(error)) from error
         try:
-            self.executor = CpuExecutor(
-                traced_program(self.record),
-                self.record,
-                context,
-                varying_sizes(self.record),
-            )
+            joined = traced_program(self.record) if held is None else held.joined
+            given = None if held is None else self._given(held, context.isa)
+            self.executor = CpuExecutor(joined, self.record, context, varying_sizes(self.record), given)
         except BaseException as error:
             context.close()
             if isinstance(error, KernelInputError):
@@ -149,6 +160,24 @@ class NativeRunner(RecordRunner):
                     "on a larger machine"
                 ) from error
             raise
+
+    def _given(self, held: ProgramFile, isa: str) -> Given:
+        from dq_deploy.native.check.program import check_program
+        from dq_deploy.native.check.surroundings import surroundings_of
+        from dq_deploy.native.cpu.executor import Given
+
+        self.repacked_from = "" if held.isa == isa else held.isa
+        around = surroundings_of(held.record, held.joined["constants"])
+        return Given(
+            packed={} if self.repacked_from else held.packed,
+            check=lambda program, batch: check_program(program, around(batch)),
+        )
+
+    @property
+    def runtime_words(self) -> str:
+        """As of every record; with the instruction set that the weights of its file were packed for."""
+        words = super().runtime_words
+        return f"{words}, weights packed anew from {self.repacked_from}" if self.repacked_from else words
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         return dict(self.executor.run(feeds))

@@ -56,7 +56,7 @@ def _float_bytes(layer: Layer | WeightOnlyLayer) -> int:
     if isinstance(layer, WeightOnlyLayer):
         weights = layer.w_code.size
     else:
-        weights = sum(prod(part.w_code.shape[1:]) for part in layer.parts)
+        weights = sum(prod(part.w_shape[1:]) for part in layer.parts)
     return 4 * (weights + (0 if layer.bias is None else layer.out_channels))
 
 
@@ -90,7 +90,7 @@ def _row(layer: Layer) -> dict[str, Any]:
         "groups": layer.groups,
         "steps": max(part.steps for part in layer.parts),
         "parts": [len(part.pre) for part in layer.parts],
-        "weight_sets": max(part.w_code.shape[0] for part in layer.parts),
+        "weight_sets": max(part.w_shape[0] for part in layer.parts),
         "equivalent_scale": any(bool((part.pre != 1).any()) for part in layer.parts),
         "requantized": layer.out_scale is not None,
         "weight_zero_points": _zero_points(layer),

@@ -68,13 +68,11 @@ class Part:
             self.zero_point.shape == self.scale.shape and self.zero_point.dtype == np.int32,
             f"zero_point is {self.zero_point.dtype}{self.zero_point.shape}, expected int32{self.scale.shape}",
         )
-        require(self.w_code.dtype == np.int8, f"w_code is {self.w_code.dtype}, expected int8")
-        require(
-            self.w_code.ndim in (3, 5),
-            f"w_code has shape {self.w_code.shape}, expected [G, C_out, C_in, ...]",
-        )
-        require(min(self.w_code.shape) >= 1, f"w_code has shape {self.w_code.shape}, expected no empty axis")
-        sets = self.w_code.shape[:2]
+        self._check_codes()
+        shape = self.w_shape
+        require(len(shape) in (3, 5), f"w_code has shape {shape}, expected [G, C_out, C_in, ...]")
+        require(min(shape) >= 1, f"w_code has shape {shape}, expected no empty axis")
+        sets = shape[:2]
         for name, value in (("w_zero_point", self.w_zero_point), ("weight_scale", self.weight_scale)):
             require(value.shape == sets, f"{name} has shape {value.shape}, expected {sets} as w_code's first two")
         require(self.w_zero_point.dtype == np.int32, f"w_zero_point is {self.w_zero_point.dtype}, expected int32")
@@ -83,6 +81,14 @@ class Part:
             groups.ndim == 1 and groups.dtype == np.int32 and bool(((groups >= 0) & (groups < sets[0])).all()),
             f"group_of_step names weight sets outside 0..{sets[0] - 1}",
         )
+
+    def _check_codes(self) -> None:
+        require(self.w_code.dtype == np.int8, f"w_code is {self.w_code.dtype}, expected int8")
+
+    @property
+    def w_shape(self) -> tuple[int, ...]:
+        """Shape of `w_code`."""
+        return self.w_code.shape
 
     @cached_property
     def code_span(self) -> tuple[int, int]:
@@ -198,16 +204,16 @@ class Layer:
             f"codes {self.q_min}..{self.q_max}, expected one of {expected}",
         )
         ndim = 3 if self.kind == "linear" else 5
-        n_out = self.parts[0].w_code.shape[1]
+        n_out = self.parts[0].w_shape[1]
         require(n_out % self.groups == 0, f"has {n_out} outputs, expected a multiple of groups {self.groups}")
         low, high = -(2 ** (self.weight_bits - 1)), 2 ** (self.weight_bits - 1) - 1
         for part in self.parts:
-            code = part.w_code
-            require(code.ndim == ndim, f"w_code has {code.ndim} axes, expected {ndim} for {self.kind}")
-            require(code.shape[1] == n_out, f"parts have {code.shape[1]} and {n_out} outputs, expected the same")
+            shape = part.w_shape
+            require(len(shape) == ndim, f"w_code has {len(shape)} axes, expected {ndim} for {self.kind}")
+            require(shape[1] == n_out, f"parts have {shape[1]} and {n_out} outputs, expected the same")
             require(
-                code.shape[2] * self.groups == len(part.pre),
-                f"pre has {len(part.pre)} channels, expected {code.shape[2] * self.groups} by w_code",
+                shape[2] * self.groups == len(part.pre),
+                f"pre has {len(part.pre)} channels, expected {shape[2] * self.groups} by w_code",
             )
             least, most = part.code_span
             require(
@@ -223,7 +229,7 @@ class Layer:
         z = part.zero_point.astype(np.int64)
         reach = int(max(np.abs(self.q_min - z).max(), np.abs(self.q_max - z).max()))
         worst = max(abs(end) for end in part.q_weight_span)
-        k = prod(part.w_code.shape[2:])
+        k = prod(part.w_shape[2:])
         require(reach < FLOAT32_EXACT, f"zero_point is up to {reach} from the codes, expected below 2^24")
         require(
             k * reach * worst < ACCUMULATOR_LIMIT,
@@ -261,12 +267,12 @@ class Layer:
     @property
     def out_channels(self) -> int:
         """Output channels."""
-        return int(self.parts[0].w_code.shape[1])
+        return int(self.parts[0].w_shape[1])
 
     @property
     def kernel(self) -> tuple[int, ...]:
         """Kernel size, () for a linear layer."""
-        return tuple(int(k) for k in self.parts[0].w_code.shape[3:])
+        return tuple(int(k) for k in self.parts[0].w_shape[3:])
 
     @property
     def window(self) -> Window:

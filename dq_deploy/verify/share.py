@@ -9,7 +9,7 @@ from pathlib import Path
 from dq_deploy.errors import FileProblemError
 from dq_deploy.graph.onnx_file import read_manifest
 from dq_deploy.manifest.plan import is_plan, read_plan_manifest
-from dq_deploy.open_engine import RECORD_SUFFIXES, checked_engine, open_engine
+from dq_deploy.open_engine import NATIVE_SUFFIXES, checked_engine, open_engine
 from dq_deploy.verify.onnx.instrument import ShippedGraph
 from dq_deploy.verify.onnx.kernels import read_kernels
 from dq_deploy.verify.plan.attestation import attest_plan
@@ -45,7 +45,7 @@ def attest(engine_path: str | Path, *, device: str | None = None, hash_check: bo
         FileProblemError: the engine or its manifest is missing or broken.
     """
     path = checked_engine(engine_path)
-    if path.suffix in RECORD_SUFFIXES:
+    if path.suffix in NATIVE_SUFFIXES:
         return _of_record(path, device, hash_check)
     if is_plan(path):
         plan = attest_plan(path, read_plan_manifest(path, check_hash=False))
@@ -78,9 +78,9 @@ def attest(engine_path: str | Path, *, device: str | None = None, hash_check: bo
 def _of_record(path: Path, device: str | None, hash_check: bool) -> Attestation:
     """Of the native engine: every integer layer it runs is integer, in a kernel or in numpy."""
     from dq_deploy.models import build_denoiser, call_of_record, macs_of
-    from dq_deploy.record import load_record
+    from dq_deploy.native.file.opening import record_of_engine
 
-    record = load_record(path, hash_check=hash_check)
+    record = record_of_engine(path, hash_check=hash_check)
     blank = build_denoiser(record.family, record.model_config, device="meta")
     macs = macs_of(blank, call_of_record(record))  # loads torch, so that tracing needs no other process
     with open_engine(path, device=device, hash_check=False) as runner:  # checked above

@@ -14,6 +14,7 @@ from dq_kernels.cpu import build
 from dq_kernels.cpu.library import known_isas
 from dq_kernels.cpu.structs import EMULATED
 
+from dq_deploy.native.file.content import write_program_file
 from tests.kernels.run_cases import PRODUCTS
 
 FLAGS = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -53,6 +54,15 @@ def test_no_case_of_any_op_leaves_its_arrays_or_does_something_undefined(sanitiz
     ran = {tuple(line.split()[:3]) for line in done.stdout.splitlines()}
     wanted = {isa: (*OPS, *CPU_OPS) for isa in known_isas()} | {EMULATED: PRODUCTS}
     assert ran == {(isa, threads, op) for isa, ops in wanted.items() for threads in "12" for op in ops}
+
+
+def test_no_mutated_program_file_that_is_let_in_leaves_its_buffers(sanitized, tiny_record, tmp_path):
+    write_program_file(tiny_record, tmp_path / "model.dqn", isa="portable")
+    done = run_sanitized(["-m", "tests.native.file.mutations", str(tmp_path / "model.dqn"), "150"], sanitized)
+    assert done.returncode == 0, done.stderr[:4000]
+    refused, ran = map(int, done.stdout.split())
+    assert refused + ran == 150
+    assert ran > 3
 
 
 @pytest.mark.parametrize(

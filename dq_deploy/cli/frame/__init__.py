@@ -27,7 +27,7 @@ from dq_deploy.cli.frame.failures import EXIT_USAGE, failure_of, in_flags, in_fl
 from dq_deploy.cli.frame.outputs import check_outputs, held_outputs
 from dq_deploy.cli.frame.paths import checked_paths
 from dq_deploy.cli.frame.streams import columns, usable_streams
-from dq_deploy.errors import OptionError, ReaderGoneError
+from dq_deploy.errors import OptionError, ReaderGoneError, RepackedWarning
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,10 +97,17 @@ def _fail(message: str, code: int) -> NoReturn:
 def _quiet_libraries() -> None:
     """Keep third-party chatter off stderr, and third-party code off the network."""
     warnings.simplefilter("ignore")
+    warnings.simplefilter("always", RepackedWarning)
+    warnings.showwarning = _in_one_line
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def _in_one_line(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning of this package, as every other one."""
+    warn(str(message))
 
 
 def _with_debug(command: Callable[..., None], state: dict[str, bool]) -> Callable[..., None]:

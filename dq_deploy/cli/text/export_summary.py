@@ -76,6 +76,22 @@ def show_export(summary: dict[str, Any], manifest: EngineManifest) -> None:
     print(f"wrote {summary['engine']}; prove it with: dq-verify --ckpt ... --engine {summary['engine']}{exact}")
 
 
+def summary_of_program_export(out: Path, isa: str, record_sha256: str, *, seconds: float) -> dict[str, Any]:
+    """What a program file was written of, as JSON values."""
+    size = out.stat().st_size / 2**20
+    return {
+        **{"engine": str(out), "target": "native", "mode": "exact", "isa": isa},
+        **{"record_sha256": record_sha256, "file_mib": size, "seconds": seconds},
+    }
+
+
+def show_program_export(summary: dict[str, Any]) -> None:
+    """Print what `summary_of_program_export` found."""
+    engine = summary["engine"]
+    print(f"packed for {summary['isa']}: {summary['file_mib']:.2f} MiB in {summary['seconds']:.1f} s")
+    print(f"wrote {engine}; prove it with: dq-verify --ckpt ... --engine {engine} --exact")
+
+
 def show_folder(summary: dict[str, Any], written: WrittenFolder) -> None:
     """Print what was written for another tool: the denoiser as `show_export`, then the rest of the folder."""
     show_export(summary, written.manifest)

@@ -64,6 +64,7 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "layout": "--layout",
         "model": "--model",
         "component": "--component",
+        "isa": "--isa",
         "hash_check": "--hash-check/--no-hash-check",
     },
     "dq-build": {

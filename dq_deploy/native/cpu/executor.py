@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes as c
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import Any
 
@@ -79,6 +79,19 @@ class Plan:
     pieces: tuple[c.Array[Any] | Callable[[], None], ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a file brings beside a record.
+
+    Attributes:
+        packed: weights packed for the context's instruction set, by layer and part; others are packed here.
+        check: refuses a program of a batch, as it will run, that leaves its memory; None where it was traced here.
+    """
+
+    packed: Mapping[tuple[str, int], NDArray[np.uint8]] = field(default_factory=dict)
+    check: Callable[[Program, int], None] | None = None
+
+
 class CpuExecutor:
     """A record's program on this CPU.
 
@@ -89,28 +102,39 @@ class CpuExecutor:
         joined: the program for every batch size.
         edges: between step buckets.
         programs: the programs at other sizes.
+        given: what a file brought.
         floats: float parameters and folded values.
         lock: held by whoever runs, because the memory of a batch size is one for all threads.
     """
 
     def __init__(
-        self, joined: Mapping[str, Any], record: Record, context: Context, varying: Varying | None = None
+        self,
+        joined: Mapping[str, Any],
+        record: Record,
+        context: Context,
+        varying: Varying | None = None,
+        given: Given | None = None,
     ) -> None:
-        """Pack the weights.
+        """Pack the weights, or take those that are packed.
 
         Args:
             joined: the program for every batch size, at the first sizes.
             record: its layers and parameters.
             context: threads; closed by `close`.
             varying: sizes of that program, and how others are made.
+            given: what a file brought beside the record.
         """
+        self.given = given or Given()
         self.context, self.record, self.joined = context, record, joined
         self.edges = np.asarray(record.step_edges, np.float32)
         self.programs = ProgramsBySize(joined, record, varying)
         self.floats = self.programs.floats
         self.constants: dict[tuple[str, int], LayerConstants] = {}
         for (name, part), padded in padded_parts(from_json(at_batch(joined, 1)), record).items():
-            self.constants[name, part] = LayerConstants(record.layers[name], part, context, padded=padded)
+            packed = self.given.packed.get((name, part))
+            self.constants[name, part] = LayerConstants(
+                record.layers[name], part, context, padded=padded, packed=packed
+            )
         self._plans: dict[tuple[int, Sizes], Plan] = {}
         self.lock = Turns("native")
 
@@ -152,6 +176,8 @@ class CpuExecutor:
         self._check_parts(program)
         named = {v for op in program.ops for v in op.views() if isinstance(v.buffer, str)}
         check_bounds(program, batch, {str(v.buffer): floats.base(v).size for v in named})
+        if self.given.check is not None and sizes == self.programs.first:
+            self.given.check(program, batch)
         arena = plan_arena(program)
         try:
             memory = ArenaMemory(program, arena, floats)

@@ -18,6 +18,9 @@ from dq_deploy.native.program.views import stored_strides
 from dq_deploy.numerics import reciprocal
 from dq_deploy.record import Layer, Record
 
+_ALIGNMENT = 64
+"""Of parameters, as `aligned_empty` gives it."""
+
 
 class LayerConstants:
     """Weights and tables of one part of an integer layer.
@@ -29,7 +32,9 @@ class LayerConstants:
         product: the same as values; None where there is a reason.
     """
 
-    def __init__(self, layer: Layer, part: int, context: Context, *, padded: bool) -> None:
+    def __init__(
+        self, layer: Layer, part: int, context: Context, *, padded: bool, packed: NDArray[np.uint8] | None = None
+    ) -> None:
         """Pack one part.
 
         Args:
@@ -37,6 +42,7 @@ class LayerConstants:
             part: index of the part.
             context: whose instruction set decides the order.
             padded: whether pixels outside the image are read.
+            packed: its weights, packed for that instruction set already; they are not copied.
         """
         self.layer, self.index = layer, part
         own = layer.parts[part]
@@ -51,10 +57,13 @@ class LayerConstants:
         self.reason = refusal(layer, part, padded=padded)
         self.form = f"numpy reference: {self.reason}"
         if not self.reason:
-            weights, zero = kernel_weights(layer, part)
-            self.packed = context.pack(np.ascontiguousarray(weights), layer.reach, zero)
+            self.packed = self._pack(context) if packed is None else packed
             self.form = packed_form(self.packed)
             self.product = product_form(self.packed)
+
+    def _pack(self, context: Context) -> NDArray[np.uint8]:
+        weights, zero = kernel_weights(self.layer, self.index)
+        return context.pack(np.ascontiguousarray(weights), self.layer.reach, zero)
 
     def quantizer(self) -> Any:
         """The struct the kernels read; the arrays belong to this object."""
@@ -78,8 +87,8 @@ def refusal(layer: Layer, part: int, *, padded: bool) -> str:
     own = layer.parts[part]
     if layer.groups > 1:
         return f"{layer.groups} channel groups, kernels take 1"
-    if own.w_code.shape[0] > 1:
-        return f"{own.w_code.shape[0]} weight sets that differ by step, kernels take 1"
+    if own.w_shape[0] > 1:
+        return f"{own.w_shape[0]} weight sets that differ by step, kernels take 1"
     if layer.reach > 255:
         return f"activation codes span {layer.reach}, kernels take 255 at most"
     zero = own.zero_point.astype(np.int64) - layer.q_min
@@ -130,6 +139,9 @@ class FloatConstants:
             values = self._values(name)
             own = name in self._arrays or values.dtype.kind != "f"  # records may hold float16
             wide = values.dtype if own else np.dtype(np.float32)
+            if values.dtype == wide and _lies_as_kernels_read(values):
+                held = np.lib.stride_tricks.as_strided(values, (values.size,), (values.itemsize,), writeable=False)
+                return self._bases.setdefault(name, held)
             flat = aligned_empty((values.size,), wide)
             strides = tuple(s * flat.itemsize for s in stored_strides(values.shape))
             np.lib.stride_tricks.as_strided(flat, values.shape, strides, writeable=True)[...] = values
@@ -153,6 +165,12 @@ class FloatConstants:
             if value is not None:
                 return value
         raise DqError(f"the program reads parameter {name}, which the record does not hold; quantize the model again")
+
+
+def _lies_as_kernels_read(values: NDArray[Any]) -> bool:
+    """Whether a parameter lies in memory as the kernels read it and stays so: a mapped file's needs no copy."""
+    strides = tuple(step * values.itemsize for step in stored_strides(values.shape))
+    return not values.flags.writeable and values.strides == strides and values.ctypes.data % _ALIGNMENT == 0
 
 
 def address(array: NDArray[Any] | None, offset: int = 0) -> int | None:

@@ -5,13 +5,14 @@ A process that serves an engine then never loads torch: it stays small and start
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dq_deploy.errors import DqError, ModelError
+from dq_deploy.errors import DqError, MissingDependencyError, ModelError
 from dq_deploy.native.program import program as programs
 from dq_deploy.native.trace.geometry import Geometry, geometries
 from dq_deploy.processes import (
@@ -65,6 +66,7 @@ def traced_program(record: Record, sizes: Mapping[str, int] | None = None) -> di
     Raises:
         ModelError: torch cannot trace it, or it holds an operation the native engine does not know.
         DqError: the tracing process died.
+        MissingDependencyError: torch is not installed.
     """
     from dq_deploy.models import call_of_record
 
@@ -72,6 +74,11 @@ def traced_program(record: Record, sizes: Mapping[str, int] | None = None) -> di
     call = replace(call, sizes={**call.sizes, **(sizes or {})})
     if "torch" in sys.modules:
         return joined_program(record.family, record.model_config, call, layers)
+    if importlib.util.find_spec("torch") is None:
+        raise MissingDependencyError(
+            f"the program for the sizes {dict(call.sizes)} has to be traced, which needs torch; install it, or export "
+            'the record at these sizes where it is: dq-export `target="native"`'
+        )
     request = TraceRequest(family=record.family, config=dict(record.model_config), call=call, layers=layers)
     try:
         process = WorkerProcess(command_of(__name__))

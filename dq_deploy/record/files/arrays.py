@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from dq_deploy.errors import RecordError
 from dq_deploy.numerics import pack_nibbles, unpack_nibbles
 from dq_deploy.record.files import extension_arrays as extensions
 from dq_deploy.record.files.header import check_keys, check_type, check_unique, is_int, name_of, typed_array
+from dq_deploy.record.stored_codes import StoredCodes, StoredPart
 from dq_deploy.record.values import SCHEMA_VERSION, Layer, Part, Record
 from dq_deploy.record.weight_only import WeightOnlyLayer
 
@@ -75,7 +76,8 @@ def header_text(header: Mapping[str, Any]) -> str:
         ) from error
 
 
-def _part_key(layer: str, index: int, name: str) -> str:
+def part_key(layer: str, index: int, name: str) -> str:
+    """Name of an array of one part."""
     return f"layer/{layer}/part{index}/{name}"
 
 
@@ -134,7 +136,7 @@ def _layer_header(layer: Layer, version: int) -> dict[str, Any]:
         "fold": layer.fold,
         "has_bias": layer.bias is not None,
         "has_output": layer.out_scale is not None,
-        "w_shapes": [[int(n) for n in part.w_code.shape] for part in layer.parts],
+        "w_shapes": [[int(n) for n in part.w_shape] for part in layer.parts],
         **{key: int(getattr(layer, key)) for key in _LAYER_INTS},
         **{key: [int(n) for n in getattr(layer, key)] for key in _LAYER_TUPLES},
     }
@@ -144,9 +146,9 @@ def _layer_arrays(name: str, layer: Layer) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {}
     for i, part in enumerate(layer.parts):
         packed = layer.weight_bits <= PACKED_BITS
-        arrays[_part_key(name, i, "w_code")] = pack_nibbles(part.w_code) if packed else part.w_code
+        arrays[part_key(name, i, "w_code")] = pack_nibbles(part.w_code) if packed else part.w_code
         for key in _PART_ARRAYS:
-            arrays[_part_key(name, i, key)] = getattr(part, key)
+            arrays[part_key(name, i, key)] = getattr(part, key)
     if layer.bias is not None:
         arrays[f"layer/{name}/bias"] = layer.bias
     if layer.out_scale is not None and layer.out_zero_point is not None:
@@ -245,13 +247,20 @@ def parse_header(text: str) -> dict[str, Any]:
     return header
 
 
-def record_from_arrays(text: str, arrays: Mapping[str, NDArray[Any]]) -> Record:
+def record_from_arrays(
+    text: str, arrays: Mapping[str, NDArray[Any]], stored: Mapping[str, StoredCodes] | None = None
+) -> Record:
     """The inverse of `arrays_from_record`; every key, type, shape and invariant is checked.
+
+    Args:
+        text: the header.
+        arrays: by name.
+        stored: weight codes that are held in another form, by the name of the array that they stand for.
 
     Raises:
         RecordError: names the key, and the layer, of what is wrong.
     """
-    header = parse_header(text)
+    header, held = parse_header(text), stored or {}
     version = header["version"]
     second, third = version >= 2, version >= 3
     keys = (*_TOP_KEYS, *(_SECOND_TOP_KEYS if second else ()), *(extensions.TOP_KEYS if third else ()))
@@ -273,10 +282,10 @@ def record_from_arrays(text: str, arrays: Mapping[str, NDArray[Any]]) -> Record:
     light = _checked_weight_only(header) if second else []
     if third:
         extensions.check_top(header)
-    _check_arrays(header, light, arrays)
+    _check_arrays(header, light, [*arrays, *held])
     record = Record(
         family=header["family"],
-        layers={name: _layer_of(e, arrays) for name, e in zip(names, header["layers"], strict=True)},
+        layers={name: _layer_of(e, arrays, held) for name, e in zip(names, header["layers"], strict=True)},
         timesteps=typed_array(arrays, "timesteps", "float32"),
         step_edges=typed_array(arrays, "step_edges", "float32"),
         float_parameters={key: _float_parameter(arrays, key) for key in header["float_parameters"]},
@@ -340,14 +349,12 @@ def _checked_weight_only(header: Mapping[str, Any]) -> list[dict[str, Any]]:
     return list(entries)
 
 
-def _check_arrays(
-    header: Mapping[str, Any], light: Iterable[Mapping[str, Any]], arrays: Mapping[str, NDArray[Any]]
-) -> None:
+def _check_arrays(header: Mapping[str, Any], light: Iterable[Mapping[str, Any]], arrays: Sequence[str]) -> None:
     wanted = {"timesteps", "step_edges", *(f"float/{key}" for key in header["float_parameters"])}
     for entry in header["layers"]:
         name = entry["name"]
         for i in range(len(entry["w_shapes"])):
-            wanted |= {_part_key(name, i, key) for key in ("w_code", *_PART_ARRAYS)}
+            wanted |= {part_key(name, i, key) for key in ("w_code", *_PART_ARRAYS)}
         if entry["has_bias"]:
             wanted.add(f"layer/{name}/bias")
         if entry["has_output"]:
@@ -371,20 +378,26 @@ def _float_parameter(arrays: Mapping[str, NDArray[Any]], key: str) -> NDArray[An
     return array
 
 
-def _layer_of(entry: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Layer:
-    name = entry["name"]
-    packed = entry["weight_bits"] <= PACKED_BITS
-    parts = []
-    for i, shape in enumerate(entry["w_shapes"]):
-        stored = typed_array(arrays, _part_key(name, i, "w_code"), "uint8" if packed else "int8")
-        if not packed and list(stored.shape) != shape:
-            raise RecordError(f"layer {name}: w_code has shape {list(stored.shape)}, w_shapes says {shape}")
-        values = {key: typed_array(arrays, _part_key(name, i, key), dtype) for key, dtype in _PART_ARRAYS.items()}
-        try:
-            w_code = unpack_nibbles(stored, tuple(shape)) if packed else stored
-            parts.append(Part(w_code=w_code, **values))
-        except RecordError as error:
-            raise RecordError(f"layer {name}: part {i}: {error}") from error
+def _part_of(entry: Mapping[str, Any], i: int, arrays: Mapping[str, NDArray[Any]], code: StoredCodes | None) -> Part:
+    name, shape, packed = entry["name"], entry["w_shapes"][i], entry["weight_bits"] <= PACKED_BITS
+    found = None if code is None else list(code.shape)
+    if code is None:
+        stored = typed_array(arrays, part_key(name, i, "w_code"), "uint8" if packed else "int8")
+        found = shape if packed else list(stored.shape)
+    if found != shape:
+        raise RecordError(f"layer {name}: w_code has shape {found}, w_shapes says {shape}")
+    values = {key: typed_array(arrays, part_key(name, i, key), dtype) for key, dtype in _PART_ARRAYS.items()}
+    try:
+        if code is not None:
+            return StoredPart(code, **values)
+        return Part(w_code=unpack_nibbles(stored, tuple(shape)) if packed else stored, **values)
+    except RecordError as error:
+        raise RecordError(f"layer {name}: part {i}: {error}") from error
+
+
+def _layer_of(entry: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], held: Mapping[str, StoredCodes]) -> Layer:
+    name, count = entry["name"], len(entry["w_shapes"])
+    parts = [_part_of(entry, i, arrays, held.get(part_key(name, i, "w_code"))) for i in range(count)]
     return Layer(
         name=name,
         kind=entry["kind"],

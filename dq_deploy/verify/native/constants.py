@@ -6,6 +6,7 @@ All of it is made again from the record as the engine makes it, and must be the 
 from __future__ import annotations
 
 import ctypes as c
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,8 +16,10 @@ from dq_deploy.native.cpu.arguments import struct_of
 from dq_deploy.native.cpu.executor import CpuExecutor, Plan
 from dq_deploy.native.program.layer_constants import FloatConstants, LayerConstants, padded_parts
 from dq_deploy.native.program.program import View, at_batch, from_json
+from dq_deploy.native.runner import NativeRunner
 from dq_deploy.native.trace.traced import traced_program
 from dq_deploy.record import Record
+from dq_deploy.record.files.arrays import arrays_from_record
 from dq_deploy.verify.file.same_values import FileDifference, array_difference, value_differences
 
 _TABLES = ("pre", "scale", "inverse", "zero_point", "weight_scale", "bias", "packed")
@@ -30,8 +33,10 @@ def native_differences(record: Record, runner: Any) -> Iterator[FileDifference]:
         runner: a `NativeRunner` or a `NativeCudaRunner`, after it ran.
     """
     executor = runner.executor
+    if isinstance(runner, NativeRunner) and runner.held is not None:
+        yield from _record_differences(record, runner.held.record)
     joined = traced_program(record)
-    yield from value_differences("program", executor.joined, joined)
+    yield from value_differences("program", _as_json(executor.joined), _as_json(joined))
     edges = executor.edges if isinstance(executor.edges, np.ndarray) else executor.edges.cpu().numpy()
     difference = array_difference("step edges", edges, np.asarray(record.step_edges, np.float32))
     if difference is not None:
@@ -42,6 +47,25 @@ def native_differences(record: Record, runner: Any) -> Iterator[FileDifference]:
         for (batch, sizes), plan in executor.kept_plans().items():
             where = " and ".join([f"a batch of {batch}", *(f"{size} {name}" for name, size in sizes)])
             yield from _call_differences(where, plan)
+
+
+def _as_json(joined: Mapping[str, Any]) -> Any:
+    """Lists where there are tuples, as in a copy that was read from a file."""
+    return json.loads(json.dumps(joined))
+
+
+def _record_differences(record: Record, held: Record) -> Iterator[FileDifference]:
+    """What a program file holds of its record: the header, and every array, weight codes among them."""
+    (mine, arrays), (text, stored) = arrays_from_record(record), arrays_from_record(held)
+    yield from value_differences("record", json.loads(text), json.loads(mine))
+    for name in sorted({*arrays, *stored}):
+        if name not in arrays or name not in stored:
+            words = ("there", "nothing there") if name in stored else ("missing", "there")
+            yield FileDifference(place=f"record {name}", got=words[0], expected=words[1])
+            continue
+        difference = array_difference(f"record {name}", stored[name], arrays[name])
+        if difference is not None:
+            yield difference
 
 
 def _parameter_differences(record: Record, held: FloatConstants, joined: Mapping[str, Any]) -> Iterator[FileDifference]:

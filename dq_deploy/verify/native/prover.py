@@ -16,7 +16,7 @@ from dq_deploy.errors import DqError, InputError, MissingDependencyError
 from dq_deploy.manifest.values import EngineManifest
 from dq_deploy.native.program.layer_constants import kernel_weights
 from dq_deploy.native.runner import NativeRunner
-from dq_deploy.open_engine import RECORD_SUFFIXES, open_engine
+from dq_deploy.open_engine import NATIVE_SUFFIXES, PROGRAM_SUFFIX, open_engine
 from dq_deploy.record import Layer, content_sha256
 from dq_deploy.verify.file.same_file import SameFile
 from dq_deploy.verify.inputs import Batch, Runs
@@ -62,8 +62,8 @@ class NativeProver(InsideProver):
 
     @classmethod
     def takes(cls, path: Path) -> bool:
-        """A record."""
-        return path.suffix in RECORD_SUFFIXES
+        """A record, or a program file of one."""
+        return path.suffix in NATIVE_SUFFIXES
 
     @classmethod
     def provers_of(cls, subject: Subject) -> Sequence[NativeProver]:
@@ -100,6 +100,7 @@ class NativeProver(InsideProver):
             isa=options.isa,
             device=options.device,
             finite_check=False,
+            hash_check=self.subject.path.suffix != PROGRAM_SUFFIX,  # what differs in one is named, not its hash
         ) as runner:
             self.runner = _native(runner)
             self._check_same_record()

@@ -168,21 +168,7 @@ class Context:
             code_span: q_max - q_min of the activations, 1..255.
             weight_zero: int32 [out_channels], taken from each weight where w_q does not fit int8; None for zeros.
         """
-        if weights.dtype != np.int8 or weights.ndim != 3 or not weights.flags.c_contiguous:
-            wanted = "contiguous int8 [out_channels, positions, channels]"
-            raise KernelInputError(f"weights are {weights.dtype} {weights.shape}, expected {wanted}")
-        if not 1 <= code_span <= 255:
-            raise KernelInputError(f"code span is {code_span}, expected 1 to 255")
-        if weight_zero is not None and (weight_zero.dtype != np.int32 or weight_zero.shape != weights.shape[:1]):
-            raise KernelInputError(
-                f"weight zero points are {weight_zero.dtype} {weight_zero.shape}, expected int32 {weights.shape[:1]}"
-            )
-        zeros = None if weight_zero is None else np.ascontiguousarray(weight_zero)
-        address = None if zeros is None else zeros.ctypes.data
-        shape = (ISAS.index(self.isa), *weights.shape, weights.ctypes.data, address, code_span)
-        packed = aligned_empty((library().dq_packed_bytes(*shape),), np.uint8)
-        library().dq_pack_weights(*shape, packed.ctypes.data)
-        return packed
+        return pack_weights(self.isa, weights, code_span, weight_zero)
 
     def close(self) -> None:
         """End the threads; a second call does nothing."""
@@ -197,6 +183,27 @@ class Context:
     ) -> None:
         """End the threads."""
         self.close()
+
+
+def pack_weights(
+    isa: str, weights: NDArray[np.int8], code_span: int, weight_zero: NDArray[np.int32] | None = None
+) -> NDArray[np.uint8]:
+    """As `Context.pack`, for any instruction set the library has kernels for, whatever this CPU runs."""
+    if weights.dtype != np.int8 or weights.ndim != 3 or not weights.flags.c_contiguous:
+        wanted = "contiguous int8 [out_channels, positions, channels]"
+        raise KernelInputError(f"weights are {weights.dtype} {weights.shape}, expected {wanted}")
+    if not 1 <= code_span <= 255:
+        raise KernelInputError(f"code span is {code_span}, expected 1 to 255")
+    if weight_zero is not None and (weight_zero.dtype != np.int32 or weight_zero.shape != weights.shape[:1]):
+        raise KernelInputError(
+            f"weight zero points are {weight_zero.dtype} {weight_zero.shape}, expected int32 {weights.shape[:1]}"
+        )
+    zeros = None if weight_zero is None else np.ascontiguousarray(weight_zero)
+    address = None if zeros is None else zeros.ctypes.data
+    shape = (ISAS.index(isa), *weights.shape, weights.ctypes.data, address, code_span)
+    packed = aligned_empty((library().dq_packed_bytes(*shape),), np.uint8)
+    library().dq_pack_weights(*shape, packed.ctypes.data)
+    return packed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,10 +107,11 @@ def _diagonal_scatter(made: Made, x: Array, source: Array, offset: int = 0, dim1
 def _as_strided_scatter(
     made: Made, x: Array, source: Array, size: list[int], stride: list[int], storage_offset: int | None = None
 ) -> Array:
-    flat = np.ascontiguousarray(x).reshape(-1).copy()
-    seen = np.lib.stride_tricks.as_strided(
-        flat[storage_offset or 0 :], tuple(size), tuple(s * flat.itemsize for s in stride)
-    )
+    flat, first = np.ascontiguousarray(x).reshape(-1).copy(), storage_offset or 0
+    last = first + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+    if min(size, default=1) > 0 and (min(first, *stride) < 0 or last >= flat.size):
+        raise ValueError(f"elements {first} to {last} of {flat.size} are written, expected those there are")
+    seen = np.lib.stride_tricks.as_strided(flat[first:], tuple(size), tuple(s * flat.itemsize for s in stride))
     seen[...] = source
     return flat.reshape(x.shape)
 
