@@ -22,7 +22,7 @@ EXACT_MAKERS = frozenset(
     f"aten::{name}"
     for name in (
         "arange", "full", "zeros", "ones", "empty", "scalar_tensor", "full_like", "zeros_like", "ones_like",
-        "new_zeros", "new_ones", "new_full", "empty_like", "new_empty", "empty_strided", "linspace",
+        "new_zeros", "new_ones", "new_full", "empty_like", "new_empty", "empty_strided",
     )
 )  # fmt: skip
 
@@ -155,12 +155,28 @@ def rooted(call: Call) -> Any:
 
 
 def raised(call: Call) -> Any:
-    """X ** n for a number n: n times the relative error, and rounding."""
+    """X ** n for a number n: n times the relative error, and rounding. For a number b: b ** x is exp(x ln b)."""
     x, n = call.args[:2]
-    if isinstance(n, Tensor) or not isinstance(x, Tensor):
-        return FUNCTION * call.unit * call.result.abs() * (1 + _magnitude(n)) if not call.bounds else _far(call)
-    share = call.error(x) / x.abs().clamp_min(1e-300)
-    return call.result.abs() * abs(n) * share + FUNCTION * call.unit * call.result.abs()
+    if isinstance(x, Tensor) and not isinstance(n, Tensor):
+        share = call.error(x) / x.abs().clamp_min(1e-300)
+        return call.result.abs() * abs(n) * share + FUNCTION * call.unit * call.result.abs()
+    if not isinstance(x, Tensor) and x > 0:
+        log = abs(math.log(x))
+        e = torch.expm1(log * call.error(n) + torch.zeros_like(call.result))
+        return call.result.abs() * (e + (FUNCTION + log * _magnitude(n)) * call.unit)
+    return FUNCTION * call.unit * call.result.abs() * (1 + _magnitude(n)) if not call.bounds else _far(call)
+
+
+def spaced(call: Call) -> Any:
+    """Linspace: engines step from either end, and round the step, the product and the sum."""
+    ends = max(abs(float(value)) for value in call.args[:2])
+    return torch.full_like(call.result, EXTRA * call.unit * ends)
+
+
+def subtracted_from(call: Call) -> Any:
+    """Rsub: b - alpha * a, as `added`."""
+    alpha = abs(float(call.kwargs.get("alpha", 1)))
+    return alpha * call.error(call.args[0]) + call.error(call.args[1]) + 2 * call.unit * call.result.abs()
 
 
 def _far(call: Call) -> Tensor:
@@ -347,6 +363,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("_to_copy", "to", "lift_fresh", "neg", "abs", "relu", "clamp", "lift_fresh_copy"), copied),
     "add": added,
     "sub": added,
+    "rsub": subtracted_from,
     "mul": multiplied,
     "div": divided,
     "silu": _smooth(1.1, _of_input),
@@ -360,6 +377,7 @@ RULES: dict[str, Rule] = {
     "sqrt": rooted,
     "rsqrt": rooted,
     "pow": raised,
+    "linspace": spaced,
     "mm": matrix,
     "bmm": matrix,
     "matmul": matrix,

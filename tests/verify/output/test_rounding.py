@@ -28,6 +28,9 @@ OPERATIONS = {
     "residual": lambda x: F.silu(x + 1) + x * 0.3 - x.exp() / 7,
     "angles": lambda x: torch.sin(x * 300) + torch.cos(x * 100),
     "convolution": lambda x: F.conv2d(x, torch.full((3, 16, 3, 3), 0.1, dtype=x.dtype), torch.ones(3, dtype=x.dtype)),
+    "power of a number": lambda x: 300.0 ** (F.silu(x) / 4),
+    "evenly spaced": lambda x: x * torch.linspace(0.1, 3, 12, dtype=x.dtype),
+    "one less": lambda x: 1 - F.silu(x),
     "no rule": lambda x: torch.atan(F.silu(x)),
 }
 
@@ -100,5 +103,7 @@ def test_a_bound_that_says_nothing_is_no_excuse(allowed):
     gap = gap_between(got, want, np.full(want.shape, allowed), floor=0.0)
     assert gap.share == pytest.approx(10)
     assert "at (1, 2) it is 1.01" in gap.text
+    own = gap_between(got, want, np.full(want.shape, allowed), floor=0.0, own_error=5e-3)
+    assert own.share == pytest.approx(0.5)
     assert gap_between(got * np.nan, want, want, floor=0.0).share == np.inf
     assert gap_between(got, want * np.nan, want, floor=0.0).share == np.inf
