@@ -257,6 +257,8 @@ def _program(subject: _Subject, fixed: Collection[str]) -> Any:
 def _converted(program: Any, subject: _Subject) -> Any:
     import torch
 
+    from dq_deploy.graph.translations import repeat_interleave
+
     return torch.onnx.export(
         program,
         (),
@@ -264,6 +266,7 @@ def _converted(program: Any, subject: _Subject) -> Any:
         input_names=[*subject.example, *([_UNITS] if len(_inputs_of(program)) > len(subject.example) else [])],
         output_names=list(subject.outputs),
         opset_version=OPSET,
+        custom_translation_table={torch.ops.aten.repeat_interleave.self_int: repeat_interleave},
         verbose=False,
         optimize=False,
     )
