@@ -11,14 +11,12 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from one_line_errors import one_line_errors
 
 import dq_deploy
 
 MODEL = Path(__file__).resolve().parent / "mnist-ddpm-32"
 
 
-@one_line_errors()
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Run every public function once; returns the numbers it prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -27,7 +25,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--steps", type=int, default=20, help="denoising steps to calibrate")
     parser.add_argument("--samples", type=int, default=32, help="calibration samples")
     args = parser.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"error: {args.out}: {error.strerror}; choose another place") from error
 
     # a float model becomes a record: integers, scales, step tables, the float rest
     denoiser = dq_deploy.load_model(args.model)

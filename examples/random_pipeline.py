@@ -14,7 +14,6 @@ from pathlib import Path
 
 import diffusers
 import torch
-from one_line_errors import one_line_errors
 
 try:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -80,13 +79,15 @@ def random_pipeline() -> diffusers.StableDiffusionPipeline:
     )
 
 
-@one_line_errors()
 def main() -> None:
     """Write the folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args().folder
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"error: {folder}: {error.strerror}; choose another place") from error
     random_pipeline().save_pretrained(folder)
     print(f"wrote {folder}")
 
