@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dq_deploy.artifacts import is_utf8, with_files_beside
 from dq_deploy.engines.options import NativeOptions, OnnxRuntimeOptions, OpenVinoOptions, PlanOptions
 from dq_deploy.engines.tensorrt.library import RUNTIMES
-from dq_deploy.errors import FileProblemError, InputError, MissingDependencyError, OptionError, RepackedWarning
+from dq_deploy.errors import FileProblemError, InputError, OptionError, RepackedWarning
 from dq_deploy.manifest.plan import is_plan, read_plan_manifest
 from dq_deploy.native.file import SUFFIX
 
@@ -156,13 +156,11 @@ def _open_program(path: Path, engine: str | None, options: NativeOptions, optimi
         raise OptionError(f"program file {path} has no graph to write; the native engine runs it as it is")
     if options.device not in ("auto", "cpu"):
         raise OptionError(f"device is {options.device!r} for program file {path}, which runs on a CPU; give its record")
-    try:
-        from dq_deploy.native.file.content import read_program_file
-    except ImportError as error:
-        raise MissingDependencyError(f"the package dq_kernels cannot be imported: {error}") from error
-    from dq_deploy.native.runner import NativeRunner
+    from dq_deploy.native.file.opening import read_program_file
 
     held = read_program_file(path, hash_check=options.hash_check)
+    from dq_deploy.native.runner import NativeRunner
+
     runner = NativeRunner(held, threads=options.threads, isa=options.isa, finite_check=options.finite_check)
     if runner.repacked_from:
         warnings.warn(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dq_deploy.errors import DqError, FileProblemError, MissingDependencyError, OptionError, RecordError, words_of
 from dq_deploy.native.check.program import check_joined_program
 from dq_deploy.native.check.surroundings import surroundings_of
-from dq_deploy.native.file.layout import MappedFile, read_file, write_file
+from dq_deploy.native.file.layout import MappedFile, write_file
 from dq_deploy.native.file.program_file import PartPlace, ProgramFile
 from dq_deploy.native.program import program as programs
 from dq_deploy.native.program.layer_constants import kernel_weights, padded_parts, refusal
@@ -105,32 +105,14 @@ def _is_turned(array: NDArray[Any]) -> bool:
     return array.dtype == np.float32 and array.ndim == 4
 
 
-def read_program_file(path: str | Path, *, hash_check: bool = True) -> ProgramFile:
-    """Map a program file and check all of it; nothing of it runs, and torch is not needed.
-
-    Args:
-        path: of the file.
-        hash_check: also compare weights and parameters with their hashes; header, program and addresses are checked
-            in any case.
-
-    Raises:
-        FileProblemError: missing, damaged, of another version, or with a program that leaves its memory.
-        MissingDependencyError: the CPU kernels were not built.
-    """
-    return program_of(Path(path), read_file(Path(path), hash_check=hash_check))
-
-
-def program_of(path: Path, mapped: MappedFile) -> ProgramFile:
+def program_of(mapped: MappedFile) -> ProgramFile:
     """What a mapped file holds, checked whole.
 
-    Args:
-        path: of the file, for messages.
-        mapped: its header and blocks.
-
     Raises:
-        FileProblemError: see `read_program_file`.
-        MissingDependencyError: likewise.
+        FileProblemError: it is of another version, or holds a program that leaves its memory.
+        MissingDependencyError: the CPU kernels were not built.
     """
+    path = mapped.path
     try:
         return _opened(path, mapped)
     except KernelsMissingError as error:

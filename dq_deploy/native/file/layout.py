@@ -33,6 +33,7 @@ DTYPES = ("float32", "float16", "int64", "int32", "int8", "uint8", "bool")
 _START = len(MAGIC) + 8 + 32
 _BLOCK_KEYS = {"dtype", "shape", "offset", "sha256"}
 _MOST_THREADS = 8
+_ADVICE = "copy the file again, or export the record again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +43,14 @@ class MappedFile:
     Attributes:
         header: its JSON values but for the list of blocks.
         blocks: read-only arrays over the mapped file, by name.
+        hashes: SHA-256 of each, as the header says.
+        path: of the file.
     """
 
     header: Mapping[str, Any]
     blocks: Mapping[str, NDArray[Any]]
+    hashes: Mapping[str, str]
+    path: Path
 
 
 def write_file(path: Path, header: Mapping[str, Any], blocks: Mapping[str, NDArray[Any]]) -> None:
@@ -83,12 +88,13 @@ def _bytes_of(array: NDArray[Any]) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def read_file(path: Path, *, hash_check: bool = True) -> MappedFile:
-    """Map a file and check its form: header, and blocks inside the file that do not overlap.
+def read_file(path: Path) -> MappedFile:
+    """Map a file and check its form: the header by its hash, and blocks inside the file that do not overlap.
+
+    What is in the blocks is compared by `HashCheck`.
 
     Args:
         path: of the file.
-        hash_check: also compare every block with its hash; the header always is.
 
     Raises:
         FileProblemError: missing, truncated, damaged, or another kind of file.
@@ -103,11 +109,14 @@ def read_file(path: Path, *, hash_check: bool = True) -> MappedFile:
     try:
         header, start = _header_of(held)
         blocks = _blocks_of(header.pop("blocks", None), held, start)
-        if hash_check:
-            _check_hashes(blocks)
     except FileProblemError as error:
-        raise FileProblemError(f"{path}: {error}; copy the file again, or export the record again") from error
-    return MappedFile(header=header, blocks={name: array for name, (array, _) in blocks.items()})
+        raise FileProblemError(f"{path}: {error}; {_ADVICE}") from error
+    return MappedFile(
+        header=header,
+        blocks={name: array for name, (array, _) in blocks.items()},
+        hashes={name: digest for name, (_, digest) in blocks.items()},
+        path=path,
+    )
 
 
 def _header_of(held: NDArray[np.uint8]) -> tuple[dict[str, Any], int]:
@@ -172,15 +181,30 @@ def _blocks_of(entries: Any, held: NDArray[np.uint8], start: int) -> dict[str, t
     return found
 
 
-def _check_hashes(blocks: Mapping[str, tuple[NDArray[Any], str]]) -> None:
-    """Every block against its hash, several at a time."""
+class HashCheck:
+    """Compares blocks with their hashes, several at a time, while the caller does something else.
 
-    def differs(name: str) -> bool:
-        array, digest = blocks[name]
-        return hashlib.sha256(_bytes_of(array)).hexdigest() != digest
+    Memory is shared with the file, so nothing is read twice.
+    """
 
-    names = sorted(blocks, key=lambda name: -blocks[name][0].nbytes)
-    with ThreadPoolExecutor(min(_MOST_THREADS, len(os.sched_getaffinity(0)))) as pool:
-        wrong = [name for name, bad in zip(names, pool.map(differs, names), strict=True) if bad]
-    if wrong:
-        raise FileProblemError(f"block {min(wrong)} is not what was written, by its hash")
+    def __init__(self, mapped: MappedFile) -> None:
+        """Begin, the largest blocks first."""
+        self._mapped = mapped
+        self._pool = ThreadPoolExecutor(min(_MOST_THREADS, len(os.sched_getaffinity(0))))
+        names = sorted(mapped.blocks, key=lambda name: -mapped.blocks[name].nbytes)
+        self._found = {name: self._pool.submit(self._differs, name) for name in names}
+
+    def _differs(self, name: str) -> bool:
+        return hashlib.sha256(_bytes_of(self._mapped.blocks[name])).hexdigest() != self._mapped.hashes[name]
+
+    def finish(self) -> None:
+        """Wait for the last.
+
+        Raises:
+            FileProblemError: a block is not what was written.
+        """
+        with self._pool:
+            wrong = [name for name, differs in self._found.items() if differs.result()]
+        if wrong:
+            words = f"block {min(wrong)} is not what was written, by its hash"
+            raise FileProblemError(f"{self._mapped.path}: {words}; {_ADVICE}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +69,14 @@ def mutated(header: dict[str, Any], rng: random.Random) -> dict[str, Any]:
     return bad
 
 
-def outcome(path: Path, mapped: MappedFile, seed: int) -> str:
+def outcome(mapped: MappedFile, seed: int) -> str:
     """`refused` or `ran`, of the file with the edits of a seed; anything else is an exception.
 
     An edit of a hash of the header is no matter here: that stands for a file whose author writes the hashes, too.
     """
     header = mutated(dict(mapped.header), random.Random(seed))
     try:
-        held = program_of(path, MappedFile(header=header, blocks=mapped.blocks))
+        held = program_of(replace(mapped, header=header))
     except FileProblemError as error:
         return refused(error)
     try:
@@ -107,7 +108,6 @@ class SeparateMemory(ArenaMemory):
 
 if __name__ == "__main__":
     executor.ArenaMemory = SeparateMemory  # type: ignore[misc]
-    given = Path(sys.argv[1])
-    opened = read_file(given)
-    results = [outcome(given, opened, seed) for seed in range(int(sys.argv[2]))]
+    opened = read_file(Path(sys.argv[1]))
+    results = [outcome(opened, seed) for seed in range(int(sys.argv[2]))]
     print(results.count("refused"), results.count("ran"))

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from dq_deploy.errors import FileProblemError, OptionError, RepackedWarning
 from dq_deploy.models import call_of_record, example_inputs
 from dq_deploy.native.file import content
-from dq_deploy.native.file.content import program_of, read_program_file, write_program_file
-from dq_deploy.native.file.layout import MappedFile, read_file, write_file
+from dq_deploy.native.file.content import program_of, write_program_file
+from dq_deploy.native.file.layout import read_file, write_file
+from dq_deploy.native.file.opening import read_program_file
 from dq_deploy.native.runner import NativeRunner
 from dq_deploy.open_engine import open_engine
 from dq_deploy.record import content_sha256
@@ -174,24 +175,24 @@ def test_packed_weights_whose_head_says_more_than_there_is_are_refused(path, tmp
     for at in range(0, 96, 4):
         bad = mapped.blocks[name].copy()
         bad[at : at + 4] += 1
-        edited = MappedFile(header=mapped.header, blocks={**mapped.blocks, name: bad})
-        if at in BITS_AND_PAIRS and head_passes(path, edited):
-            run(program_of(path, edited))  # numbers of another model, which stay inside
+        edited = dataclasses.replace(mapped, blocks={**mapped.blocks, name: bad})
+        if at in BITS_AND_PAIRS and head_passes(edited):
+            run(program_of(edited))  # numbers of another model, which stay inside
             continue
         with pytest.raises(FileProblemError, match="packed weights"):
-            program_of(path, edited)
-    short = MappedFile(header=mapped.header, blocks={**mapped.blocks, name: mapped.blocks[name][:-64]})
+            program_of(edited)
+    short = dataclasses.replace(mapped, blocks={**mapped.blocks, name: mapped.blocks[name][:-64]})
     with pytest.raises(FileProblemError, match="packed weights"):
-        program_of(path, short)
+        program_of(short)
 
 
 BITS_AND_PAIRS = (12, 16)
 """Bytes of the head that say how wide its numbers are; of the others there is one right value."""
 
 
-def head_passes(path, mapped):
+def head_passes(mapped):
     try:
-        program_of(path, mapped)
+        program_of(mapped)
     except FileProblemError:
         return False
     return True
@@ -226,10 +227,9 @@ def test_without_the_kernels_it_is_said(path, monkeypatch):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32))
 def test_a_mutated_header_is_refused_or_runs_inside_its_memory(mutable, seed):
-    path, mapped = mutable
-    assert outcome(path, mapped, seed) in ("refused", "ran")
+    assert outcome(mutable, seed) in ("refused", "ran")
 
 
 @pytest.fixture(scope="module")
 def mutable(path):
-    return path, read_file(path)
+    return read_file(path)

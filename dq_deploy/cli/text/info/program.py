@@ -17,7 +17,7 @@ def summary_of_program(path: Path, *, hash_check: bool = True) -> dict[str, Any]
     Raises:
         FileProblemError: it is damaged, of another version, or leaves its memory.
     """
-    from dq_deploy.native.file.content import read_program_file
+    from dq_deploy.native.file.opening import read_program_file
     from dq_deploy.record.summary import MIB, summarize_record
 
     held = read_program_file(path, hash_check=hash_check)
