@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dq_deploy.bench import benchmark
     from dq_deploy.methods import quantize
     from dq_deploy.models import load_model
+    from dq_deploy.native.file.content import write_program_file
     from dq_deploy.open_engine import open_engine
     from dq_deploy.pipelines.integer_denoiser import IntegerDenoiser
     from dq_deploy.record import load_record, save_record
@@ -31,6 +32,7 @@ __all__ = [
     "quantize",
     "save_record",
     "verify",
+    "write_program_file",
 ]
 
 _HOME = {
@@ -43,6 +45,7 @@ _HOME = {
     "open_engine": "open_engine",
     "verify": "verify",
     "benchmark": "bench",
+    "write_program_file": "native.file.content",
 }
 
 

@@ -46,6 +46,8 @@ def check_target(
     Raises:
         OptionError: naming what there is.
     """
+    if target == "native":
+        raise OptionError("target is 'native', which is no graph; `write_program_file` writes it as a file")
     if target not in TARGETS:
         raise OptionError(f"target is {target!r}, expected one of {', '.join(TARGETS)}")
     if mode not in MODES[target]:

@@ -65,6 +65,7 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "model": "--model",
         "component": "--component",
         "isa": "--isa",
+        "write_program_file": "dq-export --target native",
         "hash_check": "--hash-check/--no-hash-check",
     },
     "dq-build": {
