@@ -27,7 +27,8 @@ import resource, sys
 from dq_deploy import open_engine
 open_engine(sys.argv[1], device="cpu", hash_check=sys.argv[2] == "1")
 wall = time.perf_counter() - begin
-peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+peaks = [int(status["VmHWM"].split()[0]), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]
 print(wall, time.process_time(), max(peaks) / 1024)
 """
 """Wall seconds from the first import, CPU seconds of the process, and MiB of it or of the process that traces."""

@@ -58,11 +58,11 @@ def test_no_case_of_any_op_leaves_its_arrays_or_does_something_undefined(sanitiz
 
 def test_no_mutated_program_file_that_is_let_in_leaves_its_buffers(sanitized, tiny_record, tmp_path):
     write_program_file(tiny_record, tmp_path / "model.dqn", isa="portable")
-    done = run_sanitized(["-m", "tests.native.file.mutations", str(tmp_path / "model.dqn"), "150"], sanitized)
+    done = run_sanitized(["-m", "tests.native.file.mutations", str(tmp_path / "model.dqn"), "60"], sanitized)
     assert done.returncode == 0, done.stderr[:4000]
     refused, ran = map(int, done.stdout.split())
-    assert refused + ran == 150
-    assert ran > 3
+    assert refused + ran == 60
+    assert ran > 0
 
 
 @pytest.mark.parametrize(
