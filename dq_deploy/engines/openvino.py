@@ -94,7 +94,8 @@ class OpenVinoRunner(Runner):
         if precision != "f32":
             raise DqError(f"OpenVINO computes in {precision}, expected f32 as asked; use another engine")
         inputs, outputs = _onnx_names(model)
-        self.inputs = tuple(_named_sizes(_spec(port, inputs), manifest) for port in self._compiled.inputs)
+        specs = [_spec(port, [*inputs]) for port in self._compiled.inputs]
+        self.inputs = tuple(_named_sizes(spec, manifest, inputs[spec.name]) for spec in specs)
         if len(outputs) != len(self._compiled.outputs):
             raise DqError(f"OpenVINO has {len(self._compiled.outputs)} outputs, expected {len(outputs)}: {outputs}")
         self.outputs = tuple(_spec(port, [name]) for port, name in zip(self._compiled.outputs, outputs, strict=True))
@@ -184,25 +185,33 @@ def _reason(error: Exception) -> str:
     return reason_of(RuntimeError(told))
 
 
-def _onnx_names(model: Path | bytes) -> tuple[list[str], list[str]]:
-    """Names of the graph's inputs and outputs; OpenVINO keeps the order of the outputs but may give one two names."""
+def _onnx_names(model: Path | bytes) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """The graph's inputs with the names of their sizes, empty where one has none, and the names of its outputs.
+
+    OpenVINO keeps the order of the outputs but may give one two names, and forgets those of sizes.
+    """
     import onnx
 
     if isinstance(model, bytes):
         proto = onnx.load_model_from_string(model)
     else:
         proto = onnx.load(str(model), load_external_data=False)
-    return [value.name for value in proto.graph.input], [value.name for value in proto.graph.output]
+    inputs = {
+        value.name: tuple(size.dim_param for size in value.type.tensor_type.shape.dim) for value in proto.graph.input
+    }
+    return inputs, [value.name for value in proto.graph.output]
 
 
-def _named_sizes(spec: TensorSpec, manifest: EngineManifest | None) -> TensorSpec:
-    """The input with the names that its manifest has for sizes that vary."""
+def _named_sizes(spec: TensorSpec, manifest: EngineManifest | None, in_file: Sequence[str]) -> TensorSpec:
+    """The input with the names that its manifest, or else the file, has for sizes that vary."""
     tensors = () if manifest is None else manifest.inputs
-    said = next((tensor.shape for tensor in tensors if tensor.name == spec.name), ())
+    said = next((tensor.shape for tensor in tensors if tensor.name == spec.name), in_file)
     if len(said) != len(spec.shape):
         return spec
     # the first axis is not always the batch: samples may share a tensor, as FLUX's positions
-    sizes = tuple(str(name) if isinstance(size, str) else size for size, name in zip(spec.shape, said, strict=True))
+    sizes = tuple(
+        str(name or size) if isinstance(size, str) else size for size, name in zip(spec.shape, said, strict=True)
+    )
     return replace(spec, shape=sizes)
 
 

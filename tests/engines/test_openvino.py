@@ -7,6 +7,7 @@ import json
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from dq_deploy.engines.openvino import OpenVinoRunner
 from dq_deploy.errors import FileProblemError, InputError
@@ -108,3 +109,23 @@ def test_a_tensor_that_samples_share_has_its_own_first_size(tmp_path):
         assert np.array_equal(runner.run(given)["output"], np.full((2, 5, 3), 2, np.float32))
         with pytest.raises(InputError, match="the size image_tokens 4, expected 5"):
             runner.run({**given, "img_ids": given["img_ids"][:4]})
+
+
+def test_sizes_have_the_names_of_the_file_where_there_is_no_manifest(tmp_path):
+    """Frames that are folded into the first axis are no batch."""
+    kinds = {"rows": ["entries", 4], "timestep": ["B"], "free": [None, 4]}
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in kinds.items()]
+    outputs = [helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, shape) for name, shape in kinds.items()]
+    nodes = [helper.make_node("Abs", [name], [f"{name}_out"]) for name in kinds]
+    graph = helper.make_graph(nodes, "piece", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, tmp_path / "piece.onnx")
+    with open_engine(tmp_path / "piece.onnx", engine="openvino", require_manifest=False) as runner:
+        assert {spec.name: spec.shape for spec in runner.inputs} == {
+            "rows": ("entries", 4),
+            "timestep": ("B",),
+            "free": ("B", 4),
+        }
+        feeds = {"rows": -np.ones((6, 4)), "timestep": np.ones(2), "free": np.ones((2, 4))}
+        feeds = {name: value.astype(np.float32) for name, value in feeds.items()}
+        assert runner.run(feeds)["rows_out"].shape == (6, 4)
