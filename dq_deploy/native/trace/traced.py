@@ -76,8 +76,8 @@ def traced_program(record: Record, sizes: Mapping[str, int] | None = None) -> di
         return joined_program(record.family, record.model_config, call, layers)
     if importlib.util.find_spec("torch") is None:
         raise MissingDependencyError(
-            f"the program for the sizes {dict(call.sizes)} has to be traced, which needs torch; install it, or export "
-            'the record at these sizes where it is: dq-export `target="native"`'
+            f"the program for the sizes {dict(call.sizes)} has to be traced, which needs torch; install it (a program "
+            'file has the program for the record\'s own sizes: dq-export `target="native"`)'
         )
     request = TraceRequest(family=record.family, config=dict(record.model_config), call=call, layers=layers)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,13 +13,14 @@ from dq_kernels.cpu.library import known_isas
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dq_deploy.errors import FileProblemError, OptionError, RepackedWarning
+from dq_deploy.errors import FileProblemError, MissingDependencyError, OptionError, RepackedWarning
 from dq_deploy.models import call_of_record, example_inputs
 from dq_deploy.native.file import content
 from dq_deploy.native.file.content import program_of, write_program_file
 from dq_deploy.native.file.layout import read_file, write_file
 from dq_deploy.native.file.opening import read_program_file
 from dq_deploy.native.runner import NativeRunner
+from dq_deploy.native.trace.traced import traced_program
 from dq_deploy.open_engine import open_engine
 from dq_deploy.record import content_sha256
 from dq_deploy.record.files.arrays import arrays_from_record
@@ -140,6 +142,13 @@ def test_other_sizes_are_traced_as_from_the_record(tmp_path):
         np.testing.assert_array_equal(one.run(feeds)["output"], two.run(feeds)["output"])
 
 
+def test_other_sizes_without_torch_are_one_line(record, monkeypatch):
+    monkeypatch.setattr("dq_deploy.native.trace.traced.sys", SimpleNamespace(modules={}))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match="which needs torch; install it"):
+        traced_program(record)
+
+
 def changed(path, target, **edits):
     """The file with other entries in its header, all hashes made anew."""
     mapped = read_file(path)
@@ -213,8 +222,6 @@ def test_a_device_that_it_does_not_run_on_is_refused(path):
 
 def test_without_the_kernels_it_is_said(path, monkeypatch):
     from dq_kernels.cpu.library import KernelsMissingError
-
-    from dq_deploy.errors import MissingDependencyError
 
     def missing(isa):
         raise KernelsMissingError("the CPU kernels are not built")
