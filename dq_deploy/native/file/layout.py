@@ -102,6 +102,8 @@ def read_file(path: Path) -> MappedFile:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise FileProblemError(f"{path} {what}; expected a program file of dq-export")
+    if not path.stat().st_size:  # which cannot be mapped
+        raise FileProblemError(f"{path} is empty; copy the file again, or export the record again")
     try:
         held: NDArray[np.uint8] = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
     except (OSError, ValueError) as error:

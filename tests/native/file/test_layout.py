@@ -55,7 +55,7 @@ def test_every_flipped_byte_is_refused(path):
 def test_a_file_that_is_cut_off_or_longer_is_refused(path, length):
     whole = path.read_bytes()
     path.write_bytes(whole[:length] if length >= 0 else whole + b"x")
-    with pytest.raises(FileProblemError):
+    with pytest.raises(FileProblemError, match="copy the file again, or export the record again"):
         read_file(path)
 
 
