@@ -35,8 +35,18 @@ if TYPE_CHECKING:
     from dq_deploy.record import Call, Record
 
 
-def traced_denoiser(family: str, config: Mapping[str, Any], record: Record | None, call: Call) -> ir.Model:
-    """Trace a denoiser as it is; see `traced_float_graph`, which may be given a copy of what this returns."""
+def traced_denoiser(
+    family: str, config: Mapping[str, Any], record: Record | None, call: Call, *, anew: bool = False
+) -> ir.Model:
+    """Trace a denoiser as it is; see `traced_float_graph`, which may be given a copy of what this returns.
+
+    Args:
+        family: of the denoiser.
+        config: its diffusers configuration.
+        record: gives the weights.
+        call: of the denoiser.
+        anew: trace it whatever graphs are kept: a proof takes nothing from what it proves.
+    """
     if record is None:
         module, weights = build_denoiser(family, dict(config)), {}
     else:
@@ -50,7 +60,7 @@ def traced_denoiser(family: str, config: Mapping[str, Any], record: Record | Non
         weights=weights,
         shapes={spec.name: spec.shape for spec in input_specs(call)},
         outputs={spec.name: spec.shape for spec in output_specs(call)},
-        key=(family, json.dumps(dict(config), sort_keys=True, default=repr), repr(call)),
+        key=None if anew else (family, json.dumps(dict(config), sort_keys=True, default=repr), repr(call)),
     )
 
 

@@ -55,13 +55,14 @@ class Traced:
     program: str
 
 
-def traced_program(record: Record, sizes: Mapping[str, int] | None = None) -> dict[str, Any]:
+def traced_program(record: Record, sizes: Mapping[str, int] | None = None, *, anew: bool = False) -> dict[str, Any]:
     """The joined program of a record's denoiser.
 
     Args:
         record: the quantized denoiser.
         sizes: of the axes that vary besides the batch, by name; a program is for one choice of them. Those left out
             are the record's own.
+        anew: trace it whatever programs are kept: a proof takes nothing from what it proves.
 
     Raises:
         ModelError: torch cannot trace it, or it holds an operation the native engine does not know.
@@ -73,7 +74,7 @@ def traced_program(record: Record, sizes: Mapping[str, int] | None = None) -> di
     layers, call = geometries(record.layers), call_of_record(record)
     call = replace(call, sizes={**call.sizes, **(sizes or {})})
     if "torch" in sys.modules:
-        return joined_program(record.family, record.model_config, call, layers)
+        return joined_program(record.family, record.model_config, call, layers, anew=anew)
     if importlib.util.find_spec("torch") is None:
         raise MissingDependencyError(
             f"the program for the sizes {dict(call.sizes)} has to be traced, which needs torch; install it (a program "
@@ -106,9 +107,11 @@ def _failed(words: str) -> str:
 
 
 def joined_program(
-    family: str, config: Mapping[str, Any], call: Call, layers: Mapping[str, Geometry]
+    family: str, config: Mapping[str, Any], call: Call, layers: Mapping[str, Geometry], *, anew: bool = False
 ) -> dict[str, Any]:
-    """Trace and lower at two batch sizes, and join them; needs torch. The last programs are kept."""
+    """Trace and lower at two batch sizes, and join them; needs torch. The last are kept, and given unless `anew`."""
+    if anew:
+        return _joined(family, config, call, layers)
     key = (family, json.dumps(dict(config), sort_keys=True, default=repr), repr(call), repr(layers))
     return _PROGRAMS.get(key, lambda: _joined(family, config, call, layers))
 

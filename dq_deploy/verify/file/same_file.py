@@ -46,7 +46,7 @@ class TracedOnce:
         """
         if self._model is None:
             self._model = traced_denoiser(
-                self.record.family, self.record.model_config, self.record, call_of_record(self.record)
+                self.record.family, self.record.model_config, self.record, call_of_record(self.record), anew=True
             )
         return self._model
 

@@ -35,7 +35,7 @@ def native_differences(record: Record, runner: Any) -> Iterator[FileDifference]:
     executor = runner.executor
     if isinstance(runner, NativeRunner) and runner.held is not None:
         yield from _record_differences(record, runner.held.record)
-    joined = traced_program(record)
+    joined = traced_program(record, anew=True)
     yield from value_differences("program", _as_json(executor.joined), _as_json(joined))
     edges = executor.edges if isinstance(executor.edges, np.ndarray) else executor.edges.cpu().numpy()
     difference = array_difference("step edges", edges, np.asarray(record.step_edges, np.float32))

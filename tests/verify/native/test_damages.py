@@ -131,7 +131,7 @@ def traced_once():
     programs: dict[tuple, dict] = {}
     trace = runner_module.traced_program
 
-    def copied(record, sizes=None):
+    def copied(record, sizes=None, *, anew=False):
         key = tuple(sorted((sizes or {}).items()))
         if key not in programs:
             programs[key] = trace(record, sizes)
