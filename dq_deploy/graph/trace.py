@@ -254,10 +254,17 @@ def _program(subject: _Subject, fixed: Collection[str]) -> Any:
         return torch.export.export(frame, tensors, dynamic_shapes=(tuple(dims),), strict=False)
 
 
-def _converted(program: Any, subject: _Subject) -> Any:
+def translations() -> dict[Any, Callable[..., Any]]:
+    """What every export of ours says of operations that the exporter writes wrongly."""
     import torch
 
     from dq_deploy.graph.translations import repeat_interleave
+
+    return {torch.ops.aten.repeat_interleave.self_int: repeat_interleave}
+
+
+def _converted(program: Any, subject: _Subject) -> Any:
+    import torch
 
     return torch.onnx.export(
         program,
@@ -266,7 +273,7 @@ def _converted(program: Any, subject: _Subject) -> Any:
         input_names=[*subject.example, *([_UNITS] if len(_inputs_of(program)) > len(subject.example) else [])],
         output_names=list(subject.outputs),
         opset_version=OPSET,
-        custom_translation_table={torch.ops.aten.repeat_interleave.self_int: repeat_interleave},
+        custom_translation_table=translations(),
         verbose=False,
         optimize=False,
     )

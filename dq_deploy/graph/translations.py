@@ -22,9 +22,12 @@ def repeat_interleave(self: Any, repeats: Any, dim: int | None = None, output_si
         dim: of N; None takes all values in a row.
         output_size: N * repeats, which follows.
     """
-    if isinstance(repeats, int) or dim is None:
+    if isinstance(repeats, int):
         return aten_repeat_interleave_self_int(self, repeats, dim, output_size)
-    rank = len(self.shape)
+    if dim is None:
+        self, dim, rank = op.Reshape(self, op.Constant(value_ints=[-1])), 0, 1
+    else:
+        rank = len(self.shape)
     at = dim % rank
     ones = [op.Constant(value_ints=[1] * count) for count in (at + 1, rank - at - 1) if count]
     own = op.Reshape(repeats, op.Constant(value_ints=[-1]))

@@ -14,7 +14,7 @@ from dq_deploy.graph.trace import trace
 class Repeating(torch.nn.Module):
     """Repeats each entry of an axis as often as there are frames."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int | None) -> None:
         super().__init__()
         self.dim = dim
 
@@ -22,8 +22,8 @@ class Repeating(torch.nn.Module):
         return (text.repeat_interleave(sample.shape[1], dim=self.dim),)
 
 
-@pytest.mark.parametrize("dim", [0, 1, 2, -1])
-def test_entries_are_repeated_as_often_as_an_axis_is_long(dim: int, tmp_path) -> None:
+@pytest.mark.parametrize("dim", [0, 1, 2, -1, None])
+def test_entries_are_repeated_as_often_as_an_axis_is_long(dim: int | None, tmp_path) -> None:
     module = Repeating(dim)
     example = {"sample": np.zeros((2, 5), np.float32), "text": np.zeros((2, 3, 4), np.float32)}
     shapes = {"sample": ("B", "frames"), "text": ("B", 3, 4)}

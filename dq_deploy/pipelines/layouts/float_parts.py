@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dq_deploy.errors import ModelError, first_line, raise_if_out_of_memory
-from dq_deploy.graph.trace import OPSET, quiet_tracer
+from dq_deploy.graph.trace import OPSET, quiet_tracer, translations
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -140,6 +140,7 @@ def traced_part(part: FloatPart) -> ir.Model:
                 output_names=list(part.outputs),
                 dynamic_shapes=(varying,),
                 opset_version=OPSET,
+                custom_translation_table=translations(),
                 verbose=False,
                 optimize=True,
             )
