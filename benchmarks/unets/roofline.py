@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -97,14 +98,8 @@ class ClassRow:
 def class_of(op: Op, layers: Mapping[str, Any]) -> str:
     """Key of `TITLES`."""
     if op.kind == "int_conv2d":
-        return "1x1" if kernel_of(layers[op.attributes["layer"]]) == (1, 1) else "3x3"
+        return "1x1" if layers[op.attributes["layer"]].kernel == (1, 1) else "3x3"
     return KINDS.get(op.kind, "float")
-
-
-def kernel_of(layer: Any) -> tuple[int, int]:
-    """Taps (vertical, horizontal) of a record's convolution."""
-    height, width = layer.parts[0].w_code.shape[-2:]
-    return height, width
 
 
 def work_of(op: Op, layers: Mapping[str, Any]) -> int:
@@ -113,8 +108,7 @@ def work_of(op: Op, layers: Mapping[str, Any]) -> int:
     if op.kind in ("int_linear", "int_conv2d"):
         layer = layers[op.attributes["layer"]]
         width = len(layer.parts[op.attributes["part"]].pre)
-        taps = int(np.prod(kernel_of(layer))) if op.kind == "int_conv2d" else 1
-        return int(2 * out["y"] * (width // layer.groups) * taps)
+        return 2 * out["y"] * (width // layer.groups) * math.prod(layer.kernel)
     if op.kind == "attention":
         *_, rows, width = op.reads["q"].sizes
         return 4 * int(np.prod(op.reads["q"].sizes[:-2])) * rows * op.reads["k"].sizes[-2] * width

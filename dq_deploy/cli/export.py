@@ -112,12 +112,10 @@ def _export_program(ckpt: Path, out: Path, isa: str | None, json: Path | None, h
 
     refuse(out.suffix != SUFFIX, f"--out got {out}, expected a name that ends in {SUFFIX} for --target {NATIVE}")
     check_outputs(out, json, inputs=(ckpt,))
-    from dq_deploy.artifacts import check_writable
     from dq_deploy.cli.text.export_summary import show_program_export, summary_of_program_export
     from dq_deploy.native.file.content import write_program_file
     from dq_deploy.record import content_sha256, load_record
 
-    check_writable(out)
     started = time.perf_counter()
     record = load_record(ckpt, hash_check=hash_check)
     packed_for = write_program_file(record, out, isa=isa)

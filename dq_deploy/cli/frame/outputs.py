@@ -86,6 +86,8 @@ def _read_with(path: Path) -> list[Path]:
         beside = [path.parent / "scheduler", path.resolve().parent / "scheduler"]
         files = [file for name in _MODEL_FILES for file in (*path.glob(name), *path.glob(f"*/{name}"))]
         return [*files, *(folder / "scheduler_config.json" for folder in beside)]
-    if path.suffix in (".pt", ".safetensors", ".dqn"):
+    from dq_deploy.open_engine import NATIVE_SUFFIXES
+
+    if path.suffix in NATIVE_SUFFIXES:
         return [path]
     return [path, *(path.with_name(path.name + end) for end in _BESIDE)]
