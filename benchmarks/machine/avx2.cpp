@@ -1,7 +1,8 @@
 // Answers patched `cpuid` instructions (now `ud2`) as a CPU with AVX2 but neither AVX-512 nor VNNI would.
 //
-// With DQ_KEEP_AVX_VNNI in the environment AVX-VNNI stays. Loaded with LD_PRELOAD by benchmarks/machine/avx2.py. A ud2 that the compiler wrote itself, which no sound program
-// reaches, would be taken for a cpuid.
+// With DQ_KEEP_AVX_VNNI in the environment AVX-VNNI stays. With DQ_KEEP_AVX512_VNNI all of AVX-512 stays but bfloat16 and
+// FP16, and AMX and AVX-VNNI do not. Loaded with LD_PRELOAD by benchmarks/machine/avx2.py. A ud2 that the compiler wrote
+// itself, which no sound program reaches, would be taken for a cpuid.
 
 #include <cpuid.h>
 #include <csignal>
@@ -27,7 +28,10 @@ constexpr unsigned kAvxVnni = mask({4});
 constexpr unsigned kHidden71a = mask({5, 21, 23});
 constexpr unsigned kHidden71d = mask({4, 5, 8, 10, 19});
 
-bool keep_avx_vnni = false;
+// of leaf 7 with AVX-512 kept: FP16, and AMX BF16, TILE, INT8
+constexpr unsigned kNewer7d = mask({22, 23, 24, 25});
+
+bool keep_avx_vnni = false, keep_avx512 = false;
 
 void answer(int, siginfo_t *, void *context) {
     greg_t *registers = static_cast<ucontext_t *>(context)->uc_mcontext.gregs;
@@ -40,9 +44,9 @@ void answer(int, siginfo_t *, void *context) {
     unsigned a, b, c, d;
     __cpuid_count(leaf, part, a, b, c, d);
     if (leaf == 7 && part == 0) {
-        b &= ~kHidden7b;
-        c &= ~kHidden7c;
-        d &= ~kHidden7d;
+        b &= ~(keep_avx512 ? 0u : kHidden7b);
+        c &= ~(keep_avx512 ? 0u : kHidden7c);
+        d &= ~(keep_avx512 ? kNewer7d : kHidden7d);
     } else if (leaf == 7 && part == 1) {
         a &= ~(keep_avx_vnni ? kHidden71a : kHidden71a | kAvxVnni);
         d &= ~kHidden71d;
@@ -58,6 +62,7 @@ void answer(int, siginfo_t *, void *context) {
 
 __attribute__((constructor)) void install() {
     keep_avx_vnni = std::getenv("DQ_KEEP_AVX_VNNI") != nullptr;
+    keep_avx512 = std::getenv("DQ_KEEP_AVX512_VNNI") != nullptr;
     struct sigaction action = {};
     action.sa_sigaction = answer;
     action.sa_flags = SA_SIGINFO | SA_NODEFER;

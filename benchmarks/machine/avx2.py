@@ -3,7 +3,8 @@
 ONNX Runtime has no switch for the instructions it uses. So its package is copied to a folder, each `cpuid` instruction
 in the copy's machine code becomes an illegal one, and a signal handler that is loaded before everything else answers it
 with the bits of AVX-512, AMX and AVX-VNNI off. OpenVINO gets the same, and oneDNN's own switch besides. torch is held
-to AVX2 by its switches alone. Nothing installed is changed, no other process sees any of it.
+to AVX2 by its switches alone. Likewise a CPU with AVX512-VNNI, but neither bfloat16 nor AMX. Nothing installed is
+changed, no other process sees any of it.
 
     python -m benchmarks.machine.avx2 --folder avx2 -- python my_script.py
 
@@ -106,12 +107,13 @@ def copy_package(name: str, site: Path) -> int:
     return sum(patch(path) for path in libraries if not path.is_symlink())
 
 
-def prepare(folder: Path, *, avx_vnni: bool = False) -> dict[str, str]:
+def prepare(folder: Path, *, avx_vnni: bool = False, avx512_vnni: bool = False) -> dict[str, str]:
     """Environment variables of a process on the machine without AVX-512 and VNNI; half a minute the first time.
 
     Args:
         folder: for the copies (250 MB), taken as they are where they fit the installed versions.
         avx_vnni: the 256-bit dot products stay.
+        avx512_vnni: AVX-512 stays, without bfloat16, FP16 and AMX.
 
     Raises:
         MachineError: as `patch`.
@@ -128,6 +130,9 @@ def prepare(folder: Path, *, avx_vnni: bool = False) -> dict[str, str]:
         replaced = {name: copy_package(name, site) for name in wanted}
         note.write_text(json.dumps({"versions": wanted, "cpuid_instructions": replaced}))
     path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    if avx512_vnni:
+        kept = {"DQ_KEEP_AVX512_VNNI": "1", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"}
+        return {**kept, "PYTHONPATH": path, "LD_PRELOAD": str(handler)}
     kept = {"DQ_KEEP_AVX_VNNI": "1", "ONEDNN_MAX_CPU_ISA": "AVX2_VNNI"} if avx_vnni else {}
     return {**SWITCHES, **kept, "PYTHONPATH": path, "LD_PRELOAD": str(handler)}
 

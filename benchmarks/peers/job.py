@@ -135,6 +135,30 @@ def images_of(denoise: Denoise, noise: Any, labels: Any, schedule: Mapping[str, 
     return np.concatenate(pieces)
 
 
+def outputs_of(run: Denoise, folder: Path, batch: int) -> Any:
+    """What is compared with the float model, in calls of one size.
+
+    Args:
+        run: the denoiser.
+        folder: with `check.npz`; where `schedule.json` is beside it, pictures are drawn by it from the noise in it,
+            else it holds the inputs of one step.
+        batch: samples of a call; divides the number of samples.
+
+    Returns:
+        Float32 array [N, ...].
+    """
+    arrays, pieces = dict(np.load(folder / "check.npz")), []
+    schedule = folder / "schedule.json"
+    steps = json.loads(schedule.read_text(encoding="utf-8")) if schedule.is_file() else None
+    for start in range(0, len(arrays["sample" if "sample" in arrays else next(iter(arrays))]), batch):
+        part = {name: value[start : start + batch] for name, value in arrays.items()}
+        if steps is None:
+            pieces.append(np.array(run(part), np.float32))
+        else:
+            pieces.append(images_of(run, part["noise"], part.get("labels"), steps))
+    return np.concatenate(pieces)
+
+
 def ddim_step(x: Any, output: Any, now: float, before: float, schedule: Mapping[str, Any]) -> Any:
     """The next latent; `now` and `before` are the cumulative alphas of this step and of the one it goes to."""
     signal, spread = np.float32(now**0.5), np.float32((1 - now) ** 0.5)

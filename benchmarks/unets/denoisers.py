@@ -1,13 +1,25 @@
-"""The float denoisers that are measured: the demo model, and two public shapes with random weights."""
+"""The float denoisers that are measured: trained models, and public shapes with random weights."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dq_deploy.models import Denoiser, build_denoiser, default_call
 
+if TYPE_CHECKING:
+    from dq_deploy.calibration import CalibrationSource
+
 DEMO = Path(__file__).resolve().parents[2] / "examples" / "mnist-ddpm-32"
+TERRAIN_FLOAT = (
+    "time_embedding.*",
+    "up_blocks.4.resnets.3.conv_shortcut",
+    "up_blocks.4.resnets.4.conv_shortcut",
+    "up_blocks.4.resnets.4.conv1",
+    "conv_out",
+)
+"""Layers of terrain that stay float: 5 % of its work, see docs/measured.md."""
 CIFAR: dict[str, Any] = {
     "_class_name": "UNet2DModel",
     "sample_size": 32,
@@ -151,10 +163,60 @@ def dit_xl_denoiser() -> Denoiser:
     )
 
 
-def denoiser_of(name: str) -> Denoiser:
-    """The denoiser `demo`, `cifar`, `sd15` or `dit-xl`."""
-    if name == "demo":
-        from dq_deploy import load_model
+def denoiser_of(name: str, pipeline: Path | None = None) -> Denoiser:
+    """The denoiser `demo`, `cifar`, `sd15` or `dit-xl`; `terrain` is the one of its pipeline's folder.
 
+    Raises:
+        OptionError: `terrain` without that folder.
+    """
+    from dq_deploy import load_model
+    from dq_deploy.errors import OptionError
+
+    if name == "demo":
         return load_model(DEMO)
+    if name == "terrain":
+        if pipeline is None:
+            raise OptionError("terrain needs --terrain FOLDER, which examples/terrain.py makes")
+        return load_model(pipeline)
     return {"cifar": cifar_denoiser, "sd15": sd15_denoiser, "dit-xl": dit_xl_denoiser}[name]()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A float model and how it is quantized.
+
+    Attributes:
+        denoiser: the model.
+        source: of calibration inputs.
+        options: of `minmax`, by name.
+    """
+
+    denoiser: Denoiser
+    source: CalibrationSource
+    options: dict[str, Any]
+
+    def calibration(self) -> dict[str, Any]:
+        """The calibration inputs by name, [M, ...], for others to use as well."""
+        from dq_deploy.methods.options import options_for
+        from dq_deploy.methods.prepare.calibration_inputs import collect_inputs
+        from dq_deploy.methods.progress import silent
+
+        return dict(collect_inputs(self.denoiser, options_for("minmax", **self.options), self.source, silent).inputs)
+
+
+def subject_of(name: str, pipeline: Path | None = None) -> Subject:
+    """A model by the name of `denoiser_of`."""
+    from dq_deploy.calibration import CalibrationSource, prepare_calibration
+    from dq_deploy.calibration.request import CalibrationRequest
+
+    denoiser = denoiser_of(name, pipeline)
+    if name == "terrain" and pipeline is not None:
+        options = {"steps": 1, "samples": 32, "channel_scales": True, "keep": TERRAIN_FLOAT}
+        ready = prepare_calibration(denoiser, pipeline, CalibrationRequest())
+        return Subject(denoiser=ready.denoiser, source=ready.source, options=options)
+    if name in ("sd15", "dit-xl"):
+        options = {"steps": 4, "samples": 1, "memory_gib": 4.0}
+        return Subject(denoiser=denoiser, source=CalibrationSource(kind="random"), options=options)
+    return Subject(
+        denoiser=denoiser, source=CalibrationSource(), options={"steps": 20, "samples": 16 if name == "demo" else 4}
+    )

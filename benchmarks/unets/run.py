@@ -1,16 +1,22 @@
-"""Whole UNets: the native engine beside ONNX Runtime, OpenVINO and torch, each in a process of its own, taking turns.
+"""Whole UNets: the native engine beside what a user would pick instead, each in a process of its own, taking turns.
 
-    python -m benchmarks.unets.run --model cifar --isa avx2 --threads 2     # W4A8 and W8A8
-    python -m benchmarks.unets.run --model sd15 --engine "onnxruntime float32"
+    python -m benchmarks.unets.run --model cifar --threads 2                     # W4A8 and W8A8, all engines
+    python -m benchmarks.unets.run --model cifar --isa avx512_vnni --hide-bf16   # as on a CPU without bfloat16
+    python -m benchmarks.unets.run --model sd15 --engine openvino --engine "nncf int8" --at-once 1
 
-CIFAR-10 DDPM shape (35.7 M parameters, batch 1), the demo model, and by request Stable Diffusion 1.5 (batch 2, 64x64;
-it takes 16 GiB with all engines) and DiT-XL/2 (batch 2, 32x32). Random weights where there is no model: time does not
-depend on their values. First the gate: the accumulators of every integer layer against an exact float64 product of the
-codes it saw; a red engine prints RED and no speed, and the exit code is 3. For avx2 and avx_vnni the libraries run as
-on a CPU without the rest (machine/avx2.py). ONNX Runtime and OpenVINO in integers are the exact graphs of dq-export.
-Memory is the highest resident size of each process, interpreter included. Records and graphs are kept in the folder
---work; a row of each table is appended to benchmarks/results/unets.jsonl, and what is there for the same commit is not
-measured again.
+Models: the demo model; the CIFAR-10 DDPM shape (35.7 M parameters); by request terrain (--terrain FOLDER, made by
+examples/terrain.py), Stable Diffusion 1.5 (batch 2, 64x64) and DiT-XL/2 (batch 2, 32x32). Random weights where there is
+no model: time does not depend on their values. First the gate: the accumulators of every integer layer against an exact
+float64 product of the codes it saw; a red engine prints RED and no speed, and the exit code is 3.
+
+`onnxruntime int8` and `openvino int8` are the exact graphs of dq-export. All others are other people's packages as
+their documentation runs them (benchmarks/peers), in environments that are made in the folder --environments; they are
+calibrated with the same inputs as our record. An engine that cannot do a model prints why. PSNR is to the float model:
+of pictures from the same noise by DDIM (demo), or of the output of one step (the others). For avx2, avx_vnni and with
+--hide-bf16 the libraries run as on a CPU without the rest (machine/avx2.py), torch by its own switches alone. Memory is
+the highest resident size of each process, interpreter included. Records and graphs are kept in the folder --work; a
+row of each table is appended to benchmarks/results/unets.jsonl, and what is there for the same commit is not measured
+again.
 """
 
 from __future__ import annotations
@@ -19,32 +25,68 @@ import argparse
 import contextlib
 import itertools
 import json
-import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from benchmarks.machine import quiet
-from benchmarks.machine.avx2 import MachineError, prepare
+from benchmarks.machine.avx2 import MachineError
 from benchmarks.machine.commit import commit
-from benchmarks.unets.denoisers import denoiser_of
-from benchmarks.unets.torch_worker import TorchWorker
+from benchmarks.unets import fidelity
+from benchmarks.unets.denoisers import subject_of
+from benchmarks.unets.engines import (
+    ENGINES,
+    EXACT,
+    NATIVE,
+    Cpu,
+    NotRunError,
+    start_exact,
+    start_native,
+    start_peer,
+    words_of,
+)
+from benchmarks.unets.float_model import BATCHES as PEER_BATCHES
+from benchmarks.unets.float_model import ready_folder
+from benchmarks.unets.peer_process import PeerProcess, PeerSettings
 from dq_deploy.errors import DqError
 
 ROOT = Path(__file__).resolve().parents[1]
 RED = 3
-BATCHES = {"cifar": 1, "demo": 1, "sd15": 2, "dit-xl": 2}
-NATIVE = "native"
-ENGINES = ("onnxruntime float32", "onnxruntime int8", "openvino float32", "openvino int8", "torch float32")
-CLAIMS = (("onnxruntime float32", 2.0), ("openvino int8", 1.3))
-"""What the native engine has to be faster than, and how often, for the CIFAR shape in W4A8 on AVX2 and 2 threads."""
-MEMORY_CLAIM = ("onnxruntime float32", 1 / 3)
+BATCHES = {"cifar": 1, "demo": 1, "terrain": 1, "sd15": 2, "dit-xl": 2}
+"""Batch of each model where no other is asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What the native engine has to be, on 2 threads: so many times as fast, or no more than so much of the memory."""
+
+    model: str
+    bits: str
+    isa: str
+    engine: str
+    speedup: float | None = None
+    memory: float | None = None
+
+
+_AVX2 = {"model": "cifar", "bits": "W4A8", "isa": "avx2"}
+_VNNI = {"model": "cifar", "bits": "W4A8", "isa": "avx512_vnni"}
+CLAIMS = (
+    Claim(**_AVX2, engine="onnxruntime float32", speedup=2.0),
+    Claim(**_AVX2, engine="openvino int8", speedup=1.3),
+    Claim(**_AVX2, engine="onnxruntime float32", memory=1 / 3),
+    Claim(**_VNNI, engine="nncf int8", speedup=1.5),
+    *(Claim(model="cifar", bits=b, isa="amx", engine="nncf int8", speedup=1.5) for b in ("W4A8", "W8A8")),
+    *(Claim(model="cifar", bits=b, isa="amx", engine="openvino", speedup=2.0) for b in ("W4A8", "W8A8")),
+    *(Claim(model="sd15", bits="W4A8", isa=i, engine="nncf int8", speedup=1.3) for i in ("avx2", "avx512_vnni", "amx")),
+    *(Claim(model="sd15", bits="W4A8", isa=i, engine="openvino", speedup=2.0) for i in ("avx2", "avx512_vnni", "amx")),
+    *(Claim(model="sd15", bits="W4A8", isa=i, engine="openvino", memory=1 / 3) for i in ("avx2", "avx512_vnni", "amx")),
+)
 
 
 @dataclass(frozen=True)
@@ -70,37 +112,26 @@ class Series:
         return {"ms": ms, "peak_mib": self.peak_mib, "load_ms": self.load_ms}
 
 
-def record_path(model: str, bits: int, work: Path) -> Path:
+def record_path(model: str, bits: int, work: Path, pipeline: Path | None = None) -> Path:
     """The record in the work folder; made where it is not there."""
     import dq_deploy
-    from dq_deploy.calibration import CalibrationSource
 
     path = work / f"{model}-w{bits}a8.pt"
     if not path.is_file():
-        large: dict[str, Any] = {"steps": 20, "samples": 4}
-        if model in ("sd15", "dit-xl"):
-            large = {"steps": 4, "samples": 1, "memory_gib": 4.0, "calibration": CalibrationSource(kind="random")}
-        record = dq_deploy.quantize(denoiser_of(model), method="minmax", weight_bits=bits, activation_bits=8, **large)
-        dq_deploy.save_record(record, path)
+        subject = subject_of(model, pipeline)
+        options = {**subject.options, "method": "minmax", "weight_bits": bits, "activation_bits": 8}
+        dq_deploy.save_record(dq_deploy.quantize(subject.denoiser, calibration=subject.source, **options), path)
     return path
 
 
-def graph_path(record: Path, engine: str, model: str, work: Path) -> Path:
-    """The ONNX file that a library engine runs; exported where it is not there."""
+def graph_path(record: Path, engine: str, work: Path) -> Path:
+    """The ONNX file that one of `EXACT` runs; exported where it is not there."""
     import dq_deploy
-    from dq_deploy.graph.onnx_file import read_manifest
-    from dq_deploy.targets import float_graph
 
-    library, _, kind = engine.partition(" ")
-    if kind == "int8":
-        path = work / f"{record.stem}-{library}.onnx"
-        if not path.is_file():
-            dq_deploy.export(dq_deploy.load_record(record), path, target=library)
-        return path
-    path = work / f"{model}-float32.onnx"
+    library = engine.partition(" ")[0]
+    path = work / f"{record.stem}-{library}.onnx"
     if not path.is_file():
-        manifest = read_manifest(graph_path(record, "onnxruntime int8", model, work))
-        float_graph(manifest, path, record=dq_deploy.load_record(record))
+        dq_deploy.export(dq_deploy.load_record(record), path, target=library)
     return path
 
 
@@ -138,42 +169,106 @@ def exact_product(layer: Any, weights: Any, codes: Any) -> Any:
     return F.conv2d(padded, w, stride=layer.stride, dilation=layer.dilation).numpy().astype(np.int64)
 
 
-@contextlib.contextmanager
-def environment_of(changes: Mapping[str, str]) -> Iterator[None]:
-    """Variables for the processes that are started in the block."""
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value
+@dataclass
+class Found:
+    """What the engines of one table gave, by name, as it comes in.
+
+    Attributes:
+        series: times and memory.
+        native_is: see `ratios`.
+        fidelity: see `benchmarks.unets.fidelity`.
+        precision: that a peer reports.
+        not_run: why an engine was not.
+        busy: how busy others kept the machine before each round.
+    """
+
+    series: dict[str, Series] = field(default_factory=dict)
+    native_is: dict[str, dict[str, float]] = field(default_factory=dict)
+    fidelity: dict[str, Any] = field(default_factory=dict)
+    precision: dict[str, str] = field(default_factory=dict)
+    not_run: dict[str, str] = field(default_factory=dict)
+    busy: list[float] = field(default_factory=list)
+
+    def add(self, series: Mapping[str, Series]) -> None:
+        """A group of engines that took turns, the native one among them."""
+        self.native_is |= ratios(series)
+        before = self.series.get(NATIVE)
+        self.series |= series
+        if before is not None:
+            now = series[NATIVE]
+            rounds, peak = before.rounds + now.rounds, max(before.peak_mib, now.peak_mib)
+            self.series[NATIVE] = Series(rounds=rounds, peak_mib=peak, load_ms=before.load_ms)
 
 
-@contextlib.contextmanager
-def processes(files: Mapping[str, Path], isa: str, arguments: argparse.Namespace, model: str, threads: int) -> Any:
-    """A process of each engine, by name, the libraries' on a machine with no more than the instruction set."""
-    from dq_deploy.bench.worker import Worker, WorkerSettings
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One table: the model and what it runs on.
 
-    held = {"avx2": False, "avx_vnni": True}
-    changes = prepare(arguments.machine, avx_vnni=held[isa]) if isa in held else {}
+    Attributes:
+        model: one of `BATCHES`.
+        bits: of the weights.
+        cpu: that the engines are given.
+        threads: of a call.
+        batch: samples of a call.
+    """
+
+    model: str
+    bits: int
+    cpu: Cpu
+    threads: int
+    batch: int
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What tells it from other rows."""
+        own = {"model": self.model, "bits": f"W{self.bits}A8", "isa": self.cpu.isa}
+        hidden = {"bf16": False} if self.cpu.hide_bf16 else {}
+        return {**own, "threads": self.threads, "batch": self.batch, **hidden}
+
+    @property
+    def title(self) -> str:
+        """The same in words."""
+        hidden = ", libraries without bfloat16 and AMX" if self.cpu.hide_bf16 else ""
+        return f"{self.model} W{self.bits}A8, batch {self.batch}, {self.cpu.isa}{hidden}, threads {self.threads}"
+
+
+def measure_group(
+    table: Table, names: Sequence[str], record: Path, arguments: argparse.Namespace, found: Found
+) -> None:
+    """The native engine and some others, taking turns; what was found goes into `found`."""
+    folder = ready_folder(table.model, arguments.work, arguments.terrain)
+    cpu, threads = table.cpu, table.threads
     with contextlib.ExitStack() as stack:
-        running: dict[str, Any] = {}
-        for name, path in files.items():
-            if name == NATIVE:
-                settings = WorkerSettings(path=str(path), engine=NATIVE, threads=threads, isa=isa)
-                running[name] = stack.enter_context(Worker(settings))
-                continue
-            with environment_of(changes):
-                if name.startswith("torch"):
-                    running[name] = stack.enter_context(TorchWorker(model, threads))
-                else:
-                    settings = WorkerSettings(path=str(path), engine=name.partition(" ")[0], threads=threads)
-                    running[name] = stack.enter_context(Worker(settings))
-        yield running
+        running: dict[str, Any] = {NATIVE: stack.enter_context(start_native(record, cpu, threads))}
+        for name in names:
+            try:
+                if name in EXACT:
+                    graph = graph_path(record, name, arguments.work)
+                    running[name] = stack.enter_context(start_exact(name, graph, cpu, threads))
+                    continue
+                settings = PeerSettings(engine=name, folder=str(folder), batch=table.batch, threads=threads)
+                peer = start_peer(name, folder, cpu, settings, arguments.environments)
+                running[name] = stack.enter_context(peer)
+                found.precision[name] = peer.precision
+            except NotRunError as error:
+                found.not_run[name] = str(error)
+        series, busy = take_turns(running, table.batch, arguments.rounds, arguments.seconds)
+        found.add(series)
+        found.busy += busy
+        for name, worker in running.items():
+            if isinstance(worker, PeerProcess):
+                found.fidelity[name] = fidelity.of_peer(worker, folder)
+
+
+def own_fidelity(table: Table, record: Path, found: Found, arguments: argparse.Namespace) -> None:
+    """Of the native engine and of our graphs, in this process."""
+    folder = ready_folder(table.model, arguments.work, arguments.terrain)
+    for name in (NATIVE, *EXACT):
+        if name in found.series:
+            path = record if name == NATIVE else graph_path(record, name, arguments.work)
+            isa = table.cpu.isa if name == NATIVE else None
+            engine = name.partition(" ")[0]
+            found.fidelity[name] = fidelity.of_file(path, engine, folder, table.batch, table.threads, isa)
 
 
 def take_turns(
@@ -220,30 +315,44 @@ def ratios(series: Mapping[str, Series]) -> dict[str, dict[str, float]]:
 
 
 def verdicts(key: Mapping[str, Any], compared: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """The claims about this row, in words; none for other rows than that of CIFAR, W4A8, AVX2, 2 threads."""
-    if (key["model"], key["bits"], key["isa"], key["threads"]) != ("cifar", "W4A8", "avx2", 2):
-        return []
+    """The claims about this row, in words; none where there is none."""
     lines = []
-    for name, least in CLAIMS:
-        if name in compared:
-            got = compared[name]["speedup"]
-            lines.append(f"{'met' if got >= least else 'NOT MET'}: {got:.2f}x {name}, claimed {least:.1f}x")
-    name, most = MEMORY_CLAIM
-    if name in compared:
-        got = compared[name]["memory"]
-        lines.append(
-            f"{'met' if got < most else 'NOT MET'}: {got:.2f} of the memory of {name}, claimed under {most:.2f}"
-        )
+    for claim in CLAIMS:
+        own = (claim.model, claim.bits, claim.isa, 2)
+        if own != (key["model"], key["bits"], key["isa"], key["threads"]) or claim.engine not in compared:
+            continue
+        got = compared[claim.engine]
+        if claim.speedup is not None:
+            word = "met" if got["speedup"] >= claim.speedup else "NOT MET"
+            lines.append(f"{word}: {got['speedup']:.2f}x {claim.engine}, claimed {claim.speedup:.1f}x")
+        if claim.memory is not None:
+            word = "met" if got["memory"] < claim.memory else "NOT MET"
+            lines.append(
+                f"{word}: {got['memory']:.2f} of the memory of {claim.engine}, claimed under {claim.memory:.2f}"
+            )
     return lines
 
 
-def table(series: Mapping[str, Series], compared: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Lines of text, one an engine."""
-    lines = [f"{'engine':24}{'p50 ms':>9}{'min ms':>9}{'peak MiB':>10}{'load ms':>9}{'native is':>11}{'of rounds':>16}"]
+def table(
+    series: Mapping[str, Series],
+    compared: Mapping[str, Mapping[str, float]],
+    near: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[str]:
+    """Lines of text, one an engine.
+
+    Args:
+        series: of `take_turns`.
+        compared: of `ratios`.
+        near: PSNR by engine, where it was measured.
+    """
+    head = f"{'engine':24}{'p50 ms':>9}{'min ms':>9}{'peak MiB':>10}{'load ms':>9}"
+    lines = [head + (f"{'PSNR dB':>9}" if near else "") + f"{'native is':>11}{'of rounds':>16}"]
     for name, own in series.items():
         values = own.to_json()
         text = f"{name:24}{values['ms']['p50']:9.1f}{values['ms']['min']:9.1f}"
         text += f"{values['peak_mib']:10.0f}{values['load_ms']:9.0f}"
+        if near:
+            text += f"{near[name]['psnr_db']:9.1f}" if name in near else f"{'':9}"
         if name in compared:
             other = compared[name]
             span = f"{other['least']:.2f} to {other['most']:.2f}"
@@ -252,31 +361,33 @@ def table(series: Mapping[str, Series], compared: Mapping[str, Mapping[str, floa
     return lines
 
 
-def measure(model: str, bits: int, isa: str, threads: int, arguments: argparse.Namespace) -> int:
+def measure(asked: Table, arguments: argparse.Namespace) -> int:
     """One table; the exit code."""
     from dq_deploy.bench.environment import describe_environment
 
-    key = {"model": model, "bits": f"W{bits}A8", "isa": isa, "threads": threads, "batch": BATCHES[model]}
+    key, threads = asked.key, asked.threads
     if not arguments.again and json.dumps(key, sort_keys=True) in done_rows(arguments.results):
         return 0
-    record = record_path(model, bits, arguments.work)
-    print(f"\n{model} W{bits}A8, batch {BATCHES[model]}, {isa}, threads {threads}", flush=True)
+    record = record_path(asked.model, asked.bits, arguments.work, arguments.terrain)
+    print(f"\n{asked.title}", flush=True)
     row: dict[str, Any] = {"key": key, "commit": commit(), "environment": describe_environment(threads=threads)}
-    red = red_layers(record, isa, threads, BATCHES[model])
+    red = red_layers(record, asked.cpu.isa, threads, asked.batch)
     if red:
         print("RED: " + "; ".join(red), flush=True)
         row["red"] = red
     else:
-        files = {NATIVE: record}
-        for engine in arguments.engine:
-            files[engine] = record if engine.startswith("torch") else graph_path(record, engine, model, arguments.work)
-        with processes(files, isa, arguments, model, threads) as running:
-            series, busy = take_turns(running, BATCHES[model], arguments.rounds, arguments.seconds)
-        compared = ratios(series)
-        claims = verdicts(key, compared)
-        print("\n".join([*table(series, compared), *claims, *filter(None, [quiet.remark(busy)])]), flush=True)
-        row |= {"engines": {name: own.to_json() for name, own in series.items()}, "native_is": compared}
-        row |= {"claims": claims, "rounds": arguments.rounds, "others_busy": float(np.mean(busy))}
+        found, size = Found(), arguments.at_once or len(arguments.engine)
+        for start in range(0, len(arguments.engine), size):
+            measure_group(asked, arguments.engine[start : start + size], record, arguments, found)
+        own_fidelity(asked, record, found, arguments)
+        claims = verdicts(key, found.native_is)
+        lines = table(found.series, found.native_is, found.fidelity)
+        lines += [f"{name}: computes in {said}" for name, said in found.precision.items()]
+        lines += [f"{name}: not run: {why}" for name, why in found.not_run.items()]
+        print("\n".join([*lines, *claims, *filter(None, [quiet.remark(found.busy)])]), flush=True)
+        row |= {"engines": {name: own.to_json() for name, own in found.series.items()}, "native_is": found.native_is}
+        row |= {"fidelity": found.fidelity, "precision": found.precision, "not_run": found.not_run, "claims": claims}
+        row |= {"rounds": arguments.rounds, "others_busy": float(np.mean(found.busy))}
     with arguments.results.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(row, sort_keys=True) + "\n")
     return RED if red else 0
@@ -291,51 +402,66 @@ def done_rows(results: Path) -> set[str]:
     return {json.dumps(row["key"], sort_keys=True) for row in rows if row["commit"] == name and "red" not in row}
 
 
-def parsed(words: list[str] | None) -> argparse.Namespace:
+class Options(argparse.ArgumentParser):
+    """Options whose mistakes are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say it and end with exit code 2."""
+        self.exit(2, f"error: {message}; --help lists the options\n")
+
+
+def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     """The options."""
     from dq_kernels.cpu.library import known_isas
 
     temporary = Path(tempfile.gettempdir())
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--model", action="append", choices=tuple(BATCHES), help="repeatable; demo and cifar by default"
-    )
-    parser.add_argument(
-        "--weights", type=int, action="append", choices=(4, 8), help="bits, repeatable; both by default"
-    )
-    parser.add_argument("--isa", action="append", choices=known_isas(), help="repeatable; avx2 and the best by default")
-    parser.add_argument("--threads", type=int, action="append", help="repeatable; 1 and 2 by default")
-    parser.add_argument("--engine", action="append", choices=ENGINES, help="beside the native one; all by default")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of a turn")
-    parser.add_argument("--quick", action="store_true", help="three short rounds, for a look")
-    parser.add_argument("--again", action="store_true", help="measure what this commit has in the results already")
-    parser.add_argument("--work", type=Path, default=temporary / "dq-unets", help="folder of records and graphs")
-    parser.add_argument("--machine", type=Path, default=temporary / "dq-avx2-machine", help="folder of patched copies")
-    parser.add_argument("--results", type=Path, default=ROOT / "results" / "unets.jsonl")
+    engines = "; ".join(f"{name!r}: {words_of(name)}" for name in ENGINES)
+    parser = Options(description=(__doc__ or "").splitlines()[0], epilog=f"Engines. {engines}.", allow_abbrev=False)
+    add = parser.add_argument
+    add("--model", action="append", choices=tuple(BATCHES), help="repeatable; demo and cifar by default")
+    add("--weights", type=int, action="append", choices=(4, 8), help="bits, repeatable; both by default")
+    add("--isa", action="append", choices=known_isas(), help="repeatable; avx2 and the best by default")
+    add("--hide-bf16", action="store_true", help="with avx512_vnni: libraries as on a CPU without bfloat16 and AMX")
+    add("--threads", type=int, action="append", choices=(1, 2), help="repeatable; both by default")
+    add("--batch", type=int, action="append", choices=PEER_BATCHES, help="repeatable; that of the model by default")
+    add("--engine", action="append", choices=ENGINES, help="beside the native one, repeatable; all by default")
+    add("--at-once", type=int, help="so many engines are open beside the native one; all by default")
+    add("--rounds", type=int, default=9)
+    add("--seconds", type=float, default=0.5, help="of a turn")
+    add("--quick", action="store_true", help="three short rounds, for a look")
+    add("--again", action="store_true", help="measure what this commit has in the results already")
+    add("--terrain", type=Path, help="pipeline of examples/terrain.py, for the model terrain")
+    add("--work", type=Path, default=temporary / "dq-unets", help="folder of records and graphs")
+    add("--environments", type=Path, help="folder of the peers' environments; below --work by default")
+    add("--machine", type=Path, default=temporary / "dq-avx2-machine", help="folder of patched copies")
+    add("--results", type=Path, default=ROOT / "results" / "unets.jsonl")
     arguments = parser.parse_args(words)
     arguments.model = arguments.model or ["demo", "cifar"]
     arguments.isa = arguments.isa or list(dict.fromkeys(["avx2", known_isas()[-1]]))
     arguments.weights, arguments.threads = arguments.weights or [4, 8], arguments.threads or [1, 2]
-    arguments.engine = arguments.engine or list(ENGINES)
+    arguments.engine = list(dict.fromkeys(arguments.engine or ENGINES))
+    arguments.environments = arguments.environments or arguments.work / "environments"
+    if arguments.hide_bf16 and arguments.isa != ["avx512_vnni"]:
+        parser.error(f"--hide-bf16 was given with --isa {', '.join(arguments.isa)}, expected --isa avx512_vnni alone")
     if arguments.quick:
         arguments.rounds, arguments.seconds = 3, 0.1
     return arguments
 
 
-def main(words: list[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Measure what the options ask for; 3 where an engine is red."""
-    arguments = parsed(words)
-    arguments.work.mkdir(parents=True, exist_ok=True)
+    given = parsed(words)
+    given.work.mkdir(parents=True, exist_ok=True)
     code = 0
-    for model, bits, isa, threads in itertools.product(
-        arguments.model, arguments.weights, arguments.isa, arguments.threads
-    ):
-        try:
-            code = max(code, measure(model, bits, isa, threads, arguments))
-        except (DqError, MachineError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return getattr(error, "exit_code", 2)
+    for model, bits, isa, threads in itertools.product(given.model, given.weights, given.isa, given.threads):
+        cpu = Cpu(isa=isa, hide_bf16=given.hide_bf16, folder=given.machine)
+        for batch in given.batch or [BATCHES[model]]:
+            try:
+                asked = Table(model=model, bits=bits, cpu=cpu, threads=threads, batch=batch)
+                code = max(code, measure(asked, given))
+            except (DqError, MachineError) as error:
+                print(f"error: {error}", file=sys.stderr)
+                return getattr(error, "exit_code", 2)
     return code
 
 

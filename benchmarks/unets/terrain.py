@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from benchmarks.machine import quiet
 from benchmarks.machine.commit import commit
+from benchmarks.unets.denoisers import TERRAIN_FLOAT
 from benchmarks.unets.run import NATIVE, Series, ratios, table, take_turns
 from dq_deploy.bench.environment import describe_environment
 from dq_deploy.errors import DqError
@@ -38,11 +39,7 @@ TRAINING = """\
 dilatequant: {{iterations: {iterations}, batch: {batch}}}
 """
 """A preset."""
-LAST_FLOAT = (
-    "--keep",
-    "time_embedding.*,up_blocks.4.resnets.3.conv_shortcut,up_blocks.4.resnets.4.conv_shortcut,"
-    "up_blocks.4.resnets.4.conv1,conv_out",
-)
+LAST_FLOAT = ("--keep", ",".join(TERRAIN_FLOAT))
 """5 % of the work: the four layers that lose most, all behind sums of the last resolution that no norm evens out."""
 SPEEDUP = 2.0
 """What the native engine is to be at least, over ONNX Runtime's float32."""

@@ -47,6 +47,8 @@ def test_patched_code_sees_no_avx512(tmp_path):
     assert after[0] >> 5 & 1  # AVX2 stays
     assert not after[1] >> 4 & 1
     assert seen(copy, DQ_KEEP_AVX_VNNI="1")[1] >> 4 & 1 == before[1] >> 4 & 1
+    wide = seen(copy, DQ_KEEP_AVX512_VNNI="1")
+    assert wide == [before[0], before[1] & ~avx2_bits(4, 5, 21, 23)]  # AVX-512 stays, bfloat16 does not
 
 
 def avx2_bits(*numbers):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+
+import pytest
+
 from benchmarks.unets import run as unets
 from benchmarks.unets.run import Series
 
@@ -27,6 +32,22 @@ def test_claims_are_judged_for_their_own_row_only():
 
     assert [line.split(":")[0] for line in unets.verdicts(KEY, found)] == ["met", "NOT MET", "met"]
     assert unets.verdicts({**KEY, "isa": "avx512_vnni"}, found) == []
+
+
+def test_without_amx_the_native_engine_is_held_against_nncf():
+    found = {"nncf int8": {"speedup": 1.4, "memory": 0.5}}
+
+    assert unets.verdicts({**KEY, "isa": "avx512_vnni"}, found) == ["NOT MET: 1.40x nncf int8, claimed 1.5x"]
+
+
+def test_groups_of_engines_add_to_one_native_series():
+    found, other = unets.Found(), series()
+    found.add(series())
+    found.add({"native": other["native"], "nncf int8": other["openvino int8"]})
+
+    assert len(found.series["native"].rounds) == 4
+    assert set(found.native_is) == {"onnxruntime float32", "openvino int8", "nncf int8"}
+    assert found.native_is["nncf int8"] == found.native_is["openvino int8"]
 
 
 def test_table_has_a_line_for_each_engine():
@@ -58,3 +79,48 @@ def test_a_wrong_accumulator_is_found_in_the_running_engine(demo_record_path, mo
 
     (red,) = unets.red_layers(demo_record_path, "portable", 1, 2)
     assert red.startswith("conv_in: ")
+
+
+class Native:
+    load_ms = 1.0
+
+    def time(self, **_):
+        return argparse.Namespace(latency_ms=(1.0,), peak_mib=1.0)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def test_an_engine_that_cannot_do_a_model_says_why(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise unets.NotRunError("its package wants another CPU")
+
+    monkeypatch.setattr(unets, "red_layers", lambda *_: [])
+    monkeypatch.setattr(unets, "record_path", lambda *_: tmp_path / "demo.pt")
+    monkeypatch.setattr(unets, "ready_folder", lambda *_: tmp_path)
+    monkeypatch.setattr(unets, "start_native", lambda *_: Native())
+    monkeypatch.setattr(unets, "start_peer", refuse)
+    monkeypatch.setattr(unets.fidelity, "of_file", lambda *_: {"psnr_db": 40.0, "of": "2 pictures"})
+    results = tmp_path / "unets.jsonl"
+    options = ["--model", "demo", "--weights", "4", "--isa", "portable", "--threads", "1", "--quick"]
+    options += ["--engine", "sdnq int8", "--work", str(tmp_path), "--results", str(results)]
+
+    assert unets.main(options) == 0
+    assert "sdnq int8: not run: its package wants another CPU" in capsys.readouterr().out
+    row = json.loads(results.read_text())
+    assert row["not_run"] == {"sdnq int8": "its package wants another CPU"}
+    assert row["fidelity"]["native"]["psnr_db"] == 40.0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--modle", "cifar"], ["--engine", "tensorflow"], ["--batch", "3"], ["--hide-bf16", "--isa", "portable"]],
+)
+def test_a_wrong_option_is_refused_in_one_line(options, capsys):
+    with pytest.raises(SystemExit) as end:
+        unets.main(options)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
