@@ -114,14 +114,22 @@ def write_check(denoiser: Denoiser, folder: Path, *, pictures: bool, count: int)
     np.save(folder / "check-float.npy", outputs_of(run, folder, 2))
 
 
-def write_onnx(denoiser: Denoiser, path: Path, *, large: bool) -> None:
-    """The float graph, whose batch varies."""
+def write_onnx(denoiser: Denoiser, path: Path, *, large: bool, vary: bool = False) -> None:
+    """The float graph.
+
+    Args:
+        denoiser: the float model.
+        path: to write.
+        large: weights go into a file beside it.
+        vary: not only the batch varies, but all sizes that the denoiser's call names.
+    """
     import onnx_ir as ir
 
     from dq_deploy.graph.trace import trace
     from dq_deploy.models import denoiser_outputs, example_inputs
 
-    graph = trace(denoiser.module, example_inputs(denoiser.call, 2, 0), call=denoiser_outputs)
+    shapes = {entry.name: entry.shape for entry in denoiser.call.inputs} if vary else None
+    graph = trace(denoiser.module, example_inputs(denoiser.call, 2, 0), call=denoiser_outputs, shapes=shapes)
     ir.save(graph, str(path), external_data=f"{path.name}.data" if large else None)
 
 

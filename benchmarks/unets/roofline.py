@@ -130,9 +130,9 @@ def bytes_of(op: Op, program: Program) -> tuple[int, int]:
     return sum(map(size, parameters)), sum(map(size, values))
 
 
-def costs(executor: Any, batch: int, isa: str, threads: int) -> list[Cost]:
-    """Of every operation of a step, in order."""
-    program, layers = executor.plan(batch).program, executor.record.layers
+def costs(executor: Any, batch: int, isa: str, threads: int, sizes: Any = None) -> list[Cost]:
+    """Of every operation of a step, in order; `sizes` are of the axes that vary, by default the engine's own."""
+    program, layers = executor.plan(batch, sizes).program, executor.record.layers
     packed = {key: own.packed.nbytes if own.packed is not None else 0 for key, own in executor.constants.items()}
     counted = []
     for op in program.ops:

@@ -272,9 +272,16 @@ def own_fidelity(table: Table, record: Path, found: Found, arguments: argparse.N
 
 
 def take_turns(
-    running: Mapping[str, Any], batch: int, rounds: int, seconds: float
+    running: Mapping[str, Any], batch: int, rounds: int, seconds: float, sizes: Mapping[str, int] | None = None
 ) -> tuple[dict[str, Series], list[float]]:
     """Every round is a turn of each engine; two runs of a turn are not counted, at least three are.
+
+    Args:
+        running: an open process of each engine, by name.
+        batch: samples of a call.
+        rounds: turns of each engine.
+        seconds: of a turn.
+        sizes: of the axes that vary, for our own engines; a peer has its inputs in a file.
 
     Returns:
         Series by name, and how busy others kept the machine before each round.
@@ -286,7 +293,7 @@ def take_turns(
         busy.append(quiet.others_busy())
         for name, worker in running.items():
             time.sleep(0.05)  # the threads of the one before end their spinning
-            answer = worker.time(batch=batch, warmup=2, runs=3, seconds=seconds, clock="host")
+            answer = worker.time(batch=batch, warmup=2, runs=3, seconds=seconds, clock="host", sizes=sizes)
             turns[name].append(answer.latency_ms)
             peaks[name] = answer.peak_mib
     series = {
