@@ -37,7 +37,14 @@ def others_busy(seconds: float = 0.2) -> float:
     return busy_share(before, ticks())
 
 
+def goes_first() -> bool:
+    """Whether this process, and what it starts, runs before all usual work (`chrt -f 1`)."""
+    return os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR)
+
+
 def remark(shares: list[float]) -> str:
-    """A line about a busy machine; empty for a quiet one."""
+    """A line about a busy machine; empty for a quiet one, and where others had to wait."""
     mean = sum(shares) / max(1, len(shares))
+    if goes_first():
+        return ""
     return "" if mean <= TOO_BUSY else f"other processes took {mean:.0%} of the cores between the turns: measure again"

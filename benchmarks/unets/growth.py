@@ -184,6 +184,7 @@ def measure(point: Point, given: argparse.Namespace) -> dict[str, Any]:
         "commit": commit(),
         "environment": describe_environment(threads=point.threads),
         "others_busy": float(np.mean(busy)),
+        "goes_first": quiet.goes_first(),
     }
 
 
@@ -305,10 +306,9 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
     """The page of the last row of each point."""
     last = rows[-1]
     own = last["environment"]
-    busy = max(row["others_busy"] for row in rows)
     machine = f"{own['cpu']}, {own['date'][:10]}, commit {last['commit']}, native kernels {last['isa']}."
-    if busy > quiet.TOO_BUSY:
-        machine += " Other processes were on the machine; those measured ran before them (`chrt -f 1`)."
+    if last["goes_first"]:
+        machine += " Other work on the machine had to wait (`chrt -f 1`)."
     time = [
         TIME,
         "Exponent of each line, and in brackets its first and last value in ms.",

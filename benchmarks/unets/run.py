@@ -395,6 +395,7 @@ def measure(asked: Table, arguments: argparse.Namespace) -> int:
         row |= {"engines": {name: own.to_json() for name, own in found.series.items()}, "native_is": found.native_is}
         row |= {"fidelity": found.fidelity, "precision": found.precision, "not_run": found.not_run, "claims": claims}
         row |= {"rounds": arguments.rounds, "others_busy": float(np.mean(found.busy))}
+        row["goes_first"] = quiet.goes_first()
     with arguments.results.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(row, sort_keys=True) + "\n")
     return RED if red else 0

@@ -18,7 +18,7 @@ def rows(exponent: float = 1.0):
         engines = {name: engine for name in (growth.NATIVE, *growth.PEERS)}
         environment = {"cpu": "a CPU", "date": "2026-11-30T00:00:00"}
         row = {"point": asdict(point), "engines": engines, "limit": {"ms": size / 2, "mib": size / 200}, "isa": "avx2"}
-        found.append({**row, "environment": environment, "commit": "abc", "others_busy": 0.0, "not_run": {}})
+        found.append({**row, "environment": environment, "commit": "abc", "goes_first": False, "not_run": {}})
     return found
 
 
