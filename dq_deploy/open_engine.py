@@ -50,6 +50,7 @@ def open_engine(
     optimize: bool = True,
     isa: str | None = None,
     device: str | None = None,
+    attention: str | None = None,
     hash_check: bool = True,
 ) -> Runner:
     """Open an exported engine, or a record as an engine; use it as a context manager.
@@ -71,6 +72,8 @@ def open_engine(
             is, of a program file the one it is packed for. Other engines choose for themselves.
         device: of the native engine, one of `native.devices.DEVICES`; None is auto: a GPU that can run it, else the
             CPU.
+        attention: what the native engine on a CPU computes attention's two products in, one of
+            `engines.options.ATTENTION`; None is float32. No other engine has a choice.
         hash_check: refuse a file whose content is not what was written, by the hashes of its manifest or record;
             half a second for 1 GB.
 
@@ -87,12 +90,13 @@ def open_engine(
             threads=threads,
             isa=isa,
             device="auto" if device is None else device,
+            attention=attention,
             finite_check=finite_check,
             hash_check=hash_check,
         )
         opened = _open_program if path.suffix == PROGRAM_SUFFIX else _open_record
         return opened(path, engine, own, optimized)
-    for name, value in (("device", device), ("isa", isa)):
+    for name, value in (("device", device), ("isa", isa), ("attention", attention)):
         if value is not None:
             raise OptionError(
                 f"{name} is {value!r} for {path}, expected none: only the native engine can be told its own"
@@ -161,7 +165,13 @@ def _open_program(path: Path, engine: str | None, options: NativeOptions, optimi
     held = read_program_file(path, hash_check=options.hash_check)
     from dq_deploy.native.runner import NativeRunner
 
-    runner = NativeRunner(held, threads=options.threads, isa=options.isa, finite_check=options.finite_check)
+    runner = NativeRunner(
+        held,
+        threads=options.threads,
+        isa=options.isa,
+        attention=options.attention,
+        finite_check=options.finite_check,
+    )
     if runner.repacked_from:
         warnings.warn(
             f"{path} is packed for {held.isa}, this runs on {runner.executor.context.isa}: its weights were packed "
@@ -180,6 +190,11 @@ def _open_record(path: Path, engine: str | None, options: NativeOptions, optimiz
     if optimized is not None:
         raise OptionError(f"record {path} has no graph to write; the native engine runs it as it is")
     if chosen_device(options.wanted_device) == "cuda":
+        if options.attention is not None:
+            raise OptionError(
+                f"attention is {options.attention!r} on a GPU, where it is of the float type of the rest; leave it "
+                "out, or give device cpu"
+            )
         from dq_deploy.native.cuda.runner import NativeCudaRunner
 
         return NativeCudaRunner(path, finite_check=options.finite_check, hash_check=options.hash_check)
@@ -189,6 +204,7 @@ def _open_record(path: Path, engine: str | None, options: NativeOptions, optimiz
         path,
         threads=options.threads,
         isa=options.isa,
+        attention=options.attention,
         finite_check=options.finite_check,
         hash_check=options.hash_check,
     )

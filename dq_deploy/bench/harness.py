@@ -293,6 +293,7 @@ def benchmark(
         threads=options.threads,
         isa=options.isa,
         device=options.device,
+        attention=options.attention,
         hash_check=options.hash_check,
     ) as runner:
         manifest, kind = runner.manifest, runner.engine

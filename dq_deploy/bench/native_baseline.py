@@ -38,13 +38,20 @@ def native_facts(runner: LayerRuns) -> dict[str, Any]:
     counts = Counter(f"{form.kernel}: {form.form}" for form in forms)
     on = runner.runs_on
     words = f"instruction set {on.isa}, {on.threads} threads" if on.isa else f"{on.device}, {on.float_type}"
-    return {"runs_on": words, "isa": on.isa, "threads": on.threads, "kernels": dict(counts.most_common())}
+    return {
+        "runs_on": words,
+        "isa": on.isa,
+        "threads": on.threads,
+        "attention": on.attention,
+        "attention_form": on.attention_form,
+        "kernels": dict(counts.most_common()),
+    }
 
 
 def worker_settings(files: Mapping[str, Path], kind: str, options: BenchOptions) -> dict[str, WorkerSettings]:
     """Of each worker; the native engine's baseline is a graph, which another engine runs."""
     engines = {"engine": kind, "baseline": FLOAT_ENGINE if kind == "native" else kind}
-    own = {"engine": (options.isa, options.device), "baseline": (None, None)}
+    own = {"engine": (options.isa, options.device, options.attention), "baseline": (None, None, None)}
     return {
         name: WorkerSettings(
             path=str(file),
@@ -53,6 +60,7 @@ def worker_settings(files: Mapping[str, Path], kind: str, options: BenchOptions)
             finite_check=options.finite_check,
             isa=own[name][0],
             device=own[name][1],
+            attention=own[name][2],
         )
         for name, file in files.items()
     }

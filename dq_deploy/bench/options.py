@@ -23,6 +23,7 @@ class BenchOptions:
         engine: engine to run on, or None for what the manifest says.
         isa: instruction set of the native engine, or None for the best.
         device: of the native engine, as of `open_engine`.
+        attention: what the native engine computes attention's products in, likewise.
         sizes: of the axes that vary, by name; those left out are those of the calls the model was quantized with.
         hash_check: likewise; the file is checked once, before it is timed.
     """
@@ -37,6 +38,7 @@ class BenchOptions:
     engine: str | None = None
     isa: str | None = None
     device: str | None = None
+    attention: str | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     hash_check: bool = True
 

@@ -40,6 +40,7 @@ class WorkerSettings:
         finite_check: whether the Runner looks for NaN and infinity.
         isa: instruction set of the native engine, or None.
         device: likewise.
+        attention: likewise.
     """
 
     path: str
@@ -48,6 +49,7 @@ class WorkerSettings:
     finite_check: bool = True
     isa: str | None = None
     device: str | None = None
+    attention: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +150,7 @@ def _opened(settings: WorkerSettings) -> tuple[Runner, GpuPeak | None]:
             require_manifest=False,
             isa=settings.isa,
             device=settings.device,
+            attention=settings.attention,
             hash_check=False,  # whoever starts a worker has checked the file; loading is timed here
         )
         return runner, None

@@ -16,6 +16,7 @@ from dq_deploy.cli.frame import (
     run,
     write_json,
 )
+from dq_deploy.cli.frame.attention import Attention
 from dq_deploy.cli.frame.hash_check import HashCheck
 from dq_deploy.cli.frame.paths import check_picture
 from dq_deploy.cli.frame.sizes import sizes_from_options
@@ -41,6 +42,7 @@ def bench(
         str | None, typer.Option(help="Of the native engine: cpu or cuda; by default a GPU that can run it.")
     ] = None,
     isa: Annotated[str | None, typer.Option(help="Instruction set of the native engine; default: the best.")] = None,
+    attention: Attention = None,
     size: Annotated[
         list[str] | None,
         typer.Option("--size", help="NAME=N, may be repeated: time at this size, as height=16; default: the model's."),
@@ -59,10 +61,8 @@ def bench(
     A plan is timed by CUDA events, with and without a CUDA graph, and against a plan built in float16.
     """
     batches = numbers_from_text(batch, "--batch", low=1)
-    refuse(
-        ckpt is not None and not baseline,
-        f"--ckpt {ckpt} was given without --baseline, which alone has it; leave it out",
-    )
+    why = f"--ckpt {ckpt} was given without --baseline, which alone has it; leave it out"
+    refuse(ckpt is not None and not baseline, why)
     if png is not None:
         check_picture(png, "--png")
     check_outputs(json, png, inputs=(engine, ckpt))
@@ -81,6 +81,7 @@ def bench(
         finite_check=finite_check,
         isa=isa,
         device=device,
+        attention=attention,
         sizes=sizes_from_options(size),
         hash_check=hash_check,
     )
@@ -102,7 +103,7 @@ def _measured(engine: Path, ckpt: Path | None, options: BenchOptions, *, baselin
     if is_plan(engine):  # a missing driver is said before a record is read and a baseline built
         open_engine(engine, hash_check=options.hash_check).close()
     record = None if ckpt is None else load_record(ckpt, hash_check=options.hash_check)
-    attested = attest(engine, device=options.device, hash_check=options.hash_check)
+    attested = attest(engine, device=options.device, attention=options.attention, hash_check=options.hash_check)
     with progress("timing") as advance:
         return benchmark(
             engine,

@@ -54,6 +54,7 @@ def sample(given: SampleArguments) -> None:
             stack,
             threads=given.threads,
             device=given.device,
+            attention=given.attention,
             hash_check=given.hash_check,
         )
         place = _pipeline_place(given, asked, quantized)
@@ -81,6 +82,10 @@ def _check_options(given: SampleArguments) -> None:
     refuse(
         given.device is not None and given.engine is None,
         f"--device {given.device} was given without --engine, which alone has it; leave it out",
+    )
+    refuse(
+        given.attention is not None and given.engine is None,
+        f"--attention {given.attention} was given without --engine, which alone has it; leave it out",
     )
     refuse(
         given.conditions is not None and bool(given.prompt),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dq_deploy.cli.frame import check_outputs, console, in_flags, in_flags_throughout, run, write_json
+from dq_deploy.cli.frame.attention import Attention
 from dq_deploy.cli.frame.sizes import sizes_from_options
 from dq_deploy.errors import GuaranteeError, OptionError
 
@@ -104,6 +105,7 @@ def verify(
     threads: _Threads = None,
     device: _Device = None,
     isa: _Isa = None,
+    attention: Attention = None,
     size: _Size = None,
     hash_check: _HashCheck = True,
 ) -> None:
@@ -129,6 +131,7 @@ def verify(
         "--threads": threads,
         "--isa": isa,
         "--device": device,
+        "--attention": attention,
     }
     record = _record_of(engine, ckpt, for_plans, hash_check=hash_check)
     from dq_deploy.verify.prover import ProofOptions
@@ -142,6 +145,7 @@ def verify(
         threads=threads,
         isa=isa,
         device=device,
+        attention=attention,
         run_plan=exact,
         sizes=sizes,
         progress=_progress,

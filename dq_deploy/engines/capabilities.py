@@ -74,12 +74,16 @@ class RunsOn:
         float_type: of images.
         isa: instruction set, or None.
         threads: of one run, or None.
+        attention: what attention's two products take, one of `engines.options.ATTENTION` or the float type of a GPU.
+        attention_form: the instruction that multiplies there, in words, or an empty string.
     """
 
     device: str
     float_type: str
     isa: str | None = None
     threads: int | None = None
+    attention: str = "float32"
+    attention_form: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,8 +121,17 @@ def _within_budget(run: Run, options: SharedOptions, init: Record | None) -> Rec
         from dq_deploy.methods.budget.bit_budget import options_within_budget
 
         options, chosen = options_within_budget(run.denoiser, options, run.source, run.progress)
-        return chosen.noted_in(_by_method(run, options, init))
-    return _by_method(run, options, init)
+        return chosen.noted_in(_with_attention(run, options, init))
+    return _with_attention(run, options, init)
+
+
+def _with_attention(run: Run, options: SharedOptions, init: Record | None) -> Record:
+    record = _by_method(run, options, init)
+    if options.attention is None:
+        return record
+    from dq_deploy.methods.attention_tables import with_attention_tables
+
+    return with_attention_tables(run, options, record)
 
 
 def _by_method(run: Run, options: SharedOptions, init: Record | None) -> Record:

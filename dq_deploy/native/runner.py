@@ -90,7 +90,8 @@ class RecordRunner(Runner):
         """Engine, version, and instruction set and threads, or device and float type."""
         on = self.runs_on
         where = f"{on.device}, {on.float_type}" if on.isa is None else f"{on.isa}, {on.threads} threads"
-        return f"{super().runtime_words}, {where}"
+        attention = "" if on.attention == "float32" else f", attention in {on.attention} by {on.attention_form}"
+        return f"{super().runtime_words}, {where}{attention}"
 
 
 class NativeRunner(RecordRunner):
@@ -109,6 +110,7 @@ class NativeRunner(RecordRunner):
         *,
         threads: int | None = None,
         isa: str | None = None,
+        attention: str | None = None,
         finite_check: bool = True,
         hash_check: bool = True,
     ) -> None:
@@ -119,6 +121,7 @@ class NativeRunner(RecordRunner):
             threads: None takes one for each CPU this process may use.
             isa: instruction set, a name of `dq_kernels.cpu.structs.ISAS`; None takes the best this CPU has, and of a
                 program file the one it is packed for, if this CPU has it.
+            attention: what attention's products are computed in, one of `engines.options.ATTENTION`; None is float32.
             finite_check: refuse NaN and infinity.
             hash_check: refuse a file whose content is not what was written.
 
@@ -147,9 +150,12 @@ class NativeRunner(RecordRunner):
         except KernelInputError as error:
             raise InputError(str(error)) from error
         try:
+            _check_attention(self.record, attention)
             joined = traced_program(self.record) if held is None else held.joined
             given = None if held is None else self._given(held, context.isa)
-            self.executor = CpuExecutor(joined, self.record, context, varying_sizes(self.record), given)
+            self.executor = CpuExecutor(
+                joined, self.record, context, varying_sizes(self.record), given, attention=attention or "float32"
+            )
         except BaseException as error:
             context.close()
             if isinstance(error, KernelInputError):
@@ -209,7 +215,14 @@ class NativeRunner(RecordRunner):
     def runs_on(self) -> RunsOn:
         """The CPU's instruction set, and threads."""
         context = self.executor.context
-        return RunsOn(device="cpu", float_type="float32", isa=context.isa, threads=context.threads)
+        return RunsOn(
+            device="cpu",
+            float_type="float32",
+            isa=context.isa,
+            threads=context.threads,
+            attention=self.executor.attention,
+            attention_form=context.attention_form(self.executor.attention),
+        )
 
     def memory(self) -> RecordMemory:
         """Of packed weights, and of the values of a batch of 1."""
@@ -247,6 +260,17 @@ class NativeRunner(RecordRunner):
 
     def _free(self) -> None:
         self.executor.close()
+
+
+def _check_attention(record: Record, attention: str | None) -> None:
+    """Refuse codes that the record has no quantizers for."""
+    found = [own.why_not_int8 for own in record.attention.values()]
+    if attention != "int8" or "" in found:
+        return
+    why = f": {next(iter(record.attention))}, {found[0]}" if found else ""
+    raise InputError(
+        f"attention is int8, but the record has no quantizers for it{why}; quantize with `attention` int8, or take bf16"
+    )
 
 
 def varying_sizes(record: Record) -> Varying:

@@ -84,6 +84,7 @@ class IntegerDenoiser(ModelMixin):
         threads: int | None = None,
         isa: str | None = None,
         device: str | None = None,
+        attention: str | None = None,
         hash_check: bool = True,
     ) -> None:
         """Open an engine.
@@ -94,6 +95,7 @@ class IntegerDenoiser(ModelMixin):
             threads: as of `open_engine`, and so the next three.
             isa: instruction set of the native engine.
             device: of the native engine.
+            attention: what the native engine computes attention's products in: float32, or as of `open_engine`.
             hash_check: refuse a file whose content is not what was written.
 
         Raises:
@@ -103,13 +105,21 @@ class IntegerDenoiser(ModelMixin):
         """
         super().__init__()
         if isinstance(engine, Runner):
-            given = {"threads": threads, "isa": isa, "device": device, "hash_check": None if hash_check else False}
+            given = {
+                "threads": threads,
+                "isa": isa,
+                "device": device,
+                "attention": attention,
+                "hash_check": None if hash_check else False,
+            }
             wrong = [name for name, value in given.items() if value is not None]
             if wrong:
                 raise OptionError(f"got {', '.join(wrong)} for an engine that is open already, expected none")
             runner, owned = engine, False
         else:
-            runner = open_engine(Path(engine), threads=threads, isa=isa, device=device, hash_check=hash_check)
+            runner = open_engine(
+                Path(engine), threads=threads, isa=isa, device=device, attention=attention, hash_check=hash_check
+            )
             owned = True
         if runner.manifest is None or runner.manifest.family is None:
             raise InputError(f"engine {engine} has no manifest, expected one that says which denoiser it is")

@@ -85,6 +85,7 @@ def open_quantized(
     *,
     threads: int | None = None,
     device: str | None = None,
+    attention: str | None = None,
     hash_check: bool = True,
 ) -> Quantized:
     """Open an engine, or a record's simulation.
@@ -95,6 +96,7 @@ def open_quantized(
         stack: closes the engine.
         threads: as of `open_engine`, and so the next two.
         device: of the native engine.
+        attention: likewise.
         hash_check: refuse a file whose content is not what was written.
 
     Raises:
@@ -112,7 +114,9 @@ def open_quantized(
         manifest = manifest_of_record(record, target="simulation")
         runner: Runner = stack.enter_context(ModuleRunner(simulate(record), manifest))
         return Quantized(runner=runner, name="simulation", manifest=manifest, record=record, path=ckpt)
-    runner = stack.enter_context(open_engine(engine, threads=threads, device=device, hash_check=hash_check))
+    runner = stack.enter_context(
+        open_engine(engine, threads=threads, device=device, attention=attention, hash_check=hash_check)
+    )
     found = runner.manifest
     assert found is not None  # open_engine requires it by default
     if record is None and isinstance(runner, RecordRunner):

@@ -17,8 +17,9 @@ from dq_deploy.record.checks import check_module_path, check_scales, require
 CALL_DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "bool")
 """Element types of a denoiser's inputs."""
 
-ROLES = ("q", "k", "v", "p")
-"""What attention multiplies: queries, keys, values, and the probabilities behind the softmax."""
+ROLES = ("q", "k", "v", "p", "e")
+"""What attention multiplies: queries, keys, values, and of the softmax either the probabilities p or their numerators
+e = exp(s - max), whose largest in a row is 1."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -128,6 +129,27 @@ class AttentionQuantizers:
             bool(self.tables) and not unknown,
             f"attention {self.name} has quantizers of {unknown or 'nothing'}, expected some of {', '.join(ROLES)}",
         )
+        require(not {"p", "e"} <= set(self.tables), f"attention {self.name} has quantizers of p and e, expected one")
+
+    @property
+    def normed(self) -> bool:
+        """Whether the softmax is coded as probabilities, not as their numerators."""
+        return "p" in self.tables
+
+    @property
+    def why_not_int8(self) -> str:
+        """Why both products cannot run on 8-bit codes, or an empty string."""
+        lacking = [role for role in "qkv" if role not in self.tables] + ([] if {"p", "e"} & set(self.tables) else ["p"])
+        if lacking:
+            return f"it has no quantizer of {lacking[0]}"
+        wide = [(role, table.bits) for role, table in self.tables.items() if table.bits > 8]
+        if wide:
+            return f"its quantizer of {wide[0][0]} has {wide[0][1]} bits"
+        softmax = self.tables["p" if self.normed else "e"]
+        if softmax.q_min or softmax.zero_point.any():
+            return "its quantizer of the softmax does not begin at 0"
+        reach = max(int(np.abs(table.zero_point.astype(np.int64)).max()) for table in self.tables.values())
+        return f"its zero points reach {reach}" if reach > 2**16 else ""
 
 
 @dataclass(frozen=True, kw_only=True)

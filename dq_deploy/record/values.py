@@ -316,7 +316,8 @@ class Record:
         provenance: JSON values: source hash, method, options, versions, history.
         weight_only: layers with few-bit weights and float products, by module path, in the order of the module tree.
         float_ranges: largest |output| of each module seen in calibration, by module path.
-        attention: quantizers of attention's two products, by module path; kept, not run: the products stay float.
+        attention: quantizers of attention's two products, by module path. The native engine runs them
+            where it is asked to; everywhere else the products stay float.
         call: how the denoiser is called, or None where an older version did not say.
     """
 

@@ -19,7 +19,7 @@ from dq_deploy.verify.inputs import Batch, Runs, plan_batches, run_all
 from dq_deploy.verify.layers.comparison import LayerSubject
 from dq_deploy.verify.other_sizes import OtherSizes, other_sizes
 from dq_deploy.verify.output.difference import batch_difference, check_finite, compare_outputs, run_module, simulation
-from dq_deploy.verify.output.float_path import FloatPath
+from dq_deploy.verify.output.float_path import FloatPath, FloatTypes
 from dq_deploy.verify.output.outputs import Outputs, TwinOutputs
 from dq_deploy.verify.output.parting import lowest_parting
 from dq_deploy.verify.path_inputs import path_batches
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from dq_deploy.models import Denoiser, Macs
+    from dq_deploy.verify.output.float_replay import AttentionsOf
 
 Layers = tuple[LayerReport, ...]
 
@@ -104,6 +105,14 @@ class InsideProver(Prover[Layers, Report]):
     def float_type(self) -> str:
         """Of the engine's float operations."""
         return "float32"
+
+    def attentions_in_codes(self) -> AttentionsOf | None:
+        """What gives the attentions of a batch that run in codes; None where none do."""
+        return None
+
+    def attention_type(self) -> str:
+        """What attention's two products take."""
+        return self.float_type()
 
     def table_problems(self) -> tuple[str, ...]:
         """What is wrong with large tables, in words."""
@@ -192,7 +201,13 @@ class InsideProver(Prover[Layers, Report]):
 
         runs, kept = seen.runs, seen.results.kept
         return compare_float_paths(
-            self.record, runs.all, kept, runs.finals, in_float=self.layers_in_float(), dtype=self.float_type()
+            self.record,
+            runs.all,
+            kept,
+            runs.finals,
+            in_float=self.layers_in_float(),
+            types=FloatTypes(operations=self.float_type(), attention=self.attention_type()),
+            attentions=self.attentions_in_codes(),
         )
 
     def report(self, evidence: Evidence[Layers]) -> Report:
@@ -218,6 +233,7 @@ class InsideProver(Prover[Layers, Report]):
             seed=self.options.seed,
             seconds=evidence.seconds,
             left_out=evidence.left_out,
+            attention_in_codes=self.attentions_in_codes() is not None,
         )
         report = assembled_report(findings)
         for compared in (evidence.file, evidence.memory):

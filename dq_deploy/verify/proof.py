@@ -43,6 +43,7 @@ def verify(
     threads: int | None = None,
     isa: str | None = None,
     device: str | None = None,
+    attention: str | None = None,
     quantization_error: bool = False,
     progress: Progress = silent,
     compare_with_record: bool = True,
@@ -62,6 +63,8 @@ def verify(
         threads: threads of one run.
         isa: instruction set of the native engine; None for the best, `all` for each this CPU has.
         device: of the native engine: cpu, cuda, or None for a GPU where there is one that can run it.
+        attention: what the native engine on a CPU computes attention's products in, as of `open_engine`. Anything but
+            float32 is allowed its own rounding in the comparison of float operations, and its distance is reported.
         quantization_error: measure also what quantization costs against the float model, which is found by the
             record where none is given; a note says so where it is not there. It decides nothing.
         progress: called with a line at each stage.
@@ -89,6 +92,7 @@ def verify(
         threads=threads,
         isa=isa,
         device=device,
+        attention=attention,
         compare_with_record=compare_with_record,
         sizes=sizes or {},
         progress=progress,

@@ -40,6 +40,7 @@ class ProofOptions:
         threads: threads of one run.
         isa: instruction set of the native engine; None for the best, `all` for each this CPU has.
         device: of the native engine: cpu, cuda, or None for a GPU where there is one that can run it.
+        attention: what the native engine computes attention's products in; None is float32.
         compare_with_record: compare the engine with what its record makes.
         run_plan: run a plan where a driver is found, and compare its outputs.
         sizes: of the axes that vary, by name, at which the engine is proven besides its call's own; where none is given
@@ -55,6 +56,7 @@ class ProofOptions:
     threads: int | None = None
     isa: str | None = None
     device: str | None = None
+    attention: str | None = None
     compare_with_record: bool = True
     run_plan: bool = False
     sizes: Mapping[str, int] = field(default_factory=dict)

@@ -30,12 +30,15 @@ class Attestation:
     float_layers: tuple[str, ...]
 
 
-def attest(engine_path: str | Path, *, device: str | None = None, hash_check: bool = True) -> Attestation:
+def attest(
+    engine_path: str | Path, *, device: str | None = None, attention: str | None = None, hash_check: bool = True
+) -> Attestation:
     """Read which kernels an engine really runs; a plan is read and not opened, which needs no GPU.
 
     Args:
         engine_path: exported ONNX file, or a plan, with its manifest; or a record, by its layers in the native engine.
         device: of the native engine, as of `open_engine`.
+        attention: likewise; products on codes count as integer.
         hash_check: likewise.
 
     Returns:
@@ -46,7 +49,7 @@ def attest(engine_path: str | Path, *, device: str | None = None, hash_check: bo
     """
     path = checked_engine(engine_path)
     if path.suffix in NATIVE_SUFFIXES:
-        return _of_record(path, device, hash_check)
+        return _of_record(path, device, attention, hash_check)
     if is_plan(path):
         plan = attest_plan(path, read_plan_manifest(path, check_hash=False))
         return Attestation(
@@ -75,20 +78,23 @@ def attest(engine_path: str | Path, *, device: str | None = None, hash_check: bo
     )
 
 
-def _of_record(path: Path, device: str | None, hash_check: bool) -> Attestation:
+def _of_record(path: Path, device: str | None, attention: str | None, hash_check: bool) -> Attestation:
     """Of the native engine: every integer layer it runs is integer, in a kernel or in numpy."""
     from dq_deploy.models import build_denoiser, call_of_record, macs_of
     from dq_deploy.native.file.opening import record_of_engine
+    from dq_deploy.native.observe.attention import macs_in_codes
+    from dq_deploy.native.runner import NativeRunner
 
     record = record_of_engine(path, hash_check=hash_check)
     blank = build_denoiser(record.family, record.model_config, device="meta")
     macs = macs_of(blank, call_of_record(record))  # loads torch, so that tracing needs no other process
-    with open_engine(path, device=device, hash_check=False) as runner:  # checked above
+    with open_engine(path, device=device, attention=attention, hash_check=False) as runner:  # checked above
         assert runner.layer_runs is not None
         forms = runner.layer_runs.layer_forms()
+        codes = macs_in_codes(runner.executor) if isinstance(runner, NativeRunner) else 0
     work = sum(count for name, count in macs.layers.items() if name in forms)
     return Attestation(
-        integer_mac_share=work / macs.of_all,
+        integer_mac_share=(work + codes) / macs.of_all,
         integer_mac_share_of_quantizable=work / macs.of_quantizable,
         float_layers=tuple(name for name in macs.layers if name not in forms),
     )

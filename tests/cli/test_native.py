@@ -48,6 +48,48 @@ def test_latents_come_from_a_text_conditioned_record(tmp_path):
     assert next(iter(load_file(out).values())).shape == (2, 4, 8, 8)
 
 
+def test_attention_in_bfloat16_is_an_option_of_every_command_that_runs_a_record(tmp_path):
+    record, out = tmp_path / "model.pt", tmp_path / "latents.safetensors"
+    save_record(random_record(tiny_conditional_denoiser(), steps=3), record)
+    drawn = {}
+    for precision in ("float32", "bf16"):
+        asked = ("--attention", precision, "--threads", 1)
+        done = command("sample", "--engine", record, "--count", 1, "--steps", 2, "--out", out, *asked)
+        assert done.code == 0, done.err
+        drawn[precision] = next(iter(load_file(out).values()))
+    gap = np.abs(drawn["float32"] - drawn["bf16"]).max()
+    assert 0 < gap < 0.1 * np.abs(drawn["float32"]).max()
+    timed = ("--batch", 1, "--rounds", 1, "--runs", 1, "--warmup", 1, "--threads", 1, "--json", tmp_path / "bench.json")
+    done = command("bench", "--engine", record, "--attention", "bf16", *timed)
+    assert done.code == 0, done.err
+    assert "attention in bf16 by" in done.out
+    assert json.loads((tmp_path / "bench.json").read_text())["environment"]["native"]["attention"] == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("command_line", "message"),
+    [
+        (("bench", "--attention", "bf15"), "attention is 'bf15', expected one of float32, bf16"),
+        (("bench", "--attention", "bf16", "--device", "cuda"), "device"),
+        (("sample", "--out", "x.png", "--attention", "fp8"), "attention is 'fp8', expected one of float32, bf16"),
+    ],
+)
+def test_a_precision_of_attention_that_is_not_there_is_one_line(tiny_record_path, command_line, message, tmp_path):
+    name, *options = command_line
+    options = [tmp_path / o if o == "x.png" else o for o in options]
+    done = command(name, "--engine", tiny_record_path, *options)
+    assert done.code == 2
+    assert message in done.err
+    assert done.err.count("\n") == 1
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_attention_of_a_simulation_has_no_precision(tiny_record_path, tmp_path):
+    done = command("sample", "--ckpt", tiny_record_path, "--attention", "bf16", "--out", tmp_path / "x.png")
+    assert done.code == 2
+    assert "--attention bf16 was given without --engine" in done.err
+
+
 def test_sampling_with_another_record_is_refused(tiny_record_path, tmp_path):
     save_record(random_record(tiny_denoiser(classes=3), seed=1), tmp_path / "other.pt")
     done = command("sample", "--ckpt", tmp_path / "other.pt", "--engine", tiny_record_path, "--out", tmp_path / "x.png")

@@ -63,7 +63,7 @@ TOP_LEVEL = [
     "output_training_psnr_db", "output_margin_db", "output_steps", "steps_total", "steps_checked", "inputs_compared",
     "float_path_difference", "edges_checked", "batch_equals_single", "layers", "float_layers", "failures", "notes",
     "seed", "seconds", "quantization", "mixed_bits", "float_path_share", "float_path_inputs", "sizes",
-    "file_compared", "file_differences", "file_unknown",
+    "file_compared", "file_differences", "file_unknown", "attention",
 ]  # fmt: skip
 
 
@@ -107,6 +107,7 @@ PASSED_ON = {
     "threads": (("--threads", 2), "threads", 2),
     "device": (("--device", "cpu"), "device", "cpu"),
     "isa": (("--isa", "all"), "isa", "all"),
+    "attention": (("--attention", "bf16"), "attention", "bf16"),
     "exact": (("--exact",), "run_plan", True),
     "size": (("--size", "height=4", "--size", "tokens=9"), "sizes", {"height": 4, "tokens": 9}),
 }
@@ -347,6 +348,9 @@ def test_what_an_onnx_file_has_no_use_for_is_named_before_any_work(ckpt, small_e
     assert "only the native engine has a choice" in done.err
     assert "isa is 'avx2' for" in done.err
     assert "device" not in done.err
+    done = command("verify", "--ckpt", ckpt, "--engine", small_engine, "--attention", "bf16")
+    assert done.code == 2
+    assert "attention is 'bf16' for" in done.err
     done = command("verify", "--ckpt", ckpt, "--engine", small_engine, "--runtime", "tensorrt")
     assert done.code == 2
     assert "is an ONNX file for onnxruntime; expected the runtime onnxruntime or openvino" in done.err

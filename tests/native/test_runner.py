@@ -96,6 +96,17 @@ def test_every_instruction_set_gives_the_same_bits(weight_bits, activation_bits,
             assert differences(record, runner, feeds)[1] == 0, isa
 
 
+def test_attention_in_bfloat16_is_near_float32_and_said():
+    record = random_record(tiny_conditional_denoiser())
+    feeds = feeds_of(record)
+    with NativeRunner(record, threads=1) as wide, NativeRunner(record, threads=1, attention="bf16") as narrow:
+        want, got = wide.run(feeds)["output"], narrow.run(feeds)["output"]
+        assert (wide.runs_on.attention, narrow.runs_on.attention) == ("float32", "bf16")
+        assert narrow.runs_on.attention_form == narrow.executor.context.attention_form("bf16")
+    assert got.tobytes() != want.tobytes()
+    assert np.abs(got - want).max() <= 0.05 * np.abs(want).max()
+
+
 def test_a_mixed_batch_equals_its_samples_one_by_one():
     record = random_record(tiny_denoiser(classes=3))
     feeds = feeds_of(record, batch=5)

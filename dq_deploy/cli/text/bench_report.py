@@ -86,6 +86,8 @@ def _show_notes(report: BenchReport) -> None:
         print(f"speedup {report.speedup:.2f}x at the median; round by round: {ratios}")
     env = report.environment
     if native := env.get("native"):
+        if native["attention_form"]:
+            print(f"attention in {native['attention']} by {native['attention_form']}")
         print(f"{native['runs_on']}; layer parts by kernel:")
         for kernel, count in native["kernels"].items():
             print(f"  {count:4d}  {kernel}")

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 _RUN = {
     "threads": "--threads",
     "device": "--device",
+    "attention": "--attention",
     "hash_check": "--hash-check/--no-hash-check",
 }
 
@@ -50,6 +51,7 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         **{key: f"{key} in --call" for key in ("image", "mask", "control_image", "strength")},
         "samples": "--samples",
         "memory_gib": "--memory-gib",
+        "attention": "--attention",
         "calibration_choice": "--calibration-choice",
         "resume_dir": "--out/--no-resume",  # OUT.resume, where no other folder is given
         "engine": "--engine",

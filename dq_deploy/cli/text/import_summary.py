@@ -57,7 +57,7 @@ def show_import(summary: dict[str, Any]) -> None:
         print(f"float, {len(names)} layers: {reason}: {_few(names)}")
     products = summary["attention_quantizers"]
     if kept := summary["attention_quantizers_kept"]:
-        print(f"kept, {kept} quantizers of attention products; no engine runs them yet, the products are float")
+        print(f"kept, {kept} quantizers of attention products: run natively with --attention int8, else float")
     if products:
         why = "; ".join(summary["attention_reasons"][:2])
         print(f"left out, {len(products)} quantizers of attention products ({why}): {_few(products)}")

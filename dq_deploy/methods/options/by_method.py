@@ -23,7 +23,7 @@ OPTION_NAMES = (
     *("without", "iterations", "batch", "lr_weight", "lr_bias", "lr_weight_scale", "lr_scale", "lr_zero_point"),
     *("lr_rounding", "rounding_penalty", "layer_loss", "activation_drop", "scaling_iterations", "lr_equivalent"),
     *("timestep_exponent", "power_of_two", "agreement", "finetune_iterations", "dilation_bound"),
-    "channel_scales",
+    *("channel_scales", "attention"),
 )
 """Every option of every method, in the order in which a record's provenance holds them."""
 

@@ -14,6 +14,9 @@ from dq_deploy.numerics.arrays import I64
 
 CALIBRATION_CHOICES = ("uniform", "tdac", "normal-biased")
 
+ATTENTION = ("int8",)
+"""What attention's two products may be given quantizers for."""
+
 FLOAT_ACTIVATIONS = 16
 """Activation bits that mean: activations stay float, only the weights are quantized."""
 
@@ -67,6 +70,8 @@ class SharedOptions:
         tdac_radius: mean square within which two steps' features count as near, in means over all pairs (EDA-DM, r).
         tdac_diversity: weight of a step's diversity beside its density (EDA-DM, lambda).
         memory_gib: most memory for calibration data and block inputs.
+        attention: "int8" adds quantizers of attention's two products, for engines that run them in integers; None
+            leaves them out.
         outputs: calibrate the 8-bit output tables that mode fast needs.
         without: parts of the method left out; for ablations.
         unused: options of other methods that were given, by name. They decide nothing; a record's provenance
@@ -97,6 +102,7 @@ class SharedOptions:
     tdac_radius: float = number(0.3, 0, 1e9)
     tdac_diversity: float = number(1.0, 0, 1e9)
     memory_gib: float = number(2.0, 0.001, 4096)
+    attention: str | None = choice(None, None, *ATTENTION)
     outputs: bool = flag(True)
     without: tuple[str, ...] = ()
     unused: Mapping[str, object] = field(default_factory=dict)

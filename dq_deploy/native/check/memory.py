@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -38,6 +38,7 @@ class Surroundings:
 
     Attributes:
         layers: integer layers of the record.
+        attentions: module paths of those that can run on codes.
         named: parameters and folded values that may be read, by name.
         inputs: as the denoiser is called, for one choice of sizes, the batch among them.
         outputs: likewise.
@@ -47,6 +48,7 @@ class Surroundings:
     named: Mapping[str, Tensor]
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
+    attentions: Collection[str] = ()
 
 
 def demand(ok: bool, words: str) -> None:

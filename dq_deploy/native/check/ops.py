@@ -196,8 +196,12 @@ def _elementwise(place: Place) -> None:
 
 def _attention(place: Place) -> None:
     place.roles("q k v", "y")
-    place.attributes("scale")
+    place.attributes("scale", may=("name",))
     place.real("scale")
+    if "name" in place.op.attributes:
+        name = place.op.attributes["name"]
+        known = isinstance(name, str) and name in place.around.attentions
+        place.demand(known, f"is of attention {name!r}, which has no quantizers in the record")
     q, k = place.op.reads["q"], place.op.reads["k"]
     place.demand(len(q.sizes) == len(k.sizes) == 4, "q and k are not [batch, heads, rows, features]")
     (batch, heads, rows, dim), keys = q.sizes, k.sizes[2]

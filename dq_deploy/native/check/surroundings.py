@@ -25,6 +25,8 @@ def surroundings_of(
     for name, value in constants.items():
         named[name] = Tensor(shape=tuple(value["shape"]), dtype=str(value["dtype"]))
 
+    attentions = frozenset(name for name, own in record.attention.items() if not own.why_not_int8)
+
     def tensors(specs: Sequence[TensorSpec], batch: BatchNumber) -> dict[str, Tensor]:
         shapes = {spec.name: sized(spec.shape, cast(int, batch), call.sizes) for spec in specs}
         return {spec.name: Tensor(shape=shapes[spec.name], dtype=spec.dtype) for spec in specs}
@@ -35,6 +37,7 @@ def surroundings_of(
             named=named,
             inputs=tensors(input_specs(call), batch),
             outputs=tensors(output_specs(call), batch),
+            attentions=attentions,
         )
 
     return around

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes as c
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from dq_kernels.cpu import structs
 from numpy.typing import NDArray
 
+from dq_deploy.native.program.attention_tables import AttentionTables
 from dq_deploy.native.program.layer_constants import LayerConstants, integers
 from dq_deploy.native.program.program import Op, View
 from dq_deploy.native.program.views import rows_view
@@ -33,12 +34,16 @@ class Bound:
         constants: of each integer layer's parts.
         steps: int32 step bucket of each entry of a leading axis, by the length of that axis; see `numerics.row_steps`.
         nan_seen: [ops] int32, set where an op met a NaN.
+        attention: what attention's products are computed in.
+        tables: of attentions that have quantizers, by role.
     """
 
     memory: Memory
     constants: Mapping[tuple[str, int], LayerConstants]
     steps: Mapping[int, NDArray[np.int32]]
     nan_seen: NDArray[np.int32]
+    attention: str = "float32"
+    tables: Mapping[str, AttentionTables] = field(default_factory=dict)
 
     def step_of(self, rows: View) -> NDArray[np.int32]:
         """Step bucket of each entry of what an op reads, [entries, rows, channels]."""
@@ -203,14 +208,27 @@ def _elementwise(bound: Bound, op: Op, _index: int) -> c.Structure:
     )
 
 
-def _attention(bound: Bound, op: Op, _index: int) -> c.Structure:
+def _attention(bound: Bound, op: Op, index: int) -> c.Structure:
     q, k = op.reads["q"], op.reads["k"]
     views = {"q": q, "k": k, "v": op.reads["v"], "y": op.writes["y"]}
     fields: dict[str, Any] = {name: bound.memory.address(view) for name, view in views.items()}
     fields |= {f"{name}_stride": integers(view.strides[:3], 3) for name, view in views.items()}
     batch, heads, rows, dim = q.sizes
+    precision = bound.attention
+    tables = bound.tables.get(op.attributes.get("name", ""))
+    if tables is not None:  # only where codes are asked for
+        fields["codes"] = tables.struct(step=bound.step_of(q), nan_seen=_flag(bound, index))
+    elif precision == "int8":
+        precision = "float32"
     return structs.AttentionArgs(
-        **fields, batch=batch, heads=heads, q_rows=rows, kv_rows=k.sizes[2], head_dim=dim, scale=op.attributes["scale"]
+        **fields,
+        batch=batch,
+        heads=heads,
+        q_rows=rows,
+        kv_rows=k.sizes[2],
+        head_dim=dim,
+        scale=op.attributes["scale"],
+        precision=structs.PRECISIONS.index(precision),
     )
 
 

@@ -9,6 +9,7 @@ from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
+from dq_kernels.attention import codes_fit
 from dq_kernels.cpu.library import Context, aligned_empty, call_list
 from numpy.typing import NDArray
 
@@ -19,6 +20,7 @@ from dq_deploy.native.cpu import host_ops, reference_product
 from dq_deploy.native.cpu.arguments import Bound, struct_of
 from dq_deploy.native.observe.layer_values import PRODUCTS, readers_of
 from dq_deploy.native.program.arena import Arena, plan_arena
+from dq_deploy.native.program.attention_tables import attention_tables
 from dq_deploy.native.program.by_sizes import ProgramsBySize, Sizes, Varying
 from dq_deploy.native.program.entries import entry_counts
 from dq_deploy.native.program.joins import without_join_copies
@@ -103,6 +105,8 @@ class CpuExecutor:
         edges: between step buckets.
         programs: the programs at other sizes.
         given: what a file brought.
+        attention: what attention's products are computed in.
+        tables: quantizers of attentions.
         floats: float parameters and folded values.
         lock: held by whoever runs, because the memory of a batch size is one for all threads.
     """
@@ -114,6 +118,8 @@ class CpuExecutor:
         context: Context,
         varying: Varying | None = None,
         given: Given | None = None,
+        *,
+        attention: str = "float32",
     ) -> None:
         """Pack the weights, or take those that are packed.
 
@@ -123,7 +129,9 @@ class CpuExecutor:
             context: threads; closed by `close`.
             varying: sizes of that program, and how others are made.
             given: what a file brought beside the record.
+            attention: what attention's products are computed in.
         """
+        self.attention = attention
         self.given = given or Given()
         self.context, self.record, self.joined = context, record, joined
         self.edges = np.asarray(record.step_edges, np.float32)
@@ -135,6 +143,7 @@ class CpuExecutor:
             self.constants[name, part] = LayerConstants(
                 record.layers[name], part, context, padded=padded, packed=packed
             )
+        self.tables = attention_tables(record)
         self._plans: dict[tuple[int, Sizes], Plan] = {}
         self.lock = Turns("native")
 
@@ -174,6 +183,7 @@ class CpuExecutor:
         joined, floats = self.programs.of(sizes)
         program = without_join_copies(from_json(at_batch(joined, batch)))
         self._check_parts(program)
+        self._check_attention(program)
         named = {v for op in program.ops for v in op.views() if isinstance(v.buffer, str)}
         check_bounds(program, batch, {str(v.buffer): floats.base(v).size for v in named})
         if self.given.check is not None and sizes == self.programs.first:
@@ -189,6 +199,8 @@ class CpuExecutor:
             constants=self.constants,
             steps={rows: np.zeros(rows, np.int32) for rows in entry_counts(program, self.record, batch)},
             nan_seen=np.zeros(max(len(program.ops), 1), np.int32),
+            attention=self.attention,
+            tables=self.tables if self.attention == "int8" else {},
         )
         structs: dict[int, c.Structure] = {}
         pieces: list[c.Array[Any] | Callable[[], None]] = []
@@ -216,6 +228,17 @@ class CpuExecutor:
                 reason = refusal(self.record.layers[name], part, padded=True)
             if reason:
                 raise ModelError(f"layer {name} cannot run at these sizes: {reason}; open the record at these sizes")
+
+    def _check_attention(self, program: Program) -> None:
+        """Keys and values of every attention in codes fit a thread's scratch."""
+        for op in program.ops if self.attention == "int8" else ():
+            name = op.attributes.get("name") if op.kind == "attention" else None
+            keys, features = op.reads["k"].sizes[2:] if name in self.tables else (0, 0)
+            if not codes_fit(keys, features):
+                raise InputError(
+                    f"attention {name} has {keys} keys of {features} features, which do not fit as codes; take "
+                    "`attention` bf16 or float32"
+                )
 
     def _host_function(self, op: Op, memory: ArenaMemory, bound: Bound) -> Callable[[], None] | None:
         if op.kind == "host":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -236,21 +236,34 @@ def attention(values: Values, node: Node) -> None:
     if given.get("dropout_p"):
         raise ModelError(f"attention has dropout {given['dropout_p']}, expected 0; this model is none for inference")
     result = fusion.first_result(node)
-    b, heads, rows, dim = result.meta["val"].shape
+    dim = result.meta["val"].shape[-1]
     masked = given.get("is_causal") or given.get("attn_mask") is not None
     even = given["value"].meta["val"].shape[-1] == given["query"].meta["val"].shape[-1]
     if masked or not even or not all_float32(values, node) or dim > LARGEST_HEAD:
         host(values, node)
         return
     values.done.add(result)
-    parts = {"q": values.view(given["query"]), "k": values.view(given["key"]), "v": values.view(given["value"])}
+    scale = given.get("scale")
+    tensors = {"q": given["query"], "k": given["key"], "v": given["value"]}
+    _emit_attention(values, result, tensors, scale=float(dim**-0.5 if scale is None else scale))
+
+
+def named_attention(values: Values, node: Node) -> None:
+    """Attention that has quantizers, with the path of its module: which of the two runs is decided later."""
+    q, k, v, scale, name = node.args
+    _emit_attention(values, node, {"q": q, "k": k, "v": v}, scale=float(scale), name=str(name))
+
+
+def _emit_attention(values: Values, result: Node, tensors: Mapping[str, Any], **attributes: Any) -> None:
+    """The op of one attention, without a mask."""
+    b, heads, rows, dim = result.meta["val"].shape
+    parts = {role: values.view(tensor) for role, tensor in tensors.items()}
     for role, at in parts.items():
         if at.sizes[1] != heads:
             at = _shared_heads(values, at, heads)
         parts[role] = at if at.strides[-1] == 1 else values.copied(at, channels_last_strides(at.sizes, -1))
     y = values.new_view((b, heads, rows, dim), tuple(result.meta["val"].stride()))
-    scale = given.get("scale")
-    values.emit("attention", parts, {"y": y}, scale=float(dim**-0.5 if scale is None else scale))
+    values.emit("attention", parts, {"y": y}, **attributes)
     values.views[result] = y
 
 

@@ -13,6 +13,7 @@ Everything else is an op of its own; what no kernel does is a `host` op.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,6 +71,7 @@ class Lowering:
         self._same: dict[tuple[Any, ...], Node] = {}
         self._layer_rules: Mapping[Any, Callable[[Node], None]] = {
             torch.ops.dq_native.integer_layer.default: self._layers.integer_layer,
+            torch.ops.dq_native.attention.default: partial(float_rules.named_attention, self._values),
             aten.native_group_norm.default: self._layers.group_norm,
             aten.native_layer_norm.default: self._layers.layer_norm,
             aten.gelu.default: self._layers.gelu,

@@ -43,6 +43,8 @@ def codes_key(view: View) -> tuple[Any, ...]:
 
 def readers_of(op: Op) -> str:
     """Names for a message: the layers whose codes an op writes, else the norm it is."""
+    if op.kind == "attention":
+        return f"attention {op.attributes['name']}"
     layers = ", ".join(out["layer"] for out in op.attributes["outs"])
     gamma = op.reads["gamma"].buffer if "gamma" in op.reads else None
     return layers or (gamma.removesuffix(".weight") if isinstance(gamma, str) else f"an op {op.kind}")

@@ -21,6 +21,10 @@ def entry_counts(program: Program, record: Record, batch: int) -> tuple[int, ...
             rows = op.reads["codes"].sizes[0]
             row_steps(np.zeros(batch, np.int32), rows, static=is_static(record.layers[op.attributes["layer"]]))
             counts.add(rows)
+        elif op.kind == "attention" and "name" in op.attributes:
+            rows = op.reads["q"].sizes[0]
+            row_steps(np.zeros(batch, np.int32), rows, static=record.steps == 1)
+            counts.add(rows)
         elif op.attributes.get("outs") is not None:
             counts.add(op.reads["x"].sizes[0])
     return tuple(sorted(counts))

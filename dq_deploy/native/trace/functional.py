@@ -21,7 +21,7 @@ _VIEWS = (
     *("_reshape_alias", "swapaxes", "unflatten", "movedim", "numpy_T", "mT"),
 )
 """Operations that move nothing; the lowering finds them by their memory."""
-_KERNELS = ("convolution", "native_group_norm", "native_layer_norm", "upsample_nearest2d", "integer_layer")
+_KERNELS = ("convolution", "native_group_norm", "native_layer_norm", "upsample_nearest2d", "integer_layer", "attention")
 
 
 def name_of(target: Any) -> str:

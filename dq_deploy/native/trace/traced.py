@@ -40,12 +40,14 @@ class TraceRequest:
         config: its diffusers configuration.
         call: its inputs, and the sizes to trace at.
         layers: quantized layers by module path.
+        attentions: module paths of attentions that have quantizers.
     """
 
     family: str
     config: dict[str, Any]
     call: Call
     layers: dict[str, Geometry]
+    attentions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +75,17 @@ def traced_program(record: Record, sizes: Mapping[str, int] | None = None, *, an
 
     layers, call = geometries(record.layers), call_of_record(record)
     call = replace(call, sizes={**call.sizes, **(sizes or {})})
+    attentions = tuple(name for name, own in record.attention.items() if not own.why_not_int8)
     if "torch" in sys.modules:
-        return joined_program(record.family, record.model_config, call, layers, anew=anew)
+        return joined_program(record.family, record.model_config, call, layers, attentions, anew=anew)
     if importlib.util.find_spec("torch") is None:
         raise MissingDependencyError(
             f"the program for the sizes {dict(call.sizes)} has to be traced, which needs torch; install it (a program "
             'file has the program for the record\'s own sizes: dq-export `target="native"`)'
         )
-    request = TraceRequest(family=record.family, config=dict(record.model_config), call=call, layers=layers)
+    request = TraceRequest(
+        family=record.family, config=dict(record.model_config), call=call, layers=layers, attentions=attentions
+    )
     try:
         process = WorkerProcess(command_of(__name__))
     except OSError as error:
@@ -107,30 +112,48 @@ def _failed(words: str) -> str:
 
 
 def joined_program(
-    family: str, config: Mapping[str, Any], call: Call, layers: Mapping[str, Geometry], *, anew: bool = False
+    family: str,
+    config: Mapping[str, Any],
+    call: Call,
+    layers: Mapping[str, Geometry],
+    attentions: tuple[str, ...] = (),
+    *,
+    anew: bool = False,
 ) -> dict[str, Any]:
     """Trace and lower at two batch sizes, and join them; needs torch. The last are kept, and given unless `anew`."""
     if anew:
-        return _joined(family, config, call, layers)
-    key = (family, json.dumps(dict(config), sort_keys=True, default=repr), repr(call), repr(layers))
-    return _PROGRAMS.get(key, lambda: _joined(family, config, call, layers))
+        return _joined(family, config, call, layers, attentions)
+    text = json.dumps(dict(config), sort_keys=True, default=repr)
+    key = (family, text, repr(call), repr(layers), repr(attentions))
+    return _PROGRAMS.get(key, lambda: _joined(family, config, call, layers, attentions))
 
 
 _PROGRAMS: Recent[dict[str, Any]] = Recent(4)
 
 
-def _joined(family: str, config: Mapping[str, Any], call: Call, layers: Mapping[str, Geometry]) -> dict[str, Any]:
+def _joined(
+    family: str,
+    config: Mapping[str, Any],
+    call: Call,
+    layers: Mapping[str, Geometry],
+    attentions: tuple[str, ...],
+) -> dict[str, Any]:
     from dq_deploy.models import input_specs, output_specs
     from dq_deploy.native.lower import joined
+    from dq_deploy.native.trace.graph import TracedGraph
     from dq_deploy.native.trace.tracing import trace
 
     names = [spec.name for spec in input_specs(call)]
     outputs = [spec.name for spec in output_specs(call)]
-    return joined.joined_program(lambda batch: trace(family, config, call, layers, batch), layers, names, outputs)
+
+    def traced(batch: int) -> TracedGraph:
+        return trace(family, config, call, layers, batch, attentions)
+
+    return joined.joined_program(traced, layers, names, outputs)
 
 
 def _trace(request: TraceRequest, _tell: Tell) -> Traced:
-    joined = joined_program(request.family, request.config, request.call, request.layers)
+    joined = joined_program(request.family, request.config, request.call, request.layers, tuple(request.attentions))
     return Traced(program=programs.dumps(joined))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from dq_deploy.errors import ModelError, first_line, raise_if_out_of_memory
 from dq_deploy.models import build_denoiser, denoiser_outputs, input_specs
+from dq_deploy.models.attention_calls import AttentionCall, Instead, attention_calls
 from dq_deploy.models.buffers import plain_tensors
 from dq_deploy.models.sizes import sized
 from dq_deploy.native.trace.functional import functional
@@ -41,6 +42,30 @@ def _(x: torch.Tensor, name: str, out_channels: int, kernel: Sequence[int], out_
     return x.new_empty((x.shape[0], out_channels, *out_size)).contiguous(memory_format=torch.channels_last)
 
 
+@torch.library.custom_op("dq_native::attention", mutates_args=())
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, name: str) -> torch.Tensor:
+    """Attention that has quantizers, by the path of its module; it is only traced."""
+    raise NotImplementedError("dq_native::attention stands for attention in a traced graph and does not run")
+
+
+@attention.register_fake
+def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, name: str) -> torch.Tensor:
+    batch, heads, rows, dim = q.shape
+    return q.new_empty((batch, rows, heads, dim)).transpose(1, 2)  # as torch's own kernel for a CPU lays it
+
+
+def _named(attentions: Collection[str]) -> Instead:
+    """What stands for calls of these attentions in the graph."""
+
+    def instead(call: AttentionCall) -> torch.Tensor | None:
+        if call.name not in attentions or not call.plain or call.q.dtype != torch.float32:
+            return None
+        named: torch.Tensor = torch.ops.dq_native.attention(call.q, call.k, call.v, call.scale, call.name)
+        return named
+
+    return instead
+
+
 def _leave_one_operation(module: torch.nn.Module, name: str, geometry: Geometry) -> None:
     """Make a layer leave one operation in the graph; it stays what it is, for whoever looks up its attributes."""
     kernel = [] if geometry.window is None else list(geometry.window.kernel)
@@ -59,6 +84,7 @@ def trace(
     call: Call,
     layers: Mapping[str, Geometry],
     batch: int,
+    attentions: Collection[str] = (),
 ) -> TracedGraph:
     """The graph of one step for one batch size.
 
@@ -68,6 +94,7 @@ def trace(
         call: its inputs, and the sizes to trace at.
         layers: quantized layers by module path.
         batch: samples.
+        attentions: module paths of those that keep their name in the graph.
 
     Raises:
         ModelError: torch cannot trace the denoiser.
@@ -79,7 +106,7 @@ def trace(
     def step(fake: torch.nn.Module, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return denoiser_outputs(fake, {spec.name: v for spec, v in zip(specs, values, strict=True)}, call.constants)
 
-    return trace_module(module, step, inputs, layers)
+    return trace_module(module, step, inputs, layers, attentions)
 
 
 def trace_module(
@@ -87,6 +114,7 @@ def trace_module(
     step: Callable[..., Sequence[torch.Tensor]],
     inputs: Sequence[tuple[tuple[int, ...], str]],
     layers: Mapping[str, Geometry],
+    attentions: Collection[str] = (),
 ) -> TracedGraph:
     """The graph of one call of any module.
 
@@ -95,16 +123,17 @@ def trace_module(
         step: called with a copy of the module without values, and the inputs; gives its outputs.
         inputs: shape and dtype of each.
         layers: quantized layers by module path.
+        attentions: as of `trace`.
 
     Raises:
         ModelError: torch cannot trace it.
     """
     try:
-        fake, computed, graph = _traced(module, step, inputs, layers, torch.channels_last)
+        fake, computed, graph = _traced(module, step, inputs, layers, attentions, torch.channels_last)
     except Exception as error:  # torch raises many unrelated types here
         raise_if_out_of_memory(error)
         try:  # some models view an image as rows of its memory, which takes torch's own order
-            fake, computed, graph = _traced(module, step, inputs, layers, torch.contiguous_format)
+            fake, computed, graph = _traced(module, step, inputs, layers, attentions, torch.contiguous_format)
         except Exception:
             raise ModelError(
                 f"torch could not trace the denoiser for the native engine: {first_line(error)}"
@@ -127,13 +156,16 @@ def _traced(
     step: Callable[..., Sequence[torch.Tensor]],
     inputs: Sequence[tuple[tuple[int, ...], str]],
     layers: Mapping[str, Geometry],
+    attentions: Collection[str],
     images: torch.memory_format,
 ) -> tuple[torch.nn.Module, dict[int, torch.Tensor], torch.fx.GraphModule]:
     """The copy without values, the values it computed, and the graph; images lie in the order `images`."""
     with _quiet(), FakeTensorMode(), torch.no_grad():
         fake, computed = _shapes_of(module, layers)
         tensors = [_input(shape, dtype, images) for shape, dtype in inputs]
-        return fake, computed, functional(make_fx(lambda *values: step(fake, *values))(*tensors), tensors)
+        with attention_calls(fake, _named(attentions)) if attentions else contextlib.nullcontext():
+            graph = make_fx(lambda *values: step(fake, *values))(*tensors)
+        return fake, computed, functional(graph, tensors)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from dq_deploy.engines.base import Runner
 from dq_deploy.engines.capabilities import LayerForm
 from dq_deploy.errors import DqError, InputError, MissingDependencyError
 from dq_deploy.manifest.values import EngineManifest
+from dq_deploy.native.observe.attention import attention_error, attention_values, macs_in_codes
 from dq_deploy.native.program.layer_constants import kernel_weights
 from dq_deploy.native.runner import NativeRunner
 from dq_deploy.open_engine import NATIVE_SUFFIXES, PROGRAM_SUFFIX, open_engine
@@ -24,23 +25,28 @@ from dq_deploy.verify.inside import InsideProver, Layers, check_model
 from dq_deploy.verify.layers.attestation import MISSING, PAIR_LIMIT, Kernel
 from dq_deploy.verify.layers.comparison import LayerResults
 from dq_deploy.verify.layers.outputs import different_bits
+from dq_deploy.verify.native.attention import AttentionComparison
 from dq_deploy.verify.native.constants import native_differences
 from dq_deploy.verify.native.layers import NativeLayers, first_batch_dependent
 from dq_deploy.verify.native.twin import Twin
 from dq_deploy.verify.output.outputs import TwinOutputs
-from dq_deploy.verify.prover import Seen, Subject
+from dq_deploy.verify.prover import Evidence, Seen, Subject
 from dq_deploy.verify.report.findings import Claims, LayerEvidence, layer_report
-from dq_deploy.verify.report.values import Failure, Fault, LayerReport, Report, failures_of_file
+from dq_deploy.verify.report.values import AttentionReport, Failure, Fault, LayerReport, Report, failures_of_file
 from dq_deploy.verify.steps import LeftOut, Reason, Step
 
 if TYPE_CHECKING:
     from dq_deploy.verify.native.layers import AnyNative
+    from dq_deploy.verify.output.float_replay import AttentionsOf
 
 IN_ITS_PROGRAM = "the simulation is the engine's own program with every integer layer computed by the numerics"
 ON_GPU = (
     "on a GPU layers met the denoiser's inputs alone, no extreme ones, and the output was compared with the training "
     "simulation, not with one inside the engine's own float operations"
 )
+
+ATTENTION_TYPES = {"bf16": "bfloat16"}
+"""Float type of each of `engines.options.ATTENTION` that is another than the engine's."""
 
 EVERY_ISA = "all"
 """Stands for each instruction set this CPU has."""
@@ -59,6 +65,7 @@ class NativeProver(InsideProver):
         """
         super().__init__(subject)
         self._given = runner
+        self._compared_attention: AttentionComparison | None = None
 
     @classmethod
     def takes(cls, path: Path) -> bool:
@@ -99,6 +106,7 @@ class NativeProver(InsideProver):
             threads=options.threads,
             isa=options.isa,
             device=options.device,
+            attention=options.attention,
             finite_check=False,
             hash_check=self.subject.path.suffix != PROGRAM_SUFFIX,  # what differs in one is named, not its hash
         ) as runner:
@@ -175,6 +183,58 @@ class NativeProver(InsideProver):
         """Of the float operations, on a GPU as it was opened."""
         return self.runner.runs_on.float_type
 
+    def attention_type(self) -> str:
+        """Of attention's products, as the engine says that it runs them."""
+        return ATTENTION_TYPES.get(self.runner.runs_on.attention, self.float_type())
+
+    def attentions_in_codes(self) -> AttentionsOf | None:
+        """What gives the attentions of a batch that run in codes, by one more run."""
+        runner = self._on_cpu
+        if runner is None or self.runner.runs_on.attention != "int8":
+            return None
+        return lambda batch: attention_values(runner.executor, batch.feeds)
+
+    def report(self, evidence: Evidence[Layers]) -> Report:
+        """The report, with how far attention is from float32 where it runs in another type."""
+        report = super().report(evidence)
+        runner, on = self._on_cpu, self.runner.runs_on
+        if runner is None or on.attention == "float32":
+            return report
+        assert isinstance(evidence.seen, Seen)  # of `run`
+        found = [attention_error(runner.executor, batch.feeds) for batch in evidence.seen.runs.batches]
+        codes = self._attention_codes(evidence.seen)
+        work = macs_in_codes(runner.executor)
+        total = self.macs.attention if codes is None else work
+        return replace(
+            report,
+            integer_mac_share=(report.macs.integer + work) / self.macs.of_all,
+            macs=replace(report.macs, integer=report.macs.integer + work),
+            attention=AttentionReport(
+                precision=on.attention,
+                form=on.attention_form,
+                operations=max((one.operations for one in found), default=0),
+                mac_share=total / self.macs.of_all,
+                largest_error=max((one.largest for one in found), default=0.0),
+                rms_error=max((one.rms for one in found), default=0.0),
+                heads_compared=0 if codes is None else codes.heads,
+                codes_compared=0 if codes is None else codes.codes,
+                codes_moved=0 if codes is None else codes.moved,
+                accumulators_compared=0 if codes is None else codes.accumulators,
+            ),
+        )
+
+    def _attention_codes(self, seen: Seen) -> AttentionComparison | None:
+        """The comparison of attention in codes, done once; None where it runs in floats."""
+        runner = self._on_cpu
+        if runner is None or self.runner.runs_on.attention != "int8":
+            return None
+        if self._compared_attention is None:
+            self.options.progress("comparing attention in codes with the numerics")
+            self._compared_attention = AttentionComparison(executor=runner.executor, record=self.record)
+            for batch in seen.runs.batches:
+                self._compared_attention.add(batch.feeds)
+        return self._compared_attention
+
     def attest_kernels(self, seen: Seen | LeftOut) -> Layers:
         """The form that the engine runs each layer in, beside what was compared of it."""
         assert isinstance(seen, Seen)  # of `run`
@@ -213,7 +273,9 @@ class NativeProver(InsideProver):
     def failures(self, seen: Seen) -> tuple[str, ...]:
         """Whether a sample's neighbours change it; on a GPU torch's own products may, and the notes say so."""
         difference = seen.runs.batch_difference
-        return () if not difference or self._on_cpu is None else (difference,)
+        codes = self._attention_codes(seen)
+        wrong = () if codes is None else tuple(codes.failures.values())
+        return wrong if not difference or self._on_cpu is None else (difference, *wrong)
 
     def _layer_report(self, seen: Seen, name: str, forms: Sequence[LayerForm]) -> LayerReport:
         """One layer with the form of its kernels; where numpy multiplies, the reason says so."""

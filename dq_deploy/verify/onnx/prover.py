@@ -51,7 +51,7 @@ class OnnxProver(InsideProver):
         """
         super().__init__(subject)
         options, path = subject.options, subject.path
-        for name, value in (("isa", options.isa), ("device", options.device)):
+        for name, value in (("isa", options.isa), ("device", options.device), ("attention", options.attention)):
             if value is not None:
                 raise OptionError(
                     f"{name} is {value!r} for {path}, expected none: only the native engine has a choice; leave it out"

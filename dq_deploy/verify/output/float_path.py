@@ -23,11 +23,38 @@ LOOSEST = 1e-3
 """Never more is accepted, as a share of a tensor's largest magnitude: a bound carried through a whole denoiser without
 a layer in between, as where weights alone are quantized, grows until it says nothing."""
 
+LOOSEST_ATTENTION = 2e-2
+"""The same where attention's products take a narrower type than the rest: bfloat16 leaves its result 2^-8 of its range,
+and more where scores are large."""
+
 OWN_ERRORS = 4.0
 """But where the float module itself, computed in float32, is off by more, a bound is believed up to so many times that:
 rotations by angles of 10^4, as LTX-Video's, lose three digits in every float32."""
 
 OUTPUT = "the output"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatTypes:
+    """What an engine's float operations compute in, names as of `rounding.UNITS`.
+
+    Attributes:
+        operations: all of them.
+        attention: what attention's two products take; their sums and the softmax are of `operations`.
+    """
+
+    operations: str = "float32"
+    attention: str = "float32"
+
+    @property
+    def floor(self) -> float:
+        """Accepted in any case, as a share of a tensor's largest magnitude."""
+        return NARROW_FLOOR[self.operations]
+
+    @property
+    def loosest(self) -> float:
+        """Never more is accepted, likewise."""
+        return LOOSEST if self.attention == self.operations else LOOSEST_ATTENTION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +98,9 @@ def relative_gap(got: Array, want: Array) -> float:
     return gap_between(got, want.astype(np.float64), np.ones(want.shape), floor=0.0).relative
 
 
-def gap_between(got: Array, want: Array, allowed: Array, *, floor: float, own_error: float = 0.0) -> Gap:
+def gap_between(
+    got: Array, want: Array, allowed: Array, *, floor: float, own_error: float = 0.0, loosest: float = LOOSEST
+) -> Gap:
     """How far a tensor is from its reference.
 
     Args:
@@ -80,6 +109,7 @@ def gap_between(got: Array, want: Array, allowed: Array, *, floor: float, own_er
         allowed: bound of each value's difference.
         floor: accepted in any case, as a share of the largest magnitude.
         own_error: largest difference of the float module in float32 from its reference.
+        loosest: never more is accepted, as a share of the largest magnitude.
     """
     if got.size != want.size:
         shapes = f"its shape is {list(got.shape)}, the float module's is {list(want.shape)}"
@@ -87,7 +117,7 @@ def gap_between(got: Array, want: Array, allowed: Array, *, floor: float, own_er
     gap = np.abs(got.reshape(want.shape).astype(np.float64) - want)
     gap = np.nan_to_num(gap, nan=np.inf, posinf=np.inf)
     largest = float(np.abs(want).max(initial=0)) or 1.0
-    allowed = np.minimum(np.nan_to_num(allowed, nan=np.inf), max(LOOSEST * largest, OWN_ERRORS * own_error))
+    allowed = np.minimum(np.nan_to_num(allowed, nan=np.inf), max(loosest * largest, OWN_ERRORS * own_error))
     allowed = np.maximum(allowed, floor * largest)
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.where(gap == 0, 0.0, gap / allowed)

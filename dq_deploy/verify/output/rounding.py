@@ -35,12 +35,13 @@ class ErrorBounds(TorchDispatchMode):
 
     Attributes:
         unit: unit roundoff of the engine's float type.
+        attention_unit: of what attention's two products take, where that is rounded to another type; else 0.
         guessed: operations without a rule of their own, whose bound was measured by moving their inputs.
     """
 
-    def __init__(self, unit: float = UNITS["float32"]) -> None:
+    def __init__(self, unit: float = UNITS["float32"], attention_unit: float = 0.0) -> None:
         super().__init__()
-        self.unit = unit
+        self.unit, self.attention_unit = unit, attention_unit
         self.guessed: set[str] = set()
         self._bounds: Any = WeakIdKeyDictionary()
 
@@ -78,7 +79,13 @@ class ErrorBounds(TorchDispatchMode):
     ) -> Any:  # fmt: skip
         if rule is not None:
             call = rounding_rules.Call(
-                func=func, args=args, kwargs=dict(named), bounds=bounds, result=result, unit=self.unit
+                func=func,
+                args=args,
+                kwargs=dict(named),
+                bounds=bounds,
+                result=result,
+                unit=self.unit,
+                attention_unit=self.attention_unit,
             )
             return rule(call)
         if not bounds and func._schema.name in rounding_rules.EXACT_MAKERS:

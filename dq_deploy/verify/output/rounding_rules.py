@@ -38,6 +38,7 @@ class Call:
         bounds: of those of its tensors that have one, by id.
         result: what it gave.
         unit: unit roundoff.
+        attention_unit: of what attention's two products take; 0 where that is not rounded.
     """
 
     func: Any
@@ -46,6 +47,7 @@ class Call:
     bounds: dict[int, Tensor]
     result: Any
     unit: float
+    attention_unit: float = 0.0
 
     def bound(self, value: Any) -> Bound:
         """The bound of an argument, None where it is exact."""
@@ -253,7 +255,7 @@ def softmax_error(scores: Tensor, error: Any, p: Tensor, axis: int, unit: float)
 
 
 def attention(call: Call) -> Any:
-    """softmax(q k.T * scale + mask) v, as its three steps."""
+    """softmax(q k.T * scale + mask) v, as its three steps; each product's two operands may be rounded first."""
     q, k, v = call.args[:3]
     names = [a.name for a in call.func._schema.arguments]
     given = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
@@ -268,6 +270,9 @@ def attention(call: Call) -> Any:
         bounds[id(kt)] = bounds[id(k)].transpose(-1, -2)
     inner = Call(func=call.func, args=(q, kt), kwargs={}, bounds=bounds, result=scores, unit=call.unit)
     error = abs(scale) * _product(inner, q, kt, q.shape[-1], torch.matmul) + 2 * call.unit * scores.abs()
+    rounded = 2 * call.attention_unit + call.attention_unit**2
+    if rounded:
+        error = error + rounded * abs(scale) * torch.matmul(q.abs(), k.abs().transpose(-1, -2))
     if mask is not None:
         allowed = torch.where(mask, 0.0, float("-inf")) if mask.dtype == torch.bool else mask
         scores, error = scores + allowed, error + call.error(mask) + call.unit * scores.abs()
@@ -281,6 +286,8 @@ def attention(call: Call) -> Any:
         func=call.func, args=(p, v), kwargs={}, bounds={**call.bounds, id(p): p_error}, result=None, unit=call.unit
     )
     total = _product(weighted, p, v, p.shape[-1], torch.matmul)
+    if rounded:
+        total = total + rounded * torch.matmul(p + p_error, v.abs())
     return total if isinstance(call.result, Tensor) else [total, *([None] * (len(call.result) - 1))]
 
 

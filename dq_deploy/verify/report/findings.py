@@ -84,6 +84,7 @@ class Findings:
         seed: of the inputs.
         seconds: time taken.
         left_out: steps that were not done.
+        attention_in_codes: whether the engine runs the record's quantizers of attention.
     """
 
     record: Record
@@ -103,6 +104,7 @@ class Findings:
     seed: int
     seconds: float
     left_out: tuple[LeftOut, ...]
+    attention_in_codes: bool = False
 
     @property
     def compared_path(self) -> FloatPath | None:
@@ -369,7 +371,8 @@ def _margin_note(findings: Findings) -> list[str]:
 def _notes(findings: Findings) -> tuple[str, ...]:
     """All notes: of this kind of engine, of the record, of what was compared."""
     compared = [*_comparison_notes(findings), *_margin_note(findings)]
-    return (*findings.notes, *findings.outputs.notes, *record_notes(findings.record), *compared)
+    of_record = record_notes(findings.record, attention_in_codes=findings.attention_in_codes)
+    return (*findings.notes, *findings.outputs.notes, *of_record, *compared)
 
 
 def _comparison_notes(findings: Findings) -> list[str]:

@@ -170,6 +170,36 @@ class LayerReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttentionReport:
+    """Attention's two products, where an engine was asked to compute them in a narrower type than float32.
+
+    Attributes:
+        precision: one of `engines.options.ATTENTION`.
+        form: what multiplies, in words.
+        operations: attentions that run so; those with a mask stay in float32.
+        mac_share: of all attentions, of all multiply-accumulates; with codes, of those that have them.
+        largest_error: largest difference from the same attention in float32, as a share of the largest magnitude of
+            its tensor, over all inputs that were run.
+        rms_error: the same of root mean squares.
+        heads_compared: with codes, heads whose integers were compared with the numerics.
+        codes_compared: their codes of the softmax.
+        codes_moved: of these, codes that fell on the other side of a tie, as float rounding may make them.
+        accumulators_compared: their accumulators, of both products.
+    """
+
+    precision: str
+    form: str
+    operations: int
+    mac_share: float
+    largest_error: float
+    rms_error: float
+    heads_compared: int = 0
+    codes_compared: int = 0
+    codes_moved: int = 0
+    accumulators_compared: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """What a verification found about one engine; `to_json` has these names at its top level.
 
@@ -219,6 +249,7 @@ class Report:
         file_compared: whether the engine was compared with what its record makes; None where that was not asked.
         file_differences: what is not, one line each.
         file_unknown: why it could not be compared, or an empty string.
+        attention: of the native engine, where it was asked for another type than float32; else None.
         left_out: steps of the proof that were not done; not part of the JSON.
     """
 
@@ -263,6 +294,7 @@ class Report:
     file_compared: bool | None = None
     file_differences: tuple[str, ...] = ()
     file_unknown: str = ""
+    attention: AttentionReport | None = None
     left_out: tuple[LeftOut, ...] = ()
 
     @property

@@ -43,6 +43,28 @@ def _file_row(report: Report) -> list[tuple[str, str]]:
     return [("file", "what its record makes, every node and constant of it")]
 
 
+def _attention_rows(report: Report) -> list[tuple[str, str]]:
+    """Attention's products, where they are in another type than float32."""
+    own = report.attention
+    if own is None:
+        return []
+    error = f"rms {own.rms_error:.2g}, largest {own.largest_error:.2g} of its range"
+    rows = [
+        (
+            "attention",
+            f"{own.mac_share:.2%} of all MACs, {own.operations} operations in {own.precision} by {own.form}; from "
+            f"float32: {error}",
+        )
+    ]
+    if own.heads_compared:
+        text = (
+            f"{own.heads_compared:,} heads compared: {own.accumulators_compared:,} accumulators, {own.codes_compared:,} "
+            f"codes of the softmax, of which {own.codes_moved:,} lie on the other side of a tie"
+        )
+        rows.append(("attention codes", text))
+    return rows
+
+
 def summary_rows(report: Report) -> list[tuple[str, str]]:
     """The summary in words, for the terminal and the HTML page."""
     share, quantizable = report.integer_mac_share, report.integer_mac_share_of_quantizable
@@ -61,6 +83,7 @@ def summary_rows(report: Report) -> list[tuple[str, str]]:
         ("extreme inputs", f"{probed} at all {report.steps_total} steps"),
         ("step edges", f"{report.edges_checked} checked from both sides"),
     ]  # fmt: skip
+    rows += _attention_rows(report)
     if report.sizes:
         rows.append(("sizes", "; ".join(size_text(sizes) for sizes in report.sizes)))
     if report.batch_equals_single is not None:

@@ -2,10 +2,30 @@
 #include <algorithm>
 #include <cstring>
 
+#include "attention/attention.h"
+#include "attention/pairs.h"
 #include "context.h"
 #include "float_linear/fgemm.h"
+#include "simd/simd.h"
 
 namespace dq {
+namespace pairs {
+
+const Kernels& kernels_of(int32_t isa) {
+#if defined(__x86_64__)
+#if DQ_HAS_BF16
+    static const bool instruction = dq_has_bfloat16() != 0;
+    if (instruction && (isa == DQ_AVX512_VNNI || isa == DQ_AMX)) return avx512_bf16;
+#endif
+    if (isa == DQ_AVX512_VNNI || isa == DQ_AMX) return avx512;
+    if (isa == DQ_AVX2 || isa == DQ_AVX_VNNI) return avx2;
+#endif
+    (void)isa;
+    return portable;
+}
+
+}  // namespace pairs
+
 namespace {
 
 using fgemm::kColumns;
@@ -15,39 +35,123 @@ using fgemm::kRows;
 using fgemm::round_up;
 
 constexpr int64_t kMostRows = 192;
+constexpr int64_t kNarrowest = 16;  // what packed columns are rounded up to, on any instruction set
 
-// What one thread holds, carved from its scratch.
-struct Blocks {
-    float* packed;  // kDepth x kDepth of the keys or values
-    float* scores;  // [rows, kPitch]
-    float* max;
-    float* sum;
-    float* shrink;
-    float* q;    // [head_dim / kDepth, rows, kPitch]
-    float* out;  // [rows, width]
-    int64_t rows;
-    int64_t width;
+int64_t pieces_of(int64_t values) { return (values + kDepth - 1) / kDepth; }
+
+// What both number types do to a block of `rows` queries and up to kDepth keys. `Word` holds what is multiplied: a
+// float, or a pair of bfloat16 that follow each other along the sum.
+struct Float32 {
+    using Word = float;
+    static constexpr int64_t kValues = 1;  // of a word
+    static constexpr int64_t kPitch = fgemm::kPitch;
+    static constexpr int64_t kWeights = 0;  // pitch of the softmax's result; it lies where the scores were
+    const fgemm::Kernels& kernels;
+
+    void query(const float* from, int64_t depth, float scale, Word* to) const {
+        for (int64_t n = 0; n < depth; n++) to[n] = from[n] * scale;
+    }
+    void pack_keys(const float* src, int64_t pitch, int64_t keys, int64_t depth, Word* packed) const {
+        kernels.pack_transposed(src, pitch, keys, depth, packed);
+    }
+    void pack_values(const float* src, int64_t pitch, int64_t columns, int64_t keys, Word* packed) const {
+        kernels.pack(src, pitch, columns, keys, packed);
+    }
+    void product(const Word* a, const Word* packed, int64_t rows, int64_t columns, int64_t words, float* c,
+                 int64_t c_pitch, bool accumulate) const {
+        kernels.product(a, packed, rows, columns, words, c, c_pitch, accumulate);
+    }
+    const Word* softmax(float* scores, int64_t rows, int64_t keys, float* max, float* sum, float* shrink, Word*) const {
+        kernels.softmax(scores, rows, keys, max, sum, shrink);
+        return scores;
+    }
+    static float scale_of(float scale) { return scale; }
 };
 
-int64_t floats_of(int64_t rows, int64_t head_dim) {
-    const int64_t pieces = (head_dim + kDepth - 1) / kDepth;
-    return kDepth * kDepth + 3 * round_up(rows, 16) +
-           rows * (kPitch + pieces * kPitch + round_up(head_dim, kColumns));
-}
+struct Bfloat16 {
+    using Word = uint32_t;
+    static constexpr int64_t kValues = 2;
+    static constexpr int64_t kPitch = pairs::kPitch;
+    static constexpr int64_t kWeights = pairs::kPitch;
+    const pairs::Kernels& kernels;
 
-Blocks carve(float* scratch, int64_t rows, int64_t head_dim) {
-    Blocks b;
-    b.rows = rows;
-    b.width = round_up(head_dim, kColumns);
-    b.packed = scratch;
-    b.scores = b.packed + kDepth * kDepth;
-    b.max = b.scores + rows * kPitch;
-    b.sum = b.max + round_up(rows, 16);
-    b.shrink = b.sum + round_up(rows, 16);
-    b.q = b.shrink + round_up(rows, 16);
-    b.out = b.q + rows * kPitch * ((head_dim + kDepth - 1) / kDepth);
-    return b;
-}
+    void query(const float* from, int64_t depth, float scale, Word* to) const {
+        kernels.pairs_of(from, depth, scale, to);
+    }
+    void pack_keys(const float* src, int64_t pitch, int64_t keys, int64_t depth, Word* packed) const {
+        kernels.pack_transposed(src, pitch, keys, depth, packed);
+    }
+    void pack_values(const float* src, int64_t pitch, int64_t columns, int64_t keys, Word* packed) const {
+        kernels.pack(src, pitch, columns, keys, packed);
+    }
+    void product(const Word* a, const Word* packed, int64_t rows, int64_t columns, int64_t words, float* c,
+                 int64_t c_pitch, bool accumulate) const {
+        kernels.product(a, packed, rows, columns, words, c, c_pitch, accumulate);
+    }
+    const Word* softmax(float* scores, int64_t rows, int64_t keys, float* max, float* sum, float* shrink,
+                        Word* weights) const {
+        kernels.softmax(scores, rows, keys, max, sum, shrink, weights);
+        return weights;
+    }
+    static float scale_of(float scale) { return scale * 1.44269504f; }  // scores in units of log 2
+};
+
+// Elements of each array that a thread carves from its scratch, in this order; and of all keys and values packed.
+template <class Type>
+struct Sizes {
+    int64_t rows, width, pieces, keys_of_block, values_of_block, kept;
+
+    Sizes(const dq_attention_args& args, int64_t rows_of_task) {
+        rows = rows_of_task;
+        width = round_up(args.head_dim, kColumns);
+        pieces = pieces_of(args.head_dim);
+        const int64_t depth = (args.head_dim + Type::kValues - 1) / Type::kValues;
+        keys_of_block = kDepth * depth;
+        values_of_block = kDepth / Type::kValues * round_up(args.head_dim, kNarrowest);
+        kept = pieces_of(args.kv_rows) * (keys_of_block + values_of_block);
+    }
+    // Of one piece of keys or values, where they are packed again for each block of queries.
+    static constexpr int64_t kPiece = kDepth / Type::kValues * kDepth;
+    int64_t floats() const { return 3 * round_up(rows, 16) + rows * (kPitch + width); }
+    int64_t words() const { return rows * (Type::kWeights + pieces * Type::kPitch); }
+    int64_t bytes(bool keep) const { return 4 * (floats() + words() + (keep ? kept : kPiece)); }
+};
+
+// What one thread holds, carved from its scratch.
+template <class Type>
+struct Blocks {
+    using Word = typename Type::Word;
+    float *max, *sum, *shrink;
+    float* scores;  // [rows, kPitch]
+    float* out;     // [rows, width]
+    Word* weights;  // [rows, kWeights]
+    Word* q;        // [pieces, rows, Type::kPitch]
+    Word* packed;   // of all blocks of keys, where they are kept; else of one piece
+    Sizes<Type> sizes;
+    bool keep;
+
+    Blocks(void* scratch, const Sizes<Type>& given, bool all) : sizes(given), keep(all) {
+        const int64_t rows = sizes.rows;
+        packed = static_cast<Word*>(scratch);
+        scores = reinterpret_cast<float*>(packed + round_up(keep ? sizes.kept : sizes.kPiece, 16));
+        out = scores + rows * kPitch;
+        max = out + rows * sizes.width;
+        sum = max + round_up(rows, 16);
+        shrink = sum + round_up(rows, 16);
+        weights = reinterpret_cast<Word*>(shrink + round_up(rows, 16));
+        q = weights + rows * Type::kWeights;
+    }
+    Word* keys_at(int64_t block, int64_t piece) const {
+        if (!keep) return packed;
+        const int64_t before = piece * (kDepth / Type::kValues) * kDepth;
+        return packed + block * (sizes.keys_of_block + sizes.values_of_block) + before;
+    }
+    Word* values_at(int64_t block, int64_t piece) const {
+        if (!keep) return packed;
+        const int64_t before = piece * (kDepth / Type::kValues) * kDepth;
+        return packed + block * (sizes.keys_of_block + sizes.values_of_block) + sizes.keys_of_block + before;
+    }
+};
 
 struct Head {
     const float* q;
@@ -56,65 +160,114 @@ struct Head {
     float* y;
 };
 
-void load_queries(const dq_attention_args& args, const Blocks& b, const float* q, int64_t rows) {
+template <class Type>
+void load_queries(const Type& type, const dq_attention_args& args, const Blocks<Type>& b, const float* q,
+                  int64_t rows) {
+    const float scale = Type::scale_of(args.scale);
     for (int64_t d = 0, piece = 0; d < args.head_dim; d += kDepth, piece++) {
         const int64_t depth = std::min(kDepth, args.head_dim - d);
         for (int64_t i = 0; i < round_up(rows, kRows); i++) {
-            float* to = b.q + (piece * b.rows + i) * kPitch;
-            const float* from = q + i * args.q_stride[2] + d;
-            for (int64_t n = 0; n < depth; n++) to[n] = i < rows ? from[n] * args.scale : 0.0f;
+            auto* to = b.q + (piece * b.sizes.rows + i) * Type::kPitch;
+            if (i < rows) {
+                type.query(q + i * args.q_stride[2] + d, depth, scale, to);
+            } else {
+                std::memset(to, 0, static_cast<size_t>((depth + Type::kValues - 1) / Type::kValues) * sizeof *to);
+            }
         }
     }
 }
 
-void rescale(const Blocks& b, int64_t rows) {
+template <class Type>
+void rescale(const Blocks<Type>& b, int64_t rows) {
     for (int64_t i = 0; i < rows; i++) {
         const float by = b.shrink[i];
         if (by == 1.0f) continue;
-        float* out = b.out + i * b.width;
-        for (int64_t n = 0; n < b.width; n++) out[n] *= by;
+        float* out = b.out + i * b.sizes.width;
+        for (int64_t n = 0; n < b.sizes.width; n++) out[n] *= by;
     }
 }
 
-void attend(const fgemm::Kernels& kernels, const dq_attention_args& args, const Blocks& b, const Head& head,
-            int64_t rows) {
+// One block of queries. Keys and values are packed where they are not kept from the block before.
+template <class Type>
+void attend(const Type& type, const dq_attention_args& args, const Blocks<Type>& b, const Head& head, int64_t rows,
+            bool pack) {
     const int64_t padded = round_up(rows, kRows);
-    load_queries(args, b, head.q, rows);
+    load_queries(type, args, b, head.q, rows);
     std::fill_n(b.max, padded, -3e38f);
     std::fill_n(b.sum, padded, 0.0f);
-    for (int64_t key = 0; key < args.kv_rows; key += kDepth) {
+    for (int64_t key = 0, block = 0; key < args.kv_rows; key += kDepth, block++) {
         const int64_t keys = std::min(kDepth, args.kv_rows - key);
         for (int64_t d = 0, piece = 0; d < args.head_dim; d += kDepth, piece++) {
             const int64_t depth = std::min(kDepth, args.head_dim - d);
-            kernels.pack_transposed(head.k + key * args.k_stride[2] + d, args.k_stride[2], keys, depth, b.packed);
-            kernels.product(b.q + piece * b.rows * kPitch, b.packed, padded, keys, depth, b.scores, kPitch, d > 0);
+            auto* packed = b.keys_at(block, piece);
+            if (pack) type.pack_keys(head.k + key * args.k_stride[2] + d, args.k_stride[2], keys, depth, packed);
+            type.product(b.q + piece * b.sizes.rows * Type::kPitch, packed, padded, keys,
+                         (depth + Type::kValues - 1) / Type::kValues, b.scores, kPitch, d > 0);
         }
-        kernels.softmax(b.scores, padded, keys, b.max, b.sum, b.shrink);
+        const auto* weights = type.softmax(b.scores, padded, keys, b.max, b.sum, b.shrink, b.weights);
         if (key > 0) rescale(b, padded);
-        for (int64_t d = 0; d < args.head_dim; d += kDepth) {
+        for (int64_t d = 0, piece = 0; d < args.head_dim; d += kDepth, piece++) {
             const int64_t columns = std::min(kDepth, args.head_dim - d);
-            kernels.pack(head.v + key * args.v_stride[2] + d, args.v_stride[2], columns, keys, b.packed);
-            kernels.product(b.scores, b.packed, padded, columns, keys, b.out + d, b.width, key > 0);
+            auto* packed = b.values_at(block, piece);
+            if (pack) type.pack_values(head.v + key * args.v_stride[2] + d, args.v_stride[2], columns, keys, packed);
+            type.product(weights, packed, padded, columns, (keys + Type::kValues - 1) / Type::kValues, b.out + d,
+                         b.sizes.width, key > 0);
         }
     }
     for (int64_t i = 0; i < rows; i++) {
         const float by = 1.0f / b.sum[i];
-        const float* out = b.out + i * b.width;
+        const float* out = b.out + i * b.sizes.width;
         float* y = head.y + i * args.y_stride[2];
         for (int64_t n = 0; n < args.head_dim; n++) y[n] = out[n] * by;
     }
 }
 
-// Rows of a task: few enough for the scratch, and that each thread has some, but not fewer than are worth the packing
-// of the keys. No result depends on it.
-int64_t block_rows(const dq_attention_args& args, int64_t threads) {
-    const int64_t floats = static_cast<int64_t>(DQ_SCRATCH_BYTES / sizeof(float));
+// How the queries of a head are divided. No result depends on it: a row's sums run over the keys in order.
+struct Division {
+    int64_t rows;    // of a block
+    int64_t blocks;  // of a head
+    int64_t tasks;   // of a head: runs of blocks for which keys and values are packed once, where they fit
+    bool keep;
+};
+
+// Rows of a block: few enough for the scratch, and that each thread has some, but not fewer than are worth the packing
+// of the keys.
+template <class Type>
+Division divide(const dq_attention_args& args, int64_t threads) {
+    Division found;
     int64_t most = kMostRows;
-    while (most > kRows && floats_of(most, args.head_dim) > floats) most -= kRows;
+    while (most > kRows && Sizes<Type>(args, most).bytes(false) > DQ_SCRATCH_BYTES) most -= kRows;
     const int64_t heads = args.batch * args.heads;
     int64_t blocks = (args.q_rows + most - 1) / most;
     while (threads > 1 && heads * blocks < 2 * threads && args.q_rows / (blocks + 1) >= 2 * kRows) blocks++;
-    return round_up((args.q_rows + blocks - 1) / blocks, kRows);
+    found.rows = round_up((args.q_rows + blocks - 1) / blocks, kRows);
+    found.blocks = (args.q_rows + found.rows - 1) / found.rows;
+    found.keep = Sizes<Type>(args, found.rows).bytes(true) <= static_cast<int64_t>(DQ_SCRATCH_BYTES) - 4096;
+    found.tasks = found.keep ? std::min(found.blocks, (4 * threads + heads - 1) / heads) : found.blocks;
+    return found;
+}
+
+template <class Type>
+void run(Pool& pool, const dq_attention_args& args, const Type& type) {
+    const Division division = divide<Type>(args, pool.threads());
+    pool.each(args.batch * args.heads * division.tasks, [&](int64_t task, int32_t thread) {
+        const int64_t own = task % division.tasks, head = task / division.tasks % args.heads;
+        const int64_t batch = task / division.tasks / args.heads;
+        const int64_t first = own * division.blocks / division.tasks;
+        const int64_t end = (own + 1) * division.blocks / division.tasks;
+        const Blocks<Type> b(pool.scratch(thread), Sizes<Type>(args, division.rows), division.keep);
+        for (int64_t block = first; block < end; block++) {
+            const int64_t row = block * division.rows;
+            const Head here{
+                args.q + batch * args.q_stride[0] + head * args.q_stride[1] + row * args.q_stride[2],
+                args.k + batch * args.k_stride[0] + head * args.k_stride[1],
+                args.v + batch * args.v_stride[0] + head * args.v_stride[1],
+                args.y + batch * args.y_stride[0] + head * args.y_stride[1] + row * args.y_stride[2],
+            };
+            const int64_t rows = std::min(division.rows, args.q_rows - row);
+            attend(type, args, b, here, rows, !division.keep || block == first);
+        }
+    });
 }
 
 static_assert(kMostRows % kRows == 0, "blocks are whole");
@@ -123,21 +276,11 @@ static_assert(kMostRows % kRows == 0, "blocks are whole");
 
 void attention(Pool& pool, const dq_attention_args& args) {
     if (args.q_rows < 1 || args.kv_rows < 1) return;
-    const fgemm::Kernels& kernels = fgemm::kernels_of(pool.isa());
-    const int64_t size = block_rows(args, pool.threads());
-    const int64_t blocks = (args.q_rows + size - 1) / size;
-    pool.each(args.batch * args.heads * blocks, [&](int64_t task, int32_t thread) {
-        const int64_t first = task % blocks * size, head = task / blocks % args.heads;
-        const int64_t batch = task / blocks / args.heads;
-        const Head here{
-            args.q + batch * args.q_stride[0] + head * args.q_stride[1] + first * args.q_stride[2],
-            args.k + batch * args.k_stride[0] + head * args.k_stride[1],
-            args.v + batch * args.v_stride[0] + head * args.v_stride[1],
-            args.y + batch * args.y_stride[0] + head * args.y_stride[1] + first * args.y_stride[2],
-        };
-        const Blocks b = carve(static_cast<float*>(pool.scratch(thread)), size, args.head_dim);
-        attend(kernels, args, b, here, std::min(size, args.q_rows - first));
-    });
+    if (args.precision == DQ_INT8) return attention_in_codes(pool, args);
+    if (args.precision == DQ_BFLOAT16) return run(pool, args, Bfloat16{pairs::kernels_of(pool.isa())});
+    return run(pool, args, Float32{fgemm::kernels_of(pool.isa())});
 }
 
 }  // namespace dq
+
+extern "C" int32_t dq_bfloat16_in_one(int32_t isa) { return dq::pairs::kernels_of(isa).instruction; }

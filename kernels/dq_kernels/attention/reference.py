@@ -1,4 +1,4 @@
-"""Attention in float64 numpy."""
+"""Attention in float64 numpy, and its integers in int64."""
 
 from __future__ import annotations
 
@@ -23,3 +23,39 @@ def attention(q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], *, scale: float
     weights /= weights.sum(axis=-1, keepdims=True)
     y: NDArray[np.float64] = np.einsum("bhqk,bkhd->bqhd", weights, v.astype(np.float64))
     return y
+
+
+def centred_codes(x: NDArray[Any], inverse: NDArray[np.float32], low: Any, high: Any) -> NDArray[np.int64]:
+    """clamp(rne(x * inverse), low, high), x * inverse in float32; all broadcast."""
+    product = (x.astype(np.float32) * inverse).astype(np.float32)
+    return np.clip(np.rint(product), low, high).astype(np.int64)
+
+
+def score_accumulators(cq: NDArray[np.int64], ck: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sum cq ck, int64 [batch, heads, rows, kv_rows], of codes [batch, rows, heads, head_dim]."""
+    sums: NDArray[np.int64] = np.einsum("bqhd,bkhd->bhqk", cq, ck)
+    return sums
+
+
+def value_accumulators(cp: NDArray[Any], cv: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sum cp cv, int64 [batch, heads, rows, head_dim], of cp [batch, heads, rows, kv_rows]."""
+    sums: NDArray[np.int64] = np.einsum("bhqk,bkhd->bhqd", cp.astype(np.int64), cv)
+    return sums
+
+
+def weight_positions(
+    scores: NDArray[Any], factor: NDArray[np.float32], inverse: Any, *, normed: bool
+) -> NDArray[np.float64]:
+    """What a code of the softmax is the rounding of, in float64: its probabilities or their numerators, times inverse.
+
+    Args:
+        scores: int [batch, heads, rows, kv_rows].
+        factor: float32, broadcasts; the product with it is rounded to float32.
+        inverse: 1 / s_p, likewise.
+        normed: whether probabilities are coded.
+    """
+    s = (scores.astype(np.float32) * factor).astype(np.float32).astype(np.float64)
+    e = np.exp(s - s.max(axis=-1, keepdims=True))
+    total = e.sum(axis=-1, keepdims=True) if normed else 1.0
+    positions: NDArray[np.float64] = e / total * np.float64(inverse)
+    return positions

@@ -218,6 +218,28 @@ typedef struct dq_elementwise_args {
     float scalar;
 } dq_elementwise_args;
 
+// What attention's two products are computed in; sums are float32 in the first two, int32 in the third.
+enum dq_precision { DQ_FLOAT32 = 0, DQ_BFLOAT16 = 1, DQ_INT8 = 2 };
+
+// What DQ_INT8 takes besides, with `scale` of the call's float softmax:
+//   A = sum cq ck;  e = exp(A * (s_q s_k scale) - max);  P = e / sum e
+//   normed: cp = clamp(rne(P / s_p), 0, q_max);  y = sum cp cv * (s_p s_v)
+//   else:   cp = clamp(rne(e / s_p), 0, q_max);  y = sum cp cv * (s_v / sum cp)
+// `pre` of the quantizers is not read. The table of p has zero points and q_min 0.
+typedef struct dq_attention_codes {
+    dq_quantizer q;
+    dq_quantizer k;
+    dq_quantizer v;
+    dq_quantizer p;
+    const int32_t* step;  // [batch]
+    int32_t* nan_seen;    // may be null
+    int32_t* scores;      // [batch, heads, q_rows, kv_rows] A, may be null
+    uint8_t* weights;     // the same of cp, may be null
+    int32_t* sums;        // [batch, heads, q_rows, head_dim] sum cp cv, may be null
+    int32_t normed;
+    int32_t reserved;
+} dq_attention_codes;
+
 // y = softmax(scale * q k^T) v for each batch and head; strides in elements, head_dim contiguous.
 typedef struct dq_attention_args {
     const float* q;
@@ -234,7 +256,8 @@ typedef struct dq_attention_args {
     int64_t v_stride[3];
     int64_t y_stride[3];
     float scale;
-    int32_t reserved;
+    int32_t precision;  // enum dq_precision
+    dq_attention_codes codes;
 } dq_attention_args;
 
 // y = x w^T + bias
@@ -288,6 +311,12 @@ typedef struct dq_context dq_context;
 DQ_EXPORT int32_t dq_known_isas(void);
 // enum dq_isa_refusal of one instruction set.
 DQ_EXPORT int32_t dq_refusal_of_isa(int32_t isa);
+// Whether this CPU has the bfloat16 instructions of AVX-512 and the library was compiled with them.
+DQ_EXPORT int32_t dq_has_bfloat16(void);
+// Whether attention in bfloat16 is multiplied by one instruction there; else by two of float32 for each pair.
+DQ_EXPORT int32_t dq_bfloat16_in_one(int32_t isa);
+// Whether keys and values of a head fit a thread's scratch as codes.
+DQ_EXPORT int32_t dq_attention_codes_fit(int64_t kv_rows, int64_t head_dim);
 // Size of an op's argument struct, for the loader to compare; -1 for an unknown op.
 DQ_EXPORT int64_t dq_struct_bytes(int32_t op);
 // A pool of threads and the instruction set its kernels use; null where the CPU lacks it or no thread starts.

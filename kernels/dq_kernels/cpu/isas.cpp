@@ -24,6 +24,7 @@ struct Found {
     bool avx512_vnni = false;
     bool amx = false;
     bool permitted = false;
+    bool bfloat16 = false;
 };
 
 __attribute__((target("xsave"))) uint64_t kept_registers() { return _xgetbv(0); }
@@ -46,7 +47,10 @@ Found look() {
     found.avx512_vnni = avx512 && (c & (1u << 11));
     found.amx = found.avx512_vnni && (d & (1u << 24)) && (d & (1u << 25));
     if (found.amx && DQ_HAS_AMX && (found.kept & kTiles) == kTiles) found.permitted = request_tiles();
-    if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) found.avx_vnni = a & (1u << 4);
+    if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) {
+        found.avx_vnni = a & (1u << 4);
+        found.bfloat16 = avx512 && (a & (1u << 5));
+    }
     return found;
 }
 
@@ -57,8 +61,13 @@ int32_t refusal_of_amx(const Found& found) {
     return found.permitted ? DQ_OFFERED : DQ_NOT_PERMITTED;
 }
 
-int32_t refusal_of(int32_t isa) {
+const Found& found_here() {
     static const Found found = look();  // once: the permission is not asked for again
+    return found;
+}
+
+int32_t refusal_of(int32_t isa) {
+    const Found& found = found_here();
     switch (isa) {
         case DQ_AVX2:
             return found.avx2 ? DQ_OFFERED : DQ_NOT_IN_CPU;
@@ -72,14 +81,19 @@ int32_t refusal_of(int32_t isa) {
             return DQ_NOT_IN_CPU;
     }
 }
+
+int32_t has_bfloat16() { return DQ_HAS_BF16 && found_here().bfloat16; }
 #else
 int32_t refusal_of(int32_t) { return DQ_NOT_IN_CPU; }
+int32_t has_bfloat16() { return 0; }
 #endif
 
 }  // namespace
 }  // namespace dq
 
 extern "C" {
+
+int32_t dq_has_bfloat16(void) { return dq::has_bfloat16(); }
 
 int32_t dq_refusal_of_isa(int32_t isa) {
     if (isa == DQ_PORTABLE) return DQ_OFFERED;

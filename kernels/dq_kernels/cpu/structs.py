@@ -108,6 +108,17 @@ ElementwiseArgs = _struct(
         ("scalar", c.c_float),
     ],
 )
+PRECISIONS = ("float32", "bf16", "int8")
+"""What attention's two products take: float32, values rounded to bfloat16, or codes; a place is the number in
+`enum dq_precision`. Sums are float32 in the first two and int32 in the third, the softmax is float32 in all."""
+AttentionCodes = _struct(
+    "attention_codes",
+    [
+        *((role, Quantizer) for role in "qkvp"),
+        *_fields(POINTER, "step nan_seen scores weights sums"),
+        *_fields(_I32, "normed reserved"),
+    ],
+)
 AttentionArgs = _struct(
     "attention_args",
     [
@@ -115,7 +126,8 @@ AttentionArgs = _struct(
         *_fields(_I64, "batch heads q_rows kv_rows head_dim"),
         *_fields(_I64 * 3, "q_stride k_stride v_stride y_stride"),
         ("scale", c.c_float),
-        ("reserved", _I32),
+        ("precision", _I32),
+        ("codes", AttentionCodes),
     ],
 )
 FloatLinearArgs = _struct(

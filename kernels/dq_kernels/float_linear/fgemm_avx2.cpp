@@ -11,6 +11,7 @@
 
 #define DQ_FGEMM avx2
 #define W 8
+#define DQ_MADD 1
 
 namespace dq {
 namespace fgemm {
@@ -27,6 +28,7 @@ inline V mul(V a, V b) { return _mm256_mul_ps(a, b); }
 inline V add(V a, V b) { return _mm256_add_ps(a, b); }
 inline V sub(V a, V b) { return _mm256_sub_ps(a, b); }
 inline V max(V a, V b) { return _mm256_max_ps(a, b); }
+inline V min(V a, V b) { return _mm256_min_ps(a, b); }
 inline V pow2(V shifted) {  // the exponent sits in the low bits of shifted; the least becomes 0
     const __m256i biased = _mm256_add_epi32(_mm256_castps_si256(shifted), _mm256_set1_epi32(127 - 0x4b400000));
     return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
@@ -47,6 +49,35 @@ inline float max_of(V v) {
 }  // namespace dq
 
 #include "float_linear/fgemm.inc"
+#include "attention/pairs.inc"
+
+namespace dq {
+namespace quads {
+namespace {
+
+// Of two 16-bit integers in each word: the sum of both products.
+inline pairs::Signs madd(pairs::Words a, pairs::Words b) {
+    return reinterpret_cast<pairs::Signs>(
+        _mm256_madd_epi16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+}
+// The high byte of each 16 bits, with its sign.
+inline pairs::Words high_bytes(pairs::Words b) {
+    return reinterpret_cast<pairs::Words>(_mm256_srai_epi16(reinterpret_cast<__m256i>(b), 8));
+}
+
+// The low byte of each word.
+inline void store_bytes(uint8_t* to, pairs::Signs codes) {
+    const __m256i bytes = _mm256_and_si256(reinterpret_cast<__m256i>(codes), _mm256_set1_epi32(0xff));
+    const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+    const __m128i packed = _mm_packus_epi16(halves, halves);
+    __builtin_memcpy(to, &packed, 8);
+}
+
+}  // namespace
+}  // namespace quads
+}  // namespace dq
+
+#include "attention/quads.inc"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -24,6 +24,7 @@ inline V mul(V a, V b) { return a * b; }
 inline V add(V a, V b) { return a + b; }
 inline V sub(V a, V b) { return a - b; }
 inline V max(V a, V b) { return a > b ? a : b; }
+inline V min(V a, V b) { return a < b ? a : b; }
 inline V pow2(V shifted) {  // the exponent sits in the low bits of shifted; the least becomes 0
     const Bits biased = reinterpret_cast<Bits>(shifted) - 0x4b400000u + 127u;
     return reinterpret_cast<V>(biased << 23);
@@ -39,3 +40,5 @@ inline float max_of(V v) {
 }  // namespace dq
 
 #include "float_linear/fgemm.inc"
+#include "attention/pairs.inc"
+#include "attention/quads.inc"

@@ -7,7 +7,7 @@ import pytest
 from dq_kernels.attention import run
 from dq_kernels.attention.cases import TEST_CASES, Case
 from dq_kernels.attention.reference import attention
-from dq_kernels.cpu.library import Context, KernelInputError, known_isas
+from dq_kernels.cpu.library import Context, KernelInputError, known_isas, library
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,6 +74,92 @@ def test_a_nan_reaches_the_rows_that_use_it_and_no_other(each_context):
     got = run(each_context, **inputs)
     assert np.isnan(got[0, 5, 1]).all()
     assert np.isnan(got).sum() == got.shape[-1]
+
+
+def rounded_to_bfloat16(x):
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.uint64)
+    return (((bits + 0x7FFF + (bits >> 16 & 1)) >> 16) << 16).astype(np.uint32).view(np.float32)
+
+
+def within_bfloat16(got, inputs):
+    """From float64 on rounded operands: numerators are rounded by 2^-9 of themselves, all scores by their last bits."""
+    q, k, v = (rounded_to_bfloat16(inputs[name]) for name in "qkv")
+    log2 = np.float32(1.44269504)
+    scaled = rounded_to_bfloat16(inputs["q"] * np.float32(np.float32(q.shape[-1] ** -0.5) * log2)).astype(np.float64)
+    wanted = attention(scaled / float(log2), k, v, scale=1.0)
+    scores = np.abs(scaled).max() * np.abs(k).max() * q.shape[-1] ** 0.5
+    assert np.abs(got - wanted).max() <= np.abs(v).max() * (2**-9 + 1e-5 + 1e-6 * scores)
+
+
+@pytest.mark.parametrize("case", TEST_CASES, ids=lambda c: c.name)
+def test_bfloat16_is_attention_of_rounded_operands_on_every_instruction_set(each_context, case):
+    inputs = case.inputs()
+    within_bfloat16(run(each_context, **inputs, precision="bf16"), inputs)
+
+
+@given(
+    st.builds(
+        Case,
+        name=st.just(""),
+        rows=st.integers(1, 40),
+        kv_rows=st.integers(1, 600),
+        heads=st.integers(1, 2),
+        head_dim=st.integers(1, 300),
+        spread=st.sampled_from([0.1, 1.0, 20.0]),
+        seed=st.integers(0, 1000),
+    )
+)
+@settings(max_examples=40, deadline=None)
+def test_bfloat16_takes_any_shape(case):
+    inputs = case.inputs()
+    with Context(1, known_isas()[-1]) as context:
+        within_bfloat16(run(context, **inputs, precision="bf16"), inputs)
+
+
+@pytest.mark.parametrize("isa", known_isas())
+def test_bfloat16_products_of_small_whole_numbers_are_exact(isa, context_of):
+    rng = np.random.default_rng(0)
+    q = np.zeros((1, 20, 1, 9), np.float32)  # even weights: the mean of the values
+    k = rng.standard_normal((1, 64, 1, 9)).astype(np.float32)
+    v = rng.integers(-100, 100, (1, 64, 1, 9)).astype(np.float32)
+    got = run(context_of(isa, 1), q, k, v, precision="bf16")
+    assert np.abs(got - v.mean(1, keepdims=True)).max() <= 1e-4
+
+
+@pytest.mark.parametrize("isa", known_isas())
+@pytest.mark.parametrize("case", [c for c in TEST_CASES if c.name in ("many-rows", "several-blocks", "wide-head")])
+def test_the_number_of_threads_changes_no_bit_of_bfloat16(case, isa, context_of):
+    inputs = case.inputs()
+    one, three, seven = (run(context_of(isa, n), **inputs, precision="bf16").tobytes() for n in (1, 3, 7))
+    assert one == three == seven
+
+
+def test_a_nan_or_a_denormal_is_not_lost_in_bfloat16(each_context):
+    inputs = TEST_CASES[1].inputs()
+    inputs["q"][0, 5, 1, 3] = np.nan
+    inputs["v"][1] *= np.float32(1e-40)  # denormals, which bfloat16 multiplies as zeros
+    got = run(each_context, **inputs, precision="bf16")
+    assert np.isnan(got[0, 5, 1]).all()
+    assert np.isnan(got).sum() == got.shape[-1]
+    assert np.abs(got[1]).max() <= 1e-38
+
+
+def test_a_context_says_what_multiplies(each_context):
+    one = each_context.isa in ("avx512_vnni", "amx") and library().dq_has_bfloat16()
+    assert each_context.attention_form("float32") == "fused multiply-adds"
+    assert ("vdpbf16ps" in each_context.attention_form("bf16")) == bool(one)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"precision": "fp8"}, "precision is 'fp8', expected one of float32, bf16"),
+    ],
+)
+def test_a_precision_there_is_none_of_is_refused(best_context, change, message):
+    inputs = TEST_CASES[0].inputs()
+    with pytest.raises(KernelInputError, match=message):
+        run(best_context, **inputs, **change)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from dq_deploy import save_record, verify
 from dq_deploy.engines.capabilities import LayerForm
 from dq_deploy.errors import OptionError
 from dq_deploy.native import runner as runner_module
+from dq_deploy.native.cpu.arguments import struct_of
 from dq_deploy.native.runner import NativeRunner
 from dq_deploy.verify.layers.attestation import PAIR_LIMIT
 from dq_deploy.verify.native.prover import kernel_of
@@ -117,6 +118,36 @@ def test_a_text_conditioned_denoiser_is_exact(sdxl):
     report = proven(record)
     is_exact(report, record)
     assert 0 < report.integer_mac_share < report.integer_mac_share_of_quantizable
+
+
+def test_attention_in_bfloat16_is_reported_and_changes_no_integer():
+    record = random_record(tiny_conditional_denoiser(), steps=3)
+    with NativeRunner(record, threads=1, attention="bf16", finite_check=False) as runner:
+        report = proof_of(record, runner, QUICK)
+    assert report.failures == ()
+    assert report.max_code_difference == report.max_accumulator_difference == 0
+    assert report.attention.precision == "bf16"
+    assert report.attention.operations > 0
+    assert 0 < report.attention.rms_error < 2**-7
+    assert report.attention.largest_error < 2**-6
+    assert report.attention.mac_share == report.macs.attention / report.macs.of_all
+    assert "attention in bf16" in report.runtime
+    assert proven(record).attention is None
+
+
+def test_attention_in_bfloat16_may_not_hide_a_wrong_scale(monkeypatch):
+    record = random_record(tiny_conditional_denoiser(), steps=3)
+
+    def wrong(bound, op, index):
+        args = struct_of(bound, op, index)
+        if op.kind == "attention":
+            args.scale *= 0.5
+        return args
+
+    monkeypatch.setattr("dq_deploy.native.cpu.executor.struct_of", wrong)
+    with NativeRunner(copy.deepcopy(record), threads=1, attention="bf16", finite_check=False) as runner:
+        report = proof_of(record, runner, QUICK)
+    assert any("a float operation between them is wrong" in text for text in report.failures)
 
 
 def test_attention_on_images_and_classes_is_exact():

@@ -52,6 +52,20 @@ def test_float32_stays_within_the_bound_and_a_thousandth_does_not(name, size):
     assert float((wide.abs() * 1e-3 > bound).double().mean()) > 0.5
 
 
+def test_attention_of_rounded_operands_has_a_bound_of_its_own():
+    x = torch.randn((2, 4, 40, 12), generator=torch.Generator().manual_seed(0))
+    narrow = x.bfloat16().float()
+    mode = ErrorBounds(attention_unit=2.0**-9)
+    with torch.no_grad(), mode:
+        wide = F.scaled_dot_product_attention(x.double(), x.double(), x.double())
+        bound = mode.bound_of(wide)
+    gap = (F.scaled_dot_product_attention(narrow, narrow, narrow).double() - wide).abs()
+    plain = bounded(OPERATIONS["attention"], x)[1]
+    assert (gap <= bound).all()
+    assert (gap > plain).any()
+    assert float((bound > wide.abs().max() * 0.2).double().mean()) < 0.05
+
+
 def test_what_only_moves_is_exact():
     x = torch.randn(2, 4, 6, 6)
     wide, bound, mode = bounded(lambda v: F.pad(F.interpolate(v, scale_factor=2.0), (0, 1, 0, 1)).flatten(2)[:, :2], x)

@@ -26,7 +26,7 @@ def test_kept_and_left_out_quantizers_are_said_in_the_report(tmp_path):
     assert report.exact
     said = record_notes(record)
     assert set(said) <= set(report.notes)
-    assert said[0].startswith("2 quantizers of attention's products are kept in the record and not run")
+    assert said[0].startswith("2 quantizers of attention's products are not run, ")
     assert said[1] == "left out on import, 2 quantizers of attention, a.q first: no scale"
     assert max(map(len, said)) <= 300
 

@@ -35,7 +35,7 @@ def _zero_points(rows: Sequence[Mapping[str, Any]]) -> str | None:
 
 def _attention(attention: Mapping[str, list[str]]) -> str | None:
     count = sum(map(len, attention.values()))
-    return f"{count} in {len(attention)} attentions; kept, their products run in float" if count else None
+    return f"{count} in {len(attention)} attentions; run natively with --attention int8, else float" if count else None
 
 
 def _stored(rows: Sequence[Mapping[str, Any]]) -> str | None:

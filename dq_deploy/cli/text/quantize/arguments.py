@@ -117,6 +117,10 @@ class QuantizeArguments:
     ] = None
     iterations: Annotated[int | None, typer.Option(help="Training iterations a block.")] = None
     memory_gib: Annotated[float | None, typer.Option(help="Most memory for calibration data.")] = None
+    attention: Annotated[
+        str | None,
+        typer.Option(help="int8 adds quantizers of attention's products, which --attention int8 then runs natively."),
+    ] = None
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with the state a stopped run left beside --out.")
     ] = True

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from dq_deploy.cli.frame.attention import Attention
 from dq_deploy.cli.frame.hash_check import HashCheck
 
 
@@ -65,6 +66,7 @@ class SampleArguments:
     device: Annotated[
         str | None, typer.Option(help="Of the native engine: cpu or cuda; by default a GPU that can run it.")
     ] = None
+    attention: Attention = None
     threads: Annotated[int | None, typer.Option(help="Threads; default: the engine's choice.")] = None
     hash_check: HashCheck = True
     json: Annotated[Path | None, typer.Option(help="Also write the numbers as JSON.")] = None

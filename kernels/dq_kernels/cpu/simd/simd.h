@@ -26,6 +26,16 @@
 #define DQ_HAS_AMX 0
 #endif
 
+// Whether the compiler knows the bfloat16 instructions: g++ 10 and clang 9 do.
+#if DQ_X86 && defined(__has_include)
+#if __has_include(<avx512bf16intrin.h>)
+#define DQ_HAS_BF16 1
+#endif
+#endif
+#ifndef DQ_HAS_BF16
+#define DQ_HAS_BF16 0
+#endif
+
 #define DQ_INLINE static inline __attribute__((always_inline))
 
 #define DQ_PRAGMA(...) _Pragma(#__VA_ARGS__)

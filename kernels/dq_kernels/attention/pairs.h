@@ -1,0 +1,39 @@
+// Products of bfloat16 in pairs, summed in float32, in one thread: attention's two products where they run in it.
+// A pair is two values that follow each other along the sum, the first in the low half of a word.
+#pragma once
+#include <cstdint>
+
+#include "float_linear/fgemm.h"
+
+namespace dq {
+namespace pairs {
+
+constexpr int64_t kDepth = fgemm::kDepth / 2;  // of one call, in pairs
+constexpr int64_t kPitch = 144;                // of A in pairs
+
+struct Kernels {
+    bool instruction;  // whether one instruction of the CPU multiplies a pair; else two of float32 do
+    // Pairs of `depth` values, each times `scale` in float32 and then rounded to nearest even; an odd end gets a 0.
+    void (*pairs_of)(const float* src, int64_t depth, float scale, uint32_t* to);
+    // As in fgemm.h; `depth` counts values, `packed` holds a pair where B has one value.
+    void (*pack_transposed)(const float* src, int64_t pitch, int64_t columns, int64_t depth, uint32_t* packed);
+    void (*pack)(const float* src, int64_t pitch, int64_t columns, int64_t depth, uint32_t* packed);
+    // C = A B, or C += A B; `depth` counts pairs, of each the second product is added first.
+    void (*product)(const uint32_t* a, const uint32_t* packed, int64_t rows, int64_t columns, int64_t depth, float* c,
+                    int64_t c_pitch, bool accumulate);
+    // One block of columns of an online softmax of scores in units of log 2: p = 2^(s - max) in pairs. The sum is of
+    // values before they are rounded.
+    void (*softmax)(float* s, int64_t rows, int64_t columns, float* max, float* sum, float* shrink, uint32_t* p);
+};
+
+extern const Kernels portable;
+#if defined(__x86_64__)
+extern const Kernels avx2;
+extern const Kernels avx512;
+extern const Kernels avx512_bf16;
+#endif
+
+const Kernels& kernels_of(int32_t isa);
+
+}  // namespace pairs
+}  // namespace dq
