@@ -58,8 +58,8 @@ def _attention_rows(report: Report) -> list[tuple[str, str]]:
     ]
     if own.heads_compared:
         text = (
-            f"{own.heads_compared:,} heads compared: {own.accumulators_compared:,} accumulators, {own.codes_compared:,} "
-            f"codes of the softmax, of which {own.codes_moved:,} lie on the other side of a tie"
+            f"{own.heads_compared:,} heads compared: {own.accumulators_compared:,} accumulators, "
+            f"{own.codes_compared:,} codes of the softmax, of which {own.codes_moved:,} lie on the other side of a tie"
         )
         rows.append(("attention codes", text))
     return rows
