@@ -120,6 +120,19 @@ __attribute__((target("avx512f"))) int64_t dot_zmm() {
     return kSteps * kChains * 128;
 }
 
+__attribute__((target("avx512f"))) int64_t dot_bf16() {
+    const __m512i pairs = _mm512_set1_epi32(0x3f803f80);
+#define SUM(n) __m512 sum##n = _mm512_setzero_ps();
+    REPEAT_12(SUM)
+    for (int64_t i = 0; i < kSteps; i++) {
+#define STEP(n) __asm__ volatile("vdpbf16ps %1, %1, %0" : "+v"(sum##n) : "v"(pairs));
+        REPEAT_12(STEP)
+    }
+#undef SUM
+#undef STEP
+    return kSteps * kChains * 64;
+}
+
 // AMX: two by two tiles of sums, as the kernels have them; with loads, the two of codes and the two of weights come from
 // the first-level cache each time. The process must have been granted the tiles.
 template <bool kLoads>
@@ -148,7 +161,8 @@ int64_t dot_tiles() {
 }
 
 using Loop = int64_t (*)();
-constexpr Loop kLoops[] = {fma_ymm, fma_zmm, maddubs_8, maddwd, dot_ymm, dot_zmm, dot_tiles<false>, dot_tiles<true>};
+constexpr Loop kLoops[] = {fma_ymm, fma_zmm, maddubs_8, maddwd, dot_ymm, dot_zmm, dot_tiles<false>, dot_tiles<true>,
+                            dot_bf16};
 
 double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();

@@ -11,7 +11,7 @@ from typing import Any
 ROOT = Path(__file__).parent
 LOOPS = (
     *("fma ymm", "fma zmm", "vpmaddubsw, 8 summed in int16", "vpmaddwd", "vpdpbusd ymm", "vpdpbusd zmm"),
-    *("tdpbusd", "tdpbusd with its tile loads"),
+    *("tdpbusd", "tdpbusd with its tile loads", "vdpbf16ps zmm"),
 )
 """Instruction loops by number, as peaks.cpp has them."""
 PRODUCTS = {
@@ -26,6 +26,9 @@ PRODUCTS = {
 }
 """What bounds an exact integer product, by instruction set and weight bits; plain C++ has no bound of its own."""
 FLOATS = {"avx2": LOOPS[0], "avx_vnni": LOOPS[0], "avx512_vnni": LOOPS[1], "amx": LOOPS[1]}
+
+BFLOATS = {"avx512_vnni": LOOPS[8], "amx": LOOPS[8]}
+"""What bounds attention in bfloat16, on a CPU that has the instruction; elsewhere it is two of `FLOATS`."""
 
 
 @functools.lru_cache(maxsize=1)

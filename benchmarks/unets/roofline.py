@@ -28,6 +28,7 @@ import numpy as np
 from benchmarks.machine import peaks, quiet
 from benchmarks.machine.commit import commit
 from benchmarks.unets.run import BATCHES, record_path
+from dq_deploy.engines.options import ATTENTION
 from dq_deploy.native.program.program import Op, Program, View
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +37,8 @@ TITLES = {
     "1x1": "1x1 convolutions, integer",
     "linear": "linear layers, integer",
     "attention": "attention's two products, float32",
+    "attention bf16": "attention's two products, bf16",
+    "attention int8": "attention's two products, int8",
     "norm": "norms with activation and codes",
     "codes": "other codes (quantize, GEGLU)",
     "float": "float layers and elementwise operations",
@@ -95,11 +98,25 @@ class ClassRow:
     ms: float
 
 
-def class_of(op: Op, layers: Mapping[str, Any]) -> str:
-    """Key of `TITLES`."""
+def class_of(op: Op, layers: Mapping[str, Any], attention: str = "float32") -> str:
+    """Key of `TITLES`; `attention` is what the engine runs its products in."""
+    if op.kind == "attention":
+        return "attention" if type_of(op, attention) == "float32" else f"attention {attention}"
     if op.kind == "int_conv2d":
         return "1x1" if layers[op.attributes["layer"]].kernel == (1, 1) else "3x3"
     return KINDS.get(op.kind, "float")
+
+
+def type_of(op: Op, attention: str) -> str:
+    """What one attention runs in: without quantizers int8 is float32."""
+    return "float32" if attention == "int8" and "name" not in op.attributes else attention
+
+
+def attention_loop(isa: str, kind: str) -> str:
+    """The instruction that bounds attention's products."""
+    if kind == "int8":  # of both operands' codes, with nothing that saturates
+        return peaks.PRODUCTS[isa if isa in ("avx2", "avx512_vnni") else {"amx": "avx512_vnni"}.get(isa, "avx2"), 8]
+    return peaks.BFLOATS.get(isa, peaks.FLOATS[isa]) if kind == "bf16" else peaks.FLOATS[isa]
 
 
 def work_of(op: Op, layers: Mapping[str, Any]) -> int:
@@ -111,7 +128,7 @@ def work_of(op: Op, layers: Mapping[str, Any]) -> int:
         return 2 * out["y"] * (width // layer.groups) * math.prod(layer.kernel)
     if op.kind == "attention":
         *_, rows, width = op.reads["q"].sizes
-        return 4 * int(np.prod(op.reads["q"].sizes[:-2])) * rows * op.reads["k"].sizes[-2] * width
+        return 4 * int(np.prod(op.reads["q"].sizes[:-2])) * rows * int(op.reads["k"].sizes[-2]) * int(width)
     if op.kind in ("float_linear", "float_conv2d"):
         weights = op.reads["weights"].sizes
         return 2 * out["y"] * int(np.prod(weights)) // weights[0]
@@ -148,7 +165,8 @@ def costs(executor: Any, batch: int, isa: str, threads: int, sizes: Any = None) 
             integer = op.kind in ("int_linear", "int_conv2d")
             bits = layers[op.attributes["layer"]].weight_bits if integer else 0
             rate = peaks.product_peak(isa, 4 if bits <= 4 else 8, threads) if integer else None
-            by_work = work / (rate or peaks.operations(peaks.FLOATS[isa], threads)) / 1e3
+            kind = type_of(op, executor.attention) if op.kind == "attention" else "float32"
+            by_work = work / (rate or peaks.operations(attention_loop(isa, kind), threads)) / 1e3
         by_bytes = (parameters / weight_rate + values / peaks.copy_peak(max(values, 1), threads)) / 1e3
         bound = "work" if by_work >= by_bytes else "bytes"
         found.append(Cost(work=work, weights=parameters, values=values, limit_us=max(by_work, by_bytes), bound=bound))
@@ -158,7 +176,7 @@ def costs(executor: Any, batch: int, isa: str, threads: int, sizes: Any = None) 
 def rows_of(executor: Any, each: Sequence[Cost], spent: Sequence[float], batch: int) -> Iterator[ClassRow]:
     """The classes that a model has."""
     ops, layers = executor.plan(batch).program.ops, executor.record.layers
-    names = [class_of(op, layers) for op in ops]
+    names = [class_of(op, layers, executor.attention) for op in ops]
     for name in TITLES:
         mine = [i for i, other in enumerate(names) if other == name]
         if not mine:
@@ -183,7 +201,9 @@ def in_order(ops: Sequence[Op], timed: Iterator[tuple[Op, float]]) -> Iterator[t
         yield op, spent
 
 
-def measure(model: str, record: Path, bits: int, isa: str, threads: int, repeats: int) -> dict[str, Any]:
+def measure(
+    model: str, record: Path, bits: int, isa: str, threads: int, repeats: int, attention: str = "float32"
+) -> dict[str, Any]:
     """One model: its rows, and a whole step without a clock between the operations."""
     from time import perf_counter
 
@@ -192,7 +212,7 @@ def measure(model: str, record: Path, bits: int, isa: str, threads: int, repeats
     from dq_deploy.native.runner import NativeRunner
 
     batch = BATCHES[model]
-    with NativeRunner(record, isa=isa, threads=threads) as runner:
+    with NativeRunner(record, isa=isa, threads=threads, attention=attention) as runner:
         feeds = feeds_for(runner.inputs, batch, runner.manifest)
         runner.run(feeds)
         ops = runner.executor.plan(batch).program.ops
@@ -206,11 +226,14 @@ def measure(model: str, record: Path, bits: int, isa: str, threads: int, repeats
         each = costs(runner.executor, batch, isa, threads)
         rows = list(rows_of(runner.executor, each, np.min(turns, axis=0), batch))
     key = {"model": model, "bits": f"W{bits}A8", "isa": isa, "threads": threads, "batch": batch}
+    if attention != "float32":
+        key["attention"] = attention
+    loops = {peaks.PRODUCTS[isa, 8], peaks.FLOATS[isa], attention_loop(isa, attention)}
     return {
         "key": key,
         "commit": commit(),
         "environment": describe_environment(threads=threads),
-        "peaks": {loop: peaks.operations(loop, threads) for loop in {peaks.PRODUCTS[isa, 8], peaks.FLOATS[isa]}}
+        "peaks": {loop: peaks.operations(loop, threads) for loop in loops}
         | {"copy of 2^28 bytes, GB/s": peaks.copy(28, threads)},
         "classes": [asdict(row) for row in rows],
         "step_ms": min(steps),
@@ -267,10 +290,10 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in last.values():
         key, own = row["key"], row["environment"]
         rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in sorted(row["peaks"].items()))
-        busy = row["others_busy"]
+        busy, kind = row["others_busy"], f", attention {key['attention']}" if "attention" in key else ""
         shared = f" Other processes kept {busy:.1f} CPUs busy meanwhile, so times are too long." if busy > 0.1 else ""
         parts.append(
-            f"## {key['model']}, {key['bits']}, batch {key['batch']}, {key['isa']}, threads {key['threads']}\n\n"
+            f"## {key['model']}, {key['bits']}, batch {key['batch']}, {key['isa']}, threads {key['threads']}{kind}\n\n"
             f"{own['cpu']}, {own['date'][:10]}, commit {row['commit']}. A whole step: {row['step_ms']:.2f} ms. "
             f"Rates in 10^9 a second: {rates}.{shared}\n\n" + "\n".join(lines_of(row))
         )
@@ -288,6 +311,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "--weights", type=int, action="append", choices=(4, 8), help="bits, repeatable; both by default"
     )
     parser.add_argument("--isa", action="append", choices=known_isas()[1:], help="repeatable; the best by default")
+    parser.add_argument("--attention", choices=ATTENTION, default="float32", help="what its products run in")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=30, help="steps")
     parser.add_argument("--record", type=Path, help="of the model, in place of one that is made in the work folder")
@@ -300,7 +324,7 @@ def main(words: Sequence[str] | None = None) -> int:
         for bits in given.weights or (4, 8):
             record = given.record or record_path(model, bits, given.work)
             for isa in given.isa or known_isas()[-1:]:
-                row = measure(model, record, bits, isa, given.threads, given.repeats)
+                row = measure(model, record, bits, isa, given.threads, given.repeats, given.attention)
                 print("\n".join([json.dumps(row["key"]), *lines_of(row), f"step {row['step_ms']:.2f} ms"]), flush=True)
                 with given.results.open("a", encoding="utf-8") as stream:
                     stream.write(json.dumps(row, sort_keys=True) + "\n")
