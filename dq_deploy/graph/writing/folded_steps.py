@@ -29,6 +29,11 @@ class FoldedSteps:
         self._steps, self._b, self._x, self._samples = steps, b, x, samples
         self._repeated: dict[str, ir.Value] = {}
 
+    @property
+    def static(self) -> bool:
+        """As `StepTables.static`."""
+        return self._steps.static
+
     def scalar(self, table: NDArray[np.generic], rank: int) -> ir.Value:
         """As `StepTables.scalar`, one for each entry of the leading axis."""
         return self._of_entries(self._steps.scalar(table, rank))
@@ -36,6 +41,22 @@ class FoldedSteps:
     def rows(self, table: F32, name: str, rank: int, *, channel_axis: int = 1) -> ir.Value:
         """As `StepTables.rows`, one for each entry of the leading axis."""
         return self._of_entries(self._steps.rows(table, name, rank, channel_axis=channel_axis))
+
+    def products(self, table: NDArray[np.generic], values: F32, rank: int, axis: int) -> ir.Value:
+        """As `StepTables.products`, one for each entry of the leading axis."""
+        return self._of_entries(self._steps.products(table, values, rank, axis))
+
+    def codes(self, table: NDArray[np.generic], count: int, rank: int) -> ir.Value:
+        """As `StepTables.codes`, one for each entry of the leading axis."""
+        return self._of_entries(self._steps.codes(table, count, rank))
+
+    def zero_point(self, table: NDArray[np.generic]) -> ir.Value:
+        """As `StepTables.zero_point`, one for each entry of the leading axis."""
+        return self._of_entries(self._steps.zero_point(table))
+
+    def ones(self) -> ir.Value:
+        """As `StepTables.ones`, one for each entry of the leading axis."""
+        return self._of_entries(self._steps.ones())
 
     def number(self, table: NDArray[np.generic]) -> ir.Value:
         """As `StepTables.number`: one step a batch is every entry's."""
@@ -46,6 +67,8 @@ class FoldedSteps:
         return self._steps.entry(table, name, before=before)
 
     def _of_entries(self, value: ir.Value) -> ir.Value:
+        if value.const_value is not None:
+            return value  # with one step bucket it has no axis of samples
         assert value.name is not None
         if value.name not in self._repeated:
             role = f"of_entries{len(self._repeated)}"

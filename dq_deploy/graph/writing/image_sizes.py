@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from dq_deploy.graph.writing.builder import Builder
+from dq_deploy.graph.writing.builder import CONTRIB_DOMAIN, Builder
 from dq_deploy.numerics.geometry import Padding, Pair, Window
 
 INT64, BOOL, FLOAT = ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.FLOAT
@@ -106,22 +106,47 @@ class ImageSizes:
 
         def make() -> ir.Value:
             size = self.size(b, image)
-            height, width = (_pick(b, size, axis, name) for axis, name in ((0, "height"), (1, "width")))
-            pixels = b.op("Mul", [height, width], "pixels_count", dtype=INT64)
-            (rows, rows_inside), (columns, columns_inside) = (self.positions(b, image, window, a) for a in (0, 1))
-            starts = b.op("Mul", [rows, width], "row_starts", dtype=INT64)
-            if rows_inside is not None:
-                starts = b.op("Where", [rows_inside, starts, pixels], "rows_or_padding", dtype=INT64)
-            if columns_inside is not None:
-                columns = b.op("Where", [columns_inside, columns, pixels], "columns_or_padding", dtype=INT64)
-            grid = b.op("Unsqueeze", [starts, _vector(b, (1, 3))], "rows_of_grid", dtype=INT64)
-            line = b.op("Unsqueeze", [columns, _vector(b, (1,))], "columns_of_grid", dtype=INT64)
-            index = b.op("Add", [grid, line], "grid", dtype=INT64)
-            if rows_inside is not None or columns_inside is not None:
-                index = b.op("Min", [index, pixels], "at_most_padding", dtype=INT64)  # a sum with one is beyond it
-            return b.op("Reshape", [index, _vector(b, (-1,))], "patches", dtype=INT64)
+            pixels = b.op("ReduceProd", [size], "pixels_count", attributes={"keepdims": 0}, dtype=INT64)
+            grid = (
+                self._taps(b, image, window, pixels)
+                if any(d != 1 for d in window.dilation)
+                else self._windows(b, size, window, pixels)
+            )
+            return b.op("Reshape", [grid, _vector(b, (-1,))], "patches", dtype=INT64)
 
         return self._once(b, ("patches", self._key(image), window), make)
+
+    def _windows(self, b: Builder, size: ir.Value, window: Window, pixels: ir.Value) -> ir.Value:
+        """Numbers of pixels [H_out, W_out, kh, kw]: the numbered image, with padding, seen through the window."""
+        zero, one = b.constant(np.int64(0), "zero"), b.constant(np.int64(1), "one")
+        numbers = b.op("Range", [zero, pixels, one], "numbers", dtype=INT64)
+        grid = b.op("Reshape", [numbers, size], "numbered", dtype=INT64)
+        if any(window.padding):
+            grid = b.op("Pad", [grid, _vector(b, window.padding), pixels], "bordered", dtype=INT64)
+        for axis, role in ((0, "rows"), (1, "windows")):
+            moved: dict[str, int | float | str | Sequence[int]] = {
+                "dim": axis,
+                "size": window.kernel[axis],
+                "step": window.stride[axis],
+            }
+            grid = b.op("UnfoldTensor", [grid], role, domain=CONTRIB_DOMAIN, attributes=moved, dtype=INT64)
+        return grid
+
+    def _taps(self, b: Builder, image: ir.Value, window: Window, pixels: ir.Value) -> ir.Value:
+        """The same for a window with gaps."""
+        width = _pick(b, self.size(b, image), 1, "width")
+        (rows, rows_inside), (columns, columns_inside) = (self.positions(b, image, window, a) for a in (0, 1))
+        starts = b.op("Mul", [rows, width], "row_starts", dtype=INT64)
+        if rows_inside is not None:
+            starts = b.op("Where", [rows_inside, starts, pixels], "rows_or_padding", dtype=INT64)
+        if columns_inside is not None:
+            columns = b.op("Where", [columns_inside, columns, pixels], "columns_or_padding", dtype=INT64)
+        grid = b.op("Unsqueeze", [starts, _vector(b, (1, 3))], "rows_of_grid", dtype=INT64)
+        line = b.op("Unsqueeze", [columns, _vector(b, (1,))], "columns_of_grid", dtype=INT64)
+        index = b.op("Add", [grid, line], "grid", dtype=INT64)
+        if rows_inside is not None or columns_inside is not None:
+            index = b.op("Min", [index, pixels], "at_most_padding", dtype=INT64)  # a sum with one is beyond it
+        return index
 
     def image_shape(self, b: Builder, channels: int, image: ir.Value, window: Window) -> ir.Value:
         """Shape int64 [4] with which Reshape makes an image of the window's outputs; 0 stands for the batch."""

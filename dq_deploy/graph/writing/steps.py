@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from dq_deploy.errors import RecordError
 from dq_deploy.graph.writing.builder import Builder
+from dq_deploy.graph.writing.channel_steps import ChannelSteps
 from dq_deploy.numerics.arrays import F32
 
 TIMESTEP = "timestep"
@@ -37,12 +38,18 @@ class StepTables:
         self._values: dict[tuple[int, bytes], ir.Value] = {}
         self._numbers: dict[tuple[str, bytes], tuple[ir.Value, NDArray[np.generic]]] = {}
         self._rows: list[tuple[ir.Value, F32]] = []
+        self._of_channels = ChannelSteps(graph, self._first, len(edges) + 1)
         self._bucket_scalar = ir.Value(name="dq/steps/bucket_scalar", type=ir.TensorType(ir.DataType.INT64))
 
     @property
     def shared(self) -> bool:
         """Whether a batch has one step."""
         return self._shared
+
+    @property
+    def static(self) -> bool:
+        """Whether there is one step bucket."""
+        return len(self._edges) == 0
 
     def scalar(self, table: NDArray[np.generic], rank: int) -> ir.Value:
         """Value of a [T] or [1] table at each sample's step, float32 with `rank` axes."""
@@ -103,6 +110,22 @@ class StepTables:
         self._rows.append((value, full.reshape(steps, *shape)))
         return value
 
+    def products(self, table: NDArray[np.generic], values: F32, rank: int, axis: int) -> ir.Value:
+        """As `ChannelSteps.products`."""
+        return self._of_channels.products(table, values, rank, axis)
+
+    def codes(self, table: NDArray[np.generic], count: int, rank: int) -> ir.Value:
+        """As `ChannelSteps.codes`."""
+        return self._of_channels.codes(table, count, rank)
+
+    def zero_point(self, table: NDArray[np.generic]) -> ir.Value:
+        """As `ChannelSteps.zero_point`."""
+        return self._of_channels.zero_point(table)
+
+    def ones(self) -> ir.Value:
+        """As `ChannelSteps.ones`."""
+        return self._of_channels.ones()
+
     def finish(self) -> None:
         """Insert the bucket and the look-ups at the start of the graph; call once, after the last `scalar`."""
         b = Builder(self._graph, self._first, "dq/steps")
@@ -122,6 +145,7 @@ class StepTables:
             attributes = [ir.AttrInt64("axis", 0)]
             node = ir.Node("", "Gather", [source, bucket], attributes, outputs=[value], name=value.name)
             self._graph.insert_before(self._first, node)
+        self._of_channels.write(bucket)
         for kind in sorted({key[0] for key in self._numbers}):
             found = [entry for key, entry in self._numbers.items() if key[0] == kind]
             table = np.stack([column for _, column in found], axis=1)

@@ -1,4 +1,4 @@
-"""Equal constants of a graph are stored once."""
+"""Equal constants of a graph are stored once, and types of inner tensors can be left out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from dq_deploy.graph.passes.cleanup import EqualConstantsOnce
+from dq_deploy.graph.passes.cleanup import EqualConstantsOnce, ForgetTypes
 
 ONES = np.ones(3, np.float32)
 
@@ -47,3 +47,18 @@ def test_a_constant_that_is_an_output_keeps_its_name():
     model = graph_of(constant("a", ONES), constant("b", ONES.copy()), outputs=1)
     assert not EqualConstantsOnce().apply(model).modified
     assert [value.name for value in model.graph.outputs] == ["out", "b"]
+
+
+def test_types_between_the_nodes_go_and_those_of_inputs_and_outputs_stay():
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["B"]))
+    first = ir.node("Neg", [x])
+    last = ir.node("Neg", [first.outputs[0]])
+    for name, node in (("inner", first), ("y", last)):
+        node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = name, x.type, x.shape
+    graph = ir.Graph([x], last.outputs, nodes=[first, last], opset_imports={"": 21}, name="types")
+    model = ir.Model(graph, ir_version=10)
+    assert ForgetTypes().apply(model).modified
+    proto = ir.to_proto(model)
+    assert list(proto.graph.value_info) == []
+    assert [value.type.tensor_type.elem_type for value in (*proto.graph.input, *proto.graph.output)] == [1, 1]
+    assert not ForgetTypes().apply(model).modified

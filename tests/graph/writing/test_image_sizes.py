@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 from dq_deploy import numerics
 from dq_deploy.graph.passes.openvino_layers import sums_inside
-from dq_deploy.graph.writing.builder import Builder
+from dq_deploy.graph.writing.builder import CONTRIB_DOMAIN, Builder
 from dq_deploy.graph.writing.image_sizes import ImageSizes, fixed_size, padded_shape, weights_inside
 from dq_deploy.numerics.geometry import Window
 
@@ -25,8 +26,8 @@ WINDOWS = (
 SIZES = ((8, 8), (5, 12), (4, 7))
 
 
-def graph_with(make, size=("height", "width")):
-    """An evaluator of what `make` writes for an image x [B, 2, height, width]."""
+def graph_with(make, size=("height", "width"), *, engine=None):
+    """An evaluator of what `make` writes for an image x [B, 2, height, width]: ONNX's own, or ONNX Runtime."""
     x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["B", 2, *size]))
     end = ir.node("Identity", [x], name="end")
     end.outputs[0].name, end.outputs[0].type, end.outputs[0].shape = "y", x.type, x.shape
@@ -35,6 +36,10 @@ def graph_with(make, size=("height", "width")):
     made = make(b, x)
     made.type = made.type or ir.TensorType(ir.DataType.INT64)
     graph.outputs.append(made)
+    if engine == "onnxruntime":
+        graph.opset_imports[CONTRIB_DOMAIN] = 1
+        proto = ir.to_proto(ir.Model(graph, ir_version=10))
+        return onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     return ReferenceEvaluator(ir.to_proto(ir.Model(graph, ir_version=10)))
 
 
@@ -48,7 +53,7 @@ def patch_index(window, size):
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 def test_patches_of_an_image_of_any_size_are_those_of_the_numerics(window):
-    run = graph_with(lambda b, x: ImageSizes().patch_index(b, x, window))
+    run = graph_with(lambda b, x: ImageSizes().patch_index(b, x, window), engine="onnxruntime")
     for size in SIZES:
         found = run.run(None, {"x": np.zeros((1, 2, *size), np.float32)})[1]
         np.testing.assert_array_equal(found, patch_index(window, size))
@@ -63,7 +68,7 @@ def test_patches_of_an_image_of_any_size_are_those_of_the_numerics(window):
 @settings(max_examples=60, deadline=None)
 def test_patches_of_an_image_of_one_size_are_those_of_the_numerics(kernel, stride, padding, dilation):
     window = numerics.Window(kernel=kernel, stride=stride, padding=padding, dilation=dilation)
-    run = graph_with(lambda b, x: ImageSizes().patch_index(b, x, window), size=(7, 6))
+    run = graph_with(lambda b, x: ImageSizes().patch_index(b, x, window), size=(7, 6), engine="onnxruntime")
     found = run.run(None, {"x": np.zeros((1, 2, 7, 6), np.float32)})[1]
     np.testing.assert_array_equal(found, patch_index(window, (7, 6)))
 
@@ -95,7 +100,7 @@ def test_layers_that_meet_the_same_image_share_its_nodes():
         made.extend(sizes.patch_index(b, x, WINDOWS[0]) for _ in range(2))
         return made[0]
 
-    graph_with(twice)
+    graph_with(twice, engine="onnxruntime")
     assert made[0] is made[1]
 
 
