@@ -64,7 +64,8 @@ def test_codes_and_zero_points_are_the_sample_s_own():
 def test_with_one_step_bucket_all_is_constant_and_no_node_is_written():
     table, value = np.array([0.3], np.float32), RANDOM.standard_normal(4).astype(np.float32)
     made, nodes = evaluated(
-        1, lambda s: [s.products(table, value, 4, 2), s.codes(np.array([9]), 3, 3), s.zero_point(np.array([9])), s.ones()]
+        1,
+        lambda s: [s.products(table, value, 4, 2), s.codes(np.array([9]), 3, 3), s.zero_point(np.array([9])), s.ones()],
     )
     np.testing.assert_array_equal(made[0], (table[0] * value).reshape(1, 1, 4, 1))
     np.testing.assert_array_equal(made[1], np.full((1, 1, 3), 9, np.uint8))
