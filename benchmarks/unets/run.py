@@ -64,7 +64,16 @@ BATCHES = {"cifar": 1, "demo": 1, "terrain": 1, "sd15": 2, "dit-xl": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What the native engine has to be, on 2 threads: so many times as fast, or no more than so much of the memory."""
+    """What the native engine has to be, on 2 threads, at the model's own batch.
+
+    Attributes:
+        model: one of `BATCHES`.
+        bits: of the record.
+        isa: of the native engine.
+        engine: that it is held against.
+        speedup: so many times as fast.
+        memory: at most so much of its memory.
+    """
 
     model: str
     bits: str
@@ -325,8 +334,9 @@ def verdicts(key: Mapping[str, Any], compared: Mapping[str, Mapping[str, float]]
     """The claims about this row, in words; none where there is none."""
     lines = []
     for claim in CLAIMS:
-        own = (claim.model, claim.bits, claim.isa, 2)
-        if own != (key["model"], key["bits"], key["isa"], key["threads"]) or claim.engine not in compared:
+        own = (claim.model, claim.bits, claim.isa, 2, BATCHES[claim.model])
+        row = (key["model"], key["bits"], key["isa"], key["threads"], key["batch"])
+        if own != row or claim.engine not in compared:
             continue
         got = compared[claim.engine]
         if claim.speedup is not None:
