@@ -195,13 +195,17 @@ class Subject:
     source: CalibrationSource
     options: dict[str, Any]
 
-    def calibration(self) -> dict[str, Any]:
-        """The calibration inputs by name, [M, ...], for others to use as well."""
+    def calibration(self, **other: Any) -> dict[str, Any]:
+        """The calibration inputs by name, [M, ...], for others to use as well; `other` options give others."""
         from dq_deploy.methods.options import options_for
         from dq_deploy.methods.prepare.calibration_inputs import collect_inputs
         from dq_deploy.methods.progress import silent
 
-        return dict(collect_inputs(self.denoiser, options_for("minmax", **self.options), self.source, silent).inputs)
+        return dict(
+            collect_inputs(
+                self.denoiser, options_for("minmax", **{**self.options, **other}), self.source, silent
+            ).inputs
+        )
 
 
 def subject_of(name: str, pipeline: Path | None = None) -> Subject:

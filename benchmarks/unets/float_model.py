@@ -60,7 +60,9 @@ def ready_folder(model: str, work: Path, pipeline: Path | None) -> Path:
     return folder
 
 
-def write_folder(denoiser: Denoiser, calibration: dict[str, Any], folder: Path, *, pictures: bool) -> None:
+def write_folder(
+    denoiser: Denoiser, calibration: dict[str, Any], folder: Path, *, pictures: bool, held_out: dict[str, Any] | None
+) -> None:
     """Write all of it.
 
     Args:
@@ -68,6 +70,7 @@ def write_folder(denoiser: Denoiser, calibration: dict[str, Any], folder: Path, 
         calibration: inputs by name, [M, ...].
         folder: to write into.
         pictures: compare pictures by DDIM, not the outputs of a step.
+        held_out: inputs of the step whose outputs are compared; random ones by default.
     """
     from dq_deploy.models import example_inputs
 
@@ -78,20 +81,22 @@ def write_folder(denoiser: Denoiser, calibration: dict[str, Any], folder: Path, 
     for batch in BATCHES:
         np.savez(folder / f"inputs-{batch}.npz", **example_inputs(denoiser.call, batch, 0))
     denoiser.module.save_pretrained(folder / "unet")
-    write_check(denoiser, folder, pictures=pictures, count=2 if count > LARGE else max(BATCHES))
+    samples = 2 if count > LARGE else max(BATCHES)
+    step = {name: held_out[name][:samples] for name in names} if held_out else None
+    write_check(denoiser, folder, pictures, step or example_inputs(denoiser.call, samples, SEED))
     write_onnx(denoiser, folder / "float.onnx", large=count > LARGE)
     write_openvino(denoiser, folder / "float.xml")
     facts = {"large": count > LARGE}
     (folder / "model.json").write_text(json.dumps({**facts, "parameters": count}), encoding="utf-8")
 
 
-def write_check(denoiser: Denoiser, folder: Path, *, pictures: bool, count: int) -> None:
-    """What is compared, and the float model's own by torch."""
+def write_check(denoiser: Denoiser, folder: Path, pictures: bool, step: dict[str, Any]) -> None:
+    """What is compared, pictures or the outputs of a step, and the float model's own by torch."""
     import torch
 
     from benchmarks.peers.float_files import schedule_of
     from benchmarks.peers.job import outputs_of
-    from dq_deploy.models import call_denoiser, example_inputs
+    from dq_deploy.models import call_denoiser
     from dq_deploy.record.model_config import sample_shape
 
     if pictures:
@@ -104,7 +109,7 @@ def write_check(denoiser: Denoiser, folder: Path, *, pictures: bool, count: int)
         schedule = json.dumps(schedule_of(denoiser.scheduler_config, STEPS))
         (folder / "schedule.json").write_text(schedule, encoding="utf-8")
     else:
-        np.savez(folder / "check.npz", **example_inputs(denoiser.call, count, SEED))
+        np.savez(folder / "check.npz", **step)
 
     def run(inputs: dict[str, Any]) -> Any:
         with torch.inference_mode():
@@ -167,7 +172,10 @@ def main() -> int:
 
     model, folder, *rest = sys.argv[1:]
     subject = subject_of(model, Path(rest[0]) if rest else None)
-    write_folder(subject.denoiser, subject.calibration(), Path(folder), pictures=model in TRAINED)
+    # a model of one step is called with noise of its own size alone
+    held_out = subject.calibration(seed=SEED, samples=max(BATCHES)) if model == "terrain" else None
+    calibration = subject.calibration()
+    write_folder(subject.denoiser, calibration, Path(folder), pictures=model in TRAINED, held_out=held_out)
     return 0
 
 

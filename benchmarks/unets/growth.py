@@ -225,13 +225,13 @@ def lines_of(rows: Sequence[Mapping[str, Any]], kind: str) -> Iterator[tuple[str
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     """Slope of a straight line through the logarithms."""
-    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+    return round(float(np.polyfit(np.log(sizes), np.log(values), 1)[0]), 2) + 0.0  # no -0.00
 
 
 def draw(rows: Sequence[Mapping[str, Any]], kind: str, path: Path) -> None:
     """A panel for each axis, both of its scales logarithmic."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+    from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
     unit = {"ms": "milliseconds of a step", "mib": "peak memory, MiB"}[kind]
     limit = {"ms": "machine's limit", "mib": "weights and values"}[kind]
@@ -239,19 +239,23 @@ def draw(rows: Sequence[Mapping[str, Any]], kind: str, path: Path) -> None:
     panels = figure.subplots(2, 3).ravel()
     for panel, (axis, sizes) in zip(panels, AXES.items(), strict=False):
         for name, values in lines_of(along(rows, axis), kind):
-            words = limit if name == LIMIT else WORDS[name]
             style = {"linestyle": "--"} if name == LIMIT else {"marker": "o", "markersize": 4}
             colour = LIMIT_COLOUR if name == LIMIT else COLOURS[name]
-            label = f"{words}: {exponent(sizes, values):.2f}"
+            label = f"{exponent(sizes, values):.2f}"
             panel.plot(sizes, values, color=colour, label=label, **style)
         panel.set(xscale="log", yscale="log", xlabel=TITLES[axis], ylabel=unit)
         panel.xaxis.set_major_locator(FixedLocator(sizes))
         panel.xaxis.set_minor_locator(NullLocator())
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_minor_formatter(NullFormatter())
         for one in (panel.xaxis, panel.yaxis):
-            one.set_major_formatter(ScalarFormatter())
+            one.set_major_formatter(StrMethodFormatter("{x:g}"))
         panel.grid(color="#e4e4e4", linewidth=0.6)
-        panel.legend(frameon=False, fontsize=7.5, title="exponent", title_fontsize=7.5)
+        tight = {"ncols": 4, "frameon": False, "fontsize": 8, "columnspacing": 0.9, "handlelength": 1.6}
+        panel.legend(loc="lower left", bbox_to_anchor=(-0.04, 1), **tight)
+    names = [limit if name == LIMIT else WORDS[name] for name, _ in lines_of(along(rows, "batch"), kind)]
     panels[-1].axis("off")
+    panels[-1].legend(panels[0].get_lines(), names, loc="center", frameon=False, title="exponents above the panels")
     figure.savefig(path, format="png", dpi=110)
 
 

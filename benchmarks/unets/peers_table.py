@@ -101,7 +101,7 @@ def main(words: Sequence[str] | None = None) -> int:
     rows = [json.loads(line) for line in given.results.read_text(encoding="utf-8").splitlines()]
     for title, by_bits in groups([r for r in rows if r["key"]["model"] in (given.model or BATCHES)]).items():
         first = next(iter(by_bits.values()))
-        compared = first["fidelity"][NATIVE]["of"]
+        compared = first["fidelity"].get(NATIVE, {"of": "nothing"})["of"]
         print(f"{title}; PSNR of {compared}; commit {first['commit']}\n")
         print("\n".join(lines_of(by_bits)))
         for engine, why in sorted({pair for row in by_bits.values() for pair in row["not_run"].items()}):
