@@ -125,10 +125,10 @@ def work_of(op: Op, layers: Mapping[str, Any]) -> int:
     if op.kind in ("int_linear", "int_conv2d"):
         layer = layers[op.attributes["layer"]]
         width = len(layer.parts[op.attributes["part"]].pre)
-        return 2 * out["y"] * (width // layer.groups) * math.prod(layer.kernel)
+        return 2 * out["y"] * (int(width) // layer.groups) * int(math.prod(layer.kernel))
     if op.kind == "attention":
         *_, rows, width = op.reads["q"].sizes
-        return 4 * int(np.prod(op.reads["q"].sizes[:-2])) * rows * int(op.reads["k"].sizes[-2]) * int(width)
+        return 4 * int(np.prod(op.reads["q"].sizes[:-2])) * int(rows) * int(op.reads["k"].sizes[-2]) * int(width)
     if op.kind in ("float_linear", "float_conv2d"):
         weights = op.reads["weights"].sizes
         return 2 * out["y"] * int(np.prod(weights)) // weights[0]
