@@ -102,9 +102,10 @@ def environment_of(changes: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def start_native(record: Path, cpu: Cpu, threads: int) -> Worker:
-    """The native engine in a process of its own."""
-    return Worker(WorkerSettings(path=str(record), engine=NATIVE, threads=threads, isa=cpu.isa))
+def start_native(record: Path, cpu: Cpu, threads: int, attention: str | None = None) -> Worker:
+    """The native engine in a process of its own; `attention` as of `dq_deploy.open_engine`."""
+    settings = WorkerSettings(path=str(record), engine=NATIVE, threads=threads, isa=cpu.isa, attention=attention)
+    return Worker(settings)
 
 
 def start_exact(name: str, graph: Path, cpu: Cpu, threads: int) -> Worker:

@@ -39,7 +39,7 @@ def of_peer(peer: PeerProcess, folder: Path) -> dict[str, Any]:
         return fidelity(np.load(out), folder)
 
 
-def of_file(path: Path, engine: str, folder: Path, batch: int, threads: int, isa: str | None) -> dict[str, Any]:
+def of_file(path: Path, engine: str, folder: Path, batch: int, threads: int, **native: str | None) -> dict[str, Any]:
     """Of a record or one of our graphs, in this process.
 
     Args:
@@ -48,11 +48,11 @@ def of_file(path: Path, engine: str, folder: Path, batch: int, threads: int, isa
         folder: of `benchmarks.unets.float_model`.
         batch: samples of a call.
         threads: of a call.
-        isa: of the native engine.
+        **native: `isa` and `attention` of the native engine, as of `dq_deploy.open_engine`.
     """
     from dq_deploy.open_engine import open_engine
 
-    with open_engine(path, engine=engine, threads=threads, isa=isa, hash_check=False) as runner:
+    with open_engine(path, engine=engine, threads=threads, hash_check=False, **native) as runner:
         kinds = {spec.name: spec.dtype for spec in runner.inputs}
 
         def run(inputs: dict[str, Any]) -> Any:

@@ -57,7 +57,8 @@ def groups(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
 def title_of(key: Mapping[str, Any]) -> str:
     """What a table is of."""
     cpu = "AVX512-VNNI without bfloat16" if key.get("bf16") is False else CPUS[key["isa"]]
-    return f"{key['model']}, {cpu}, batch {key['batch']}, threads {key['threads']}"
+    attention = f", native attention in {key['attention']}" if "attention" in key else ""
+    return f"{key['model']}, {cpu}, batch {key['batch']}, threads {key['threads']}{attention}"
 
 
 def lines_of(by_bits: Mapping[str, Row]) -> Iterator[str]:

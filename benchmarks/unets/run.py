@@ -54,6 +54,7 @@ from benchmarks.unets.engines import (
 from benchmarks.unets.float_model import BATCHES as PEER_BATCHES
 from benchmarks.unets.float_model import ready_folder
 from benchmarks.unets.peer_process import PeerProcess, PeerSettings
+from dq_deploy.engines.options import ATTENTION
 from dq_deploy.errors import DqError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -219,6 +220,7 @@ class Table:
         cpu: that the engines are given.
         threads: of a call.
         batch: samples of a call.
+        attention: of the native engine, see `dq_deploy.open_engine`; None is its default.
     """
 
     model: str
@@ -226,18 +228,21 @@ class Table:
     cpu: Cpu
     threads: int
     batch: int
+    attention: str | None = None
 
     @property
     def key(self) -> dict[str, Any]:
         """What tells it from other rows."""
         own = {"model": self.model, "bits": f"W{self.bits}A8", "isa": self.cpu.isa}
-        hidden = {"bf16": False} if self.cpu.hide_bf16 else {}
+        hidden: dict[str, Any] = {"bf16": False} if self.cpu.hide_bf16 else {}
+        hidden |= {"attention": self.attention} if self.attention else {}
         return {**own, "threads": self.threads, "batch": self.batch, **hidden}
 
     @property
     def title(self) -> str:
         """The same in words."""
         hidden = ", libraries without bfloat16 and AMX" if self.cpu.hide_bf16 else ""
+        hidden += f", our attention in {self.attention}" if self.attention else ""
         return f"{self.model} W{self.bits}A8, batch {self.batch}, {self.cpu.isa}{hidden}, threads {self.threads}"
 
 
@@ -248,7 +253,7 @@ def measure_group(
     folder = ready_folder(table.model, arguments.work, arguments.terrain)
     cpu, threads = table.cpu, table.threads
     with contextlib.ExitStack() as stack:
-        running: dict[str, Any] = {NATIVE: stack.enter_context(start_native(record, cpu, threads))}
+        running: dict[str, Any] = {NATIVE: stack.enter_context(start_native(record, cpu, threads, table.attention))}
         for name in names:
             try:
                 if name in EXACT:
@@ -275,9 +280,9 @@ def own_fidelity(table: Table, record: Path, found: Found, arguments: argparse.N
     for name in (NATIVE, *EXACT):
         if name in found.series:
             path = record if name == NATIVE else graph_path(record, name, arguments.work)
-            isa = table.cpu.isa if name == NATIVE else None
+            native = {"isa": table.cpu.isa, "attention": table.attention} if name == NATIVE else {}
             engine = name.partition(" ")[0]
-            found.fidelity[name] = fidelity.of_file(path, engine, folder, table.batch, table.threads, isa)
+            found.fidelity[name] = fidelity.of_file(path, engine, folder, table.batch, table.threads, **native)
 
 
 def take_turns(
@@ -440,6 +445,7 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     add("--weights", type=int, action="append", choices=(4, 8), help="bits, repeatable; both by default")
     add("--isa", action="append", choices=known_isas(), help="repeatable; avx2 and the best by default")
     add("--hide-bf16", action="store_true", help="with avx512_vnni: libraries as on a CPU without bfloat16 and AMX")
+    add("--attention", choices=ATTENTION, help="what our attention computes in; its default by default")
     add("--threads", type=int, action="append", choices=(1, 2), help="repeatable; both by default")
     add("--batch", type=int, action="append", choices=PEER_BATCHES, help="repeatable; that of the model by default")
     add("--engine", action="append", choices=ENGINES, help="beside the native one, repeatable; all by default")
@@ -475,7 +481,8 @@ def main(words: Sequence[str] | None = None) -> int:
         cpu = Cpu(isa=isa, hide_bf16=given.hide_bf16, folder=given.machine)
         for batch in given.batch or [BATCHES[model]]:
             try:
-                asked = Table(model=model, bits=bits, cpu=cpu, threads=threads, batch=batch)
+                where = {"cpu": cpu, "threads": threads, "batch": batch, "attention": given.attention}
+                asked = Table(model=model, bits=bits, **where)
                 code = max(code, measure(asked, given))
             except (DqError, MachineError) as error:
                 print(f"error: {error}", file=sys.stderr)

@@ -103,7 +103,7 @@ def test_an_engine_that_cannot_do_a_model_says_why(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(unets, "ready_folder", lambda *_: tmp_path)
     monkeypatch.setattr(unets, "start_native", lambda *_: Native())
     monkeypatch.setattr(unets, "start_peer", refuse)
-    monkeypatch.setattr(unets.fidelity, "of_file", lambda *_: {"psnr_db": 40.0, "of": "2 pictures"})
+    monkeypatch.setattr(unets.fidelity, "of_file", lambda *_, **__: {"psnr_db": 40.0, "of": "2 pictures"})
     results = tmp_path / "unets.jsonl"
     options = ["--model", "demo", "--weights", "4", "--isa", "portable", "--threads", "1", "--quick"]
     options += ["--engine", "sdnq int8", "--work", str(tmp_path), "--results", str(results)]
