@@ -118,7 +118,7 @@ def feeds_of(session: onnxruntime.InferenceSession, size: int) -> dict[str, Arra
     feeds: dict[str, Array] = {}
     for value in session.get_inputs():
         shape = [d if isinstance(d, int) else 1 if axis == 0 else size for axis, d in enumerate(value.shape)]
-        dtype = np.float32 if "float" in value.type else np.int64
+        dtype = {"tensor(float)": np.float32, "tensor(int32)": np.int32}.get(value.type, np.int64)
         feeds[value.name] = random.standard_normal(shape).astype(dtype) if len(shape) > 1 else np.full(shape, 3, dtype)
     return feeds
 
