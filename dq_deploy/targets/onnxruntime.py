@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dq_deploy.graph.pass_contract import run_passes
+from dq_deploy.graph.pass_contract import Pass, run_passes
 from dq_deploy.graph.passes.cleanup import EqualConstantsOnce, ForgetModules, ForgetTypes, RemoveUnused
 from dq_deploy.graph.passes.onnxruntime_layers import IntegerLayers
 from dq_deploy.graph.passes.pads import PadsAsModules
@@ -53,6 +53,6 @@ def integer_graph(record: Record, *, mode: str, traced: ir.Model | None = None) 
     else:
         layers = IntegerLayers(record)
     light = WeightOnlyLayers(record, form="matmul_nbits")
-    ends = [RemoveUnused(), EqualConstantsOnce(), ForgetModules(), ForgetTypes()]
+    ends: list[Pass] = [RemoveUnused(), EqualConstantsOnce(), ForgetModules(), ForgetTypes()]
     result = run_passes(model, [PadsAsModules(record), layers, light, *ends])
     return IntegerGraph(model=result.model, layers=layers.entries + light.entries, notes=result.notes)
