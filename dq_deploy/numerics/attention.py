@@ -78,7 +78,7 @@ class SoftmaxCodes:
 
     def wrong(self, codes: Array) -> Array:
         """Where a code is no rounding of an allowed position."""
-        wrong: Array = np.abs(codes - self.position) > 0.5 + self.allowed
+        wrong: Array = ~(np.abs(codes - self.position) <= 0.5 + self.allowed)  # NaN is wrong too
         return wrong
 
 

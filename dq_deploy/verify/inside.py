@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -109,6 +109,10 @@ class InsideProver(Prover[Layers, Report]):
     def attentions_in_codes(self) -> AttentionsOf | None:
         """What gives the attentions of a batch that run in codes; None where none do."""
         return None
+
+    def names_in_codes(self) -> Collection[str]:
+        """Module paths of those attentions."""
+        return ()
 
     def attention_type(self) -> str:
         """What attention's two products take."""
@@ -233,7 +237,7 @@ class InsideProver(Prover[Layers, Report]):
             seed=self.options.seed,
             seconds=evidence.seconds,
             left_out=evidence.left_out,
-            attention_in_codes=self.attentions_in_codes() is not None,
+            in_codes=self.names_in_codes(),
         )
         report = assembled_report(findings)
         for compared in (evidence.file, evidence.memory):

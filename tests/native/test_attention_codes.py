@@ -14,8 +14,12 @@ from dq_deploy.errors import InputError, NonFiniteError, OptionError
 from dq_deploy.models import call_of_record, example_inputs
 from dq_deploy.native.file.content import write_program_file
 from dq_deploy.native.runner import NativeRunner
-from dq_deploy.record import AttentionQuantizers
+from dq_deploy.record import AttentionQuantizers, CodeTable
+from dq_deploy.verify.prover import ProofOptions
+from tests.configurations import trial
+from tests.configurations.test_small_forms import SMALL
 from tests.tiny import random_record, tiny_conditional_denoiser
+from tests.verify.native.proving import proof_of
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +118,56 @@ def test_a_gpu_has_no_choice(record, tmp_path, monkeypatch):
     monkeypatch.setattr("dq_deploy.native.devices.chosen_device", lambda _wanted: "cuda")
     with pytest.raises(OptionError, match="attention is 'int8' on a GPU"):
         open_engine(tmp_path / "model.pt", device="cuda", attention="int8")
+
+
+def with_zero_points(record, role, zero):
+    """Of one operand of every attention."""
+    tables = {name: dict(own.tables) for name, own in record.attention.items()}
+    for own in tables.values():
+        own[role] = dataclasses.replace(own[role], zero_point=np.full_like(own[role].zero_point, zero))
+    return dataclasses.replace(
+        record, attention={name: AttentionQuantizers(name=name, tables=own) for name, own in tables.items()}
+    )
+
+
+@pytest.mark.parametrize("role", ["k", "v"])
+def test_sums_that_an_int32_does_not_hold_are_refused(record, feeds, role, monkeypatch):
+    far = with_zero_points(record, role, 2**16)
+    assert np.isfinite(run(far, feeds, attention="int8")).all()  # 77 keys of 4 features
+    monkeypatch.setattr("dq_deploy.native.cpu.executor.LARGEST_SUM", 2**20)
+    with pytest.raises(InputError, match="keys of 4 features, whose sums of codes an int32 does not hold; take `atten"):
+        run(far, feeds, attention="int8")
+
+
+@pytest.fixture(scope="module")
+def masked():
+    """Of PixArt, whose cross-attention has a mask, with quantizers of both attentions, as an import has them."""
+    form = next(form for form in SMALL.values() if form.class_name == "PixArtTransformer2DModel")
+    record = trial.quantized(trial.small_denoiser(form))
+    softmax = CodeTable(
+        bits=8, q_min=0, q_max=255, scale=np.full(1, 1 / 255, np.float32), zero_point=np.zeros(1, np.int32)
+    )
+    table = dataclasses.replace(softmax, q_min=-128, q_max=127)
+    names = [f"transformer_blocks.0.attn{i}" for i in (1, 2)]
+    tables = {"q": table, "k": table, "v": table, "p": softmax}
+    return dataclasses.replace(record, attention={n: AttentionQuantizers(name=n, tables=tables) for n in names})
+
+
+def test_attentions_with_a_mask_alone_are_refused(masked):
+    only = {"transformer_blocks.0.attn2": masked.attention["transformer_blocks.0.attn2"]}
+    with pytest.raises(InputError, match=r"can run on codes: transformer_blocks.0.attn2 has a mask, or fewer heads"):
+        NativeRunner(dataclasses.replace(masked, attention=only), attention="int8")
+
+
+def test_a_proof_says_which_quantizers_are_not_run(masked):
+    with NativeRunner(masked, threads=1, attention="int8", finite_check=False) as runner:
+        report = proof_of(masked, runner, ProofOptions(steps=1, inputs=1))
+    assert report.attention.operations == 1
+    start = "4 quantizers of attention's products are not run, transformer_blocks.0.attn2 first (it has a mask"
+    assert any(note.startswith(start) for note in report.notes)
+
+
+def test_a_share_of_bfloat16_leaves_masked_attention_out(masked):
+    with NativeRunner(masked, threads=1, attention="bf16", finite_check=False) as runner:
+        report = proof_of(masked, runner, ProofOptions(steps=1, inputs=1))
+    assert 0 < report.attention.mac_share < report.macs.attention / report.macs.of_all

@@ -63,3 +63,8 @@ def test_codes_are_clamped_around_a_zero_point():
     own = OperandTable(q_min=0, q_max=255, scale=np.float32(0.5), zero_point=10)
     x = np.array([-100.0, -4.75, 0.0, 0.25, 0.75, 500.0], np.float32)
     assert own.codes(x).tolist() == [-10, -10, 0, 0, 2, 245]
+
+
+def test_codes_of_scores_that_are_no_number_are_wrong():
+    found = softmax_codes(np.array([[0, 3, -2]]), np.float32(np.inf), SOFTMAX, normed=False)
+    assert found.wrong(np.zeros((1, 3), np.uint8)).all()

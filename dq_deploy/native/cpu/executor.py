@@ -34,6 +34,9 @@ KEPT_PLANS = 4
 
 TIMESTEP = "timestep"
 
+LARGEST_SUM = 2**31 - 1
+"""That an accumulator holds."""
+
 
 class ArenaMemory:
     """The memory of one batch size: buffers in one block, parameters where they lie."""
@@ -144,6 +147,7 @@ class CpuExecutor:
                 record.layers[name], part, context, padded=padded, packed=packed
             )
         self.tables = attention_tables(record)
+        self._check_some_in_codes()
         self._plans: dict[tuple[int, Sizes], Plan] = {}
         self.lock = Turns("native")
 
@@ -183,11 +187,11 @@ class CpuExecutor:
         joined, floats = self.programs.of(sizes)
         program = without_join_copies(from_json(at_batch(joined, batch)))
         self._check_parts(program)
-        self._check_attention(program)
         named = {v for op in program.ops for v in op.views() if isinstance(v.buffer, str)}
         check_bounds(program, batch, {str(v.buffer): floats.base(v).size for v in named})
         if self.given.check is not None and sizes == self.programs.first:
             self.given.check(program, batch)
+        self._check_attention(program)
         arena = plan_arena(program)
         try:
             memory = ArenaMemory(program, arena, floats)
@@ -230,15 +234,30 @@ class CpuExecutor:
                 raise ModelError(f"layer {name} cannot run at these sizes: {reason}; open the record at these sizes")
 
     def _check_attention(self, program: Program) -> None:
-        """Keys and values of every attention in codes fit a thread's scratch."""
+        """Keys and values of every attention in codes fit a thread's scratch, and their sums an int32."""
         for op in program.ops if self.attention == "int8" else ():
-            name = op.attributes.get("name") if op.kind == "attention" else None
-            keys, features = op.reads["k"].sizes[2:] if name in self.tables else (0, 0)
-            if not codes_fit(keys, features):
+            name = op.attributes.get("name", "")
+            if name not in self.tables:
+                continue
+            keys, features = op.reads["k"].sizes[2:]
+            why = "" if codes_fit(keys, features) else "which do not fit as codes"
+            if not why and self.tables[name].largest_sum(keys, features) > LARGEST_SUM:
+                why = "whose sums of codes an int32 does not hold"
+            if why:
                 raise InputError(
-                    f"attention {name} has {keys} keys of {features} features, which do not fit as codes; take "
-                    "`attention` bf16 or float32"
+                    f"attention {name} has {keys} keys of {features} features, {why}; take `attention` bf16 or float32"
                 )
+
+    def _check_some_in_codes(self) -> None:
+        """Where codes are asked for, at least one attention runs in them."""
+        if self.attention != "int8":
+            return
+        ops = from_json(at_batch(self.joined, 1)).ops
+        if not any(op.kind == "attention" and op.attributes.get("name") in [*self.tables] for op in ops):
+            raise InputError(
+                "attention is int8, but no attention that has quantizers can run on codes: "
+                f"{next(iter(self.tables))} has a mask, or fewer heads of keys than of queries; take bf16 or float32"
+            )
 
     def _host_function(self, op: Op, memory: ArenaMemory, bound: Bound) -> Callable[[], None] | None:
         if op.kind == "host":

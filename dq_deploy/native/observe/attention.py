@@ -41,12 +41,14 @@ class AttentionValues:
         k: likewise.
         v: likewise.
         y: likewise.
+        scale: of the scores.
     """
 
     q: F32
     k: F32
     v: F32
     y: F32
+    scale: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,16 +105,16 @@ def attention_error(executor: CpuExecutor, feeds: Mapping[str, Array]) -> Attent
     return AttentionError(operations=len(rms) - 1, largest=max(largest), rms=max(rms))
 
 
-def attention_values(executor: CpuExecutor, feeds: Mapping[str, Array]) -> dict[str, AttentionValues]:
-    """Run one step; what each attention in codes read and gave, by the path of its module."""
-    found: dict[str, AttentionValues] = {}
+def attention_values(executor: CpuExecutor, feeds: Mapping[str, Array]) -> dict[str, list[AttentionValues]]:
+    """Run one step; what each attention in codes read and gave, in order, by the path of its module."""
+    found: dict[str, list[AttentionValues]] = {}
 
     def look(plan: Plan, index: int, op: Op) -> None:
         if in_codes(plan, index):
             views = {**op.reads, **op.writes}
-            found[op.attributes["name"]] = AttentionValues(
-                **{role: plan.memory.array(view).copy() for role, view in views.items()}
-            )
+            arrays = {role: plan.memory.array(view).copy() for role, view in views.items()}
+            args: Any = plan.structs[index]
+            found.setdefault(op.attributes["name"], []).append(AttentionValues(**arrays, scale=args.scale))
 
     run_looking(executor, feeds, look)
     return found
@@ -124,11 +126,24 @@ def in_codes(plan: Plan, index: int) -> bool:
     return bool(args.precision == PRECISIONS.index("int8"))
 
 
+def names_in_codes(executor: CpuExecutor) -> frozenset[str]:
+    """Module paths of the attentions that run in codes, at the record's own sizes."""
+    ops = executor.plan(1).program.ops if executor.attention == "int8" else ()
+    return frozenset(op.attributes["name"] for op in ops if op.attributes.get("name") in executor.tables)
+
+
 def macs_in_codes(executor: CpuExecutor) -> int:
     """Multiply-accumulates of both products of all attentions in codes, of one sample at the record's own sizes."""
+    return macs_of_attention(executor) if executor.attention == "int8" else 0
+
+
+def macs_of_attention(executor: CpuExecutor) -> int:
+    """The same of all attentions in the type that the engine was asked for."""
     plan, total = executor.plan(1), 0
+    wanted = PRECISIONS.index(executor.attention)
     for index, op in enumerate(plan.program.ops):
-        if op.kind == "attention" and in_codes(plan, index):
+        args: Any = plan.structs.get(index)
+        if op.kind == "attention" and args.precision == wanted:
             total += 2 * math.prod(op.reads["q"].sizes) * int(op.reads["k"].sizes[2])
     return total
 

@@ -26,6 +26,20 @@ class AttentionTables:
     roles: Mapping[str, Table]
     normed: bool
 
+    def largest_sum(self, keys: int, features: int) -> int:
+        """What no accumulator of either product exceeds, nor any sum the kernels make on the way to it.
+
+        They multiply bytes: uq = cq - low_q by sk = ck - low_k - 128, and put the rest right with the sums of both.
+        """
+        low = {role: self._farthest(role, 0) for role in "qkv"}
+        shift = {role: self._farthest(role, 128) for role in "kv"}
+        first = features * (255 * 128 + 255 * shift["k"] + low["q"] * (128 + shift["k"]))
+        return max(first, keys * 255 * (128 + shift["v"]))
+
+    def _farthest(self, role: str, add: int) -> int:
+        table = self.roles[role]
+        return int(np.abs(table.q_min - table.zero_point.astype(np.int64) + add).max())
+
     def struct(self, *, step: I32, nan_seen: int) -> Any:
         """The struct of a call; the arrays belong to this object.
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dq_deploy.native.cpu.executor import CpuExecutor, Plan
+from dq_deploy.native.cpu.executor import TIMESTEP, CpuExecutor, Plan
 from dq_deploy.native.observe.attention import HeadIntegers, in_codes, integers_of_head, run_looking
 from dq_deploy.native.program.program import Op
+from dq_deploy.numerics import row_steps, step_bucket
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.numerics.attention import (
     OperandTable,
@@ -50,19 +51,20 @@ class AttentionComparison:
 
     def add(self, feeds: Mapping[str, Array]) -> None:
         """Run one step and compare."""
+        buckets = step_bucket(feeds[TIMESTEP], self.record.step_edges)  # not asked of the engine either
 
         def look(plan: Plan, index: int, op: Op) -> None:
             if in_codes(plan, index):
-                self._compare(plan, index, op)
+                self._compare(plan, index, op, buckets)
 
         run_looking(self.executor, feeds, look)
         self._turn += 1
 
-    def _compare(self, plan: Plan, index: int, op: Op) -> None:
+    def _compare(self, plan: Plan, index: int, op: Op, buckets: Array) -> None:
         name = op.attributes["name"]
         q, k, v, y = (plan.memory.array(view) for view in (op.reads["q"], op.reads["k"], op.reads["v"], op.writes["y"]))
         entries, heads, rows, _ = q.shape
-        steps = plan.bound.steps[entries]
+        steps = row_steps(buckets, entries, static=self.record.steps == 1)
         every = [(entry, head) for entry in range(entries) for head in range(heads)]
         count = min(len(every), max(1, SCORES // (rows * k.shape[2])))
         first = self._turn * count % len(every)
@@ -101,11 +103,12 @@ class AttentionComparison:
 
 
 def _first(what: str, got: Array, want: Array) -> str:
-    wrong = different_bits(got, want.astype(got.dtype))
+    wrong = different_bits(got, want)  # of integers in int64: one that ran over is wrong, though its low bits are right
     if not wrong.any():
         return ""
     at = tuple(int(i) for i in np.argwhere(wrong)[0])
-    return f"{what} at {at} is {got[at]:.9g}, expected {want[at]:.9g}"
+    digits = ".9g" if got.dtype.kind == "f" else "d"
+    return f"{what} at {at} is {got[at]:{digits}}, expected {want[at]:{digits}}"
 
 
 def _tables(own: AttentionQuantizers, step: int) -> dict[str, OperandTable]:

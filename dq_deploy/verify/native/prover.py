@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,13 @@ from dq_deploy.engines.base import Runner
 from dq_deploy.engines.capabilities import LayerForm
 from dq_deploy.errors import DqError, InputError, MissingDependencyError
 from dq_deploy.manifest.values import EngineManifest
-from dq_deploy.native.observe.attention import attention_error, attention_values, macs_in_codes
+from dq_deploy.native.observe.attention import (
+    attention_error,
+    attention_values,
+    macs_in_codes,
+    macs_of_attention,
+    names_in_codes,
+)
 from dq_deploy.native.program.layer_constants import kernel_weights
 from dq_deploy.native.runner import NativeRunner
 from dq_deploy.open_engine import NATIVE_SUFFIXES, PROGRAM_SUFFIX, open_engine
@@ -194,6 +200,10 @@ class NativeProver(InsideProver):
             return None
         return lambda batch: attention_values(runner.executor, batch.feeds)
 
+    def names_in_codes(self) -> Collection[str]:
+        """As the program has them."""
+        return () if self._on_cpu is None else names_in_codes(self._on_cpu.executor)
+
     def report(self, evidence: Evidence[Layers]) -> Report:
         """The report, with how far attention is from float32 where it runs in another type."""
         report = super().report(evidence)
@@ -204,7 +214,6 @@ class NativeProver(InsideProver):
         found = [attention_error(runner.executor, batch.feeds) for batch in evidence.seen.runs.batches]
         codes = self._attention_codes(evidence.seen)
         work = macs_in_codes(runner.executor)
-        total = self.macs.attention if codes is None else work
         return replace(
             report,
             integer_mac_share=(report.macs.integer + work) / self.macs.of_all,
@@ -213,7 +222,7 @@ class NativeProver(InsideProver):
                 precision=on.attention,
                 form=on.attention_form,
                 operations=max((one.operations for one in found), default=0),
-                mac_share=total / self.macs.of_all,
+                mac_share=macs_of_attention(runner.executor) / self.macs.of_all,
                 largest_error=max((one.largest for one in found), default=0.0),
                 rms_error=max((one.rms for one in found), default=0.0),
                 heads_compared=0 if codes is None else codes.heads,

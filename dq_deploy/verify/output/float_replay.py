@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -23,7 +24,7 @@ from dq_deploy.verify.steps import LeftOut, Reason, Step
 if TYPE_CHECKING:
     from dq_deploy.native.observe.attention import AttentionValues
 
-AttentionsOf: TypeAlias = "Callable[[Batch], Mapping[str, AttentionValues]]"
+AttentionsOf: TypeAlias = "Callable[[Batch], Mapping[str, Sequence[AttentionValues]]]"
 
 
 @dataclass(kw_only=True)
@@ -53,7 +54,8 @@ class FloatPathCheck:
     _beyond: dict[str, tuple[Array, Array, Array]] = field(default_factory=dict)
     _own: dict[str, float] | None = None
     _mode: Any = None
-    _attentions: Mapping[str, AttentionValues] = field(default_factory=dict)
+    _attentions: Mapping[str, Sequence[AttentionValues]] = field(default_factory=dict)
+    _calls: Counter[str] = field(default_factory=Counter)
 
     def add(self, batch: Batch, values: Mapping[str, tuple[Array, Array]], finals: Finals) -> None:
         """Run one batch.
@@ -67,6 +69,7 @@ class FloatPathCheck:
             self._module = self._around_layers()
         self._values, self._now, self._beyond = values, {}, {}
         self._attentions = {} if self.attentions is None else self.attentions(batch)
+        self._calls.clear()
         self._mode = ErrorBounds(UNITS[self.types.operations], self._attention_unit)
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in batch.feeds.items()}
         wide = {name: value.double() if value.is_floating_point() else value for name, value in tensors.items()}
@@ -90,6 +93,7 @@ class FloatPathCheck:
     def _believe_own_errors(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Compare what was beyond its bound once more, knowing how far the module in float32 is off itself."""
         own = self._own = {}
+        self._calls.clear()
         try:
             module = self._around_layers().float()
             with torch.no_grad(), attention_calls(module, self._attention):
@@ -152,11 +156,17 @@ class FloatPathCheck:
 
     def _attention(self, call: AttentionCall) -> torch.Tensor | None:
         """Compare what attention in codes reads; what the engine gave, or None for attention in float."""
-        values = self._attentions.get(call.name)
-        if values is None:
+        taken, given = self._calls[call.name], self._attentions.get(call.name, ())
+        if taken >= len(given):
             return None
+        values = given[taken]
+        self._calls[call.name] += 1
+        if np.float32(values.scale) != np.float32(call.scale) and not self._problem:
+            scales = f"{values.scale:.9g}, the float module's is {call.scale:.9g}"
+            self._problem = f"the scale of attention {call.name} is {scales}"
+        which = f"{call.name}, call {taken + 1}," if taken else call.name
         for role, x in (("queries", call.q), ("keys", call.k), ("values", call.v)):
-            got, name = getattr(values, role[0]), f"what attention {call.name} reads as {role}"
+            got, name = getattr(values, role[0]), f"what attention {which} reads as {role}"
             if self._own is None:
                 self._compare(name, got, x)
             else:

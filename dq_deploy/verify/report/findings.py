@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -84,7 +84,7 @@ class Findings:
         seed: of the inputs.
         seconds: time taken.
         left_out: steps that were not done.
-        attention_in_codes: whether the engine runs the record's quantizers of attention.
+        in_codes: module paths of the attentions that the engine runs with the record's quantizers.
     """
 
     record: Record
@@ -104,7 +104,7 @@ class Findings:
     seed: int
     seconds: float
     left_out: tuple[LeftOut, ...]
-    attention_in_codes: bool = False
+    in_codes: Collection[str] = ()
 
     @property
     def compared_path(self) -> FloatPath | None:
@@ -371,7 +371,7 @@ def _margin_note(findings: Findings) -> list[str]:
 def _notes(findings: Findings) -> tuple[str, ...]:
     """All notes: of this kind of engine, of the record, of what was compared."""
     compared = [*_comparison_notes(findings), *_margin_note(findings)]
-    of_record = record_notes(findings.record, attention_in_codes=findings.attention_in_codes)
+    of_record = record_notes(findings.record, in_codes=findings.in_codes)
     return (*findings.notes, *findings.outputs.notes, *of_record, *compared)
 
 

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from dq_deploy.record import Record
 
 
-def record_notes(record: Record, *, attention_in_codes: bool = False) -> list[str]:
+def record_notes(record: Record, *, in_codes: Collection[str] = ()) -> list[str]:
     """One line each for attention quantizers that are not run, and for what an import left out.
 
     Args:
         record: the quantized denoiser.
-        attention_in_codes: whether the engine runs these quantizers, as far as they can be run.
+        in_codes: module paths of the attentions that the engine runs with these quantizers.
     """
     notes = []
-    idle = {n: own for n, own in record.attention.items() if not attention_in_codes or own.why_not_int8}
+    idle = {n: own for n, own in record.attention.items() if n not in in_codes}
     kept = sum(len(own.tables) for own in idle.values())
     if kept:
         first = next(iter(idle))
-        why = f" ({idle[first].why_not_int8})" if attention_in_codes else ""
+        unable = idle[first].why_not_int8 or "it has a mask, or fewer heads of keys than of queries"
+        why = f" ({unable})" if in_codes else ""
         notes.append(
             f"{kept} quantizers of attention's products are not run, {first} first{why}: both products are float here, "
-            "so the output is not that of the source where it quantizes them; the native engine runs them with "
-            "`attention` int8"
+            "so the output is not that of the source where it quantizes them"
+            + ("" if in_codes else "; the native engine runs them with `attention` int8")
         )
     for stage in record.provenance.get("history", ()):
         if not isinstance(stage, dict) or stage.get("stage") != "left out":

@@ -177,7 +177,7 @@ class AttentionReport:
         precision: one of `engines.options.ATTENTION`.
         form: what multiplies, in words.
         operations: attentions that run so; those with a mask stay in float32.
-        mac_share: of all attentions, of all multiply-accumulates; with codes, of those that have them.
+        mac_share: of these, of all multiply-accumulates.
         largest_error: largest difference from the same attention in float32, as a share of the largest magnitude of
             its tensor, over all inputs that were run.
         rms_error: the same of root mean squares.

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 
 import dq_deploy
-from dq_deploy.native.cpu.arguments import struct_of
+from dq_deploy.native.cpu.arguments import Bound, struct_of
 from dq_deploy.native.runner import NativeRunner
+from dq_deploy.native.trace.traced import traced_program
+from dq_deploy.verify.native.attention import _first
+from tests.native.file.mutations import places
 from tests.tiny import tiny_conditional_denoiser
 from tests.verify.native.test_proof import QUICK, proof_of
 
@@ -90,3 +94,35 @@ def test_a_wrong_input_in_front_of_it_is_a_wrong_float_operation(record, monkeyp
 
     monkeypatch.setattr("dq_deploy.native.cpu.executor.struct_of", wrong)
     assert proven(record).failures
+
+
+def test_a_wrong_scale_in_the_program_is_named(record, monkeypatch):
+    """Kernel and program agree on it: the float module tells."""
+
+    def halved(*given, **options):
+        program = copy.deepcopy(traced_program(*given, **options))
+        for holder, key in places(program):
+            if key == "scale" and "name" in holder:
+                holder[key] *= 0.5
+        return program
+
+    monkeypatch.setattr("dq_deploy.native.runner.traced_program", halved)
+    found = proven(record).failures
+    assert any("the scale of attention down_blocks.0" in text and "is 0.25, the float" in text for text in found)
+
+
+def test_an_accumulator_that_ran_over_is_wrong():
+    """Its low 32 bits are those of the right sum."""
+    want = np.array([[2**31 + 5]], np.int64)
+    assert "accumulator at (0, 0) is -2147483643" in _first("accumulator", want.astype(np.int32), want)
+    assert _first("accumulator", np.array([[7]], np.int32), np.array([[7]], np.int64)) == ""
+
+
+def test_the_step_is_not_asked_of_the_engine(record, monkeypatch):
+    def fill(self, buckets):
+        own_fill(self, np.zeros_like(buckets))
+
+    own_fill = Bound.fill
+    monkeypatch.setattr(Bound, "fill", fill)
+    found = [text for text in proven(record).failures if text.startswith("attention ")]
+    assert found
