@@ -11,8 +11,9 @@ import torch
 from dq_deploy.errors import NonFiniteError, OptionError
 from dq_deploy.methods.options import SharedOptions
 from dq_deploy.methods.prepare.calibration_inputs import batch_of, collect_inputs
+from dq_deploy.methods.ranges.step_ranges import model_inputs
 from dq_deploy.methods.run import Run
-from dq_deploy.models import call_denoiser, input_specs
+from dq_deploy.models import call_denoiser, call_of_record
 from dq_deploy.models.attention_calls import AttentionCall, attention_calls
 from dq_deploy.numerics import row_steps, step_bucket
 from dq_deploy.numerics.arrays import F32, Array
@@ -77,12 +78,12 @@ def with_attention_tables(run: Run, options: SharedOptions, record: Record) -> R
     inputs = collect_inputs(run.denoiser, fewer, run.source, run.progress).inputs
     ranges = _Ranges(steps=record.steps)
     module, size = simulate(record), batch_of(run.denoiser, BATCH)
-    count, names = len(inputs["step"]), [spec.name for spec in input_specs(run.denoiser.call)]
+    count = len(inputs["step"])
     with torch.no_grad(), attention_calls(module.denoiser, ranges.see):
         for first in range(0, count, size):
-            rows = {name: inputs[name][first : first + size] for name in names}
-            ranges.buckets, ranges.calls = step_bucket(rows["timestep"], record.step_edges), {}
-            call_denoiser(module, {name: torch.from_numpy(np.ascontiguousarray(row)) for name, row in rows.items()})
+            chosen = slice(first, first + size)
+            ranges.buckets, ranges.calls = step_bucket(inputs["timestep"][chosen], record.step_edges), {}
+            call_denoiser(module, model_inputs(inputs, chosen, call_of_record(record)))
             run.tell("attention ranges", min(first + size, count), count)
     found = [name for name in ranges.largest if name not in ranges.left_out]
     if not found:

@@ -11,6 +11,8 @@ from dq_deploy.errors import OptionError
 from dq_deploy.models import call_denoiser, example_inputs
 from dq_deploy.models.attention_calls import attention_calls
 from dq_deploy.simulation.fake_quant import simulate
+from tests.configurations import trial
+from tests.configurations.test_small_forms import SMALL
 from tests.tiny import tiny_conditional_denoiser, tiny_denoiser
 
 OPTIONS = {"method": "minmax", "weight_bits": 8, "steps": 3, "samples": 2}
@@ -47,6 +49,15 @@ def test_the_scale_is_the_largest_magnitude_that_the_quantized_model_shows(recor
     assert own.tables["k"].scale.dtype == np.float32
     assert 0 < own.tables["k"].scale.max() < 1
     assert name.endswith("attn1")
+
+
+def test_inputs_that_samples_share_are_given_once(monkeypatch):
+    """As Stable Audio's rotations, which a file of inputs holds once a row."""
+    monkeypatch.setattr(trial, "quantize", lambda *a, **k: dq_deploy.quantize(*a, **k, attention="int8"))
+    form = next(form for names, form in SMALL.items() if names.startswith("stable-audio"))
+    record = trial.quantized(trial.small_denoiser(form))
+    assert all(own.why_not_int8 == "" for own in record.attention.values())
+    assert any(name.endswith("attn1") for name in record.attention)
 
 
 def test_a_model_without_attention_is_refused():
