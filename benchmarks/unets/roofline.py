@@ -114,8 +114,8 @@ def type_of(op: Op, attention: str) -> str:
 
 def attention_loop(isa: str, kind: str) -> str:
     """The instruction that bounds attention's products."""
-    if kind == "int8":  # of both operands' codes, with nothing that saturates
-        return peaks.PRODUCTS[isa if isa in ("avx2", "avx512_vnni") else {"amx": "avx512_vnni"}.get(isa, "avx2"), 8]
+    if kind == "int8":
+        return "vpdpbusd zmm" if isa in peaks.BFLOATS else "vpmaddwd"
     return peaks.BFLOATS.get(isa, peaks.FLOATS[isa]) if kind == "bf16" else peaks.FLOATS[isa]
 
 
