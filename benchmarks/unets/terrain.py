@@ -59,6 +59,7 @@ class Variant:
         method: of dq-quantize.
         bits: of the weights; activations have 8.
         options: further options of dq-quantize.
+        attention: what the native engine computes attention's products in; None is its default.
         psnr_db: what the mean over maps is to be at least.
     """
 
@@ -66,12 +67,21 @@ class Variant:
     method: str
     bits: int
     options: tuple[str, ...] = ()
+    attention: str | None = None
     psnr_db: float
 
 
 VARIANTS = (
     Variant(name="w8-all", method="minmax", bits=8, options=("--channel-scales",), psnr_db=40),
     Variant(name="w8-minmax", method="minmax", bits=8, options=("--channel-scales", *LAST_FLOAT), psnr_db=40),
+    Variant(
+        name="w8-attention",
+        method="minmax",
+        bits=8,
+        options=("--channel-scales", *LAST_FLOAT, "--attention", "int8"),
+        attention="int8",
+        psnr_db=40,
+    ),
     Variant(name="w4-dilatequant", method="dilatequant", bits=4, options=LAST_FLOAT, psnr_db=30),
 )
 
@@ -122,14 +132,14 @@ def make_files(variant: Variant, arguments: argparse.Namespace) -> tuple[Files, 
     return files, seconds
 
 
-def proofs(files: Files) -> dict[str, str]:
+def proofs(files: Files, attention: str | None = None) -> dict[str, str]:
     """What dq-verify --exact says of each engine: `exact`, or why not.
 
     A proof that was found is a file of the engine's name beside the record, and is not looked for again.
     """
     said = {}
     for engine, options in (
-        (NATIVE, ["--engine", files.record]),
+        (NATIVE, ["--engine", files.record, *(["--attention", attention] if attention else [])]),
         ("onnxruntime", ["--engine", files.graph, "--ckpt", files.record]),
     ):
         kept = files.record.with_suffix(f".{engine}.exact.json")
@@ -145,7 +155,7 @@ def proofs(files: Files) -> dict[str, str]:
     return said
 
 
-def draw(files: Files, count: int, *, integer: bool, batch: int = 8) -> F32:
+def draw(files: Files, count: int, *, integer: bool, batch: int = 8, attention: str | None = None) -> F32:
     """Maps [count, 1, 128, 128] from 0 to 1, of difficulties from the least to the greatest.
 
     Args:
@@ -153,12 +163,13 @@ def draw(files: Files, count: int, *, integer: bool, batch: int = 8) -> F32:
         count: of maps.
         integer: by the native engine in the denoiser's place.
         batch: maps at a time.
+        attention: of the native engine.
     """
     from dq_deploy.models.pipeline import PipelineCall, open_pipeline
     from dq_deploy.pipelines.draw import draw_images
     from dq_deploy.pipelines.integer_denoiser import IntegerDenoiser
 
-    denoiser = IntegerDenoiser(files.record) if integer else None
+    denoiser = IntegerDenoiser(files.record, attention=attention) if integer else None
     pipeline = open_pipeline(files.pipeline, denoiser=denoiser)
     pipeline.set_progress_bar_config(disable=True)
     classes = pipeline.unet.config["num_class_embeds"]
@@ -228,7 +239,7 @@ def contents(files: Files) -> dict[str, Any]:
     return {**found, "largest_float_output": {"at": place, "value": largest}}
 
 
-def times(files: Files, arguments: argparse.Namespace) -> tuple[dict[str, Series], float]:
+def times(files: Files, arguments: argparse.Namespace, attention: str | None = None) -> tuple[dict[str, Series], float]:
     """The engines in turn at batch 1; and how busy others kept the machine."""
     from contextlib import ExitStack
 
@@ -243,7 +254,8 @@ def times(files: Files, arguments: argparse.Namespace) -> tuple[dict[str, Series
     with ExitStack() as stack:
         running = {}
         for name, path in ((NATIVE, files.record), (FLOAT, float_file), (INTEGER, files.graph)):
-            settings = WorkerSettings(path=str(path), engine=name.partition(" ")[0], threads=arguments.threads)
+            own = {"attention": attention} if name == NATIVE else {}
+            settings = WorkerSettings(path=str(path), engine=name.partition(" ")[0], threads=arguments.threads, **own)
             running[name] = stack.enter_context(Worker(settings))
         series, busy = take_turns(running, 1, arguments.rounds, arguments.seconds)
     print("\n".join([*table(series, ratios(series)), *filter(None, [quiet.remark(busy)])]), flush=True)
@@ -274,19 +286,21 @@ def measure(variant: Variant, float_maps: F32, arguments: argparse.Namespace) ->
     row |= {"options": variant.options, "commit": commit(), "samples": arguments.samples, "seconds": seconds}
     if variant.method == "dilatequant":
         row |= {"iterations": arguments.iterations, "batch": arguments.batch}
+    if variant.attention is not None:
+        row["attention"] = variant.attention
     row |= {"files": contents(files), "environment": describe_environment(threads=arguments.threads)}
     if not arguments.quality_only:
-        row["proofs"] = said = proofs(files)
+        row["proofs"] = said = proofs(files, variant.attention)
         print(f"{variant.name}: " + "; ".join(f"{engine} {word}" for engine, word in said.items()), flush=True)
         if any(word != "exact" for word in said.values()):
             write_row(row, arguments)
             return RED
-        series, row["others_busy"] = times(files, arguments)
+        series, row["others_busy"] = times(files, arguments, variant.attention)
         row |= {"rounds": arguments.rounds, "native_is": ratios(series)}
         row["engines"] = {name: own.to_json() for name, own in series.items()}
     kept = arguments.work / f"maps-{variant.name}.npy"
     if not kept.is_file():
-        np.save(kept, draw(files, arguments.maps, integer=True))
+        np.save(kept, draw(files, arguments.maps, integer=True, attention=variant.attention))
     row["quality"] = quality(float_maps, np.load(kept))
     row["claims"] = claims(variant, row)
     print("\n".join(row["claims"]), flush=True)

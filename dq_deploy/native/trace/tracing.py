@@ -58,7 +58,8 @@ def _named(attentions: Collection[str]) -> Instead:
     """What stands for calls of these attentions in the graph."""
 
     def instead(call: AttentionCall) -> torch.Tensor | None:
-        if call.name not in attentions or not call.plain or call.q.dtype != torch.float32:
+        runs = call.plain and call.q.dtype == torch.float32 and call.q.shape[-1] <= LARGEST_HEAD
+        if call.name not in attentions or not runs:
             return None
         named: torch.Tensor = torch.ops.dq_native.attention(call.q, call.k, call.v, call.scale, call.name)
         return named
