@@ -246,6 +246,7 @@ def times(files: Files, arguments: argparse.Namespace, attention: str | None = N
     from dq_deploy import load_record
     from dq_deploy.bench.worker import Worker, WorkerSettings
     from dq_deploy.graph.onnx_file import read_manifest
+    from dq_deploy.models import call_of_record
     from dq_deploy.targets import float_graph
 
     float_file = arguments.work / "terrain-float32.onnx"
@@ -257,7 +258,8 @@ def times(files: Files, arguments: argparse.Namespace, attention: str | None = N
             own = {"attention": attention} if name == NATIVE else {}
             settings = WorkerSettings(path=str(path), engine=name.partition(" ")[0], threads=arguments.threads, **own)
             running[name] = stack.enter_context(Worker(settings))
-        series, busy = take_turns(running, 1, arguments.rounds, arguments.seconds)
+        sizes = call_of_record(load_record(files.record)).sizes
+        series, busy = take_turns(running, 1, arguments.rounds, arguments.seconds, sizes)
     print("\n".join([*table(series, ratios(series)), *filter(None, [quiet.remark(busy)])]), flush=True)
     return series, float(np.mean(busy))
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from dq_kernels.attention import WIDEST_HEAD
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -58,7 +59,7 @@ def _named(attentions: Collection[str]) -> Instead:
     """What stands for calls of these attentions in the graph."""
 
     def instead(call: AttentionCall) -> torch.Tensor | None:
-        runs = call.plain and call.q.dtype == torch.float32 and call.q.shape[-1] <= LARGEST_HEAD
+        runs = call.plain and call.q.dtype == torch.float32 and call.q.shape[-1] <= WIDEST_HEAD
         if call.name not in attentions or not runs:
             return None
         named: torch.Tensor = torch.ops.dq_native.attention(call.q, call.k, call.v, call.scale, call.name)
