@@ -3,7 +3,7 @@
 For one sample at step t, centred codes c and scales s:
 
     A = cq ck^T                       int64, the accumulators of the first product
-    e = exp(A * m - max), m = (s_q s_k) scale in float32;  P = e / sum e
+    e = exp((A - max A) m), m = (s_q s_k) scale in float32;  P = e / sum e
     of probabilities:  cp = clamp(rne(P / s_p), 0, q_max);  y = (cp cv) * (s_p s_v)
     of numerators:     cp = clamp(rne(e / s_e), 0, q_max);  y = (cp cv) * (s_v / sum cp)
 
@@ -83,7 +83,7 @@ class SoftmaxCodes:
 
 
 def softmax_codes(scores: Array, factor: np.float32, table: OperandTable, *, normed: bool) -> SoftmaxCodes:
-    """Positions of the codes of exp(A m - max), or of their shares of the row's sum.
+    """Positions of the codes of exp((A - max A) m), or of their shares of the row's sum.
 
     Args:
         scores: int [rows, kv_rows], A.
@@ -91,16 +91,15 @@ def softmax_codes(scores: Array, factor: np.float32, table: OperandTable, *, nor
         table: of the softmax; its codes begin at 0.
         normed: whether probabilities are coded.
     """
-    s = (scores.astype(np.float32) * factor).astype(np.float32).astype(np.float64)
-    below = s.max(-1, keepdims=True) - s
-    e = np.exp(-below)
-    position = e * np.float64(table.inverse)
-    # the difference of two scores is off by the last bits of the larger one
-    units = SOFTMAX_UNITS + below + 2 * np.abs(s).max(-1, keepdims=True)
-    if normed:
-        position = position / e.sum(-1, keepdims=True)
-        units = units + (e * units).sum(-1, keepdims=True) / e.sum(-1, keepdims=True) + np.sqrt(s.shape[-1])
-    allowed = position * units * 2.0**-24
+    with np.errstate(invalid="ignore", over="ignore"):  # a factor that is no number gives positions that are none
+        below = (scores.max(-1, keepdims=True).astype(np.int64) - scores) * np.float64(factor)
+        e = np.exp(-below)
+        position = e * np.float64(table.inverse)
+        units = SOFTMAX_UNITS + 4 * below  # the argument of exp is rounded a few times
+        if normed:
+            position = position / e.sum(-1, keepdims=True)
+            units = units + (e * units).sum(-1, keepdims=True) / e.sum(-1, keepdims=True) + np.sqrt(e.shape[-1])
+        allowed = position * units * 2.0**-24
     return SoftmaxCodes(position=np.clip(position, 0, table.q_max), allowed=allowed)
 
 

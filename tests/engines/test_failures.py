@@ -111,7 +111,11 @@ def test_a_repeated_row_without_memory_of_its_own_gives_the_same_answer(runner, 
 
 
 def step_tables(graph) -> set[str]:
-    return {tensor.name for tensor in graph.initializer if tensor.name.startswith("dq/steps/rank")}
+    return {
+        tensor.name
+        for tensor in graph.initializer
+        if tensor.name.startswith(("dq/steps/rank", "dq/steps/factors")) and tensor.data_type == 1
+    }
 
 
 def last_bias(graph) -> set[str]:

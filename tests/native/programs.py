@@ -111,7 +111,8 @@ class Case:
     def executor(self) -> CpuExecutor:
         """Its program on one thread; the context is the executor's."""
         parameters = {key: value.numpy().copy() for key, value in self.module.state_dict().items()}
-        record = SimpleNamespace(step_edges=EDGES, layers=self.layers, float_parameters=parameters, weight_only={})
+        fields = {"float_parameters": parameters, "weight_only": {}, "attention": {}}
+        record = SimpleNamespace(step_edges=EDGES, layers=self.layers, **fields)
         return CpuExecutor(self.joined, record, Context(threads=1))  # type: ignore[arg-type]
 
     def wanted(self, feeds: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -55,6 +55,11 @@ def change(node: str, index: int, how: Callable[[np.ndarray], np.ndarray]) -> Ca
     return edit
 
 
+def values(node: str, how: Callable[[np.ndarray], np.ndarray]) -> Callable[[Engine], None]:
+    """Edit the channels' values behind a node's second input, which is looked up by step."""
+    return lambda engine: engine.change_values(engine.node(node).input[1], how)
+
+
 def on(op_type: str, how: Callable[[onnx.NodeProto, Engine], None], *, at: int = 0) -> Callable[[Engine], None]:
     """Edit a node of a type, in the order of the graph."""
 
@@ -194,12 +199,24 @@ def gelu_for_silu(node: onnx.NodeProto, engine: Engine) -> None:
     node.input[0] = "steep"
 
 
+def floor_first(engine: Engine) -> None:
+    """A layer's codes are of whole numbers below its scaled input."""
+    codes = engine.node(f"dq/{LAYER}/codes")
+    engine.insert_before(codes.name, [helper.make_node("Floor", [codes.input[0]], ["below"], name="below")])
+    codes.input[0] = "below"
+
+
+def a_type(engine: Engine) -> onnx.ValueInfoProto:
+    """What a file may say of the first node's result."""
+    return helper.make_tensor_value_info(engine.graph.node[0].output[0], TensorProto.FLOAT, None)
+
+
 def tenth_bucket(engine: Engine) -> None:
     """Samples of bucket 1 read the tables of bucket 0."""
-    gather = next(n for n in engine.graph.node if n.name == "dq/steps/rank4/rows")
-    table = engine.array(gather.input[0])
+    name = engine.table_behind(engine.node(f"dq/{LAYER}/scaled").input[1])
+    table = engine.array(name)
     table[1] = table[0]
-    engine.store(gather.input[0], table)
+    engine.store(name, table)
 
 
 def half_precision(engine: Engine) -> None:
@@ -245,26 +262,24 @@ DAMAGES: dict[str, Damage] = {
     "weight code of a linear layer": Damage(
         edit=lambda e: sabotage.flip_weight_code(e, LINEAR), named=f"dq/{LINEAR}/weight"
     ),
-    "weight scale by one ulp": Damage(
-        edit=change(f"dq/{LAYER}/factor", 1, one_more), named=f"dq/{LAYER}/factor", runs=False
-    ),
+    "weight scale by one ulp": Damage(edit=values(f"dq/{LAYER}/scaled", one_more), named="/values", runs=False),
     "weight scale of a channel": Damage(
-        edit=change(f"dq/{LAYER}/factor", 1, lambda a: a * np.float32(1.001)), named=f"dq/{LAYER}/factor"
+        edit=values(f"dq/{LAYER}/scaled", lambda a: a * np.float32(1.001)), named="/values"
     ),
-    "pre": Damage(edit=change(f"dq/{LAYER}/multiplier", 1, lambda a: a * np.float32(1.01)), named="multiplier"),
+    "pre": Damage(edit=values(f"dq/{LAYER}/scaled_input", lambda a: a * np.float32(1.01)), named="/values"),
     "bias": Damage(edit=change(f"dq/{LAYER}/biased", 1, lambda a: a + np.float32(1e-3)), named=f"dq/{LAYER}/biased"),
     "bias by one ulp": Damage(edit=change(f"dq/{LAYER}/biased", 1, one_more), named="biased", runs=False),
-    "sum of weights": Damage(edit=change(f"dq/{LAYER}/correction", 1, lambda a: a + 1), named="correction"),
+    "sum of weights": Damage(edit=values(f"dq/{LAYER}/canonical", lambda a: a + 1), named="/values"),
     "activation scale": Damage(
-        edit=lambda e: e.change_column(e.node(f"dq/{LAYER}/factor").input[0], 1, 1e-3), named="dq/steps/"
+        edit=lambda e: e.change_column(e.node(f"dq/{LAYER}/scaled").input[1], 1, 1e-3), named="dq/steps/"
     ),
-    "zero point": Damage(edit=lambda e: sabotage.shift_zero_point(e, LAYER, 1), named="dq/steps/rank4/table"),
-    "code of the padding": Damage(edit=lambda e: sabotage.pad_with_another_code(e, LAYER), named="pad_code"),
+    "zero point": Damage(edit=lambda e: sabotage.shift_zero_point(e, LAYER, 1), named="dq/const/"),
+    "code of the padding": Damage(edit=lambda e: sabotage.pad_with_another_code(e, LAYER), named=f"dq/{LAYER}/padded"),
     "padded pixel": Damage(edit=lambda e: sabotage.pad_with_neighbour(e, LAYER), named=f"dq/{LAYER}/gathered"),
-    "tables swapped": Damage(edit=lambda e: sabotage.swap_output_tables(e, LAYER, OTHER), named="factor"),
-    "input tables swapped": Damage(edit=lambda e: sabotage.swap_input_tables(e, LAYER, OTHER), named="multiplier"),
+    "tables swapped": Damage(edit=lambda e: sabotage.swap_output_tables(e, LAYER, OTHER), named="scaled"),
+    "input tables swapped": Damage(edit=lambda e: sabotage.swap_input_tables(e, LAYER, OTHER), named="scaled_input"),
     "step edge": Damage(edit=lambda e: sabotage.move_edge(e, 0), named="dq/steps/edges"),
-    "bucket": Damage(edit=tenth_bucket, named="dq/steps/rank4/table"),
+    "bucket": Damage(edit=tenth_bucket, named="/table"),
     "edge compared otherwise": Damage(
         edit=lambda e: renamed(e.node("dq/steps/passed"), "Greater"), named="dq/steps/passed"
     ),
@@ -272,7 +287,7 @@ DAMAGES: dict[str, Damage] = {
     "rows of pixels transposed": Damage(
         edit=attribute(f"dq/{LAYER}/channels_first", "perm", [0, 1, 2]), named="channels_first"
     ),
-    "rounding dropped": Damage(edit=lambda e: renamed(e.node(f"dq/{LAYER}/rounded"), "Floor"), named="rounded"),
+    "rounded down": Damage(edit=lambda e: floor_first(e), named=f"dq/{LAYER}/codes"),
     "dtype of a constant": Damage(edit=half_precision, named=f"dq/{LAYER}/biased"),
     # norms
     "eps of a norm": Damage(edit=attribute(f"{NORM}/normalized", "epsilon", 1e-3), named=f"{NORM}/normalized"),
@@ -350,7 +365,7 @@ DAMAGES: dict[str, Damage] = {
         runs=False,
     ),
     "a type written down twice": Damage(
-        edit=lambda e: e.graph.value_info.append(e.graph.value_info[0]), named="there twice", runs=False
+        edit=lambda e: e.graph.value_info.extend([a_type(e), a_type(e)]), named="there twice", runs=False
     ),
     "words in a node": Damage(
         edit=lambda e: setattr(e.graph.node[3], "doc_string", "x"), named="doc_string", runs=False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -42,13 +43,32 @@ class Engine:
         return name
 
     def change_column(self, value: str, step: int, by: float) -> None:
-        """Add to one step's entry of the table column behind a per-step value such as `dq/steps/rank4/3`."""
-        split = next(node for node in self.graph.node if value in node.output)
+        """Add to one step's entry of the table column behind a per-step value, one of a `Split` or alone."""
+        maker = self._maker(value)
+        column = list(maker.output).index(value)
+        name = self.table_behind(value)
+        table = self.array(name)
+        table[(step, column) if table.ndim > 1 else step] += by
+        self.store(name, table)
+
+    def change_values(self, value: str, how: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Edit the channels' values that a per-step value is the product of."""
+        split = self._maker(value)
+        name = self._maker(split.input[0]).input[1]
+        values = self.array(name)
         column = list(split.output).index(value)
-        rows = next(node for node in self.graph.node if split.input[0] in node.output)
-        table = self.array(rows.input[0])
-        table[step, column] += by
-        self.store(rows.input[0], table)
+        values[column] = how(values[column])
+        self.store(name, values)
+
+    def table_behind(self, value: str) -> str:
+        """Initializer whose rows are looked up by the step bucket for a value."""
+        node = self._maker(value)
+        while node.op_type != "Gather":
+            node = self._maker(node.input[0])
+        return node.input[0]
+
+    def _maker(self, value: str) -> onnx.NodeProto:
+        return next(node for node in self.graph.node if value in node.output)
 
     def insert_before(self, anchor: str, nodes: list[onnx.NodeProto]) -> None:
         at = next(i for i, node in enumerate(self.graph.node) if node.name == anchor)
@@ -75,7 +95,7 @@ def flip_weight_code(engine: Engine, layer: str) -> None:
 
 def shift_zero_point(engine: Engine, layer: str, step: int) -> None:
     """The zero point added to the codes is one more at one step."""
-    engine.change_column(engine.node(f"dq/{layer}/shifted").input[1], step, 1)
+    engine.change_column(engine.node(f"dq/{layer}/codes").input[2], step, 1)
 
 
 def shift_upper_bound(engine: Engine, layer: str, step: int) -> None:
@@ -85,10 +105,13 @@ def shift_upper_bound(engine: Engine, layer: str, step: int) -> None:
 
 def pad_with_another_code(engine: Engine, layer: str) -> None:
     """The padding holds z - 1 instead of z."""
-    cast = engine.node(f"dq/{layer}/pad_code")
-    one = engine.add_constant("sabotage/one", np.float32(1))
-    engine.insert_before(cast.name, [helper.make_node("Sub", [cast.input[0], one], ["sabotage/pad"])])
-    cast.input[0] = "sabotage/pad"
+    padded = engine.node(f"dq/{layer}/padded")
+    one = engine.add_constant("sabotage/one", np.int32(1))
+    wide = helper.make_node("Cast", [padded.input[1]], ["sabotage/wide"], to=TensorProto.INT32)
+    less = helper.make_node("Sub", ["sabotage/wide", one], ["sabotage/less"])
+    narrow = helper.make_node("Cast", ["sabotage/less"], ["sabotage/pad"], to=TensorProto.UINT8)
+    engine.insert_before(padded.name, [wide, less, narrow])
+    padded.input[1] = "sabotage/pad"
 
 
 def pad_with_neighbour(engine: Engine, layer: str) -> None:
@@ -110,12 +133,12 @@ def move_edge(engine: Engine, index: int) -> None:
 
 def swap_input_tables(engine: Engine, first: str, second: str) -> None:
     """Two layers take each other's inv_s[t]."""
-    engine.swap_inputs((f"dq/{first}/multiplier", 0), (f"dq/{second}/multiplier", 0))
+    engine.swap_inputs((f"dq/{first}/scaled_input", 1), (f"dq/{second}/scaled_input", 1))
 
 
 def swap_output_tables(engine: Engine, first: str, second: str) -> None:
-    """Two layers take each other's s[t] behind the accumulator."""
-    engine.swap_inputs((f"dq/{first}/factor", 0), (f"dq/{second}/factor", 0))
+    """Two layers take each other's s[t] s_w behind the accumulator."""
+    engine.swap_inputs((f"dq/{first}/scaled", 1), (f"dq/{second}/scaled", 1))
 
 
 def store_weights_signed(engine: Engine, layer: str) -> None:

@@ -128,7 +128,7 @@ def test_a_tensor_that_is_gone_leaves_the_layer_unproven(refused):
         for node in engine.graph.node:
             for names in (node.input, node.output):
                 for i, name in enumerate(names):
-                    if name == f"dq/{LAYER}/product":
+                    if name == f"dq/{LAYER}/canonical":
                         names[i] = "another_name"
 
     said, report = refused((4, 8), damage)

@@ -45,7 +45,7 @@ def test_an_output_that_is_wrong_is_named_whichever_it_is(record):
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in batch.feeds.items()}
     finals = tuple(value.numpy() for value in denoiser_outputs(module, tensors, call_of_record(record).constants))
     for wrong in (None, 0, len(names) - 1):
-        check = FloatPathCheck(record=record, layers=list(record.layers), dtype="float32")
+        check = FloatPathCheck(record=record, layers=list(record.layers))
         check.add(batch, values, tuple(1.01 * y if i == wrong else y for i, y in enumerate(finals)))
         problem = check.result().problem
         assert (f"the output {names[wrong]} is off by" in problem) if wrong is not None else not problem

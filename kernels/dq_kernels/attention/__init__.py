@@ -121,7 +121,7 @@ def run_codes(
 
     In order::
 
-        A = sum cq ck;  e = exp(A * (s_q s_k scale) - max);  P = e / sum e
+        A = sum cq ck;  e = exp((A - max A) * (s_q s_k scale));  P = e / sum e
         normed: cp = clamp(rne(P / s_p), 0, q_max);  y = sum cp cv * (s_p s_v)
         else:   cp = clamp(rne(e / s_p), 0, q_max);  y = sum cp cv * (s_v / sum cp)
 

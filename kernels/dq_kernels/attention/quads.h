@@ -28,7 +28,7 @@ struct Kernels {
     void (*product)(const uint32_t* a, int64_t a_pitch, const uint32_t* packed, int64_t rows, int64_t columns,
                     int64_t depth, int32_t* c, int64_t c_pitch);
     // A row of scores to codes of its softmax, in place: S = raw + by_row + by_column[n] is an accumulator,
-    // s = S * factor, e = exp(s - max), code = clamp(rne(e * share), 0, highest), where share is `inverse`, or that over
+    // e = exp((S - max S) * factor), code = clamp(rne(e * share), 0, highest), where share is `inverse`, or that over
     // the sum of e where `normed`. The codes lie as quads where the row begins, padded with 0. Returns their sum.
     // `accumulators` may be null.
     int32_t (*softmax)(int32_t* row, int64_t columns, int32_t by_row, const int32_t* by_column, float factor,

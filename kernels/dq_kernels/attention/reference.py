@@ -50,12 +50,12 @@ def weight_positions(
 
     Args:
         scores: int [batch, heads, rows, kv_rows].
-        factor: float32, broadcasts; the product with it is rounded to float32.
+        factor: float32, broadcasts.
         inverse: 1 / s_p, likewise.
         normed: whether probabilities are coded.
     """
-    s = (scores.astype(np.float32) * factor).astype(np.float32).astype(np.float64)
-    e = np.exp(s - s.max(axis=-1, keepdims=True))
+    below = scores.astype(np.int64) - scores.max(axis=-1, keepdims=True).astype(np.int64)
+    e = np.exp(below * factor.astype(np.float64))
     total = e.sum(axis=-1, keepdims=True) if normed else 1.0
     positions: NDArray[np.float64] = e / total * np.float64(inverse)
     return positions

@@ -222,7 +222,7 @@ typedef struct dq_elementwise_args {
 enum dq_precision { DQ_FLOAT32 = 0, DQ_BFLOAT16 = 1, DQ_INT8 = 2 };
 
 // What DQ_INT8 takes besides, with `scale` of the call's float softmax:
-//   A = sum cq ck;  e = exp(A * (s_q s_k scale) - max);  P = e / sum e
+//   A = sum cq ck;  e = exp((A - max A) * (s_q s_k scale));  P = e / sum e
 //   normed: cp = clamp(rne(P / s_p), 0, q_max);  y = sum cp cv * (s_p s_v)
 //   else:   cp = clamp(rne(e / s_p), 0, q_max);  y = sum cp cv * (s_v / sum cp)
 // `pre` of the quantizers is not read. The table of p has zero points and q_min 0.
