@@ -48,18 +48,18 @@ def kernels(
     runs: Annotated[int, typer.Option(help="Of each.")] = 7,
 ) -> None:
     """Milliseconds of each shape in each type."""
-    from dq_kernels.attention import run
+    from dq_kernels.attention import run, run_codes
     from dq_kernels.attention.cases import SHAPE_CASES
     from dq_kernels.cpu.library import Context
 
     with Context(threads, isa) as context:
         for case in SHAPE_CASES:
             inputs = case.inputs()
-            codes = coded_call(context, inputs)
+            codes = {"tables": tables_of(inputs), "step": np.zeros(case.batch, np.int32), "normed": False}
             calls = {
                 "float32": lambda given=inputs: run(context, **given),
                 "bf16": lambda given=inputs: run(context, **given, precision="bf16"),
-                "int8": codes,
+                "int8": lambda given={**inputs, **codes}: run_codes(context, **given, integers=False),
             }
             spent: dict[str, float] = {}
             for _ in range(runs):
@@ -71,25 +71,17 @@ def kernels(
             note({**row, "gop": 2e-9 * case.macs, "ms": {k: round(v, 3) for k, v in spent.items()}}, threads)
 
 
-def coded_call(context: Any, inputs: Mapping[str, Any]) -> Any:
-    """What runs the kernel on codes and writes none of its integers."""
-    from dq_kernels.attention import Table, _arguments
-    from dq_kernels.cpu.structs import PRECISIONS
+def tables_of(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables of one step that reach over all values; of the softmax the numerators are coded."""
+    from dq_kernels.attention import Table
 
-    args, y = _arguments(inputs["q"], inputs["k"], inputs["v"], None)
-    args.precision = PRECISIONS.index("int8")
-    tables = {}
+    found = {}
     for role in "qkvp":
-        reach = 127 / np.abs(inputs[role]).max() if role != "p" else 255
-        scale = np.array([1 / reach], np.float32)
+        reach = 255 if role == "p" else 127 / np.abs(inputs[role]).max()
+        scale, zero = np.array([1 / reach], np.float32), np.zeros(1, np.int32)
         low, high = (0, 255) if role == "p" else (-128, 127)
-        zero = np.zeros(1, np.int32)
-        tables[role] = Table(q_min=low, q_max=high, scale=scale, inverse=np.float32(1) / scale, zero_point=zero)
-        setattr(args.codes, role, tables[role].struct())
-    step = np.zeros(len(inputs["q"]), np.int32)
-    args.codes.step = step.ctypes.data
-    kept = (tables, step, y)
-    return lambda: (context.call("attention", args), kept)
+        found[role] = Table(q_min=low, q_max=high, scale=scale, inverse=np.float32(1) / scale, zero_point=zero)
+    return found
 
 
 @app.command()

@@ -34,9 +34,13 @@ def of_native_engine(path: Path, manifest: EngineManifest, record: Record | None
 
 def native_facts(runner: LayerRuns) -> dict[str, Any]:
     """How an opened native engine runs its record: in words, instruction set, threads, layer parts by kernel."""
+    from dq_deploy.native.observe.attention import attention_counts
+    from dq_deploy.native.runner import NativeRunner
+
     forms = [form for parts in runner.layer_forms().values() for form in parts]
     counts = Counter(f"{form.kernel}: {form.form}" for form in forms)
     on = runner.runs_on
+    ran = attention_counts(runner.executor) if isinstance(runner, NativeRunner) else None
     words = f"instruction set {on.isa}, {on.threads} threads" if on.isa else f"{on.device}, {on.float_type}"
     return {
         "runs_on": words,
@@ -44,6 +48,7 @@ def native_facts(runner: LayerRuns) -> dict[str, Any]:
         "threads": on.threads,
         "attention": on.attention,
         "attention_form": on.attention_form,
+        "attention_operations": ran,
         "kernels": dict(counts.most_common()),
     }
 

@@ -250,11 +250,14 @@ def _problems(report: Report, *, exact: bool) -> list[str]:
 
 def _missing_share(report: Report | PlanReport, required: float) -> str:
     """How much is not integer, with the largest layers."""
+    from dq_deploy.verify.report.values import Report
+
     macs = report.macs
     largest = sorted(report.float_layers, key=lambda row: -row.macs)[:3]
     named = "; ".join(f"{row.name} ({row.macs / macs.of_all:.1%}): {row.reason}" for row in largest)
-    attention = macs.attention / macs.of_all
-    named += f"{'; ' if named else ''}attention products ({attention:.1%}): always float" if attention else ""
+    inside = report.attention_in_integers if isinstance(report, Report) else 0
+    attention = (macs.attention - inside) / macs.of_all
+    named += f"{'; ' if named else ''}attention products ({attention:.1%}): float" if attention else ""
     return f"integer share is {report.integer_mac_share:.4f} of all MACs, required {required:g}; not integer: {named}"
 
 

@@ -63,6 +63,7 @@ def test_attention_in_bfloat16_is_an_option_of_every_command_that_runs_a_record(
     done = command("bench", "--engine", record, "--attention", "bf16", *timed)
     assert done.code == 0, done.err
     assert "attention in bf16 by" in done.out
+    assert "8 of 8 operations" in done.out
     assert json.loads((tmp_path / "bench.json").read_text())["environment"]["native"]["attention"] == "bf16"
 
 

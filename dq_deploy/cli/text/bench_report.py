@@ -86,8 +86,11 @@ def _show_notes(report: BenchReport) -> None:
         print(f"speedup {report.speedup:.2f}x at the median; round by round: {ratios}")
     env = report.environment
     if native := env.get("native"):
-        if native["attention_form"]:
-            print(f"attention in {native['attention']} by {native['attention_form']}")
+        if native["attention_operations"]:
+            ran, every = native["attention_operations"]
+            rest = "; the others in float32" if ran < every else ""
+            text = f"attention in {native['attention']} by {native['attention_form']}"
+            print(f"{text}, {ran} of {every} operations{rest}")
         print(f"{native['runs_on']}; layer parts by kernel:")
         for kernel, count in native["kernels"].items():
             print(f"  {count:4d}  {kernel}")

@@ -132,6 +132,15 @@ def names_in_codes(executor: CpuExecutor) -> frozenset[str]:
     return frozenset(op.attributes["name"] for op in ops if op.attributes.get("name") in executor.tables)
 
 
+def attention_counts(executor: CpuExecutor) -> tuple[int, int]:
+    """Attentions that run in the type that was asked for, and all: with a mask or without quantizers one may not."""
+    plan, asked = executor.plan(1), PRECISIONS.index(executor.attention)
+    ran: list[Any] = [plan.structs[i] for i, op in enumerate(plan.program.ops) if op.kind == "attention"]
+    hosts = [op for op in plan.program.ops if op.kind == "host" and "scaled_dot_product" in op.attributes["function"]]
+    in_numpy = 0 if executor.attention != "float32" else len(hosts)
+    return sum(args.precision == asked for args in ran) + in_numpy, len(ran) + len(hosts)
+
+
 def macs_in_codes(executor: CpuExecutor) -> int:
     """Multiply-accumulates of both products of all attentions in codes, of one sample at the record's own sizes."""
     return macs_of_attention(executor) if executor.attention == "int8" else 0

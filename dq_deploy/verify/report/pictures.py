@@ -104,10 +104,13 @@ def kernels_bar(report: Report) -> Drawn:
         (name, count, "ok" if integer else "float", max(0.45, 1 - 0.25 * index) if integer else 1.0)
         for index, ((name, integer), count) in enumerate(ranked)
     ]
+    inside, own = report.attention_in_integers, report.attention
+    kind = "bf16" if own is not None and own.precision == "bf16" else "float"
     rest = report.macs.of_quantizable - sum(groups.values())
     shares += [
         ("layers kept in float", rest, "float", 1.0),
-        ("attention products, float", report.macs.attention, "none", 1.0),
+        ("attention products, int8", inside, "ok", 0.6),
+        (f"attention products, {kind}", report.macs.attention - inside, "none", 1.0),
     ]
     return share_bar(shares, report.macs.of_all)
 

@@ -298,6 +298,11 @@ class Report:
     left_out: tuple[LeftOut, ...] = ()
 
     @property
+    def attention_in_integers(self) -> int:
+        """MACs of attention's products that run in integers: what is integer and of no layer."""
+        return self.macs.integer - sum(layer.macs for layer in self.layers if layer.integer)
+
+    @property
     def failures(self) -> tuple[str, ...]:
         """What makes it not exact, in words."""
         return tuple(failure.text for failure in self.found)

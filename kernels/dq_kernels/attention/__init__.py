@@ -116,6 +116,7 @@ def run_codes(
     *,
     normed: bool,
     scale: float | None = None,
+    integers: bool = True,
 ) -> CodesRun:
     """The same with both products of codes.
 
@@ -134,6 +135,7 @@ def run_codes(
         step: int32 [batch], the row of the tables that each sample takes.
         normed: whether probabilities are coded; else their numerators, whose largest in a row is 1.
         scale: None is 1 / sqrt(head_dim).
+        integers: False writes none of them, as in use, and they are empty.
 
     Raises:
         KernelInputError: as of `run`, or more keys than fit.
@@ -145,21 +147,17 @@ def run_codes(
     batch, rows, heads, head_dim = q.shape
     if not codes_fit(k.shape[1], head_dim):
         raise KernelInputError(f"{k.shape[1]} keys of {head_dim} channels do not fit as codes; take another precision")
-    scores = np.empty((batch, heads, rows, k.shape[1]), np.int32)
+    kept = (batch if integers else 0, heads, rows)
+    scores = np.empty((*kept, k.shape[1]), np.int32)
     weights = np.empty(scores.shape, np.uint8)
-    sums = np.empty((batch, heads, rows, head_dim), np.int32)
+    sums = np.empty((*kept, head_dim), np.int32)
     nan_seen = np.zeros(1, np.int32)
     args.precision = PRECISIONS.index("int8")
     args.codes.normed = normed
     for role in "qkvp":
         setattr(args.codes, role, tables[role].struct())
-    wanted: dict[str, NDArray[Any]] = {
-        "step": step,
-        "nan_seen": nan_seen,
-        "scores": scores,
-        "weights": weights,
-        "sums": sums,
-    }
+    wanted: dict[str, NDArray[Any]] = {"step": step, "nan_seen": nan_seen}
+    wanted |= {"scores": scores, "weights": weights, "sums": sums} if integers else {}
     for name, array in wanted.items():
         setattr(args.codes, name, array.ctypes.data)
     context.call("attention", args)

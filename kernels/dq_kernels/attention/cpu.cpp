@@ -4,6 +4,7 @@
 
 #include "attention/attention.h"
 #include "attention/pairs.h"
+#include "attention/quads.h"
 #include "context.h"
 #include "float_linear/fgemm.h"
 #include "simd/simd.h"
@@ -41,16 +42,11 @@ int64_t pieces_of(int64_t values) { return (values + kDepth - 1) / kDepth; }
 
 // What both number types do to a block of `rows` queries and up to kDepth keys. `Word` holds what is multiplied: a
 // float, or a pair of bfloat16 that follow each other along the sum.
-struct Float32 {
-    using Word = float;
-    static constexpr int64_t kValues = 1;  // of a word
-    static constexpr int64_t kPitch = fgemm::kPitch;
-    static constexpr int64_t kWeights = 0;  // pitch of the softmax's result; it lies where the scores were
-    const fgemm::Kernels& kernels;
+template <class Kernels, class W>
+struct Products {
+    using Word = W;
+    const Kernels& kernels;
 
-    void query(const float* from, int64_t depth, float scale, Word* to) const {
-        for (int64_t n = 0; n < depth; n++) to[n] = from[n] * scale;
-    }
     void pack_keys(const float* src, int64_t pitch, int64_t keys, int64_t depth, Word* packed) const {
         kernels.pack_transposed(src, pitch, keys, depth, packed);
     }
@@ -60,6 +56,16 @@ struct Float32 {
     void product(const Word* a, const Word* packed, int64_t rows, int64_t columns, int64_t words, float* c,
                  int64_t c_pitch, bool accumulate) const {
         kernels.product(a, packed, rows, columns, words, c, c_pitch, accumulate);
+    }
+};
+
+struct Float32 : Products<fgemm::Kernels, float> {
+    static constexpr int64_t kValues = 1;  // of a word
+    static constexpr int64_t kPitch = fgemm::kPitch;
+    static constexpr int64_t kWeights = 0;  // pitch of the softmax's result; it lies where the scores were
+
+    void query(const float* from, int64_t depth, float scale, Word* to) const {
+        for (int64_t n = 0; n < depth; n++) to[n] = from[n] * scale;
     }
     const Word* softmax(float* scores, int64_t rows, int64_t keys, float* max, float* sum, float* shrink, Word*) const {
         kernels.softmax(scores, rows, keys, max, sum, shrink);
@@ -68,25 +74,13 @@ struct Float32 {
     static float scale_of(float scale) { return scale; }
 };
 
-struct Bfloat16 {
-    using Word = uint32_t;
+struct Bfloat16 : Products<pairs::Kernels, uint32_t> {
     static constexpr int64_t kValues = 2;
     static constexpr int64_t kPitch = pairs::kPitch;
     static constexpr int64_t kWeights = pairs::kPitch;
-    const pairs::Kernels& kernels;
 
     void query(const float* from, int64_t depth, float scale, Word* to) const {
         kernels.pairs_of(from, depth, scale, to);
-    }
-    void pack_keys(const float* src, int64_t pitch, int64_t keys, int64_t depth, Word* packed) const {
-        kernels.pack_transposed(src, pitch, keys, depth, packed);
-    }
-    void pack_values(const float* src, int64_t pitch, int64_t columns, int64_t keys, Word* packed) const {
-        kernels.pack(src, pitch, columns, keys, packed);
-    }
-    void product(const Word* a, const Word* packed, int64_t rows, int64_t columns, int64_t words, float* c,
-                 int64_t c_pitch, bool accumulate) const {
-        kernels.product(a, packed, rows, columns, words, c, c_pitch, accumulate);
     }
     const Word* softmax(float* scores, int64_t rows, int64_t keys, float* max, float* sum, float* shrink,
                         Word* weights) const {
@@ -277,10 +271,13 @@ static_assert(kMostRows % kRows == 0, "blocks are whole");
 void attention(Pool& pool, const dq_attention_args& args) {
     if (args.q_rows < 1 || args.kv_rows < 1) return;
     if (args.precision == DQ_INT8) return attention_in_codes(pool, args);
-    if (args.precision == DQ_BFLOAT16) return run(pool, args, Bfloat16{pairs::kernels_of(pool.isa())});
-    return run(pool, args, Float32{fgemm::kernels_of(pool.isa())});
+    if (args.precision == DQ_BFLOAT16) return run(pool, args, Bfloat16{{pairs::kernels_of(pool.isa())}});
+    return run(pool, args, Float32{{fgemm::kernels_of(pool.isa())}});
 }
 
 }  // namespace dq
 
-extern "C" int32_t dq_bfloat16_in_one(int32_t isa) { return dq::pairs::kernels_of(isa).instruction; }
+extern "C" const char* dq_attention_form(int32_t isa, int32_t precision) {
+    if (precision == DQ_INT8) return dq::quads::kernels_of(isa).form;
+    return precision == DQ_BFLOAT16 ? dq::pairs::kernels_of(isa).form : "float32 multiply-adds";
+}

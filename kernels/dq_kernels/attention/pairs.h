@@ -12,7 +12,7 @@ constexpr int64_t kDepth = fgemm::kDepth / 2;  // of one call, in pairs
 constexpr int64_t kPitch = 144;                // of A in pairs
 
 struct Kernels {
-    bool instruction;  // whether one instruction of the CPU multiplies a pair; else two of float32 do
+    const char* form;  // what multiplies a pair, in words
     // Pairs of `depth` values, each times `scale` in float32 and then rounded to nearest even; an odd end gets a 0.
     void (*pairs_of)(const float* src, int64_t depth, float scale, uint32_t* to);
     // As in fgemm.h; `depth` counts values, `packed` holds a pair where B has one value.

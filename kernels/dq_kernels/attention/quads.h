@@ -16,6 +16,7 @@ struct Coder {
 };
 
 struct Kernels {
+    const char* form;  // what multiplies codes
     // Codes of a row less `lowest` (u8), padded with 0 to whole quads; their sum. `nan` is set where x holds one.
     int32_t (*row)(const float* x, int64_t depth, Coder coder, uint32_t* to, bool* nan);
     // B[k][n] from src[n * pitch + k]: codes less (lowest + 128), in panels as of fgemm.h; sums of each column.
@@ -39,7 +40,6 @@ extern const Kernels portable;
 #if defined(__x86_64__)
 extern const Kernels avx2;
 extern const Kernels avx512;
-extern const Kernels avx512_bf16;  // of the same instructions as avx512
 #endif
 
 const Kernels& kernels_of(int32_t isa);

@@ -313,8 +313,8 @@ DQ_EXPORT int32_t dq_known_isas(void);
 DQ_EXPORT int32_t dq_refusal_of_isa(int32_t isa);
 // Whether this CPU has the bfloat16 instructions of AVX-512 and the library was compiled with them.
 DQ_EXPORT int32_t dq_has_bfloat16(void);
-// Whether attention in bfloat16 is multiplied by one instruction there; else by two of float32 for each pair.
-DQ_EXPORT int32_t dq_bfloat16_in_one(int32_t isa);
+// What multiplies attention's operands there, in words; `precision` is of enum dq_precision.
+DQ_EXPORT const char* dq_attention_form(int32_t isa, int32_t precision);
 // Whether keys and values of a head fit a thread's scratch as codes.
 DQ_EXPORT int32_t dq_attention_codes_fit(int64_t kv_rows, int64_t head_dim);
 // Size of an op's argument struct, for the loader to compare; -1 for an unknown op.

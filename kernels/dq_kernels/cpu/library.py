@@ -54,7 +54,7 @@ def library() -> Any:
         "dq_known_isas": (i32, []),
         "dq_refusal_of_isa": (i32, [i32]),
         "dq_has_bfloat16": (i32, []),
-        "dq_bfloat16_in_one": (i32, [i32]),
+        "dq_attention_form": (c.c_char_p, [i32, i32]),
         "dq_attention_codes_fit": (i32, [i64, i64]),
         "dq_struct_bytes": (i64, [i32]),
         "dq_open": (pointer, [i32, i32]),
@@ -175,14 +175,8 @@ class Context:
 
     def attention_form(self, precision: str) -> str:
         """How attention's products are multiplied here, in words; `precision` is one of `structs.PRECISIONS`."""
-        if precision == "float32":
-            return "fused multiply-adds"
-        if precision == "int8":
-            return {"portable": "multiplications in C", "avx2": "vpmaddwd", "avx_vnni": "vpmaddwd"}.get(
-                self.isa, "vpdpbusd"
-            )
-        one = library().dq_bfloat16_in_one(ISAS.index(self.isa))
-        return "vdpbf16ps" if one else "two float32 multiply-adds a pair, for this instruction set has no bfloat16"
+        text: bytes = library().dq_attention_form(ISAS.index(self.isa), structs.PRECISIONS.index(precision))
+        return text.decode("ascii")
 
     def close(self) -> None:
         """End the threads; a second call does nothing."""

@@ -4,17 +4,15 @@
 
 #if defined(__x86_64__) && DQ_HAS_BF16
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,avx2,fma"))), apply_to = function)
 #else
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx2,fma")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512bf16,avx2,fma")
 #endif
-#define DQ_VNNI 1
 #define DQ_FGEMM avx512_bf16
 #define DQ_BF16 1
 #include "float_linear/zmm.inc"
 #include "float_linear/fgemm.inc"
 #include "attention/pairs.inc"
-#include "attention/quads.inc"
 
 #if defined(__clang__)
 #pragma clang attribute pop

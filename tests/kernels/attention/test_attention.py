@@ -146,7 +146,9 @@ def test_a_nan_or_a_denormal_is_not_lost_in_bfloat16(each_context):
 
 def test_a_context_says_what_multiplies(each_context):
     one = each_context.isa in ("avx512_vnni", "amx") and library().dq_has_bfloat16()
-    assert each_context.attention_form("float32") == "fused multiply-adds"
+    assert each_context.attention_form("float32") == "float32 multiply-adds"
+    integers = {"portable": "multiplications in C", "avx2": "vpmaddwd", "avx_vnni": "vpmaddwd"}
+    assert each_context.attention_form("int8") == integers.get(each_context.isa, "vpdpbusd")
     assert ("vdpbf16ps" in each_context.attention_form("bf16")) == bool(one)
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
 
 import dq_deploy
+from dq_deploy.cli.verify import refuse
+from dq_deploy.errors import GuaranteeError
 from dq_deploy.native.cpu.arguments import Bound, struct_of
+from dq_deploy.native.observe.attention import attention_counts
 from dq_deploy.native.runner import NativeRunner
 from dq_deploy.native.trace.traced import traced_program
 from dq_deploy.verify.native.attention import _first
+from dq_deploy.verify.report.pictures import kernels_bar
 from tests.native.file.mutations import places
 from tests.tiny import tiny_conditional_denoiser
 from tests.verify.native.test_proof import QUICK, proof_of
@@ -41,6 +46,30 @@ def test_it_is_exact_and_counts_as_integer(record):
     assert own.codes_moved < 1e-3 * own.codes_compared
     assert 0 < own.rms_error < 0.2
     assert report.float_path_share <= 1
+    assert report.attention_in_integers == report.macs.attention
+    assert "attention products, int8" in str(kernels_bar(report))
+    assert "attention products, float" not in str(kernels_bar(report))
+    share = report.integer_mac_share
+    with pytest.raises(GuaranteeError) as caught:
+        refuse(report, exact=False, require_integer=share + (1 - share) / 2)
+    assert "attention products" not in str(caught.value)
+
+
+def test_attention_in_float_counts_as_float_in_every_place(record):
+    with NativeRunner(copy.deepcopy(record), threads=1, finite_check=False) as runner:
+        report = proof_of(record, runner, QUICK)
+        assert attention_counts(runner.executor) == (len(record.attention), len(record.attention))
+    assert report.attention_in_integers == 0
+    assert "attention products, float" in str(kernels_bar(report))
+    with pytest.raises(GuaranteeError, match=r"attention products \(25.9%\): float"):
+        refuse(report, exact=False, require_integer=0.999)
+
+
+def test_the_attentions_that_run_in_codes_are_counted(record):
+    name = next(iter(record.attention))
+    some = dataclasses.replace(record, attention={name: record.attention[name]})
+    with NativeRunner(some, threads=1, attention="int8") as runner:
+        assert attention_counts(runner.executor) == (1, len(record.attention))
 
 
 def damaged(change):
