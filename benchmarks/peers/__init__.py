@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,24 @@ def environment(name: str, folder: Path) -> Path:
     wanted = "\n".join(requirements(name))
     if ready.is_file() and ready.read_text(encoding="utf-8") == wanted:
         return python
-    _call([sys.executable, "-m", "venv", str(home)], f"{name}: making the environment")
+    call([sys.executable, "-m", "venv", str(home)], f"{name}: making the environment")
     install = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *requirements(name)]
-    _call(install, f"{name}: installing")
+    call(install, f"{name}: installing")
     ready.write_text(wanted, encoding="utf-8")
     return python
 
 
-def _call(command: list[str], what: str, extra: dict[str, str] | None = None) -> None:
+def call(command: Sequence[str], what: str, extra: Mapping[str, str] | None = None) -> None:
+    """Run a command to its end.
+
+    Args:
+        command: words.
+        what: it does, for the message.
+        extra: variables it gets besides this process's.
+
+    Raises:
+        PeerFailure: it took longer than `TIMEOUT_S`, or failed.
+    """
     given = {**os.environ, **(extra or {})}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=given)
@@ -108,6 +119,6 @@ def run(
     python = environment(name, environments or work_dir / "environments")
     worker = HERE / f"{name.replace('-', '_')}.py"
     counted = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": "", "CUDA_VISIBLE_DEVICES": ""}
-    _call([str(python), str(worker), str(work / "job.json")], name, counted)
+    call([str(python), str(worker), str(work / "job.json")], name, counted)
     result: dict[str, Any] = json.loads((work / "result.json").read_text(encoding="utf-8"))
     return {**result, "images_npz": str(work / "images.npz")}

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from dq_deploy.models import Denoiser
+
 
 def write_float_files(model_dir: Path, folder: Path, *, steps: int) -> list[str]:
     """Write `float.onnx` (dynamic batch, with a float timestep) and `schedule.json` into a folder.
@@ -17,19 +19,36 @@ def write_float_files(model_dir: Path, folder: Path, *, steps: int) -> list[str]
     Returns:
         Names of the graph's products that stay float in our records, see `float_products`.
     """
-    import onnx_ir as ir
-
     from dq_deploy import load_model
-    from dq_deploy.graph.trace import trace
-    from dq_deploy.models import denoiser_outputs, example_inputs
 
     denoiser = load_model(model_dir)
-    example = example_inputs(denoiser.call, 2, 0)
-    graph = trace(denoiser.module, example, call=denoiser_outputs)
-    ir.save(graph, str(folder / "float.onnx"))
+    graph = write_float_graph(denoiser, folder / "float.onnx")
     schedule = schedule_of(denoiser.scheduler_config, steps)
     (folder / "schedule.json").write_text(json.dumps(schedule), encoding="utf-8")
     return float_products(graph)
+
+
+def write_float_graph(denoiser: Denoiser, path: Path, *, large: bool = False, vary: bool = False) -> ir.Model:
+    """Write the float model as an ONNX file whose batch varies.
+
+    Args:
+        denoiser: the float model.
+        path: to write.
+        large: weights go into a file beside it.
+        vary: not only the batch varies, but all sizes that the denoiser's call names.
+
+    Returns:
+        What was written.
+    """
+    import onnx_ir as ir
+
+    from dq_deploy.graph.trace import trace
+    from dq_deploy.models import denoiser_outputs, example_inputs
+
+    shapes = {entry.name: entry.shape for entry in denoiser.call.inputs} if vary else None
+    graph = trace(denoiser.module, example_inputs(denoiser.call, 2, 0), call=denoiser_outputs, shapes=shapes)
+    ir.save(graph, str(path), external_data=f"{path.name}.data" if large else None)
+    return graph
 
 
 def float_products(model: ir.Model) -> list[str]:

@@ -33,24 +33,34 @@ def session(path, threads):
     return lambda inputs: found.run(None, inputs)[0]
 
 
-def main() -> None:
-    """Quantize, time, draw."""
-    job = Job()
-    ready, target = job.work / "ready.onnx", job.work / "int8.onnx"
+def write_quantized(source, target, ready, batches, *, large=False, left=()):
+    """Write `target`, the QDQ graph of `source`: unsigned activations, signed weights a channel, products alone.
+
+    `ready` is written in between; `large` weights go into files beside; the nodes `left` stay float.
+    """
+    more = {"save_as_external_data": True, "all_tensors_to_one_file": True} if large else {}
     # symbolic shape inference does not get through the graph; the plain one does
-    quant_pre_process(job["float_onnx"], str(ready), skip_symbolic_shape=True)
+    quant_pre_process(str(source), str(ready), skip_symbolic_shape=True, **more)
     quantize_static(
         str(ready),
         str(target),
-        Reader(job.calibration()),
+        Reader(batches),
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         calibrate_method=CalibrationMethod.MinMax,
         op_types_to_quantize=PRODUCTS,
-        nodes_to_exclude=job.float_nodes,
+        nodes_to_exclude=list(left),
+        use_external_data_format=large,
     )
+
+
+def main() -> None:
+    """Quantize, time, draw."""
+    job = Job()
+    target = job.work / "int8.onnx"
+    write_quantized(job["float_onnx"], target, job.work / "ready.onnx", job.calibration(), left=job.float_nodes)
     job.calibrated()
     quantized = session(target, job.threads)
     products = sum(node.op_type in PRODUCTS for node in onnx.load(target).graph.node)

@@ -29,33 +29,14 @@ def opened(settings: Settings) -> Opened:
 
 
 def prepare(folder: Path, engine: str) -> None:
-    """Write `qdq.onnx`: unsigned activations, signed weights a channel, products alone.
-
-    With the default list of operators the sine of the timestep is quantized as well, and pictures are lost.
-    """
+    """Write `qdq.onnx`."""
     if engine != "onnxruntime qdq" or (folder / "qdq.onnx").is_file():
         return
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-    from onnxruntime_qdq import PRODUCTS, Reader
+    from onnxruntime_qdq import write_quantized
 
     large = json.loads((folder / "model.json").read_text(encoding="utf-8"))["large"]
-    ready, target = folder / "ready.onnx", folder / "unfinished.onnx"
-    # symbolic shape inference does not get through the graph; the plain one does
-    more = {"save_as_external_data": True, "all_tensors_to_one_file": True} if large else {}
-    quant_pre_process(str(folder / "float.onnx"), str(ready), skip_symbolic_shape=True, **more)
-    quantize_static(
-        str(ready),
-        str(target),
-        Reader(calibration(folder, 1 if large else CALIBRATION_BATCH)),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        calibrate_method=CalibrationMethod.MinMax,
-        op_types_to_quantize=PRODUCTS,
-        use_external_data_format=large,
-    )
+    target, batches = folder / "unfinished.onnx", calibration(folder, 1 if large else CALIBRATION_BATCH)
+    write_quantized(folder / "float.onnx", target, folder / "ready.onnx", batches, large=large)
     target.rename(folder / "qdq.onnx")
 
 

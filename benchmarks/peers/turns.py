@@ -76,6 +76,8 @@ class Turns:
         return {"load_ms": (time.perf_counter() - start) * 1e3, "precision": opened.precision}
 
     def _timed(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        if asked["batch"] != self._settings.batch:
+            raise ValueError(f"got batch {asked['batch']}, expected {self._settings.batch}, which it was opened with")
         inputs, run, found = self._settings.example(), self._run, []
         for _ in range(asked["warmup"]):
             run(inputs)

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from benchmarks import peers
 from benchmarks.machine.avx2 import PACKAGES, MachineError, prepare
@@ -132,26 +130,20 @@ def start_peer(name: str, folder: Path, cpu: Cpu, settings: PeerSettings, enviro
     changes = cpu.changes()
     if changes and "compiled" in name:
         raise NotRunError("torch.compile has its code compiled for this very CPU; it cannot be held to another")
-    peer = PEERS[name]
+    peer, plain = PEERS[name], {"PYTHONPATH": "", "CUDA_VISIBLE_DEVICES": ""}
+    threads = {"OMP_NUM_THREADS": str(settings.threads)}
+    if peer.environment == _OPENVINO["environment"] and not (folder / "float.xml").is_file():
+        raise NotRunError("no float.xml was written, as openvino is not installed here: install it, take a new --work")
     try:
         python = peers.environment(peer.environment, environments)
         command = (str(python), str(peers.HERE / peer.worker))
-        _prepare(command, folder, name, settings.threads)
+        peers.call([*command, "prepare", str(folder), name], f"{name}: quantizing", {**plain, **threads})
         if changes:
             _check_versions(peer.environment)
             changes["PYTHONPATH"] = changes["PYTHONPATH"].split(os.pathsep)[0]  # the copies, and nothing of ours
-        return PeerProcess(command, settings, {"PYTHONPATH": "", "CUDA_VISIBLE_DEVICES": "", **changes})
+        return PeerProcess(command, settings, {**plain, **changes})
     except (peers.PeerFailure, DqError) as error:
         raise NotRunError(" ".join(str(error).split())) from error
-
-
-def _prepare(command: tuple[str, ...], folder: Path, name: str, threads: int) -> None:
-    counted = {**os.environ, "PYTHONPATH": "", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(threads)}
-    words = [*command, "prepare", str(folder), name]
-    done = subprocess.run(words, env=counted, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()] or ["no output"]
-        raise NotRunError(f"its quantization ended with {done.returncode}: {lines[-1][:300]}")
 
 
 def _check_versions(environment: str) -> None:
@@ -166,8 +158,3 @@ def _check_versions(environment: str) -> None:
 def words_of(name: str) -> str:
     """What an engine is, for the help."""
     return PEERS[name].words if name in PEERS else NOT_HERE.get(name, "our exact graph")
-
-
-def facts_of(process: Any) -> str:
-    """The precision that a peer reports of itself; nothing of our own engines."""
-    return getattr(process, "precision", "")

@@ -11,24 +11,24 @@ from numpy.typing import NDArray
 
 from benchmarks.peers.job import outputs_of
 from benchmarks.unets.peer_process import PeerProcess
+from dq_deploy.quality.image import psnr_db
 
 PICTURE_RANGE = 2.0
 """Pictures lie within -1 to 1."""
 
 
-def psnr_db(found: NDArray[np.float32], wanted: NDArray[np.float32], peak: float) -> float:
-    """Mean over samples of 10 log10(peak^2 / mean squared error); samples that are equal count as 200 dB."""
-    error = np.square(found.astype(np.float64) - wanted).reshape(len(wanted), -1).mean(axis=1)
-    return float(np.mean(10 * np.log10(peak**2 / np.maximum(error, peak**2 * 1e-20))))
+def mean_psnr_db(found: NDArray[np.float32], wanted: NDArray[np.float32], peak: float) -> float:
+    """Mean over samples of `dq_deploy.quality.image.psnr_db`; samples that are equal count as 200 dB."""
+    return float(np.mean(np.minimum(psnr_db(found, wanted, data_range=peak), 200)))
 
 
 def fidelity(found: NDArray[np.float32], folder: Path) -> dict[str, Any]:
     """PSNR in dB to the float model's own in the folder of `benchmarks.unets.float_model`, and what was compared."""
     wanted = np.load(folder / "check-float.npy")
     if (folder / "schedule.json").is_file():
-        return {"psnr_db": psnr_db(found, wanted, PICTURE_RANGE), "of": f"{len(wanted)} pictures"}
+        return {"psnr_db": mean_psnr_db(found, wanted, PICTURE_RANGE), "of": f"{len(wanted)} pictures"}
     peak = float(wanted.max() - wanted.min())
-    return {"psnr_db": psnr_db(found, wanted, peak), "of": f"{len(wanted)} outputs of one step"}
+    return {"psnr_db": mean_psnr_db(found, wanted, peak), "of": f"{len(wanted)} outputs of one step"}
 
 
 def of_peer(peer: PeerProcess, folder: Path) -> dict[str, Any]:

@@ -72,6 +72,7 @@ def write_folder(
         pictures: compare pictures by DDIM, not the outputs of a step.
         held_out: inputs of the step whose outputs are compared; random ones by default.
     """
+    from benchmarks.peers.float_files import write_float_graph
     from dq_deploy.models import example_inputs
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +85,7 @@ def write_folder(
     samples = 2 if count > LARGE else max(BATCHES)
     step = {name: held_out[name][:samples] for name in names} if held_out else None
     write_check(denoiser, folder, pictures, step or example_inputs(denoiser.call, samples, SEED))
-    write_onnx(denoiser, folder / "float.onnx", large=count > LARGE)
+    write_float_graph(denoiser, folder / "float.onnx", large=count > LARGE)
     write_openvino(denoiser, folder / "float.xml")
     facts = {"large": count > LARGE}
     (folder / "model.json").write_text(json.dumps({**facts, "parameters": count}), encoding="utf-8")
@@ -117,25 +118,6 @@ def write_check(denoiser: Denoiser, folder: Path, pictures: bool, step: dict[str
             return call_denoiser(denoiser.module, given).numpy()
 
     np.save(folder / "check-float.npy", outputs_of(run, folder, 2))
-
-
-def write_onnx(denoiser: Denoiser, path: Path, *, large: bool, vary: bool = False) -> None:
-    """The float graph.
-
-    Args:
-        denoiser: the float model.
-        path: to write.
-        large: weights go into a file beside it.
-        vary: not only the batch varies, but all sizes that the denoiser's call names.
-    """
-    import onnx_ir as ir
-
-    from dq_deploy.graph.trace import trace
-    from dq_deploy.models import denoiser_outputs, example_inputs
-
-    shapes = {entry.name: entry.shape for entry in denoiser.call.inputs} if vary else None
-    graph = trace(denoiser.module, example_inputs(denoiser.call, 2, 0), call=denoiser_outputs, shapes=shapes)
-    ir.save(graph, str(path), external_data=f"{path.name}.data" if large else None)
 
 
 def write_openvino(denoiser: Denoiser, path: Path) -> None:

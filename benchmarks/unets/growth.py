@@ -28,9 +28,10 @@ import numpy as np
 
 from benchmarks.machine import quiet
 from benchmarks.machine.commit import commit
+from benchmarks.peers.float_files import write_float_graph
 from benchmarks.unets.denoisers import SD15, SD15_SCHEDULER
 from benchmarks.unets.engines import NATIVE, Cpu, NotRunError, start_native, start_peer
-from benchmarks.unets.float_model import write_onnx, write_openvino
+from benchmarks.unets.float_model import write_openvino
 from benchmarks.unets.peer_process import PeerSettings
 from benchmarks.unets.run import Options, take_turns
 from dq_deploy.errors import DqError
@@ -115,7 +116,7 @@ def files_of(channels: int, work: Path) -> Path:
         source="a small UNet, random weights, seed 0",
         source_sha256="0" * 64,
     )
-    write_onnx(denoiser, folder / "float.onnx", large=False, vary=True)
+    write_float_graph(denoiser, folder / "float.onnx", vary=True)
     write_openvino(denoiser, folder / "float.xml")
     random = CalibrationSource(kind="random")
     options = {"method": "minmax", "weight_bits": 8, "activation_bits": 8, "steps": 4, "samples": 1}

@@ -47,6 +47,8 @@ def test_a_peer_takes_turns_and_its_output_is_compared(folder):
     with started(folder) as peer:
         timed = peer.time(batch=2, warmup=1, runs=3, seconds=0.0, clock="host")
         near = fidelity.of_peer(peer, folder)
+        with pytest.raises(DqError, match="got batch 1, expected 2"):
+            peer.time(batch=1, warmup=1, runs=3, seconds=0.0, clock="host")
     assert len(timed.latency_ms) == 3
     assert timed.peak_mib > 5
     assert peer.precision == "float32"
@@ -58,10 +60,17 @@ def test_what_a_peer_raises_is_told_in_its_own_words(folder):
         started(folder, "broken")
 
 
+def test_openvino_without_its_file_is_not_run_and_says_why(folder):
+    settings = PeerSettings(engine="openvino", folder=str(folder), batch=2, threads=1)
+    cpu = engines.Cpu(isa="avx512_vnni", hide_bf16=False, folder=folder)
+    with pytest.raises(engines.NotRunError, match=r"no float\.xml was written, as openvino is not installed"):
+        engines.start_peer("openvino", folder, cpu, settings, folder / "none")
+
+
 def test_psnr_is_that_of_the_definition():
     wanted = np.zeros((2, 1, 2, 2), np.float32)
     found = np.stack([wanted[0] + 0.1, wanted[0] + 0.01])
-    assert fidelity.psnr_db(found, wanted, 1.0) == pytest.approx(30.0, abs=1e-4)
+    assert fidelity.mean_psnr_db(found, wanted, 1.0) == pytest.approx(30.0, abs=1e-4)
 
 
 def test_every_peer_has_its_packages_pinned_and_a_file():
