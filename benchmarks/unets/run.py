@@ -12,9 +12,10 @@ float64 product of the codes it saw; a red engine prints RED and no speed, and t
 `onnxruntime int8` and `openvino int8` are the exact graphs of dq-export. All others are other people's packages as
 their documentation runs them (benchmarks/peers), in environments that are made in the folder --environments; they are
 calibrated with the same inputs as our record. An engine that cannot do a model prints why. PSNR is to the float model:
-of pictures from the same noise by DDIM (demo), or of the output of one step (the others). For avx2, avx_vnni and with
---hide-bf16 the libraries run as on a CPU without the rest (machine/avx2.py), torch by its own switches alone. Memory is
-the highest resident size of each process, interpreter included. Records and graphs are kept in the folder --work; a
+of pictures from the same noise by DDIM (demo), or of the output of one step (the others); that of our own engines is
+taken in this process, where the libraries have all instructions. For avx2, avx_vnni and with --hide-bf16 the libraries
+are timed as on a CPU without the rest (machine/avx2.py), torch by its own switches alone. Memory is the highest
+resident size of each process, interpreter included. The folder --work keeps records, and the graphs of each commit. A
 row of each table is appended to benchmarks/results/unets.jsonl, and what is there for the same commit is not measured
 again.
 """
@@ -45,7 +46,6 @@ from benchmarks.unets.engines import (
     EXACT,
     NATIVE,
     Cpu,
-    NotRunError,
     start_exact,
     start_native,
     start_peer,
@@ -135,11 +135,11 @@ def record_path(model: str, bits: int, work: Path, pipeline: Path | None = None)
 
 
 def graph_path(record: Path, engine: str, work: Path) -> Path:
-    """The ONNX file that one of `EXACT` runs; exported where it is not there."""
+    """The ONNX file that one of `EXACT` runs; exported where this commit has not done it yet."""
     import dq_deploy
 
     library = engine.partition(" ")[0]
-    path = work / f"{record.stem}-{library}.onnx"
+    path = work / f"{record.stem}-{library}-{commit()}.onnx"
     if not path.is_file():
         dq_deploy.export(dq_deploy.load_record(record), path, target=library)
     return path
@@ -264,7 +264,7 @@ def measure_group(
                 peer = start_peer(name, folder, cpu, settings, arguments.environments)
                 running[name] = stack.enter_context(peer)
                 found.precision[name] = peer.precision
-            except NotRunError as error:
+            except DqError as error:
                 found.not_run[name] = str(error)
         series, busy = take_turns(running, table.batch, arguments.rounds, arguments.seconds)
         found.add(series)

@@ -8,7 +8,9 @@ import json
 import pytest
 
 from benchmarks.unets import run as unets
+from benchmarks.unets.engines import Cpu, NotRunError
 from benchmarks.unets.run import Series
+from dq_deploy.errors import DqError
 
 KEY = {"model": "cifar", "bits": "W4A8", "isa": "avx2", "threads": 2, "batch": 1}
 
@@ -96,7 +98,7 @@ class Native:
 
 def test_an_engine_that_cannot_do_a_model_says_why(tmp_path, monkeypatch, capsys):
     def refuse(*_):
-        raise unets.NotRunError("its package wants another CPU")
+        raise NotRunError("its package wants another CPU")
 
     monkeypatch.setattr(unets, "red_layers", lambda *_: [])
     monkeypatch.setattr(unets, "record_path", lambda *_: tmp_path / "demo.pt")
@@ -113,6 +115,31 @@ def test_an_engine_that_cannot_do_a_model_says_why(tmp_path, monkeypatch, capsys
     row = json.loads(results.read_text())
     assert row["not_run"] == {"sdnq int8": "its package wants another CPU"}
     assert row["fidelity"]["native"]["psnr_db"] == 40.0
+
+
+def test_one_of_our_graphs_that_cannot_be_made_is_not_run_and_says_why(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise DqError("no summands are left")
+
+    monkeypatch.setattr(unets, "ready_folder", lambda *_: tmp_path)
+    monkeypatch.setattr(unets, "start_native", lambda *_: Native())
+    monkeypatch.setattr(unets, "graph_path", refuse)
+    cpu = Cpu(isa="portable", hide_bf16=False, folder=tmp_path)
+    asked, found = unets.Table(model="demo", bits=4, cpu=cpu, threads=1, batch=1), unets.Found()
+    given = argparse.Namespace(work=tmp_path, terrain=None, rounds=1, seconds=0.0)
+    unets.measure_group(asked, ["openvino int8"], tmp_path / "demo.pt", given, found)
+    assert found.not_run == {"openvino int8": "no summands are left"}
+    assert set(found.series) == {"native"}
+
+
+def test_a_graph_that_another_commit_left_is_not_timed(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr("dq_deploy.load_record", lambda path: path)
+    monkeypatch.setattr("dq_deploy.export", lambda record, path, target: (made.append(path), path.touch()))
+    for name in ("abc", "abc", "def"):
+        monkeypatch.setattr(unets, "commit", lambda name=name: name)
+        unets.graph_path(tmp_path / "demo.pt", "openvino int8", tmp_path)
+    assert [path.name for path in made] == ["demo-openvino-abc.onnx", "demo-openvino-def.onnx"]
 
 
 @pytest.mark.parametrize(
