@@ -309,11 +309,12 @@ def table(rows: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
 
 def page(rows: Sequence[Mapping[str, Any]]) -> str:
     """The page of the last row of each point."""
-    last = rows[-1]
-    own = last["environment"]
-    machine = f"{own['cpu']}, {own['date'][:10]}, commit {last['commit']}, native kernels {last['isa']}."
-    if last["goes_first"]:
-        machine += " Other work on the machine had to wait (`chrt -f 1`)."
+    counted = [row for axis in AXES for row in along(rows, axis)]
+    machine = ", ".join(sorted({f"{row['environment']['cpu']}, {row['environment']['date'][:10]}" for row in counted}))
+    commits, isas = (", ".join(sorted({row[name] for row in counted})) for name in ("commit", "isa"))
+    machine += f", commit {commits}, native kernels {isas}."
+    if all(row["goes_first"] for row in counted):
+        machine += "\nOther work on the machine had to wait (`chrt -f 1`)."
     time = [
         TIME,
         "Exponent of each line, and in brackets its first and last value in ms.",

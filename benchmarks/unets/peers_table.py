@@ -103,7 +103,8 @@ def main(words: Sequence[str] | None = None) -> int:
     for title, by_bits in groups([r for r in rows if r["key"]["model"] in (given.model or BATCHES)]).items():
         first = next(iter(by_bits.values()))
         compared = first["fidelity"].get(NATIVE, {"of": "nothing"})["of"]
-        print(f"{title}; PSNR of {compared}; commit {first['commit']}\n")
+        commits = ", ".join(sorted({row["commit"] for row in by_bits.values()}))
+        print(f"{title}; PSNR of {compared}; commit {commits}\n")
         print("\n".join(lines_of(by_bits)))
         for engine, why in sorted({pair for row in by_bits.values() for pair in row["not_run"].items()}):
             print(f"\n{engine} was not run: {why}.", end="")

@@ -40,6 +40,15 @@ def test_the_page_has_a_line_for_each_size_and_the_last_row_counts():
     assert all(title in page for title in growth.TITLES.values())
 
 
+def test_the_page_names_every_commit_and_says_that_others_waited_only_where_all_did():
+    found = [{**row, "goes_first": True} for row in rows()]
+    assert ", commit abc, native" in growth.page(found)
+    assert "had to wait" in growth.page(found)
+    found[0] = {**found[0], "commit": "def", "goes_first": False}
+    assert ", commit abc, def, native" in growth.page(found)
+    assert "had to wait" not in growth.page(found)
+
+
 def test_a_missing_point_is_named():
     with pytest.raises(DqError, match="no row has batch 16"):
         growth.page([row for row in rows() if row["point"]["batch"] != 16])

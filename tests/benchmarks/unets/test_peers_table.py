@@ -30,6 +30,9 @@ def test_a_table_holds_both_widths_and_says_what_was_not_run(tmp_path, capsys):
     assert peers_table.main(["--results", str(results)]) == 0
     text = capsys.readouterr().out
     assert "| **native W8A8** | 20.0 |  |  | 10 | 40.0 |" in text
+    assert (
+        "cifar, AVX512-VNNI with bfloat16, batch 1, threads 2; PSNR of 8 outputs of one step; commit abc, def" in text
+    )
     assert "| OpenVINO as it comes | 30.0 | 2.00x | 1.50x | 40 | 40.0 |" in text
     assert "| our exact graph on OpenVINO, W4A8 | 60.0 | 4.00x |  | 50 | 40.0 |" in text
     assert "cifar, AVX512-VNNI without bfloat16, batch 1, threads 2" in text
