@@ -43,7 +43,7 @@ class _Number:
 
 @dataclass(frozen=True, kw_only=True)
 class _Choice:
-    allowed: tuple[str | int | None, ...]
+    allowed: tuple[str | int, ...]
 
     def __call__(self, name: str, value: object) -> None:
         if not any(value == one and isinstance(value, type(one)) for one in self.allowed):
@@ -66,8 +66,8 @@ def number(default: float | None, low: float, high: float) -> Any:
     return field(default=default, metadata={_CHECK: _Number(low=low, high=high, whole=False)})
 
 
-def choice(default: str | int | None, *allowed: str | int | None) -> Any:
-    """An option that is one of these."""
+def choice(default: str | int | None, *allowed: str | int) -> Any:
+    """An option that is one of these, or None where that is its default."""
     return field(default=default, metadata={_CHECK: _Choice(allowed=allowed)})
 
 
