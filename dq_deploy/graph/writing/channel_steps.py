@@ -115,7 +115,9 @@ class ChannelSteps:
         if self._ones is not None:
             columns.append((self._ones, np.ones(self.steps, np.float32)))
         for value, column in columns:
-            self._end(value, "Gather", [b.constant(column, "table"), bucket], [ir.AttrInt64("axis", 0)])
+            inputs = [b.constant(column, "table"), bucket]
+            node = ir.Node("", "Gather", inputs, [ir.AttrInt64("axis", 0)], outputs=[value], name=value.name)
+            self.graph.insert_before(self.before, node)
 
     def _builder(self) -> Builder:
         return Builder(self.graph, self.before, "dq/steps")
@@ -158,8 +160,4 @@ class ChannelSteps:
             made = b.op("Reshape", [made, b.constant(np.array([0, -1]), "flat")], "flat", dtype=FLOAT)
         attributes = [ir.AttrInt64("axis", 1), ir.AttrInt64("num_outputs", number)]
         node = ir.Node("", "Split", [made], attributes, outputs=[v.output for v in vectors], name=f"{b.prefix}/split")
-        self.graph.insert_before(self.before, node)
-
-    def _end(self, output: ir.Value, op_type: str, inputs: list[ir.Value], attributes: list[ir.Attr]) -> None:
-        node = ir.Node("", op_type, inputs, attributes, outputs=[output], name=output.name)
         self.graph.insert_before(self.before, node)
