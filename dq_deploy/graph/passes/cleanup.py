@@ -79,7 +79,7 @@ class ForgetModules:
 class ForgetTypes:
     """Removes types and shapes of the tensors between the nodes, which ONNX Runtime finds by itself.
 
-    Written down they take as much of a file as a seventh of the nodes' own text.
+    Written down they make a small model's file 2 % larger.
     """
 
     name = "forget-types"
