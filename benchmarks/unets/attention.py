@@ -29,7 +29,8 @@ from dq_deploy.bench.environment import describe_environment
 from dq_deploy.engines.options import ATTENTION
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "attention.jsonl"
-BATCHES = {"sd15": 2, "dit-xl": 2}
+LARGE = ("sd15", "dit-xl")
+"""Calibrated with few random inputs."""
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
 
@@ -94,12 +95,16 @@ def steps(
     batch: Annotated[int | None, typer.Option(help="By default 2 of a large model, else 1.")] = None,
 ) -> None:
     """Milliseconds of a whole step in each type, the native engine in turns."""
+    from benchmarks.unets.run import BATCHES
     from dq_deploy import load_record
     from dq_deploy.models import call_of_record, example_inputs
     from dq_deploy.native.runner import NativeRunner
 
+    models = [name for name in BATCHES if name != "terrain"]
+    if model not in models:
+        raise typer.BadParameter(f"got {model!r}, expected one of {', '.join(models)}", param_hint="--model")
     record = load_record(record_of(model, bits, work))
-    batch = BATCHES.get(model, 1) if batch is None else batch
+    batch = BATCHES[model] if batch is None else batch
     feeds = example_inputs(call_of_record(record), batch, 0)
     runners = {name: NativeRunner(record, threads=threads, attention=name) for name in ATTENTION}
     spent: dict[str, list[float]] = {name: [] for name in ATTENTION}
@@ -125,7 +130,7 @@ def record_of(model: str, bits: int, work: Path) -> Path:
     path = work / f"{model}-w{bits}a8-attention.pt"
     if not path.is_file():
         more: dict[str, Any] = {"steps": 20, "samples": 4}
-        if model in BATCHES:
+        if model in LARGE:
             more = {"steps": 4, "samples": 1, "memory_gib": 4.0, "calibration": CalibrationSource(kind="random")}
         options = {"method": "minmax", "weight_bits": bits, "activation_bits": 8, "attention": "int8", **more}
         dq_deploy.save_record(dq_deploy.quantize(denoiser_of(model), **options), path)

@@ -68,5 +68,5 @@ def test_a_model_without_attention_is_refused():
 
 
 def test_another_width_is_refused():
-    with pytest.raises(OptionError, match="attention is 'fp8', expected one of int8$"):
+    with pytest.raises(OptionError, match=r"attention is 'fp8', expected one of int8$"):
         dq_deploy.quantize(tiny_conditional_denoiser(), **OPTIONS, attention="fp8")
