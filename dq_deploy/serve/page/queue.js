@@ -1,0 +1,56 @@
+// The queue: a row for each request, changed in place so that a button under the finger stays where it is.
+import { byId, count, make, say, seconds } from "./dom.js";
+
+const ROWS = 12;
+const rows = new Map();
+
+/** Shows the server's answer of GET v1/requests; `mine` has the ids of this page's own requests. */
+export function showQueue(answer, mine, onCancel) {
+  const waiting = answer.waiting ?? 0;
+  const running = answer.running ?? 0;
+  say(byId("queue-count"), running + waiting ? `${running} running, ${waiting} waiting` : "");
+  const order = [...answer.data].sort((a, b) => (a.position ?? 0) - (b.position ?? 0));
+  const own = order.filter((entry) => mine.has(entry.id));
+  const others = order.filter((entry) => !mine.has(entry.id)).slice(0, Math.max(0, ROWS - own.length));
+  const shown = order.filter((entry) => own.includes(entry) || others.includes(entry));
+  const ids = new Set(shown.map((entry) => entry.id));
+  for (const [id, row] of rows) {
+    if (ids.has(id)) continue;
+    row.element.remove();
+    rows.delete(id);
+  }
+  const list = byId("queue");
+  shown.forEach((entry, index) => {
+    if (!rows.has(entry.id)) rows.set(entry.id, newRow(entry.id, mine.has(entry.id), onCancel));
+    const { element } = rows.get(entry.id);
+    update(rows.get(entry.id), entry);
+    if (list.children[index] !== element) list.insertBefore(element, list.children[index] ?? null);
+  });
+  const hidden = order.length - shown.length;
+  byId("queue-empty").hidden = shown.length > 0 && hidden === 0;
+  say(byId("queue-empty"), hidden ? `And ${hidden} more.` : "Nobody is drawing.");
+}
+
+function newRow(id, own, onCancel) {
+  const state = make("span", { class: "place" });
+  const what = make("span", { class: "what" });
+  const bar = make("progress", { max: 1, "aria-hidden": "true" });
+  const time = make("span");
+  const cancel = own ? make("button", { type: "button", class: "small", "aria-label": "Cancel this request", onclick: () => onCancel(id) }, "Cancel") : null;
+  const second = make("p", { class: "hint" }, own ? "yours, " : null, time);
+  const element = make("li", own ? { class: "own" } : {}, state, make("div", {}, make("p", {}, what), bar, second), cancel);
+  return { element, state, what, bar, time };
+}
+
+function update(row, entry) {
+  const running = entry.status === "running";
+  say(row.state, running ? "▶" : String(entry.position ?? "·"));
+  row.state.setAttribute("title", running ? "running" : "place in the queue");
+  const total = Math.max(1, entry.n * entry.steps);
+  const done = entry.images_done * entry.steps + (entry.images_done < entry.n ? entry.step : 0);
+  const step = entry.n > 1 ? `${entry.images_done} of ${entry.n} pictures done` : `Step ${entry.step} of ${entry.steps}`;
+  say(row.what, running ? step : `${count(entry.n, "picture")}, ${count(entry.steps, "step")}`);
+  row.bar.hidden = !running;
+  row.bar.value = Math.min(1, done / total);
+  say(row.time, running ? `drawing for ${seconds(entry.running_s)}` : `waiting for ${seconds(entry.waited_s)}`);
+}
