@@ -7,6 +7,21 @@ const SMALL = 64; // pictures up to this wide and high are shown as pixels
 const REMEMBERED = 100; // pictures whose bytes are kept for that
 const drawnBefore = new Map(); // base64 by request and seed: whether the same question gave the same bytes
 
+// A browser opens six connections to a server: some stay free for the queue, for cancelling and for another tab.
+const STREAMS = 4;
+let open = 0;
+const line = [];
+
+async function enter() {
+  if (open >= STREAMS) await new Promise((go) => line.push(go));
+  else open += 1;
+}
+
+function leave() {
+  if (line.length) line.shift()();
+  else open -= 1;
+}
+
 export class Drawing {
   /** `onChange(drawing)` is called whenever it begins, ends or learns its id. */
   constructor(wanted, model, onChange) {
@@ -31,7 +46,7 @@ export class Drawing {
   }
 
   build() {
-    this.where = make("p", { class: "where" }, "Asking the server…");
+    this.where = make("p", { class: "where" }, open < STREAMS ? "Asking the server…" : "Waiting for this page's other drawings");
     this.bar = make("progress", { max: this.n * this.steps, "aria-label": "Steps done" });
     this.button = make("button", { type: "button", class: "small", onclick: () => this.cancel() }, "Cancel");
     const title = make("h3", {}, titleOf(this.wanted));
@@ -42,7 +57,9 @@ export class Drawing {
 
   /** Draws until the pictures are there; throws what the server refused. */
   async run() {
+    await enter();
     try {
+      if (!this.going) return; // cancelled before its turn
       const body = bodyText(streamed(this.wanted));
       await stream(body, this.abort.signal, (id) => this.learnId(id), (name, data) => this.take(name, data));
       if (this.going && this.done < this.n) throw new Gone("The server ended before the pictures were done.");
@@ -50,6 +67,8 @@ export class Drawing {
       if (this.state === "cancelled") return;
       this.end("failed", error instanceof Refused ? error.message : `${error.message} ${this.progressText()}`);
       throw error;
+    } finally {
+      leave();
     }
   }
 
@@ -68,10 +87,10 @@ export class Drawing {
     if (name.endsWith(".completed")) this.complete(data);
   }
 
-  /** Where the request stands in the queue; 0 or nothing says that it is next. */
-  place(position) {
+  /** Where the request stands in the queue: how many pictures are before its own. */
+  place(before) {
     if (this.state !== "waiting") return;
-    const text = position > 0 ? `Waiting, place ${position} in the queue` : "Waiting";
+    const text = before > 0 ? `Waiting, ${count(before, "picture")} before it` : "Waiting, next in the queue";
     say(this.where, text);
     announce(text);
   }
@@ -88,6 +107,8 @@ export class Drawing {
     const picture = this.pictures[data.image_index ?? 0];
     if (!picture || picture.done) return;
     picture.step = data.step;
+    this.steps = data.steps ?? this.steps; // some schedulers take more than were asked for
+    this.bar.max = this.n * this.steps;
     if (data.b64_json) showPreview(picture, this.blob(data.b64_json), data.step, data.steps);
     this.showProgress();
   }
@@ -182,8 +203,9 @@ export class Drawing {
   async cancel() {
     if (!this.going) return;
     this.end("cancelled", this.state === "waiting" ? "Cancelled" : `Cancelled. ${this.progressText()}`);
+    const soon = new Promise((resolve) => setTimeout(resolve, 1000));
     try {
-      if (this.id) await cancelRequest(this.id);
+      if (this.id) await Promise.race([cancelRequest(this.id), soon]);
     } catch {
       // closing the connection, below, cancels too
     }

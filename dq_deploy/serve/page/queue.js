@@ -9,7 +9,7 @@ export function showQueue(answer, mine, onCancel) {
   const waiting = answer.waiting ?? 0;
   const running = answer.running ?? 0;
   say(byId("queue-count"), running + waiting ? `${running} running, ${waiting} waiting` : "");
-  const order = [...answer.data].sort((a, b) => (a.position ?? 0) - (b.position ?? 0));
+  const order = [...answer.data].sort((a, b) => (a.position ?? -1) - (b.position ?? -1));
   const own = order.filter((entry) => mine.has(entry.id));
   const others = order.filter((entry) => !mine.has(entry.id)).slice(0, Math.max(0, ROWS - own.length));
   const shown = order.filter((entry) => own.includes(entry) || others.includes(entry));
@@ -23,7 +23,7 @@ export function showQueue(answer, mine, onCancel) {
   shown.forEach((entry, index) => {
     if (!rows.has(entry.id)) rows.set(entry.id, newRow(entry.id, mine.has(entry.id), onCancel));
     const { element } = rows.get(entry.id);
-    update(rows.get(entry.id), entry);
+    update(rows.get(entry.id), entry, 1 + order.indexOf(entry) - order.findIndex((other) => other.status === "waiting"));
     if (list.children[index] !== element) list.insertBefore(element, list.children[index] ?? null);
   });
   const hidden = order.length - shown.length;
@@ -42,9 +42,9 @@ function newRow(id, own, onCancel) {
   return { element, state, what, bar, time };
 }
 
-function update(row, entry) {
+function update(row, entry, place) {
   const running = entry.status === "running";
-  say(row.state, running ? "▶" : String(entry.position ?? "·"));
+  say(row.state, running ? "▶" : String(place));
   row.state.setAttribute("title", running ? "running" : "place in the queue");
   const total = Math.max(1, entry.n * entry.steps);
   const done = entry.images_done * entry.steps + (entry.images_done < entry.n ? entry.step : 0);

@@ -32,7 +32,7 @@ export function showSettings(card) {
 function showLabels({ low, high, names }) {
   const before = chosenLabel();
   const all = Array.from({ length: high - low + 1 }, (_, i) => String(low + i));
-  const name = (label) => names?.[Number(label) - low] ?? label;
+  const name = (label) => nameOf(label, { low, names });
   const few = all.length <= TILES;
   byId("labels").hidden = !few;
   byId("label-list").hidden = few;
@@ -43,6 +43,13 @@ function showLabels({ low, high, names }) {
     byId("label-list").replaceChildren(...options);
   }
   chooseLabel(all.includes(before) ? before : all[0]);
+}
+
+/** A label's name: names come as a list that begins with the lowest label, or as numbers by name. */
+function nameOf(label, { low, names }) {
+  if (!names) return label;
+  if (Array.isArray(names)) return names[Number(label) - low] ?? label;
+  return Object.keys(names).find((name) => names[name] === Number(label)) ?? label;
 }
 
 function tile(value, name) {
@@ -63,8 +70,8 @@ function chooseLabel(value) {
 export function titleOf(request) {
   if (dq.takes === "nothing") return "Picture";
   if (dq.takes === "prompt") return request.prompt || "(empty prompt)";
-  const name = dq.labels.names?.[Number(request.prompt) - dq.labels.low];
-  return name && name !== request.prompt ? `${name} (${request.prompt})` : `Label ${request.prompt}`;
+  const name = nameOf(request.prompt, dq.labels);
+  return name !== request.prompt ? `${name} (${request.prompt})` : `Label ${request.prompt}`;
 }
 
 /** The request that the form stands for: what differs from the server's own choice, and the prompt. */

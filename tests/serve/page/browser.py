@@ -59,6 +59,8 @@ class Browser:
         target = next(t["targetId"] for t in targets if t["type"] == "page")
         attached = self._command("Target.attachToTarget", session=None, targetId=target, flatten=True)
         self._session = attached["sessionId"]
+        self.downloads = profile.parent / "downloads"
+        self._command("Browser.setDownloadBehavior", session=None, behavior="allow", downloadPath=str(self.downloads))
         for domain in ("Page", "Runtime", "Network", "Log"):
             self._command(f"{domain}.enable")
 
@@ -99,11 +101,10 @@ class Browser:
     def click(self, selector: str) -> None:
         """Presses the mouse in the middle of an element, as a user would."""
         script = (
-            f"(() => {{ const element = document.querySelector({json.dumps(selector)});"
-            "element.scrollIntoView({block: 'nearest', behavior: 'instant'}); const box = element.getBoundingClientRect();"
-            "return [box.x + box.width / 2, box.y + box.height / 2]; })()"
+            "(element => { element.scrollIntoView({block: 'nearest', behavior: 'instant'});"
+            "const box = element.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]; })"
         )
-        place = self.evaluate(script)
+        place = self.evaluate(f"{script}(document.querySelector({json.dumps(selector)}))")
         for kind in ("mousePressed", "mouseReleased"):
             self._command(
                 "Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", buttons=1, clickCount=1
@@ -129,6 +130,16 @@ class Browser:
     def prefer(self, scheme: str) -> None:
         """The system's theme, `light` or `dark`."""
         self._command("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def offline(self, offline: bool) -> None:
+        """Cuts the page off, or lets it back on the network."""
+        self._command(
+            "Network.emulateNetworkConditions",
+            offline=offline,
+            latency=0,
+            downloadThroughput=-1,
+            uploadThroughput=-1,
+        )
 
     def screenshot(self, path: Path) -> None:
         """Writes a PNG of the window."""
