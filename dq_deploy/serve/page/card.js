@@ -7,7 +7,7 @@ export function showCard(card) {
     ["Quantized by", [dq.method, dq.preset].filter(Boolean).join(", ") || "not quantized"],
     ["Bits", dq.weight_bits ? `${dq.weight_bits} for weights, ${dq.activation_bits ?? "?"} for activations` : "float"],
     ["In integers", share(dq.integer_share)],
-    ["Engine", [dq.engine, dq.engine_version].filter(Boolean).join(" ")],
+    ["Engine", dq.engine_version?.startsWith(dq.engine) ? dq.engine_version : [dq.engine, dq.engine_version].filter(Boolean).join(" ")],
     ["Proof", proof(dq.proof)],
     ["Record", hash("record", dq.record_sha256)],
     ["Same bytes", sameBytes(dq.same_bytes)],

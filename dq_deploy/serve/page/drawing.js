@@ -157,6 +157,7 @@ export class Drawing {
     const title = titleOf(this.wanted);
     show(picture, url, data.seed === undefined ? title : `${title}, seed ${data.seed}`);
     picture.frame.classList.remove("growing");
+    if (picture.previewed < this.steps) addToStrip(picture, url, this.steps);
     const name = [this.model, data.seed ?? picture.figure.dataset.index].join("-").replace(/[^\w.-]+/g, "_");
     const download = make("a", { class: "button small", href: url, download: `${name}.${format === "jpeg" ? "jpg" : format}` }, "Download");
     const use = make("button", { type: "button", class: "small", onclick: () => fill(this.wanted, data.seed) }, "Use seed");
@@ -226,7 +227,7 @@ function newPicture() {
   const strip = make("div", { class: "strip", "aria-hidden": "true" });
   const caption = make("figcaption", {});
   return {
-    image, frame, strip, caption, step: 0, done: false,
+    image, frame, strip, caption, step: 0, previewed: Infinity, done: false,
     figure: make("figure", {}, frame, strip, caption),
     keep(blob) {
       urls.push(URL.createObjectURL(blob));
@@ -252,5 +253,10 @@ function show(picture, url, alt) {
 function showPreview(picture, blob, step, steps) {
   const url = picture.keep(blob);
   show(picture, url, `Preview at step ${step} of ${steps}`);
+  addToStrip(picture, url, step);
+}
+
+function addToStrip(picture, url, step) {
+  picture.previewed = step;
   picture.strip.append(make("img", { src: url, alt: "", title: `Step ${step}` }));
 }

@@ -8,6 +8,7 @@ import { markField, request, showCurl, showSettings } from "./settings.js";
 
 const KEPT = 30; // drawings on the page; older ones leave
 const EACH = 1000; // milliseconds between two looks at the queue
+const SOON = 150; // and after a change of this page's own
 
 const drawings = []; // the newest first
 let model = null;
@@ -59,6 +60,9 @@ function changed() {
   say(byId("cancel"), going > 1 ? `Cancel all ${going}` : "Cancel");
   byId("empty").hidden = drawings.length > 0;
   byId("clear").hidden = drawings.length === going;
+  if (timer === null) return;
+  clearTimeout(timer); // the queue has changed too
+  timer = setTimeout(watch, SOON);
 }
 
 function remove(drawing) {
@@ -123,7 +127,7 @@ async function look() {
 /** Looks at the queue, again and again while somebody looks at the page. */
 async function watch() {
   clearTimeout(timer);
-  timer = null;
+  timer = null; // while it looks, and while nobody looks at the page
   if (document.visibilityState === "hidden" || byId("token-dialog").open) return;
   try {
     await look();
