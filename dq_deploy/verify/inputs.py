@@ -205,6 +205,10 @@ def run_all(runner: Runner, feeds: Mapping[str, Array]) -> dict[str, Array]:
     return runner.run({spec.name: feeds[spec.name] for spec in runner.inputs})
 
 
+MIXED = 8
+"""Samples of a batch of mixed steps: enough that kernels which treat few rows apart meet many."""
+
+
 def plan_batches(
     record: Record,
     *,
@@ -217,7 +221,7 @@ def plan_batches(
     """The runs of a verification.
 
     First one batch of `inputs` samples at each of `steps` spread buckets; then, where batches may mix steps, a batch
-    of those buckets, and batches of at most 8 samples with every other bucket once. Without mixing the other buckets
+    of `MIXED` samples at those buckets in turn, and batches of at most 8 samples with every other bucket once. Without mixing the other buckets
     run one by one. Behind them stands one such batch for each of the other sizes.
 
     Args:
@@ -235,7 +239,7 @@ def plan_batches(
     if not mixed:
         batches += [batch_at(record, [b], seed=seed + 1, kind=one) for b in rest]
         return batches + [batch_at(record, chosen[-1:], seed=seed + 3, kind=one, sizes=sizes) for sizes in others]
-    first = (chosen if len(chosen) > 1 else chosen * 2)[:8]
+    first = (chosen * MIXED)[:MIXED]
     batches.append(batch_at(record, first, seed=seed + 1, kind="mixed"))
     groups = [rest[start : start + 8] for start in range(0, len(rest), 8)]
     batches += [batch_at(record, group, seed=seed + 2, kind="mixed") for group in groups]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dq_deploy.native.program.attention_tables import AttentionTables
 from dq_deploy.native.program.layer_constants import LayerConstants, integers
-from dq_deploy.native.program.program import Op, View
+from dq_deploy.native.program.program import Op, Program, View
 from dq_deploy.native.program.views import rows_view
 from dq_deploy.numerics import row_steps
 
@@ -36,12 +36,15 @@ class Bound:
         nan_seen: [ops] int32, set where an op met a NaN.
         attention: what attention's products are computed in.
         tables: of attentions that have quantizers, by role.
+        single_rows: rows that each float linear layer has for one sample, by the number of its op: by them its kernel
+            chooses the order of its sums, so that what a sample gets does not depend on the batch.
     """
 
     memory: Memory
     constants: Mapping[tuple[str, int], LayerConstants]
     steps: Mapping[int, NDArray[np.int32]]
     nan_seen: NDArray[np.int32]
+    single_rows: Mapping[int, int]
     attention: str = "float32"
     tables: Mapping[str, AttentionTables] = field(default_factory=dict)
 
@@ -232,7 +235,7 @@ def _attention(bound: Bound, op: Op, index: int) -> c.Structure:
     )
 
 
-def _float_linear(bound: Bound, op: Op, _index: int) -> c.Structure:
+def _float_linear(bound: Bound, op: Op, index: int) -> c.Structure:
     x, y, weights = rows_view(op.reads["x"], -1), rows_view(op.writes["y"], -1), op.reads["weights"]
     return structs.FloatLinearArgs(
         x=bound.memory.address(x),
@@ -244,6 +247,7 @@ def _float_linear(bound: Bound, op: Op, _index: int) -> c.Structure:
         out_channels=y.sizes[2],
         x_pitch=x.strides[1],
         y_pitch=y.strides[1],
+        rows_of_sample=bound.single_rows[index],
     )
 
 
@@ -277,6 +281,18 @@ _BUILDERS = {
     "float_linear": _float_linear,
     "float_conv2d": _float_conv2d,
 }
+
+
+def single_rows(program: Program, of_one: Program) -> dict[int, int]:
+    """Rows that each float linear layer of a program has for one sample, by the number of its op.
+
+    Args:
+        program: of any batch.
+        of_one: the same of one sample, which may have other copies in between.
+    """
+    places, ones = ([i for i, op in enumerate(p.ops) if op.kind == "float_linear"] for p in (program, of_one))
+    views = (rows_view(of_one.ops[i].reads["x"], -1) for i in ones)
+    return {place: view.sizes[0] * view.sizes[1] for place, view in zip(places, views, strict=True)}
 
 
 def struct_of(bound: Bound, op: Op, index: int) -> c.Structure:

@@ -17,7 +17,7 @@ from dq_deploy.engines.base import reason_of
 from dq_deploy.engines.turns import Turns
 from dq_deploy.errors import DqError, InputError, ModelError, NonFiniteError
 from dq_deploy.native.cpu import host_ops, reference_product
-from dq_deploy.native.cpu.arguments import Bound, struct_of
+from dq_deploy.native.cpu.arguments import Bound, single_rows, struct_of
 from dq_deploy.native.observe.layer_values import PRODUCTS, readers_of
 from dq_deploy.native.program.arena import Arena, plan_arena
 from dq_deploy.native.program.attention_tables import attention_tables
@@ -186,6 +186,7 @@ class CpuExecutor:
     def _planned(self, batch: int, sizes: Sizes) -> Plan:
         joined, floats = self.programs.of(sizes)
         program = without_join_copies(from_json(at_batch(joined, batch)))
+        of_one = program if batch == 1 else without_join_copies(from_json(at_batch(joined, 1)))
         self._check_parts(program)
         named = {v for op in program.ops for v in op.views() if isinstance(v.buffer, str)}
         check_bounds(program, batch, {str(v.buffer): floats.base(v).size for v in named})
@@ -203,6 +204,7 @@ class CpuExecutor:
             constants=self.constants,
             steps={rows: np.zeros(rows, np.int32) for rows in entry_counts(program, self.record, batch)},
             nan_seen=np.zeros(max(len(program.ops), 1), np.int32),
+            single_rows=single_rows(program, of_one),
             attention=self.attention,
             tables=self.tables if self.attention == "int8" else {},
         )

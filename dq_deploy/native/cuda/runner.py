@@ -74,7 +74,7 @@ class NativeCudaRunner(RecordRunner):
         from dq_deploy.native.cuda.observing import observed_run
 
         with self.using():
-            return observed_run(self.executor, self._checked_feeds(feeds), layers)
+            return observed_run(self.executor, self.checked_feeds(feeds), layers)
 
     def layer_forms(self) -> dict[str, tuple[LayerForm, ...]]:
         """How each integer layer runs, part by part, by module path."""

@@ -271,6 +271,7 @@ typedef struct dq_float_linear_args {
     int64_t out_channels;
     int64_t x_pitch;
     int64_t y_pitch;
+    int64_t rows_of_sample;  // which decide in what order products are summed, so that the batch does not
 } dq_float_linear_args;
 
 typedef struct dq_float_conv2d_args {

@@ -12,14 +12,20 @@ if TYPE_CHECKING:
     from dq_kernels.cpu.library import Context
 
 
-def run(context: Context, x: Floats, weights: Floats, bias: Floats | None = None) -> Floats:
-    """The product x w^T + bias, float32 [rows, out_channels]; the result does not depend on the threads.
+def run(
+    context: Context, x: Floats, weights: Floats, bias: Floats | None = None, *, rows_of_sample: int | None = None
+) -> Floats:
+    """The product x w^T + bias, float32 [rows, out_channels].
+
+    A row of the result depends neither on the threads nor on the other rows.
 
     Args:
         context: threads and instruction set.
         x: float32 [rows, channels]; rows may lie apart.
         weights: contiguous float32 [out_channels, channels].
         bias: contiguous float32 [out_channels].
+        rows_of_sample: rows that one sample has, which say in what order the products of a row are summed; by default
+            all are of one sample.
 
     Raises:
         KernelInputError: another dtype, shape or layout.
@@ -47,6 +53,7 @@ def run(context: Context, x: Floats, weights: Floats, bias: Floats | None = None
         out_channels=out,
         x_pitch=x.strides[0] // 4,
         y_pitch=out,
+        rows_of_sample=rows if rows_of_sample is None else rows_of_sample,
     )
     context.call("float_linear", args)
     return y

@@ -22,6 +22,7 @@ namespace {
 constexpr int64_t kFewRows = 6;       // up to here a packed weight is used too seldom to be worth it
 constexpr int64_t kDotColumns = 32;
 
+// Each weight is read once for all rows: products along the channels, of a row the same whatever the other rows.
 void few_rows(Pool& pool, const fgemm::Kernels& kernels, const dq_float_linear_args& args) {
     const int64_t tasks = (args.out_channels + kDotColumns - 1) / kDotColumns;
     pool.each(tasks, [&](int64_t task, int32_t) {
@@ -35,7 +36,7 @@ void few_rows(Pool& pool, const fgemm::Kernels& kernels, const dq_float_linear_a
 
 void float_linear(Pool& pool, const dq_float_linear_args& args) {
     const fgemm::Kernels& kernels = fgemm::kernels_of(pool.isa());
-    if (args.rows <= kFewRows) return few_rows(pool, kernels, args);
+    if (args.rows_of_sample <= kFewRows) return few_rows(pool, kernels, args);
     const fgemm::Product product{args.rows,    args.out_channels, args.channels, args.weights,
                                  args.bias,    args.y,            args.y_pitch};
     const auto tiles = fgemm::tiles_of(args.rows, args.out_channels, 1, pool.threads());

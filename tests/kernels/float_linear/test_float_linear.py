@@ -60,3 +60,18 @@ def test_bad_input_is_one_clear_line(best_context, change, message):
     good = {"x": np.zeros((2, 4), np.float32), "weights": np.zeros((3, 4), np.float32)}
     with pytest.raises(KernelInputError, match=message):
         run(best_context, **(good | change))
+
+
+@pytest.mark.parametrize("isa", known_isas())
+@pytest.mark.parametrize(("channels", "out"), [(133, 70), (515, 40), (7, 3)])
+@pytest.mark.parametrize("rows_of_sample", [1, 5, 9])
+def test_a_row_does_not_depend_on_the_others(isa, channels, out, rows_of_sample):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((9 * rows_of_sample, channels)).astype(np.float32)
+    weights = rng.standard_normal((out, channels)).astype(np.float32)
+    with Context(threads=1, isa=isa) as context:
+        whole = run(context, x, weights, rows_of_sample=rows_of_sample)
+        for samples in (1, 2, 4):
+            rows = samples * rows_of_sample
+            part = run(context, x[:rows], weights, rows_of_sample=rows_of_sample)
+            assert part.tobytes() == whole[:rows].tobytes()

@@ -100,7 +100,7 @@ def test_a_record_without_timesteps_is_looked_at_over_all_training_steps():
     record = dataclasses.replace(record, timesteps=np.zeros(1, np.float32))
     last = training_steps(record) - 1
     batches = plan_batches(record, steps=5, inputs=2, mixed=True, seed=0)
-    assert {float(t) for batch in batches for t in batch.feeds["timestep"]} == {0.0, float(last)}
+    assert {0.0, float(last)} <= {float(t) for batch in batches for t in batch.feeds["timestep"]}
     times = {float(t) for batch in path_batches(record, mixed=True, seed=0) for t in batch.feeds["timestep"]}
     assert {0.0, float(last), float(last + 1)} <= times
     assert len(times) >= 8
