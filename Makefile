@@ -39,7 +39,7 @@ setup: $(READY) $(KERNELS)
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 found; install one or give PYTHON=..." >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,docs,openvino,report,quality,tensorrt-rtx,cuda,gpu-kernels,pipelines]'
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,docs,openvino,report,quality,tensorrt-rtx,cuda,gpu-kernels,pipelines,serve,otel]'
 	@touch $@
 
 # no compiler, no kernels: the rest of the project works without

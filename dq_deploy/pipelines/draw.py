@@ -100,11 +100,15 @@ def _run(pipeline: Any, watch: StepWatch, arguments: dict[str, Any]) -> F32:
             f"the {type(pipeline).__name__} gives {', '.join(result.keys())} and no images; only pipelines that draw "
             "pictures are sampled"
         )
-    return _as_array(found)
+    return images_of(found)
 
 
-def _as_array(found: Any) -> F32:
-    """[N, C, H, W] float32 of latents, or of pictures [N, H, W, C] from 0 to 1."""
+def images_of(found: Any) -> F32:
+    """What a pipeline gives as images: [N, C, H, W] float32, latents as they are and pictures in [-1, 1].
+
+    Args:
+        found: latents [N, C, H, W], or pictures [N, H, W, C] from 0 to 1 or as bytes.
+    """
     if isinstance(found, torch.Tensor):
         latents: F32 = found.detach().float().cpu().numpy()
         return latents if latents.ndim == 4 else latents[:, None]

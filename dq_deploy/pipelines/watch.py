@@ -59,12 +59,15 @@ class StepWatch:
         self._hooks: list[Any] = []
 
     def __enter__(self) -> Self:
-        self._hooks = [self.denoiser.register_forward_pre_hook(self._before, with_kwargs=True)]
+        self._watch_denoiser()
         for name in _STEPS:
             own = getattr(self.scheduler, name, None)
             if own is not None:
                 setattr(self.scheduler, name, self._around(own))
         return self
+
+    def _watch_denoiser(self) -> None:
+        self._hooks = [self.denoiser.register_forward_pre_hook(self._before, with_kwargs=True)]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -111,12 +114,16 @@ class StepWatch:
             sample = result[0] if isinstance(result, tuple) else getattr(result, "prev_sample", None)
             if isinstance(sample, torch.Tensor) and not bool(torch.isfinite(sample).all()):
                 raise self.stopped("the latent behind the step is not finite")
-            self.done += 1
-            if self.on_step is not None:
-                self.on_step(self.done, max(self.steps, self.done))
+            self._after(result)
             return result
 
         return step
+
+    def _after(self, result: Any) -> None:
+        """A step is done; result is what the scheduler gives."""
+        self.done += 1
+        if self.on_step is not None:
+            self.on_step(self.done, max(self.steps, self.done))
 
 
 class _Collected(logging.Handler):

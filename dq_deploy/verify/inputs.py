@@ -221,8 +221,8 @@ def plan_batches(
     """The runs of a verification.
 
     First one batch of `inputs` samples at each of `steps` spread buckets; then, where batches may mix steps, a batch
-    of `MIXED` samples at those buckets in turn, and batches of at most 8 samples with every other bucket once. Without mixing the other buckets
-    run one by one. Behind them stands one such batch for each of the other sizes.
+    of `MIXED` samples at those buckets in turn, and batches of at most 8 samples with every other bucket once. Without
+    mixing the other buckets run one by one. Behind them stands one such batch for each of the other sizes.
 
     Args:
         record: names steps and inputs.

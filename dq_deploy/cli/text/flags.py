@@ -24,6 +24,25 @@ _RUN = {
 }
 
 FLAGS: Mapping[str, Mapping[str, str]] = {
+    "dq-serve": {
+        **_RUN,
+        "record": "--ckpt",
+        "engine": "--engine",
+        "model": "--model",
+        "component": "--component",
+        "scheduler": "--scheduler",
+        "steps": "--steps",
+        "name": "--name",
+        "host": "--host",
+        "port": "--port",
+        "max_batch": "--max-batch",
+        "queue": "--queue",
+        "time_limit": "--time-limit",
+        "pipeline_threads": "--pipeline-threads",
+        "tokens": "--token-file",
+        "proof": "--proof",
+        "json": "--json",
+    },
     "dq-quantize": {
         "QuantizeOptions": "dq-quantize --help",
         "quantizable_layers": "--list-layers",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dq_deploy.errors import OptionError
 from dq_deploy.models.pipeline.effects import check_effects
+from dq_deploy.models.pipeline.pictures import PictureData, check_same_size, read_mask, read_picture
 
 if TYPE_CHECKING:
     import torch
@@ -76,8 +77,8 @@ class PipelineCall:
         guidance: `guidance_scale` of the pipeline.
         steps: denoising steps; None is the pipeline's own default.
         scheduler: class of diffusers or short name that `open_pipeline` is to build; None is the folder's own.
-        image: path of the picture to begin from, or to look at.
-        mask: path of the mask of what is painted anew.
+        image: path or bytes of the picture to begin from, or to look at.
+        mask: likewise of the mask of what is painted anew.
         strength: how far an `image` is changed, 0 to 1.
         control_image: path of the picture a ControlNet follows.
         height: of the pictures in pixels (of a bare denoiser: of the sample), and so width.
@@ -95,8 +96,8 @@ class PipelineCall:
     guidance: float | None = None
     steps: int | None = None
     scheduler: str | None = None
-    image: Path | None = None
-    mask: Path | None = None
+    image: Path | PictureData | None = None
+    mask: Path | PictureData | None = None
     strength: float | None = None
     control_image: Path | None = None
     height: int | None = None
@@ -255,8 +256,6 @@ class _Arguments:
             self._put("count", number, "num_images_per_prompt")
 
     def _pictures(self) -> None:
-        from dq_deploy.models.pipeline.pictures import check_same_size, read_mask, read_picture
-
         call = self.call
         follows = "control_image" not in self.takes and "ControlNet" in self.kind
         if follows and call.image is not None:

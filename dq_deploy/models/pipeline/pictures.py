@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,28 @@ from dq_deploy.errors import FileProblemError, words_of
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
-def _opened(path: Path) -> Any:
+MOST_PIXELS = 2**26
+"""Of a picture that is given as bytes."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PictureData:
+    """A picture that is given as the bytes of its file.
+
+    Attributes:
+        name: what messages call it.
+        data: of a PNG, JPEG or another file that Pillow reads.
+    """
+
+    name: str
+    data: bytes
+
+    def __str__(self) -> str:
+        """Its name."""
+        return self.name
+
+
+def _opened(path: Path | PictureData) -> Any:
     """A picture as it is meant to be looked at: turned as its camera says, as diffusers loads one.
 
     Raises:
@@ -19,11 +42,13 @@ def _opened(path: Path) -> Any:
     """
     from PIL import Image, ImageOps
 
-    if not path.is_file():
+    if isinstance(path, Path) and not path.is_file():
         what = "is no file" if path.exists() else "does not exist"
         raise FileProblemError(f"the picture {path} {what}; expected a file as PNG or JPEG")
     try:
-        with Image.open(path) as picture:
+        with Image.open(path if isinstance(path, Path) else io.BytesIO(path.data)) as picture:
+            if isinstance(path, PictureData) and picture.width * picture.height > MOST_PIXELS:
+                raise ValueError(f"{picture.width} x {picture.height} pixels are too many")
             # a photograph by a phone may have its preview behind it (MPO)
             frames = 1 if picture.format == "MPO" else int(getattr(picture, "n_frames", 1))
             picture.load()
@@ -37,11 +62,13 @@ def _opened(path: Path) -> Any:
     return turned
 
 
-def read_picture(path: Path, *, multiple_of: int = 1, height: int | None = None, width: int | None = None) -> Any:
+def read_picture(
+    path: Path | PictureData, *, multiple_of: int = 1, height: int | None = None, width: int | None = None
+) -> Any:
     """A colour picture.
 
     Args:
-        path: of the file.
+        path: of the file, or its bytes.
         multiple_of: both sizes must be; diffusers would scale the picture silently.
         height: expected one, None for any, and so width.
         width: likewise.
@@ -66,7 +93,7 @@ def read_picture(path: Path, *, multiple_of: int = 1, height: int | None = None,
     return picture
 
 
-def read_mask(path: Path) -> Any:
+def read_mask(path: Path | PictureData) -> Any:
     """A mask, white where the picture is painted anew.
 
     Raises:

@@ -1,0 +1,123 @@
+"""`dq-serve`: a quantized model behind a port."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+from dq_deploy.cli.frame import refuse, run, warn
+from dq_deploy.cli.frame.arguments import takes
+from dq_deploy.cli.text.serve_arguments import ServeArguments
+
+if TYPE_CHECKING:
+    from dq_deploy.serve.card import ModelCard
+    from dq_deploy.serve.opening import Served
+    from dq_deploy.serve.web.access import Access
+    from dq_deploy.serve.web.running import Port
+
+PACKAGES = ("fastapi", "uvicorn", "httptools", "multipart", "prometheus_client")
+
+
+@takes(ServeArguments)
+def serve(given: ServeArguments) -> None:
+    """Serve pictures of a quantized model: OpenAI's images API, KServe V2, a page to try it."""
+    _check_options(given)
+    _check_packages()
+    served, access, port = _served(given), _access(given), _port(given)
+    refuse(
+        not port.is_loopback and not access.tokens,
+        f"--host {given.host} is reached from other machines, expected --token-file, so that not everybody may ask",
+    )
+    from dq_deploy.serve.opening import open_service
+    from dq_deploy.serve.web.app import create_app
+    from dq_deploy.serve.web.running import bound_socket, serve_on
+
+    _log_lines()
+    with bound_socket(port) as listener, open_service(served) as service:
+        _say(service.card, given, listener.getsockname()[1])
+        serve_on(create_app(service, access), service, port, listener)
+
+
+def _check_options(given: ServeArguments) -> None:
+    refuse(not 0 <= given.port <= 65535, f"--port is {given.port}, expected 0 to 65535")
+    refuse(not 0 <= given.drain <= 3600, f"--drain is {given.drain:g}, expected 0 to 3600 seconds")
+    one = (given.certificate is None) != (given.key is None)
+    refuse(one, "got one of --certificate and --key, expected both: HTTPS takes both")
+
+
+def _check_packages() -> None:
+    from dq_deploy.errors import MissingDependencyError
+
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(f"dq-serve needs {', '.join(missing)}; pip install 'dq-deploy[serve]'")
+
+
+def _served(given: ServeArguments) -> Served:
+    from dq_deploy.serve.opening import Served
+    from dq_deploy.serve.service import Limits
+
+    return Served(
+        engine=given.engine,
+        model=given.model,
+        ckpt=given.ckpt,
+        name=given.name,
+        component=given.component,
+        scheduler=given.scheduler,
+        steps=given.steps,
+        threads=given.threads,
+        device=given.device,
+        attention=given.attention,
+        pipeline_threads=given.pipeline_threads,
+        proof=given.proof,
+        hash_check=given.hash_check,
+        limits=Limits(max_batch=given.max_batch, queue=given.queue, time_limit_s=given.time_limit),
+    )
+
+
+def _access(given: ServeArguments) -> Access:
+    from dq_deploy.serve.web.access import Access, read_tokens
+
+    tokens = () if given.token_file is None else read_tokens(given.token_file)
+    return Access(tokens=tokens, log_prompts=given.log_prompts)
+
+
+def _port(given: ServeArguments) -> Port:
+    from dq_deploy.serve.web.running import Port
+
+    return Port(
+        host=given.host,
+        port=given.port,
+        certificate=given.certificate,
+        key=given.key,
+        drain_seconds=given.drain,
+    )
+
+
+def _log_lines() -> None:
+    """Log lines of this package and of uvicorn's errors, on stderr as they are."""
+    handler = logging.StreamHandler(sys.stderr)
+    for name, level in (("dq_deploy.serve", logging.INFO), ("uvicorn.error", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)
+
+
+def _say(card: ModelCard, given: ServeArguments, port: int) -> None:
+    """Where it is served, and what does not hold."""
+    if not card.same_bytes.holds:
+        warn(f"an answer may depend on what else is served: {card.same_bytes.how}")
+    kind = "http" if given.certificate is None else "https"
+    host = f"[{given.host}]" if ":" in given.host else given.host
+    print(f"serving {card.name} ({card.engine_version}) on {kind}://{host}:{port}", flush=True)
+
+
+def main() -> None:
+    """Entry of the console script."""
+    run(serve)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""From files to a server: a pipeline, an engine in its denoiser's place, and what is known of both."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dq_deploy.errors import DqError, OptionError
+from dq_deploy.models.conditions import label_limits
+from dq_deploy.models.load.json_file import read_json
+from dq_deploy.models.load.pipeline_folder import INDEX, find_denoiser, is_pipeline
+from dq_deploy.models.pipeline import PipelineCall, denoiser_name, scheduler_name
+from dq_deploy.models.pipeline.call import PICTURE_CHANNELS
+from dq_deploy.models.pipeline.denoiser_pipeline import DenoiserPipeline
+from dq_deploy.models.pipeline.open import suited
+from dq_deploy.models.pipeline.pictures import PictureData
+from dq_deploy.pipelines.integer_denoiser import IntegerDenoiser
+from dq_deploy.pipelines.quantized import Quantized, check_same_kind, open_quantized, pipeline_around
+from dq_deploy.serve.card import Labels, ModelCard, bits_of, integer_share, read_proof
+from dq_deploy.serve.orders import Kind, Order, Terms
+from dq_deploy.serve.painting import Painter, Pipelines
+from dq_deploy.serve.previews import why_no_preview
+from dq_deploy.serve.same_bytes import SameBytes, try_same_bytes
+from dq_deploy.serve.service import Limits, Service
+from dq_deploy.serve.steps import SharedEngine, Turn
+
+WARM_UP_STEPS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """What is to be served.
+
+    Attributes:
+        engine: path of a record, a program file, an exported ONNX file or a plan.
+        model: folder of the pipeline that draws; None where the denoiser alone does.
+        ckpt: record of the engine, where that is known: then it is held against the engine.
+        name: of the model in requests; None is the folder's or the engine's name.
+        component: the denoiser, where the pipeline has several.
+        scheduler: a class of diffusers or a short name; None is the one that was calibrated with.
+        steps: denoising steps where a request says none; None is as many as were calibrated.
+        threads: of the engine; None lets it decide.
+        device: of the native engine.
+        attention: likewise.
+        pipeline_threads: of torch, for text encoder, scheduler and VAE.
+        proof: report of dq-verify on the engine.
+        hash_check: refuse a file whose content is not what was written.
+        limits: what is held at once.
+    """
+
+    engine: Path
+    model: Path | None = None
+    ckpt: Path | None = None
+    name: str | None = None
+    component: str | None = None
+    scheduler: str | None = None
+    steps: int | None = None
+    threads: int | None = None
+    device: str | None = None
+    attention: str | None = None
+    pipeline_threads: int = 1
+    proof: Path | None = None
+    hash_check: bool = True
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            OptionError: one is out of range.
+        """
+        for name in ("steps", "threads", "pipeline_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionError(f"{name} is {value}, expected at least 1")
+        if self.name is not None and (not self.name.strip() or "/" in self.name or not self.name.isprintable()):
+            raise OptionError(f"name is {self.name!r}, expected printable characters without a slash")
+
+
+@contextmanager
+def open_service(served: Served) -> Iterator[Service]:
+    """Open what is to be served, draw a picture of two steps to see that it works, and take requests.
+
+    Raises:
+        DqError: it cannot be served; says why.
+    """
+    with ExitStack() as stack:
+        quantized = open_quantized(
+            served.ckpt,
+            served.engine,
+            stack,
+            threads=served.threads,
+            device=served.device,
+            attention=served.attention,
+            hash_check=served.hash_check,
+        )
+        opening = _Opening(served, quantized)
+        limits = opening.limits
+        same = try_same_bytes(quantized.runner, quantized.call, limits.max_batch)
+        service = Service(opening.painter, quantized.runner, opening.card(same), limits)
+        stack.callback(service.close)
+        service.card = opening.warmed(service)
+        yield service
+
+
+class _Opening:
+    """What is found out of a model while it is opened."""
+
+    def __init__(self, served: Served, quantized: Quantized) -> None:
+        self.served, self.quantized, self.limits = served, quantized, served.limits
+        self.folder, self.component = self._place()
+        config = quantized.manifest.scheduler_config
+        if self.folder is None and config is None and served.scheduler is None:
+            raise OptionError("no scheduler is known for the denoiser; give `scheduler`, or the pipeline as `model`")
+        self.asked = PipelineCall(scheduler=served.scheduler)
+        self.pipelines = self._opened()
+
+    def _place(self) -> tuple[Path | None, str | None]:
+        """Folder of the pipeline and its denoiser, or two times None for a denoiser alone."""
+        model, component = self.served.model, self.served.component
+        if model is None:
+            if component is not None:
+                raise OptionError(f"component is {component}, but no pipeline draws; leave it out or give `model`")
+            return None, None
+        recorded = self.quantized.provenance.get("component") if is_pipeline(model) else None
+        place = find_denoiser(model, component or recorded)
+        if place.pipeline is None or not (place.pipeline / INDEX).is_file():
+            found, manifest = read_json(place.folder / "config.json"), self.quantized.manifest
+            check_same_kind(manifest.family, manifest.model_config, found, str(place.folder))
+            return None, None
+        return place.pipeline, place.component
+
+    def _opened(self) -> Pipelines:
+        quantized = self.quantized
+        main = pipeline_around(quantized, self.folder, self.asked, component=self.component)
+        name = denoiser_name(main, self.component)
+        takes = inspect.signature(type(main).__call__).parameters
+        if isinstance(main, DenoiserPipeline):
+            channels = quantized.manifest.outputs[0].shape[1]
+            if channels not in (*PICTURE_CHANNELS, *(2 * c for c in PICTURE_CHANNELS)):
+                raise OptionError(
+                    f"the denoiser gives latents of {channels} channels, which are no picture; give the pipeline's "
+                    "folder as `model`"
+                )
+        needs_picture = "image" in takes and "prompt" in takes
+        blank = PictureData(name="blank", data=b"")
+        edits = main if needs_picture else _other(main, PipelineCall(image=blank))
+        masks = _other(main, PipelineCall(image=blank, mask=blank))
+        return Pipelines(draws=None if needs_picture else main, edits=edits, masks=masks, component=name)
+
+    def painter(self, shared: SharedEngine, turn: Turn) -> Painter:
+        """What draws, with the shared engine in the denoiser's place."""
+        self.pipelines.put_in_place(IntegerDenoiser(shared))
+        return Painter(self.pipelines, shared, turn, threads=self.served.pipeline_threads)
+
+    def card(self, same: SameBytes) -> ModelCard:
+        """As far as it is known before a picture is drawn."""
+        served, quantized, runner = self.served, self.quantized, self.quantized.runner
+        main = self.pipelines.main
+        takes = inspect.signature(type(main).__call__).parameters
+        limits = label_limits(quantized.call) if "class_labels" in takes else None
+        names = getattr(main, "labels", None)
+        labels = None if limits is None else Labels(low=limits[0], high=limits[1], names=names or None)
+        method, weight_bits, activation_bits = bits_of(quantized)
+        denoiser = getattr(main, self.pipelines.component)
+        scheduler = scheduler_name(main, denoiser)
+        why = why_no_preview(main)
+        guidance = takes["guidance_scale"].default if "guidance_scale" in takes else None
+        steps = served.steps or quantized.steps or takes["num_inference_steps"].default
+        return ModelCard(
+            name=served.name or (served.model or served.engine).resolve().stem,
+            created=int(served.engine.stat().st_mtime),
+            takes="prompt" if "prompt" in takes else "nothing" if labels is None else "label",
+            labels=labels,
+            pipeline=type(main).__name__,
+            scheduler=None if scheduler is None else type(getattr(main, scheduler)).__name__,
+            denoiser=denoiser.float_class.__name__,
+            width=0,
+            height=0,
+            sizes_vary={"height", "width"} <= set(runner.sizes),
+            steps=steps,
+            guidance=guidance,
+            negative_prompt="negative_prompt" in takes,
+            draws=self.pipelines.draws is not None,
+            edits=self.pipelines.edits is not None,
+            masks=self.pipelines.masks is not None,
+            previews=why is None,
+            no_previews=why or "",
+            method=method,
+            weight_bits=weight_bits,
+            activation_bits=activation_bits,
+            integer_share=integer_share(quantized),
+            engine=runner.engine,
+            engine_version=runner.runtime_words,
+            record_sha256=quantized.manifest.record_sha256,
+            proof=None
+            if served.proof is None
+            else read_proof(served.proof, quantized.manifest.record_sha256, runner.engine),
+            same_bytes=same,
+            max_batch=self.limits.max_batch,
+            queue=self.limits.queue,
+        )
+
+    def warmed(self, service: Service) -> ModelCard:
+        """The card with what one picture shows: its size, and whether it took numbers from a shared generator."""
+        card = service.card
+        if not card.draws:
+            return card
+        call = self.default_call(card)
+        before = torch.random.get_rng_state()
+        picture = service.painter.paint(
+            Order(id="warm-up", kind=Kind.GENERATION, call=call, terms=Terms(time_limit_s=float("inf"))), 0
+        )
+        shared = not torch.equal(before, torch.random.get_rng_state())
+        same = card.same_bytes
+        if shared:
+            same = SameBytes(holds=False, how="the pipeline takes random numbers that all requests share")
+        return replace(card, width=picture.width, height=picture.height, same_bytes=same)
+
+    def default_call(self, card: ModelCard) -> PipelineCall:
+        """A picture of few steps by any prompt or label."""
+        call = PipelineCall(
+            prompts=("a picture",) if card.takes == "prompt" else (),
+            labels=None if card.labels is None else (card.labels.low,),
+            steps=min(card.steps, WARM_UP_STEPS),
+        )
+        return call
+
+
+def _other(main: Any, asked: PipelineCall) -> Any | None:
+    """Diffusers' pipeline of the same components that takes a picture, or a picture and a mask; None if it has none."""
+    if isinstance(main, DenoiserPipeline):
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return suited(main, asked)
+    except DqError:
+        return None

@@ -1,0 +1,168 @@
+"""The application on a port, by uvicorn: connections that say nothing are closed, and SIGTERM lets requests finish."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import resource
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from dq_deploy.errors import OptionError
+from dq_deploy.serve.service import Service
+
+_LOGGER = logging.getLogger(__name__)
+
+HEADER_SECONDS = 15.0
+"""That a connection may take to send the head of its first request; later ones have uvicorn's keep-alive."""
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Port:
+    """Where a server listens.
+
+    Attributes:
+        host: name or address; 127.0.0.1 is reached from this machine alone.
+        port: 0 for any that is free.
+        certificate: file of TLS, PEM; None for plain HTTP.
+        key: of the certificate.
+        drain_seconds: that requests have to finish when the server is told to stop.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    certificate: Path | None = None
+    key: Path | None = None
+    drain_seconds: float = 30.0
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is reached from this machine alone."""
+        return self.host in LOOPBACK
+
+
+class _Protocol(HttpToolsProtocol):
+    """HTTP of one connection, closed where its first request does not come."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._head = self.loop.call_later(HEADER_SECONDS, self._give_up)
+
+    def on_headers_complete(self) -> None:
+        self._head.cancel()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head.cancel()
+        super().connection_lost(exc)
+
+    def _give_up(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.close()
+
+
+@contextmanager
+def bound_socket(port: Port) -> Iterator[socket.socket]:
+    """A socket that listens where the server shall.
+
+    Raises:
+        OptionError: it cannot, as where another program does.
+    """
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(
+            port.host, port.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, number)
+    except (OSError, UnicodeError) as error:
+        raise OptionError(f"host is {port.host!r}, which is no address of this machine ({error})") from error
+    with listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+            listener.listen(2048)
+        except (OSError, OverflowError) as error:
+            raise OptionError(
+                f"cannot listen on {port.host} port {port.port} ({error}); give another `port`"
+            ) from error
+        yield listener
+
+
+class _Server(uvicorn.Server):
+    """Lets the requests that are there finish, and takes no more, before it closes its connections."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, drain_seconds: float) -> None:
+        super().__init__(config)
+        self._service, self._drain_seconds = service, drain_seconds
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        _LOGGER.info('{"event": "stopping"}')
+        self._service.stop_taking()
+        end = time.monotonic() + self._drain_seconds
+        loop, idle = asyncio.get_running_loop(), False
+        while not idle and not self.force_exit and time.monotonic() < end:
+            idle = await loop.run_in_executor(None, self._service.wait_until_idle, 0.1)
+        self._service.end_all()
+        await super().shutdown(sockets)
+
+
+def serve_on(app: FastAPI, service: Service, port: Port, listener: socket.socket) -> None:
+    """Serve until the process is told to stop by SIGTERM or SIGINT.
+
+    Args:
+        app: of `create_app`.
+        service: of the application.
+        port: where it listens, and what it does when it stops.
+        listener: of `bound_socket`.
+    """
+    _allow_connections()
+    config = uvicorn.Config(
+        app,
+        http=_Protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=5,
+        ssl_certfile=None if port.certificate is None else str(port.certificate),
+        ssl_keyfile=None if port.key is None else str(port.key),
+    )
+    try:
+        config.load()
+    except OSError as error:
+        raise OptionError(f"certificate {port.certificate} or its key cannot be read ({error})") from error
+    with _signals_end_only_the_server():
+        _Server(config, service, port.drain_seconds).run(sockets=[listener])
+
+
+@contextmanager
+def _signals_end_only_the_server() -> Iterator[None]:
+    """Uvicorn raises the signal that ended it once more; then it has been obeyed already."""
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _allow_connections() -> None:
+    """As many open files as the system lets this process have: a connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
