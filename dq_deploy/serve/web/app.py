@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from dq_deploy.serve.metrics import CONTENT_TYPE
+from dq_deploy.serve.page import page_router
 from dq_deploy.serve.service import Service
 from dq_deploy.serve.web.access import Access, Guard
 from dq_deploy.serve.web.descriptions import ERRORS
@@ -40,6 +41,7 @@ def create_app(service: Service, access: Access | None = None) -> FastAPI:
     app.state.service = service
     app.include_router(images_router(service))
     app.include_router(requests_router(service))
+    app.include_router(page_router())
 
     @app.get("/metrics", response_class=Response, operation_id="metrics", tags=["server"])
     def metrics() -> Response:
