@@ -103,7 +103,7 @@ class DenoiserPipeline(DiffusionPipeline):
             OptionError: a setting that the denoiser or the scheduler does not take.
             ModelError: a denoiser that cannot be sampled alone.
         """
-        shape = (batch_size, *self._shape(height, width))
+        shape = (batch_size, *self.sample_shape(height, width))
         step_options = self._step_options(eta, generator)
         set_steps(self.scheduler, num_inference_steps)
         noise = randn_tensor(shape, generator=generator) if latents is None else latents
@@ -125,8 +125,17 @@ class DenoiserPipeline(DiffusionPipeline):
         images = self._finished(sample, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
-        """[C, H, W] of a sample."""
+    def sample_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+        """[C, H, W] of a sample.
+
+        Args:
+            height: rows; by default as the configuration says, and so width.
+            width: columns.
+
+        Raises:
+            OptionError: the configuration does not say the size.
+            ModelError: a denoiser that cannot be sampled alone.
+        """
         config = self.denoiser.config
         kind = config.get("_class_name", type(self.denoiser).__name__)
         channels, gives = config["in_channels"], config.get("out_channels") or config["in_channels"]
