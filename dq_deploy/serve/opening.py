@@ -6,11 +6,9 @@ import inspect
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from dq_deploy.errors import DqError, OptionError
 from dq_deploy.models.conditions import label_limits
@@ -24,14 +22,12 @@ from dq_deploy.models.pipeline.pictures import PictureData
 from dq_deploy.pipelines.integer_denoiser import IntegerDenoiser
 from dq_deploy.pipelines.quantized import Quantized, check_same_kind, open_quantized, pipeline_around
 from dq_deploy.serve.card import Labels, ModelCard, bits_of, integer_share, read_proof
-from dq_deploy.serve.orders import Kind, Order, Terms
 from dq_deploy.serve.painting import Painter, Pipelines
 from dq_deploy.serve.previews import why_no_preview
 from dq_deploy.serve.same_bytes import SameBytes, try_same_bytes
 from dq_deploy.serve.service import Limits, Service
 from dq_deploy.serve.steps import SharedEngine, Turn
-
-WARM_UP_STEPS = 2
+from dq_deploy.serve.warm_up import WarmUp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +102,7 @@ def open_service(served: Served) -> Iterator[Service]:
         same = try_same_bytes(quantized.runner, quantized.call, limits.max_batch)
         service = Service(opening.painter, quantized.runner, opening.card(same), limits)
         stack.callback(service.close)
-        service.card = opening.warmed(service)
+        WarmUp(service).run()
         yield service
 
 
@@ -208,31 +204,6 @@ class _Opening:
             queue=self.limits.queue,
         )
 
-    def warmed(self, service: Service) -> ModelCard:
-        """The card with what one picture shows: its size, and whether it took numbers from a shared generator."""
-        card = service.card
-        if not card.draws:
-            return card
-        call = self.default_call(card)
-        before = torch.random.get_rng_state()
-        picture = service.painter.paint(
-            Order(id="warm-up", kind=Kind.GENERATION, call=call, terms=Terms(time_limit_s=float("inf"))), 0
-        )
-        shared = not torch.equal(before, torch.random.get_rng_state())
-        same = card.same_bytes
-        if shared:
-            same = SameBytes(holds=False, how="the pipeline takes random numbers that all requests share")
-        return replace(card, width=picture.width, height=picture.height, same_bytes=same)
-
-    def default_call(self, card: ModelCard) -> PipelineCall:
-        """A picture of few steps by any prompt or label."""
-        call = PipelineCall(
-            prompts=("a picture",) if card.takes == "prompt" else (),
-            labels=None if card.labels is None else (card.labels.low,),
-            steps=min(card.steps, WARM_UP_STEPS),
-        )
-        return call
-
 
 def _other(main: Any, asked: PipelineCall) -> Any | None:
     """Diffusers' pipeline of the same components that takes a picture, or a picture and a mask; None if it has none."""
@@ -241,6 +212,8 @@ def _other(main: Any, asked: PipelineCall) -> Any | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return suited(main, asked)
+            found = suited(main, asked)
     except DqError:
         return None
+    found.set_progress_bar_config(disable=True)
+    return found

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from dq_deploy.errors import DqError, FileProblemError, InputError, NonFiniteError, OptionError
+from dq_deploy.errors import DqError, FileProblemError, InputError, LibraryError, NonFiniteError, OptionError
 from dq_deploy.models.pipeline import PipelineCall
 from dq_deploy.numerics.arrays import Array
 
@@ -238,4 +238,6 @@ def reason_for(error: BaseException) -> Reason:
     """Whose fault an error of a picture is: the client's where the pipeline refuses what it asks for."""
     if isinstance(error, NonFiniteError):
         return Reason.ENGINE
+    if isinstance(error, LibraryError):  # a pipeline that drew before refuses a value or a shape
+        return Reason.ASKED if isinstance(error.__cause__, (ValueError, TypeError)) else Reason.ENGINE
     return Reason.ASKED if isinstance(error, (OptionError, InputError, FileProblemError)) else Reason.ENGINE
