@@ -4,9 +4,9 @@ import { byId, copyButton, make } from "./dom.js";
 export function showCard(card) {
   const { dq } = card;
   const rows = [
-    ["Quantized by", [dq.method, dq.preset].filter(Boolean).join(", ") || "not quantized"],
-    ["Bits", dq.weight_bits ? `${dq.weight_bits} for weights, ${dq.activation_bits ?? "?"} for activations` : "float"],
-    ["In integers", share(dq.integer_share)],
+    ["Quantized by", dq.method ?? "not said"],
+    ["Bits", dq.weight_bits ? `${dq.weight_bits} for weights, ${dq.activation_bits ?? "?"} for activations` : "not said"],
+    ["In integers", share(dq.integer_share ?? dq.proof?.integer_share)],
     ["Engine", dq.engine_version?.startsWith(dq.engine) ? dq.engine_version : [dq.engine, dq.engine_version].filter(Boolean).join(" ")],
     ["Proof", proof(dq.proof)],
     ["Record", hash("record", dq.record_sha256)],
@@ -28,8 +28,8 @@ function share(value) {
 
 function proof(found) {
   if (!found) return [make("span", { class: "badge warn" }, "none"), " no report of dq-verify is at hand"];
-  const good = found.verdict === "exact";
-  return [make("span", { class: good ? "badge good" : "badge warn" }, good ? "✓ exact" : found.verdict), " ", hash("proof", found.sha256)];
+  const badge = make("span", { class: found.exact ? "badge good" : "badge warn" }, found.exact ? "✓ exact" : "not exact");
+  return [badge, " ", hash("proof", found.sha256), make("span", { class: "hint block" }, found.file)];
 }
 
 function sameBytes(found) {

@@ -155,16 +155,18 @@ export class Drawing {
     const url = picture.keep(this.blob(data.b64_json));
     const format = data.output_format ?? this.wanted.output_format ?? "png";
     const title = titleOf(this.wanted);
-    show(picture, url, data.seed === undefined ? title : `${title}, seed ${data.seed}`);
+    const index = data.image_index ?? 0;
+    const said = data.seed === undefined ? "" : `Seed ${data.seed}${this.n > 1 ? `, picture ${index + 1}` : ""}`;
+    show(picture, url, said ? `${title}, ${said.toLowerCase()}` : title);
     picture.frame.classList.remove("growing");
     if (picture.previewed < this.steps) addToStrip(picture, url, this.steps);
-    const name = [this.model, data.seed ?? picture.figure.dataset.index].join("-").replace(/[^\w.-]+/g, "_");
+    const name = [this.model, data.seed, this.n > 1 ? index + 1 : undefined].filter((part) => part !== undefined).join("-").replace(/[^\w.-]+/g, "_");
     const download = make("a", { class: "button small", href: url, download: `${name}.${format === "jpeg" ? "jpg" : format}` }, "Download");
     const use = make("button", { type: "button", class: "small", onclick: () => fill(this.wanted, data.seed) }, "Use seed");
-    const said = data.seed === undefined ? "" : `Seed ${data.seed}`;
     const time = this.n === 1 ? null : make("span", { class: "hint" }, seconds(took));
     const actions = make("span", { class: "actions" }, data.seed === undefined ? null : use, download);
-    const parts = [make("span", { class: "seed" }, said), time, this.sameAsBefore(data), actions];
+    const warnings = data.warnings?.length ? make("span", { class: "hint" }, data.warnings.join(" ")) : null;
+    const parts = [make("span", { class: "seed" }, said), time, this.sameAsBefore(data), actions, warnings];
     picture.caption.replaceChildren(...parts.filter(Boolean));
   }
 
@@ -172,7 +174,7 @@ export class Drawing {
   sameAsBefore(data) {
     if (data.seed === undefined) return null;
     const { n, seed, ...rest } = this.wanted;
-    const key = JSON.stringify([rest, data.seed]);
+    const key = JSON.stringify([rest, data.seed, data.image_index ?? 0]);
     const before = drawnBefore.get(key);
     drawnBefore.set(key, data.b64_json);
     if (drawnBefore.size > REMEMBERED) drawnBefore.delete(drawnBefore.keys().next().value);

@@ -46,11 +46,15 @@ function update(row, entry, place) {
   const running = entry.status === "running";
   say(row.state, running ? "▶" : String(place));
   row.state.setAttribute("title", running ? "running" : "place in the queue");
-  const total = Math.max(1, entry.n * entry.steps);
-  const done = entry.images_done * entry.steps + (entry.images_done < entry.n ? entry.step : 0);
-  const step = entry.n > 1 ? `${entry.images_done} of ${entry.n} pictures done` : `Step ${entry.step} of ${entry.steps}`;
-  say(row.what, running ? step : `${count(entry.n, "picture")}, ${count(entry.steps, "step")}`);
+  say(row.what, wordsOf(entry, running));
   row.bar.hidden = !running;
-  row.bar.value = Math.min(1, done / total);
+  row.bar.value = entry.steps ? Math.min(1, entry.step / entry.steps) : 0; // steps of all its pictures together
   say(row.time, running ? `drawing for ${seconds(entry.running_s)}` : `waiting for ${seconds(entry.waited_s)}`);
+}
+
+function wordsOf(entry, running) {
+  if (entry.kind === "denoise") return "One call of the denoiser";
+  if (!running) return count(entry.n, "picture");
+  if (entry.n > 1) return `${entry.images_done} of ${entry.n} pictures done`;
+  return entry.steps ? `Step ${entry.step} of ${entry.steps}` : "Step 0";
 }

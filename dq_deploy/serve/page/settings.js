@@ -25,7 +25,8 @@ export function showSettings(card) {
     field("guidance").value = dq.guidance ?? "";
   }
   if (dq.takes === "label") showLabels(dq.labels);
-  byId("all").disabled = false;
+  byId("all").disabled = dq.draws === false;
+  byId("takes-picture").hidden = dq.draws !== false;
   if (first && dq.takes === "prompt") field("prompt").focus({ preventScroll: true });
 }
 
@@ -100,7 +101,7 @@ export function streamed(wanted) {
   return { ...wanted, stream: true, step_events: true, preview_every: every };
 }
 
-/** Puts a drawing's settings back into the form; its seed too where one is given. */
+/** Puts a drawing's settings back into the form, with the seed that it got. */
 export function fill(wanted, seed) {
   if (dq.takes === "prompt") field("prompt").value = wanted.prompt;
   if (dq.takes === "label") chooseLabel(wanted.prompt);
@@ -109,7 +110,7 @@ export function fill(wanted, seed) {
   field("negative_prompt").value = wanted.negative_prompt ?? "";
   field("size").value = wanted.size ?? "";
   field("output_format").value = wanted.output_format ?? "png";
-  field("n").value = 1;
+  field("n").value = wanted.n ?? 1;
   field("seed").value = seed;
   showCurl();
   field("seed").focus();
