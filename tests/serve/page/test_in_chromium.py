@@ -18,8 +18,8 @@ from tests.serve.page.using_the_page import READY, asked, downloaded, draw, fini
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no chromium is installed")
 
-LONG = 600
-"""Steps of a drawing that is not done before the test looks at it."""
+LONG = {"n": 20, "steps": 900}
+"""A drawing that is not done before the test looks at it."""
 WATCH = (
     "window.seen = []; new MutationObserver(() => { const text = document.querySelector('.where')?.innerText;"
     "if (text && text !== window.seen.at(-1)) window.seen.push(text); })"
@@ -72,7 +72,7 @@ def test_a_picture_of_several_is_the_servers_too(page, address):
 
 
 def test_cancel_ends_the_request_at_the_server(page, address):
-    draw(page, "never done", steps=LONG)
+    draw(page, "never done", **LONG)
     page.wait("document.querySelector('article').dataset.state === 'drawing'")
     page.wait("document.querySelector('#queue li.own')")
     page.click("#cancel")
@@ -84,7 +84,7 @@ def test_cancel_ends_the_request_at_the_server(page, address):
 
 
 def test_more_drawings_than_a_browser_has_connections_can_all_be_cancelled(page, address):
-    draw(page, "many", steps=LONG)
+    draw(page, "many", **LONG)
     for _ in range(7):
         page.press("Enter", 13)
     page.wait("document.querySelectorAll('#queue li.own').length === 4")
@@ -95,7 +95,7 @@ def test_more_drawings_than_a_browser_has_connections_can_all_be_cancelled(page,
 
 
 def test_requests_of_others_are_seen_but_not_cancelled_here(page, address):
-    body = json.dumps({"prompt": "theirs", "steps": LONG, "stream": True, "step_events": True}).encode()
+    body = json.dumps({"prompt": "theirs", **LONG, "stream": True, "step_events": True}).encode()
     question = urllib.request.Request(f"{address}/v1/images/generations", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(question, timeout=60) as answer:
         answer.readline()
