@@ -1,0 +1,43 @@
+"""Tiny models behind a service and behind a port."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def text_model(made_once) -> Path:
+    """Folder of a Stable Diffusion pipeline of 16 x 16 pixels, with model.pt, a record of its denoiser, inside."""
+
+    def make(path: Path) -> None:
+        from dq_deploy import load_model, save_record
+        from tests.pipelines.tiny_pipelines import tiny_text_pipeline
+        from tests.tiny import random_record
+
+        tiny_text_pipeline().save_pretrained(path)
+        save_record(random_record(load_model(path / "unet")), path / "model.pt")
+
+    return made_once("text-model", make)
+
+
+@pytest.fixture(scope="module")
+def label_service(tiny_record_path):
+    """Three classes, 8 x 8 pixels; on one thread, at most four samples a call."""
+    from dq_deploy.serve.opening import Served, open_service
+    from dq_deploy.serve.service import Limits
+
+    limits = Limits(max_batch=4, queue=40)
+    with open_service(Served(engine=tiny_record_path, steps=6, threads=1, limits=limits)) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def text_service(text_model):
+    """Pictures of a prompt, with guidance."""
+    from dq_deploy.serve.opening import Served, open_service
+
+    served = Served(engine=text_model / "model.pt", model=text_model, steps=5, threads=1)
+    with open_service(served) as service:
+        yield service

@@ -1,0 +1,152 @@
+"""Which steps stand in one call of the engine, and that a call's failure harms nobody but who is to blame."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dq_deploy.errors import DqError
+from dq_deploy.models import call_of_record, example_inputs
+from dq_deploy.open_engine import open_engine
+from dq_deploy.serve.orders import Kind, Order, Stopped, Terms
+from dq_deploy.serve.steps import StepScheduler, chosen_steps, joins
+
+READY = st.lists(
+    st.tuples(st.integers(-2, 2), st.sampled_from("xyz"), st.sampled_from([("a",), ("b",)]), st.integers(1, 3)),
+    min_size=1,
+    max_size=15,
+)
+
+
+@given(READY, st.integers(1, 8))
+def test_a_call_holds_one_shape_begins_with_the_most_urgent_and_is_no_larger_than_allowed(ready, most):
+    found = chosen_steps(ready, most)
+    assert len(set(found)) == len(found) > 0
+    highest = max(entry[0] for entry in ready)
+    assert found[0] == next(i for i, entry in enumerate(ready) if entry[0] == highest)
+    assert {ready[i][2] for i in found} == {ready[found[0]][2]}
+    assert sum(ready[i][3] for i in found) <= max(most, ready[found[0]][3])
+
+
+def test_clients_take_turns_in_a_call():
+    ready = [(0, "x", (), 1)] * 5 + [(0, "y", (), 1)] * 2
+    assert [ready[i][1] for i in chosen_steps(ready, 4)] == ["x", "y", "x", "y"]
+
+
+def test_a_higher_priority_comes_before_turns():
+    ready = [(0, "x", (), 1), (0, "y", (), 1), (3, "x", (), 1), (3, "x", (), 1)]
+    assert chosen_steps(ready, 3) == [2, 3, 1]
+
+
+class Counting:
+    """What the scheduler tells of its calls."""
+
+    def __init__(self):
+        self.rows: list[int] = []
+
+    def __call__(self, call):
+        self.rows.append(call.rows)
+
+
+@pytest.fixture
+def engine(tiny_record_path):
+    with open_engine(tiny_record_path, threads=1) as runner:
+        yield runner
+
+
+def order() -> Order:
+    return Order(id="o", kind=Kind.DENOISE, call=None, terms=Terms())
+
+
+def run_together(scheduler: StepScheduler, feeds: list[dict], orders: list[Order] | None = None) -> list:
+    """Outputs or errors of steps that are ready while the engine is held up by the first."""
+    found: list = [None] * len(feeds)
+
+    def run(index: int) -> None:
+        try:
+            found[index] = scheduler.run(orders[index] if orders else order(), feeds[index], contextlib.nullcontext())
+        except DqError as error:
+            found[index] = error
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(feeds))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def rows_of(feeds: dict, index: int) -> dict:
+    return {name: value[index : index + 1] for name, value in feeds.items()}
+
+
+def test_samples_at_different_steps_share_calls_and_get_what_they_get_alone(engine):
+    feeds = example_inputs(call_of_record(engine.record), 12, 0)
+    feeds["timestep"][:] = np.linspace(3, 900, 12)
+    alone = [engine.run(rows_of(feeds, i)) for i in range(12)]
+    counting = Counting()
+    scheduler = StepScheduler(engine, max_rows=5, observe=counting)
+    with scheduler.picture():
+        together = run_together(scheduler, [rows_of(feeds, i) for i in range(12)])
+    scheduler.close()
+    assert all(a["output"].tobytes() == b["output"].tobytes() for a, b in zip(alone, together, strict=True))
+    assert sum(counting.rows) == 12
+    assert max(counting.rows) <= 5
+
+
+class FailsOn:
+    """An engine that fails where one sample stands in the call: as one that runs out of memory, or a driver's fault."""
+
+    def __init__(self, engine, timestep: float):
+        self._engine, self._timestep = engine, timestep
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+    def run_checked(self, feeds):
+        if (feeds["timestep"] == self._timestep).any():
+            raise DqError("the engine failed")
+        return self._engine.run_checked(feeds)
+
+
+def test_a_call_that_fails_is_repeated_one_by_one(engine):
+    feeds = example_inputs(call_of_record(engine.record), 4, 0)
+    feeds["timestep"][:] = [10, 20, 30, 40]
+    scheduler = StepScheduler(FailsOn(engine, 30.0), max_rows=4)
+    found = run_together(scheduler, [rows_of(feeds, i) for i in range(4)])
+    scheduler.close()
+    assert [isinstance(one, DqError) for one in found] == [False, False, True, False]
+
+
+def test_a_step_of_a_request_that_ended_is_not_run(engine):
+    feeds = example_inputs(call_of_record(engine.record), 1, 0)
+    ended = order()
+    counting = Counting()
+    scheduler = StepScheduler(engine, max_rows=4, observe=counting)
+    ended.on_end.append(scheduler.forget)
+    with scheduler._changed:  # the engine's thread cannot take the step before it is forgotten
+        thread = threading.Thread(target=lambda: run_together(scheduler, [feeds], [ended]))
+        thread.start()
+    from dq_deploy.serve.orders import Reason
+
+    ended.fail(Reason.CANCELLED, "gone")
+    thread.join(10)
+    scheduler.close()
+    assert not thread.is_alive()
+
+
+def test_steps_behind_the_end_are_stopped(engine):
+    feeds = example_inputs(call_of_record(engine.record), 1, 0)
+    scheduler = StepScheduler(engine, max_rows=4)
+    scheduler.close()
+    with pytest.raises(Stopped, match="the server stops"):
+        scheduler.run(order(), feeds, contextlib.nullcontext())
+
+
+def test_an_engine_with_the_batch_in_front_joins_samples(engine):
+    assert joins(engine)
