@@ -57,9 +57,11 @@ class Port:
 class _Protocol(HttpToolsProtocol):
     """HTTP of one connection, closed where its first request does not come."""
 
+    head_seconds = HEADER_SECONDS
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._head = self.loop.call_later(HEADER_SECONDS, self._give_up)
+        self._head = self.loop.call_later(self.head_seconds, self._give_up)
 
     def on_headers_complete(self) -> None:
         self._head.cancel()
@@ -72,6 +74,11 @@ class _Protocol(HttpToolsProtocol):
     def _give_up(self) -> None:
         if not self.transport.is_closing():
             self.transport.close()
+
+
+def protocol(head_seconds: float = HEADER_SECONDS) -> type[HttpToolsProtocol]:
+    """Uvicorn's HTTP by httptools, that closes a connection whose first request does not come in so many seconds."""
+    return type("Protocol", (_Protocol,), {"head_seconds": head_seconds})
 
 
 @contextmanager
@@ -130,7 +137,7 @@ def serve_on(app: FastAPI, service: Service, port: Port, listener: socket.socket
     _allow_connections()
     config = uvicorn.Config(
         app,
-        http=_Protocol,
+        http=protocol(),
         ws="none",
         lifespan="off",
         log_config=None,
