@@ -21,13 +21,18 @@ OPTIMUM_INTEL_VENV ?= .venv-optimum-intel
 OPTIMUM := optimum==2.1.0 optimum-onnx==0.1.0 diffusers==0.36.0 transformers==4.57.6 onnxruntime==1.31.1 accelerate
 OPTIMUM_INTEL := optimum==2.3.0 optimum-intel==2.2.0 diffusers==0.39.0 transformers==5.5.4 openvino==2026.4.1 accelerate
 
-.PHONY: help setup test test-all test-optimum demo docs lint format wheel clean
+TRITON_VENV ?= .venv-triton
+# A real Triton Inference Server, 2.51, with its python backend; its Python wants numpy below 2.
+TRITON := nvidia-pytriton==0.7.0 diffusers==0.42.1 transformers==5.24.0 onnxruntime==1.31.1 'tritonclient[http,grpc]==2.73.0' 'numpy<2'
+
+.PHONY: help setup test test-all test-optimum test-triton demo docs lint format wheel clean
 
 help:
 	@echo "make demo    quantize, export, verify, time and sample the demo model into $(DEMO_OUT)/"
 	@echo "make test    the whole test suite"
 	@echo "make test-all  that, and every published configuration on both engines; writes docs/configurations.md"
 	@echo "make test-optimum  what Optimum draws from our folders, with its packages in two environments of their own"
+	@echo "make test-triton  what a real Triton server draws from our repositories, in an environment of its own"
 	@echo "make docs    build the documentation site into site/"
 	@echo "make lint    ruff check, ruff format --check, mypy"
 	@echo "make format  let ruff rewrite the tree"
@@ -65,6 +70,15 @@ $(OPTIMUM_INTEL_VENV)/.ready:
 	$(PYTHON) -m venv $(OPTIMUM_INTEL_VENV)
 	$(OPTIMUM_INTEL_VENV)/bin/python -m pip install --disable-pip-version-check -q torch==2.13.0 $(OPTIMUM_INTEL)
 	-$(OPTIMUM_INTEL_VENV)/bin/python -m pip uninstall -q -y torchvision
+	@touch $@
+
+test-triton: $(READY) $(KERNELS) $(TRITON_VENV)/.ready
+	DQ_TRITON_PYTHON=$(abspath $(TRITON_VENV))/bin/python OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -v -rs tests/serve/triton/test_real_triton_server.py
+
+$(TRITON_VENV)/.ready:
+	$(PYTHON) -m venv $(TRITON_VENV)
+	$(TRITON_VENV)/bin/python -m pip install --disable-pip-version-check -q torch==2.13.0 $(TRITON)
 	@touch $@
 
 demo: $(READY) $(KERNELS)

@@ -1,4 +1,4 @@
-"""Starts and stops the real Triton Inference Server that nvidia-pytriton brings, over a repository."""
+"""Starts and stops the real Triton Inference Server that nvidia-pytriton brings, over model repositories."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _backends(package, version, place):
 
 
 @contextlib.contextmanager
-def real_server(python, repository, place, *, wait_s=240):
+def real_server(python, repositories, place, *, wait_s=240):
     """Run the server until the block ends; then it is told to stop, and must end well by itself."""
     found = subprocess.run([python, "-c", _WHERE], capture_output=True, text=True, check=True)
     package, libraries, version = json.loads(found.stdout)
@@ -70,7 +70,7 @@ def real_server(python, repository, place, *, wait_s=240):
     }
     command = [
         str(package / "tritonserver" / "bin" / "tritonserver"),
-        f"--model-repository={repository}",
+        *(f"--model-repository={one}" for one in repositories),
         f"--backend-directory={place / 'backends'}",
         f"--http-port={http}",
         f"--grpc-port={grpc}",

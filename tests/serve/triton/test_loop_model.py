@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from dq_deploy.models.pipeline import PipelineCall
-from dq_deploy.models.pipeline.open import sized_as_called
-from dq_deploy.pipelines.draw import draw_images
-from dq_deploy.pipelines.grid import bytes_from_unit
-from dq_deploy.pipelines.quantized import open_quantized, pipeline_around
 from dq_deploy.serve.triton import write_triton_repository
+from tests.serve.triton.drawn_here import drawn_here
 from tests.serve.triton.served import Served
-
-
-def drawn_here(engine: Path, folder: Path | None, asked: PipelineCall):
-    """Bytes [N, H, W, C] of what `dq-sample` draws, one picture at a time."""
-    with ExitStack() as stack:
-        quantized = open_quantized(None, engine, stack, threads=1)
-        pipeline = pipeline_around(quantized, folder, asked)
-        if folder is None:
-            asked = sized_as_called(asked, pipeline.denoiser.config, quantized.call)
-        drawn = draw_images(pipeline, asked, batch=1)
-    return np.moveaxis(bytes_from_unit(drawn.images), 1, -1)
 
 
 @pytest.fixture(scope="module")
@@ -118,14 +101,11 @@ def text(tmp_path_factory):
     return tiny, written, Served(written.path, "sd")
 
 
-def test_prompts_are_drawn_as_by_dq_sample(text, tmp_path):
-    from dq_deploy import export, load_record
-
-    tiny, _, served = text
-    export(load_record(tiny.record), tmp_path / "sd.onnx")
+def test_prompts_are_drawn_as_by_dq_sample(text):
+    tiny, written, served = text
     found = served.pictures(PROMPT=["a red cat", "a dog"], NEGATIVE_PROMPT="blue", SEED=4, STEPS=3, GUIDANCE=7.3)
     asked = PipelineCall(prompts=("a red cat", "a dog"), negative_prompt="blue", seed=4, steps=3, guidance=7.3, count=2)
-    wanted = drawn_here(tmp_path / "sd.onnx", tiny.pipeline, asked)
+    wanted = drawn_here(written.engine, tiny.pipeline, asked)
     assert np.array_equal(found, wanted)
     assert found.shape == (2, 16, 16, 3)
     assert served.calls[-1] == (2, 4, 8, 8)
