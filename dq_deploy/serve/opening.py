@@ -75,9 +75,9 @@ class Served:
         for name in ("steps", "threads", "pipeline_threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise OptionError(f"{name} is {value}, expected at least 1")
+                raise OptionError(f"`{name}` is {value}, expected at least 1")
         if self.name is not None and (not self.name.strip() or "/" in self.name or not self.name.isprintable()):
-            raise OptionError(f"name is {self.name!r}, expected printable characters without a slash")
+            raise OptionError(f"`name` is {self.name!r}, expected printable characters without a slash")
 
 
 @contextmanager
@@ -123,7 +123,7 @@ class _Opening:
         model, component = self.served.model, self.served.component
         if model is None:
             if component is not None:
-                raise OptionError(f"component is {component}, but no pipeline draws; leave it out or give `model`")
+                raise OptionError(f"`component` is {component}, but no pipeline draws; leave it out or give `model`")
             return None, None
         recorded = self.quantized.provenance.get("component") if is_pipeline(model) else None
         place = find_denoiser(model, component or recorded)

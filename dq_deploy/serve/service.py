@@ -56,9 +56,9 @@ class Limits:
         """
         for name in ("max_batch", "queue"):
             if getattr(self, name) < 1:
-                raise OptionError(f"{name} is {getattr(self, name)}, expected at least 1")
+                raise OptionError(f"`{name}` is {getattr(self, name)}, expected at least 1")
         if not 0 < self.time_limit_s < float("inf"):
-            raise OptionError(f"time_limit is {self.time_limit_s}, expected seconds above 0")
+            raise OptionError(f"`time_limit` is {self.time_limit_s}, expected seconds above 0")
 
     @property
     def places(self) -> int:

@@ -94,7 +94,7 @@ def bound_socket(port: Port) -> Iterator[socket.socket]:
         )[0]
         listener = socket.socket(family, kind, number)
     except (OSError, UnicodeError) as error:
-        raise OptionError(f"host is {port.host!r}, which is no address of this machine ({error})") from error
+        raise OptionError(f"`host` is {port.host!r}, which is no address of this machine ({error})") from error
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,0 +1,145 @@
+"""`dq-serve` as a process: where it listens, how it ends, and what it refuses in a line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.client import HTTPException
+
+import pytest
+
+from tests.cli.running import command
+from tests.serve.live import send
+
+
+@contextlib.contextmanager
+def serving(record, *more, log=subprocess.DEVNULL):
+    """A running server and its port."""
+    arguments = ["--engine", record, "--port", 0, "--threads", 1, *more]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dq_deploy.cli.serve", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+    )
+    try:
+        line = process.stdout.readline()
+        found = re.fullmatch(r"serving \S+ \(native .*\) on http://127.0.0.1:(\d+)\n", line)
+        assert found, line
+        yield process, int(found[1])
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def draw(port, **changes):
+    body = {"prompt": "1", "seed": 7, "steps": 6, "n": 2, **changes}
+    return send(port, "POST", "/v1/images/generations", body)
+
+
+def test_what_was_taken_is_finished_when_the_server_is_told_to_stop(tiny_record_path):
+    found = []
+    with serving(tiny_record_path) as (process, port):
+        thread = threading.Thread(target=lambda: found.append(draw(port, n=20, steps=100)))
+        thread.start()
+        while not send(port, "GET", "/v1/requests")[2]["data"]:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        thread.join(60)
+        assert process.wait(20) == 0
+    assert found[0][0] == 200
+    assert len(found[0][2]["data"]) == 20
+
+
+def test_what_takes_longer_than_it_may_is_told_so(tiny_record_path):
+    found = []
+    with serving(tiny_record_path, "--drain", "0.2") as (process, port):
+        thread = threading.Thread(target=lambda: found.append(draw(port, n=90, steps=1000)))
+        thread.start()
+        while not send(port, "GET", "/v1/requests")[2]["data"]:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        thread.join(60)
+        assert process.wait(20) == 0
+    status, _, answer = found[0]
+    assert (status, answer["error"]["message"]) == (503, "the server stops")
+
+
+def test_killed_under_load_and_started_again_it_gives_the_same_bytes(tiny_record_path):
+    wanted = None
+    for seconds in (0.0, 0.05, 0.2):
+        with serving(tiny_record_path) as (process, port):
+            answer = draw(port)[2]["data"]
+            wanted = wanted or answer
+            assert answer == wanted
+            loads = [threading.Thread(target=quietly, args=(port,)) for _ in range(4)]
+            for load in loads:
+                load.start()
+            time.sleep(seconds)
+            process.kill()
+            for load in loads:
+                load.join(30)
+
+
+def quietly(port):
+    with contextlib.suppress(OSError, ValueError, HTTPException):  # the server is killed meanwhile
+        draw(port, n=10, steps=200)
+
+
+REFUSED = [
+    (["--port", "70000"], "--port is 70000, expected 0 to 65535"),
+    (["--host", "0.0.0.0"], "--host 0.0.0.0 is reached from other machines, expected --token-file"),
+    (["--max-batch", "0"], "--max-batch is 0, expected at least 1"),
+    (["--queue", "0"], "--queue is 0, expected at least 1"),
+    (["--time-limit", "nan"], "--time-limit is nan, expected seconds above 0"),
+    (["--pipeline-threads", "0"], "--pipeline-threads is 0, expected at least 1"),
+    (["--certificate", "x.pem"], "got one of --certificate and --key"),
+    (["--token-file", "missing"], "the tokens missing cannot be read"),
+    (["--component", "unet"], "--component is unet, but no pipeline draws"),
+    (["--scheduler", "nothing"], "scheduler is 'nothing', which diffusers does not have"),
+    (["--proof", "missing.json"], "the proof missing.json cannot be read"),
+    (["--host", "no.such.name.invalid", "--token-file", "TOKENS"], "--host is 'no.such.name.invalid'"),
+    (["--name", "a/b"], "--name is 'a/b'"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[" ".join(o) for o, _ in REFUSED])
+def test_what_cannot_be_served_is_refused_in_one_line(tiny_record_path, tmp_path, options, message):
+    tokens = tmp_path / "tokens"
+    tokens.write_text("a-token-of-one-client\n")
+    given = [tokens if option == "TOKENS" else option for option in options]
+    done = command("serve", "--engine", tiny_record_path, "--port", 0, *given)
+    assert done.code == 2
+    assert message in done.err
+    assert len(done.err.strip().splitlines()) == 1
+
+
+def test_a_port_that_is_taken_is_refused(tiny_record_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = command("serve", "--engine", tiny_record_path, "--port", taken.getsockname()[1])
+    assert done.code == 2
+    assert "cannot listen on 127.0.0.1 port" in done.err
+
+
+def test_the_proof_on_the_card_is_of_what_is_served(tiny_record_path, demo_record_path, tmp_path):
+    report = tmp_path / "proof.json"
+    values = {"exact": True, "integer_mac_share": 0.5, "record_sha256": "0" * 64, "target": "native"}
+    report.write_text(json.dumps(values))
+    done = command("serve", "--engine", tiny_record_path, "--proof", report)
+    assert done.code == 2
+    assert "is of the record 000000000000 on native, expected" in done.err
+    from dq_deploy import load_record
+    from dq_deploy.record import content_sha256
+
+    report.write_text(json.dumps({**values, "record_sha256": content_sha256(load_record(tiny_record_path))}))
+    with serving(tiny_record_path, "--proof", report) as (_, port):
+        proof = send(port, "GET", "/v1/models")[2]["data"][0]["dq"]["proof"]
+    assert (proof["exact"], proof["file"], len(proof["sha256"])) == (True, "proof.json", 64)
