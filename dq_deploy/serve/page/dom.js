@@ -67,9 +67,9 @@ export function count(number, noun) {
   return `${number} ${noun}${number === 1 ? "" : "s"}`;
 }
 
-/** Seconds as people say them: "0.84 s", "12 s", "3 min 20 s". */
+/** Seconds as people say them: "0.84 s", "12 s", "3 min 20 s"; a number and its unit stay on one line. */
 export function seconds(value) {
-  if (value < 10) return `${value.toFixed(value < 1 ? 2 : 1)} s`;
-  if (value < 90) return `${Math.round(value)} s`;
-  return `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
+  if (value < 10) return `${value.toFixed(value < 1 ? 2 : 1)}\u00a0s`;
+  if (value < 90) return `${Math.round(value)}\u00a0s`;
+  return `${Math.floor(value / 60)}\u00a0min ${Math.round(value % 60)}\u00a0s`;
 }

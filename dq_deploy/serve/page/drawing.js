@@ -143,12 +143,13 @@ export class Drawing {
     picture.done = true;
     picture.step = this.steps;
     this.done += 1;
-    const took = (performance.now() - this.began) / 1000;
+    const took = (performance.now() - this.asked) / 1000;
     this.showPicture(picture, data, took);
     this.showProgress();
     if (this.done < this.n) return;
     const waited = (this.began - this.asked) / 1000;
-    this.end("done", `${count(this.n, "picture")} in ${seconds(took)}${waited > 0.5 ? `, waited ${seconds(waited)}` : ""}`);
+    const queued = waited > 0.5 && waited > took / 10 ? `, ${seconds(waited)} of them in the queue` : "";
+    this.end("done", `${count(this.n, "picture")} in ${seconds(took)}${queued}`);
   }
 
   showPicture(picture, data, took) {

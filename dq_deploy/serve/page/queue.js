@@ -49,7 +49,7 @@ function update(row, entry, place) {
   say(row.what, wordsOf(entry, running));
   row.bar.hidden = !running;
   row.bar.value = entry.steps ? Math.min(1, entry.step / entry.steps) : 0; // steps of all its pictures together
-  say(row.time, running ? `drawing for ${seconds(entry.running_s)}` : `waiting for ${seconds(entry.waited_s)}`);
+  say(row.time, running ? `running ${seconds(entry.running_s)}` : `waiting ${seconds(entry.waited_s)}`);
 }
 
 function wordsOf(entry, running) {

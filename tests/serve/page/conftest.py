@@ -91,6 +91,18 @@ def closed_address(tmp_path_factory):
         yield address
 
 
+@pytest.fixture(scope="session")
+def bare_address(tmp_path_factory):
+    """Of a server that takes neither prompt nor label."""
+    from dq_deploy import save_record
+    from tests.tiny import ONE_LEVEL, random_record, tiny_denoiser
+
+    record = tmp_path_factory.mktemp("bare") / "model.pt"
+    save_record(random_record(tiny_denoiser(**ONE_LEVEL), weight_bits=8), record)
+    with serving(engine=record) as address:
+        yield address
+
+
 @pytest.fixture
 def page(browser, address):
     """The page, newly opened; afterwards nothing may have been logged, or asked of another host."""

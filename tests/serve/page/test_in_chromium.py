@@ -125,6 +125,26 @@ def test_markup_in_a_prompt_stays_text(page):
     assert page.evaluate("document.title") != "broken"
 
 
+def test_what_the_pipeline_warns_of_stands_under_the_picture(page):
+    draw(page, "a " * 90, steps=1)
+    finished(page)
+    assert "truncated" in page.text("figcaption")
+
+
+def test_a_model_without_a_prompt_draws_from_its_seed_alone(browser, bare_address):
+    browser.open(f"{bare_address}/")
+    browser.wait(READY)
+    assert "no prompt" in browser.text("#takes-nothing")
+    hidden = "['prompt', 'labels', 'guidance', 'negative_prompt']"
+    assert not browser.evaluate(f"{hidden}.some(id => document.getElementById(id).checkVisibility())")
+    browser.type("#seed", "9")
+    browser.type("#steps", "2")
+    browser.press("Enter", 13)
+    finished(browser)
+    same = asked(bare_address, "/v1/images/generations", {"prompt": "", "seed": 9, "steps": 2})
+    assert downloaded(browser) == base64.b64decode(same["data"][0]["b64_json"])
+
+
 def test_the_curl_line_draws_the_same_picture(page, address):
     page.type("#seed", "11")
     page.type("#steps", "2")
