@@ -59,6 +59,7 @@ class ModelCard:
         denoiser: likewise.
         width: of a picture in pixels where no size is asked for, and so height.
         height: likewise.
+        channels: of a picture, 1 or 3; 0 where none is drawn without another picture.
         sizes_vary: whether another size may be asked for.
         steps: denoising steps where none are asked for.
         guidance: scale where none is asked for; None for a pipeline without guidance.
@@ -90,6 +91,7 @@ class ModelCard:
     denoiser: str
     width: int
     height: int
+    channels: int = 0
     sizes_vary: bool
     steps: int
     guidance: float | None

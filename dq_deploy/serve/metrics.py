@@ -23,6 +23,7 @@ class Metrics:
 
     Attributes:
         registry: of Prometheus.
+        listeners: told of each call of the engine, by its thread.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Metrics:
             running: likewise, of which a picture has begun.
             pictures_running: likewise, pictures that are being drawn.
         """
+        self.listeners: list[Callable[[EngineCall], None]] = []
         self.registry = CollectorRegistry()
         self._gauge("dq_requests_waiting", "Requests none of whose pictures has begun.", waiting)
         self._gauge("dq_requests_running", "Requests with a picture that has begun.", running)
@@ -79,6 +81,8 @@ class Metrics:
         self._rows.observe(call.rows)
         for seconds in call.waited_s:
             self._step_wait.observe(seconds)
+        for listener in self.listeners:
+            listener(call)
 
     def text(self) -> bytes:
         """As Prometheus reads it."""

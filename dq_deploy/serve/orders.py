@@ -50,7 +50,7 @@ class Reason(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class PictureFormat:
-    """How a picture becomes bytes: `png`, `jpeg` or `webp`; quality 0 to 100 of the latter two."""
+    """How a picture becomes bytes: `png`, `jpeg` or `webp` with a quality of 0 to 100, or `raw` pixels."""
 
     name: str = "png"
     quality: int = 100
@@ -86,6 +86,7 @@ class Picture:
         data: the file's bytes.
         width: in pixels, and so height.
         height: likewise.
+        channels: 1 or 3.
         remarks: what the pipeline warned of.
     """
 
@@ -93,6 +94,7 @@ class Picture:
     data: bytes
     width: int
     height: int
+    channels: int = 3
     remarks: tuple[str, ...] = ()
 
 

@@ -158,14 +158,20 @@ def _drawn(pipeline: Any, watch: StepWatch, arguments: dict[str, Any]) -> F32:
 
 
 def picture_of(pixels: Array, index: int, file: PictureFormat, remarks: tuple[str, ...] = ()) -> Picture:
-    """A picture file; pixels [H, W, C] uint8 with one or three channels."""
+    """A picture as bytes; pixels [H, W, C] uint8 with one or three channels."""
+    height, width, channels = pixels.shape
+    data = pixels.tobytes() if file.name == "raw" else _encoded(pixels, file)
+    return Picture(index=index, data=data, width=width, height=height, channels=channels, remarks=remarks)
+
+
+def _encoded(pixels: Array, file: PictureFormat) -> bytes:
     from PIL import Image
 
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     buffer = io.BytesIO()
     settings: dict[str, Any] = {} if file.name == "png" else {"quality": file.quality}
     image.save(buffer, format=_PIL_NAMES[file.name], **settings)
-    return Picture(index=index, data=buffer.getvalue(), width=pixels.shape[1], height=pixels.shape[0], remarks=remarks)
+    return buffer.getvalue()
 
 
 class _OrderWatch(StepWatch):

@@ -41,7 +41,8 @@ class WarmUp:
         before = torch.random.get_rng_state()
         if service.card.draws:
             picture = self._picture(self._call())
-            service.card = replace(service.card, width=picture.width, height=picture.height)
+            card = replace(service.card, width=picture.width, height=picture.height)
+            service.card = replace(card, channels=picture.channels)
         else:
             self._of_pictures_alone(pipelines.edits)
         if service.card.draws and service.card.edits and not self._works(self._call(picture=True), "changed"):

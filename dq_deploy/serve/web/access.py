@@ -99,7 +99,7 @@ class Guard:
             _check_length(headers, limit)
             await self.app(scope, _Body(receive, limit, self.access.body_seconds), sent)
         except ApiError as error:
-            await error.response()(scope, receive, sent)
+            await error.response(scope["path"])(scope, receive, sent)
         except TimeoutError:
             pass  # the client does not read: there is nobody to tell
         finally:

@@ -8,8 +8,9 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
+from dq_deploy.serve.kserve.router import kserve_router
 from dq_deploy.serve.metrics import CONTENT_TYPE
 from dq_deploy.serve.page import page_router
 from dq_deploy.serve.service import Service
@@ -30,6 +31,7 @@ def create_app(service: Service, access: Access | None = None) -> FastAPI:
         service: stays the caller's to close, after the application.
         access: who may ask, and how much; by default everybody, with the usual limits.
     """
+    access = access or Access()
     app = FastAPI(
         title="dq_deploy",
         version=__version__,
@@ -42,6 +44,7 @@ def create_app(service: Service, access: Access | None = None) -> FastAPI:
     app.include_router(images_router(service))
     app.include_router(requests_router(service))
     app.include_router(page_router())
+    app.include_router(kserve_router(service, most_bytes=access.most_upload))
 
     @app.get("/metrics", response_class=Response, operation_id="metrics", tags=["server"])
     def metrics() -> Response:
@@ -52,20 +55,20 @@ def create_app(service: Service, access: Access | None = None) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(Exception, _unexpected)
-    app.add_middleware(Guard, access=access or Access())
+    app.add_middleware(Guard, access=access)
     return app
 
 
 def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return error.response()
+    return error.response(request.url.path)
 
 
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     words = {404: f"there is no {request.url.path[:100]}", 405: f"{request.method} is not allowed here"}
     found = ApiError(error.status_code, words.get(error.status_code, str(error.detail)))
-    response = found.response()
+    response = found.response(request.url.path)
     for name, value in (error.headers or {}).items():
         response.headers[name] = value
     return response
@@ -75,9 +78,9 @@ def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first: Any = error.errors()[0]
     name = str(first["loc"][-1])
-    return ApiError(400, f"{name}: {first['msg']}", param=name, code="invalid_value").response()
+    return ApiError(400, f"{name}: {first['msg']}", param=name, code="invalid_value").response(request.url.path)
 
 
 def _unexpected(request: Request, error: Exception) -> Response:
     _LOGGER.error("a request failed", exc_info=error)
-    return JSONResponse(ApiError(500, "the server failed on this request; its log says where").body(), 500)
+    return ApiError(500, "the server failed on this request; its log says where").response(request.url.path)

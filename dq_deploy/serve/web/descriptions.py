@@ -24,7 +24,7 @@ ERROR: dict[str, Any] = {
 }
 """The form of every error."""
 
-_WORDS = {
+WORDS = {
     400: "The request is not one this server can answer.",
     401: "The token is missing or wrong.",
     404: "There is no such thing.",
@@ -37,10 +37,11 @@ _WORDS = {
     503: "The server stops.",
     504: "The request was not done in time.",
 }
+"""What each status of an error means."""
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": words, "content": {"application/json": {"schema": ERROR}}}
-    for status, words in _WORDS.items()
+    for status, words in WORDS.items()
 }
 """The errors that every path may answer."""
 

@@ -1,4 +1,4 @@
-"""What a client is told where its request is not answered: a status, and one reason in the form OpenAI's API has."""
+"""What a client is told where its request is not answered: a status, and one reason in the form its API has."""
 
 from __future__ import annotations
 
@@ -61,11 +61,13 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status, self.param, self.code, self.retry_after = status, param, code, retry_after
-        line = " ".join(message.split())
+        line = " ".join(message.split()).encode(errors="backslashreplace").decode()
         self.message = line if len(line) <= LONGEST_MESSAGE else f"{line[: LONGEST_MESSAGE - 3]}..."
 
-    def body(self) -> dict[str, Any]:
-        """As OpenAI's API says it."""
+    def body(self, path: str) -> dict[str, Any]:
+        """As OpenAI's API says it, or KServe's on its paths."""
+        if path == "/v2" or path.startswith("/v2/"):
+            return {"error": self.message}
         return {
             "error": {
                 "message": self.message,
@@ -75,12 +77,12 @@ class ApiError(Exception):
             }
         }
 
-    def response(self) -> Response:
-        """As an answer."""
+    def response(self, path: str) -> Response:
+        """As an answer to what was asked at a path."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return JSONResponse(self.body(), self.status, headers)
+        return JSONResponse(self.body(path), self.status, headers)
 
 
 def error_of_failure(failure: Failure) -> ApiError:

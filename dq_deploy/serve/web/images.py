@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import time
@@ -21,7 +20,7 @@ from dq_deploy.serve.orders import Event, Failure, Kind, Order, PartialPicture, 
 from dq_deploy.serve.service import Service
 from dq_deploy.serve.web.access import client_of
 from dq_deploy.serve.web.asked import Asked, EditBody, GenerationBody, asked_of_form, asked_of_json, read_json_body
-from dq_deploy.serve.web.channel import Channel
+from dq_deploy.serve.web.channel import Channel, until_done
 from dq_deploy.serve.web.descriptions import ERRORS, IMAGES, STREAM, form_of, schema_of
 from dq_deploy.serve.web.errors import ApiError, error_of_failure, error_of_refusal
 
@@ -113,39 +112,12 @@ async def _answer(request: Request, service: Service, asked: Asked, kind: Kind) 
     request.state.order = order
     headers = {"x-request-id": order.id}
     if asked.stream:
-        events = _events(service, order, channel, asked, "edit" if kind is Kind.EDIT else "generation")
+        stream = _events(service, order, channel, asked, "edit" if kind is Kind.EDIT else "generation")
         headers |= {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-    pictures = await _pictures(request, service, order, channel)
+        return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+    events = await until_done(request, service, [order], channel)
+    pictures = sorted((event for event in events if isinstance(event, Picture)), key=lambda picture: picture.index)
     return JSONResponse(_answered(order, pictures, asked), headers=headers)
-
-
-async def _pictures(request: Request, service: Service, order: Order, channel: Channel) -> list[Picture]:
-    """All pictures of a request, unless its client goes away."""
-    gone = asyncio.create_task(_gone(request))
-    pictures: list[Picture] = []
-    try:
-        while len(pictures) < order.count:
-            following = asyncio.create_task(channel.next())
-            await asyncio.wait({gone, following}, return_when=asyncio.FIRST_COMPLETED)
-            if not following.done():
-                following.cancel()
-                raise ApiError(499, "the client went away", code="cancelled")
-            event = following.result()
-            if isinstance(event, Failure):
-                raise error_of_failure(event)
-            if isinstance(event, Picture):
-                pictures.append(event)
-    finally:
-        gone.cancel()
-        service.cancel(order.id)  # nothing, where it is done
-    return sorted(pictures, key=lambda picture: picture.index)
-
-
-async def _gone(request: Request) -> None:
-    """Wait until the client goes away."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _answered(order: Order, pictures: list[Picture], asked: Asked) -> dict[str, Any]:
@@ -189,7 +161,9 @@ async def _events(service: Service, order: Order, channel: Channel, asked: Asked
         while done < order.count:
             event = await channel.next()
             if isinstance(event, Failure):
-                yield _line("error", {"type": "error", **error_of_failure(event).body(), "request_id": order.id})
+                yield _line(
+                    "error", {"type": "error", **error_of_failure(event).body("/v1/images"), "request_id": order.id}
+                )
                 return
             done += isinstance(event, Picture)
             yield _of_event(event, order, asked, kind)
