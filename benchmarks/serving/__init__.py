@@ -1,0 +1,1 @@
+"""The image server under load, beside what a user would write instead."""
