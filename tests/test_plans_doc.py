@@ -1,4 +1,4 @@
-"""What docs/serving.md writes out fits a plan that was really built, and what it runs does what our sampler does."""
+"""What docs/plans.md writes out fits a plan that was really built, and what it runs does what our sampler does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHAPES = "sample:1x1x32x32..4x1x32x32..8x1x32x32"
 
 @pytest.fixture(scope="module")
 def text(repository):
-    return (repository / "docs" / "serving.md").read_text(encoding="utf-8")
+    return (repository / "docs" / "plans.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_the_configuration_for_triton_is_a_model_configuration(text):
 
 def test_the_loop_in_plain_python_is_short_and_names_the_plans_tensors(blocks, manifest):
     code = blocks["engine"] + blocks["loop"]
-    compile(code, "serving.md", "exec")
+    compile(code, "plans.md", "exec")
     assert "dq_deploy" not in code
     assert len([line for line in code.splitlines() if line.strip()]) <= 38
     (call,) = re.findall(r"noise = run\((.*)\)", blocks["loop"])
