@@ -10,6 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 WORKERS ?= 2
 DEMO_OUT ?= demo-out
 DEMO_FLAGS ?=
+PORT ?= 8000
 READY := $(VENV)/.ready
 KERNELS := kernels/dq_kernels/_cpu.so
 KERNEL_SOURCES := $(foreach d,*/ */*/ */*/*/,$(wildcard $(addprefix kernels/dq_kernels/$(d),*.cpp *.h *.inc))) kernels/dq_kernels/cpu/build.py
@@ -25,10 +26,11 @@ TRITON_VENV ?= .venv-triton
 # A real Triton Inference Server, 2.51, with its python backend; its Python wants numpy below 2.
 TRITON := nvidia-pytriton==0.7.0 diffusers==0.42.1 transformers==5.24.0 onnxruntime==1.31.1 'tritonclient[http,grpc]==2.73.0' 'numpy<2'
 
-.PHONY: help setup test test-all test-optimum test-triton demo docs lint format wheel clean
+.PHONY: help setup serve test test-all test-optimum test-triton demo docs lint format wheel clean
 
 help:
 	@echo "make demo    quantize, export, verify, time and sample the demo model into $(DEMO_OUT)/"
+	@echo "make serve   serve the text-to-image model that make demo made, on http://127.0.0.1:$(PORT)"
 	@echo "make test    the whole test suite"
 	@echo "make test-all  that, and every published configuration on both engines; writes docs/configurations.md"
 	@echo "make test-optimum  what Optimum draws from our folders, with its packages in two environments of their own"
@@ -83,6 +85,10 @@ $(TRITON_VENV)/.ready:
 
 demo: $(READY) $(KERNELS)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python examples/demo.py --out $(DEMO_OUT) $(DEMO_FLAGS)
+
+serve: $(READY) $(KERNELS)
+	@test -f $(DEMO_OUT)/prompt.pt || { echo "error: $(DEMO_OUT)/prompt.pt is not there; run make demo first" >&2; exit 2; }
+	$(BIN)/dq-serve --model examples/emoji-text-to-image --engine $(DEMO_OUT)/prompt.pt --port $(PORT)
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
