@@ -65,7 +65,8 @@ export class Drawing {
       if (this.going && this.done < this.n) throw new Gone("The server ended before the pictures were done.");
     } catch (error) {
       if (this.state === "cancelled") return;
-      this.end("failed", error instanceof Refused ? error.message : `${error.message} ${this.progressText()}`);
+      const told = error instanceof Refused || this.began === null;
+      this.end("failed", told ? error.message : `${error.message} ${this.progressText()}`);
       throw error;
     } finally {
       leave();
@@ -113,8 +114,12 @@ export class Drawing {
     this.showProgress();
   }
 
+  stepsDone() {
+    return this.pictures.reduce((sum, picture) => sum + (picture.done ? this.steps : picture.step), 0);
+  }
+
   showProgress() {
-    const done = this.pictures.reduce((sum, picture) => sum + (picture.done ? this.steps : picture.step), 0);
+    const done = this.stepsDone();
     this.bar.value = done;
     const quarter = Math.floor((4 * done) / (this.n * this.steps));
     if (quarter > this.quarter && quarter < 4) {
@@ -126,8 +131,7 @@ export class Drawing {
 
   progressText() {
     if (this.n === 1) return `Step ${this.pictures[0].step} of ${this.steps}`;
-    const steps = this.pictures.reduce((sum, picture) => sum + (picture.done ? this.steps : picture.step), 0);
-    return `Step ${steps} of ${this.n * this.steps}, ${this.done} of ${count(this.n, "picture")} done`;
+    return `${this.done} of ${this.n} pictures done, ${Math.floor((100 * this.stepsDone()) / (this.n * this.steps))} % of all steps`;
   }
 
   left(part) {

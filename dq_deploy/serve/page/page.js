@@ -2,7 +2,7 @@
 import { showCard } from "./card.js";
 import { announce, byId, makeCopy, say } from "./dom.js";
 import { Drawing } from "./drawing.js";
-import { showQueue } from "./queue.js";
+import { forgetQueue, showQueue } from "./queue.js";
 import { cancelRequest, getJson, Gone, hasToken, keepToken, Refused } from "./server.js";
 import { markField, request, showCurl, showSettings } from "./settings.js";
 
@@ -27,10 +27,12 @@ function showError(error) {
   intoView(box);
 }
 
-/** On a phone pictures and form are above one another: what just changed is scrolled to. */
+/** On a phone pictures and form are above one another: what just changed is scrolled to, where none of it is seen. */
 function intoView(element) {
+  const { top, bottom } = element.getBoundingClientRect();
+  if (bottom > 40 && top < innerHeight - 80) return;
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  element.scrollIntoView({ block: "nearest", behavior: calm ? "auto" : "smooth" });
+  element.scrollIntoView({ block: "start", behavior: calm ? "auto" : "smooth" });
 }
 
 async function draw() {
@@ -94,6 +96,7 @@ function lost(error) {
   byId("gone").hidden = false;
   byId("status").dataset.state = "gone";
   say(byId("status"), "Not reachable");
+  forgetQueue();
 }
 
 function found() {

@@ -31,6 +31,12 @@ export function showQueue(answer, mine, onCancel) {
   say(byId("queue-empty"), hidden ? `And ${hidden} more.` : "Nobody is drawing.");
 }
 
+/** Empties the list while nobody can say what is in it. */
+export function forgetQueue() {
+  showQueue({ running: 0, waiting: 0, data: [] }, new Map(), () => {});
+  say(byId("queue-empty"), "Not known while the server does not answer.");
+}
+
 function newRow(id, own, onCancel) {
   const state = make("span", { class: "place" });
   const what = make("span", { class: "what" });

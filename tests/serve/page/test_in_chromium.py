@@ -237,6 +237,7 @@ def test_a_server_that_is_gone_is_said_and_found_again(page):
     page.offline(True)
     page.wait("!document.querySelector('#gone').hidden", 5)
     assert "does not answer" in page.text("#gone")
+    assert "Not known" in page.text("#queue-empty")
     page.offline(False)
     page.wait("document.querySelector('#gone').hidden", 5)
     assert page.text("#status") == "Ready"
