@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from dq_deploy.cli.frame import refuse, run, warn
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from dq_deploy.serve.web.access import Access
     from dq_deploy.serve.web.running import Port
 
+TRACE_PACKAGES = ("opentelemetry",)
 PACKAGES = ("fastapi", "uvicorn", "httptools", "multipart", "prometheus_client")
 
 
@@ -24,7 +26,7 @@ PACKAGES = ("fastapi", "uvicorn", "httptools", "multipart", "prometheus_client")
 def serve(given: ServeArguments) -> None:
     """Serve pictures of a quantized model: OpenAI's images API, KServe V2, a page to try it."""
     _check_options(given)
-    _check_packages()
+    _check_packages(traces=given.otel_endpoint is not None)
     served, access, port = _served(given), _access(given), _port(given)
     refuse(
         not port.is_loopback and not access.tokens,
@@ -35,7 +37,13 @@ def serve(given: ServeArguments) -> None:
     from dq_deploy.serve.web.running import bound_socket, serve_on
 
     _log_lines()
-    with bound_socket(port) as listener, open_service(served) as service:
+    with bound_socket(port) as listener, open_service(served) as service, ExitStack() as stack:
+        if given.otel_endpoint is not None:
+            from dq_deploy.serve.tracing import traces_over_http
+
+            traces = traces_over_http(given.otel_endpoint, model=service.card.name)
+            stack.callback(traces.close)
+            service.watchers.append(traces.ended)
         _say(service.card, given, listener.getsockname()[1])
         serve_on(create_app(service, access), service, port, listener)
 
@@ -43,16 +51,20 @@ def serve(given: ServeArguments) -> None:
 def _check_options(given: ServeArguments) -> None:
     refuse(not 0 <= given.port <= 65535, f"--port is {given.port}, expected 0 to 65535")
     refuse(not 0 <= given.drain <= 3600, f"--drain is {given.drain:g}, expected 0 to 3600 seconds")
+    where = given.otel_endpoint
+    wrong = where is not None and not where.startswith(("http://", "https://"))
+    refuse(wrong, f"--otel-endpoint is {where}, expected a URL as http://127.0.0.1:4318/v1/traces")
     one = (given.certificate is None) != (given.key is None)
     refuse(one, "got one of --certificate and --key, expected both: HTTPS takes both")
 
 
-def _check_packages() -> None:
+def _check_packages(*, traces: bool) -> None:
     from dq_deploy.errors import MissingDependencyError
 
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingDependencyError(f"dq-serve needs {', '.join(missing)}; pip install 'dq-deploy[serve]'")
+    for extra, names in (("serve", PACKAGES), ("otel", TRACE_PACKAGES if traces else ())):
+        missing = [name for name in names if importlib.util.find_spec(name) is None]
+        if missing:
+            raise MissingDependencyError(f"dq-serve needs {', '.join(missing)}; pip install 'dq-deploy[{extra}]'")
 
 
 def _served(given: ServeArguments) -> Served:

@@ -67,6 +67,7 @@ class Terms:
         partial_images: pictures on the way that its client wants of each picture.
         step_events: whether its client wants to hear of each step.
         preview_every: a picture on the way each so many steps, 0 for none; with `step_events`.
+        trace_parent: the client's trace, as the header `traceparent` of the W3C says it, or an empty text.
     """
 
     client: str = ""
@@ -75,6 +76,7 @@ class Terms:
     partial_images: int = 0
     step_events: bool = False
     preview_every: int = 0
+    trace_parent: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

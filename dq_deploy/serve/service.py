@@ -94,6 +94,7 @@ class Service:
         engine: the runner that denoises.
         limits: what it holds at once.
         metrics: counts and times.
+        watchers: called with each request that ends, by the thread that ends it.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Service:
             limits: what is held at once.
         """
         self.card, self.engine, self.limits = card, engine, limits
+        self.watchers: list[Callable[[Order], None]] = []
         self.metrics = Metrics(
             waiting=lambda: self._count(Status.WAITING),
             running=lambda: self._count(Status.RUNNING),
@@ -294,6 +296,8 @@ class Service:
             self._orders.pop(order.id, None)
             self._changed.notify_all()
         self.metrics.ended(order)
+        for watcher in self.watchers:
+            watcher(order)
 
     def _count(self, status: Status) -> int:
         with self._lock:

@@ -6,6 +6,7 @@ import base64
 import json
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -101,9 +102,10 @@ async def _form_of(request: Request) -> tuple[dict[str, str], dict[str, PictureD
 
 async def _answer(request: Request, service: Service, asked: Asked, kind: Kind) -> Response:
     channel = Channel()
+    terms = replace(asked.terms, trace_parent=request.headers.get("traceparent", ""))
     try:
         order = await run_in_threadpool(
-            service.submit, asked.call, asked.terms, listener=channel.tell, kind=kind, file=asked.file
+            service.submit, asked.call, terms, listener=channel.tell, kind=kind, file=asked.file
         )
     except DqError as error:
         refused = error_of_refusal(error, service.retry_after())
