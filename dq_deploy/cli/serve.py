@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dq_deploy.cli.frame import refuse, run, warn
+from dq_deploy.cli.frame import check_outputs, refuse, run, warn
 from dq_deploy.cli.frame.arguments import takes
 from dq_deploy.cli.text.serve_arguments import ServeArguments
 
@@ -26,6 +28,9 @@ PACKAGES = ("fastapi", "uvicorn", "httptools", "multipart", "prometheus_client")
 def serve(given: ServeArguments) -> None:
     """Serve pictures of a quantized model: OpenAI's images API, KServe V2, a page to try it."""
     _check_options(given)
+    if given.write_triton is not None:
+        _write_triton(given, given.write_triton)
+        return
     _check_packages(traces=given.otel_endpoint is not None)
     served, access, port = _served(given), _access(given), _port(given)
     refuse(
@@ -65,6 +70,46 @@ def _check_packages(*, traces: bool) -> None:
         missing = [name for name in names if importlib.util.find_spec(name) is None]
         if missing:
             raise MissingDependencyError(f"dq-serve needs {', '.join(missing)}; pip install 'dq-deploy[{extra}]'")
+
+
+_OF_A_SERVER = (
+    "ckpt",
+    "steps",
+    "threads",
+    "device",
+    "attention",
+    "proof",
+    "token_file",
+    "certificate",
+    "otel_endpoint",
+)
+"""Options that a model repository has no use for."""
+
+
+def _write_triton(given: ServeArguments, out: Path) -> None:
+    from dq_deploy.serve.triton import write_triton_repository
+
+    for name in _OF_A_SERVER:
+        flag = f"--{name.replace('_', '-')}"
+        refuse(getattr(given, name) is not None, f"{flag} was given with --write-triton, which has no use for it")
+    check_outputs(out, inputs=(given.model, given.engine))
+    named = given.name or re.sub(r"[^A-Za-z0-9_.-]", "_", (given.model or given.engine).resolve().stem)
+    written = write_triton_repository(
+        out,
+        model=given.model,
+        engine=given.engine,
+        name=named,
+        component=given.component,
+        scheduler=given.scheduler,
+        max_batch=given.max_batch,
+        torch_threads=given.pipeline_threads,
+        hash_check=given.hash_check,
+    )
+    if written.not_batched:
+        warn(f"requests are not joined: {written.not_batched}")
+    print(f"written {written.path}: {written.denoiser} (one step), {written.loop} (pictures)")
+    print(f"{written.loop} takes {', '.join(written.inputs)} and gives {written.output}")
+    print(f"its python needs {' '.join(written.requirements)}")
 
 
 def _served(given: ServeArguments) -> Served:

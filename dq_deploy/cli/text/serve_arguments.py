@@ -53,4 +53,8 @@ class ServeArguments:
     otel_endpoint: Annotated[
         str | None, typer.Option(help="URL that takes OpenTelemetry traces, as http://127.0.0.1:4318/v1/traces.")
     ] = None
+    write_triton: Annotated[
+        Path | None,
+        typer.Option(help="Serve nothing; write a model repository for Triton Inference Server into this folder."),
+    ] = None
     hash_check: HashCheck = True
