@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dq_deploy.cli.frame import check_outputs, refuse, run, warn
+from dq_deploy.cli.frame import refuse, run, warn
 from dq_deploy.cli.frame.arguments import takes
 from dq_deploy.cli.text.serve_arguments import ServeArguments
 
@@ -92,7 +92,6 @@ def _write_triton(given: ServeArguments, out: Path) -> None:
     for name in _OF_A_SERVER:
         flag = f"--{name.replace('_', '-')}"
         refuse(getattr(given, name) is not None, f"{flag} was given with --write-triton, which has no use for it")
-    check_outputs(out, inputs=(given.model, given.engine))
     named = given.name or re.sub(r"[^A-Za-z0-9_.-]", "_", (given.model or given.engine).resolve().stem)
     written = write_triton_repository(
         out,

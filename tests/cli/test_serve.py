@@ -143,3 +143,17 @@ def test_the_proof_on_the_card_is_of_what_is_served(tiny_record_path, demo_recor
     with serving(tiny_record_path, "--proof", report) as (_, port):
         proof = send(port, "GET", "/v1/models")[2]["data"][0]["dq"]["proof"]
     assert (proof["exact"], proof["file"], len(proof["sha256"])) == (True, "proof.json", 64)
+
+
+def test_a_model_repository_is_written_once(tiny_engine, demo_model_dir, tmp_path):
+    out = tmp_path / "repository"
+    done = command("serve", "--engine", tiny_engine, "--name", "digits", "--write-triton", out)
+    assert done.code == 0, done.err
+    assert {path.name for path in out.iterdir()} == {"digits", "digits_denoiser"}
+    assert "LABEL" in done.out
+    again = command("serve", "--engine", tiny_engine, "--name", "digits", "--write-triton", out)
+    assert again.code == 2
+    assert "repository" in again.err
+    wrong = command("serve", "--engine", tiny_engine, "--steps", 5, "--write-triton", tmp_path / "other")
+    assert "--steps was given with --write-triton, which has no use for it" in wrong.err
+    assert not (tmp_path / "other").exists()
