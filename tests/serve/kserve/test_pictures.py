@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tests.serve.kserve.asking import labels_body, png, tensor, text_body, values_of
+from tests.serve.live import send
 
 
 def images(server, model, body):
@@ -14,7 +15,7 @@ def images(server, model, body):
 
 
 def alone(server, **asked):
-    return png(server.ask("POST", "/v1/images/generations", asked).json)
+    return png(send(server.port, "POST", "/v1/images/generations", asked)[2])
 
 
 def test_each_picture_is_the_one_of_its_own_label_and_seed(labels):
