@@ -24,7 +24,7 @@ OPTIMUM_INTEL := optimum==2.3.0 optimum-intel==2.2.0 diffusers==0.39.0 transform
 
 TRITON_VENV ?= .venv-triton
 # A real Triton Inference Server, 2.51, with its python backend; its Python wants numpy below 2.
-TRITON := nvidia-pytriton==0.7.0 diffusers==0.42.1 transformers==5.24.0 onnxruntime==1.31.1 'tritonclient[http,grpc]==2.73.0' 'numpy<2'
+TRITON := nvidia-pytriton==0.7.0 diffusers==0.42.1 transformers==5.24.0 onnxruntime==1.31.1 'tritonclient[http,grpc]==2.73.0' scipy 'numpy<2'
 
 .PHONY: help setup serve test test-all test-optimum test-triton demo docs lint format wheel clean
 

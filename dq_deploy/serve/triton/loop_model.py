@@ -23,6 +23,10 @@ import torch
 import triton_python_backend_utils as pb_utils
 from diffusers.utils.torch_utils import randn_tensor
 
+_set_promotion = getattr(np, "_set_promotion_state", None)
+if _set_promotion is not None and np.__version__.startswith("1."):
+    _set_promotion("weak")  # a number beside an array as numpy 2 takes it: else some schedulers' noise levels differ
+
 SEED_STRIDE = 1_000_003
 LARGEST_SEED = 2**32 - 1
 LONGEST_PROMPT = 10_000

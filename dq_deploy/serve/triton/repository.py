@@ -170,6 +170,8 @@ def requirements(loop: Loop) -> tuple[str, ...]:
     """
     whole = loop.folder is not None and any(library == "transformers" for library, _ in loop.folder.components.values())
     names = [name for name in _PACKAGES if name != "transformers" or whole]
+    config = loop.scheduler or {}
+    names += ["scipy"] if config.get("_class_name") == "LMSDiscreteScheduler" or config.get("use_beta_sigmas") else []
     return (*(f"{name}=={metadata.version(name).partition('+')[0]}" for name in names), "numpy<2")
 
 

@@ -1,13 +1,15 @@
 """The gRPC client's side, run by the Python of `make test-triton`: our own environment has no tritonclient for gRPC.
 
 Arguments: the server's address, a .json of requests [{model, inputs: {name: [type, values]}, output}], an .npz to
-write, and any number of config.pbtxt to read by Triton's own definition.
+write, and any number of config.pbtxt to read by Triton's own definition. A request with `cancel` is taken back after
+so many seconds, and nothing of it is written.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 
 import numpy as np
 import tritonclient.grpc as client
@@ -34,6 +36,11 @@ def main():
         asked = json.load(file)
     for index, one in enumerate(asked):
         inputs = [tensor(name, *value) for name, value in one["inputs"].items()]
+        if one.get("cancel"):
+            sent = server.async_infer(one["model"], inputs, lambda result, error: None)
+            time.sleep(one["cancel"])
+            sent.cancel()
+            continue
         try:
             found[str(index)] = server.infer(one["model"], inputs).as_numpy(one["output"])
         except client.InferenceServerException as error:

@@ -10,6 +10,7 @@ import ast
 import json
 import os
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,10 @@ class Running:
 
     def client(self):
         return http.InferenceServerClient(self.server.http, network_timeout=600, connection_timeout=600)
+
+    def calls(self):
+        """Samples of each request in each call of a denoiser."""
+        return [ast.literal_eval(line) for line in self.server.batches.read_text().splitlines()]
 
     def ask(self, model, output="IMAGES", **inputs):
         with self.client() as client:
@@ -79,10 +84,13 @@ def running(tmp_path_factory, repository, demo_model_dir, demo_engine):
     digits = write_triton_repository(
         place / "digits", model=demo_model_dir, engine=demo_engine, name="digits", instances=2
     )
+    other = write_triton_repository(
+        place / "kdpm2", model=demo_model_dir, engine=demo_engine, name="kdpm2", scheduler="kdpm2"
+    )
     texts = write_triton_repository(
         place / "emoji", model=emoji, engine=place / "emoji.onnx", name="emoji", instances=2
     )
-    repositories = (digits.path, texts.path)
+    repositories = (digits.path, texts.path, other.path)
     with real_server(os.environ[PYTHON], repositories, place / "server") as server:
         yield Running(
             server=server,
@@ -113,28 +121,53 @@ def test_pictures_over_http_are_those_of_dq_sample(running):
     assert len({picture.tobytes() for picture in pizza}) == 2
 
 
-def test_pictures_over_grpc_are_those_of_dq_sample_and_a_wrong_label_has_its_reason(running, tmp_path):
-    requests = [("digits", DIGITS), ("emoji", PIZZA), ("digits", {**DIGITS, "LABEL": 11})]
+def test_a_scheduler_that_computes_in_numpy_takes_the_steps_of_numpy_2(running):
+    """Its noise levels differ by a bit where a number beside an array is taken as by numpy 1."""
+    asked = PipelineCall(labels=(3, 7), seed=5, steps=7, count=2, scheduler="kdpm2")
+    wanted = drawn_here(running.engines["digits"], None, asked)
+    assert np.array_equal(running.ask("kdpm2", LABEL=[3, 7], SEED=5, STEPS=7), wanted)
+
+
+def over_grpc(running, place, requests, *configs):
+    """What the gRPC client is answered, by the request's number; a request is (model, inputs, further keys)."""
     values = [
         {
             "model": model,
             "output": "IMAGES",
             "inputs": {n: [KINDS.get(n, "INT32"), v if isinstance(v, list) else [v]] for n, v in inputs.items()},
+            **more,
         }
-        for model, inputs in requests
+        for model, inputs, more in requests
     ]
-    (tmp_path / "requests.json").write_text(json.dumps(values))
-    configs = [path for one in running.repositories for path in one.glob("*/config.pbtxt")]
-    assert len(configs) == 4
+    (place / "requests.json").write_text(json.dumps(values))
     script = Path(__file__).with_name("grpc_side.py")
-    command = [os.environ[PYTHON], script, running.server.grpc, tmp_path / "requests.json", tmp_path / "out.npz"]
+    command = [os.environ[PYTHON], script, running.server.grpc, place / "requests.json", place / "out.npz"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run([*command, *configs], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = np.load(tmp_path / "out.npz")
+    return np.load(place / "out.npz")
+
+
+def test_pictures_over_grpc_are_those_of_dq_sample_and_a_wrong_label_has_its_reason(running, tmp_path):
+    configs = [path for one in running.repositories for path in one.glob("*/config.pbtxt")]
+    assert len(configs) == 6
+    requests = [("digits", DIGITS, {}), ("emoji", PIZZA, {}), ("digits", {**DIGITS, "LABEL": 11}, {})]
+    found = over_grpc(running, tmp_path, requests, *configs)
     assert np.array_equal(found["0"], wanted_digits(running))
     assert np.array_equal(found["1"], wanted_pizza(running))
     assert str(found["2"]) == "StatusCode.INVALID_ARGUMENT: LABEL is 11, expected 0 to 10"
+
+
+def test_a_request_that_is_taken_back_over_grpc_takes_no_further_step(running, tmp_path):
+    before = len(running.calls())
+    long = {"LABEL": [3] * 64, "SEED": 1, "STEPS": 1000}
+    over_grpc(running, tmp_path, [("digits", long, {"cancel": 1.5})])
+    time.sleep(0.5)
+    taken = len(running.calls()) - before
+    time.sleep(1.5)
+    assert len(running.calls()) - before == taken
+    assert 0 < taken < 64_000
+    assert np.array_equal(running.ask("digits", **DIGITS), wanted_digits(running))
 
 
 def test_one_step_is_that_of_the_engine(running):
@@ -188,8 +221,7 @@ def test_a_step_with_nan_is_refused_where_the_loop_makes_it_and_wrong_shapes_by_
 
 def joined(running):
     """Calls of the denoisers that held the samples of several requests."""
-    calls = [ast.literal_eval(line) for line in running.server.batches.read_text().splitlines()]
-    return [sizes for sizes in calls if len(sizes) > 1]
+    return [sizes for sizes in running.calls() if len(sizes) > 1]
 
 
 def test_steps_of_several_requests_are_joined_and_keep_their_bits(running):

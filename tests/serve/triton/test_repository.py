@@ -118,6 +118,17 @@ def test_mode_fast_is_not_batched_and_says_why(tiny_record, tmp_path):
     assert f"# No dynamic batching: {found.not_batched}." in text
 
 
+def test_what_the_loop_needs_is_named_with_its_versions(written, tiny_engine, tmp_path):
+    from importlib import metadata
+
+    names = ("torch", "diffusers")
+    own = [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names]
+    text = (written.path / "tiny" / "requirements.txt").read_text()
+    assert text.splitlines() == [*own, "numpy<2"] == list(written.requirements)
+    lms = write_triton_repository(tmp_path / "out", model=None, engine=tiny_engine, name="t", scheduler="lms")
+    assert any(one.startswith("scipy==") for one in lms.requirements)
+
+
 def a_plan(tiny_engine, place, runtime="tensorrt", sizes=((1,), (4,), (4,))):
     """A file that is named a plan, with a manifest as dq-build writes it; nothing can run it."""
     plan = place / "unet.plan"
