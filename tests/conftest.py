@@ -113,3 +113,18 @@ def tiny_engine(made_once, tiny_record_path) -> Path:
         export(load_record(tiny_record_path), path)
 
     return made_once("tiny.onnx", make)
+
+
+@pytest.fixture(scope="session")
+def text_model(made_once) -> Path:
+    """Folder of a Stable Diffusion pipeline of 16 x 16 pixels, with model.pt, a record of its denoiser, inside."""
+
+    def make(path: Path) -> None:
+        from dq_deploy import load_model, save_record
+        from tests.pipelines.tiny_pipelines import tiny_text_pipeline
+        from tests.tiny import random_record
+
+        tiny_text_pipeline().save_pretrained(path)
+        save_record(random_record(load_model(path / "unet")), path / "model.pt")
+
+    return made_once("text-model", make)

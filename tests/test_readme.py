@@ -66,6 +66,8 @@ def test_its_commands_run_in_order(readme, tmp_path, monkeypatch):
     else:
         save_tiny_pipeline(tmp_path)
     for program, *words in found:
+        if program == "dq-serve":  # does not end; see `test_what_it_asks_a_server_for_is_answered`
+            continue
         name = program.removeprefix("dq-")
         training = ("--iterations", "2") if "dilatequant" in words else ()
         done = command(name, *words, *shlex.split(QUICK.get(name, "")), *training)
@@ -73,7 +75,23 @@ def test_its_commands_run_in_order(readme, tmp_path, monkeypatch):
     assert {"model.pt", "unet.onnx", "unet.onnx.json", "samples.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/engines.md", "docs/methods.md", "docs/foreign-checkpoints.md"])
+def test_what_it_asks_a_server_for_is_answered(readme, text_model):
+    pytest.importorskip("transformers", reason="needs transformers for a pipeline of text")
+    from dq_deploy.serve.opening import Served, open_service
+    from tests.serve.live import live, send
+
+    bodies = re.findall(r"curl -sN? +localhost:8000(\S+) -d '(.*?)'", readme, re.DOTALL)
+    assert [path for path, _ in bodies] == ["/v1/images/generations"] * 2 + ["/v2/models/generate/infer"]
+    served = Served(engine=text_model / "model.pt", model=text_model, steps=3, threads=1)
+    with open_service(served) as service, live(service) as port:
+        answers = [send(port, "POST", path, body.encode()) for path, body in bodies]
+    assert [status for status, _, _ in answers] == [200, 200, 200]
+    assert answers[0][2]["data"][0]["seed"] == 3
+    assert answers[1][2].count(b"event: image_generation.partial_image") == 2
+    assert answers[2][2]["outputs"][0]["name"] == "IMAGES"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/serving.md", "docs/engines.md", "docs/methods.md", "docs/foreign-checkpoints.md"])
 def test_every_command_and_option_exists(repository, page):
     found = commands_in((repository / page).read_text(encoding="utf-8"))
     assert found
