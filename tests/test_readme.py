@@ -91,7 +91,9 @@ def test_what_it_asks_a_server_for_is_answered(readme, text_model):
     assert answers[2][2]["outputs"][0]["name"] == "IMAGES"
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/serving.md", "docs/engines.md", "docs/methods.md", "docs/foreign-checkpoints.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/{name}.md" for name in ("serving", "engines", "methods", "foreign-checkpoints"))]
+)
 def test_every_command_and_option_exists(repository, page):
     found = commands_in((repository / page).read_text(encoding="utf-8"))
     assert found
