@@ -24,15 +24,13 @@ function showError(error) {
   if (error === null) return;
   const wait = error.status === 429 && error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
   say(box, error.message + wait);
-  intoView(box);
+  intoView(box, "nearest");
 }
 
-/** On a phone pictures and form are above one another: what just changed is scrolled to, where none of it is seen. */
-function intoView(element) {
-  const { top, bottom } = element.getBoundingClientRect();
-  if (bottom > 40 && top < innerHeight - 80) return;
+/** On a phone pictures and form are above one another: what just changed is scrolled to. */
+function intoView(element, block) {
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  element.scrollIntoView({ block: "start", behavior: calm ? "auto" : "smooth" });
+  element.scrollIntoView({ block, behavior: calm ? "auto" : "smooth" });
 }
 
 async function draw() {
@@ -43,7 +41,8 @@ async function draw() {
   byId("drawings").prepend(drawing.element);
   drop();
   changed();
-  intoView(drawing.element);
+  const { top, bottom } = drawing.element.getBoundingClientRect();
+  if (bottom < 40 || top > innerHeight / 2) intoView(drawing.element, "start");
   try {
     await drawing.run();
   } catch (error) {
@@ -68,8 +67,10 @@ function changed() {
 }
 
 function remove(drawing) {
+  const index = drawings.indexOf(drawing);
+  if (index < 0) return;
+  drawings.splice(index, 1);
   drawing.remove();
-  drawings.splice(drawings.indexOf(drawing), 1);
   changed();
 }
 

@@ -198,6 +198,14 @@ def test_nothing_is_wider_than_the_window(page, width):
     assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
+def test_on_a_phone_what_is_drawn_comes_into_view(page):
+    page.size(360, 740, phone=True)
+    draw(page, "below the form", steps=2)
+    finished(page)
+    top = "document.querySelector('article').getBoundingClientRect().top"
+    page.wait(f"{top} >= 0 && {top} < innerHeight / 2", 5)
+
+
 def test_the_keyboard_reaches_everything_in_order(page):
     page.evaluate("document.querySelector('.skip').focus()")
     reached = []
