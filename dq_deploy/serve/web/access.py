@@ -18,6 +18,7 @@ from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dq_deploy.errors import FileProblemError
+from dq_deploy.serve.orders import Reason
 from dq_deploy.serve.web.errors import ApiError
 
 _LOGGER = logging.getLogger("dq_deploy.serve.access")
@@ -104,6 +105,9 @@ class Guard:
             pass  # the client does not read: there is nobody to tell
         finally:
             status = sent.status
+            order = state.get("order")
+            if order is not None:  # whatever ended the answer; nothing, where the request is done
+                order.fail(Reason.CANCELLED, "the client went away")
             self._log(scope, state, status, time.monotonic() - began)
 
     def _client(self, path: str, headers: dict[str, str]) -> str | None:
