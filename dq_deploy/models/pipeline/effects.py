@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from dq_deploy.errors import OptionError
+from dq_deploy.models.pipeline.schedulers import check_table
 
 
 def check_effects(pipeline: Any, given: Mapping[str, Any]) -> None:
@@ -80,6 +83,19 @@ def _check_steps(pipeline: Any, given: Mapping[str, Any]) -> None:
             raise OptionError(
                 f"steps is {steps}, expected 1 to {trained}: the model was trained with at most {trained}"
             )
+    if isinstance(steps, int) and "strength" not in given:  # which leaves the first timesteps out
+        _check_timesteps(pipeline, steps)
+
+
+def _check_timesteps(pipeline: Any, steps: int) -> None:
+    """Refuse steps for which the pipeline's scheduler would look behind its table."""
+    scheduler = getattr(pipeline, "scheduler", None)
+    if getattr(scheduler, "alphas_cumprod", None) is None or hasattr(scheduler, "sigmas"):
+        return
+    tried = copy.deepcopy(scheduler)
+    with contextlib.suppress(ValueError, TypeError):  # the pipeline sets other timesteps, or says why it cannot
+        tried.set_timesteps(steps)
+        check_table(tried, steps)
 
 
 def _check_strength(pipeline: Any, given: Mapping[str, Any]) -> None:

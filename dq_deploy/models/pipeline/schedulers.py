@@ -200,11 +200,19 @@ def set_steps(scheduler: Any, steps: int, **further: Any) -> None:
         values = getattr(scheduler, what, None)
         if isinstance(values, torch.Tensor) and not bool(torch.isfinite(values.double()).all()):
             raise OptionError(f"{steps} steps of {kind} have {what} that are not finite; check its configuration")
-    _check_table(scheduler, steps)
+    check_table(scheduler, steps)
 
 
-def _check_table(scheduler: Any, steps: int) -> None:
-    """Every whole timestep has its own noise level: diffusers would index past the table, or from its end."""
+def check_table(scheduler: Any, steps: int) -> None:
+    """Every whole timestep has its own noise level: diffusers would index past the table, or from its end.
+
+    Args:
+        scheduler: of diffusers, whose timesteps are set.
+        steps: that were asked for.
+
+    Raises:
+        OptionError: one has none, or two have one.
+    """
     import torch
 
     levels, timesteps = getattr(scheduler, "alphas_cumprod", None), scheduler.timesteps

@@ -251,3 +251,17 @@ def test_a_tensor_is_given_by_the_path_of_a_numpy_file(tmp_path):
         (tmp_path / "call.yaml").write_text(f"image_embeds: {value}")
         with pytest.raises(FileProblemError, match=message):
             read_call(tmp_path / "call.yaml")
+
+
+def test_steps_for_which_the_scheduler_looks_behind_its_table_are_refused():
+    from diffusers import PNDMScheduler
+
+    from tests.pipelines.tiny_pipelines import tiny_text_pipeline
+
+    pipeline = tiny_text_pipeline()
+    config = {**pipeline.scheduler.config, "steps_offset": 1}
+    pipeline.scheduler = PNDMScheduler.from_config(config)
+    PipelineCall(prompts=("a",), steps=999).arguments(pipeline, [0])
+    with pytest.raises(OptionError, match="1000 steps with steps_offset 1 and leading spacing visit timestep 1000"):
+        PipelineCall(prompts=("a",), steps=1000).arguments(pipeline, [0])
+    assert pipeline.scheduler.num_inference_steps is None
