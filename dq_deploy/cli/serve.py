@@ -129,7 +129,9 @@ def _served(given: ServeArguments) -> Served:
         pipeline_threads=given.pipeline_threads,
         proof=given.proof,
         hash_check=given.hash_check,
-        limits=Limits(max_batch=given.max_batch, queue=given.queue, time_limit_s=given.time_limit),
+        limits=Limits(
+            max_batch=given.max_batch, instances=given.instances, queue=given.queue, time_limit_s=given.time_limit
+        ),
     )
 
 

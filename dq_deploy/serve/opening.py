@@ -88,22 +88,28 @@ def open_service(served: Served) -> Iterator[Service]:
         DqError: it cannot be served; says why.
     """
     with ExitStack() as stack:
-        quantized = open_quantized(
-            served.ckpt,
-            served.engine,
-            stack,
-            threads=served.threads,
-            device=served.device,
-            attention=served.attention,
-            hash_check=served.hash_check,
-        )
+        quantized, *others = [_quantized(served, stack) for _ in range(served.limits.instances)]
         opening = _Opening(served, quantized)
         limits = opening.limits
         same = try_same_bytes(quantized.runner, quantized.call, limits.max_batch)
-        service = Service(opening.painter, quantized.runner, opening.card(same), limits)
+        service = Service(
+            opening.painter, [quantized.runner, *(one.runner for one in others)], opening.card(same), limits
+        )
         stack.callback(service.close)
         WarmUp(service).run()
         yield service
+
+
+def _quantized(served: Served, stack: ExitStack) -> Quantized:
+    return open_quantized(
+        served.ckpt,
+        served.engine,
+        stack,
+        threads=served.threads,
+        device=served.device,
+        attention=served.attention,
+        hash_check=served.hash_check,
+    )
 
 
 class _Opening:

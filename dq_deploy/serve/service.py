@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dq_deploy.engines.base import Runner
@@ -39,12 +39,15 @@ class Limits:
     Attributes:
         max_batch: samples of one call of the engine.
         queue: pictures that may wait.
-        places: pictures drawn at once; twice `max_batch`, so that one call's pictures step while the next call runs.
+        instances: engines of the same file, side by side.
+        places: pictures drawn at once; for each engine twice `max_batch`, so that one call's pictures step while the
+            next call runs.
         most: pictures drawn at once, with those of clients that need not wait for a place.
         time_limit_s: seconds a request may take.
     """
 
     max_batch: int = 8
+    instances: int = 1
     queue: int = 256
     time_limit_s: float = 300.0
 
@@ -54,7 +57,7 @@ class Limits:
         Raises:
             OptionError: one is out of range.
         """
-        for name in ("max_batch", "queue"):
+        for name in ("max_batch", "queue", "instances"):
             if getattr(self, name) < 1:
                 raise OptionError(f"`{name}` is {getattr(self, name)}, expected at least 1")
         if not 0 < self.time_limit_s < float("inf"):
@@ -63,7 +66,7 @@ class Limits:
     @property
     def places(self) -> int:
         """See above."""
-        return 2 * self.max_batch
+        return 2 * self.max_batch * self.instances
 
     @property
     def most(self) -> int:
@@ -87,7 +90,7 @@ class Standing:
 class Service:
     """Draws pictures for many clients on one engine.
 
-    Threads: one runs the engine, one ends requests whose time is up, and one for each picture that is being drawn.
+    Threads: one runs each engine, one ends requests whose time is up, and one for each picture that is being drawn.
 
     Attributes:
         card: what is served.
@@ -98,17 +101,21 @@ class Service:
     """
 
     def __init__(
-        self, make_painter: Callable[[SharedEngine, Turn], Painter], engine: Runner, card: ModelCard, limits: Limits
+        self,
+        make_painter: Callable[[SharedEngine, Turn], Painter],
+        engines: Sequence[Runner],
+        card: ModelCard,
+        limits: Limits,
     ) -> None:
         """Start the threads.
 
         Args:
             make_painter: makes what draws, around the shared engine.
-            engine: stays the caller's to close, after this.
+            engines: of the same file, each run by a thread of its own; stay the caller's to close, after this.
             card: what is served.
             limits: what is held at once.
         """
-        self.card, self.engine, self.limits = card, engine, limits
+        self.card, self.engine, self.limits = card, engines[0], limits
         self.watchers: list[Callable[[Order], None]] = []
         self.metrics = Metrics(
             waiting=lambda: self._count(Status.WAITING),
@@ -116,7 +123,7 @@ class Service:
             pictures_running=lambda: self._admission.drawn,
         )
         self._turn = Turn()
-        self._scheduler = StepScheduler(engine, max_rows=limits.max_batch, observe=self.metrics.engine_call)
+        self._scheduler = StepScheduler(engines, max_rows=limits.max_batch, observe=self.metrics.engine_call)
         self._shared = SharedEngine(self._scheduler, self._turn)
         self.painter = make_painter(self._shared, self._turn)
         self._admission = Admission(places=limits.places, most=limits.most, capacity=limits.queue)

@@ -59,7 +59,7 @@ class _Step:
 
 
 class StepScheduler:
-    """Runs the engine in a thread of its own, one call after another.
+    """Runs an engine, or several of the same file side by side, each in a thread of its own, one call after another.
 
     A call holds steps of one shape: first those of the highest priority, of each priority in turn a step of each
     client, of each client the one that is ready longest. A step with more rows than `max_rows` (n samples of a
@@ -69,15 +69,17 @@ class StepScheduler:
     that the last call took: they are ready soon, and two calls of half the rows take longer than one.
     """
 
-    def __init__(self, engine: Runner, *, max_rows: int, observe: Callable[[EngineCall], None] | None = None) -> None:
-        """Start the thread.
+    def __init__(
+        self, engines: Sequence[Runner], *, max_rows: int, observe: Callable[[EngineCall], None] | None = None
+    ) -> None:
+        """Start the threads.
 
         Args:
-            engine: stays the caller's to close, after this is closed.
+            engines: stay the caller's to close, after this is closed.
             max_rows: samples of one call, guidance counted as two.
             observe: is told of each call, by the engine's thread.
         """
-        self.engine = engine
+        self.engine = engine = engines[0]
         self.max_rows = max_rows if joins(engine) else 1
         self._observe = observe
         self._ready: list[_Step] = []
@@ -85,8 +87,12 @@ class StepScheduler:
         self._closing = False
         self._stepping = 0
         self._last_s = 0.0
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._work, args=(one,), name=f"engine-{i}", daemon=True)
+            for i, one in enumerate(engines)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def run(self, order: Order, feeds: Mapping[str, Array], turn: AbstractContextManager[object]) -> dict[str, Array]:
         """Wait for the engine's outputs of checked inputs.
@@ -138,7 +144,7 @@ class StepScheduler:
             step.over.set()
 
     def close(self) -> None:
-        """End the thread behind the call that runs; steps that wait are stopped."""
+        """End the threads behind the calls that run; steps that wait are stopped."""
         with self._changed:
             self._closing = True
             gone, self._ready = self._ready, []
@@ -146,9 +152,10 @@ class StepScheduler:
         for step in gone:
             step.error = Stopped("the server stops")
             step.over.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
-    def _work(self) -> None:
+    def _work(self, engine: Runner) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._closing or self._ready)
@@ -159,7 +166,7 @@ class StepScheduler:
                 steps = self._chosen() if self._ready else []
             if not steps:
                 continue
-            self._run(steps)
+            self._run(engine, steps)
 
     def _full(self) -> bool:
         """Whether waiting brings nothing."""
@@ -174,16 +181,16 @@ class StepScheduler:
         self._ready = [step for i, step in enumerate(self._ready) if i not in taken]
         return steps
 
-    def _run(self, steps: Sequence[_Step]) -> None:
+    def _run(self, engine: Runner, steps: Sequence[_Step]) -> None:
         begun = time.monotonic()
         try:
-            _fill(steps, self._together(steps))
+            _fill(steps, _together(engine, steps))
         except Exception as error:
             if len(steps) == 1:
                 steps[0].error = error
             else:  # one of them is to blame, and the others are not to fail with it
                 for step in steps:
-                    self._alone(step)
+                    _run_alone(engine, step)
         self._last_s = seconds = time.monotonic() - begun
         for step in steps:
             step.over.set()
@@ -193,22 +200,25 @@ class StepScheduler:
                 EngineCall(rows=sum(s.rows for s in steps), steps=len(steps), seconds=seconds, waited_s=waited)
             )
 
-    def _alone(self, step: _Step) -> None:
-        try:
-            _fill([step], self._together([step]))
-        except Exception as error:
-            step.error = error
 
-    def _together(self, steps: Sequence[_Step]) -> dict[str, Array]:
-        if len(steps) == 1:
-            return self.engine.run_checked(steps[0].feeds)
-        shared = {spec.name for spec in self.engine.inputs if not spec.shape or spec.shape[0] != BATCH}
-        first = steps[0].feeds
-        joined = {
-            name: value if name in shared else np.concatenate([step.feeds[name] for step in steps])
-            for name, value in first.items()
-        }
-        return self.engine.run_checked(joined)
+def _run_alone(engine: Runner, step: _Step) -> None:
+    try:
+        _fill([step], _together(engine, [step]))
+    except Exception as error:
+        step.error = error
+
+
+def _together(engine: Runner, steps: Sequence[_Step]) -> dict[str, Array]:
+    """Outputs of one call of the engine, the steps' samples one behind the other."""
+    if len(steps) == 1:
+        return engine.run_checked(steps[0].feeds)
+    shared = {spec.name for spec in engine.inputs if not spec.shape or spec.shape[0] != BATCH}
+    first = steps[0].feeds
+    joined = {
+        name: value if name in shared else np.concatenate([step.feeds[name] for step in steps])
+        for name, value in first.items()
+    }
+    return engine.run_checked(joined)
 
 
 def _fill(steps: Sequence[_Step], outputs: Mapping[str, Array]) -> None:

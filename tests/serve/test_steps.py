@@ -90,7 +90,7 @@ def test_samples_at_different_steps_share_calls_and_get_what_they_get_alone(engi
     feeds["timestep"][:] = np.linspace(3, 900, 12)
     alone = [engine.run(rows_of(feeds, i)) for i in range(12)]
     counting = Counting()
-    scheduler = StepScheduler(engine, max_rows=5, observe=counting)
+    scheduler = StepScheduler([engine], max_rows=5, observe=counting)
     with scheduler.picture():
         together = run_together(scheduler, [rows_of(feeds, i) for i in range(12)])
     scheduler.close()
@@ -117,7 +117,7 @@ class FailsOn:
 def test_a_call_that_fails_is_repeated_one_by_one(engine):
     feeds = example_inputs(call_of_record(engine.record), 4, 0)
     feeds["timestep"][:] = [10, 20, 30, 40]
-    scheduler = StepScheduler(FailsOn(engine, 30.0), max_rows=4)
+    scheduler = StepScheduler([FailsOn(engine, 30.0)], max_rows=4)
     found = run_together(scheduler, [rows_of(feeds, i) for i in range(4)])
     scheduler.close()
     assert [isinstance(one, DqError) for one in found] == [False, False, True, False]
@@ -127,7 +127,7 @@ def test_a_step_of_a_request_that_ended_is_not_run(engine):
     feeds = example_inputs(call_of_record(engine.record), 1, 0)
     ended = order()
     counting = Counting()
-    scheduler = StepScheduler(engine, max_rows=4, observe=counting)
+    scheduler = StepScheduler([engine], max_rows=4, observe=counting)
     ended.on_end.append(scheduler.forget)
     with scheduler._changed:  # the engine's thread cannot take the step before it is forgotten
         thread = threading.Thread(target=lambda: run_together(scheduler, [feeds], [ended]))
@@ -142,7 +142,7 @@ def test_a_step_of_a_request_that_ended_is_not_run(engine):
 
 def test_steps_behind_the_end_are_stopped(engine):
     feeds = example_inputs(call_of_record(engine.record), 1, 0)
-    scheduler = StepScheduler(engine, max_rows=4)
+    scheduler = StepScheduler([engine], max_rows=4)
     scheduler.close()
     with pytest.raises(Stopped, match="the server stops"):
         scheduler.run(order(), feeds, contextlib.nullcontext())
@@ -150,3 +150,15 @@ def test_steps_behind_the_end_are_stopped(engine):
 
 def test_an_engine_with_the_batch_in_front_joins_samples(engine):
     assert joins(engine)
+
+
+def test_engines_side_by_side_give_each_sample_what_it_gets_alone(engine, tiny_record_path):
+    feeds = example_inputs(call_of_record(engine.record), 12, 0)
+    alone = [engine.run(rows_of(feeds, i)) for i in range(12)]
+    before = engine.runs
+    with open_engine(tiny_record_path, threads=1) as other:
+        scheduler = StepScheduler([engine, other], max_rows=2)
+        together = run_together(scheduler, [rows_of(feeds, i) for i in range(12)])
+        scheduler.close()
+        assert engine.runs - before + other.runs >= 6
+    assert all(a["output"].tobytes() == b["output"].tobytes() for a, b in zip(alone, together, strict=True))

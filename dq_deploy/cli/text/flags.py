@@ -36,6 +36,7 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "host": "--host",
         "port": "--port",
         "max_batch": "--max-batch",
+        "instances": "--instances",
         "queue": "--queue",
         "time_limit": "--time-limit",
         "pipeline_threads": "--pipeline-threads",

@@ -34,6 +34,9 @@ class ServeArguments:
     host: Annotated[str, typer.Option(help="Address to listen on; any but loopback wants --token-file.")] = "127.0.0.1"
     port: Annotated[int, typer.Option(help="To listen on; 0 for any that is free.")] = 8000
     max_batch: Annotated[int, typer.Option(help="Samples of one call of the engine; guidance counts as two.")] = 8
+    instances: Annotated[
+        int, typer.Option(help="Engines of the same file, side by side, each with --threads and its own memory.")
+    ] = 1
     queue: Annotated[int, typer.Option(help="Pictures that may wait; further requests get status 429.")] = 256
     time_limit: Annotated[float, typer.Option(help="Seconds until a request fails.")] = 300.0
     threads: Annotated[int | None, typer.Option(help="Threads of the engine; default: it decides.")] = None
