@@ -44,7 +44,7 @@ def serve(given: ServeArguments) -> None:
     _log_lines()
     with bound_socket(port) as listener, open_service(served) as service, ExitStack() as stack:
         if given.otel_endpoint is not None:
-            from dq_deploy.serve.tracing import traces_over_http
+            from dq_deploy.serve.telemetry.tracing import traces_over_http
 
             traces = traces_over_http(given.otel_endpoint, model=service.card.name)
             stack.callback(traces.close)

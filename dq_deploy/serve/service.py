@@ -17,10 +17,10 @@ from dq_deploy.models.pipeline import PipelineCall
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.serve.admission import Admission
 from dq_deploy.serve.card import ModelCard
-from dq_deploy.serve.metrics import Metrics
 from dq_deploy.serve.orders import Denoised, Event, Kind, Order, PictureFormat, Reason, Status, Terms, reason_for
 from dq_deploy.serve.painting import Painter
 from dq_deploy.serve.steps import SharedEngine, StepScheduler, Turn
+from dq_deploy.serve.telemetry.metrics import Metrics
 
 _LOGGER = logging.getLogger(__name__)
 

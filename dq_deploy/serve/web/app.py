@@ -11,9 +11,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from dq_deploy.serve.kserve.router import kserve_router
-from dq_deploy.serve.metrics import CONTENT_TYPE
 from dq_deploy.serve.page import page_router
 from dq_deploy.serve.service import Service
+from dq_deploy.serve.telemetry.metrics import CONTENT_TYPE
 from dq_deploy.serve.web.access import Access, Guard
 from dq_deploy.serve.web.descriptions import ERRORS
 from dq_deploy.serve.web.errors import ApiError

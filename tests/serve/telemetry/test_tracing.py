@@ -10,7 +10,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from dq_deploy.models.pipeline import PipelineCall
 from dq_deploy.serve.orders import Terms
-from dq_deploy.serve.tracing import traces_over_http
+from dq_deploy.serve.telemetry.tracing import traces_over_http
 from tests.serve.asking import ask
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"

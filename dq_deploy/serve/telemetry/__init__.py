@@ -1,0 +1,1 @@
+"""What a server counts, times and traces, for the tools of who operates it."""
