@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,18 @@ def test_pictures_over_http_are_those_of_dq_sample(running):
     assert np.array_equal(pizza, wanted_pizza(running))
     assert (digits.shape, pizza.shape) == ((2, 32, 32, 1), (2, 32, 32, 3))
     assert len({picture.tobytes() for picture in pizza}) == 2
+
+
+def test_a_plain_json_request_as_by_curl_gives_the_same_picture(running):
+    entries = [
+        {"name": name, "datatype": KINDS.get(name, "INT32"), "shape": [len(values)], "data": values}
+        for name, values in (("LABEL", [3, 7]), ("SEED", [5]), ("STEPS", [6]))
+    ]
+    body = json.dumps({"inputs": entries}).encode()
+    with urllib.request.urlopen(f"http://{running.server.http}/v2/models/digits/infer", body, timeout=600) as answer:
+        found = json.load(answer)["outputs"][0]
+    assert found["datatype"] == "UINT8"
+    assert np.array_equal(np.array(found["data"]).reshape(found["shape"]), wanted_digits(running))
 
 
 def test_schedulers_compute_in_numpy_1_what_they_do_in_numpy_2(running):
