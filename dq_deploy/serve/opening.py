@@ -26,7 +26,8 @@ from dq_deploy.serve.painting import Painter, Pipelines
 from dq_deploy.serve.previews import why_no_preview
 from dq_deploy.serve.same_bytes import SameBytes, try_same_bytes
 from dq_deploy.serve.service import Limits, Service
-from dq_deploy.serve.steps import SharedEngine, Turn
+from dq_deploy.serve.steps import SharedEngine
+from dq_deploy.serve.turn import Turn
 from dq_deploy.serve.warm_up import WarmUp
 
 

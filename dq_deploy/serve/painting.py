@@ -25,7 +25,8 @@ from dq_deploy.pipelines.integer_denoiser import IntegerDenoiser
 from dq_deploy.pipelines.watch import StepWatch
 from dq_deploy.serve.orders import Order, PartialPicture, Picture, PictureFormat, StepDone
 from dq_deploy.serve.previews import preview_of
-from dq_deploy.serve.steps import SharedEngine, Turn
+from dq_deploy.serve.steps import SharedEngine
+from dq_deploy.serve.turn import Turn
 
 _PIL_NAMES = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 

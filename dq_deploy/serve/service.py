@@ -19,8 +19,9 @@ from dq_deploy.serve.admission import Admission
 from dq_deploy.serve.card import ModelCard
 from dq_deploy.serve.orders import Denoised, Event, Kind, Order, PictureFormat, Reason, Status, Terms, reason_for
 from dq_deploy.serve.painting import Painter
-from dq_deploy.serve.steps import SharedEngine, StepScheduler, Turn
+from dq_deploy.serve.steps import SharedEngine, StepScheduler
 from dq_deploy.serve.telemetry.metrics import Metrics
+from dq_deploy.serve.turn import Turn
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -123,8 +124,10 @@ class Service:
             pictures_running=lambda: self._admission.drawn,
         )
         self._turn = Turn()
-        self._scheduler = StepScheduler(engines, max_rows=limits.max_batch, observe=self.metrics.engine_call)
-        self._shared = SharedEngine(self._scheduler, self._turn)
+        self._scheduler = StepScheduler(
+            engines, self._turn, max_rows=limits.max_batch, observe=self.metrics.engine_call
+        )
+        self._shared = SharedEngine(self._scheduler)
         self.painter = make_painter(self._shared, self._turn)
         self._admission = Admission(places=limits.places, most=limits.most, capacity=limits.queue)
         self._orders: dict[str, Order] = {}

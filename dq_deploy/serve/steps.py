@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,7 @@ from dq_deploy.models.sizes import BATCH
 from dq_deploy.numerics import step_bucket
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.serve.orders import Order, Stopped
+from dq_deploy.serve.turn import Turn
 
 Key = tuple[object, ...]
 
@@ -70,18 +71,24 @@ class StepScheduler:
     """
 
     def __init__(
-        self, engines: Sequence[Runner], *, max_rows: int, observe: Callable[[EngineCall], None] | None = None
+        self,
+        engines: Sequence[Runner],
+        turn: Turn,
+        *,
+        max_rows: int,
+        observe: Callable[[EngineCall], None] | None = None,
     ) -> None:
         """Start the threads.
 
         Args:
             engines: stay the caller's to close, after this is closed.
+            turn: of the threads that call `run`; each has it again when its step is over.
             max_rows: samples of one call, guidance counted as two.
             observe: is told of each call, by the engine's thread.
         """
         self.engine = engine = engines[0]
         self.max_rows = max_rows if joins(engine) else 1
-        self._observe = observe
+        self._turn, self._observe = turn, observe
         self._ready: list[_Step] = []
         self._changed = threading.Condition()
         self._closing = False
@@ -94,13 +101,12 @@ class StepScheduler:
         for thread in self._threads:
             thread.start()
 
-    def run(self, order: Order, feeds: Mapping[str, Array], turn: AbstractContextManager[object]) -> dict[str, Array]:
-        """Wait for the engine's outputs of checked inputs.
+    def run(self, order: Order, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Wait for the engine's outputs of checked inputs; the caller, which has the turn, is without it meanwhile.
 
         Args:
             order: whose step it is; where it ends meanwhile the step is not run, or its outputs are dropped.
             feeds: inputs that the engine's runner has checked.
-            turn: what the calling thread holds and gives back while it waits.
 
         Raises:
             Stopped: the order ended.
@@ -113,8 +119,8 @@ class StepScheduler:
             self._ready.append(step)
             self._stepping -= 1
             self._changed.notify_all()
-        with turn:
-            step.over.wait()
+        self._turn.give_back()
+        step.over.wait()  # set with the turn
         with self._changed:
             self._stepping += 1
         order.check_going_on()
@@ -141,7 +147,7 @@ class StepScheduler:
             gone = [step for step in self._ready if step.order is order]
             self._ready = [step for step in self._ready if step.order is not order]
         for step in gone:
-            step.over.set()
+            self._turn.grant(step.over)
 
     def close(self) -> None:
         """End the threads behind the calls that run; steps that wait are stopped."""
@@ -151,7 +157,7 @@ class StepScheduler:
             self._changed.notify_all()
         for step in gone:
             step.error = Stopped("the server stops")
-            step.over.set()
+            self._turn.grant(step.over)
         for thread in self._threads:
             thread.join()
 
@@ -193,7 +199,7 @@ class StepScheduler:
                     _run_alone(engine, step)
         self._last_s = seconds = time.monotonic() - begun
         for step in steps:
-            step.over.set()
+            self._turn.grant(step.over)
         if self._observe is not None:
             waited = tuple(begun - step.ready_at for step in steps)
             self._observe(
@@ -303,12 +309,12 @@ class SharedEngine(Runner):
 
     side_by_side = True
 
-    def __init__(self, steps: StepScheduler, turn: Turn) -> None:
+    def __init__(self, steps: StepScheduler) -> None:
         engine = steps.engine
         self.engine = engine.engine  # its name, which the base looks up
         super().__init__(engine.manifest, finite_check=True)
         self.inputs, self.outputs = engine.inputs, engine.outputs
-        self._steps, self._turn = steps, turn
+        self._steps = steps
         self._of_thread = threading.local()
 
     @property
@@ -324,40 +330,7 @@ class SharedEngine(Runner):
         order: Order | None = getattr(self._of_thread, "order", None)
         if order is None:
             raise InputError("the engine was called by a thread that serves no request")
-        return self._steps.run(order, feeds, self._turn.given_back())
+        return self._steps.run(order, feeds)
 
     def _free(self) -> None:
         """The engine is the caller's."""
-
-
-class Turn:
-    """One thread at a time computes with torch: text encoder, scheduler, VAE; a context manager.
-
-    So each runs alone, on the same number of threads, whatever else is being served, and gives the same bytes.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        """Wait for the turn."""
-        self._lock.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        """Let the next one."""
-        self._lock.release()
-
-    def given_back(self) -> AbstractContextManager[object]:
-        """A context manager during which the thread, which has the turn, does without it."""
-        return _GivenBack(self._lock)
-
-
-class _GivenBack:
-    def __init__(self, lock: threading.Lock) -> None:
-        self._lock = lock
-
-    def __enter__(self) -> None:
-        self._lock.release()
-
-    def __exit__(self, *error: object) -> None:
-        self._lock.acquire()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 
 import numpy as np
@@ -15,6 +14,7 @@ from dq_deploy.models import call_of_record, example_inputs
 from dq_deploy.open_engine import open_engine
 from dq_deploy.serve.orders import Kind, Order, Stopped, Terms
 from dq_deploy.serve.steps import StepScheduler, chosen_steps, joins
+from dq_deploy.serve.turn import Turn
 
 READY = st.lists(
     st.tuples(st.integers(-2, 2), st.sampled_from("xyz"), st.sampled_from([("a",), ("b",)]), st.integers(1, 3)),
@@ -69,7 +69,8 @@ def run_together(scheduler: StepScheduler, feeds: list[dict], orders: list[Order
 
     def run(index: int) -> None:
         try:
-            found[index] = scheduler.run(orders[index] if orders else order(), feeds[index], contextlib.nullcontext())
+            with scheduler._turn:
+                found[index] = scheduler.run(orders[index] if orders else order(), feeds[index])
         except DqError as error:
             found[index] = error
 
@@ -90,7 +91,7 @@ def test_samples_at_different_steps_share_calls_and_get_what_they_get_alone(engi
     feeds["timestep"][:] = np.linspace(3, 900, 12)
     alone = [engine.run(rows_of(feeds, i)) for i in range(12)]
     counting = Counting()
-    scheduler = StepScheduler([engine], max_rows=5, observe=counting)
+    scheduler = StepScheduler([engine], Turn(), max_rows=5, observe=counting)
     with scheduler.picture():
         together = run_together(scheduler, [rows_of(feeds, i) for i in range(12)])
     scheduler.close()
@@ -117,7 +118,7 @@ class FailsOn:
 def test_a_call_that_fails_is_repeated_one_by_one(engine):
     feeds = example_inputs(call_of_record(engine.record), 4, 0)
     feeds["timestep"][:] = [10, 20, 30, 40]
-    scheduler = StepScheduler([FailsOn(engine, 30.0)], max_rows=4)
+    scheduler = StepScheduler([FailsOn(engine, 30.0)], Turn(), max_rows=4)
     found = run_together(scheduler, [rows_of(feeds, i) for i in range(4)])
     scheduler.close()
     assert [isinstance(one, DqError) for one in found] == [False, False, True, False]
@@ -127,7 +128,7 @@ def test_a_step_of_a_request_that_ended_is_not_run(engine):
     feeds = example_inputs(call_of_record(engine.record), 1, 0)
     ended = order()
     counting = Counting()
-    scheduler = StepScheduler([engine], max_rows=4, observe=counting)
+    scheduler = StepScheduler([engine], Turn(), max_rows=4, observe=counting)
     ended.on_end.append(scheduler.forget)
     with scheduler._changed:  # the engine's thread cannot take the step before it is forgotten
         thread = threading.Thread(target=lambda: run_together(scheduler, [feeds], [ended]))
@@ -142,10 +143,10 @@ def test_a_step_of_a_request_that_ended_is_not_run(engine):
 
 def test_steps_behind_the_end_are_stopped(engine):
     feeds = example_inputs(call_of_record(engine.record), 1, 0)
-    scheduler = StepScheduler([engine], max_rows=4)
+    scheduler = StepScheduler([engine], Turn(), max_rows=4)
     scheduler.close()
-    with pytest.raises(Stopped, match="the server stops"):
-        scheduler.run(order(), feeds, contextlib.nullcontext())
+    with scheduler._turn, pytest.raises(Stopped, match="the server stops"):
+        scheduler.run(order(), feeds)
 
 
 def test_an_engine_with_the_batch_in_front_joins_samples(engine):
@@ -157,7 +158,7 @@ def test_engines_side_by_side_give_each_sample_what_it_gets_alone(engine, tiny_r
     alone = [engine.run(rows_of(feeds, i)) for i in range(12)]
     before = engine.runs
     with open_engine(tiny_record_path, threads=1) as other:
-        scheduler = StepScheduler([engine, other], max_rows=2)
+        scheduler = StepScheduler([engine, other], Turn(), max_rows=2)
         together = run_together(scheduler, [rows_of(feeds, i) for i in range(12)])
         scheduler.close()
         assert engine.runs - before + other.runs >= 6
