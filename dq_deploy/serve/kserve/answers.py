@@ -49,7 +49,13 @@ def config_json(form: ModelForm, name: str, card: ModelCard) -> dict[str, Any]:
             for entry in entries
         ]
 
-    known = {"model": card.name, "engine": card.engine_version, "record_sha256": card.record_sha256}
+    known = {
+        "model": card.name,
+        "engine": card.engine_version,
+        "record_sha256": card.record_sha256,
+        "steps": str(card.steps),
+        "size": f"{card.width}x{card.height}",
+    }
     return {
         "name": name,
         "platform": form.platform,

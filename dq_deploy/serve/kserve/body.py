@@ -13,7 +13,7 @@ from dq_deploy.serve.kserve.tensors import BYTES, DTYPES, Tensor, read_binary, r
 from dq_deploy.serve.web.asked import read_json_body
 from dq_deploy.serve.web.errors import ApiError
 
-MOST_JSON = 8 * 2**20
+MOST_JSON = 2 * 2**20
 """Bytes of the JSON of a request; what is larger is to be sent as binary tensors."""
 
 MOST_TENSORS = 64
@@ -45,6 +45,7 @@ class InferRequest:
         binary: whether outputs come as raw bytes where all are asked for.
         priority: higher ones go first.
         timeout_s: seconds the client waits; None as long as the server lets it.
+        trace_parent: of the header traceparent.
     """
 
     id: str | None
@@ -53,6 +54,7 @@ class InferRequest:
     binary: bool
     priority: int
     timeout_s: float | None
+    trace_parent: str = ""
 
 
 def unpacked(data: bytes, encoding: str, most: int) -> bytes:
@@ -96,7 +98,7 @@ def read_infer(data: bytes, header_length: str | None) -> InferRequest:
     """
     split = len(data) if header_length is None else _split(header_length, len(data))
     if split > MOST_JSON:
-        raise ApiError(413, f"the JSON has {split} bytes, expected at most {MOST_JSON}; send binary tensors")
+        raise json_too_large(split)
     body = read_json_body(data[:split])
     _check_keys(body, "the body", ("id", "parameters", "inputs", "outputs"))
     parameters = _parameters(body, "the body", ("binary_data_output", "priority", "timeout"))
@@ -108,6 +110,11 @@ def read_infer(data: bytes, header_length: str | None) -> InferRequest:
         priority=_priority(parameters.get("priority", 0)),
         timeout_s=_timeout(parameters.get("timeout", 0)),
     )
+
+
+def json_too_large(size: int) -> ApiError:
+    """Refuses a JSON."""
+    return ApiError(413, f"the JSON has {size} bytes, expected at most {MOST_JSON}; send binary tensors")
 
 
 def _split(header_length: str, size: int) -> int:

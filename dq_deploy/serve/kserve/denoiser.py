@@ -63,6 +63,18 @@ def feeds_of(given: Mapping[str, Tensor], engine: Runner, most_rows: int) -> dic
     return feeds
 
 
+def most_input_bytes(engine: Runner, most_rows: int) -> int | None:
+    """Bytes of all inputs of the largest request; None where an input has a size that nothing limits."""
+    usual = {} if engine.manifest is None else dict(engine.manifest.sizes or {})
+    total = 0
+    for spec in engine.inputs:
+        most = _most_values(spec, usual)
+        if most is None:
+            return None
+        total += most * spec.dtype.itemsize * (most_rows if BATCH in spec.shape else 1)
+    return total
+
+
 def _most_values(spec: TensorSpec, usual: Mapping[str, int]) -> int | None:
     """Values of one sample of an input: some times as many as in the calls the model was quantized with."""
     sizes = [usual.get(size) if isinstance(size, str) else size for size in spec.shape if size != BATCH]

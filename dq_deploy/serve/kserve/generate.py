@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dq_deploy.models.pipeline.call import LONGEST_PROMPT
 from dq_deploy.serve.card import ModelCard
 from dq_deploy.serve.kserve.body import InferRequest
 from dq_deploy.serve.kserve.forms import FREE, ModelForm, TensorForm
@@ -18,6 +19,9 @@ from dq_deploy.serve.web.errors import ApiError
 
 NAME = "generate"
 OUTPUT = "IMAGES"
+
+MOST_INPUT_BYTES = (MOST_PICTURES + 1) * 4 * LONGEST_PROMPT + 2**16
+"""Of a request: its prompts, of at most four bytes a character, and small numbers."""
 
 _OF_WHAT = {"prompt": "PROMPT", "label": "LABEL", "nothing": "COUNT"}
 _FIELDS = {
@@ -102,7 +106,7 @@ def pictures_asked(
             asked = asked_of_json({**body, "prompt": prompt, "seed": seed}, card, client, time_limit_s)
         except ApiError as error:
             raise _renamed(error, card) from error
-        found.append(replace(asked, file=raw))
+        found.append(replace(asked, file=raw, terms=replace(asked.terms, trace_parent=request.trace_parent)))
     return found
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from dq_deploy.errors import DqError
 from dq_deploy.serve.kserve.body import InferRequest
-from dq_deploy.serve.kserve.denoiser import denoiser_form, feeds_of, tensors_of
+from dq_deploy.serve.kserve.denoiser import denoiser_form, feeds_of, most_input_bytes, tensors_of
 from dq_deploy.serve.kserve.forms import ModelForm, checked_inputs, wanted_outputs
-from dq_deploy.serve.kserve.generate import generate_form, images_tensor, pictures_asked
+from dq_deploy.serve.kserve.generate import MOST_INPUT_BYTES, generate_form, images_tensor, pictures_asked
 from dq_deploy.serve.kserve.statistics import Statistics
 from dq_deploy.serve.kserve.tensors import Tensor
 from dq_deploy.serve.orders import Denoised, Event, Order, Picture, Terms
@@ -42,6 +42,11 @@ class Model(ABC):
     @abstractmethod
     def form(self) -> ModelForm:
         """What it takes and gives."""
+
+    @property
+    @abstractmethod
+    def most_input_bytes(self) -> int | None:
+        """Bytes of the inputs of the largest request; None where that is not known."""
 
     @abstractmethod
     def submit(self, asked: InferRequest, client: str, listener: Callable[[Event], None]) -> list[Order]:
@@ -78,6 +83,11 @@ class DenoiserModel(Model):
         """The engine's inputs and outputs."""
         return denoiser_form(self.service.engine, self.service.limits.max_batch)
 
+    @property
+    def most_input_bytes(self) -> int | None:
+        """Of as many samples as one call holds."""
+        return most_input_bytes(self.service.engine, self.service.limits.max_batch)
+
     def submit(self, asked: InferRequest, client: str, listener: Callable[[Event], None]) -> list[Order]:
         """Take a request for one call."""
         form, limits = self.form, self.service.limits
@@ -85,7 +95,9 @@ class DenoiserModel(Model):
         wanted_outputs(asked, form)
         feeds = feeds_of(given, self.service.engine, limits.max_batch)
         seconds = limits.time_limit_s if asked.timeout_s is None else min(asked.timeout_s, limits.time_limit_s)
-        terms = Terms(client=f"{client}|", priority=asked.priority, time_limit_s=seconds)
+        terms = Terms(
+            client=f"{client}|", priority=asked.priority, time_limit_s=seconds, trace_parent=asked.trace_parent
+        )
         return [self.service.denoise(feeds, terms, listener=listener)]
 
     def answer(self, orders: Sequence[Order], found: Sequence[Picture | Denoised]) -> Answer:
@@ -100,6 +112,11 @@ class GenerateModel(Model):
     def form(self) -> ModelForm:
         """What there is for the pipeline."""
         return generate_form(self.service.card, self.service.engine.engine)
+
+    @property
+    def most_input_bytes(self) -> int | None:
+        """Of the longest prompts."""
+        return MOST_INPUT_BYTES
 
     def submit(self, asked: InferRequest, client: str, listener: Callable[[Event], None]) -> list[Order]:
         """Take a request for pictures: one of the server's requests for each."""

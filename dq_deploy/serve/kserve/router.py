@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from dq_deploy.errors import DqError
 from dq_deploy.serve.kserve.answers import config_json, infer_response, metadata_json
-from dq_deploy.serve.kserve.body import InferRequest, read_infer, unpacked
+from dq_deploy.serve.kserve.body import MOST_JSON, InferRequest, json_too_large, read_infer, unpacked
 from dq_deploy.serve.kserve.denoiser import NAME as DENOISER
 from dq_deploy.serve.kserve.descriptions import ERRORS, INDEX_BODY, INFER_BODY, INFER_HEADERS, NAME, VERSION_PARAMETER
 from dq_deploy.serve.kserve.forms import wanted_outputs
@@ -19,13 +22,17 @@ from dq_deploy.serve.kserve.generate import NAME as GENERATE
 from dq_deploy.serve.kserve.model import DenoiserModel, GenerateModel, Model
 from dq_deploy.serve.kserve.statistics import VERSION, Spent, Stopwatch
 from dq_deploy.serve.kserve.tensors import shown
-from dq_deploy.serve.orders import Order
 from dq_deploy.serve.service import Service
 from dq_deploy.serve.web.access import client_of
 from dq_deploy.serve.web.asked import read_json_body
 from dq_deploy.serve.web.channel import Channel, until_done
 from dq_deploy.serve.web.errors import ApiError, error_of_refusal
 from dq_deploy.version import __version__
+
+SMALL = 2**16
+"""Bytes of a body; larger and compressed ones are unpacked and read one after another, so that they hold up nobody."""
+
+_HEADER = "inference-header-content-length"
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "parameters", "schedule_policy", "statistics")
 
@@ -190,32 +197,54 @@ class _Infer:
 
     def __init__(self, models: _Models, most_bytes: int) -> None:
         self._models, self._most_bytes = models, most_bytes
+        self._large = CapacityLimiter(1)
         self._service = models.service
 
     async def answer(self, request: Request) -> Response:
         """Ask a model: tensors in, tensors out."""
         name, model = self._models.of(request)
+        most = self._most(request, model)
+        length = request.headers.get("content-length", "0")
+        _check_size(int(length) if length.isdigit() else 0, most)
         data = await request.body()
+        _check_size(len(data), most)
         watch, done = Stopwatch(), False
         try:
-            found = await self._answered(request, name, model, data, watch)
+            asked = await self._read(request, data, most)
+            found = await self._answered(request, name, model, asked, watch)
             done = True
             return found
         finally:
             if not done:
                 model.statistics.failed(watch.total())
 
-    async def _answered(self, request: Request, name: str, model: Model, data: bytes, watch: Stopwatch) -> Response:
+    def _most(self, request: Request, model: Model) -> int:
+        """Bytes that a body may have, unpacked."""
+        if _HEADER not in request.headers:
+            return MOST_JSON
+        own = model.most_input_bytes
+        return self._most_bytes if own is None else min(self._most_bytes, MOST_JSON + own)
+
+    async def _read(self, request: Request, data: bytes, most: int) -> InferRequest:
+        encoding, header_length = request.headers.get("content-encoding", ""), request.headers.get(_HEADER)
+
+        def read() -> InferRequest:
+            return read_infer(unpacked(data, encoding, most), header_length)
+
+        one_by_one = self._large if encoding or len(data) > SMALL else None
+        return await run_sync(read, limiter=one_by_one)
+
+    async def _answered(
+        self, request: Request, name: str, model: Model, asked: InferRequest, watch: Stopwatch
+    ) -> Response:
         channel = Channel()
-        headers, client = request.headers, client_of(request)
-
-        def taken() -> tuple[InferRequest, list[Order]]:
-            body = unpacked(data, headers.get("content-encoding", ""), self._most_bytes)
-            asked = read_infer(body, headers.get("inference-header-content-length"))
-            return asked, model.submit(asked, client, channel.tell)
-
         try:
-            asked, orders = await run_in_threadpool(taken)
+            orders = await run_in_threadpool(
+                model.submit,
+                replace(asked, trace_parent=request.headers.get("traceparent", "")),
+                client_of(request),
+                channel.tell,
+            )
         except DqError as error:
             refused = error_of_refusal(error, self._service.retry_after())
             self._service.metrics.refused(refused.status)
@@ -226,9 +255,11 @@ class _Infer:
         done_ns = watch.lap()
         queue_ns = min(done_ns, round(1e9 * min((o.started_at or o.accepted_at) - o.accepted_at for o in orders)))
 
+        accepted = request.headers.get("accept-encoding", "")
+
         def written() -> Response:
             outputs = wanted_outputs(asked, model.form)
-            return infer_response(name, asked, outputs, model.answer(orders, found), headers.get("accept-encoding", ""))
+            return infer_response(name, asked, outputs, model.answer(orders, found), accepted)
 
         response = await run_in_threadpool(written)
         response.headers["x-request-id"] = orders[0].id
@@ -236,6 +267,13 @@ class _Infer:
             Spent(compute_input=read_ns, queue=queue_ns, compute_infer=done_ns - queue_ns, compute_output=watch.lap())
         )
         return response
+
+
+def _check_size(size: int, most: int) -> None:
+    if size > most:
+        if most == MOST_JSON:
+            raise json_too_large(size)
+        raise ApiError(413, f"the body has {size} bytes, expected at most {most} for this model")
 
 
 def _check_ready(service: Service) -> None:

@@ -25,6 +25,9 @@ LARGEST_SIDE = 8192
 MOST_TIMES_THE_DEFAULT = 4
 """A picture may have so many times the pixels of one of the model's own size."""
 
+MOST_PARTS = 50_000
+"""Lists and objects of a JSON body: Python's garbage collector makes ten times as many take a second."""
+
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 _FOREIGN = re.compile("[\ud800-\udfff]")
 
@@ -93,6 +96,11 @@ def read_json_body(data: bytes) -> dict[str, Any]:
     Raises:
         ApiError: it is none.
     """
+
+    parts = data.count(b"[") + data.count(b"{")
+    if parts > MOST_PARTS:
+        message = f"the body has {parts} lists and objects, expected at most {MOST_PARTS}"
+        raise ApiError(400, message, code="invalid_json")
 
     def refuse(word: str) -> NoReturn:
         raise ValueError(f"{word} is no number of JSON")
