@@ -96,7 +96,6 @@ def read_json_body(data: bytes) -> dict[str, Any]:
     Raises:
         ApiError: it is none.
     """
-
     parts = data.count(b"[") + data.count(b"{")
     if parts > MOST_PARTS:
         message = f"the body has {parts} lists and objects, expected at most {MOST_PARTS}"
