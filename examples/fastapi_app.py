@@ -44,8 +44,8 @@ def your_app(served: Served) -> FastAPI:
     async def sticker(of: str, seed: int = 0) -> Response:
         """A picture of your own route, urgent and within ten seconds."""
         channel, service = Channel(), app.state.service
-        call = PipelineCall(prompts=(of,), seed=seed, steps=service.card.steps)
         try:
+            call = PipelineCall(prompts=(of,), seed=seed, steps=service.card.steps)
             order = service.submit(call, Terms(client="stickers", priority=1, time_limit_s=10), listener=channel.tell)
         except DqError as error:
             raise HTTPException(400, str(error)) from error

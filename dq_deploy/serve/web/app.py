@@ -10,13 +10,14 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from dq_deploy.errors import DqError
 from dq_deploy.serve.kserve.router import kserve_router
 from dq_deploy.serve.page import page_router
 from dq_deploy.serve.service import Service
 from dq_deploy.serve.telemetry.metrics import CONTENT_TYPE
 from dq_deploy.serve.web.access import Access, Guard
 from dq_deploy.serve.web.descriptions import ERRORS
-from dq_deploy.serve.web.errors import ApiError
+from dq_deploy.serve.web.errors import ApiError, error_of_refusal
 from dq_deploy.serve.web.images import images_router
 from dq_deploy.serve.web.requests import requests_router
 from dq_deploy.version import __version__
@@ -52,6 +53,7 @@ def create_app(service: Service, access: Access | None = None) -> FastAPI:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
     app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(DqError, _refused)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(Exception, _unexpected)
@@ -62,6 +64,12 @@ def create_app(service: Service, access: Access | None = None) -> FastAPI:
 def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return error.response(request.url.path)
+
+
+def _refused(request: Request, error: Exception) -> Response:
+    """What a call of the pipeline does not take, and nobody before it refused."""
+    assert isinstance(error, DqError)
+    return error_of_refusal(error, 1).response()
 
 
 def _http_error(request: Request, error: Exception) -> Response:
