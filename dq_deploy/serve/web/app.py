@@ -69,7 +69,7 @@ def _api_error(request: Request, error: Exception) -> Response:
 def _refused(request: Request, error: Exception) -> Response:
     """What a call of the pipeline does not take, and nobody before it refused."""
     assert isinstance(error, DqError)
-    return error_of_refusal(error, 1).response()
+    return error_of_refusal(error, 1).response(request.url.path)
 
 
 def _http_error(request: Request, error: Exception) -> Response:

@@ -243,3 +243,15 @@ def test_the_card_says_what_is_served(port, label_port):
     assert send(port, "GET", "/v1/models/other")[0] == 404
     (other,) = send(label_port, "GET", "/v1/models")[2]["data"]
     assert (other["dq"]["takes"], other["dq"]["labels"]["low"]) == ("label", 0)
+
+
+def test_what_only_the_call_itself_refuses_is_the_clients_mistake(port, monkeypatch):
+    from dq_deploy.errors import OptionError
+    from dq_deploy.serve.web import images
+
+    def refuse(*_):
+        raise OptionError("`steps` is odd, expected even")
+
+    monkeypatch.setattr(images, "asked_of_json", refuse)
+    status, _, answer = send(port, "POST", "/v1/images/generations", {"prompt": "x"})
+    assert (status, answer["error"]["message"]) == (400, "steps is odd, expected even")
