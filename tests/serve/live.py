@@ -19,9 +19,11 @@ from dq_deploy.serve.web.running import Port, bound_socket, protocol
 
 
 @contextmanager
-def live(service: Service, access: Access | None = None) -> Iterator[int]:
-    """Yields the port; the service stays open."""
+def live(service: Service, access: Access | None = None, *, send_buffer: int | None = None) -> Iterator[int]:
+    """Yields the port; the service stays open. A small buffer makes who does not read felt at once."""
     with bound_socket(Port(port=0)) as listener:
+        if send_buffer is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         config = uvicorn.Config(
             create_app(service, access), http=protocol(1.0), ws="none", lifespan="off", log_config=None
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import resource
 import signal
@@ -135,6 +136,8 @@ def serve_on(app: FastAPI, service: Service, port: Port, listener: socket.socket
         listener: of `bound_socket`.
     """
     _allow_connections()
+    gc.collect()
+    gc.freeze()  # what is there stays: else each collection walks through torch's objects, a second of them
     config = uvicorn.Config(
         app,
         http=protocol(),

@@ -124,7 +124,7 @@ def test_a_file_of_tokens_that_is_none_is_refused(tmp_path, text, message):
 def test_a_client_that_does_not_read_is_given_up_and_harms_nobody(label_service):
     body = json.dumps({"prompt": "1", "steps": 1000, "n": 30, "stream": True, "step_events": True, "preview_every": 1})
     head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}"
-    with live(label_service, Access(send_seconds=0.5)) as port, connected(port) as line:
+    with live(label_service, Access(send_seconds=0.5), send_buffer=4096) as port, connected(port) as line:
         line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         line.sendall(head.encode())
         wait_for(lambda: label_service.standings())
