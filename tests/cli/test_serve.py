@@ -133,7 +133,7 @@ def test_the_proof_on_the_card_is_of_what_is_served(tiny_record_path, demo_recor
     report = tmp_path / "proof.json"
     values = {"exact": True, "integer_mac_share": 0.5, "record_sha256": "0" * 64, "target": "native"}
     report.write_text(json.dumps(values))
-    done = command("serve", "--engine", tiny_record_path, "--proof", report)
+    done = command("serve", "--engine", tiny_record_path, "--port", 0, "--proof", report)
     assert done.code == 2
     assert "is of the record 000000000000 on native, expected" in done.err
     from dq_deploy import load_record
