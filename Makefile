@@ -26,7 +26,11 @@ TRITON_VENV ?= .venv-triton
 # A real Triton Inference Server, 2.51, with its python backend; its Python wants numpy below 2.
 TRITON := nvidia-pytriton==0.7.0 diffusers==0.42.1 transformers==5.24.0 onnxruntime==1.31.1 'tritonclient[http,grpc]==2.73.0' scipy 'numpy<2'
 
-.PHONY: help setup serve test test-all test-optimum test-triton demo docs lint format wheel clean
+# Ray, with its own server of HTTP; all else in the versions of constraints.txt
+RAY_VENV ?= .venv-ray
+RAY := 'ray[serve]==2.60.0'
+
+.PHONY: help setup serve test test-all test-optimum test-triton test-ray demo docs lint format wheel clean
 
 help:
 	@echo "make demo    quantize, export, verify, time and sample the demo model into $(DEMO_OUT)/"
@@ -35,6 +39,7 @@ help:
 	@echo "make test-all  that, and every published configuration on both engines; writes docs/configurations.md"
 	@echo "make test-optimum  what Optimum draws from our folders, with its packages in two environments of their own"
 	@echo "make test-triton  what a real Triton server draws from our repositories, in an environment of its own"
+	@echo "make test-ray  the image server on two replicas of Ray Serve, in an environment of its own"
 	@echo "make docs    build the documentation site into site/"
 	@echo "make lint    ruff check, ruff format --check, mypy"
 	@echo "make format  let ruff rewrite the tree"
@@ -81,6 +86,14 @@ test-triton: $(READY) $(KERNELS) $(TRITON_VENV)/.ready
 $(TRITON_VENV)/.ready:
 	$(PYTHON) -m venv $(TRITON_VENV)
 	$(TRITON_VENV)/bin/python -m pip install --disable-pip-version-check -q torch==2.13.0 $(TRITON)
+	@touch $@
+
+test-ray: $(READY) $(KERNELS) $(RAY_VENV)/.ready
+	DQ_RAY_PYTHON=$(abspath $(RAY_VENV))/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v -rs tests/serve/test_ray_serve.py
+
+$(RAY_VENV)/.ready:
+	$(PYTHON) -m venv $(RAY_VENV)
+	$(RAY_VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[serve,pipelines]' $(RAY)
 	@touch $@
 
 demo: $(READY) $(KERNELS)

@@ -60,7 +60,7 @@ export async function cancelRequest(id) {
 export async function stream(body, signal, onId, onEvent) {
   const headers = { "Content-Type": "application/json", Accept: "text/event-stream" };
   const answer = await ask("v1/images/generations", { method: "POST", headers, body, signal });
-  onId(answer.headers.get("x-request-id"));
+  onId(answer.headers.get("dq-request-id") ?? answer.headers.get("x-request-id"));
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let pending = "";
   for (;;) {
