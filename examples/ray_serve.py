@@ -27,16 +27,16 @@ from prometheus_client import generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ray import serve
+from ray import cloudpickle, serve
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dq_deploy.errors import DqError
-from dq_deploy.serve.metrics import CONTENT_TYPE
 from dq_deploy.serve.opening import Served, open_service
 from dq_deploy.serve.service import Limits, Service
 from dq_deploy.serve.steps import EngineCall
+from dq_deploy.serve.telemetry.metrics import CONTENT_TYPE
 from dq_deploy.serve.web.access import Access, read_tokens
 from dq_deploy.serve.web.app import create_app
 from dq_deploy.serve.web.errors import ApiError
@@ -217,8 +217,10 @@ class Families:
         return self._families
 
 
-def build(given: Options) -> serve.Application:
-    """The application for `serve run` and `serve.run`; paths must be the same on each machine."""
+def build(given: Options | dict[str, str]) -> serve.Application:
+    """The application for `serve run`, which gives words, and `serve.run`; paths must be the same on each machine."""
+    given = given if isinstance(given, Options) else Options.model_validate(given)
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas find the library, but not this file
     served = Served(
         engine=given.engine.resolve(),
         model=None if given.model is None else given.model.resolve(),
