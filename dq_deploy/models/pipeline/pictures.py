@@ -24,10 +24,12 @@ class PictureData:
     Attributes:
         name: what messages call it.
         data: of a PNG, JPEG or another file that Pillow reads.
+        most_pixels: it may have, looked at before it is decoded.
     """
 
     name: str
     data: bytes
+    most_pixels: int = MOST_PIXELS
 
     def __str__(self) -> str:
         """Its name."""
@@ -47,8 +49,9 @@ def _opened(path: Path | PictureData) -> Any:
         raise FileProblemError(f"the picture {path} {what}; expected a file as PNG or JPEG")
     try:
         with Image.open(path if isinstance(path, Path) else io.BytesIO(path.data)) as picture:
-            if isinstance(path, PictureData) and picture.width * picture.height > MOST_PIXELS:
-                raise ValueError(f"{picture.width} x {picture.height} pixels are too many")
+            if isinstance(path, PictureData) and picture.width * picture.height > path.most_pixels:
+                size = f"{picture.width} x {picture.height}"
+                raise ValueError(f"it has {size} pixels, expected at most {path.most_pixels} in all")
             # a photograph by a phone may have its preview behind it (MPO)
             frames = 1 if picture.format == "MPO" else int(getattr(picture, "n_frames", 1))
             picture.load()

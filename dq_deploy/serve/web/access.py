@@ -9,7 +9,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,15 @@ def client_of(request: Request) -> str:
 class Guard:
     """In front of the application: lets in who may ask, and counts what a body holds while it comes."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        self.app, self.access = app, access
+    def __init__(self, app: ASGIApp, access: Access, most_form: Callable[[], int]) -> None:
+        """Take over an application.
+
+        Args:
+            app: that is guarded.
+            access: who may ask, and how much.
+            most_form: says how many bytes a form may have.
+        """
+        self.app, self.access, self._most_form = app, access, most_form
         self._digests = [hashlib.sha256(token.encode()).digest() for token in access.tokens]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,7 +103,7 @@ class Guard:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         try:
             state["client"] = self._client(scope["path"], headers)
-            limit = self.access.most_upload if _is_upload(scope["path"], headers) else self.access.most_json
+            limit = self._limit(scope["path"], headers)
             _check_length(headers, limit)
             await self.app(scope, _Body(receive, limit, self.access.body_seconds), sent)
         except ApiError as error:
@@ -109,6 +116,14 @@ class Guard:
             if order is not None:  # whatever ended the answer; nothing, where the request is done
                 order.fail(Reason.CANCELLED, "the client went away")
             self._log(scope, state, status, time.monotonic() - began)
+
+    def _limit(self, path: str, headers: dict[str, str]) -> int:
+        """Bytes that a body may have."""
+        if path.startswith("/v2/models/"):
+            return self.access.most_upload
+        if headers.get("content-type", "").startswith("multipart/form-data"):
+            return min(self.access.most_upload, self._most_form())
+        return self.access.most_json
 
     def _client(self, path: str, headers: dict[str, str]) -> str | None:
         """Which token a request brings, in a form that tells nothing of it.
@@ -145,12 +160,15 @@ class _Body:
     """A request's body as it comes, refused where it is too large or too slow."""
 
     def __init__(self, receive: Receive, limit: int, seconds: float) -> None:
-        self._receive, self._left, self._end = receive, limit, time.monotonic() + seconds
+        self._receive, self._left, self._seconds = receive, limit, seconds
+        self._end: float | None = None
         self._limit, self._done = limit, False
 
     async def __call__(self) -> Message:
         if self._done:
             return await self._receive()
+        if self._end is None:  # from the first look on: it may have waited for its turn
+            self._end = time.monotonic() + self._seconds
         try:
             message = await asyncio.wait_for(self._receive(), max(0.0, self._end - time.monotonic()))
         except TimeoutError as error:
@@ -176,10 +194,6 @@ class _Sent:
             if not any(name.lower() == b"x-request-id" for name, _ in headers):
                 message = {**message, "headers": [*headers, (b"x-request-id", self._id.encode())]}
         await asyncio.wait_for(self._send(message), self._seconds)
-
-
-def _is_upload(path: str, headers: dict[str, str]) -> bool:
-    return path.startswith("/v2/models/") or headers.get("content-type", "").startswith("multipart/form-data")
 
 
 def _check_length(headers: dict[str, str], limit: int) -> None:

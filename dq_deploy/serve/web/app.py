@@ -16,6 +16,7 @@ from dq_deploy.serve.page import page_router
 from dq_deploy.serve.service import Service
 from dq_deploy.serve.telemetry.metrics import CONTENT_TYPE
 from dq_deploy.serve.web.access import Access, Guard
+from dq_deploy.serve.web.asked import most_form_bytes
 from dq_deploy.serve.web.descriptions import ERRORS
 from dq_deploy.serve.web.errors import ApiError, error_of_refusal
 from dq_deploy.serve.web.images import images_router
@@ -57,7 +58,7 @@ def create_app(service: Service, access: Access | None = None) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(Exception, _unexpected)
-    app.add_middleware(Guard, access=access)
+    app.add_middleware(Guard, most_form=lambda: most_form_bytes(service.card), access=access)
     return app
 
 

@@ -90,6 +90,16 @@ class Asked:
     size: str
 
 
+def most_pixels(card: ModelCard) -> int:
+    """Pixels of the largest picture that may be asked for or given."""
+    return MOST_TIMES_THE_DEFAULT * card.width * card.height
+
+
+def most_form_bytes(card: ModelCard) -> int:
+    """Bytes of a form: a picture and a mask as large as they may be, hardly compressed, and the fields."""
+    return 2 * (4 * most_pixels(card)) + 2**20
+
+
 def read_json_body(data: bytes) -> dict[str, Any]:
     """The object of a JSON body.
 
@@ -244,7 +254,7 @@ def _sides(size: str, card: ModelCard) -> tuple[int | None, int | None]:
         return None, None
     if not card.sizes_vary:
         raise ApiError(400, f"size is {size}, expected {own} or auto", param="size", code="invalid_value")
-    most = MOST_TIMES_THE_DEFAULT * card.width * card.height
+    most = most_pixels(card)
     if width * height > most or max(width, height) > LARGEST_SIDE:
         message = f"size is {size}, expected at most {most} pixels and {LARGEST_SIDE} a side"
         raise ApiError(400, message, param="size", code="invalid_value")

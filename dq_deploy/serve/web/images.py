@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
@@ -20,7 +21,15 @@ from dq_deploy.models.pipeline.pictures import PictureData
 from dq_deploy.serve.orders import Event, Failure, Kind, Order, PartialPicture, Picture, StepDone
 from dq_deploy.serve.service import Service
 from dq_deploy.serve.web.access import client_of
-from dq_deploy.serve.web.asked import Asked, EditBody, GenerationBody, asked_of_form, asked_of_json, read_json_body
+from dq_deploy.serve.web.asked import (
+    Asked,
+    EditBody,
+    GenerationBody,
+    asked_of_form,
+    asked_of_json,
+    most_pixels,
+    read_json_body,
+)
 from dq_deploy.serve.web.channel import Channel, until_done
 from dq_deploy.serve.web.descriptions import ERRORS, IMAGES, STREAM, form_of, schema_of
 from dq_deploy.serve.web.errors import ApiError, error_of_failure, error_of_refusal
@@ -28,10 +37,14 @@ from dq_deploy.serve.web.errors import ApiError, error_of_failure, error_of_refu
 _FILES = ("image", "image[]", "mask")
 MOST_FIELDS = 40
 
+MOST_FORMS = 4
+"""Forms that are read at once; others wait, unread."""
+
 
 def images_router(service: Service) -> APIRouter:
     """`/v1/images/generations` and `/v1/images/edits`."""
     router = APIRouter(tags=["images"])
+    gate = asyncio.Semaphore(MOST_FORMS)
     answers: dict[int | str, dict[str, Any]] = {
         **ERRORS,
         200: {"description": "The pictures.", "content": {"application/json": {"schema": IMAGES}, **STREAM}},
@@ -62,7 +75,8 @@ def images_router(service: Service) -> APIRouter:
         if not service.card.edits:
             message = f"the {service.card.pipeline} changes no pictures; ask /v1/images/generations for new ones"
             raise ApiError(404, message, code="unsupported")
-        fields, files = await _form_of(request)
+        async with gate:
+            fields, files = await _form_of(request, most_pixels(service.card))
         picture = files.get("image") or files.get("image[]")
         if picture is None:
             raise ApiError(400, "missing parameter: image", param="image", code="missing_required_parameter")
@@ -73,7 +87,7 @@ def images_router(service: Service) -> APIRouter:
     return router
 
 
-async def _form_of(request: Request) -> tuple[dict[str, str], dict[str, PictureData]]:
+async def _form_of(request: Request, pixels: int) -> tuple[dict[str, str], dict[str, PictureData]]:
     """Fields and files of a multipart form."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise ApiError(415, "the body is no multipart/form-data, expected a form with the file image")
@@ -92,7 +106,7 @@ async def _form_of(request: Request) -> tuple[dict[str, str], dict[str, PictureD
             if not isinstance(value, UploadFile):
                 fields[name] = value
             elif name in _FILES:
-                files[name] = PictureData(name=name.removesuffix("[]"), data=await value.read())
+                files[name] = PictureData(name=name.removesuffix("[]"), data=await value.read(), most_pixels=pixels)
             else:
                 raise ApiError(400, f"unknown parameter: {name[:60]}", code="unknown_parameter")
     finally:

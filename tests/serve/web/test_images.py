@@ -164,6 +164,16 @@ def test_a_picture_that_cannot_be_used_is_refused(client, data):
         client.images.edit(image=("a.png", data, "image/png"), prompt="x", extra_body={"steps": 2})
 
 
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(client, port):
+    buffer = io.BytesIO()
+    Image.new("RGB", (2000, 1000)).save(buffer, "PNG")
+    with pytest.raises(openai.BadRequestError, match="it has 2000 x 1000 pixels, expected at most 1024 in all"):
+        client.images.edit(image=("a.png", buffer.getvalue(), "image/png"), prompt="x", extra_body={"steps": 2})
+    form = b"--b\r\n" + b"x" * 2_000_000
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    assert send(port, "POST", "/v1/images/edits", form, headers)[0] == 413
+
+
 def test_a_form_without_a_picture_is_refused(port):
     form = b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nx\r\n--b--\r\n'
     headers = {"content-type": "multipart/form-data; boundary=b"}
