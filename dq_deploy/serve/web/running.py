@@ -26,7 +26,10 @@ from dq_deploy.serve.service import Service
 _LOGGER = logging.getLogger(__name__)
 
 HEADER_SECONDS = 15.0
-"""That a connection may take to send the head of its first request; later ones have uvicorn's keep-alive."""
+"""That a connection may take to send the head of a request, from its first byte; of the first one, from its opening."""
+
+LARGEST_HEAD = 64 * 2**10
+"""Bytes of the head of a request: its line and its headers."""
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -55,30 +58,79 @@ class Port:
         return self.host in LOOPBACK
 
 
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
 class _Protocol(HttpToolsProtocol):
-    """HTTP of one connection, closed where its first request does not come."""
+    """HTTP of one connection, closed where the head of a request is too slow or too large."""
 
     head_seconds = HEADER_SECONDS
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._head = self.loop.call_later(self.head_seconds, self._give_up)
+        self._timer: asyncio.TimerHandle | None = None
+        self._in_head, self._head_bytes, self._field_bytes = True, 0, 0
+        self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        if not self._answering:
+            self._expect_head()
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > LARGEST_HEAD and not self.transport.is_closing():
+            self.send_400_response("")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if not self._in_head:
+            self._in_head, self._head_bytes, self._field_bytes = True, 0, 0
+        self._expect_head()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._field_bytes += len(name) + len(value)
+        if self._field_bytes > LARGEST_HEAD:
+            raise ValueError("the head is too large")  # the parser stops, and `send_400_response` is called
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._head.cancel()
+        self._in_head = False
+        self._forget_timer()
         super().on_headers_complete()
 
+    def send_400_response(self, msg: str) -> None:
+        if max(self._head_bytes if self._in_head else 0, self._field_bytes) > LARGEST_HEAD:
+            self.transport.write(_TOO_LARGE)
+            self.transport.close()
+            return
+        super().send_400_response(msg)
+
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head.cancel()
+        self._forget_timer()
         super().connection_lost(exc)
 
+    @property
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _expect_head(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(self.head_seconds, self._give_up)
+
+    def _forget_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def _give_up(self) -> None:
-        if not self.transport.is_closing():
+        self._timer = None
+        if self._answering:  # the rest of the head is not read before that answer is out
+            self._expect_head()
+        elif not self.transport.is_closing():
             self.transport.close()
 
 
 def protocol(head_seconds: float = HEADER_SECONDS) -> type[HttpToolsProtocol]:
-    """Uvicorn's HTTP by httptools, that closes a connection whose first request does not come in so many seconds."""
+    """Uvicorn's HTTP by httptools, that closes a connection where the head of a request takes longer."""
     return type("Protocol", (_Protocol,), {"head_seconds": head_seconds})
 
 

@@ -78,6 +78,37 @@ def test_a_connection_that_asks_for_nothing_is_closed(guarded, sent):
         assert line.recv(100) == b""
 
 
+@pytest.mark.parametrize("sent", [b"GET /v1/mod", b"\r\n", b"G"])
+@pytest.mark.parametrize("first", [b"", b"Connection: Upgrade\r\nUpgrade: h2c\r\n"])
+def test_a_connection_that_asked_before_is_closed_likewise(guarded, first, sent):
+    with connected(guarded) as line:
+        line.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n" + first + b"\r\n")
+        answer = b""
+        while not answer.endswith(b'{"live":true}'):
+            answer += line.recv(4096)
+        line.sendall(sent)
+        line.settimeout(5)
+        assert line.recv(100) == b""
+
+
+@pytest.mark.parametrize("head", [b"GET /" + b"a" * 70000, b"X: " + b"a" * 300_000, b"X: 1\r\n" * 40_000])
+def test_a_head_that_is_too_large_is_refused(guarded, head):
+    start = b"" if head.startswith(b"GET") else b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n"
+    with connected(guarded) as line:
+        line.sendall(start + head)
+        assert line.recv(100).split(b" ")[1] in (b"400", b"431")
+
+
+def test_a_body_larger_than_a_head_may_be_counts_for_no_head(guarded):
+    head = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nContent-Length: 80000\r\n\r\n"
+    with connected(guarded) as line:
+        line.sendall(2 * (head + b"x" * 80_000))
+        answer = b""
+        while answer.count(b"HTTP/1.1 413") < 2:  # more than this server takes; the line goes on
+            answer += (found := line.recv(4096))
+            assert found
+
+
 def test_many_idle_connections_harm_nobody(guarded):
     lines = [connected(guarded) for _ in range(200)]
     try:
