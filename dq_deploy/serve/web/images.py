@@ -37,6 +37,9 @@ from dq_deploy.serve.web.errors import ApiError, error_of_failure, error_of_refu
 _FILES = ("image", "image[]", "mask")
 MOST_FIELDS = 40
 
+QUIET_SECONDS = 15.0
+"""Without an event, behind which a stream says that it is there."""
+
 MOST_FORMS = 4
 """Forms that are read at once; others wait, unread."""
 
@@ -175,7 +178,11 @@ async def _events(service: Service, order: Order, channel: Channel, asked: Asked
             position = next((s.position for s in service.standings() if s.order is order), None)
             yield _event(f"image_{kind}.queued", {"request_id": order.id, "position": position or 0})
         while done < order.count:
-            event = await channel.next()
+            try:
+                event = await asyncio.wait_for(channel.next(), QUIET_SECONDS)
+            except TimeoutError:
+                yield b": waiting\n\n"  # a comment, so that no proxy takes the connection for dead
+                continue
             if isinstance(event, Failure):
                 yield _line(
                     "error", {"type": "error", **error_of_failure(event).body("/v1/images"), "request_id": order.id}

@@ -87,6 +87,17 @@ def test_an_event_for_each_step_with_previews(port):
     assert events[-1]["type"] == "image_generation.completed"
 
 
+def test_a_stream_without_events_says_that_it_is_there(client, monkeypatch):
+    from dq_deploy.serve.web import images
+
+    monkeypatch.setattr(images, "QUIET_SECONDS", 0.001)
+    given = {"prompt": "a cat", "stream": True, "extra_body": {"seed": 1, "steps": 40}}
+    with client.images.with_streaming_response.generate(**given) as response:
+        text = response.read()
+    assert b": waiting" in text
+    assert [event.type for event in client.images.generate(**given)] == ["image_generation.completed"]
+
+
 def test_a_picture_is_changed(client):
     def edit(**more):
         given = {"image": ("a.png", png_of(), "image/png"), "prompt": "a house", **more}
