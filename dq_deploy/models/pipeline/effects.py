@@ -90,7 +90,7 @@ def _check_steps(pipeline: Any, given: Mapping[str, Any]) -> None:
 def _check_timesteps(pipeline: Any, steps: int) -> None:
     """Refuse steps for which the pipeline's scheduler would look behind its table."""
     scheduler = getattr(pipeline, "scheduler", None)
-    if getattr(scheduler, "alphas_cumprod", None) is None or hasattr(scheduler, "sigmas"):
+    if scheduler is None or getattr(scheduler, "alphas_cumprod", None) is None or hasattr(scheduler, "sigmas"):
         return
     tried = copy.deepcopy(scheduler)
     with contextlib.suppress(ValueError, TypeError):  # the pipeline sets other timesteps, or says why it cannot

@@ -132,7 +132,10 @@ AttentionArgs = _struct(
 )
 FloatLinearArgs = _struct(
     "float_linear_args",
-    [*_fields(POINTER, "x weights bias y"), *_fields(_I64, "rows channels out_channels x_pitch y_pitch rows_of_sample")],
+    [
+        *_fields(POINTER, "x weights bias y"),
+        *_fields(_I64, "rows channels out_channels x_pitch y_pitch rows_of_sample"),
+    ],
 )
 FloatConv2dArgs = _struct(
     "float_conv2d_args",
