@@ -51,12 +51,13 @@ def servers(given: argparse.Namespace) -> dict[str, list[str]]:
     """Command of each server without its port."""
     folder = str(FOLDERS[given.model])
     threads = ["--threads", str(given.threads)]
+    both = ["--threads", str(given.threads * given.instances)]
     whole = [] if given.model == "digits" else ["--model", folder]
     ours = ["dq_deploy.cli.serve", "--engine", str(given.record), *whole, *threads]
-    plain = ["benchmarks.serving.plain_server", "--model", folder, *threads]
+    plain = ["benchmarks.serving.plain_server", "--model", folder, *both]
     return {
-        "dq-serve": [*ours, "--max-batch", str(given.max_batch)],
-        "dq-serve, batch 1": [*ours, "--max-batch", "1"],
+        "dq-serve": [*ours, "--max-batch", str(given.max_batch), "--instances", str(given.instances)],
+        "dq-serve, batch 1": [*ours, "--max-batch", "1", "--instances", str(given.instances)],
         "the engine behind a lock": [*plain, "--engine", str(given.record)],
         "diffusers behind a lock": plain,
     }
@@ -124,7 +125,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--peer-requests", type=int, default=200)
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="of each engine; a peer has as many as all together")
+    parser.add_argument("--instances", type=int, default=2)
     parser.add_argument("--max-batch", type=int, default=8)
     parser.add_argument("--server", action="append", help="one of those; repeatable, all by default")
     parser.add_argument("--log", type=Path, default=Path("serving.log"))
@@ -141,6 +143,7 @@ def main() -> None:
             "clients": given.clients,
             "threads": given.threads,
             "max_batch": given.max_batch,
+            "instances": given.instances,
             "commit": commit.strip(),
             **{key: environment[key] for key in ("date", "cpu", "cpu_flags", "usable_cores", "load_average_1min")},
         }
