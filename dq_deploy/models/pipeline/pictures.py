@@ -12,6 +12,8 @@ from dq_deploy.errors import FileProblemError, words_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
+KINDS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+"""Kinds of files by Pillow's names; of others some start another program, as EPS does."""
 
 MOST_PIXELS = 2**26
 """Of a picture that is given as bytes."""
@@ -23,7 +25,7 @@ class PictureData:
 
     Attributes:
         name: what messages call it.
-        data: of a PNG, JPEG or another file that Pillow reads.
+        data: of a PNG, JPEG or another of `KINDS`.
         most_pixels: it may have, looked at before it is decoded.
     """
 
@@ -42,13 +44,13 @@ def _opened(path: Path | PictureData) -> Any:
     Raises:
         FileProblemError: it is missing, damaged, or several in one file.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     if isinstance(path, Path) and not path.is_file():
         what = "is no file" if path.exists() else "does not exist"
         raise FileProblemError(f"the picture {path} {what}; expected a file as PNG or JPEG")
     try:
-        with Image.open(path if isinstance(path, Path) else io.BytesIO(path.data)) as picture:
+        with Image.open(path if isinstance(path, Path) else io.BytesIO(path.data), formats=KINDS) as picture:
             if isinstance(path, PictureData) and picture.width * picture.height > path.most_pixels:
                 size = f"{picture.width} x {picture.height}"
                 raise ValueError(f"it has {size} pixels, expected at most {path.most_pixels} in all")
@@ -56,6 +58,9 @@ def _opened(path: Path | PictureData) -> Any:
             frames = 1 if picture.format == "MPO" else int(getattr(picture, "n_frames", 1))
             picture.load()
             turned = ImageOps.exif_transpose(picture)
+    except UnidentifiedImageError as error:
+        kinds = "PNG, JPEG, WebP, BMP or TIFF"
+        raise FileProblemError(f"the picture {path} is damaged or no {kinds}; save it again as PNG") from error
     except Exception as error:  # of PIL and its decoders: they share no base class
         raise FileProblemError(
             f"the picture {path} cannot be read ({words_of(error)}); save it again as PNG"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dq_deploy.errors import InputError
+from dq_deploy.errors import InputError, ModelError
 from dq_deploy.native.program.layer_constants import FloatConstants
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Record
@@ -64,14 +64,18 @@ class ProgramsBySize:
         """The program at some sizes and its constants; those used last are kept.
 
         Raises:
-            InputError: other sizes, and nothing that makes a program for them.
-            ModelError: the denoiser cannot be traced at these sizes.
+            InputError: other sizes that the denoiser does not take, or nothing that makes a program for them.
         """
         found = self._kept.get(sizes)
         if found is None:
             if self._varying.retrace is None:
                 raise InputError(f"sizes are {dict(sizes)}, expected {dict(self.first)}: there is no other program")
-            joined = self._varying.retrace(dict(sizes))
+            try:
+                joined = self._varying.retrace(dict(sizes))
+            except ModelError as error:  # it was traced at others, so these are to blame
+                words = ", ".join(f"{name} {size}" for name, size in sizes)
+                message = f"the denoiser cannot be computed at {words} ({error}); ask for other sizes"
+                raise InputError(message) from error
             found = joined, FloatConstants(self._record, joined["constants"], parameters=self.floats)
         if sizes != self.first:
             self._kept.pop(sizes, None)

@@ -56,7 +56,7 @@ def read_tokens(path: Path) -> tuple[str, ...]:
         FileProblemError: it is missing, holds none, or one that is too short or not printable.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeError) as error:
         raise FileProblemError(f"the tokens {path} cannot be read ({error})") from error
     tokens = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
@@ -121,7 +121,7 @@ class Guard:
         """Bytes that a body may have."""
         if path.startswith("/v2/models/"):
             return self.access.most_upload
-        if headers.get("content-type", "").startswith("multipart/form-data"):
+        if headers.get("content-type", "").lower().startswith("multipart/form-data"):
             return min(self.access.most_upload, self._most_form())
         return self.access.most_json
 

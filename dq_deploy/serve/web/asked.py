@@ -157,6 +157,10 @@ def _validated(kind: type[GenerationBody], body: Mapping[str, Any], *, strict: b
     if body.get("response_format") == "url":
         message = "response_format is url, expected b64_json: this server keeps no pictures to point to"
         raise ApiError(400, message, param="response_format", code="unsupported_value")
+    odd = next((name for name in body if name not in kind.model_fields), None)
+    if odd is not None:  # pydantic would make an error of each, and there may be very many
+        shown = odd if len(odd) <= 60 and odd.isprintable() else repr(odd)[:60]
+        raise ApiError(400, f"unknown parameter: {shown}", param=shown, code="unknown_parameter")
     try:
         return kind.model_validate(dict(body), strict=strict)
     except ValidationError as error:
@@ -165,10 +169,7 @@ def _validated(kind: type[GenerationBody], body: Mapping[str, Any], *, strict: b
 
 def _of_validation(error: ValidationError) -> ApiError:
     first = error.errors()[0]
-    name = str(first["loc"][0]) if first["loc"] else ""
-    shown = name if len(name) <= 60 and name.isprintable() else repr(name)[:60]
-    if first["type"] == "extra_forbidden":
-        return ApiError(400, f"unknown parameter: {shown}", param=shown, code="unknown_parameter")
+    shown = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "missing":
         return ApiError(400, f"missing parameter: {shown}", param=shown, code="missing_required_parameter")
     got = repr(first["input"])

@@ -34,7 +34,7 @@ from dq_deploy.serve.web.channel import Channel, until_done
 from dq_deploy.serve.web.descriptions import ERRORS, IMAGES, STREAM, form_of, schema_of
 from dq_deploy.serve.web.errors import ApiError, error_of_failure, error_of_refusal
 
-_FILES = ("image", "image[]", "mask")
+_FILES = ("image", "mask")
 MOST_FIELDS = 40
 
 QUIET_SECONDS = 15.0
@@ -80,7 +80,7 @@ def images_router(service: Service) -> APIRouter:
             raise ApiError(404, message, code="unsupported")
         async with gate:
             fields, files = await _form_of(request, most_pixels(service.card))
-        picture = files.get("image") or files.get("image[]")
+        picture = files.get("image")
         if picture is None:
             raise ApiError(400, "missing parameter: image", param="image", code="missing_required_parameter")
         time_limit = service.limits.time_limit_s
@@ -92,10 +92,10 @@ def images_router(service: Service) -> APIRouter:
 
 async def _form_of(request: Request, pixels: int) -> tuple[dict[str, str], dict[str, PictureData]]:
     """Fields and files of a multipart form."""
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise ApiError(415, "the body is no multipart/form-data, expected a form with the file image")
     try:
-        form = await request.form(max_files=len(_FILES), max_fields=MOST_FIELDS)
+        form = await request.form(max_files=len(_FILES) + 1, max_fields=MOST_FIELDS)
     except Exception as error:
         if isinstance(error, ApiError):
             raise
@@ -103,13 +103,14 @@ async def _form_of(request: Request, pixels: int) -> tuple[dict[str, str], dict[
     fields: dict[str, str] = {}
     files: dict[str, PictureData] = {}
     try:
-        for name, value in form.multi_items():
+        for sent, value in form.multi_items():
+            name = "image" if sent == "image[]" else sent
             if name in fields or name in files:
                 raise ApiError(400, f"{name[:60]} is given twice, expected once", code="invalid_value")
             if not isinstance(value, UploadFile):
                 fields[name] = value
             elif name in _FILES:
-                files[name] = PictureData(name=name.removesuffix("[]"), data=await value.read(), most_pixels=pixels)
+                files[name] = PictureData(name=name, data=await value.read(), most_pixels=pixels)
             else:
                 raise ApiError(400, f"unknown parameter: {name[:60]}", code="unknown_parameter")
     finally:

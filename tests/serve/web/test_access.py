@@ -135,6 +135,12 @@ def test_tokens_are_read_from_lines(tmp_path):
     assert read_tokens(path) == ("a-token-of-one-client", "another-token-000000")
 
 
+def test_tokens_may_come_from_an_editor_of_windows(tmp_path):
+    path = tmp_path / "tokens"
+    path.write_bytes(b"\xef\xbb\xbfa-token-of-one-client\r\nanother-token-000000\r\n")
+    assert read_tokens(path) == ("a-token-of-one-client", "another-token-000000")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

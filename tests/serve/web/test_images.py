@@ -185,6 +185,54 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(client, po
     assert send(port, "POST", "/v1/images/edits", form, headers)[0] == 413
 
 
+def form_of(*files: tuple[str, bytes]) -> bytes:
+    fields = b"".join(
+        b'--b\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n' % field
+        for field in ((b"prompt", b"x"), (b"steps", b"2"), (b"seed", b"1"))
+    )
+    start = '--b\r\nContent-Disposition: form-data; name="{}"; filename="a"\r\n\r\n'
+    return fields + b"".join(start.format(name).encode() + data + b"\r\n" for name, data in files) + b"--b--\r\n"
+
+
+def plain_of(side: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\n%%EOF\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ((("image", EPS),), "the picture image is damaged or no PNG, JPEG, WebP, BMP or TIFF; save it again as PNG"),
+        ((("image", b"<svg/>"),), "the picture image is damaged or no PNG"),
+        ((("image", png_of(64, 64)),), "64 x 64 pixels"),
+        ((("image", plain_of(4000)),), "4000 x 4000 pixels"),
+        ((("image", png_of()), ("mask", png_of(64, 64, mode="L"))), "64 x 64 pixels"),
+        ((("image", png_of()), ("image[]", png_of())), "image is given twice, expected once"),
+    ],
+)
+def test_a_picture_that_would_harm_is_refused_before_it_is_decoded(port, files, message):
+    headers = {"content-type": "Multipart/Form-Data; boundary=b"}  # names of types have no case
+    status, _, answer = send(port, "POST", "/v1/images/edits", form_of(*files), headers)
+    assert (status, message in answer["error"]["message"]) == (400, True), answer
+
+
+def test_sizes_that_the_denoiser_does_not_take_are_the_clients_mistake(label_port):
+    body = {"prompt": "1", "steps": 2, "size": "7x9"}
+    status, _, answer = send(label_port, "POST", "/v1/images/generations", body)
+    assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+    assert "cannot be computed at" in answer["error"]["message"]
+
+
+def test_many_unknown_fields_are_refused_at_the_first(port):
+    body = {"prompt": "x", "steps": 2} | {f"a{i}": 1 for i in range(50_000)}
+    status, _, answer = send(port, "POST", "/v1/images/generations", body)
+    assert (status, answer["error"]["message"]) == (400, "unknown parameter: a0")
+
+
 def test_a_form_without_a_picture_is_refused(port):
     form = b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nx\r\n--b--\r\n'
     headers = {"content-type": "multipart/form-data; boundary=b"}
