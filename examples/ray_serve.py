@@ -288,7 +288,7 @@ def main() -> None:
     try:
         serve.start(http_options={"host": given.host, "port": given.port})
         serve.run(application, name="images", route_prefix="/")
-        print(f"serving {options.replicas} replicas on http://{given.host}:{given.port}", flush=True)
+        print(f"serving on http://{given.host}:{given.port}, replicas: {options.replicas}", flush=True)
         stop.wait()
         _drain(options.drain)
     except RuntimeError as error:
