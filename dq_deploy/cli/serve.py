@@ -7,6 +7,7 @@ import logging
 import re
 import sys
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,8 +40,9 @@ def serve(given: ServeArguments) -> None:
     )
     from dq_deploy.serve.opening import open_service
     from dq_deploy.serve.web.app import create_app
-    from dq_deploy.serve.web.running import bound_socket, serve_on
+    from dq_deploy.serve.web.running import bound_socket, check_certificate, serve_on
 
+    check_certificate(port)
     _log_lines()
     with bound_socket(port) as listener, open_service(served) as service, ExitStack() as stack:
         if given.otel_endpoint is not None:
@@ -81,7 +83,14 @@ _OF_A_SERVER = (
     "proof",
     "token_file",
     "certificate",
+    "key",
     "otel_endpoint",
+    "host",
+    "port",
+    "queue",
+    "time_limit",
+    "drain",
+    "log_prompts",
 )
 """Options that a model repository has no use for."""
 
@@ -89,9 +98,10 @@ _OF_A_SERVER = (
 def _write_triton(given: ServeArguments, out: Path) -> None:
     from dq_deploy.serve.triton import write_triton_repository
 
+    usual = {field.name: field.default for field in fields(given)}
     for name in _OF_A_SERVER:
         flag = f"--{name.replace('_', '-')}"
-        refuse(getattr(given, name) is not None, f"{flag} was given with --write-triton, which has no use for it")
+        refuse(getattr(given, name) != usual[name], f"{flag} was given with --write-triton, which has no use for it")
     named = given.name or re.sub(r"[^A-Za-z0-9_.-]", "_", (given.model or given.engine).resolve().stem)
     written = write_triton_repository(
         out,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dq_deploy.errors import DqError, OptionError
-from dq_deploy.models.conditions import label_limits
+from dq_deploy.models.conditions import condition_names, label_limits
 from dq_deploy.models.load.json_file import read_json
 from dq_deploy.models.load.pipeline_folder import INDEX, find_denoiser, is_pipeline
 from dq_deploy.models.pipeline import PipelineCall, denoiser_name, scheduler_name
@@ -146,6 +146,12 @@ class _Opening:
         name = denoiser_name(main, self.component)
         takes = inspect.signature(type(main).__call__).parameters
         if isinstance(main, DenoiserPipeline):
+            given = [name for name in condition_names(quantized.call) if name != "class_labels"]
+            if given:
+                words = ", ".join(given)
+                raise OptionError(
+                    f"the denoiser takes {words}, made by a pipeline; give the pipeline's folder as `model`"
+                )
             channels = quantized.manifest.outputs[0].shape[1]
             if channels not in (*PICTURE_CHANNELS, *(2 * c for c in PICTURE_CHANNELS)):
                 raise OptionError(

@@ -102,6 +102,8 @@ REFUSED = [
     (["--time-limit", "nan"], "--time-limit is nan, expected seconds above 0"),
     (["--pipeline-threads", "0"], "--pipeline-threads is 0, expected at least 1"),
     (["--certificate", "x.pem"], "got one of --certificate and --key"),
+    (["--certificate", "x.pem", "--key", "y.pem"], "--certificate x.pem and --key y.pem cannot be used"),
+    (["--write-triton", "out", "--queue", "5"], "was given with --write-triton, which has no use for it"),
     (["--token-file", "missing"], "the tokens missing cannot be read"),
     (["--component", "unet"], "--component is unet, but no pipeline draws"),
     (["--scheduler", "nothing"], "scheduler is 'nothing', which diffusers does not have"),

@@ -41,6 +41,8 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "time_limit": "--time-limit",
         "pipeline_threads": "--pipeline-threads",
         "tokens": "--token-file",
+        "certificate": "--certificate",
+        "key": "--key",
         "proof": "--proof",
         "json": "--json",
     },

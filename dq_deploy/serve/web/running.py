@@ -9,6 +9,7 @@ import logging
 import resource
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -160,6 +161,27 @@ def bound_socket(port: Port) -> Iterator[socket.socket]:
         yield listener
 
 
+def check_certificate(port: Port) -> None:
+    """Refuse files of TLS that cannot be used, before anything takes time; nobody is asked for a password.
+
+    Raises:
+        OptionError: they cannot be read, do not belong together, or the key is encrypted.
+    """
+    if port.certificate is None or port.key is None:
+        return
+
+    def password() -> str:
+        raise OptionError(f"`key` {port.key} is encrypted, expected one without a password; decrypt it")
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(port.certificate, port.key, password)
+    except OSError as error:  # as those of ssl are
+        raise OptionError(
+            f"`certificate` {port.certificate} and `key` {port.key} cannot be used ({error}); give two PEM files that "
+            "belong together"
+        ) from error
+
+
 class _Server(uvicorn.Server):
     """Lets the requests that are there finish, and takes no more, before it closes its connections."""
 
@@ -203,18 +225,16 @@ def serve_on(app: FastAPI, service: Service, port: Port, listener: socket.socket
         ssl_certfile=None if port.certificate is None else str(port.certificate),
         ssl_keyfile=None if port.key is None else str(port.key),
     )
-    try:
-        config.load()
-    except OSError as error:
-        raise OptionError(f"certificate {port.certificate} or its key cannot be read ({error})") from error
-    with _signals_end_only_the_server():
-        _Server(config, service, port.drain_seconds).run(sockets=[listener])
+    config.load()
+    server = _Server(config, service, port.drain_seconds)
+    with _signals_end_only(server):
+        server.run(sockets=[listener])
 
 
 @contextmanager
-def _signals_end_only_the_server() -> Iterator[None]:
-    """Uvicorn raises the signal that ended it once more; then it has been obeyed already."""
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+def _signals_end_only(server: uvicorn.Server) -> Iterator[None]:
+    """A signal ends the server, one that comes before it runs too; uvicorn raises it once more when it has ended."""
+    before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
