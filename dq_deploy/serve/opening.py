@@ -22,6 +22,7 @@ from dq_deploy.models.pipeline.pictures import PictureData
 from dq_deploy.pipelines.integer_denoiser import IntegerDenoiser
 from dq_deploy.pipelines.quantized import Quantized, check_same_kind, open_quantized, pipeline_around
 from dq_deploy.serve.card import Labels, ModelCard, bits_of, integer_share, read_proof
+from dq_deploy.serve.orders import MOST_STEPS
 from dq_deploy.serve.painting import Painter, Pipelines
 from dq_deploy.serve.previews import why_no_preview
 from dq_deploy.serve.same_bytes import SameBytes, try_same_bytes
@@ -77,6 +78,8 @@ class Served:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"`{name}` is {value}, expected at least 1")
+        if self.steps is not None and self.steps > MOST_STEPS:
+            raise OptionError(f"`steps` is {self.steps}, expected at most {MOST_STEPS}")
         if self.name is not None and (not self.name.strip() or "/" in self.name or not self.name.isprintable()):
             raise OptionError(f"`name` is {self.name!r}, expected printable characters without a slash")
 

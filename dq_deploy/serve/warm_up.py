@@ -40,6 +40,7 @@ class WarmUp:
         pipelines = service.painter.pipelines
         before = torch.random.get_rng_state()
         if service.card.draws:
+            service.painter.check(replace(self._call(), steps=service.card.steps))
             picture = self._picture(self._call())
             card = replace(service.card, width=picture.width, height=picture.height)
             service.card = replace(card, channels=picture.channels)

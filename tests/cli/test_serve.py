@@ -103,6 +103,7 @@ REFUSED = [
     (["--pipeline-threads", "0"], "--pipeline-threads is 0, expected at least 1"),
     (["--certificate", "x.pem"], "got one of --certificate and --key"),
     (["--certificate", "x.pem", "--key", "y.pem"], "--certificate x.pem and --key y.pem cannot be used"),
+    (["--steps", "1001"], "--steps is 1001, expected at most 1000"),
     (["--write-triton", "out", "--queue", "5"], "was given with --write-triton, which has no use for it"),
     (["--token-file", "missing"], "the tokens missing cannot be read"),
     (["--component", "unet"], "--component is unet, but no pipeline draws"),

@@ -16,7 +16,7 @@ from dq_deploy.models.pipeline import PipelineCall
 from dq_deploy.models.pipeline.call import LARGEST_SEED, LONGEST_PROMPT
 from dq_deploy.models.pipeline.pictures import PictureData
 from dq_deploy.serve.card import Labels, ModelCard
-from dq_deploy.serve.orders import PictureFormat, Terms
+from dq_deploy.serve.orders import MOST_STEPS, PictureFormat, Terms
 from dq_deploy.serve.web.errors import ApiError
 
 MOST_PICTURES = 100
@@ -53,7 +53,7 @@ class GenerationBody(BaseModel):
     moderation: Literal["auto", "low"] | None = Field(None, description="Nothing is moderated.")
     # of this server
     seed: int | None = Field(None, ge=0, le=LARGEST_SEED, description="Of all random numbers; else drawn and said.")
-    steps: int | None = Field(None, ge=1, le=1000, description="Denoising steps.")
+    steps: int | None = Field(None, ge=1, le=MOST_STEPS, description="Denoising steps.")
     guidance: float | None = Field(None, description="Scale of guidance.")
     negative_prompt: str | None = Field(None, max_length=LONGEST_PROMPT, description="What the picture does not show.")
     priority: int | None = Field(0, ge=-10, le=10, description="Higher ones go first.")
