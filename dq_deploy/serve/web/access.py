@@ -39,6 +39,7 @@ class Access:
         body_seconds: that a body may take to come.
         send_seconds: that a client may take to read what was sent before more is sent.
         log_prompts: whether log lines hold prompts.
+        cross_site: whether pages of other sites may ask, which browsers say of their requests; behind tokens they may.
     """
 
     tokens: tuple[str, ...] = ()
@@ -47,6 +48,7 @@ class Access:
     body_seconds: float = 30.0
     send_seconds: float = 60.0
     log_prompts: bool = False
+    cross_site: bool = False
 
 
 def read_tokens(path: Path) -> tuple[str, ...]:
@@ -103,6 +105,7 @@ class Guard:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         try:
             state["client"] = self._client(scope["path"], headers)
+            self._check_site(scope["path"], headers)
             limit = self._limit(scope["path"], headers)
             _check_length(headers, limit)
             await self.app(scope, _Body(receive, limit, self.access.body_seconds), sent)
@@ -116,6 +119,16 @@ class Guard:
             if order is not None:  # whatever ended the answer; nothing, where the request is done
                 order.fail(Reason.CANCELLED, "the client went away")
             self._log(scope, state, status, time.monotonic() - began)
+
+    def _check_site(self, path: str, headers: dict[str, str]) -> None:
+        """Refuse what another site's page asks in the name of who looks at it.
+
+        Raises:
+            ApiError: it does.
+        """
+        allowed = self.access.cross_site or self._digests or path in _OPEN or path.startswith("/page/")
+        if headers.get("sec-fetch-site") == "cross-site" and not allowed:
+            raise ApiError(403, "a page of another site asks; open this server's own page", code="cross_site")
 
     def _limit(self, path: str, headers: dict[str, str]) -> int:
         """Bytes that a body may have."""

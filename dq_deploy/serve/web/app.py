@@ -40,7 +40,7 @@ def create_app(service: Service, access: Access | None = None) -> FastAPI:
         description="Pictures by a quantized diffusion model that runs in integers.",
         docs_url=None,  # its page would load scripts from another host
         redoc_url=None,
-        responses={status: answer for status, answer in ERRORS.items() if status in (401, 404, 405, 413)},
+        responses={status: answer for status, answer in ERRORS.items() if status in (401, 403, 404, 405, 413)},
     )
     app.state.service = service
     app.include_router(images_router(service))

@@ -27,6 +27,7 @@ ERROR: dict[str, Any] = {
 WORDS = {
     400: "The request is not one this server can answer.",
     401: "The token is missing or wrong.",
+    403: "A page of another site asks.",
     404: "There is no such thing.",
     405: "Not by this method.",
     408: "The body did not come in time.",

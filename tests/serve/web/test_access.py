@@ -44,6 +44,17 @@ def test_each_token_is_let_in(guarded, token):
     assert send(guarded, "POST", "/v1/images/generations", {"prompt": "1", "steps": 2}, bearer(token))[0] == 200
 
 
+def test_a_page_of_another_site_asks_for_nothing(label_service):
+    foreign = {"Sec-Fetch-Site": "cross-site"}
+    with live(label_service) as port:
+        status, _, answer = send(port, "POST", "/v1/images/generations", {"prompt": "1"}, foreign)
+        assert (status, answer["error"]["code"]) == (403, "cross_site")
+        assert send(port, "DELETE", "/v1/requests/x", headers=foreign)[0] == 403
+        assert send(port, "GET", "/", headers=foreign)[0] == 200
+        for own in ("same-origin", "none"):
+            assert send(port, "GET", "/v1/models", headers={"Sec-Fetch-Site": own})[0] == 200
+
+
 def test_the_page_needs_no_token(guarded):
     assert send(guarded, "GET", "/")[0] == 200
 
