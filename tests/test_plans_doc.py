@@ -91,6 +91,7 @@ def test_the_configuration_for_triton_is_that_of_the_plan(text, manifest):
 
 def test_the_configuration_for_triton_is_a_model_configuration(text):
     """Every field name and type, by the server's own message definition."""
+    pytest.importorskip("grpc", reason="needs tritonclient[grpc]")
     pb2 = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="needs tritonclient[grpc]")
     from google.protobuf import text_format
 

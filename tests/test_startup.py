@@ -12,7 +12,7 @@ import pytest
 
 import dq_deploy
 
-COMMANDS = ("quantize", "export", "build", "verify", "bench", "sample", "info", "tune", "import")
+COMMANDS = ("quantize", "export", "build", "verify", "bench", "sample", "serve", "info", "tune", "import")
 MODULES = {name: name for name in COMMANDS} | {"import": "import_record"}  # `import` is no name in Python
 GENEROUS_IMPORT_S = 1.5  # the goal is 0.3 s on a quiet machine; docs/measured.md has the numbers
 GENEROUS_HELP_S = 5.0  # the goal is 1 s

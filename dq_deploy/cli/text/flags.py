@@ -44,7 +44,6 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "certificate": "--certificate",
         "key": "--key",
         "proof": "--proof",
-        "json": "--json",
     },
     "dq-quantize": {
         "QuantizeOptions": "dq-quantize --help",

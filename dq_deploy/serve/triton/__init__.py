@@ -22,7 +22,7 @@ def write_triton_repository(
     torch_threads: int = 1,
     hash_check: bool = True,
 ) -> WrittenRepository:
-    """Write a folder that Triton Inference Server loads with `--model-repository`.
+    """Write a folder that Triton Inference Server loads as its model repository.
 
     It holds two models: `<name>_denoiser`, one denoising step, run by Triton's backend for ONNX Runtime or TensorRT;
     and `<name>`, a whole picture: diffusers' pipeline in Triton's python backend, which asks the first for each step.

@@ -27,6 +27,8 @@ NO_OPTIONS = ("`ldm`",)
 ONE_COMMAND = {
     "dq_deploy/verify/output/float_source.py": "dq-verify",
     "dq_deploy/pipelines/quantized.py": "dq-sample",
+    "dq_deploy/serve/opening.py": "dq-serve",
+    "dq_deploy/serve/triton/loop_settings.py": "dq-serve",
 }
 """Files whose words reach one command only, with an option that is called otherwise elsewhere."""
 

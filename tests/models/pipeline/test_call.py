@@ -83,7 +83,7 @@ def test_pictures_and_masks_are_read_and_checked(text, tmp_path):
     (tmp_path / "damaged.png").write_bytes(good.read_bytes()[:40])
     for image, message in (
         (tmp_path / "none.png", "does not exist"),
-        (tmp_path / "damaged.png", "cannot be read"),
+        (tmp_path / "damaged.png", "is damaged or no PNG, JPEG"),
         (picture(tmp_path / "l.png", mode="L"), "has the mode L, expected RGB"),
         (picture(tmp_path / "odd.png", (17, 16)), "is 17 x 16, expected multiples of 2"),
         (picture(tmp_path / "other.png"), r"sizes image 16 x 16, mask 24 x 16"),
