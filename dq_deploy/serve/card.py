@@ -169,7 +169,7 @@ def read_proof(path: Path, record_sha256: str | None, engine: str) -> Proof:
         raise FileProblemError(f"the proof {path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise FileProblemError(
-            f"the proof {path} is no report of dq-verify ({error}); write one with dq-verify `json` {path.name}"
+            f"the proof {path} is no report that dq-verify wrote as JSON ({error}); let it write one"
         ) from error
     if of != record_sha256 or target != engine:
         raise FileProblemError(

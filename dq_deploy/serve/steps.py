@@ -253,7 +253,8 @@ def chosen_steps(ready: Sequence[tuple[int, str, Key, int]], max_rows: int) -> l
 
     Returns:
         Indices into `ready`, at least one. The first is of the highest priority and waits longest; the others have its
-        key, higher priorities first, and of each priority the clients take turns.
+        key, higher priorities first, and of each priority the clients take turns. Their rows are a power of two or
+        `max_rows`, where that can be: an engine prepares memory for each size of a batch, and few sizes stay prepared.
     """
     best = max(range(len(ready)), key=lambda i: (ready[i][0], -i))
     key, rows = ready[best][2], ready[best][3]
@@ -268,6 +269,8 @@ def chosen_steps(ready: Sequence[tuple[int, str, Key, int]], max_rows: int) -> l
         found.append(following)
         rows += ready[following][3]
         taken[ready[following][1]] += 1
+    while len(found) > 1 and rows != max_rows and rows & (rows - 1):
+        rows -= ready[found.pop()][3]
     return found
 
 

@@ -30,7 +30,9 @@ def test_a_call_holds_one_shape_begins_with_the_most_urgent_and_is_no_larger_tha
     highest = max(entry[0] for entry in ready)
     assert found[0] == next(i for i, entry in enumerate(ready) if entry[0] == highest)
     assert {ready[i][2] for i in found} == {ready[found[0]][2]}
-    assert sum(ready[i][3] for i in found) <= max(most, ready[found[0]][3])
+    rows = sum(ready[i][3] for i in found)
+    assert rows <= max(most, ready[found[0]][3])
+    assert len(found) == 1 or rows == most or rows.bit_count() == 1
 
 
 def test_clients_take_turns_in_a_call():
@@ -38,9 +40,14 @@ def test_clients_take_turns_in_a_call():
     assert [ready[i][1] for i in chosen_steps(ready, 4)] == ["x", "y", "x", "y"]
 
 
+def test_batches_have_few_sizes():
+    sizes = {len(chosen_steps([(0, "x", (), 1)] * ready, 12)) for ready in range(1, 40)}
+    assert sizes == {1, 2, 4, 8, 12}
+
+
 def test_a_higher_priority_comes_before_turns():
     ready = [(0, "x", (), 1), (0, "y", (), 1), (3, "x", (), 1), (3, "x", (), 1)]
-    assert chosen_steps(ready, 3) == [2, 3, 1]
+    assert chosen_steps(ready, 4) == [2, 3, 1, 0]
 
 
 class Counting:

@@ -30,7 +30,13 @@ from dq_deploy.numerics import step_bucket
 from dq_deploy.record import Record
 
 KEPT_PLANS = 4
-"""Batch sizes whose memory and calls are kept."""
+"""Batch sizes whose memory and calls are kept, whatever they take."""
+
+MOST_PLANS = 16
+"""As many are kept where all together take little."""
+
+LITTLE_BYTES = 2**28
+"""That is little."""
 
 TIMESTEP = "timestep"
 
@@ -75,6 +81,7 @@ class Plan:
         bound: what its structs refer to.
         structs: by op index; ops of the host have none.
         pieces: what runs in order: lists of calls, and functions.
+        nbytes: of its memory.
     """
 
     program: Program
@@ -82,6 +89,7 @@ class Plan:
     bound: Bound
     structs: Mapping[int, c.Structure]
     pieces: tuple[c.Array[Any] | Callable[[], None], ...]
+    nbytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,10 +177,14 @@ class CpuExecutor:
         key = (batch, self.programs.first if sizes is None else sizes)
         with self.lock:
             plan = self._plans.pop(key, None)
-            while plan is None and len(self._plans) >= KEPT_PLANS:
+            while plan is None and len(self._plans) >= self._kept():
                 self._plans.pop(next(iter(self._plans)))
             self._plans[key] = plan or self._planned(*key)
             return self._plans[key]
+
+    def _kept(self) -> int:
+        """How many plans are kept now."""
+        return MOST_PLANS if sum(plan.nbytes for plan in self._plans.values()) < LITTLE_BYTES else KEPT_PLANS
 
     def kept_plans(self) -> Mapping[tuple[int, Sizes], Plan]:
         """The plans that were made, by samples and the sizes that vary besides."""
@@ -223,7 +235,9 @@ class CpuExecutor:
             pieces.append(function)
         if calls:
             pieces.append(call_list(calls))
-        return Plan(program=program, memory=memory, bound=bound, structs=structs, pieces=tuple(pieces))
+        return Plan(
+            program=program, memory=memory, bound=bound, structs=structs, pieces=tuple(pieces), nbytes=arena.nbytes
+        )
 
     def _check_parts(self, program: Program) -> None:
         """A program at other sizes calls the layers that were packed, and pads none that cannot be padded."""

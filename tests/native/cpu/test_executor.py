@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as f
 
 from dq_deploy.errors import DqError, InputError, NonFiniteError
-from dq_deploy.native.cpu.executor import KEPT_PLANS
+from dq_deploy.native.cpu.executor import KEPT_PLANS, MOST_PLANS
 from dq_deploy.record import Layer
 from tests.native.programs import Case, Function, layer_of
 
@@ -169,4 +169,14 @@ def test_the_batches_used_last_are_kept():
     for batch in range(2, 2 + KEPT_PLANS):
         executor.plan(batch)
         assert executor.plan(1) is kept
+    executor.close()
+
+
+@pytest.mark.parametrize(("little", "most"), [(2**28, MOST_PLANS), (1, KEPT_PLANS)])
+def test_more_are_kept_where_they_take_little(monkeypatch, little, most):
+    monkeypatch.setattr("dq_deploy.native.cpu.executor.LITTLE_BYTES", little)
+    executor = one_conv().executor()
+    for batch in range(1, 30):
+        executor.plan(batch)
+        assert len(executor.kept_plans()) == min(batch, most)
     executor.close()
