@@ -87,7 +87,7 @@ def test_more_drawings_than_a_browser_has_connections_can_all_be_cancelled(page,
     draw(page, "many", **LONG)
     for _ in range(7):
         page.press("Enter", 13)
-    page.wait("document.querySelectorAll('#queue li.own').length === 4")
+    page.wait("document.querySelectorAll('#queue li.own').length === 4", 90)
     page.click("#cancel")
     page.wait("document.querySelectorAll('article[data-state=cancelled]').length === 8", 5)
     page.wait("document.querySelectorAll('#queue li').length === 0", 5)
