@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from dq_kernels.cpu.library import aligned_empty
 from dq_kernels.cpu.structs import PackedHead
 
 from dq_deploy.native import runner as runner_module
-from dq_deploy.native.program.program import at_batch, from_json
+from dq_deploy.native.program.layer_constants import FloatConstants
+from dq_deploy.native.program.program import View, at_batch, from_json
 from dq_deploy.native.runner import NativeRunner
 from dq_deploy.verify.native import constants as native_constants
 from dq_deploy.verify.native.constants import native_differences
@@ -45,9 +47,22 @@ def floats(name: str, how: Callable[[np.ndarray], None]) -> Callable[[NativeRunn
         ops = from_json(at_batch(runner.executor.joined, 1)).ops
         views = {str(v.buffer): v for op in ops for v in op.views()}
         found = next(key for key in views if key == name or (name == "folded" and key.startswith("folded.")))
-        how(runner.executor.floats.base(views[found]))
+        how(writeable(runner.executor.floats, views[found]))
 
     return edit
+
+
+def writeable(held: FloatConstants, view: View) -> np.ndarray:
+    """Memory that kernels will read: a copy where the array happens to lie as they read it, and is the record's own."""
+    name = str(view.buffer)
+    while held._parameters is not None and name not in held._arrays:
+        held = held._parameters
+    array = held.base(view)
+    if not array.flags.writeable:
+        own = aligned_empty(array.shape, array.dtype)
+        own[...] = array
+        held._bases[name] = array = own
+    return array
 
 
 def program(kind: str, key: str, value: object, *, at: int = 0) -> Callable[[NativeRunner], None]:
