@@ -175,7 +175,7 @@ def _log_lines() -> None:
 
 def _say(card: ModelCard, given: ServeArguments, port: int) -> None:
     """Where it is served, and what does not hold."""
-    if not card.same_bytes.holds:
+    if not (card.same_bytes.holds and card.same_bytes.proven):
         warn(f"an answer may depend on what else is served: {card.same_bytes.how}")
     kind = "http" if given.certificate is None else "https"
     host = f"[{given.host}]" if ":" in given.host else given.host

@@ -27,10 +27,12 @@ class SameBytes:
 
     Attributes:
         holds: no byte of any output differed.
+        proven: of what computes it is known that the batch changes nothing, so what was tried stands for all inputs.
         how: what was tried, in words.
     """
 
     holds: bool
+    proven: bool
     how: str
 
 
@@ -45,7 +47,7 @@ def try_same_bytes(engine: Runner, call: Call, max_rows: int) -> SameBytes:
         max_rows: of a batch.
     """
     if max_rows == 1 or not joins(engine):
-        return SameBytes(holds=True, how="each sample runs alone")
+        return SameBytes(holds=True, proven=True, how="each picture's calls run alone")
     feeds = _feeds(engine, call, max_rows)
     alone: dict[int, dict[str, Array]] = {}
     compared: list[int] = []
@@ -55,12 +57,15 @@ def try_same_bytes(engine: Runner, call: Call, max_rows: int) -> SameBytes:
         for index in range(rows):
             alone[index] = alone.get(index) or engine.run(_rows(engine, feeds, index, index + 1))
             if any(value[index].tobytes() != alone[index][name][0].tobytes() for name, value in together.items()):
-                return SameBytes(holds=False, how=f"a sample in a batch of {rows} differed from the same alone")
+                return SameBytes(
+                    holds=False, proven=True, how=f"a sample in a batch of {rows} differed from the same alone"
+                )
         compared.append(rows)
         if time.monotonic() > end:
             break
-    proof = "" if isinstance(engine, NativeRunner) else f"; that is no proof for {engine.engine}"
-    return SameBytes(holds=True, how=f"compared alone and in batches of {_list(compared)}{proof}")
+    proven = isinstance(engine, NativeRunner)
+    proof = "" if proven else f"; that is no proof for {engine.engine}"
+    return SameBytes(holds=True, proven=proven, how=f"compared alone and in batches of {_list(compared)}{proof}")
 
 
 def _feeds(engine: Runner, call: Call, rows: int) -> dict[str, Array]:

@@ -54,7 +54,7 @@ class WarmUp:
         card = replace(service.card, edits=pipelines.edits is not None, masks=pipelines.masks is not None)
         if not torch.equal(before, torch.random.get_rng_state()):
             how = "the pipeline takes random numbers that all requests share"
-            card = replace(card, same_bytes=SameBytes(holds=False, how=how))
+            card = replace(card, same_bytes=SameBytes(holds=False, proven=True, how=how))
         service.card = card
 
     def _of_pictures_alone(self, pipeline: Any) -> None:

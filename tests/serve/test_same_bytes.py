@@ -12,18 +12,19 @@ from dq_deploy.serve.same_bytes import try_same_bytes
 def test_the_native_engine_gives_the_same_bytes(tiny_record_path, tiny_record):
     with open_engine(tiny_record_path, threads=1) as runner:
         found = try_same_bytes(runner, call_of_record(tiny_record), 8)
-    assert (found.holds, found.how) == (True, "compared alone and in batches of 2 to 8")
+    assert (found.holds, found.proven, found.how) == (True, True, "compared alone and in batches of 2 to 8")
 
 
 def test_of_another_engine_it_is_said_to_be_no_proof(tiny_engine, tiny_record):
     with open_engine(tiny_engine, threads=1) as runner:
         found = try_same_bytes(runner, call_of_record(tiny_record), 3)
+    assert (found.holds, found.proven) == (True, False)
     assert found.how == "compared alone and in batches of 2, 3; that is no proof for onnxruntime"
 
 
 def test_alone_there_is_nothing_to_try(tiny_record_path, tiny_record):
     with open_engine(tiny_record_path, threads=1) as runner:
-        assert try_same_bytes(runner, call_of_record(tiny_record), 1).how == "each sample runs alone"
+        assert try_same_bytes(runner, call_of_record(tiny_record), 1).how == "each picture's calls run alone"
         assert runner.runs == 0
 
 

@@ -49,6 +49,23 @@ def test_a_request_gives_the_same_bytes_alone_and_in_a_crowd(tiny_record_path, s
     assert len({data for pictures in alone for data in pictures}) == sum(call.count for call in calls)
 
 
+@pytest.mark.parametrize(("target", "mode"), [("onnxruntime", "exact"), ("onnxruntime", "fast"), ("openvino", "exact")])
+def test_on_exported_engines_too(tiny_record, tmp_path, target, mode):
+    """No proof for them; in mode fast a call holds steps of one bucket alone, which the engine refuses to mix."""
+    pytest.importorskip(target)
+    from dq_deploy import export
+
+    export(tiny_record, tmp_path / "unet.onnx", target=target, mode=mode)
+    served = Served(engine=tmp_path / "unet.onnx", threads=1, limits=Limits(max_batch=4))
+    with open_service(served) as service:
+        calls = [label(seed, steps=3 + seed % 3) for seed in range(8)]
+        alone = [pictures_of(service, call) for call in calls]
+        answers = [ask(service, call) for call in calls]
+        all_over(answers)
+        assert [answer.pictures for answer in answers] == alone
+        assert not service.card.same_bytes.proven
+
+
 def test_with_text_guidance_and_a_vae_too(text_service):
     calls = [text(seed, guidance=(1.0, 4.0)[seed % 2], count=1 + seed % 2) for seed in range(8)]
     alone = [pictures_of(text_service, call) for call in calls]

@@ -34,8 +34,9 @@ function proof(found) {
 
 function sameBytes(found) {
   if (!found) return "not said";
-  const badge = make("span", { class: found.holds ? "badge good" : "badge warn" }, found.holds ? "✓ yes" : "no");
-  const text = found.holds ? " alone and in every batch" : " they may depend on the batch";
+  const sure = found.holds && found.proven;
+  const badge = make("span", { class: sure ? "badge good" : "badge warn" }, sure ? "✓ yes" : found.holds ? "not proven" : "no");
+  const text = sure ? " alone and in every batch" : found.holds ? " no difference was seen" : " they may depend on the batch";
   return [badge, text, make("span", { class: "hint block" }, found.how ?? "")];
 }
 
