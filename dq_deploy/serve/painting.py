@@ -121,7 +121,8 @@ class Painter:
             order.check_going_on()
             pipeline = own_pipeline(self.pipelines.for_call(order.call))
             raw = isinstance(pipeline, DenoiserPipeline)
-            arguments = order.call.arguments(pipeline, [index], output_type="latent" if raw else "np")
+            kind = "latent" if raw else "np"
+            arguments = order.call.arguments(pipeline, [index], output_type=kind, effects=False)  # checked when taken
             if index == 0:
                 order.text_tokens = _tokens(pipeline, order.call)
             with _OrderWatch(pipeline, self.pipelines.component, order, index) as watch:

@@ -143,19 +143,25 @@ class PipelineCall:
                 f"negative_prompt has {len(self.negative_prompt or '')} characters, expected at most {LONGEST_PROMPT}"
             )
 
-    def arguments(self, pipeline: Any, indices: Sequence[int], *, output_type: str | None = None) -> dict[str, Any]:
+    def arguments(
+        self, pipeline: Any, indices: Sequence[int], *, output_type: str | None = None, effects: bool = True
+    ) -> dict[str, Any]:
         """Keyword arguments of the pipeline's `__call__` for some of the images.
 
         Args:
             pipeline: of diffusers, or a `DenoiserPipeline`.
             indices: of the images, from 0 to count - 1.
             output_type: `latent`, `np`, `pt` or `pil`; None leaves it to the pipeline.
+            effects: refuse what would change nothing; False where that was done for the same call and pipeline.
 
         Raises:
             OptionError: the pipeline does not take what is asked, or needs what is missing.
             FileProblemError: a picture cannot be read, or does not fit.
         """
-        return _Arguments(self, pipeline, list(indices), output_type).collected()
+        found = _Arguments(self, pipeline, list(indices), output_type).collected()
+        if effects:
+            check_effects(pipeline, found)
+        return found
 
 
 class _Arguments:
@@ -195,7 +201,6 @@ class _Arguments:
             self._put(name, value, name)
             self._check_kind(name, value)
         self._check_complete()
-        check_effects(self.pipeline, self.found)
         return self.found
 
     def _check_complete(self) -> None:
