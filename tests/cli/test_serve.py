@@ -45,31 +45,27 @@ def draw(port, **changes):
     return send(port, "POST", "/v1/images/generations", body)
 
 
-def test_what_was_taken_is_finished_when_the_server_is_told_to_stop(tiny_record_path):
+def answer_of_a_server_that_is_told_to_stop(record, *more, **asked):
+    """Told while it draws; it ends by itself with the code 0."""
     found = []
-    with serving(tiny_record_path) as (process, port):
-        thread = threading.Thread(target=lambda: found.append(draw(port, n=10, steps=40)))
+    with serving(record, *more) as (process, port):
+        thread = threading.Thread(target=lambda: found.append(draw(port, **asked)))
         thread.start()
         while not send(port, "GET", "/v1/requests")[2]["data"]:
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         thread.join(60)
         assert process.wait(20) == 0
-    assert found[0][0] == 200
-    assert len(found[0][2]["data"]) == 10
+    return found[0]
+
+
+def test_what_was_taken_is_finished_when_the_server_is_told_to_stop(tiny_record_path):
+    status, _, answer = answer_of_a_server_that_is_told_to_stop(tiny_record_path, n=10, steps=40)
+    assert (status, len(answer["data"])) == (200, 10)
 
 
 def test_what_takes_longer_than_it_may_is_told_so(tiny_record_path):
-    found = []
-    with serving(tiny_record_path, "--drain", "0.2") as (process, port):
-        thread = threading.Thread(target=lambda: found.append(draw(port, n=90, steps=1000)))
-        thread.start()
-        while not send(port, "GET", "/v1/requests")[2]["data"]:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        thread.join(60)
-        assert process.wait(20) == 0
-    status, _, answer = found[0]
+    status, _, answer = answer_of_a_server_that_is_told_to_stop(tiny_record_path, "--drain", "0.2", n=90, steps=1000)
     assert (status, answer["error"]["message"]) == (503, "the server stops")
 
 
