@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -127,26 +128,53 @@ class StepWatch:
 
 
 class _Collected(logging.Handler):
+    """In place of the handlers of diffusers' logger while some thread collects: each thread gets its own messages."""
+
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.messages: list[str] = []
+        self._of_thread = threading.local()
+        self._guard, self._users = threading.Lock(), 0
+        self._before: tuple[list[logging.Handler], int] = ([], logging.NOTSET)
 
     def emit(self, record: logging.LogRecord) -> None:
+        found: list[str] | None = getattr(self._of_thread, "found", None)
         message = " ".join(record.getMessage().split())
-        if message not in self.messages:
-            self.messages.append(message)
+        if found is not None and message not in found:
+            found.append(message)
+
+    def begin(self) -> list[str]:
+        """Messages of the calling thread from now on."""
+        self._of_thread.found = found = list[str]()
+        logger = logging.getLogger("diffusers")
+        with self._guard:
+            self._users += 1
+            if self._users == 1:
+                self._before, logger.handlers = (logger.handlers, logger.level), [self]
+                logger.setLevel(logging.WARNING)  # a command has it higher: what is collected is said, not shown
+        return found
+
+    def end(self) -> None:
+        """No more; behind the last thread the logger is as it was."""
+        self._of_thread.found = None
+        logger = logging.getLogger("diffusers")
+        with self._guard:
+            self._users -= 1
+            if not self._users:
+                logger.handlers = self._before[0]
+                logger.setLevel(self._before[1])
+
+
+_COLLECTED = _Collected()
 
 
 @contextmanager
 def collected_warnings() -> Iterator[list[str]]:
-    """What diffusers warns of inside the block, each once, in place of lines on the terminal: a prompt that is cut."""
-    logger = logging.getLogger("diffusers")
-    collected = _Collected()
-    before, logger.handlers = logger.handlers, [collected]
-    level = logger.level
-    logger.setLevel(logging.WARNING)  # a command has it higher: what is collected is said, not shown
+    """What diffusers warns of inside the block, each once, in place of lines on the terminal: a prompt that is cut.
+
+    Threads may be inside at once; each gets what it caused.
+    """
+    found = _COLLECTED.begin()
     try:
-        yield collected.messages
+        yield found
     finally:
-        logger.handlers = before
-        logger.setLevel(level)
+        _COLLECTED.end()

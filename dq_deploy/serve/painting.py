@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +18,7 @@ from dq_deploy.numerics.arrays import F32, Array
 from dq_deploy.pipelines.draw import images_of
 from dq_deploy.pipelines.grid import bytes_from_unit
 from dq_deploy.pipelines.integer_denoiser import IntegerDenoiser
-from dq_deploy.pipelines.watch import StepWatch
+from dq_deploy.pipelines.watch import StepWatch, collected_warnings
 from dq_deploy.serve.orders import Order, PartialPicture, Picture, PictureFormat, StepDone
 from dq_deploy.serve.previews import preview_of
 from dq_deploy.serve.steps import SharedEngine
@@ -93,7 +89,6 @@ class Painter:
         """
         self.pipelines = pipelines
         self._shared, self._turn, self._threads = shared, turn, threads
-        self._remarks = _Remarks()
 
     def begin_thread(self) -> None:
         """To be called once by each thread that draws."""
@@ -117,7 +112,7 @@ class Painter:
         """
         assert order.call is not None
         self._shared.serving(order)
-        with self._turn, torch.inference_mode(), self._remarks.collected() as remarks:
+        with self._turn, torch.inference_mode(), collected_warnings() as remarks:
             order.check_going_on()
             pipeline = own_pipeline(self.pipelines.for_call(order.call))
             raw = isinstance(pipeline, DenoiserPipeline)
@@ -222,30 +217,3 @@ def partial_step(done: int, wanted: int, steps: int) -> int | None:
         return None
     step = max(done + 1, (done + 1) * steps // (wanted + 1))
     return step if step < steps else None
-
-
-class _Remarks(logging.Handler):
-    """What diffusers warns of, collected apart for each thread."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._of_thread = threading.local()
-        for name in ("diffusers", "transformers"):
-            logger = logging.getLogger(name)
-            logger.handlers, logger.propagate = [self], False
-            logger.setLevel(logging.WARNING)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        found: list[str] | None = getattr(self._of_thread, "found", None)
-        message = " ".join(record.getMessage().split())
-        if found is not None and message not in found:
-            found.append(message)
-
-    @contextmanager
-    def collected(self) -> Iterator[list[str]]:
-        found: list[str] = []
-        self._of_thread.found = found
-        try:
-            yield found
-        finally:
-            self._of_thread.found = None

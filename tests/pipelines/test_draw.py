@@ -91,3 +91,30 @@ def test_constant_images_are_found():
     images = np.zeros((3, 1, 2, 2), np.float32)
     images[1, 0, 0, 0] = 1
     assert constant_images(images) == [0, 2]
+
+
+def test_each_thread_collects_the_warnings_it_causes():
+    import logging
+    import threading
+
+    from dq_deploy.pipelines.watch import collected_warnings
+
+    logger = logging.getLogger("diffusers.anything")
+    before = (list(logging.getLogger("diffusers").handlers), logging.getLogger("diffusers").level)
+    inside, found = threading.Barrier(2), {}
+
+    def work(name):
+        with collected_warnings() as remarks:
+            inside.wait(10)
+            logger.warning("%s is cut", name)
+            logger.warning("%s is cut", name)
+            inside.wait(10)
+        found[name] = remarks
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {"a": ["a is cut"], "b": ["b is cut"]}
+    assert (logging.getLogger("diffusers").handlers, logging.getLogger("diffusers").level) == before
