@@ -107,6 +107,7 @@ def _overrides(given: QuantizeArguments, asked: PipelineCall) -> dict[str, Any]:
         "keep": None if given.keep is None else tuple(_words(given.keep)),
         "layer_bits": _layer_bits(given.layer_bits) or None,
         "budget": given.budget,
+        "activation_budget": given.activation_budget,
         "without": None if given.without is None else tuple(_words(given.without)),
         "calibration_choice": given.calibration_choice,
         "seed": asked.seed or given.seed,

@@ -20,7 +20,7 @@ from dq_deploy.methods.options import (
     check_names,
     options_for,
 )
-from dq_deploy.methods.presets import DEFAULT_PRESET, PRESETS, options_from_preset
+from dq_deploy.methods.presets import BIT_PRESETS, DEFAULT_PRESET, PRESETS, options_from_preset
 from dq_deploy.methods.progress import Progress
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dq_deploy.record import Record
 
 __all__ = [
+    "BIT_PRESETS",
     "METHODS",
     "PARTS",
     "PRESETS",
@@ -115,9 +116,10 @@ def quantize(
 def _within_budget(run: Run, options: SharedOptions, init: Record | None) -> Record:
     if init is not None and options.method != "quest":
         raise OptionError(f"an initial record was given with method {options.method}, expected method quest")
-    if options.budget is not None and init is not None:
+    budgeted = options.budget is not None or options.activation_budget is not None
+    if budgeted and init is not None:
         raise OptionError("got a budget and an initial record, expected one: the record's layers have their bits")
-    if options.budget is not None:
+    if budgeted:
         from dq_deploy.methods.budget.bit_budget import options_within_budget
 
         options, chosen = options_within_budget(run.denoiser, options, run.source, run.progress)

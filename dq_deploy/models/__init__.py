@@ -78,6 +78,7 @@ __all__ = [
     "quantizable_layers",
     "random_conditions",
     "sample_name",
+    "shared_inputs",
     "skip_splits",
     "words_of_untried",
 ]
@@ -227,6 +228,13 @@ def skip_splits(module: torch.nn.Module, call: Call) -> dict[str, int]:
     from dq_deploy.models.capture.captured import captured
 
     return dict(captured(module, call).splits)
+
+
+def shared_inputs(module: torch.nn.Module, call: Call) -> list[tuple[str, ...]]:
+    """Layers that read one tensor, as queries, keys and values do, in execution order; others are left out."""
+    from dq_deploy.models.capture.captured import captured
+
+    return list(captured(module, call).shared_inputs)
 
 
 def middle_of(module: torch.nn.Module, call: Call) -> str:

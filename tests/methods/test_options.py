@@ -10,6 +10,7 @@ import pytest
 
 from dq_deploy.errors import FileProblemError, OptionError
 from dq_deploy.methods import (
+    BIT_PRESETS,
     METHODS,
     PRESETS,
     SharedOptions,
@@ -158,7 +159,7 @@ def test_unknown_keyword_arguments_are_refused() -> None:
         quantize(tiny_denoiser(), options_for(), steps=3)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [*PRESETS, *BIT_PRESETS])
 def test_every_packaged_preset_loads(preset: str) -> None:
     assert options_from_preset(preset, weight_bits=6, steps=None).weight_bits == 6
 
@@ -174,6 +175,18 @@ def test_a_method_has_the_same_rates_from_python_the_command_line_and_a_users_fi
     quantize(tiny_denoiser(), method=method, preset="fast")
     assert found == [options_from_preset("balanced", method=method), options_from_preset("fast", method=method)]
     assert options_from_preset(str(tmp_path / "mine.yaml"), method=method) == replace(found[0], weight_bits=6)
+
+
+def test_bits_stand_beside_a_preset_for_the_time(tmp_path: Path) -> None:
+    fast, mixed = options_from_preset("fast"), {"weight_bits": 4, "activation_bits": 4, "activation_budget": 5}
+    assert options_from_preset("fast,w4a4-mixed") == replace(fast, **mixed)
+    assert options_from_preset("w4a4-mixed, fast") == replace(fast, **mixed)
+    assert options_from_preset("w4a4-mixed") == replace(options_from_preset("balanced"), **mixed)
+    (tmp_path / "mine.yaml").write_text("method: quest\nsamples: 5\n")
+    both = options_from_preset(f"fast,{tmp_path / 'mine.yaml'}")
+    assert both == replace(options_from_preset("fast", method="quest"), samples=5)
+    with pytest.raises(OptionError, match="presets fast and best were given, expected one of"):
+        options_from_preset("fast,best")
 
 
 def test_a_users_preset_is_read_and_overridden(tmp_path: Path) -> None:

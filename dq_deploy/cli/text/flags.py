@@ -57,6 +57,7 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "split_skips": "--split-skips/--whole-skips",
         "keep": "--keep",
         "budget": "--budget",
+        "activation_budget": "--activation-budget",
         "labels": "--labels",
         "kind": "--calibration",
         "conditions": "--conditions",

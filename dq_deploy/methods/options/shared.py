@@ -60,6 +60,9 @@ class SharedOptions:
         budget: average number of weight bits over all quantized layers; the bits of each layer follow from its
             measured sensitivity.
         budget_widths: weight bits a layer may get under `budget`.
+        activation_budget: average number of activation bits over all integer layers, each counted with its
+            multiply-accumulates; the bits of each follow from its measured sensitivity.
+        activation_budget_widths: activation bits a layer may get under `activation_budget`.
         split_skips: layers behind a skip concatenation get a quantizer for each half; None is the method's own choice.
         seed: seed of noise, labels and training batches.
         samples: calibration trajectories. Each gives one input for each step, or as many in all where
@@ -94,6 +97,8 @@ class SharedOptions:
     layer_bits: BitsByPattern = field(default_factory=dict)
     budget: float | None = number(None, 2, 8)
     budget_widths: tuple[int, ...] = (4, 8)
+    activation_budget: float | None = number(None, 2, 8)
+    activation_budget_widths: tuple[int, ...] = (4, 6, 8)
     split_skips: bool | None = flag(None)
     seed: int = whole(0, 0, 2**31 - 1)
     samples: int = whole(64, 1, 1_000_000)
@@ -119,7 +124,8 @@ class SharedOptions:
         self._take_own_choices()
         self._set("keep", None if self.keep is None else tuple(self.keep))
         self._set("labels", tuple(self.labels))
-        self._set("budget_widths", _checked_widths(self.budget_widths))
+        for name in ("budget_widths", "activation_budget_widths"):
+            self._set(name, _checked_widths(name, getattr(self, name)))
         self._set("layer_bits", {pattern: bits_pair(pattern, bits) for pattern, bits in self.layer_bits.items()})
         if self.activation_bits == FLOAT_ACTIVATIONS and self.weight_bits != WEIGHT_ONLY_BITS:
             raise OptionError(
@@ -176,10 +182,10 @@ class SharedOptions:
         return bool(self.static) or self.step_groups == 1 or "temporal-quantizer" in self.without
 
 
-def _checked_widths(widths: Sequence[int]) -> tuple[int, ...]:
+def _checked_widths(name: str, widths: Sequence[int]) -> tuple[int, ...]:
     found = tuple(widths)
     if not found or not all(isinstance(w, int) and not isinstance(w, bool) and 2 <= w <= 8 for w in found):
-        raise OptionError(f"budget_widths is {widths!r}, expected weight bits from 2 to 8, such as 4, 8")
+        raise OptionError(f"{name} is {widths!r}, expected bits from 2 to 8, such as 4, 8")
     return tuple(sorted(set(found)))
 
 

@@ -99,7 +99,7 @@ def step_influence(denoiser: Denoiser, options: SharedOptions, source: Calibrati
         return None
     try:
         return sampling_run(denoiser, options, source, samples=1, at_once=1).visits(influence=True).influence
-    except ModelError:
+    except (ModelError, OptionError):
         if source.kind == "random":  # a denoiser that cannot be sampled alone
             return None
         raise

@@ -74,8 +74,8 @@ def options_of_initial(record: Record, denoiser: Denoiser, options: QuestOptions
     _check_model(record, denoiser)
     if not record.layers:
         raise OptionError("the initial record has no integer layers, expected some to finetune; give another `init`")
-    for name, given in (("keep", options.keep), ("layer_bits", options.layer_bits), ("budget", options.budget)):
-        if given:
+    for name in ("keep", "layer_bits", "budget", "activation_budget"):
+        if getattr(options, name):
             raise OptionError(
                 f"{name} was given with an initial record, which decides the bits of every layer; leave it out"
             )

@@ -9,7 +9,10 @@ from dq_deploy.errors import FileProblemError, OptionError
 from dq_deploy.methods.options import DEFAULT_METHOD, METHODS, OPTION_NAMES, SharedOptions, options_for
 
 PRESETS = ("fast", "balanced", "best")
-"""Files beside this module, `<name>.yaml`."""
+"""How long a method works: files beside this module, `<name>.yaml`."""
+
+BIT_PRESETS = ("w4a4-mixed", "w4a6-mixed", "w5a5-mixed")
+"""Which bits layers get: files beside this module that say nothing else."""
 
 DEFAULT_PRESET = "balanced"
 
@@ -21,11 +24,12 @@ def preset_path(preset: str) -> Path:
         OptionError: neither a known name nor a YAML path.
         FileProblemError: the file is not there.
     """
-    if preset in PRESETS:
+    if preset in (*PRESETS, *BIT_PRESETS):
         return Path(__file__).parent / f"{preset}.yaml"
     path = Path(preset)
     if path.suffix not in (".yaml", ".yml"):
-        raise OptionError(f"preset is {preset!r}, expected {', '.join(PRESETS)} or the path of a .yaml file")
+        known = ", ".join((*PRESETS, *BIT_PRESETS))
+        raise OptionError(f"preset is {preset!r}, expected {known} or the path of a .yaml file")
     if not path.is_file():
         raise FileProblemError(f"preset {path} does not exist, expected a YAML file of options")
     return path
@@ -81,16 +85,24 @@ def read_preset(preset: str, method: str | None = None) -> dict[str, Any]:
 def options_from_preset(preset: str, **overrides: Any) -> SharedOptions:
     """Options of a preset with some of them replaced; a given None replaces nothing.
 
-    What a user's file leaves out is as in `DEFAULT_PRESET`, its table of the method included.
+    Several presets may stand with a comma between, as `fast,w4a4-mixed`: a later one replaces what it names. What a
+    user's file and bits leave out is as in `DEFAULT_PRESET`, its table of the method included.
 
     Raises:
         OptionError: a value is out of range or of the wrong type.
         FileProblemError: the preset cannot be read.
     """
-    values = read_preset(preset, overrides.get("method"))
-    if preset not in PRESETS:  # a user's file may leave out what a method needs other than its neighbours
-        method = values.get("method") if overrides.get("method") is None else overrides["method"]
-        values = {**read_preset(DEFAULT_PRESET, method), **values}
+    names = [preset] if Path(preset).is_file() else [name.strip() for name in preset.split(",")]
+    if len(named := [name for name in names if name in PRESETS]) > 1:
+        raise OptionError(f"presets {' and '.join(named)} were given, expected one of {', '.join(PRESETS)}")
+    if not named:  # a file may leave out what a method needs other than its neighbours
+        names = [DEFAULT_PRESET, *names]
+    method = overrides.get("method")
+    if method is None:  # the last preset that names one
+        method = next((m for name in reversed(names) if (m := read_preset(name).get("method"))), None)
+    values: dict[str, Any] = {}
+    for name in names:
+        values |= read_preset(name, method)
     values.update({name: value for name, value in overrides.items() if value is not None})
     try:
         return options_for(**values)

@@ -45,6 +45,7 @@ class Facts:
         splits: channels of the first tensor of each layer's concatenated input.
         folds: legal folds in execution order.
         refusals: why there is none, by the path of each other layer.
+        shared_inputs: layers that read one tensor, two or more, as queries, keys and values do, in execution order.
         runs: how often each module's forward runs, by path, in the order of the first time.
     """
 
@@ -54,6 +55,7 @@ class Facts:
     splits: Mapping[str, int]
     folds: tuple[FoldSite, ...]
     refusals: Mapping[str, str]
+    shared_inputs: tuple[tuple[str, ...], ...]
     runs: Mapping[str, int]
 
 
@@ -86,8 +88,19 @@ def facts_of(module: torch.nn.Module, graph: Graph, *, sample: str, pooled: froz
         splits=skip_splits(search),
         folds=tuple(folds),
         refusals=fold_refusals(search, folds),
+        shared_inputs=_shared_inputs(graph),
         runs=graph.runs,
     )
+
+
+def _shared_inputs(graph: Graph) -> tuple[tuple[str, ...], ...]:
+    """Paths of the layers behind each tensor that several read; a layer that runs more than once is in none."""
+    runs = Counter(layer.path for layer in graph.layers)
+    readers: dict[int, list[str]] = {}
+    for layer in graph.layers:
+        if runs[layer.path] == 1:
+            readers.setdefault(layer.args[0].number, []).append(layer.path)
+    return tuple(tuple(paths) for paths in readers.values() if len(paths) > 1)
 
 
 def _float_reasons(graph: Graph) -> dict[str, str]:

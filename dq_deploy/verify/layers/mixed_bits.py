@@ -16,6 +16,8 @@ class MixedBits:
     Attributes:
         budget: bits a weight on average that were allowed; None where no budget was kept.
         average_bits: bits a weight on average that came of it; None likewise.
+        activation_budget: activation bits on average, by multiply-accumulates, that were allowed; None likewise.
+        average_activation_bits: what came of it; None likewise.
         layers: weight bits and activation bits of each layer as the record has them; the latter are None where
             activations stay float.
     """
@@ -23,6 +25,8 @@ class MixedBits:
     budget: float | None
     average_bits: float | None
     layers: dict[str, tuple[int, int | None]]
+    activation_budget: float | None = None
+    average_activation_bits: float | None = None
 
 
 def mixed_bits_of(record: Record) -> MixedBits | None:
@@ -36,7 +40,13 @@ def mixed_bits_of(record: Record) -> MixedBits | None:
         x.name: (x.weight_bits, x.activation_bits) for x in record.layers.values()
     }
     layers |= {light.name: (light.weight_bits, None) for light in record.weight_only.values()}
-    return MixedBits(budget=_number(stage, "budget"), average_bits=_number(stage, "average_bits"), layers=layers)
+    return MixedBits(
+        budget=_number(stage, "budget"),
+        average_bits=_number(stage, "average_bits"),
+        layers=layers,
+        activation_budget=_number(stage, "activation_budget"),
+        average_activation_bits=_number(stage, "average_activation_bits"),
+    )
 
 
 def _bits_stage(history: Any) -> Mapping[str, Any] | None:

@@ -252,4 +252,7 @@ def bits_text(report: Report) -> str:
         text += f": {mixed.average_bits:.2f} a weight on average"
     if mixed.budget is not None:
         text += f", within a budget of {mixed.budget:g}"
+    if mixed.activation_budget is not None:
+        text += f"; activations {mixed.average_activation_bits or 0:.2f} on average by multiply-accumulates, "
+        text += f"within a budget of {mixed.activation_budget:g}"
     return text

@@ -11,11 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dq_deploy.calibration import CalibrationSource
 from dq_deploy.errors import OptionError
 from dq_deploy.methods import quantize
 from dq_deploy.methods.budget.bit_budget import _narrowed, choose_widths, words_of_bits
+from dq_deploy.models import Denoiser, quantizable_layers
 from dq_deploy.record import Record, load_record, save_record
-from tests.tiny import random_record, tiny_denoiser
+from tests.tiny import random_record, tiny_conditional_denoiser, tiny_denoiser
+from tests.tiny_transformers import FLUX, tiny_transformer
 
 QUICK: dict[str, Any] = {"method": "minmax", "steps": 3, "samples": 3}
 
@@ -135,6 +138,55 @@ def test_a_budget_with_nothing_to_choose_is_refused() -> None:
     denoiser = tiny_denoiser()
     with pytest.raises(OptionError, match="a budget and an initial record"):
         quantize(denoiser, method="quest", budget=5, init=random_record(denoiser))
+
+
+def average_of_activations(record: Record, denoiser: Denoiser) -> float:
+    macs = {site.name: site.macs for site in quantizable_layers(denoiser.module, denoiser.call)}
+    work = sum(macs[name] for name in record.layers)
+    return sum(macs[name] * layer.activation_bits for name, layer in record.layers.items()) / work
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        pytest.param("unet", {"activation_bits": 4}, id="unet"),
+        pytest.param("text", {"method": "dilatequant", "iterations": 1, "batch": 2, "split_skips": True}, id="text"),
+        pytest.param("transformer", {"activation_budget_widths": (5, 8), "budget": 6}, id="transformer"),
+    ],
+)
+def test_activations_keep_their_budget_and_readers_of_one_tensor_get_the_same(
+    model: str, options: dict[str, Any]
+) -> None:
+    made = {"unet": tiny_denoiser, "text": tiny_conditional_denoiser, "transformer": lambda: tiny_transformer(FLUX)}
+    denoiser = made[model]()
+    source = CalibrationSource(kind="random") if model == "transformer" else None
+    record = quantize(denoiser, **{**QUICK, **options}, activation_budget=6, calibration=source)
+    entry = record.provenance["history"][0]
+    assert entry["average_activation_bits"] == pytest.approx(average_of_activations(record, denoiser))
+    assert 5 < entry["average_activation_bits"] <= 6
+    assert entry["layers"] == bits_of(record)
+    widths = {activations for _, activations in bits_of(record).values()}
+    assert len(widths) > 1
+    assert entry["shared_inputs"]
+    for unit in entry["shared_inputs"]:
+        assert len({record.layers[name].activation_bits for name in unit}) == 1
+    if "budget" in options:
+        assert entry["average_bits"] == pytest.approx(average_of(record))
+        assert entry["average_bits"] <= 6
+        assert {weights for weights, _ in bits_of(record).values()} == {4, 8}
+    else:
+        assert entry["budget"] is None
+        assert entry["sensitivity"] == {}
+
+
+def test_an_impossible_budget_of_activations_names_the_least_possible() -> None:
+    with pytest.raises(
+        OptionError, match=r"activation_budget is 4 bits a multiply-accumulate, expected at least 4\.\d"
+    ):
+        quantize(tiny_denoiser(), **QUICK, activation_budget=4)
+    denoiser = tiny_denoiser()
+    with pytest.raises(OptionError, match="an initial record"):
+        quantize(denoiser, method="quest", activation_budget=5, init=random_record(denoiser))
 
 
 def test_the_choice_in_words() -> None:

@@ -76,6 +76,10 @@ def test_folds_and_skip_splits_are_those_of_the_blocks(config: dict[str, Any], m
     assert len(found) == len(set(found))
     assert set(found) == folds_by_hand(module)
     assert models.skip_splits(module, call) == splits_by_hand(module)
+    queries = [name for name, _ in module.named_modules() if name.endswith("attn1.to_q") or name.endswith("s.0.to_q")]
+    shared = models.shared_inputs(module, call)
+    for query in queries:
+        assert any({query, query[:-1] + "k", query[:-1] + "v"} <= set(unit) for unit in shared)
 
 
 def test_roles_are_those_of_the_names(config: dict[str, Any], module: torch.nn.Module) -> None:

@@ -48,5 +48,8 @@ def test_bits_are_shown_where_somebody_chose_them():
     assert mixed_bits_of(by_hand).layers["conv_in"] == (4, 8)  # as the record has it, not as was asked
     stage = {"stage": "bits", "budget": 5, "average_bits": 4.9, "layers": {}, "sensitivity": {}}
     found = mixed_bits_of(dataclasses.replace(record, provenance={"history": [{"stage": "ranges"}, stage]}))
-    assert (found.budget, found.average_bits) == (5.0, 4.9)
+    assert (found.budget, found.average_bits, found.activation_budget) == (5.0, 4.9, None)
+    stage |= {"budget": None, "activation_budget": 5, "average_activation_bits": 4.99}
+    found = mixed_bits_of(dataclasses.replace(record, provenance={"history": [stage]}))
+    assert (found.budget, found.activation_budget, found.average_activation_bits) == (None, 5.0, 4.99)
     assert set(found.layers) == set(record.layers)

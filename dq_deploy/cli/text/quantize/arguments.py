@@ -72,10 +72,22 @@ class QuantizeArguments:
     budget: Annotated[
         float | None, typer.Option(help="Average weight bits, as 4.5: bits are chosen a layer by its sensitivity.")
     ] = None
+    activation_budget: Annotated[
+        float | None,
+        typer.Option(
+            help="Average activation bits, each layer counted with its work, as 5: 4, 6 or 8 are chosen a layer."
+        ),
+    ] = None
     without: Annotated[
         str | None, typer.Option(help="Comma list of the method's parts to leave out, for ablations.")
     ] = None
-    preset: Annotated[str | None, typer.Option(help="fast, balanced, best, or a YAML file of options.")] = None
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="fast, balanced, best, or a YAML file of options; with a comma also bits, as fast,w4a4-mixed "
+            "(w4a6-mixed, w5a5-mixed)."
+        ),
+    ] = None
     seed: Annotated[int | None, typer.Option(help="Of noise, labels and training batches.")] = None
     samples: Annotated[
         int | None, typer.Option(help="Pictures that are drawn to calibrate; one a prompt of --prompts by default.")

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from dq_deploy.record import Record
 
 
+NAMES_SHOWN = 12
+"""Layers named in one row; `--json` has all."""
+
+
 def summary_of(record: Record, out: Path, *, seconds: float) -> dict[str, Any]:
     """What was quantized, as JSON values."""
     from collections import Counter
@@ -27,7 +31,8 @@ def summary_of(record: Record, out: Path, *, seconds: float) -> dict[str, Any]:
         "layers": len(record.layers),
         "weight_only_layers": len(record.weight_only),
         "bits": dict(sorted(bits.items())),
-        "bits_in_words": _words_of_budget(record),
+        **_words_of_budgets(record),
+        "layer_bits": {name: [own.weight_bits, own.activation_bits] for name, own in record.layers.items()},
         "kept_float": {
             why: names for h in record.provenance["history"] for why, names in h.get("kept_float", {}).items()
         },
@@ -42,14 +47,20 @@ def summary_of(record: Record, out: Path, *, seconds: float) -> dict[str, Any]:
     }
 
 
-def _words_of_budget(record: Record) -> str:
-    """Average weight bits and layers by bits, where a budget chose them; else nothing."""
-    from dq_deploy.methods.budget.bit_budget import words_of_bits
+def _words_of_budgets(record: Record) -> dict[str, str]:
+    """Average bits and layers by bits, of weights and of activations; empty where no budget chose them."""
+    from dq_deploy.methods.budget.bit_budget import activation_bits_of, words_of_bits
 
-    for entry in record.provenance["history"]:
-        if entry.get("stage") == "bits":
-            return words_of_bits(entry["average_bits"], [weights for weights, _ in entry["layers"].values()])
-    return ""
+    found = {"bits_in_words": "", "activation_bits_in_words": ""}
+    entry = next((h for h in record.provenance["history"] if h.get("stage") == "bits"), None)
+    if entry is None:
+        return found
+    if entry["budget"] is not None:
+        found["bits_in_words"] = words_of_bits(entry["average_bits"], [pair[0] for pair in entry["layers"].values()])
+    if "activation_budget" in entry:
+        widths = activation_bits_of(entry["layers"]).values()
+        found["activation_bits_in_words"] = words_of_bits(entry["average_activation_bits"], list(widths))
+    return found
 
 
 def show_summary(summary: dict[str, Any]) -> None:
@@ -66,6 +77,10 @@ def show_summary(summary: dict[str, Any]) -> None:
     table.add_row("bits", bits)
     if summary["bits_in_words"]:
         table.add_row("weights under the budget", summary["bits_in_words"])
+    if summary["activation_bits_in_words"]:
+        table.add_row("activations under the budget", summary["activation_bits_in_words"])
+        for width in sorted({pair[1] for pair in summary["layer_bits"].values()}, reverse=True)[:-1]:
+            table.add_row(f"{width}-bit activations", _names_at(summary["layer_bits"], width))
     for reason, names in summary["kept_float"].items():
         table.add_row("left in float", f"{len(names)}: {reason}")
     table.add_row("step buckets", str(summary["steps"]))
@@ -86,6 +101,13 @@ def show_summary(summary: dict[str, Any]) -> None:
     table.add_row("file", f"{summary['file_mib']:.2f} MiB")
     table.add_row("time", f"{summary['seconds']:.1f} s")
     console().print(table)
+
+
+def _names_at(layer_bits: dict[str, list[int]], width: int) -> str:
+    """The layers with activations of these bits; of many only the first."""
+    names = [name for name, (_, activations) in layer_bits.items() if activations == width]
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
 
 
 def say_engine_limits(options: SharedOptions, engine: str | None) -> None:
@@ -128,11 +150,29 @@ def list_layers(given: QuantizeArguments, options: SharedOptions) -> None:
         table.add_row(row["name"], row["kind"], *shapes, f"{row['macs']:,}", bits, row["fold"])
     console().print(table)
     console().print(_words_of_reasons(rows, parameters, others), highlight=False, soft_wrap=True)
+    for line in words_of_asked_budgets(options):
+        console().print(line, highlight=False, soft_wrap=True)
     macs = macs_of(denoiser.module, denoiser.call)
     if macs.other:
         console().print(f"layers without an integer form do {macs.other / macs.of_all:.2%} of the multiply-accumulates")
     if untried := words_of_untried(denoiser.family):
         warn(untried)
+
+
+def words_of_asked_budgets(options: SharedOptions) -> list[str]:
+    """What a budget will change of the bits listed, which only a measurement with the weights says."""
+    found = []
+    for what, budget, widths in (
+        ("weight", options.budget, options.budget_widths),
+        ("activation", options.activation_budget, options.activation_budget_widths),
+    ):
+        if budget is not None:
+            listed = ", ".join(map(str, widths))
+            found.append(
+                f"a budget of {budget:g} {what} bits gives each general layer one of {listed} by its "
+                "measured sensitivity; the record and --json of the quantization say which"
+            )
+    return found
 
 
 def _words_of_reasons(rows: list[dict[str, Any]], parameters: int, others: dict[str, str]) -> str:
