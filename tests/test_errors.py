@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from dq_deploy.errors import (
     words_of,
 )
 from dq_deploy.methods.nested_values import gathered
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def raised(function):
@@ -147,3 +150,16 @@ def test_weights_that_do_not_fit_in_memory_are_not_called_damaged(monkeypatch, t
     monkeypatch.setattr(safetensors, "safe_open", refuse)
     with pytest.raises(MemoryError, match="can't allocate memory"):
         load_model(tmp_path)
+
+
+def test_every_extra_that_is_named_exists():
+    """What a message tells to install can be installed."""
+    import tomllib
+
+    known = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    for room in ("dq_deploy", "kernels", "docs", "README.md"):
+        place = ROOT / room
+        for path in [place] if place.is_file() else [*place.rglob("*.py"), *place.rglob("*.md")]:
+            for named in re.findall(r"dq-deploy\[([a-z, -]+)\]", path.read_text(encoding="utf-8")):
+                missing = {extra.strip() for extra in named.split(",")} - known
+                assert not missing, f"{path.relative_to(ROOT)} names {sorted(missing)}"

@@ -149,7 +149,7 @@ def captured(run: Callable[[], Any], repeats: int = 20) -> Callable[[], float]:
         for _ in range(3):
             run()
         side.synchronize()
-        with torch.cuda.graph(graph, stream=side):
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             for _ in range(repeats):
                 run()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -37,7 +37,7 @@ def gpu_problem(library: str = "libcuda.so.1") -> str:
     if capability < LEAST_CAPABILITY:
         return f"the GPU has compute capability {capability[0]}.{capability[1]}, our kernels need 8.0"
     if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed (pip install 'dq-deploy[triton]')"
+        return "the package triton is not installed (pip install 'dq-deploy[gpu-kernels]')"
     import torch
 
     if not torch.cuda.is_available():

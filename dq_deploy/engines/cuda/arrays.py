@@ -67,6 +67,7 @@ class DeviceArray:
         read_only: whether it must not be written.
         device: index of the GPU, or None where its owner does not say.
         producer_stream: stream whose work must be waited for, or None.
+        producer_unknown: work may still be under way, and its owner names no stream: the whole GPU is waited for.
         owner: kept alive as long as this object.
     """
 
@@ -76,6 +77,7 @@ class DeviceArray:
     read_only: bool = False
     device: int | None = None
     producer_stream: int | None = None
+    producer_unknown: bool = False
     owner: Any = field(default=None, repr=False, compare=False)
 
     @property
@@ -99,6 +101,10 @@ class DeviceArray:
 def device_array_of(value: Any, *, name: str, stream: int = 1) -> DeviceArray:
     """What an object says of its device memory.
 
+    DLPack goes first: its owner lets the reading stream wait for what still writes the memory (of an output: reads it).
+    `__cuda_array_interface__` of version 2, such as torch's, cannot name a stream, and version 3 may name none while
+    kernels run (pycuda's does); such arrays are `producer_unknown`.
+
     Args:
         value: has `__cuda_array_interface__`, or `__dlpack__` and `__dlpack_device__`.
         name: of the tensor, for messages.
@@ -109,11 +115,11 @@ def device_array_of(value: Any, *, name: str, stream: int = 1) -> DeviceArray:
     """
     if isinstance(value, DeviceArray):
         return value
-    interface = _cuda_array_interface(value, name)
-    if interface is not None and not (str(interface.get("typestr")) == "<V2" and hasattr(value, "__dlpack__")):
-        return _from_cuda_array_interface(interface, value, name)
     if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
         return _from_dlpack(value, name, stream)
+    interface = _cuda_array_interface(value, name)
+    if interface is not None:
+        return _from_cuda_array_interface(interface, value, name)
     raise InputError(
         f"tensor {name} is {type(value).__name__}, expected device memory with __cuda_array_interface__ or DLPack; "
         "numpy arrays go to run()"
@@ -122,12 +128,9 @@ def device_array_of(value: Any, *, name: str, stream: int = 1) -> DeviceArray:
 
 def _cuda_array_interface(value: Any, name: str) -> Mapping[str, Any] | None:
     try:
-        found = getattr(value, "__cuda_array_interface__", None)
-    except TypeError:  # torch before 2.5, of bfloat16: DLPack is tried
-        return None
-    except RuntimeError as error:  # torch, of a tensor that requires its gradient
+        return getattr(value, "__cuda_array_interface__", None)
+    except (RuntimeError, TypeError) as error:  # a library may refuse its own array
         raise InputError(f"tensor {name} does not give its memory: {first_line(error)}") from error
-    return found
 
 
 def _from_cuda_array_interface(interface: Mapping[str, Any], owner: Any, name: str) -> DeviceArray:
@@ -136,7 +139,7 @@ def _from_cuda_array_interface(interface: Mapping[str, Any], owner: Any, name: s
         dtype = np.dtype(interface["typestr"])
         pointer, read_only = interface["data"]
         strides = interface.get("strides")
-        stream = interface.get("stream")
+        stream = interface.get("stream") if int(interface["version"]) >= 3 else None
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"tensor {name} has a __cuda_array_interface__ that cannot be read ({first_line(error)}), expected shape, "
@@ -154,6 +157,7 @@ def _from_cuda_array_interface(interface: Mapping[str, Any], owner: Any, name: s
         dtype=dtype,
         read_only=bool(read_only),
         producer_stream=None if stream is None else int(stream),
+        producer_unknown=stream is None,
         owner=owner,
     )
 

@@ -27,6 +27,8 @@ from dq_deploy.errors import DqError, MissingDependencyError, OptionError
 from dq_deploy.numerics.arrays import Array
 
 OUT_OF_MEMORY = "CUDA_ERROR_OUT_OF_MEMORY"
+BUS_ID_BYTES = 16
+"""Of a PCI address as text: 0000:00:00.0 and its end."""
 
 
 class CudaCoreStream(CudaStream):
@@ -133,7 +135,6 @@ class CudaCoreBackend(CudaBackend):
         if device >= count:
             raise OptionError(f"device is {device}, expected 0 to {count - 1}: the driver lists {count}")
         self.activate()
-        self._own = self._device.create_stream()
         self._pinned = core.LegacyPinnedMemoryResource()
 
     @property
@@ -154,31 +155,29 @@ class CudaCoreBackend(CudaBackend):
             name=str(self._device.name),
             compute_capability=f"{capability.major}.{capability.minor}",
             driver_cuda=version_text(self._driver_cuda),
-            pci_bus_id=str(self._device.pci_bus_id),
+            # by the driver: cuda-core asks the runtime library, which starts a second time for that
+            pci_bus_id=_value(self._driver.cuDeviceGetPCIBusId(BUS_ID_BYTES, self.index)).split(b"\0")[0].decode(),
             total_bytes=int(total),
             free_bytes=int(free),
         )
 
     def allocate(self, nbytes: int) -> DeviceBuffer:
-        """Device memory from the driver's pool.
+        """Device memory; not of cuda-core's pool, which keeps what is freed and belongs to a stream.
 
         Raises:
             DeviceMemoryError: not enough.
         """
-        try:
-            buffer = self._device.allocate(nbytes, stream=self._own)
-            # the pool's memory belongs to its stream until that has come so far
-            self._own.sync()
-        except Exception as error:  # cuda-core's CUDAError is private to it
-            if OUT_OF_MEMORY in str(error):
-                raise no_memory("GPU memory", nbytes, self.facts()) from error
-            raise _failed("the allocation of device memory", error) from error
-        return DeviceBuffer(int(buffer.handle), nbytes, lambda: self._release(buffer))
+        self.activate()
+        status, pointer = self._driver.cuMemAlloc(nbytes)
+        if getattr(status, "name", "") == OUT_OF_MEMORY:
+            raise no_memory("GPU memory", nbytes, self.facts())
+        _values((status,))
+        return DeviceBuffer(int(pointer), nbytes, lambda: self._release(int(pointer)))
 
-    def _release(self, buffer: Any) -> None:
-        # nothing may still use it, on whatever stream
-        self._device.sync()
-        buffer.close(self._own)
+    def _release(self, pointer: int) -> None:
+        self.activate()  # whatever thread gives it back
+        self.synchronize()
+        _value(self._driver.cuMemFree(pointer))
 
     def allocate_pinned(self, nbytes: int) -> PinnedBuffer:
         """Page-locked host memory.
@@ -186,6 +185,7 @@ class CudaCoreBackend(CudaBackend):
         Raises:
             DeviceMemoryError: not enough.
         """
+        self.activate()
         try:
             buffer = self._pinned.allocate(nbytes)
         except Exception as error:  # see above
@@ -193,7 +193,16 @@ class CudaCoreBackend(CudaBackend):
                 raise no_memory("page-locked host memory", nbytes, None) from error
             raise _failed("the allocation of page-locked memory", error) from error
         data = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(int(buffer.handle)))
-        return PinnedBuffer(data, buffer.close)
+
+        def release() -> None:
+            self.activate()
+            buffer.close()
+
+        return PinnedBuffer(data, release)
+
+    def synchronize(self) -> None:
+        """Wait until all work of the GPU's context is done; cuda-core's own call starts the runtime library."""
+        _value(self._driver.cuCtxSynchronize())
 
     def create_stream(self) -> CudaStream:
         """A stream that does not wait for the default stream."""

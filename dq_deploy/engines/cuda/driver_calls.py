@@ -1,7 +1,9 @@
-"""The few calls of the CUDA driver that pycuda does not offer, through ctypes: foreign streams and graph capture.
+"""The calls of the CUDA driver that the backend of pycuda makes itself, through ctypes.
 
-pycuda 2026.1 takes its own `Stream` objects only and has no graphs. The declarations are those of cuda.h;
-tests/engines/cuda/test_interface.py compares them with the ones that cuda-bindings ships.
+pycuda 2026.1 takes its own `Stream` objects only, has no graphs, and keeps its contexts on a stack of each thread that
+must be empty when the thread ends; so memory, streams and the context of a thread go to the driver too. The
+declarations are those of cuda.h; tests/engines/cuda/test_interface.py compares them with the ones that cuda-bindings
+ships.
 """
 
 from __future__ import annotations
@@ -29,9 +31,19 @@ _OUT = ctypes.POINTER(ctypes.c_void_p)
 CALLS: dict[str, tuple[str, Sequence[Any]]] = {
     "cuDriverGetVersion": ("cuDriverGetVersion", (ctypes.POINTER(ctypes.c_int),)),
     "cuGetErrorName": ("cuGetErrorName", (ctypes.c_int, ctypes.POINTER(ctypes.c_char_p))),
+    "cuCtxGetCurrent": ("cuCtxGetCurrent", (_OUT,)),
+    "cuCtxSetCurrent": ("cuCtxSetCurrent", (_HANDLE,)),
+    "cuCtxSynchronize": ("cuCtxSynchronize", ()),
+    "cuMemGetInfo": ("cuMemGetInfo_v2", (ctypes.POINTER(ctypes.c_size_t), ctypes.POINTER(ctypes.c_size_t))),
+    "cuMemAlloc": ("cuMemAlloc_v2", (ctypes.POINTER(_DEVICE_POINTER), _BYTES)),
+    "cuMemFree": ("cuMemFree_v2", (_DEVICE_POINTER,)),
+    "cuMemAllocHost": ("cuMemAllocHost_v2", (_OUT, _BYTES)),
+    "cuMemFreeHost": ("cuMemFreeHost", (_HANDLE,)),
     "cuMemcpyHtoDAsync": ("cuMemcpyHtoDAsync_v2", (_DEVICE_POINTER, _HANDLE, _BYTES, _HANDLE)),
     "cuMemcpyDtoHAsync": ("cuMemcpyDtoHAsync_v2", (_HANDLE, _DEVICE_POINTER, _BYTES, _HANDLE)),
     "cuMemcpyDtoDAsync": ("cuMemcpyDtoDAsync_v2", (_DEVICE_POINTER, _DEVICE_POINTER, _BYTES, _HANDLE)),
+    "cuStreamCreate": ("cuStreamCreate", (_OUT, _UINT)),
+    "cuStreamDestroy": ("cuStreamDestroy_v2", (_HANDLE,)),
     "cuStreamSynchronize": ("cuStreamSynchronize", (_HANDLE,)),
     "cuStreamWaitEvent": ("cuStreamWaitEvent", (_HANDLE, _HANDLE, _UINT)),
     "cuStreamBeginCapture": ("cuStreamBeginCapture_v2", (_HANDLE, ctypes.c_int)),
@@ -46,6 +58,16 @@ CALLS: dict[str, tuple[str, Sequence[Any]]] = {
     "cuGraphDestroy": ("cuGraphDestroy", (_HANDLE,)),
     "cuGraphExecDestroy": ("cuGraphExecDestroy", (_HANDLE,)),
 }
+
+
+class DriverCallError(DqError):
+    """The driver answers with an error.
+
+    Attributes:
+        status: its number in cuda.h.
+    """
+
+    status: int = 0
 
 
 class DriverCalls:
@@ -72,14 +94,16 @@ class DriverCalls:
         """Make one call.
 
         Raises:
-            DqError: the driver answers with an error, which is named.
+            DriverCallError: the driver answers with an error, which is named.
         """
         status = self._calls[name](*arguments)
         if status != SUCCESS:
             text = ctypes.c_char_p()
             self._calls["cuGetErrorName"](status, ctypes.byref(text))
             named = text.value.decode() if text.value else f"error {status}"
-            raise DqError(f"the CUDA driver answers {named} to {name}; see nvidia-smi")
+            error = DriverCallError(f"the CUDA driver answers {named} to {name}; see nvidia-smi")
+            error.status = status
+            raise error
 
     def handle_from(self, name: str, *arguments: Any) -> int:
         """Make a call whose first argument is where a new handle goes, and return that.
@@ -96,6 +120,18 @@ class DriverCalls:
         found = ctypes.c_int()
         self.call("cuDriverGetVersion", ctypes.byref(found))
         return int(found.value)
+
+    def allocate(self, nbytes: int) -> int:
+        """Address of new device memory."""
+        found = _DEVICE_POINTER()
+        self.call("cuMemAlloc", ctypes.byref(found), nbytes)
+        return int(found.value)
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes of device memory that are free, and all."""
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self.call("cuMemGetInfo", ctypes.byref(free), ctypes.byref(total))
+        return int(free.value), int(total.value)
 
     def elapsed_ms(self, start: int, end: int) -> float:
         """Time between two events in ms."""

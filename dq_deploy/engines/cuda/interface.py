@@ -6,9 +6,10 @@ handles are ints of the CUDA driver, so that buffers of one library and streams 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -237,14 +238,19 @@ class CudaBackend(ABC):
 
     @abstractmethod
     def activate(self) -> None:
-        """Make the GPU's context current in the calling thread."""
+        """Make the GPU's context current in the calling thread, which may end with it."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until all work of the GPU's context is done, on whatever stream."""
 
 
 class SharedWorkspace:
     """Activation memory that several engines use in turn: as large as the largest of them needs.
 
-    Runs that use it wait for each other on the device, in the order in which they were enqueued, whatever streams they
-    are on. `generation` changes when the memory moves; a captured graph holds its address and is captured anew.
+    Runs that use it wait for each other on the device, in the order in which they were enqueued, whatever streams and
+    threads they are of. Streams are not told apart by their handles: a destroyed one's comes back, and 0 and 1 are the
+    same stream. `generation` changes when the memory moves; a captured graph holds its address and is captured anew.
     """
 
     def __init__(self, cuda: CudaBackend) -> None:
@@ -257,8 +263,7 @@ class SharedWorkspace:
         self.generation = 0
         self._buffer: DeviceBuffer | None = None
         self._last: CudaEvent | None = None
-        self._last_handle: int | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     @property
     def nbytes(self) -> int:
@@ -283,17 +288,26 @@ class SharedWorkspace:
             self._buffer = self.cuda.allocate(-(-nbytes // ALIGNMENT) * ALIGNMENT)
             self.generation += 1
 
-    def enter(self, stream: CudaStream) -> None:
-        """Let the stream wait for the run before, where that is on another stream."""
-        if self._last is not None and self._last_handle != stream.handle:
-            stream.wait(self._last)
+    def wait_on(self, stream: CudaStream) -> None:
+        """Let a stream wait for the last run that was enqueued."""
+        with self._lock:
+            if self._last is not None:
+                stream.wait(self._last)
 
-    def leave(self, stream: CudaStream) -> None:
-        """Say that a run was enqueued on the stream."""
-        if self._last is None:
-            self._last = self.cuda.create_event()
-        self._last.record(stream)
-        self._last_handle = stream.handle
+    @contextlib.contextmanager
+    def turn(self, stream: CudaStream) -> Iterator[None]:
+        """What is enqueued on the stream within the block is one run; other threads wait until the block is left.
+
+        The memory does not move meanwhile, unless the block itself reserves more.
+        """
+        with self._lock:
+            self.wait_on(stream)
+            try:
+                yield
+            finally:  # a run that failed may have enqueued a part of its work
+                if self._last is None:
+                    self._last = self.cuda.create_event()
+                self._last.record(stream)
 
     def wait(self) -> None:
         """Wait until the last run that was enqueued is done."""

@@ -1,12 +1,13 @@
-"""Device memory and streams through pycuda: for programs that have their arrays and their context there.
+"""Device memory and streams in pycuda's context: for programs that have their arrays there.
 
-pycuda has neither graphs nor foreign streams, so copies, events and graphs go to the driver by handle
-(`driver_calls`). The context is the one that is current, such as that of `pycuda.autoinit`, else the primary one.
+The context is the one that is current, such as that of `pycuda.autoinit`, else the primary one. All else goes to the
+driver by handle (`driver_calls`): pycuda has neither graphs nor foreign streams, and a thread whose stack of pycuda
+contexts is not empty when it ends aborts the process. So nothing is pushed there, and any thread may use a runner.
 """
 
 from __future__ import annotations
 
-import atexit
+import ctypes
 import importlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dq_deploy.engines.cuda.arrays import stream_handle
-from dq_deploy.engines.cuda.driver_calls import CAPTURE_THREAD_LOCAL, DriverCalls
+from dq_deploy.engines.cuda.driver_calls import CAPTURE_THREAD_LOCAL, OUT_OF_MEMORY, DriverCallError, DriverCalls
 from dq_deploy.engines.cuda.interface import (
     CudaBackend,
     CudaEvent,
@@ -57,6 +58,18 @@ class PycudaStream(CudaStream):
         """Let later work wait for an event."""
         assert isinstance(event, PycudaEvent)
         self._calls.call("cuStreamWaitEvent", self.handle, event.handle, 0)
+
+
+class _OwnStream:
+    """A stream of the driver, destroyed with the last that refers to it."""
+
+    def __init__(self, calls: DriverCalls) -> None:
+        self._calls = calls
+        self.handle = calls.handle_from("cuStreamCreate", NON_BLOCKING)
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # the context may be gone at the end of the program
+            self._calls.call("cuStreamDestroy", self.handle)
 
 
 class PycudaEvent(CudaEvent):
@@ -154,21 +167,24 @@ class PycudaBackend(CudaBackend):
         current = driver.Context.get_current()
         if current is None:
             current = self._device.retain_primary_context()
-            current.push()
-            # pycuda ends the program with an error where its stack of contexts is not empty
-            atexit.register(driver.Context.pop)
         elif driver.Context.get_device() != self._device:
             raise OptionError(f"device is {device}, and the current context of pycuda is of another GPU; make them one")
-        self._context = current
+        self._context = current  # kept alive; the driver knows it by its handle
+        self._context_handle = int(current.handle)
+        self.activate()
 
     def activate(self) -> None:
-        """Make the GPU's context current in the calling thread."""
-        if self._cuda.Context.get_current() is None:  # another thread than the one that opened it
-            self._context.push()
+        """Make the GPU's context current in the calling thread, which may end with it."""
+        if self._calls.handle_from("cuCtxGetCurrent") != self._context_handle:
+            self._calls.call("cuCtxSetCurrent", self._context_handle)
+
+    def synchronize(self) -> None:
+        """Wait until all work of the GPU's context is done."""
+        self._calls.call("cuCtxSynchronize")
 
     def facts(self) -> DeviceFacts:
         """What the GPU is."""
-        free, total = self._cuda.mem_get_info()
+        free, total = self._calls.memory()
         major, minor = self._device.compute_capability()
         return DeviceFacts(
             index=self.index,
@@ -186,11 +202,18 @@ class PycudaBackend(CudaBackend):
         Raises:
             DeviceMemoryError: not enough.
         """
+        self.activate()
         try:
-            memory = self._cuda.mem_alloc(nbytes)
-        except self._cuda.MemoryError as error:
-            raise no_memory("GPU memory", nbytes, self.facts()) from error
-        return DeviceBuffer(int(memory), nbytes, memory.free)
+            pointer = self._calls.allocate(nbytes)
+        except DriverCallError as error:
+            if error.status == OUT_OF_MEMORY:
+                raise no_memory("GPU memory", nbytes, self.facts()) from error
+            raise
+        return DeviceBuffer(pointer, nbytes, lambda: self._release("cuMemFree", pointer))
+
+    def _release(self, call: str, pointer: int) -> None:
+        self.activate()  # whatever thread gives it back
+        self._calls.call(call, pointer)
 
     def allocate_pinned(self, nbytes: int) -> PinnedBuffer:
         """Page-locked host memory.
@@ -198,15 +221,20 @@ class PycudaBackend(CudaBackend):
         Raises:
             DeviceMemoryError: not enough.
         """
+        self.activate()
         try:
-            data = self._cuda.pagelocked_empty(nbytes, np.uint8)
-        except self._cuda.MemoryError as error:
-            raise no_memory("page-locked host memory", nbytes, None) from error
-        return PinnedBuffer(data, data.base.free)
+            pointer = self._calls.handle_from("cuMemAllocHost", nbytes)
+        except DriverCallError as error:
+            if error.status == OUT_OF_MEMORY:
+                raise no_memory("page-locked host memory", nbytes, None) from error
+            raise
+        data = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(pointer))
+        return PinnedBuffer(data, lambda: self._release("cuMemFreeHost", pointer))
 
     def create_stream(self) -> CudaStream:
         """A stream that does not wait for the default stream."""
-        return PycudaStream(self._calls, self._cuda.Stream(NON_BLOCKING))
+        self.activate()
+        return PycudaStream(self._calls, _OwnStream(self._calls))
 
     def wrap_stream(self, stream: Any) -> CudaStream:
         """A stream of another library, kept alive.

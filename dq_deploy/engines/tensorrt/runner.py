@@ -164,7 +164,7 @@ class TensorRtRunner(Runner):
         self._grow({name: value.nbytes for name, value in feeds.items()})
         # the copies of the last call must have read the page-locked memory, the last run these buffers
         self.stream.synchronize()
-        self.workspace.enter(self.stream)
+        self.workspace.wait_on(self.stream)
         for name, value in feeds.items():
             pinned = self._pinned_for(name, value.nbytes).array(value.shape, value.dtype)
             np.copyto(pinned, value)
@@ -235,10 +235,9 @@ class TensorRtRunner(Runner):
         self._context.bind(shapes, profile, queue)
         targets = self._targets(self._context, outputs, queue)
         addresses = {name: value.pointer for name, value in (*arrays.items(), *targets.items())}
-        self._context.use(self.workspace)
-        self.workspace.enter(queue)
-        self._context.enqueue(addresses, queue.handle)
-        self.workspace.leave(queue)
+        with self.workspace.turn(queue):
+            self._context.use(self.workspace)
+            self._context.enqueue(addresses, queue.handle)
         return targets
 
     def _launch(
@@ -251,24 +250,27 @@ class TensorRtRunner(Runner):
     ) -> dict[str, DeviceArray]:
         """Copy the inputs to where the graph reads them, launch it, and copy the outputs to where they are wanted."""
         self._grow({name: value.nbytes for name, value in arrays.items()})
+        with self.workspace.turn(queue):  # from the look at the generation: another thread may move the memory
+            captured = self._graph_of(shapes, profile, queue)
+            own = self._own_outputs(captured.context)
+            targets = own if outputs is None else self._targets(captured.context, outputs, queue)
+            for name, value in arrays.items():
+                if value.pointer != self._buffers[name].pointer:
+                    self.cuda.copy_on_device(self._buffers[name].pointer, value.pointer, value.nbytes, queue)
+            captured.graph.launch(queue)
+            for name, value in targets.items():
+                if value.pointer != own[name].pointer:
+                    self.cuda.copy_on_device(value.pointer, own[name].pointer, value.nbytes, queue)
+        return targets
+
+    def _graph_of(self, shapes: Shapes, profile: int, queue: CudaStream) -> _Captured:
         key = tuple(sorted(shapes.items()))
         captured = self._graphs.get(key)
         if captured is None or captured.generation != self.workspace.generation:
             captured = self._captured(shapes, profile, queue)
             self._graphs[key] = captured
         self._graphs.move_to_end(key)
-        own = self._own_outputs(captured.context)
-        targets = own if outputs is None else self._targets(captured.context, outputs, queue)
-        self.workspace.enter(queue)
-        for name, value in arrays.items():
-            if value.pointer != self._buffers[name].pointer:
-                self.cuda.copy_on_device(self._buffers[name].pointer, value.pointer, value.nbytes, queue)
-        captured.graph.launch(queue)
-        for name, value in targets.items():
-            if value.pointer != own[name].pointer:
-                self.cuda.copy_on_device(value.pointer, own[name].pointer, value.nbytes, queue)
-        self.workspace.leave(queue)
-        return targets
+        return captured
 
     def _captured(self, shapes: Shapes, profile: int, queue: CudaStream) -> _Captured:
         """Capture the work of one set of shapes, with a context of its own; buffers are the runner's."""
@@ -286,9 +288,8 @@ class TensorRtRunner(Runner):
         addresses |= {name: value.pointer for name, value in results.items()}
         context.use(self.workspace)
         # the first run of new shapes may allocate and compile, which no capture can hold
-        self.workspace.enter(self.stream)
-        context.enqueue(addresses, self.stream.handle)
-        self.workspace.leave(self.stream)
+        with self.workspace.turn(self.stream):
+            context.enqueue(addresses, self.stream.handle)
         self.stream.synchronize()
         if not context.can_be_captured(self.stream.handle):
             raise DqError(f"plan {self._plan.plan} says it cannot be captured in a CUDA graph; run it without one")
@@ -330,8 +331,10 @@ class TensorRtRunner(Runner):
         return {spec.name: self._buffers[spec.name].array(shapes[spec.name], spec.dtype) for spec in self.outputs}
 
     def _wait_for_producers(self, arrays: Mapping[str, DeviceArray], queue: CudaStream) -> None:
-        """`__cuda_array_interface__` names the stream that writes an array; the run comes behind it."""
-        for handle in {value.producer_stream for value in arrays.values()} - {None, queue.handle}:
+        """`__cuda_array_interface__` names the stream that writes an array, or none: the run comes behind it."""
+        if any(value.producer_unknown for value in arrays.values()):
+            self.cuda.synchronize()
+        for handle in {value.producer_stream for value in arrays.values()} - {None}:
             event = self.cuda.create_event()
             event.record(self.cuda.wrap_stream(handle))
             queue.wait(event)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from dq_deploy.errors import InputError, NonFiniteError
 from dq_deploy.native.cuda import torch_ops
 from dq_deploy.native.cuda.dtypes import with_float_type
+from dq_deploy.native.cuda.float32 import without_tf32
 from dq_deploy.native.observe.layer_values import readers_of
 from dq_deploy.native.program.arena import Arena, plan_arena
 from dq_deploy.native.program.by_sizes import ProgramsBySize, Sizes, Varying
@@ -39,6 +40,8 @@ WARM_RUNS = 2
 """Runs before a graph is captured: the first compiles the kernels."""
 KEPT_GRAPHS = 4
 """Batch sizes and sizes besides whose memory and graphs are kept."""
+FLAG_PITCH = 4
+"""int32 values from one flag to the next: 16 bytes."""
 SLACK_BYTES = 1 << 16
 """Behind the block: a pitched window that begins inside a row may name bytes past its end, which nobody reads."""
 
@@ -95,8 +98,9 @@ class Prepared:
         if self.graph is not None:
             self.graph.replay()
             return
-        for function in self.functions:
-            function()
+        with without_tf32():
+            for function in self.functions:
+                function()
 
 
 class CudaExecutor:
@@ -223,7 +227,8 @@ class CudaExecutor:
         memory = CudaMemory(program, plan_arena(program), floats, self.device)
         lengths = entry_counts(program, self.record, batch)
         steps = {rows: torch.zeros(rows, dtype=torch.int32, device=self.device) for rows in lengths}
-        nan_seen = torch.zeros(len(program.ops), dtype=torch.int32, device=self.device)
+        # one flag an op, each where 16 divides its address: kernels are compiled for aligned arrays
+        nan_seen = torch.zeros((len(program.ops), FLAG_PITCH), dtype=torch.int32, device=self.device)
         time = memory.tensor(program.inputs[TIMESTEP])
 
         def bucket() -> None:
@@ -235,7 +240,7 @@ class CudaExecutor:
 
         functions = [bucket]
         for index, op in enumerate(program.ops):
-            functions.append(self._function(op, memory, steps, nan_seen[index : index + 1]))
+            functions.append(self._function(op, memory, steps, nan_seen[index, :1]))
         made = Prepared(memory, functions, steps, nan_seen)
         if self._use_graph:
             self._capture(made)
@@ -250,7 +255,8 @@ class CudaExecutor:
                 made.play()
         torch.cuda.current_stream(self.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # torch's default mode is broken by what another thread allocates meanwhile, a server's other engines say
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             made.play()
         made.graph = graph
 
@@ -353,7 +359,7 @@ class CudaExecutor:
     def check_nan(self, made: Prepared) -> None:
         """Name the first layer whose input held a NaN."""
         if bool(made.nan_seen.any()):
-            op = made.memory.program.ops[int(made.nan_seen.nonzero()[0])]
+            op = made.memory.program.ops[int(made.nan_seen.nonzero()[0, 0])]
             names = readers_of(op)
             raise NonFiniteError(
                 f"a NaN reached the input of {names}, from finite inputs; its values may have left the range of "

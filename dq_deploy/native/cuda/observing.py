@@ -11,6 +11,7 @@ import torch
 
 from dq_deploy.engines.capabilities import LayerValues
 from dq_deploy.native.cuda.executor import CudaExecutor, Prepared
+from dq_deploy.native.cuda.float32 import without_tf32
 from dq_deploy.native.observe.layer_values import (
     ObservedProduct,
     codes_key,
@@ -45,7 +46,8 @@ def observed_run(
             for place, out in enumerate(op.attributes["outs"]):
                 piece = value[:, :, out["first"] : out["first"] + out["channels"]]
                 sources[codes_key(op.writes[f"codes{place}"])] = piece.copy()
-        function()
+        with without_tf32():
+            function()
     executor.check_nan(made)
     return executor.outputs(made), layer_values(
         executor.record, products, made.steps[len(feeds["timestep"])].cpu().numpy()
@@ -64,7 +66,7 @@ def _value(executor: CudaExecutor, made: Prepared, op: Op) -> Array:
     batch, rows, channels = op.reads["x"].sizes
     width = channels // 2 if op.kind == "geglu_quantize" else channels
     y = torch.zeros((batch, rows, width), dtype=torch.float32, device=executor.device)
-    executor.coded(op, made.memory, made.steps, made.nan_seen[:1], y=y)()
+    executor.coded(op, made.memory, made.steps, made.nan_seen[0, :1], y=y)()
     return _numpy(y)
 
 

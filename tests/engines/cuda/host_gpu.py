@@ -169,6 +169,9 @@ class HostCuda(CudaBackend):
     def activate(self) -> None:
         pass
 
+    def synchronize(self) -> None:
+        pass
+
 
 class HostContext:
     """An execution context with user-managed memory."""

@@ -30,8 +30,29 @@ def holder(**changes):
 def test_an_interface_is_read():
     found = device_array_of(holder(stream=7), name="sample")
     assert (found.pointer, found.shape, found.dtype, found.read_only) == (4096, (2, 3), np.float32, False)
-    assert found.producer_stream == 7
+    assert (found.producer_stream, found.producer_unknown) == (7, False)
     assert found.nbytes == 24
+
+
+@pytest.mark.parametrize("changes", [{}, {"stream": None}, {"version": 2}, {"version": 2, "stream": 7}])
+def test_an_array_that_names_no_stream_may_still_be_written(changes):
+    found = device_array_of(holder(**changes), name="sample")
+    assert (found.producer_stream, found.producer_unknown) == (None, True)
+
+
+def test_dlpack_goes_first_and_is_told_who_reads():
+    """Torch's other interface is of version 2: it cannot say which stream writes."""
+    asked = []
+
+    def capsule(**said):
+        asked.append(said)
+        return torch.arange(6.0).reshape(2, 3).__dlpack__()
+
+    both = holder(version=2)
+    both.__dlpack__, both.__dlpack_device__ = capsule, lambda: (2, 0)
+    found = device_array_of(both, name="sample", stream=7)
+    assert asked == [{"stream": 7}]
+    assert (found.pointer != 4096, found.producer_unknown) == (True, False)
 
 
 def test_a_read_only_array_says_so():
@@ -128,7 +149,7 @@ def test_what_is_no_capsule_is_refused():
 
 
 def test_a_device_array_offers_the_interface_it_reads():
-    own = DeviceArray(pointer=4096, shape=(2, 3), dtype=np.dtype(np.int64))
+    own = DeviceArray(pointer=4096, shape=(2, 3), dtype=np.dtype(np.int64), producer_stream=7)
     again = device_array_of(SimpleNamespace(__cuda_array_interface__=own.__cuda_array_interface__), name="x")
     assert again == own
 

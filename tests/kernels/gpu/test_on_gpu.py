@@ -80,7 +80,7 @@ def test_a_captured_graph_follows_the_step_in_device_memory(dtype):
     run()
     assert torch.equal(y.cpu(), expected(step.cpu().numpy()))
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         run()
     for new in ([0, 1, 2], [2, 2, 0]):
         step.copy_(torch.tensor(new, dtype=torch.int32))

@@ -43,7 +43,9 @@ def interpreted() -> bool:
     try:
         import triton
     except ImportError as error:
-        raise KernelsMissingError(f"triton cannot be imported ({error}); install it: pip install triton") from error
+        raise KernelsMissingError(
+            f"triton cannot be imported ({error}); install it: pip install 'dq-deploy[gpu-kernels]'"
+        ) from error
     return bool(triton.knobs.runtime.interpret)
 
 
