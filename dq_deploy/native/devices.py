@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 
 from dq_deploy.errors import MissingDependencyError, OptionError
 
 DEVICES = ("auto", "cpu", "cuda")
+CUBINS_VARIABLE = "DQ_KERNELS_CUBINS"
+"""Environment variable of the kernels: a folder of compiled ones."""
 LEAST_CAPABILITY = (8, 0)
 """Ampere: the first with the integer products our kernels are written for."""
 
@@ -36,7 +39,8 @@ def gpu_problem(library: str = "libcuda.so.1") -> str:
     capability = (values[0].value, values[1].value)
     if capability < LEAST_CAPABILITY:
         return f"the GPU has compute capability {capability[0]}.{capability[1]}, our kernels need 8.0"
-    if importlib.util.find_spec("triton") is None:
+    # kernels that were compiled before need no compiler; see `dq_deploy.native.cuda.compiled`
+    if importlib.util.find_spec("triton") is None and not os.environ.get(CUBINS_VARIABLE):
         return "the package triton is not installed (pip install 'dq-deploy[gpu-kernels]')"
     import torch
 

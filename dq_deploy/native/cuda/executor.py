@@ -10,6 +10,7 @@ Never run on a GPU. Under Triton's interpreter the same code runs on the CPU, wi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from dq_deploy.errors import InputError, NonFiniteError
 from dq_deploy.native.cuda import torch_ops
 from dq_deploy.native.cuda.dtypes import with_float_type
 from dq_deploy.native.cuda.float32 import without_tf32
-from dq_deploy.native.observe.layer_values import readers_of
+from dq_deploy.native.observe.layer_values import out_rows, readers_of
 from dq_deploy.native.program.arena import Arena, plan_arena
 from dq_deploy.native.program.by_sizes import ProgramsBySize, Sizes, Varying
 from dq_deploy.native.program.entries import entry_counts
@@ -214,10 +215,10 @@ class CudaExecutor:
         made = self._prepared.pop(key, None)
         while made is None and len(self._prepared) >= KEPT_GRAPHS:
             self._prepared.pop(next(iter(self._prepared)))
-        self._prepared[key] = made or self._prepare(*key)
+        self._prepared[key] = made or self.prepared_at(*key)
         return self._prepared[key]
 
-    def _prepare(self, batch: int, sizes: Sizes) -> Prepared:
+    def prepared_at(self, batch: int, sizes: Sizes) -> Prepared:
         """Memory, functions and graph of one batch size."""
         joined, floats = self.programs.of(sizes)
         program = with_float_type(without_join_copies(from_json(at_batch(joined, batch))), self.dtype)
@@ -268,6 +269,23 @@ class CudaExecutor:
         if op.attributes.get("outs") is not None:
             return self.coded(op, memory, steps, nan_seen)
         return torch_ops.function(op, memory.tensor)
+
+    def observed_product(self, op: Op, made: Prepared) -> tuple[Callable[[], None], torch.Tensor, torch.Tensor]:
+        """What runs a product for its accumulators and bare float32 output, and both."""
+        layer, codes = self.record.layers[op.attributes["layer"]], op.reads["codes"]
+        shape = (codes.sizes[0], out_rows(op), layer.out_channels)
+        y = torch.empty(shape, dtype=torch.float32, device=self.device)
+        total = torch.empty(shape, dtype=torch.int32, device=self.device)
+        full = self.epilogue(op, layer, made.memory)
+        bare = replace(full, y=y, accumulators=total, previous=None, residual=None, row=None)
+        return self.product(op, made.memory, made.steps, bare), total, y
+
+    def observed_codes(self, op: Op, made: Prepared) -> tuple[Callable[[], None], torch.Tensor]:
+        """What runs an op that writes codes for its float32 value too, and that."""
+        batch, rows, channels = op.reads["x"].sizes
+        width = channels // 2 if op.kind == "geglu_quantize" else channels
+        y = torch.zeros((batch, rows, width), dtype=torch.float32, device=self.device)
+        return self.coded(op, made.memory, made.steps, made.nan_seen[0, :1], y=y), y
 
     def coded(
         self, op: Op, memory: CudaMemory, steps: Steps, nan_seen: torch.Tensor, y: torch.Tensor | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from dq_deploy.native.observe.layer_values import (
     codes_key,
     is_wanted,
     layer_values,
-    out_rows,
     wanted_codes,
 )
 from dq_deploy.native.program.program import Op
@@ -63,20 +61,13 @@ def _value(executor: CudaExecutor, made: Prepared, op: Op) -> Array:
     """The float32 value an op takes its codes of, computed by the op itself."""
     if op.kind == "quantize":
         return _numpy(made.memory.tensor(op.reads["x"]))
-    batch, rows, channels = op.reads["x"].sizes
-    width = channels // 2 if op.kind == "geglu_quantize" else channels
-    y = torch.zeros((batch, rows, width), dtype=torch.float32, device=executor.device)
-    executor.coded(op, made.memory, made.steps, made.nan_seen[0, :1], y=y)()
+    run, y = executor.observed_codes(op, made)
+    run()
     return _numpy(y)
 
 
 def _observed(executor: CudaExecutor, made: Prepared, op: Op, source: Array) -> ObservedProduct:
     codes = _numpy(made.memory.tensor(op.reads["codes"])).astype(np.int32) + STORED_AT
-    layer = executor.record.layers[op.attributes["layer"]]
-    shape = (codes.shape[0], out_rows(op), layer.out_channels)
-    y = torch.empty(shape, dtype=torch.float32, device=executor.device)
-    total = torch.empty(shape, dtype=torch.int32, device=executor.device)
-    full = executor.epilogue(op, layer, made.memory)
-    bare = replace(full, y=y, accumulators=total, previous=None, residual=None, row=None)
-    executor.product(op, made.memory, made.steps, bare)()
+    run, total, y = executor.observed_product(op, made)
+    run()
     return ObservedProduct(source=source, codes=codes, accumulators=_numpy(total), output=_numpy(y), op=op)

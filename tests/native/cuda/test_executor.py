@@ -25,10 +25,14 @@ from tests.tiny import random_record, tiny_conditional_denoiser, tiny_denoiser
 
 from dq_kernels.gpu.launch import launching
 
-unaligned, started = set(), launching.start
+from dq_deploy.native.cuda.compiled import kernel_calls
+from dq_kernels.gpu.launch.calls import key_of
+
+unaligned, keys, started = set(), set(), launching.start
 
 def start(calls, device):
     for call in calls:
+        keys.add(key_of(call, launching.INTERPRETED_ARCHITECTURE))
         for name, value in call.arguments.items():
             if isinstance(value, torch.Tensor) and value.data_ptr() % 16:
                 unaligned.add(name)
@@ -60,21 +64,25 @@ for make, bits, dtype in ((conditional, 4, "float32"), (unconditional, 8, "float
         except InputError as error:
             refusals += "closed" in str(error)
     distance = float(np.abs(got - want).max() / np.abs(want).max())
-    print(json.dumps([layers - len(record.layers), wrong, distance, refusals, sorted(unaligned)]))
+    listed = kernel_calls(record, architecture=80, batches=(2,), dtype=dtype, observed=True)
+    same = {key_of(call, 80) for call in listed} == keys
+    keys.clear()
+    print(json.dumps([layers - len(record.layers), wrong, distance, refusals, sorted(unaligned), same]))
 """
 
 
 def test_gpu_program_equals_the_cpu_engine_and_the_numerics():
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
     command = [sys.executable, "-c", SCRIPT]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     wide, narrow = (json.loads(line) for line in done.stdout.splitlines()[-2:])
     # layers missing, values that differ, output against the CPU engine's, calls refused once it is closed, arrays that
-    # are not aligned to 16 bytes: each makes another variant of a kernel, which no compiled file has
-    assert wide == [0, 0, 0.0, 3, []]
+    # are not aligned to 16 bytes (each makes another variant of a kernel, which no compiled file has), and whether the
+    # kernels listed for compilation ahead of time are those that ran
+    assert wide == [0, 0, 0.0, 3, [], True]
     assert narrow[:2] == [0, 0]
-    assert narrow[4] == []
+    assert narrow[4:] == [[], True]
     assert narrow[2] < 0.2  # images in float16 move codes at ties
 
 

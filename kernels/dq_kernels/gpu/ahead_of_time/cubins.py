@@ -2,9 +2,10 @@
 
 The driver is called by ctypes, so that it does not matter who made the context: cuda-core, pycuda or torch. The caller
 makes it current, owns the memory and the stream; handles and device addresses are integers. Arrays of a call are
-`DeviceArray`s here.
+`DeviceArray`s here, or torch's. `dq_kernels.gpu.launch.launching` launches from such a folder where it is told to.
 
-Never run on a GPU: argument memory, metadata and refusals are tested against a driver of paper.
+Never run on a GPU: argument memory, metadata and refusals are tested against a driver of paper, loading, order and
+lifetimes on a stand-in for libcuda.
 """
 
 from __future__ import annotations
@@ -106,6 +107,11 @@ class Driver:
         return int(handle.value or 0)
 
 
+def address_of(array: Any) -> int:
+    """Device address of a `DeviceArray` or of a tensor of torch."""
+    return int(array.pointer if hasattr(array, "pointer") else array.data_ptr())
+
+
 def argument_values(order: Sequence[Sequence[str]], call: KernelCall) -> list[Any]:
     """Arguments of a compiled kernel as ctypes values, in its order, with the scratch pointers behind them.
 
@@ -121,7 +127,7 @@ def argument_values(order: Sequence[Sequence[str]], call: KernelCall) -> list[An
     for name, kind in order:
         given = call.arguments[name]
         if kind.startswith("*"):
-            pointer = int(given.pointer)
+            pointer = address_of(given)
             if pointer == 0 or pointer % 16:
                 raise KernelInputError(f"{name} is at address {pointer:#x}, expected one that 16 divides; align it")
             values.append(ctypes.c_uint64(pointer))

@@ -4,20 +4,29 @@ Nothing here reads device memory from the host: the step buckets, and with them 
 by the kernels. So every function can be captured into a CUDA graph once it has been called before (the first call of
 a kind compiles). Under Triton's interpreter (TRITON_INTERPRET=1 before the first import) tensors are on the CPU.
 
+With the environment variable DQ_KERNELS_CUBINS every kernel comes from that folder, compiled ahead of time by
+`dq_kernels.gpu.ahead_of_time`: nothing is compiled here, triton is not imported, and a call that the folder lacks is
+refused. `collecting` lists the calls of a program without running them.
+
 Never run on a GPU; see `dq_kernels.gpu`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from dq_kernels.cpu.library import KernelInputError, KernelsMissingError
+from dq_kernels.gpu.ahead_of_time.cubins import CubinStore
 from dq_kernels.gpu.launch.calls import KERNELS, KernelCall
 from dq_kernels.gpu.launch.float_calls import (
     CodeOutput,
@@ -32,6 +41,27 @@ from dq_kernels.gpu.tune.configurations import BlockConfiguration, ProductConfig
 
 INTERPRETED_ARCHITECTURE = 80
 """Whose configurations the interpreter gets."""
+CUBINS_VARIABLE = "DQ_KERNELS_CUBINS"
+"""Environment variable: folder of compiled kernels."""
+
+_collected: ContextVar[tuple[int, list[KernelCall]] | None] = ContextVar("collected", default=None)
+
+
+@contextlib.contextmanager
+def collecting(architecture: int) -> Iterator[list[KernelCall]]:
+    """Calls made within the block are listed, as for a GPU of this architecture, and none is launched.
+
+    Tensors may be anywhere, on the device `meta` too.
+
+    Args:
+        architecture: of `ARCHITECTURES`.
+    """
+    calls: list[KernelCall] = []
+    before = _collected.set((architecture, calls))
+    try:
+        yield calls
+    finally:
+        _collected.reset(before)
 
 
 def interpreted() -> bool:
@@ -56,10 +86,12 @@ def architecture_for(tensor: torch.Tensor) -> int:
         KernelInputError: not on a GPU, or on one below compute capability 8.0.
         KernelsMissingError: triton is not installed.
     """
-    in_interpreter = interpreted()
+    collected = _collected.get()
+    if collected is not None:
+        return collected[0]
     if tensor.is_cuda:
         return _architecture(tensor.device)
-    if in_interpreter:
+    if interpreted():
         return INTERPRETED_ARCHITECTURE
     raise KernelInputError(f"a tensor is on {tensor.device}, expected a CUDA device; move it there")
 
@@ -76,16 +108,26 @@ def kernel_of(name: str) -> Any:
 
 
 def start(calls: Sequence[KernelCall], device: torch.device) -> None:
-    """Launch on the current stream of a device.
+    """Launch on the current stream of a device; kernels come from triton, or from the folder of compiled ones.
 
     Raises:
-        KernelInputError: an array is on another device.
+        KernelInputError: an array is on another device, or the folder lacks a kernel.
     """
+    collected = _collected.get()
+    if collected is not None:
+        collected[1].extend(calls)
+        return
     for call in calls:
         for name, value in call.arguments.items():
             if isinstance(value, torch.Tensor) and value.device != device:
                 raise KernelInputError(f"{name} is on {value.device}, expected {device}; move it there")
+    folder = os.environ.get(CUBINS_VARIABLE) if device.type == "cuda" else None
     with torch.cuda.device(device if device.type == "cuda" else -1):
+        if folder:
+            store, stream = cubins_of(folder, device), torch.cuda.current_stream(device).cuda_stream
+            for call in calls:
+                store.launch(call, stream)
+            return
         for call in calls:
             kernel_of(call.kernel)[call.grid](
                 **call.arguments,
@@ -94,6 +136,16 @@ def start(calls: Sequence[KernelCall], device: torch.device) -> None:
                 num_stages=call.stages,
                 enable_fp_fusion=False,
             )
+
+
+@functools.lru_cache
+def cubins_of(folder: str, device: torch.device) -> CubinStore:
+    """Compiled kernels of a folder for a device; loaded once a process, which a captured graph relies on.
+
+    Raises:
+        KernelInputError: the folder has no index.
+    """
+    return CubinStore(Path(folder), _architecture(device))
 
 
 def to_device(value: Any, device: torch.device | str) -> Any:
