@@ -16,7 +16,7 @@ from dq_deploy.bench.environment import describe_environment
 from dq_deploy.bench.native_baseline import native_facts, of_native_engine, worker_settings
 from dq_deploy.bench.options import BenchOptions
 from dq_deploy.bench.plan_baseline import check_batches, float_plan
-from dq_deploy.bench.worker import GpuMemory, Worker, WorkerSettings, workers
+from dq_deploy.bench.worker import GpuMemory, Worker, WorkerSettings, gpu_memory_alone, workers
 from dq_deploy.engines.base import Runner
 from dq_deploy.errors import FileProblemError, OptionError
 from dq_deploy.manifest.plan import is_plan
@@ -211,7 +211,6 @@ def _take_turns(
                 own.peak_mib = answer.peak_mib
                 own.load_ms = running[name].load_ms
                 own.finite_check_ms = answer.finite_check_ms
-                own.gpu_memory = answer.gpu_memory
                 tick()
     return series
 
@@ -309,11 +308,13 @@ def benchmark(
             check_batches(manifest, options.batches, path)
             environment["gpu"] = asdict(runner.device_runs.cuda.facts())
         if runner.layer_runs is not None:
-            environment["native"] = native_facts(runner.layer_runs)
+            environment["native"] = native_facts(runner.layer_runs, baseline=baseline)
     with _baseline_file(path, manifest, record, baseline) as float_path:
         files = {"engine": path} | ({} if float_path is None else {"baseline": float_path})
         settings = worker_settings(files, kind, options)
         by_batch = _time_batches(settings, options, clocks, on_progress)
+        if "gpu" in environment:
+            _add_gpu_memory(by_batch, settings, options, clocks, str(environment["gpu"]["pci_bus_id"]))
         sizes = {name: file_mib(file) for name, file in files.items()}
     return BenchReport(
         engine=kind,
@@ -327,6 +328,21 @@ def benchmark(
         environment=environment,
         options=asdict(options),
     )
+
+
+def _add_gpu_memory(
+    by_batch: dict[int, Measured],
+    settings: dict[str, WorkerSettings],
+    options: BenchOptions,
+    clocks: Sequence[str],
+    pci_bus_id: str,
+) -> None:
+    """GPU memory of each engine, one after another, when all that is timed has ended."""
+    first = options.batches[0]
+    for name, own in settings.items():
+        by_batch[first][clocks[-1]][name].gpu_memory = gpu_memory_alone(
+            own, pci_bus_id, batch=first, clock=clocks[0], sizes=options.sizes
+        )
 
 
 def _timing(series: dict[str, _Series]) -> Timing:

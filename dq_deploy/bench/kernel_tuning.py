@@ -71,13 +71,14 @@ def _measure(
     model: str, out: Path, dtype: str, place: torch.device, op: str | None, on_progress: Callable[[int, int], None]
 ) -> list[dict[str, object]]:
     import torch
+    from dq_kernels.gpu.tune.clock import torch_clock
     from dq_kernels.gpu.tune.configurations import architecture_of
-    from dq_kernels.gpu.tune.tuning import cuda_clock, fastest, problem_of, shapes_of_model, write_table
+    from dq_kernels.gpu.tune.tuning import fastest, problem_of, shapes_of_model, write_table
 
     with torch.cuda.device(place):
         architecture = architecture_of(torch.cuda.get_device_capability(place))
         source = f"measured on {torch.cuda.get_device_name(place)}, {dtype}, shapes of {model}"
-        clock = cuda_clock(place)
+        clock = torch_clock(place)
         shapes, rules = shapes_of_model(model, op), []
         streams = place_of_output(out).streams  # a pipe gets the table once, whole
         for number, shape in enumerate(shapes, 1):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_deploy.bench.worker import WorkerSettings
+from dq_deploy.errors import OptionError
 from dq_deploy.manifest.values import EngineManifest
 from dq_deploy.native.file.opening import record_of_engine
 
@@ -32,8 +33,21 @@ def of_native_engine(path: Path, manifest: EngineManifest, record: Record | None
     return replace(manifest, target=FLOAT_ENGINE), record or record_of_engine(path, hash_check=False)
 
 
-def native_facts(runner: LayerRuns) -> dict[str, Any]:
-    """How an opened native engine runs its record: in words, instruction set, threads, layer parts by kernel."""
+def native_facts(runner: LayerRuns, *, baseline: bool = False) -> dict[str, Any]:
+    """How an opened native engine runs its record: in words, instruction set, threads, layer parts by kernel.
+
+    Args:
+        runner: the engine.
+        baseline: whether it is going to be timed against its float graph.
+
+    Raises:
+        OptionError: it is, and runs on a GPU: the float graph would run on the CPU.
+    """
+    if baseline and runner.runs_on.isa is None:
+        raise OptionError(
+            "`baseline` of the native engine is the float graph on ONNX Runtime, which would run on the CPU; "
+            "leave it out, or give `device` as cpu. benchmarks/unets/gpu.py times torch.compile on the GPU"
+        )
     from dq_deploy.native.observe.attention import attention_counts
     from dq_deploy.native.runner import NativeRunner
 

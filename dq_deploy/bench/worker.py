@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from dq_deploy.bench.clocks import HOST, feeds_for, time_runs
@@ -41,6 +41,7 @@ class WorkerSettings:
         isa: instruction set of the native engine, or None.
         device: likewise.
         attention: likewise.
+        watch_gpu: PCI address of the GPU whose memory is watched, in a process that is not timed; None for none.
     """
 
     path: str
@@ -50,6 +51,7 @@ class WorkerSettings:
     isa: str | None = None
     device: str | None = None
     attention: str | None = None
+    watch_gpu: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,7 @@ class Timed:
         latency_ms: of each run.
         peak_mib: highest resident memory of the process so far.
         finite_check_ms: time of a run spent looking for NaN and infinity.
-        gpu_memory: of a plan.
+        gpu_memory: of a plan that is watched.
     """
 
     latency_ms: tuple[float, ...]
@@ -140,7 +142,7 @@ class _Timer:
 
 
 def _opened(settings: WorkerSettings) -> tuple[Runner, GpuPeak | None]:
-    """The engine; of a plan also the peak of GPU memory, watched from before it is loaded."""
+    """The engine; of a plan that is watched also the peak of GPU memory, from before CUDA is started."""
     if not is_plan(settings.path):
         runner = open_engine(
             settings.path,
@@ -159,9 +161,8 @@ def _opened(settings: WorkerSettings) -> tuple[Runner, GpuPeak | None]:
 
     path = Path(settings.path)
     manifest = read_plan_manifest(path, check_hash=False)
-    cuda = open_cuda()
-    peak = GpuPeak(cuda.facts().pci_bus_id).__enter__()
-    return TensorRtRunner(path, manifest, cuda=cuda, finite_check=settings.finite_check), peak
+    peak = None if settings.watch_gpu is None else GpuPeak(settings.watch_gpu).__enter__()
+    return TensorRtRunner(path, manifest, cuda=open_cuda(), finite_check=settings.finite_check), peak
 
 
 def _gpu_memory(plan: DeviceRuns, peak: GpuPeak) -> GpuMemory:
@@ -227,6 +228,22 @@ class Worker(WorkerProcess):
 
     def _failed(self, words: str) -> str:
         return f"the timing process of {self.settings.path} failed: {words}; is there enough memory?"
+
+
+def gpu_memory_alone(
+    settings: WorkerSettings, pci_bus_id: str, *, batch: int, clock: str, sizes: Mapping[str, int] | None = None
+) -> GpuMemory | None:
+    """GPU memory of one engine, in a process of its own that no other one runs beside and that nobody times.
+
+    Args:
+        settings: the engine; a plan.
+        pci_bus_id: of the GPU.
+        batch: samples of the runs.
+        clock: how they are launched.
+        sizes: of the axes that vary.
+    """
+    with Worker(replace(settings, watch_gpu=pci_bus_id)) as worker:
+        return worker.time(batch=batch, warmup=1, runs=3, seconds=0.0, clock=clock, sizes=sizes).gpu_memory
 
 
 @contextlib.contextmanager

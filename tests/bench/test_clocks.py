@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dq_deploy.bench import BenchOptions
-from dq_deploy.bench.clocks import CLOCKS, HOST, PLAN_CLOCKS, feeds_for, latencies_ms, time_runs
+from dq_deploy.bench.clocks import CLOCKS, HOST, PLAN_CLOCKS, _on_device, feeds_for, latencies_ms, time_runs
 from dq_deploy.bench.gpu_memory import GpuPeak
 from dq_deploy.bench.harness import BenchReport, Latency, Timing, _numbers, _Series, _take_turns
 from dq_deploy.bench.plan_baseline import check_batches
@@ -207,3 +207,48 @@ def test_without_nvml_the_peak_names_its_extra(monkeypatch):
     with GpuPeak("0000:01:00.0") as peak:
         assert peak.peak_mib is None
     assert "dq-deploy[cuda]" in peak.source
+
+
+class CountedGpu:
+    """A GPU and a Python of two counters in microseconds: a run costs Python 32, and starts when it has arrived."""
+
+    def __init__(self, run_us: float) -> None:
+        self.run_us, self.host, self.device = run_us, 0.0, 0.0
+        self.cuda, self.stream = self, self
+
+    def create_event(self):
+        gpu = self
+
+        class Event:
+            at = 0.0
+
+            def record(self, stream):
+                self.at = max(gpu.device, gpu.host)
+
+            def synchronize(self):
+                gpu.host = max(gpu.host, self.at)
+
+            def elapsed_ms(self, since):
+                return (self.at - since.at) / 1e3
+
+        return Event()
+
+    def place(self, feeds):
+        return {}
+
+    def run_device(self, inputs, *, stream, cuda_graph):
+        self.host += 32.0
+        self.device = max(self.device, self.host) + self.run_us
+
+
+@pytest.mark.parametrize("run_us", [40.0, 200.0, 5000.0])
+def test_a_run_on_a_gpu_takes_what_the_gpu_takes(run_us):
+    """An event on an idle GPU passes before Python has launched the run."""
+    run = _on_device(CountedGpu(run_us), {}, cuda_graph=True)
+    found = [run() * 1e3 for _ in range(3)]
+    assert found == pytest.approx([run_us] * 3, rel=0.02)
+
+
+def test_a_run_shorter_than_its_launch_takes_the_launch():
+    """What it costs a program that launches one run after another."""
+    assert _on_device(CountedGpu(5.0), {}, cuda_graph=True)() * 1e3 == pytest.approx(32, rel=0.02)

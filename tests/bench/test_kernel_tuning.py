@@ -32,7 +32,7 @@ def test_without_a_gpu_nothing_is_written(tmp_path):
 
 
 def test_the_table_is_written_after_every_shape(tmp_path, monkeypatch):
-    from dq_kernels.gpu.tune import tuning
+    from dq_kernels.gpu.tune import clock, tuning
 
     from dq_deploy.bench import kernel_tuning
 
@@ -40,7 +40,7 @@ def test_the_table_is_written_after_every_shape(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", lambda place: _Nothing())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda place: "a GPU")
-    monkeypatch.setattr(tuning, "cuda_clock", lambda place: None)
+    monkeypatch.setattr(clock, "torch_clock", lambda place: None)
     monkeypatch.setattr(tuning, "shapes_of_model", lambda model, op: [("a", None, 0), ("b", None, 0)])
     monkeypatch.setattr(tuning, "problem_of", lambda op, case, bits, dtype, place: op)
     monkeypatch.setattr(tuning, "fastest", lambda problem, architecture, clock: {"op": problem})

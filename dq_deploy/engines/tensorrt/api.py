@@ -351,6 +351,22 @@ class RtxRuntimeConfig(Protocol):
     def set_execution_context_allocation_strategy(self, strategy: EnumValue) -> None:
         """Who gives the activation memory."""
 
+    def create_runtime_cache(self) -> RtxRuntimeCache | None:
+        """An empty one."""
+
+    def set_runtime_cache(self, cache: RtxRuntimeCache) -> bool:
+        """Where kernels are looked up that are compiled for shapes; whether that is taken."""
+
+
+class RtxRuntimeCache(Protocol):
+    """Kernels that TensorRT-RTX compiled for shapes."""
+
+    def deserialize(self, blob: bytes) -> bool:
+        """Take over what another process kept; False where it is of another version or GPU."""
+
+    def serialize(self) -> Any:
+        """Bytes to keep, as a buffer."""
+
 
 class RtxCudaEngine(CudaEngine, Protocol):
     """What TensorRT-RTX's `ICudaEngine` has on top."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from dq_deploy.artifacts import atomic_path
 from dq_deploy.engines.base import TensorSpec
 from dq_deploy.engines.capabilities import PlanMemory
 from dq_deploy.engines.cuda.arrays import dtype_of
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
         Library,
         RtxCudaEngine,
         RtxLibrary,
+        RtxRuntimeCache,
         RtxRuntimeConfig,
     )
 
@@ -44,6 +47,8 @@ _DTYPES = {
     "BOOL": "bool",
 }
 KEPT_MESSAGES = 20
+CACHE_SUFFIX = ".kernels"
+"""Behind a plan's name: kernels that TensorRT-RTX compiled for shapes, on this GPU."""
 
 
 def reason_of(messages: Sequence[str], default: str) -> str:
@@ -74,7 +79,11 @@ def error_of(messages: Sequence[str], what: str, plan: Path) -> DqError:
 
 
 class PlanContext:
-    """One execution context of a plan: shapes, addresses, and activation memory that it does not own."""
+    """One execution context of a plan: shapes, addresses, and activation memory that it does not own.
+
+    Attributes:
+        activation_bytes: bytes of that memory for the shapes that are set, 0 before.
+    """
 
     def __init__(self, engine: PlanEngine, context: ExecutionContext, config: RtxRuntimeConfig | None = None) -> None:
         """Wrap one.
@@ -89,6 +98,7 @@ class PlanContext:
         self._context: ExecutionContext = context
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._memory: tuple[int, int] | None = None
+        self.activation_bytes = 0
 
     def bind(self, shapes: Mapping[str, tuple[int, ...]], profile: int, stream: CudaStream) -> None:
         """Set the shapes of the inputs.
@@ -115,6 +125,8 @@ class PlanContext:
                 raise InputError(f"input {name} has shape {shape}, which the engine refuses: {reason:.240}")
         if missing := self._context.infer_shapes():
             raise InputError(f"inputs {', '.join(missing)} have no shape yet, expected one for every input")
+        # of these shapes; the engine's own number is that of its largest profile
+        self.activation_bytes = int(self._context.update_device_memory_size_for_shapes())
         self._shapes = dict(shapes)
 
     def output_shape(self, name: str) -> tuple[int, ...]:
@@ -190,6 +202,8 @@ class PlanEngine:
         del data
         if engine is None:
             raise self.failure("load")
+        self._cache: RtxRuntimeCache | None = None
+        self._cached = b""
         # the library's objects refer to each other without keeping each other alive
         self._logger, self._runtime, self._engine = logger, runtime, engine
         self.inputs, self.outputs = _specs(manifest, engine, self._library, plan)
@@ -219,18 +233,17 @@ class PlanEngine:
         """Of the library."""
         return self._library.__version__
 
-    @property
-    def activation_bytes(self) -> int:
-        """Bytes of activation memory that one context needs."""
-        return int(self._engine.device_memory_size_v2)
+    def memory(self, activation_bytes: int = 0) -> PlanMemory:
+        """What the engine says of its memory.
 
-    def memory(self) -> PlanMemory:
-        """What the engine says of its memory."""
+        Args:
+            activation_bytes: what the runs so far asked for; 0 gives what the first profile needs at most.
+        """
         weights = self._engine.get_engine_stat(self._library.EngineStat.TOTAL_WEIGHTS_SIZE)
         limit = None if self.manifest.build is None else self.manifest.build.workspace_mib
         return PlanMemory(
             weights_mib=weights / 2**20,
-            activations_mib=self.activation_bytes / 2**20,
+            activations_mib=(activation_bytes or self._engine.get_device_memory_size_for_profile_v2(0)) / 2**20,
             workspace_limit_mib=None if limit is None else float(limit),
         )
 
@@ -251,12 +264,42 @@ class PlanEngine:
                 library.DynamicShapesKernelSpecializationStrategy.EAGER
             )
             config.cuda_graph_strategy = library.CudaGraphStrategy.DISABLED
+            self._share_cache(config)
             context = engine.create_execution_context(config)
         else:
             context = self._engine.create_execution_context(strategy)
         if context is None:
             raise self.failure("create a context of")
         return PlanContext(self, context, config)
+
+    @property
+    def cache_file(self) -> Path:
+        """Where kernels that were compiled for shapes are kept."""
+        return self.plan.with_name(self.plan.name + CACHE_SUFFIX)
+
+    def _share_cache(self, config: RtxRuntimeConfig) -> None:
+        """Let all contexts of the engine look up compiled kernels in one place, and find those of earlier processes."""
+        if self._cache is None:
+            self._cache = config.create_runtime_cache()
+            if self._cache is None:
+                self.take_messages()
+                return
+            with contextlib.suppress(OSError):
+                kept = self.cache_file.read_bytes()
+                if self._cache.deserialize(kept):  # of another GPU or version it is left alone: kernels compile again
+                    self._cached = kept
+        config.set_runtime_cache(self._cache)
+        self.take_messages()
+
+    def _keep_cache(self) -> None:
+        """Write what was compiled beside the plan; a folder that cannot be written costs compiling again."""
+        if self._cache is None:
+            return
+        data = bytes(self._cache.serialize() or b"")
+        if data and data != self._cached:
+            with contextlib.suppress(OSError, DqError), atomic_path(self.cache_file) as temporary:
+                temporary.write_bytes(data)
+            self._cached = data
 
     def take_messages(self) -> list[str]:
         """Errors logged since the last call."""
@@ -269,7 +312,9 @@ class PlanEngine:
         return error_of(self.take_messages(), what, self.plan)
 
     def close(self) -> None:
-        """Free the engine; its contexts must be gone."""
+        """Free the engine, and keep what it compiled; its contexts must be gone."""
+        self._keep_cache()
+        self._cache = None
         for name in ("_engine", "_runtime", "_logger"):
             if hasattr(self, name):
                 delattr(self, name)

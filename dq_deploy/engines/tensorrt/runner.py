@@ -104,8 +104,8 @@ class TensorRtRunner(Runner):
         self.stream: CudaStream = self.cuda.create_stream()
         self._owns_workspace = workspace is None
         self.workspace = SharedWorkspace(self.cuda) if workspace is None else workspace
-        self.workspace.reserve(self._plan.activation_bytes)
         self._context = self._plan.create_context()
+        self._activation_bytes = 0
         self._graphs: OrderedDict[tuple[tuple[str, tuple[int, ...]], ...], _Captured] = OrderedDict()
         self._buffers: dict[str, DeviceBuffer] = {}
         self._pinned: dict[str, PinnedBuffer] = {}
@@ -128,7 +128,7 @@ class TensorRtRunner(Runner):
     def memory(self) -> PlanMemory:
         """GPU memory of the plan, as the engine says."""
         with self.using():
-            return self._plan.memory()
+            return self._plan.memory(self._activation_bytes)
 
     def _check(self, feeds: Mapping[str, Array]) -> None:
         super()._check(feeds)
@@ -212,7 +212,6 @@ class TensorRtRunner(Runner):
         shapes = {name: value.shape for name, value in arrays.items()}
         profile = profile_for(self.profiles, shapes)
         self._wait_for_producers(arrays, queue)
-        self.workspace.reserve(self._plan.activation_bytes)
         if cuda_graph:
             results = self._launch(arrays, shapes, profile, outputs, queue)
         else:
@@ -236,9 +235,15 @@ class TensorRtRunner(Runner):
         targets = self._targets(self._context, outputs, queue)
         addresses = {name: value.pointer for name, value in (*arrays.items(), *targets.items())}
         with self.workspace.turn(queue):
-            self._context.use(self.workspace)
+            self._reserve(self._context)
             self._context.enqueue(addresses, queue.handle)
         return targets
+
+    def _reserve(self, context: PlanContext) -> None:
+        """Give a context the memory that its shapes need."""
+        self._activation_bytes = max(self._activation_bytes, context.activation_bytes)
+        self.workspace.reserve(context.activation_bytes)
+        context.use(self.workspace)
 
     def _launch(
         self,
@@ -286,7 +291,7 @@ class TensorRtRunner(Runner):
         results = self._own_outputs(context)
         addresses = {name: self._buffers[name].pointer for name in shapes}
         addresses |= {name: value.pointer for name, value in results.items()}
-        context.use(self.workspace)
+        self._reserve(context)
         # the first run of new shapes may allocate and compile, which no capture can hold
         with self.workspace.turn(self.stream):
             context.enqueue(addresses, self.stream.handle)

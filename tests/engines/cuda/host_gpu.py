@@ -33,7 +33,7 @@ from dq_deploy.engines.tensorrt.plan.checks import profiles_of
 from dq_deploy.manifest.values import PlanManifest
 from dq_deploy.open_engine import open_engine
 
-ACTIVATION_BYTES = 3000
+BYTES_A_SAMPLE = 3000
 
 
 class HostStream(CudaStream):
@@ -91,6 +91,8 @@ class HostCuda(CudaBackend):
         self.graphs: list[HostGraph] = []
         self.recording: list[Callable[[], None]] | None = None
         self.copies_on_device = 0
+        self.gpu = "host"
+        self.compiled: list[str] = []
         self._ticks = 0
         self._handles = iter(range(1000, 2000))
 
@@ -178,8 +180,8 @@ class HostContext:
 
     active_optimization_profile = 0
 
-    def __init__(self, engine: HostEngine) -> None:
-        self._engine = engine
+    def __init__(self, engine: HostEngine, config: HostConfig) -> None:
+        self._engine, self._config = engine, config
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._memory: tuple[int, int] | None = None
@@ -199,6 +201,9 @@ class HostContext:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self._shapes["sample"]
 
+    def update_device_memory_size_for_shapes(self) -> int:
+        return BYTES_A_SAMPLE * self._shapes["sample"][0]
+
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._addresses[name] = address
         return True
@@ -210,9 +215,14 @@ class HostContext:
         return True
 
     def execute_async_v3(self, handle: int) -> bool:
+        compiled, kernel = self._config.cache, str(sorted(self._shapes.items()))
+        if compiled is None or kernel not in compiled.kernels:
+            self._engine.cuda.compiled.append(kernel)
+            if compiled is not None:
+                compiled.kernels.add(kernel)
         cuda, shapes, addresses, memory = self._engine.cuda, dict(self._shapes), dict(self._addresses), self._memory
         assert memory is not None
-        assert memory[1] >= ACTIVATION_BYTES
+        assert memory[1] >= BYTES_A_SAMPLE * shapes["sample"][0]
 
         def step() -> None:
             assert shapes == self._shapes, "the shapes of a captured context were changed"
@@ -228,16 +238,51 @@ class HostContext:
         return True
 
 
+class HostCache:
+    """Kernels by the shapes they were compiled for."""
+
+    def __init__(self, gpu: str) -> None:
+        self.gpu = gpu
+        self.kernels: set[str] = set()
+
+    def deserialize(self, data: bytes) -> bool:
+        gpu, *kernels = data.decode().split("\n")
+        if gpu == self.gpu:
+            self.kernels |= set(kernels)
+        return gpu == self.gpu
+
+    def serialize(self) -> bytes:
+        return "\n".join([self.gpu, *sorted(self.kernels)]).encode()
+
+
+class HostConfig:
+    """How a context is made."""
+
+    def __init__(self, engine: HostEngine) -> None:
+        self.engine = engine
+        self.cache: HostCache | None = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        pass
+
+    def create_runtime_cache(self) -> HostCache:
+        self.engine.caches.append(HostCache(self.engine.cuda.gpu))
+        return self.engine.caches[-1]
+
+    def set_runtime_cache(self, cache: HostCache) -> bool:
+        self.cache = cache
+        return True
+
+
 class HostEngine:
     """A deserialized plan whose numbers come from the ONNX file it was built from."""
-
-    device_memory_size_v2 = ACTIVATION_BYTES
 
     def __init__(self, onnx: Path, manifest: PlanManifest, cuda: HostCuda, library: Any) -> None:
         self.runner = open_engine(onnx, engine="onnxruntime", threads=1)
         self.cuda, self._library = cuda, library
         self.profiles = profiles_of(manifest, onnx)
         self.num_optimization_profiles = len(self.profiles)
+        self.caches: list[HostCache] = []
         self._specs = [*self.runner.inputs, *self.runner.outputs]
         self.num_io_tensors = len(self._specs)
 
@@ -255,14 +300,17 @@ class HostEngine:
         spec = next(spec for spec in self._specs if spec.name == name)
         return [-1 if isinstance(size, str) else size for size in spec.shape]
 
+    def get_device_memory_size_for_profile_v2(self, index: int) -> int:
+        return BYTES_A_SAMPLE * self.profiles[index]["sample"].most[0]
+
     def get_engine_stat(self, stat: Any) -> int:
         return 1 << 20
 
     def create_runtime_config(self) -> Any:
-        return SimpleNamespace(set_execution_context_allocation_strategy=lambda strategy: None)
+        return HostConfig(self)
 
     def create_execution_context(self, config: Any) -> HostContext:
-        return HostContext(self)
+        return HostContext(self, config)
 
 
 class HostLibrary:

@@ -43,7 +43,12 @@ CLASSES = {
     "CudaEngine": "ICudaEngine",
     "Runtime": "Runtime",
 }
-RTX_CLASSES = {"RtxBuilderConfig": "IBuilderConfig", "RtxRuntime": "Runtime"}
+RTX_CLASSES = {
+    "RtxBuilderConfig": "IBuilderConfig",
+    "RtxRuntime": "Runtime",
+    "RtxRuntimeConfig": "IRuntimeConfig",
+    "RtxRuntimeCache": "IRuntimeCache",
+}
 ENUMS = {
     "Severities": "ILogger.Severity",
     "DataTypes": "DataType",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from dq_deploy.engines.tensorrt.runner import KEPT_GRAPHS, TensorRtRunner
 from dq_deploy.errors import DqError, InputError, NonFiniteError
 from dq_deploy.manifest.plan import read_plan_manifest
 from dq_deploy.open_engine import open_engine
-from tests.engines.cuda.host_gpu import HostCuda, HostLibrary
+from tests.engines.cuda.host_gpu import BYTES_A_SAMPLE, HostCuda, HostLibrary
 from tests.engines.tensorrt.plans import build_linear, copy_with
 
 
@@ -168,6 +169,55 @@ def test_runs_on_two_streams_wait_for_each_other(opened, cuda):
         assert (first.waits, second.waits) == (1, 2)
 
 
+def test_activation_memory_is_that_of_the_shapes_that_run(opened, cuda):
+    """The engine's own number is that of its largest profile."""
+    with opened() as runner:
+        largest = runner.memory().activations_mib
+        runner.run(feeds(1))
+        assert runner.workspace.nbytes < BYTES_A_SAMPLE + 256
+        assert runner.memory().activations_mib == BYTES_A_SAMPLE / 2**20
+        runner.run(feeds(runner.largest_batch))
+        assert runner.memory().activations_mib == largest
+
+
+@pytest.fixture
+def own_plan(plan, tmp_path):
+    """The plan in a folder of its own, beside which compiled kernels are kept."""
+    for path in (plan, plan.with_name(plan.name + ".json")):
+        shutil.copy(path, tmp_path / path.name)
+    return tmp_path / plan.name
+
+
+def test_kernels_compiled_for_shapes_are_compiled_once(opened, cuda, own_plan):
+    """Each captured graph has a context of its own; they share what is compiled, and so does the next process."""
+    for _ in range(2):
+        with opened(own_plan, cuda_graph=True) as runner:
+            for batch in (1, 2, 1):
+                runner.run_device({"sample": on_device(cuda, feeds(batch)["sample"])[0]}, cuda_graph=False)
+                runner.run(feeds(batch))
+    assert len(cuda.compiled) == 2
+    assert list(own_plan.parent.glob("*.plan.kernels"))
+
+
+def test_kernels_of_another_gpu_are_not_taken(opened, cuda, own_plan):
+    with opened(own_plan) as runner:
+        runner.run(feeds(1))
+    other = HostCuda()
+    other.gpu = "another"
+    with opened(own_plan, cuda=other) as runner:
+        runner.run(feeds(1))
+    assert (len(cuda.compiled), len(other.compiled)) == (1, 1)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_folder_that_cannot_be_written_costs_compiling_again(opened, cuda, own_plan):
+    own_plan.parent.chmod(0o555)
+    for _ in range(2):
+        with opened(own_plan) as runner:
+            runner.run(feeds(1))
+    assert len(cuda.compiled) == 2
+
+
 @pytest.mark.parametrize("cuda_graph", [False, True])
 def test_two_runners_share_one_workspace(opened, wanted, cuda, cuda_graph):
     with SharedWorkspace(cuda) as workspace:
@@ -176,7 +226,7 @@ def test_two_runners_share_one_workspace(opened, wanted, cuda, cuda_graph):
                 for batch in (2, 4):
                     for runner in (first, second):
                         np.testing.assert_array_equal(only(runner.run(feeds(batch))), wanted(feeds(batch)))
-                assert workspace.generation == 1
+                assert workspace.generation == 2  # it moved once, for the larger batch of whichever came first
             workspace.reserve(1 << 20)  # a larger engine comes: it moves
             np.testing.assert_array_equal(only(first.run(feeds(4, 9))), wanted(feeds(4, 9)))
         assert workspace.nbytes == 1 << 20
@@ -232,8 +282,9 @@ def test_each_thread_gets_its_own_answer(opened, wanted, cuda_graph):
 
 
 def test_too_little_memory_is_one_line(opened):
+    limited = opened(cuda=HostCuda(limit=1000))
     with pytest.raises(DeviceMemoryError, match="not enough memory") as caught:
-        opened(cuda=HostCuda(limit=1000))
+        limited.run(feeds(1))
     assert "\n" not in str(caught.value)
 
 

@@ -1,8 +1,8 @@
 """Measures configurations on the GPU at hand and writes a table of them; `dq-tune` is its command.
 
 A configuration that gives one wrong accumulator or code is out and the rule says how many were. Products are compared
-with an integer product in float64 (exact below 2^53), the float ops with `reference.py`. Times are medians of CUDA
-events with the L2 cache flushed before every run.
+with an integer product in float64 (exact below 2^53), the float ops with `reference.py`. Times are those of
+`dq_kernels.gpu.tune.clock`: runs in graphs, each behind a flush of the L2 cache.
 
 Never run on a GPU: on a CPU its tests interpret the kernels and give it a clock of their own.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import importlib
 import json
-import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,16 +27,11 @@ from dq_kernels.gpu.launch.float_calls import CodeOutput
 from dq_kernels.gpu.launch.product_calls import Epilogue, Window
 from dq_kernels.gpu.launch.weights import make_quantizer, make_weights
 from dq_kernels.gpu.tune.candidates import candidates
+from dq_kernels.gpu.tune.clock import Clock
 from dq_kernels.gpu.tune.configurations import FORMAT, PRODUCTS, Configuration, choose
 from dq_kernels.quantize.reference import signed_codes
 
-FLUSH_BYTES = 256 << 20
-"""More than twice the L2 cache of any GPU so far."""
-RUNS = 20
-WARMUP = 3
-
 Work = Callable[[Configuration], None]
-Clock = Callable[[Callable[[], None]], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,26 +222,6 @@ def fastest(
         "wrong": wrong,
         "failed": failed,
     }
-
-
-def cuda_clock(device: torch.device, runs: int = RUNS) -> Clock:
-    """Median milliseconds of `runs` runs by CUDA events, each with the L2 cache flushed."""
-    scrap = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
-
-    def clock(work: Callable[[], None]) -> float:
-        times: list[float] = []
-        for number in range(WARMUP + runs):
-            scrap.zero_()
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            work()
-            end.record()
-            end.synchronize()
-            if number >= WARMUP:
-                times.append(start.elapsed_time(end))
-        return statistics.median(times)
-
-    return clock
 
 
 def write_table(path: Path, rules: list[dict[str, Any]], source: str) -> None:
