@@ -56,10 +56,10 @@ def exact_accumulators(inputs: dict[str, Any]) -> Any:
 def expected_results(shape: Shape, inputs: dict[str, Any]) -> dict[str, Any]:
     """What the kernel has to give, by name: `y` and `accumulators`, or `y` and the codes of each output."""
     if shape.op.startswith("int_"):
-        from dq_kernels.int_linear.reference import epilogue, scale_of
+        from dq_kernels.int_linear.reference import bias_of, epilogue, scale_of
 
         accumulators = exact_accumulators(inputs)
-        extras = [inputs[name] for name in ("bias", "row", "residual", "previous")]
+        extras = [bias_of(inputs["bias"], inputs["step"]), *(inputs[name] for name in ("row", "residual", "previous"))]
         scale = scale_of(inputs["scale"], inputs["step"])
         return {"y": epilogue(accumulators, scale, inputs["weight_scale"], *extras), "accumulators": accumulators}
     module = importlib.import_module(f"dq_kernels.{shape.op}.reference")

@@ -76,7 +76,7 @@ def module_from_record(record: Record, *, dequantize: bool = True) -> torch.nn.M
     state = {key: torch.from_numpy(np.array(value)) for key, value in record.float_parameters.items()}
     for key, weight in lazy_weights(record).items():
         state[key] = torch.from_numpy(weight.read()) if dequantize else torch.empty(weight.shape, device="meta")
-    biases = {name: layer.bias for name, layer in record.layers.items()}
+    biases = {name: layer.mean_bias for name, layer in record.layers.items()}
     biases |= {name: layer.bias for name, layer in record.weight_only.items()}
     for name, bias in biases.items():
         if bias is not None:

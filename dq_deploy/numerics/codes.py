@@ -39,7 +39,7 @@ def bias_codes(bias: F32, *, scale: F32, weight_scale: F32) -> I32:
     """The bias in units of the accumulator: rne(b / (s * s_w)), clamped to int32.
 
     Args:
-        bias: [C_out] float32.
+        bias: [C_out] float32, or [..., C_out], one for each of the scales, of which there may then be one alone.
         scale: [...] float32 activation scales.
         weight_scale: [C_out] float32.
 
@@ -72,7 +72,7 @@ def requantize_accumulator(
 
     Args:
         accumulator: [B, ...] int32, output channels on `channel_axis`.
-        bias: [C_out] float32 or None.
+        bias: [C_out] float32, or [T, C_out] by step, or None.
         scale: [T] or [1] float32.
         weight_scale: [C_out] float32.
         out_scale: [T] or [1] float32.
@@ -85,6 +85,7 @@ def requantize_accumulator(
     shape = [len(total)] + [1] * (total.ndim - 1)
     shape[channel_axis] = len(weight_scale)
     if bias is not None:
+        bias = table_at(bias, step) if bias.ndim == 2 else bias
         total = total + bias_codes(bias, scale=s, weight_scale=weight_scale).reshape(shape)
     unit = (s[:, None] * weight_scale[None, :]).astype(np.float32)
     multiplier = (unit / table_at(out_scale, step)[:, None]).astype(np.float32).reshape(shape)

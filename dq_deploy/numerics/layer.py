@@ -361,7 +361,7 @@ def rescale(accumulator: I32, *, scale: F32, weight_scale: F32, step: NDArray[np
     return (accumulator.astype(np.float32) * factor.reshape(shape)).astype(np.float32)
 
 
-def _bias_of_samples(bias: F32, ndim: int, axis: int, step: NDArray[np.integer]) -> NDArray[Any]:
+def bias_of_samples(bias: F32, ndim: int, axis: int, step: NDArray[np.integer]) -> NDArray[Any]:
     """A bias [C_out], or of each sample's step [T, C_out], to be added to a tensor of ndim axes."""
     if bias.ndim == 1:
         return per_channel(bias, ndim, axis)
@@ -410,5 +410,5 @@ def integer_layer(layer: LayerLike, x: F32, step: NDArray[np.integer]) -> LayerR
         accumulators.append(a)
     assert y is not None
     if layer.bias is not None:
-        y = (y + _bias_of_samples(layer.bias, y.ndim, channel_axis_of(layer.kind, y.ndim), step)).astype(np.float32)
+        y = (y + bias_of_samples(layer.bias, y.ndim, channel_axis_of(layer.kind, y.ndim), step)).astype(np.float32)
     return LayerResult(codes=tuple(codes), accumulators=tuple(accumulators), output=y)

@@ -24,8 +24,6 @@ def check_can_run(record: Record) -> None:
 
 
 def _stored_only(layer: Layer) -> str:
-    if layer.bias is not None and layer.bias.ndim == 2:
-        return "a bias row a step"
     if layer.branch is not None:
         return f"a low-rank branch of rank {len(layer.branch.down)}"
     return ""

@@ -275,6 +275,14 @@ class Layer:
         return tuple(int(k) for k in self.parts[0].w_shape[3:])
 
     @property
+    def mean_bias(self) -> F32 | None:
+        """The bias [C_out]; of one that differs by step its mean over the steps, in float64 and rounded once."""
+        if self.bias is None or self.bias.ndim == 1:
+            return self.bias
+        mean: F32 = self.bias.mean(axis=0, dtype=np.float64).astype(np.float32)
+        return mean
+
+    @property
     def window(self) -> Window:
         """How a convolution moves over its image.
 

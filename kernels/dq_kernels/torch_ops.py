@@ -324,7 +324,7 @@ def _product(op: str, args: Any, packed: Tensor, tables: Any, extras: Any, padde
     bias, row, *wide = extras
     wide = [None if x is None else np.ascontiguousarray(_numpy_rows("residual or previous", x)) for x in wide]
     added = dict(zip(("bias", "row", "residual", "previous"), (_array(bias), _array(row), *wide), strict=True))
-    args.epilogue, y, _ = arguments.epilogue((args.batch, rows, args.out_channels), weight_scale, added)
+    args.epilogue, y, _ = arguments.epilogue((args.batch, rows, args.out_channels), weight_scale, added, len(scale))
     args.epilogue.accumulators = None
     args.quantizer = arguments.quantizer(scale=scale, zero_point=points, q_min=low, q_max=high, step=step)
     args.weights, args.step = packed.data_ptr(), step.ctypes.data

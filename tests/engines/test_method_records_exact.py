@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dq_deploy import export, quantize, save_record, verify
@@ -43,13 +44,20 @@ def record_of(case: str) -> Record:
 
 
 def record_of_all() -> Record:
-    """One record whose layers come from every case in turn: what an export makes of a layer is seen for all at once."""
+    """One record whose layers come from every case in turn: what an export makes of a layer is seen for all at once.
+
+    Every other layer has a bias row a step.
+    """
     first, *_ = records = [record_of(case) for case in CASES]
     split = [record for record in records if any(len(layer.parts) == 2 for layer in record.layers.values())]
     layers = {}
     for i, name in enumerate(first.layers):
         among = split if any(len(record.layers[name].parts) == 2 for record in split) else records
         layers[name] = among[i % len(among)].layers[name]
+        if i % 2:
+            rows = np.random.default_rng(i).normal(0, 0.3, (first.steps, layers[name].out_channels)).astype(np.float32)
+            bias = layers[name].bias
+            layers[name] = dataclasses.replace(layers[name], bias=rows if bias is None else bias + rows)
     return dataclasses.replace(first, layers=layers)
 
 

@@ -21,10 +21,6 @@ def changed(**fields):
     return dataclasses.replace(RECORD, layers={**RECORD.layers, layer.name: layer})
 
 
-def bias_by_step():
-    return changed(bias=np.zeros((2, RECORD.layers["conv_in"].out_channels), np.float32))
-
-
 def branch():
     layer = RECORD.layers["conv_in"]
     down = np.zeros((1, layer.in_channels, *layer.kernel), np.float32)
@@ -32,7 +28,6 @@ def branch():
 
 
 REFUSED = {
-    "layer conv_in has a bias row a step, which this version": bias_by_step,
     "layer conv_in has a low-rank branch of rank 1, which this version": branch,
     "layer conv_in is folded into nope.norm, expected a module": lambda: changed(
         folded=Fold(producer="nope.norm", factor=np.ones(1, np.float32))
@@ -57,3 +52,8 @@ def test_it_is_refused_by_name_where_the_denoiser_is_built(message):
 
 def test_the_denoisers_own_call_is_taken():
     denoiser_from_record(dataclasses.replace(RECORD, call=default_call(RECORD.model_config)))
+
+
+def test_of_a_bias_by_step_the_float_module_has_the_mean():
+    rows = np.stack([np.full(RECORD.layers["conv_in"].out_channels, v, np.float32) for v in (1, 4)])
+    assert (denoiser_from_record(changed(bias=rows)).conv_in.bias == 2.5).all()

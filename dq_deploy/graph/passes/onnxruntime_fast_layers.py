@@ -83,11 +83,17 @@ class _FastWriter(LayerWriter):
         total, entries = self._parts()
         if not self.conv and self.layer.bias is not None:
             # an own Add: the product's bias input would be fused with one rounding less than the numerics
-            total = self.b.op("Add", [total, self.b.constant(self.layer.bias, "bias")], "biased", dtype=FLOAT)
+            total = self.b.op("Add", [total, self._linear_bias(self.layer.bias)], "biased", dtype=FLOAT)
         replace_uses(self.site.output, total)
         form = "qlinear conv, 8-bit output" if self.conv else "u8 product, float output"
         codes = f"dq/{self.layer.name}/product" if self.conv else None
         return replace(self._entry(form, entries), output_codes=codes, nulls=frozenset({"output_codes"}))
+
+    def _linear_bias(self, bias: np.ndarray) -> ir.Value:
+        """[C_out], of the batch's one step where it differs by step."""
+        if bias.ndim == 1:
+            return self.b.constant(bias, "bias")
+        return self.steps.entry(bias, f"{self.b.prefix}/bias", before=self.site.node)
 
     def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, ManifestPart]:
         codes, zero = self._codes(x, part)

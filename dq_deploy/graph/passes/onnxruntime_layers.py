@@ -269,7 +269,7 @@ class _ProductWriter(LayerWriter):
     def _bias(self, total: ir.Value) -> ir.Value:
         if self.layer.bias is None:
             return total
-        return self.b.op("Add", [total, self._channel(self.layer.bias, "bias")], "biased", dtype=FLOAT)
+        return self.b.op("Add", [total, self._bias_value(self.rank, self.channel_axis)], "biased", dtype=FLOAT)
 
     def _replace(self, y: ir.Value) -> None:
         if self.conv:

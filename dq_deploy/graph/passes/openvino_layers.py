@@ -237,7 +237,8 @@ class _QdqWriter(LayerWriter):
 
     def _replace(self, y: ir.Value) -> None:
         if self.layer.bias is not None:
-            y = self.b.op("Add", [y, self._channels(self.layer.bias, "bias")], "biased", dtype=FLOAT)
+            bias = self._bias_value(self.rank, 1 if self.conv else self.rank - 1)
+            y = self.b.op("Add", [y, bias], "biased", dtype=FLOAT)
         y.shape = self.site.output.shape
         replace_uses(self.site.output, y)
 

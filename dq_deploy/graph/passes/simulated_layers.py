@@ -12,6 +12,7 @@ from dq_deploy.errors import RecordError
 from dq_deploy.graph.pass_contract import PassResult
 from dq_deploy.graph.writing.builder import Builder, convolution_attributes, replace_uses
 from dq_deploy.graph.writing.folded_steps import LayerSteps, steps_of
+from dq_deploy.graph.writing.layer_writer import bias_value
 from dq_deploy.graph.writing.sites import Site, find_sites
 from dq_deploy.graph.writing.steps import StepTables
 from dq_deploy.numerics import FLOAT32_EXACT, bias_codes, reciprocal
@@ -76,7 +77,9 @@ class _SimulationWriter:
             total = term if total is None else self.b.op("Add", [total, term], role)
         assert total is not None
         if self.layer.bias is not None and not self.requantize:
-            total = self.b.op("Add", [total, self.b.constant(self._channels(self.layer.bias), "bias")], "biased")
+            self.b.prefix = f"sim/{self.layer.name}"
+            bias = bias_value(self.steps, self.b, self.layer.bias, rank=self.rank, axis=self.axis)
+            total = self.b.op("Add", [total, bias], "biased")
         replace_uses(self.site.output, total)
 
     def _channels(self, values: np.ndarray) -> np.ndarray:

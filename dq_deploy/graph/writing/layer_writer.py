@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from dq_deploy.graph.pass_contract import PassResult
 from dq_deploy.graph.varying import size_at, sizes_of
-from dq_deploy.graph.writing.builder import Builder
+from dq_deploy.graph.writing.builder import Builder, replace_uses
 from dq_deploy.graph.writing.folded_steps import LayerSteps, steps_of
 from dq_deploy.graph.writing.image_sizes import ImageSizes, fixed_size, sizes_of_image
 from dq_deploy.graph.writing.sites import Site, find_sites
 from dq_deploy.graph.writing.steps import StepTables
 from dq_deploy.manifest.values import ManifestLayer, ManifestPart
 from dq_deploy.numerics import reciprocal
+from dq_deploy.numerics.arrays import F32
 from dq_deploy.numerics.geometry import Pair
 from dq_deploy.record import Part, Record
 
@@ -117,6 +118,11 @@ class LayerWriter:
         shape[1 if self.conv else self.rank - 1] = -1
         return self.b.constant(values.reshape(shape), role)
 
+    def _bias_value(self, rank: int, axis: int) -> ir.Value:
+        """The bias beside the outputs, of each sample's step where it differs by step; the layer has one."""
+        assert self.layer.bias is not None
+        return bias_value(self.steps, self.b, self.layer.bias, rank=rank, axis=axis)
+
     def _multiplier(self, part: Part) -> ir.Value:
         """Each sample's m = pre * inv_s[t]."""
         m = self.steps.scalar(reciprocal(part.scale), self.rank)
@@ -154,6 +160,43 @@ class LayerWriter:
         return codes
 
 
+def bias_value(steps: LayerSteps, b: Builder, bias: F32, *, rank: int, axis: int) -> ir.Value:
+    """A bias shaped to be added to a tensor: a constant [1, C, 1, ...], or the row of each sample's step.
+
+    Args:
+        steps: where rows are looked up.
+        b: of the layer.
+        bias: [C], or [T, C] by step.
+        rank: axes of the tensor.
+        axis: of its channels.
+    """
+    if bias.ndim == 2 and len(bias) > 1:
+        return steps.rows(bias, f"{b.prefix}/bias", rank, channel_axis=axis)
+    shape = [1] * rank
+    shape[axis] = -1
+    return b.constant(bias.reshape(shape), "bias")
+
+
+def _add_rows_of_bias(graph: ir.Graph, site: Site, steps: StepTables, shared: Shared) -> None:
+    """Behind a layer that stays float: what the rows of a bias by step differ by from their mean, which it has."""
+    bias, mean = site.layer.bias, site.layer.mean_bias
+    if bias is None or mean is None or bias.ndim == 1 or len(bias) == 1:
+        return
+    b = Builder(graph, site.node, f"dq/{site.layer.name}")
+    conv = site.layer.kind == "conv2d"
+    rank = 4 if conv else len(site.input.shape) if site.input.shape is not None else 3
+    of_layer = steps_of(steps, b, site.input, shared.samples)
+    rows = bias_value(of_layer, b, (bias - mean).astype(np.float32), rank=rank, axis=1 if conv else rank - 1)
+    node = ir.node("Add", [site.output, rows], name=f"{b.prefix}/biased")
+    y = node.outputs[0]
+    y.name = f"{b.prefix}/biased"
+    maker = site.output.producer()
+    assert maker is not None
+    graph.insert_after(maker, node)
+    replace_uses(site.output, y)
+    node.replace_input_with(0, site.output)
+
+
 def write_layers(
     model: ir.Model,
     record: Record,
@@ -183,6 +226,7 @@ def write_layers(
         if reason:
             notes.append(f"{site.layer.name} stays float: {reason}")
             entries.append(float_entry(site, reason))
+            _add_rows_of_bias(model.graph, site, steps, shared)
             continue
         entries.append(writer(model.graph, site, steps, shared).write())
     steps.finish()

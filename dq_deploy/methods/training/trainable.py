@@ -242,10 +242,10 @@ class TrainableLayer(torch.nn.Module):
         )
         bias = None if start.bias is None else torch.from_numpy(start.bias.copy())
         self.bias_start = bias
-        self.e = None if bias is None else torch.nn.Parameter(torch.zeros_like(bias))
+        self.e = None if bias is None else torch.nn.Parameter(torch.zeros(bias.shape[-1]))
 
     def bias(self) -> torch.Tensor | None:
-        """Bias [C_out] or None."""
+        """Bias [C_out], or [T, C_out] where the start's differs by step: all rows move alike; or None."""
         return None if self.e is None else self.bias_start + self.spread * self.e
 
     def parameter_groups(self, rates: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -282,7 +282,11 @@ class TrainableLayer(torch.nn.Module):
             y = term if y is None else y + term
         assert y is not None
         bias = self.bias()
-        return y if bias is None else y + along(bias, y.ndim, channel_axis_of(site.kind, y.ndim))
+        if bias is None:
+            return y
+        if bias.ndim == 2:
+            bias = self.context.rows(bias, len(y))
+        return y + along(bias, y.ndim, channel_axis_of(site.kind, y.ndim))
 
     def _codes(self, x: torch.Tensor, m: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         is_float = random_mask(tuple(x.shape), self.drop, self.generator) if self.drop else None

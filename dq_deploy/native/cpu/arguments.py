@@ -144,6 +144,7 @@ def _epilogue(bound: Bound, op: Op, own: LayerConstants, *, image: bool) -> Any:
         row_pitch=0 if row is None else row.strides[0],
         residual_pitch=0 if residual is None else _pitch(residual, image=image),
         y_pitch=_pitch(y, image=image),
+        bias_pitch=0 if bias is None or bias.ndim == 1 else bias.shape[1],
     )
 
 

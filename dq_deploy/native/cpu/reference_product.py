@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 from dq_deploy.errors import InputError
 from dq_deploy.native.program.layer_constants import LayerConstants
 from dq_deploy.native.program.program import Op
-from dq_deploy.numerics import accumulate_conv2d, accumulate_linear, table_at
+from dq_deploy.numerics import (
+    accumulate_conv2d,
+    accumulate_linear,
+    bias_of_samples,
+    channel_axis_of,
+    row_steps,
+    table_at,
+)
 from dq_deploy.numerics.arrays import Array
 
 
@@ -57,11 +64,12 @@ def output(own: LayerConstants, op: Op, reads: Mapping[str, Array], step: Array)
         y = y.reshape(like[0], like[2], like[3], like[1]).transpose(0, 3, 1, 2)
     else:
         y = y.reshape(like)
-    tail = (slice(None), None, None) if own.layer.kind == "conv2d" else (slice(None),)
     if "previous" in reads:
         y = (reads["previous"] + y).astype(np.float32)
     if op.attributes["final"] and own.bias is not None:
-        y = (y + own.bias[tail]).astype(np.float32)
+        axis = channel_axis_of(own.layer.kind, y.ndim)
+        bias = bias_of_samples(own.bias, y.ndim, axis, row_steps(step, len(y), static=True))
+        y = (y + bias).astype(np.float32)
     if "row" in reads:
         y = (y + reads["row"][:, :, None, None]).astype(np.float32)
     if "residual" in reads:

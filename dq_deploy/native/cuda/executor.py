@@ -30,7 +30,7 @@ from dq_deploy.native.program.arena import Arena, plan_arena
 from dq_deploy.native.program.by_sizes import ProgramsBySize, Sizes, Varying
 from dq_deploy.native.program.entries import entry_counts
 from dq_deploy.native.program.joins import without_join_copies
-from dq_deploy.native.program.layer_constants import FloatConstants, padded_parts, refusal
+from dq_deploy.native.program.layer_constants import FloatConstants, padded_parts, product_tables, refusal
 from dq_deploy.native.program.program import Op, Program, View, at_batch, from_json
 from dq_deploy.native.program.views import rows_view
 from dq_deploy.numerics import reciprocal
@@ -196,10 +196,10 @@ class CudaExecutor:
         """Quantizer of a product."""
         key = (layer.name, part, pitch)
         if key not in self._scales:
-            own = layer.parts[part]
+            scale, zero_point = product_tables(layer, part)
             made = make_quantizer(
-                scale=np.ascontiguousarray(own.scale),
-                zero_point=np.ascontiguousarray(own.zero_point),
+                scale=scale,
+                zero_point=zero_point,
                 q_min=layer.q_min,
                 q_max=layer.q_max,
                 pads_pitch=pitch if layer.kernel else 0,

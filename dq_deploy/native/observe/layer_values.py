@@ -90,13 +90,18 @@ def _layer(layer: Layer, products: Mapping[tuple[str, int], ObservedProduct], st
         term = parts[index].output if layer.bias is None else _without_bias(layer, index, parts[index], step)
         output = (output + term).astype(np.float32)
     if len(parts) > 1 and layer.bias is not None:
-        output = (output + layer.bias).astype(np.float32)
+        output = (output + _bias_of_rows(layer.bias, output, step)).astype(np.float32)
     return LayerValues(
         inputs=tuple(_as_input(product.source, product.op, 0.0) for product in parts),
         codes=tuple(_as_input(_centred(layer, i, p.codes, step), p.op, 0) for i, p in enumerate(parts)),
         accumulators=tuple(_as_output(product.accumulators, product.op) for product in parts),
         output=_as_output(output, parts[0].op),
     )
+
+
+def _bias_of_rows(bias: Array, output: Array, step: Array) -> Array:
+    """The bias beside values [B, rows, N], of each sample's step where it differs by step."""
+    return bias if bias.ndim == 1 else table_at(bias, row_steps(step, len(output)))[:, None, :]
 
 
 def _without_bias(layer: Layer, index: int, product: ObservedProduct, step: Array) -> Array:

@@ -47,9 +47,8 @@ class LayerConstants:
         self.layer, self.index = layer, part
         own = layer.parts[part]
         self.pre = np.array(own.pre, np.float32)
-        self.scale = np.array(own.scale, np.float32)
-        self.inverse = np.ascontiguousarray(reciprocal(own.scale), np.float32)
-        self.zero_point = np.array(own.zero_point, np.int32)
+        self.scale, self.zero_point = product_tables(layer, part)
+        self.inverse = np.ascontiguousarray(reciprocal(self.scale), np.float32)
         self.weight_scale = np.array(own.weight_scale[0], np.float32)
         self.bias = None if layer.bias is None else np.array(layer.bias, np.float32)
         self.packed: NDArray[np.uint8] | None = None
@@ -70,6 +69,16 @@ class LayerConstants:
         steps = len(self.scale)
         pointers = (a.ctypes.data for a in (self.pre, self.inverse, self.scale, self.zero_point))
         return Quantizer(*pointers, steps, self.layer.q_min, self.layer.q_max, 0)
+
+
+def product_tables(layer: Layer, part: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Activation scale and zero point of a part, [T] or [1]; [T] too where only the bias differs by step."""
+    own = layer.parts[part]
+    rows = len(own.scale) if layer.bias is None or layer.bias.ndim == 1 else len(layer.bias)
+    return (
+        np.array(np.broadcast_to(own.scale, (rows,)), np.float32),
+        np.array(np.broadcast_to(own.zero_point, (rows,)), np.int32),
+    )
 
 
 def kernel_weights(layer: Layer, part: int) -> tuple[NDArray[np.int8], NDArray[np.int32] | None]:

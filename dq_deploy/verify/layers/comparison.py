@@ -161,7 +161,7 @@ class LayerComparison(ABC):
             term = compare_part(part, tensors, place.buckets)
             if term is not None:
                 terms.append(term)
-        return layer_output(place.layer, terms) if len(terms) == len(place.layer.parts) else None
+        return layer_output(place.layer, terms, place.buckets) if len(terms) == len(place.layer.parts) else None
 
     def keep(self, batch: int, layer: Layer, inputs: Sequence[Array], output: Array) -> None:
         """Keep a layer's tensors for the comparison of the float operations."""

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dq_deploy.numerics import F32, integer_layer, requantize_accumulator, row_steps, step_bucket, table_at
+from dq_deploy.numerics import (
+    F32,
+    bias_of_samples,
+    channel_axis_of,
+    integer_layer,
+    is_static,
+    requantize_accumulator,
+    row_steps,
+    step_bucket,
+    table_at,
+)
 from dq_deploy.numerics.arrays import I64, Array
 from dq_deploy.record import Layer, Record
 from dq_deploy.verify.layers.compare import (
@@ -65,16 +75,18 @@ class LayerPlace:
         return self.tally.steps.setdefault(bucket, Tally())
 
 
-def layer_output(layer: Layer, terms: Sequence[F32]) -> F32:
-    """Output y of a layer from its parts' terms: summed in order, then the bias."""
+def layer_output(layer: Layer, terms: Sequence[F32], buckets: I64) -> F32:
+    """Output y of a layer from its parts' terms: summed in order, then the bias, of each sample's step bucket."""
     y = terms[0]
     for term in terms[1:]:
         y = (y + term).astype(np.float32)
     if layer.bias is None:
         return y
-    shape = [1] * y.ndim
-    shape[1 if layer.kind == "conv2d" else y.ndim - 1] = -1
-    return (y + layer.bias.reshape(shape)).astype(np.float32)
+    step = row_steps(buckets, len(y), static=is_static(layer))
+    biased: F32 = (y + bias_of_samples(layer.bias, y.ndim, channel_axis_of(layer.kind, y.ndim), step)).astype(
+        np.float32
+    )
+    return biased
 
 
 def float_product_slack(layer: Layer, in_float: Sequence[bool], buckets: I64) -> F32:
@@ -177,7 +189,7 @@ def edge_problem(record: Record, timesteps: F32, buckets_of: Callable[[F32], Arr
     if not len(wrong):
         return ""
     i = int(wrong[0])
-    layers = [name for name, layer in record.layers.items() if any(p.steps > 1 for p in layer.parts)]
+    layers = [name for name, layer in record.layers.items() if not is_static(layer)]
     named = f"layer {layers[0]} and {len(layers) - 1} more with step tables" if layers else "no layer with step tables"
     return (
         f"step {int(want[i])}: timestep {float(timesteps[i])!r} falls into bucket {int(found[i])} "

@@ -13,7 +13,7 @@ import numpy as np
 
 from dq_deploy.native.cpu.executor import CpuExecutor, Plan
 from dq_deploy.native.program.program import Op
-from dq_deploy.numerics import accumulate_conv2d, accumulate_linear, table_at
+from dq_deploy.numerics import accumulate_conv2d, accumulate_linear, bias_of_samples, row_steps, table_at
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Layer, Record
 from dq_deploy.verify.layers.outputs import different_bits
@@ -109,11 +109,11 @@ def _stored(layer: Layer, op: Op, reads: Mapping[str, Array], like: tuple[int, .
     image = layer.kind == "conv2d"
     y = total.astype(np.float32) * factor[(..., None, None) if image else (slice(None), None)]
     y = y.astype(np.float32).reshape(like)
-    tail = (slice(None), None, None) if image else (slice(None),)
     if "previous" in reads:
         y = (reads["previous"].astype(np.float32) + y).astype(np.float32)
     if op.attributes["final"] and layer.bias is not None:
-        y = (y + layer.bias[tail]).astype(np.float32)
+        bias = bias_of_samples(layer.bias, y.ndim, 1 if image else y.ndim - 1, row_steps(step, len(y), static=True))
+        y = (y + bias).astype(np.float32)
     if "row" in reads:
         y = (y + reads["row"][:, :, None, None]).astype(np.float32)
     if "residual" in reads:

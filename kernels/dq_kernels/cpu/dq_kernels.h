@@ -136,11 +136,11 @@ typedef struct dq_geglu_quantize_args {
 } dq_geglu_quantize_args;
 
 // What an integer product does with its accumulator A, in this order, all float32:
-// v = A * (s[t] * s_w[n]);  v = previous + v;  v = v + bias[n];  v = v + row[b, n];  y = residual + v.
+// v = A * (s[t] * s_w[n]);  v = previous + v;  v = v + bias[t, n];  v = v + row[b, n];  y = residual + v.
 typedef struct dq_epilogue {
     const float* weight_scale;  // [out_channels]
     const float* previous;      // sum of the parts before this one, pitch y_pitch; may be null
-    const float* bias;          // may be null
+    const float* bias;          // [out_channels], or where bias_pitch is not 0 [steps of the quantizer, bias_pitch]; may be null
     const float* row;           // [batch, row_pitch], may be null
     const float* residual;      // [batch, pixels, residual_pitch], may be null
     float* y;                   // [batch, pixels, y_pitch], may be null where accumulators is not; may be `previous`
@@ -148,6 +148,7 @@ typedef struct dq_epilogue {
     int64_t row_pitch;
     int64_t residual_pitch;
     int64_t y_pitch;
+    int64_t bias_pitch;  // 0: one row for all steps, else a row of `bias` for each
 } dq_epilogue;
 
 typedef struct dq_int_linear_args {

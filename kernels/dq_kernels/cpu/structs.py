@@ -72,7 +72,7 @@ Epilogue = _struct(
     "epilogue",
     [
         *_fields(POINTER, "weight_scale previous bias row residual y accumulators"),
-        *_fields(_I64, "row_pitch residual_pitch y_pitch"),
+        *_fields(_I64, "row_pitch residual_pitch y_pitch bias_pitch"),
     ],
 )
 IntLinearArgs = _struct(

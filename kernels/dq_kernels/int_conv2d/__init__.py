@@ -81,7 +81,7 @@ def run(
         q_max: largest code.
         step: int32 [batch].
         weight_scale: float32 [out_channels].
-        bias: float32 [out_channels].
+        bias: float32 [out_channels], or [steps, out_channels]: a row a step.
         row: float32 [batch, out_channels].
         residual: float32 [batch, out_height, out_width, out_channels].
         previous: of the same shape.
@@ -120,7 +120,9 @@ def run(
         span = packing_span(q_min=q_min, q_max=q_max, zero_point=zero_point, padded=padded)
         packed = context.pack(weights.reshape(out_channels, kernel_h * kernel_w, channels), span, weight_zero)
     extras = {"bias": bias, "row": row, "residual": residual, "previous": previous}
-    epilogue, y, accumulators = arguments.epilogue((batch, out_h, out_w, out_channels), weight_scale, extras)
+    epilogue, y, accumulators = arguments.epilogue(
+        (batch, out_h, out_w, out_channels), weight_scale, extras, len(scale)
+    )
     args = structs.IntConv2dArgs(
         **{"codes": codes.ctypes.data, "weights": packed.ctypes.data, "step": step.ctypes.data},
         **{"batch": batch, "height": height, "width": width, "channels": channels, "code_pitch": codes.shape[-1]},

@@ -41,6 +41,7 @@ class Case:
     extreme: bool = False
     weight_zero: tuple[int, int] | None = None
     extras: tuple[str, ...] = ("bias",)
+    bias_by_step: bool = False
     seed: int = 0
     model: str = ""
 
@@ -85,6 +86,18 @@ TEST_CASES = (
     Case(name="image to features", batch=3, height=7, width=5, channels=3, out_channels=33, steps=3, extras=EXTRAS),
     Case(name="features to image", height=6, width=9, channels=70, out_channels=3, seed=1),
     Case(name="8 bits", batch=3, height=5, width=7, channels=33, out_channels=40, weight_bits=8, steps=3, seed=2),
+    Case(
+        name="bias by step",
+        batch=4,
+        height=5,
+        width=7,
+        channels=33,
+        out_channels=40,
+        steps=3,
+        extras=("bias", "residual"),
+        bias_by_step=True,
+        seed=12,
+    ),
     Case(name="5 bits", height=5, width=4, channels=36, out_channels=20, weight_bits=5, extras=EXTRAS, seed=3),
     Case(name="7 by 7 bits", height=5, width=5, channels=20, out_channels=18, activation_bits=7, weight_bits=7, seed=4),
     Case(name="down", batch=2, height=8, width=8, channels=36, out_channels=32, stride=(2, 2), padding=_DOWN, seed=5),

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_kernels.arrays import Floats, Ints
-from dq_kernels.int_linear.reference import centred_weights, epilogue, product, scale_of, zero_codes
+from dq_kernels.int_linear.reference import bias_of, centred_weights, epilogue, product, scale_of, zero_codes
 
 
 def int_conv2d(
@@ -43,7 +43,7 @@ def int_conv2d(
         q_max: largest code; unused here, part of every quantizer.
         step: int32 [batch], the step bucket of each sample.
         weight_scale: float32 [out_channels].
-        bias: float32 [out_channels].
+        bias: float32 [out_channels], or [steps, out_channels]: a row a step.
         row: float32 [batch, out_channels], added to every pixel of a sample.
         residual: float32 [batch, out_height, out_width, out_channels].
         previous: of the same shape, the sum of the parts before this one.
@@ -77,5 +77,5 @@ def int_conv2d(
             windows.append(padded[:, rows, columns])
     q = centred_weights(weights, weight_zero).reshape(out_channels, -1)
     accumulators = product(np.concatenate(windows, axis=-1), q)
-    y = epilogue(accumulators, scale_of(scale, step), weight_scale, bias, row, residual, previous)
+    y = epilogue(accumulators, scale_of(scale, step), weight_scale, bias_of(bias, step), row, residual, previous)
     return y, accumulators

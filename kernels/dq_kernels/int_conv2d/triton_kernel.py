@@ -24,6 +24,7 @@ def int_conv2d_kernel(
     weight_sums,
     previous,
     bias,
+    biases,
     row,
     residual,
     y,
@@ -102,6 +103,6 @@ def int_conv2d_kernel(
         tl.store(partial + place, sums, mask=m_fits[:, None] & n_fits[None, :])
     else:
         quantizer = (scale, zero_point, step, steps, q_min)
-        extra = (previous, bias, row, row_pitch, residual, residual_pitch)
+        extra = (previous, bias, biases, row, row_pitch, residual, residual_pitch)
         weight = (weight_scale, weight_sums)
         finish(sums, m, n, m_fits, n_fits, sample, quantizer, weight, extra, y, y_pitch, accumulators, out_channels)

@@ -50,7 +50,7 @@ def run(
         q_max: largest code.
         step: int32 [batch].
         weight_scale: float32 [out_channels].
-        bias: float32 [out_channels].
+        bias: float32 [out_channels], or [steps, out_channels]: a row a step.
         row: float32 [batch, out_channels].
         residual: float32 [batch, rows, out_channels].
         previous: float32 [batch, rows, out_channels].
@@ -75,7 +75,7 @@ def run(
     if packed is None:
         packed = context.pack(weights[:, None, :], q_max - q_min, weight_zero)
     extras = {"bias": bias, "row": row, "residual": residual, "previous": previous}
-    epilogue, y, accumulators = arguments.epilogue((batch, rows, out_channels), weight_scale, extras)
+    epilogue, y, accumulators = arguments.epilogue((batch, rows, out_channels), weight_scale, extras, len(scale))
     args = structs.IntLinearArgs(
         codes=codes.ctypes.data,
         weights=packed.ctypes.data,

@@ -93,9 +93,11 @@ def quantizer(
 
 
 def epilogue(
-    shape: tuple[int, ...], weight_scale: NDArray[np.float32], extras: dict[str, NDArray[np.float32] | None]
+    shape: tuple[int, ...], weight_scale: NDArray[np.float32], extras: dict[str, NDArray[np.float32] | None], steps: int
 ) -> tuple[Structure, NDArray[np.float32], NDArray[np.int32]]:
     """The epilogue's struct, and the two results of `shape` it points to; last axis is out_channels.
+
+    A bias of two axes has a row for each of the quantizer's steps.
 
     Raises:
         KernelInputError: an array has another dtype or shape.
@@ -106,6 +108,9 @@ def epilogue(
     y, accumulators = np.empty(shape, np.float32), np.empty(shape, np.int32)
     result = structs.Epilogue(weight_scale=weight_scale.ctypes.data, y=y.ctypes.data)
     result.accumulators = accumulators.ctypes.data
+    bias = extras.get("bias")
+    if bias is not None and bias.ndim == 2:
+        shapes["bias"], result.bias_pitch = (steps, out_channels), out_channels
     result.row_pitch = result.residual_pitch = result.y_pitch = out_channels
     for name, expected in shapes.items():
         array = extras.get(name)

@@ -20,6 +20,7 @@ class Case:
         extreme: every code and weight is at an end of its range, with the signs that give the largest sums.
         weight_zero: the range of the weights' zero points, None where they have none.
         extras: which of `EXTRAS` the epilogue adds.
+        bias_by_step: the bias has a row a step.
         model: the network the shape is from, "" for those of the tests.
     """
 
@@ -35,6 +36,7 @@ class Case:
     extreme: bool = False
     weight_zero: tuple[int, int] | None = None
     extras: tuple[str, ...] = ("bias",)
+    bias_by_step: bool = False
     seed: int = 0
     model: str = ""
 
@@ -94,7 +96,8 @@ def zero_inputs(case: Any, rng: np.random.Generator) -> dict[str, Any]:
 def epilogue_inputs(case: Any, rng: np.random.Generator, pixels: tuple[int, ...]) -> dict[str, Any]:
     """weight_scale and the extras of a case, None for those it has not."""
     full = (case.batch, *pixels, case.out_channels)
-    shapes = {"bias": (case.out_channels,), "row": (case.batch, case.out_channels), "residual": full, "previous": full}
+    bias = (case.steps, case.out_channels) if case.bias_by_step else (case.out_channels,)
+    shapes = {"bias": bias, "row": (case.batch, case.out_channels), "residual": full, "previous": full}
     result: dict[str, Any] = {"weight_scale": rng.uniform(1e-3, 1e-1, case.out_channels).astype(np.float32)}
     for name, shape in shapes.items():
         result[name] = rng.standard_normal(shape).astype(np.float32) if name in case.extras else None
@@ -106,6 +109,17 @@ TEST_CASES = (
     Case(name="odd channels", batch=3, rows=5, channels=33, out_channels=5, steps=3, extras=EXTRAS),
     Case(name="time embedding", batch=3, rows=1, channels=70, out_channels=96, steps=5, seed=1),
     Case(name="8 bits", batch=2, rows=19, channels=70, out_channels=33, weight_bits=8, steps=4, extras=EXTRAS, seed=2),
+    Case(
+        name="bias by step",
+        batch=5,
+        rows=7,
+        channels=40,
+        out_channels=70,
+        steps=3,
+        extras=EXTRAS,
+        bias_by_step=True,
+        seed=10,
+    ),
     Case(name="5 bits", rows=13, channels=129, out_channels=17, weight_bits=5, seed=3),
     Case(name="6-bit activations", rows=9, channels=64, out_channels=48, activation_bits=6, weight_bits=6, seed=4),
     Case(name="4 by 4 bits", rows=16, channels=100, out_channels=32, activation_bits=4, zero="low", seed=5),

@@ -38,7 +38,7 @@ def int_linear(
         q_max: largest code; unused here, part of every quantizer.
         step: int32 [batch], the step bucket of each sample.
         weight_scale: float32 [out_channels].
-        bias: float32 [out_channels].
+        bias: float32 [out_channels], or [steps, out_channels]: a row a step.
         row: float32 [batch, out_channels], added to every row of a sample.
         residual: float32 [batch, rows, out_channels].
         previous: float32 [batch, rows, out_channels], the sum of the parts before this one.
@@ -48,7 +48,7 @@ def int_linear(
     zero_code = zero_codes(zero_point, q_min, step, zero_code_offset)
     centred = codes.astype(np.int64) - zero_code[:, None, None]
     accumulators = product(centred, centred_weights(weights, weight_zero))
-    y = epilogue(accumulators, scale_of(scale, step), weight_scale, bias, row, residual, previous)
+    y = epilogue(accumulators, scale_of(scale, step), weight_scale, bias_of(bias, step), row, residual, previous)
     return y, accumulators
 
 
@@ -71,6 +71,11 @@ def scale_of(scale: Floats, step: Ints) -> Floats:
     return scale[np.zeros_like(step) if len(scale) == 1 else step]
 
 
+def bias_of(bias: Floats | None, step: Ints) -> Floats | None:
+    """Bias [out_channels], or of each sample's step [batch, out_channels] where it has a row a step."""
+    return bias if bias is None or bias.ndim == 1 else scale_of(bias, step)
+
+
 def product(centred: NDArray[np.int64], weights: NDArray[Any]) -> Ints:
     """Exact integer product over the last axis; float64 holds every sum below 2^53 without rounding."""
     sums = centred.astype(np.float64) @ weights.astype(np.float64).T
@@ -86,13 +91,16 @@ def epilogue(
     residual: Floats | None,
     previous: Floats | None,
 ) -> Floats:
-    """float32 results of [batch, ..., out_channels] accumulators, each product and sum rounded on its own."""
+    """float32 results of [batch, ..., out_channels] accumulators, each product and sum rounded on its own.
+
+    The bias is [out_channels], or [batch, out_channels] as of `bias_of`.
+    """
     lead = (len(accumulators),) + (1,) * (accumulators.ndim - 2)
     v = accumulators.astype(np.float32) * (scale.reshape(*lead, 1) * weight_scale)
     if previous is not None:
         v = previous + v
     if bias is not None:
-        v = v + bias
+        v = v + (bias if bias.ndim == 1 else bias.reshape(*lead, -1))
     if row is not None:
         v = v + row.reshape(*lead, -1)
     if residual is not None:

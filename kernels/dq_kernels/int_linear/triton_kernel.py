@@ -21,6 +21,7 @@ def int_linear_kernel(
     weight_sums,
     previous,
     bias,
+    biases,
     row,
     residual,
     y,
@@ -72,7 +73,7 @@ def int_linear_kernel(
         tl.store(partial + place, sums, mask=m_fits[:, None] & n_fits[None, :])
     else:
         quantizer = (scale, zero_point, step, steps, q_min)
-        extra = (previous, bias, row, row_pitch, residual, residual_pitch)
+        extra = (previous, bias, biases, row, row_pitch, residual, residual_pitch)
         weight = (weight_scale, weight_sums)
         sample = m_inside // rows
         finish(sums, m, n, m_fits, n_fits, sample, quantizer, weight, extra, y, y_pitch, accumulators, out_channels)

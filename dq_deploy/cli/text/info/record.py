@@ -40,8 +40,14 @@ def _attention(attention: Mapping[str, list[str]]) -> str | None:
 
 def _stored(rows: Sequence[Mapping[str, Any]]) -> str | None:
     """Layers with what no engine of this version runs."""
-    found = [row["name"] for row in rows if row["bias_by_step"] or row["branch_rank"] is not None]
-    return f"{len(found)} layers, {found[0]} first: a bias row a step or a low-rank branch" if found else None
+    found = [row["name"] for row in rows if row["branch_rank"] is not None]
+    return f"{len(found)} layers, {found[0]} first: a low-rank branch" if found else None
+
+
+def _corrected(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Layers whose bias differs by step."""
+    count = sum(bool(row["bias_by_step"]) for row in rows)
+    return f"{count} layers" if count else None
 
 
 def show_record(summary: dict[str, Any]) -> None:
@@ -62,6 +68,7 @@ def show_record(summary: dict[str, Any]) -> None:
         "largest float output": _largest(summary["float_ranges"]),
         "weights with zero points": _zero_points(summary["layers"]),
         "attention quantizers": _attention(summary["attention"]),
+        "bias by step": _corrected(summary["layers"]),
         "stored, not run": _stored(summary["layers"]),
         "content": summary["content_sha256"],
         **{f"provenance: {key}": value_text(value) for key, value in provenance.items() if key != "method"},

@@ -59,6 +59,7 @@ struct Finish {
     const int32_t* weight_sums;  // by column
     const float* weight_scale;   // by column
     const float* bias;           // by column, may be null
+    const float* const* biases;  // by row, each of `columns`, in place of `bias`; may be null
     const int32_t* zero_code;    // by row
     const float* scale;          // by row
     const float* const* row;     // by row, each of `columns`; may be null

@@ -168,7 +168,7 @@ inline void load_columns(const Layer& layer, Columns& c, int64_t panel) {
         c.weight_sums[i] = sums[c.first + i];
         c.weight_zeros[i] = packed.zeros != 0 ? zeros[c.first + i] : 0;
         c.weight_scale[i] = i < c.count && e.weight_scale != nullptr ? e.weight_scale[c.first + i] : 0.0f;
-        c.bias[i] = i < c.count && e.bias != nullptr ? e.bias[c.first + i] : 0.0f;
+        c.bias[i] = i < c.count && e.bias != nullptr && e.bias_pitch == 0 ? e.bias[c.first + i] : 0.0f;
     }
 }
 
@@ -200,23 +200,27 @@ struct TileFinish {
     int32_t codes[kRows];
     float scale[kRows];
     const float* row[kRows];
+    const float* biases[kRows];
 
     // The tile's `count` rows begin at `start`, of all; its sums lie in `sums`.
     void set(const Layer& layer, const Columns& c, int64_t start, const Row* rows, int count, const int32_t* sums) {
         const dq_int_conv2d_args& g = *layer.args;
         const dq_epilogue& e = g.epilogue;
         const int64_t n = c.first;
+        const bool by_step = e.bias != nullptr && e.bias_pitch != 0;
         for (int r = 0; r < count; r++) {
             const int32_t at = bucket(g, rows[r].sample);
             codes[r] = g.quantizer.zero_point[at] - g.quantizer.q_min;
             scale[r] = g.quantizer.scale[at];
             if (e.row != nullptr) row[r] = e.row + rows[r].sample * e.row_pitch + n;
+            if (by_step) biases[r] = e.bias + at * e.bias_pitch + n;
         }
         Finish& f = finish;
         f.sums = sums;
         f.weight_sums = c.weight_sums;
         f.weight_scale = c.weight_scale;
-        f.bias = e.bias != nullptr ? c.bias : nullptr;
+        f.bias = e.bias != nullptr && !by_step ? c.bias : nullptr;
+        f.biases = by_step ? biases : nullptr;
         f.zero_code = codes;
         f.scale = scale;
         f.row = e.row != nullptr ? row : nullptr;

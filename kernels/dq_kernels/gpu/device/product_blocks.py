@@ -104,11 +104,12 @@ def finish(sums, m, n, m_fits, n_fits, sample, quantizer, weight, extra, y, y_pi
     """Canonical accumulators and the epilogue of a tile [m, n]; every float32 step is rounded on its own.
 
     quantizer: (scale, zero_point, step, steps, q_min); weight: (weight_scale, weight_sums); extra: (previous, bias,
-    row, row_pitch, residual, residual_pitch), each may be None. `previous` has the pitch of y.
+    biases, row, row_pitch, residual, residual_pitch), each may be None: `biases` are a row a step, [steps,
+    out_channels], in place of `bias`. `previous` has the pitch of y.
     """
     scale, zero_point, step, steps, q_min = quantizer
     weight_scale, weight_sums = weight
-    previous, bias, row, row_pitch, residual, residual_pitch = extra
+    previous, bias, biases, row, row_pitch, residual, residual_pitch = extra
     fits = m_fits[:, None] & n_fits[None, :]
     t = bucket_of(step, sample, steps)
     zero_code = tl.load(zero_point + t) - q_min - 128
@@ -123,6 +124,8 @@ def finish(sums, m, n, m_fits, n_fits, sample, quantizer, weight, extra, y, y_pi
             v = tl.load(previous + place, mask=fits, other=0.0).to(tl.float32) + v
         if bias is not None:
             v = v + tl.load(bias + n, mask=n_fits, other=0.0)[None, :]
+        if biases is not None:
+            v = v + tl.load(biases + t[:, None] * out_channels + n[None, :], mask=fits, other=0.0)
         if row is not None:
             v = v + tl.load(row + sample[:, None] * row_pitch + n[None, :], mask=fits, other=0.0).to(tl.float32)
         if residual is not None:
@@ -141,6 +144,7 @@ def finish_split_kernel(
     weight_sums,
     previous,
     bias,
+    biases,
     row,
     residual,
     y,
@@ -169,6 +173,6 @@ def finish_split_kernel(
         sums += tl.load(partial + i * total_rows * out_channels + place, mask=fits, other=0)
     sample = tl.minimum(m, total_rows - 1) // rows
     quantizer = (scale, zero_point, step, steps, q_min)
-    extra = (previous, bias, row, row_pitch, residual, residual_pitch)
+    extra = (previous, bias, biases, row, row_pitch, residual, residual_pitch)
     weight = (weight_scale, weight_sums)
     finish(sums, m, n, m_fits, n_fits, sample, quantizer, weight, extra, y, y_pitch, accumulators, out_channels)

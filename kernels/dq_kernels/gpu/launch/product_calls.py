@@ -25,7 +25,7 @@ class Epilogue:
         y: float16, bfloat16 or float32 result, or None where accumulators are asked for.
         accumulators: int32 [.., out_channels] canonical sums of c * w_q, or None.
         previous: float sum of the parts before this one, of the shape of y; may be y itself.
-        bias: float32 [out_channels].
+        bias: float32 [out_channels], or [steps, out_channels]: a row a step of the quantizer.
         row: float [batch, out_channels or more], added to every row of a sample.
         residual: float array added last.
     """
@@ -164,8 +164,9 @@ def product_arguments(
             check_array(name, array, FLOATS, (batch, rows, max(out, pitches[name])))
     if epilogue.previous is not None:
         check_array("previous", epilogue.previous, FLOATS, (batch, rows, pitches["y"]))
+    by_step = epilogue.bias is not None and len(epilogue.bias.shape) == 2
     if epilogue.bias is not None:
-        check_array("bias", epilogue.bias, ("float32",), (out,))
+        check_array("bias", epilogue.bias, ("float32",), (quantizer.steps, out) if by_step else (out,))
     row_pitch = out if epilogue.row is None else int(epilogue.row.shape[-1])
     if epilogue.row is not None:
         check_array("row", epilogue.row, FLOATS, (batch, max(out, row_pitch)))
@@ -176,7 +177,8 @@ def product_arguments(
     return {
         **{"weights": weights.data, "weight_scale": weights.scale, "weight_sums": weights.sums},
         **{"scale": quantizer.scale, "zero_point": quantizer.zero_point, "step": step},
-        **{"previous": epilogue.previous, "bias": epilogue.bias, "row": epilogue.row},
+        **{"bias": None if by_step else epilogue.bias, "biases": epilogue.bias if by_step else None},
+        **{"previous": epilogue.previous, "row": epilogue.row},
         **{"residual": epilogue.residual, "y": epilogue.y, "accumulators": epilogue.accumulators},
         **{"total_rows": batch * rows, "rows": rows, "out_channels": out, "weight_pitch": weights.pitch},
         **{"row_pitch": row_pitch, "residual_pitch": pitches["residual"], "y_pitch": pitches["y"]},
@@ -185,8 +187,20 @@ def product_arguments(
 
 
 FINISH_ARGUMENTS = (
-    *("scale", "zero_point", "step", "weight_scale", "weight_sums", "previous", "bias", "row", "residual", "y"),
-    *("accumulators", "total_rows", "rows", "out_channels", "row_pitch", "residual_pitch", "y_pitch", "steps", "q_min"),
+    *("scale", "zero_point", "step", "weight_scale", "weight_sums", "previous", "bias", "biases", "row"),
+    *(
+        "residual",
+        "y",
+        "accumulators",
+        "total_rows",
+        "rows",
+        "out_channels",
+        "row_pitch",
+        "residual_pitch",
+        "y_pitch",
+        "steps",
+        "q_min",
+    ),
 )
 
 
