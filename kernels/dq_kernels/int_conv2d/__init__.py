@@ -120,9 +120,8 @@ def run(
         span = packing_span(q_min=q_min, q_max=q_max, zero_point=zero_point, padded=padded)
         packed = context.pack(weights.reshape(out_channels, kernel_h * kernel_w, channels), span, weight_zero)
     extras = {"bias": bias, "row": row, "residual": residual, "previous": previous}
-    epilogue, y, accumulators = arguments.epilogue(
-        (batch, out_h, out_w, out_channels), weight_scale, extras, len(scale)
-    )
+    shape = (batch, out_h, out_w, out_channels)
+    epilogue, y, accumulators = arguments.epilogue(shape, weight_scale, extras, len(scale))
     args = structs.IntConv2dArgs(
         **{"codes": codes.ctypes.data, "weights": packed.ctypes.data, "step": step.ctypes.data},
         **{"batch": batch, "height": height, "width": width, "channels": channels, "code_pitch": codes.shape[-1]},
