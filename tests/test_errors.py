@@ -20,7 +20,7 @@ from dq_deploy.errors import (
     raise_if_out_of_memory,
     words_of,
 )
-from dq_deploy.methods.nested_values import gathered
+from dq_deploy.methods.blocks.nested_values import gathered
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -12,7 +12,7 @@ from typing import Any
 from dq_deploy.comparison import Cell
 from dq_deploy.methods import PARTS
 
-METHODS = ("minmax", "eda-dm", "dmq", "quest", "dilatequant")
+METHODS = ("minmax", "gptq", "eda-dm", "dmq", "quest", "dilatequant")
 PEERS = ("onnxruntime-qdq", "modelopt-smoothquant", "torchao-dynamic", "openvino-nncf")
 BITS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A6": (4, 6), "W6A6": (6, 6), "W4A4": (4, 4)}
 MODELS = ("digits", "emoji", "digits-dit")

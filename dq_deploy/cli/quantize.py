@@ -164,13 +164,13 @@ def _check_options(options: SharedOptions, given: QuantizeArguments) -> None:
 
 def _check_contradictions(options: SharedOptions, given: QuantizeArguments) -> None:
     """Refuse what this method, or another option, has no use for."""
-    trains = options.method != "minmax"
     refuse(
-        not trains and given.iterations is not None,
-        f"--iterations {given.iterations} was given with --method minmax, which does not train; leave one out",
+        not hasattr(options, "iterations") and given.iterations is not None,
+        f"--iterations {given.iterations} was given with --method {options.method}, which does not train; "
+        "leave one out",
     )
     refuse(
-        not trains and given.resume_dir is not None,
+        options.method == "minmax" and given.resume_dir is not None,
         "--resume-dir was given with --method minmax, which keeps no state; leave one out",
     )
     refuse(
@@ -186,8 +186,8 @@ def _state_dir(options: SharedOptions, out: Path, resume_dir: Path | None) -> Pa
         "dmq": ("learned-scaling", "reconstruction"),
         "eda-dm": ("reconstruction",),
     }
-    trains = any(options.uses(part) for part in trained.get(options.method, ()))
-    if not trains and options.method != "quest":  # which always finetunes
+    works_long = any(options.uses(part) for part in trained.get(options.method, ()))
+    if not works_long and options.method not in ("quest", "gptq"):  # which always finetune, or round block by block
         return None
     return resume_dir or out.with_name(f"{out.name}.resume")
 

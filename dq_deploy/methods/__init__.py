@@ -14,6 +14,7 @@ from dq_deploy.methods.options import (
     DilateQuantOptions,
     DmqOptions,
     EdaDmOptions,
+    GptqOptions,
     MinmaxOptions,
     QuestOptions,
     SharedOptions,
@@ -37,6 +38,7 @@ __all__ = [
     "DilateQuantOptions",
     "DmqOptions",
     "EdaDmOptions",
+    "GptqOptions",
     "LayerBits",
     "MinmaxOptions",
     "Progress",
@@ -141,6 +143,10 @@ def _by_method(run: Run, options: SharedOptions, init: Record | None) -> Record:
         from dq_deploy.methods.minmax import quantize_minmax
 
         return quantize_minmax(run, options)
+    if isinstance(options, GptqOptions):
+        from dq_deploy.methods.gptq import quantize_gptq
+
+        return quantize_gptq(run, options)
     if isinstance(options, DilateQuantOptions):
         from dq_deploy.methods.dilatequant import quantize_dilatequant
 

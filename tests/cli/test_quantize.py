@@ -118,7 +118,7 @@ def test_a_class_that_was_never_tried_is_said(tmp_path: Path, monkeypatch: pytes
         (("--out", "."), "output . is a folder, expected a file name such as model.pt; add one"),
         (("--out", "/nowhere/m.pt"), "/nowhere does not exist"),
         (("--out", "m.pt", "--weights", 9), "weight_bits is 9"),
-        (("--out", "m.pt", "--method", "gptq"), "method is 'gptq'"),
+        (("--out", "m.pt", "--method", "gptqq"), "method is 'gptqq'"),
         (("--out", "m.pt", "--keep", "nothing.*"), "matches no layer"),
         (("--out", "m.pt", "--layer-bits", "conv_in"), "--layer-bits got 'conv_in'"),
         (("--out", "m.pt", "--layer-bits", "conv_in=4/8/8"), "--layer-bits got"),

@@ -86,7 +86,7 @@ def test_a_failed_method_is_in_the_table_and_in_the_exit_code(
     ("arguments", "message"),
     [
         (("--compare", "minmax"), "--out is missing"),
-        (("--compare", "minmax,gptq", "--out", "o"), "method is 'gptq'"),
+        (("--compare", "minmax,gptqq", "--out", "o"), "method is 'gptqq'"),
         (("--compare", "minmax,minmax", "--out", "o"), "named twice"),
         (("--compare", ",", "--out", "o"), "no method is named"),
         (("--compare", "minmax", "--out", "nowhere/o"), "nowhere does not exist"),

@@ -36,7 +36,7 @@ def test_a_preset_that_gives_methods_other_steps_is_refused(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("methods", "message"),
-    [([], "no method is named"), (["minmax", "minmax"], "named twice"), (["gptq"], "method is 'gptq'")],
+    [([], "no method is named"), (["minmax", "minmax"], "named twice"), (["gptqq"], "method is 'gptqq'")],
 )
 def test_a_wrong_list_of_methods_is_refused(methods: list[str], message: str) -> None:
     with pytest.raises(OptionError, match=message):

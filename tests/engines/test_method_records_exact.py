@@ -30,6 +30,7 @@ CASES: dict[str, dict[str, Any]] = {
     "minmax": {"method": "minmax"},
     "minmax under a budget": {"method": "minmax", "budget": 5.5, "activation_bits": 8},
     "mixed activations": {"method": "minmax", "activation_budget": 6, "activation_budget_widths": (4, 6, 7)},
+    "gptq": {"method": "gptq", "split_skips": True},
     "dilatequant": {"method": "dilatequant"},
     "dmq": {"method": "dmq"},
     "dmq with a vote a group": {"method": "dmq", "power_of_two": "per-group", "agreement": 0.0},

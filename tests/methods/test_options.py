@@ -112,7 +112,7 @@ def test_patterns_that_cannot_be_meant_are_refused(options: dict[str, Any], mess
 @pytest.mark.parametrize(
     "options",
     [
-        {"method": "gptq"},
+        {"method": "gptqq"},
         {"weight_bits": 1},
         {"activation_bits": 9},
         {"weight_bits": 4.0},

@@ -26,6 +26,7 @@ MORE: dict[str, dict[str, Any]] = {
         pytest.param("eda-dm", SD3, id="eda-dm"),
         pytest.param("dmq", FLUX, id="dmq"),
         pytest.param("quest", SD3, id="quest"),
+        pytest.param("gptq", FLUX, id="gptq"),
     ],
 )
 def test_a_transformer_is_quantized(method: str, config: dict[str, Any]) -> None:

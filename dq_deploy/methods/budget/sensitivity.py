@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from dq_deploy.calibration import CalibrationSource
-from dq_deploy.methods.nested_values import Nested, copied
+from dq_deploy.methods.blocks.nested_values import Nested, copied
+from dq_deploy.methods.blocks.prefix import flow_of_blocks
 from dq_deploy.methods.options import SharedOptions
 from dq_deploy.methods.prepare.assembly import layer_of_parts
 from dq_deploy.methods.prepare.calibration_inputs import batch_of, collect_inputs, step_influence
@@ -18,7 +19,6 @@ from dq_deploy.methods.prepare.initial_layers import initial_layers
 from dq_deploy.methods.prepare.preparation import Prepared, PreparedLayer, prepare
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.methods.ranges.step_ranges import LayerRanges, batches, collect_ranges, model_inputs, steps_of
-from dq_deploy.methods.training.prefix import flow_of_blocks
 from dq_deploy.models import Denoiser, blocks_of, call_denoiser
 from dq_deploy.numerics.arrays import F32, F64, I32, I64, Array
 from dq_deploy.record import Layer

@@ -24,7 +24,7 @@ OPTION_NAMES = (
     *("without", "iterations", "batch", "lr_weight", "lr_bias", "lr_weight_scale", "lr_scale", "lr_zero_point"),
     *("lr_rounding", "rounding_penalty", "layer_loss", "activation_drop", "scaling_iterations", "lr_equivalent"),
     *("timestep_exponent", "power_of_two", "agreement", "finetune_iterations", "dilation_bound"),
-    *("channel_scales", "attention"),
+    *("channel_scales", "attention", "damping", "rows_a_column", "second_order_start"),
 )
 """Every option of every method, in the order in which a record's provenance holds them."""
 
@@ -48,16 +48,34 @@ class MinmaxOptions(SharedOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GptqOptions(SharedOptions):
+    """GPTQ: ranges as minmax has them, weights rounded by second-order statistics of their inputs.
+
+    Attributes:
+        damping: added to the diagonal of the statistics, as a share of its mean.
+        rows_a_column: input rows for each column of a layer's weight, or all where there are fewer.
+    """
+
+    method: ClassVar[str] = "gptq"
+    parts: ClassVar[tuple[str, ...]] = (*("feedback", "quantized-prefix", "float-targets", "bias", "scale-refit"),)
+
+    damping: float = number(0.01, 1e-6, 10)
+    rows_a_column: int = whole(16, 1, 1_000_000)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingOptions(SharedOptions):
     """What every method that trains block by block reads.
 
     Attributes:
         iterations: training iterations a block.
         batch: training inputs an iteration, steps mixed.
+        second_order_start: training begins at weights rounded as method gptq rounds them, not at the nearest codes.
     """
 
     iterations: int = whole(200, 0, 1_000_000)
     batch: int = whole(32, 1, 4096)
+    second_order_start: bool = flag(False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +189,9 @@ class QuestOptions(AdaRoundOptions):
     layer_loss: float = number(0.8, 0, 100)
 
 
-_CLASSES: tuple[type[SharedOptions], ...] = (MinmaxOptions, DilateQuantOptions, DmqOptions, EdaDmOptions, QuestOptions)
+_CLASSES: tuple[type[SharedOptions], ...] = (
+    *(MinmaxOptions, GptqOptions, DilateQuantOptions, DmqOptions, EdaDmOptions, QuestOptions),
+)
 
 METHODS = tuple(options.method for options in _CLASSES)
 

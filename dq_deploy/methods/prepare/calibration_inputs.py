@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from dq_deploy.calibration import (
     FEATURE_TRAJECTORIES,
@@ -31,6 +32,7 @@ from dq_deploy.methods.options import SharedOptions
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.models import Denoiser, condition_names, middle_of, quantizable_layers, random_conditions
 from dq_deploy.numerics.arrays import F32, F64, Array
+from dq_deploy.record import Call
 
 BATCH_VALUES = 1 << 26
 """Values of the largest tensor in one batch of a float pass, which bounds the memory of all of them."""
@@ -41,7 +43,12 @@ RUN_BATCH = 32
 
 def batch_of(denoiser: Denoiser, most: int) -> int:
     """Inputs at a time in a float pass: `most`, or fewer where the model's tensors are large."""
-    sites = quantizable_layers(denoiser.module, denoiser.call)
+    return inputs_at_once(denoiser.module, denoiser.call, most)
+
+
+def inputs_at_once(module: torch.nn.Module, call: Call, most: int) -> int:
+    """As `batch_of`, for a module and its call."""
+    sites = quantizable_layers(module, call)
     largest = max(int(np.prod(shape[1:])) for site in sites for shape in (site.input_shape, site.output_shape))
     return max(1, min(most, BATCH_VALUES // largest))
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dq_deploy.errors import OptionError
 from dq_deploy.methods.layer_bits import LayerBits
@@ -254,10 +255,15 @@ def _scaled_weight(
     scaled = scale_input_channels(weight, inputs.get(name, np.ones(layer.in_channels)) / pre, layer.groups)
     if name in outputs:
         scaled = scaled * outputs[name].reshape((-1,) + (1,) * (scaled.ndim - 1))
+    return held_weight(scaled, layer)
+
+
+def held_weight(weight: NDArray[np.floating], layer: Layer) -> F32:
+    """A weight moved, no further than it must be, to where it rounds to a layer's codes."""
     ends = np.cumsum([part.w_code.shape[2] for part in layer.parts])[:-1]
     pieces = []
-    for piece, part in zip(np.split(scaled, ends, axis=1), layer.parts, strict=True):
-        scale = part.weight_scale[0].reshape((-1,) + (1,) * (scaled.ndim - 1)).astype(np.float64)
+    for piece, part in zip(np.split(weight, ends, axis=1), layer.parts, strict=True):
+        scale = part.weight_scale[0].reshape((-1,) + (1,) * (weight.ndim - 1)).astype(np.float64)
         code = part.q_weight(0).astype(np.float64)
         pieces.append(np.clip(piece / scale, code - HELD, code + HELD) * scale)
     return np.concatenate(pieces, axis=1).astype(np.float32)

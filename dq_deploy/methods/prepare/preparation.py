@@ -108,7 +108,7 @@ def prepare(denoiser: Denoiser, options: SharedOptions, *, dilation_bound: str |
     dilate = dilation_bound is not None
     sites = {site.name: site for site in quantizable_layers(denoiser.module, denoiser.call)}
     bits = bits_of_sites(sites.values(), options)
-    module = _sharing_copy(denoiser.module)
+    module = sharing_copy(denoiser.module)
     splits = skip_splits(module, denoiser.call) if options.split_skips else {}
     if options.split_skips and not splits and not options.own.split_skips:  # a method's own choice asks for nothing
         raise OptionError("`split_skips` was given, expected a model with skip concatenations; leave it out")
@@ -133,7 +133,7 @@ def prepare(denoiser: Denoiser, options: SharedOptions, *, dilation_bound: str |
     return Prepared(module=module, call=denoiser.call, layers=layers, bits=bits)
 
 
-def _sharing_copy(module: torch.nn.Module) -> torch.nn.Module:
+def sharing_copy(module: torch.nn.Module) -> torch.nn.Module:
     """The module tree once more around the same weights: a parameter replaced in one leaves the other as it was."""
     shared: dict[int, torch.Tensor] = {id(b): b.detach() for b in module.buffers()}
     shared |= {id(p): torch.nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from dq_deploy.methods.nested_values import Gathered, Nested, mapped, tensors_in
+from dq_deploy.methods.blocks.measures import mean_square
+from dq_deploy.methods.blocks.nested_values import Gathered, mapped, tensors_in
+from dq_deploy.methods.blocks.prefix import call_block
 from dq_deploy.methods.training.random_mask import random_mask
 from dq_deploy.methods.training.reconstruction import Reconstruction
 from dq_deploy.methods.training.trainable import TrainableLayer
@@ -49,7 +51,7 @@ class BlockLoss:
         self.block = block
         self.settings = settings
         self.generator = generator
-        self.norms = [float(target.square().mean()) or 1.0 for target in block.target.of_samples()]
+        self.norms = [mean_square(target) or 1.0 for target in block.target.of_samples()]
         self.inner = list(block.layers)[:-1] if settings.layer_loss else []
         self.outputs: dict[str, torch.Tensor] = {}
         self.targets: dict[str, torch.Tensor] = {}
@@ -113,12 +115,6 @@ class BlockLoss:
             return mine
         is_float = random_mask(tuple(mine.shape), self.settings.input_mix, self.generator)
         return torch.where(is_float, other, mine)
-
-
-def call_block(module: torch.nn.Module, given: tuple[Sequence[Any], Mapping[str, Any]]) -> Nested:
-    """Output of a block for arguments as `Prefix.next_inputs` gives them."""
-    args, kwargs = given
-    return module(*args, **kwargs)
 
 
 def _catcher(into: dict[str, torch.Tensor], name: str) -> Callable[..., None]:

@@ -6,40 +6,36 @@ on which loss are settings: see `reconstruction`.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from dq_deploy.errors import NonFiniteError, OptionError, library_errors
-from dq_deploy.methods.nested_values import Gathered, Nested
+from dq_deploy.methods.blocks.in_turn import DivergedError, FinishedBlock, Reconstructed, blocks_in_turn
+from dq_deploy.methods.blocks.measures import all_finite, relative_error
+from dq_deploy.methods.blocks.storage import GIB
+from dq_deploy.methods.blocks.walk import BlockWalk, QuantizedBlock, Reached
 from dq_deploy.methods.options import SharedOptions
-from dq_deploy.methods.prepare.preparation import Prepared
+from dq_deploy.methods.prepare.initial_record import held_weight
+from dq_deploy.methods.prepare.preparation import Prepared, PreparedLayer
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.methods.ranges.step_ranges import (
     LayerRanges,
     StepRange,
-    batches,
     first_of_every_step,
-    output_table,
     steps_of,
-    watch_steps,
 )
-from dq_deploy.methods.training.block_loss import BlockLoss, TrainedBlock, call_block
-from dq_deploy.methods.training.prefix import CHUNK, Flow, Prefix, flow_of_blocks
+from dq_deploy.methods.second_order.block_rounding import BlockRounding
+from dq_deploy.methods.training.block_loss import BlockLoss, TrainedBlock
+from dq_deploy.methods.training.pieces import Kept, Pieces, kept_by, pieces_that_fit
 from dq_deploy.methods.training.reconstruction import Reconstruction
 from dq_deploy.methods.training.resume import ResumeFolder
 from dq_deploy.methods.training.trainable import TrainableLayer
-from dq_deploy.models import Block, blocks_of
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Layer
-from dq_deploy.simulation.fake_quant import IntegerLayer, StepContext, replace_layer
-
-GIB = 1 << 30
 
 COMPARED_INPUTS = 256
 """Inputs on which a trained block is compared with the untrained one."""
@@ -48,50 +44,7 @@ REPORT_EVERY = 10
 EPSILON = 1e-12
 """Adam's, far below any gradient of a relative loss."""
 
-_ADVICE = "check the model's configuration and the options"
-
-
-class DivergedError(Exception):
-    """A block's training gave NaN or infinity; the message says where."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Reconstructed:
-    """Layers after training and what happened, block by block (JSON values)."""
-
-    layers: dict[str, Layer]
-    history: list[dict[str, Any]]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Reached:
-    """A block whose turn it is.
-
-    Attributes:
-        index: position among all blocks.
-        done: iterations of all blocks before it.
-        layers: names of its quantized layers.
-        given: arguments behind the quantized prefix, of all inputs.
-        float_given: behind the float prefix, where they are needed.
-        target: float output.
-    """
-
-    block: Block
-    index: int
-    done: int
-    layers: list[str]
-    given: Gathered
-    float_given: Gathered | None
-    target: Gathered
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Finished:
-    """A block whose integer layers are in place: they, its output for all inputs, and its note (JSON values)."""
-
-    layers: dict[str, Layer]
-    output: Gathered
-    note: dict[str, Any]
+_LOWER_RATES = "lower the learning rates (lr_weight, lr_scale, lr_rounding) in a preset and run again"
 
 
 class BlockReconstruction:
@@ -107,7 +60,7 @@ class BlockReconstruction:
         progress: called every few iterations.
 
     Raises:
-        OptionError: memory is too little for one input.
+        OptionError: memory and disk are too little for one input of every step.
     """
 
     def __init__(
@@ -126,40 +79,22 @@ class BlockReconstruction:
         self.options = options
         self.settings = settings
         self.progress = progress
-        blocks = {block.name: block for block in blocks_of(prepared.module, prepared.call)}
         self.steps = steps_of(ranges)
         self.groups = options.groups_of_steps(self.steps)
-        flow = flow_of_blocks(
-            prepared.module, list(blocks.values()), inputs, prepared.call, both_inputs=settings.needs_float_inputs
-        )
-        self.blocks = [blocks[name] for name in flow.order]
-        self.count = self._count(flow, inputs)
-        chosen = {name: value[: self.count] for name, value in inputs.items()}
-        self.step = torch.from_numpy(chosen["step"])
-        self.context = StepContext()
-        self.reference = Prefix(prepared.module, flow, chosen, prepared.call, self.count)
-        self.quantized = Prefix(copy.deepcopy(prepared.module), flow, chosen, prepared.call, self.count)
-        self.trained = [i for i, b in enumerate(self.blocks) if self._layers_of(b)]
+        self.walk = BlockWalk(prepared, list(start), inputs, options, both_inputs=settings.needs_float_inputs)
+        if self.walk.amounts.words:
+            progress(Progress(stage="distill", done=0, total=1, note=self.walk.amounts.words))
+        self.step, self.context = self.walk.step, self.walk.context
+        self.rounding: BlockRounding | None = None
+        if settings.start is not None:
+            limit = int(options.memory_gib * GIB / 2)
+            self.rounding = BlockRounding(self.walk, settings.start, seed=options.seed, limit_bytes=limit)
+        self.trained = [i for i, block in enumerate(self.walk.blocks) if self.walk.layers_of(block)]
         self.total = len(self.trained) * settings.iterations
 
-    def _layers_of(self, block: Block) -> list[str]:
-        return [name for name in block.layers if name in self.start]
-
-    def _count(self, flow: Flow, inputs: Mapping[str, Array]) -> int:
-        """Calibration inputs whose block inputs and outputs fit into memory beside themselves, whole trajectories."""
-        available = len(inputs["step"])
-        memory = int(self.options.memory_gib * GIB) - sum(value.nbytes for value in inputs.values())
-        fit = memory // flow.peak_bytes
-        if fit < 1:
-            raise OptionError(
-                f"memory_gib is {self.options.memory_gib}, expected at least {flow.peak_bytes / GIB:.2g}: "
-                "one calibration input takes that"
-            )
-        if fit < available:
-            fit = fit // self.steps * self.steps or fit
-            note = f"{fit} of {available} calibration inputs fit in memory_gib {self.options.memory_gib:g}"
-            self.progress(Progress(stage="distill", done=0, total=1, note=note))
-        return min(fit, available)
+    def _done(self, reached: Reached) -> int:
+        """Iterations of all blocks before one."""
+        return self.trained.index(reached.index) * self.settings.iterations if reached.layers else 0
 
     def run(self, state: ResumeFolder | None) -> Reconstructed:
         """Train every block, or take it from the state of an earlier run.
@@ -167,127 +102,55 @@ class BlockReconstruction:
         Raises:
             NonFiniteError: a block's training gives NaN or infinity; names it, the last good one, and what is kept.
         """
-        layers: dict[str, Layer] = {}
-        history: list[dict[str, Any]] = []
-        for index, block in enumerate(self.blocks):
-            with library_errors(f"block {block.name}", _ADVICE):
-                reached = self._reach(index, block)
-            finished = self._loaded(reached, state)
-            if finished is None:
-                try:
-                    with library_errors(f"training block {block.name}", _ADVICE):
-                        finished = self._reconstruct(reached)
-                except DivergedError as error:
-                    if state is not None:
-                        state.note_divergence(block.name)
-                    raise NonFiniteError(_stopped(block.name, str(error), history, state)) from error
-                if state is not None and reached.layers:
-                    state.save_block(index, block.name, finished.layers, finished.note)
-            self.reference.finish(reached.target)
-            self.quantized.finish(finished.output)
-            layers.update(finished.layers)
-            if reached.layers:
-                history.append(finished.note)
-        return Reconstructed(layers=layers, history=history)
-
-    def _loaded(self, reached: _Reached, state: ResumeFolder | None) -> _Finished | None:
-        """The block as an earlier run finished it, or None."""
-        name = reached.block.name
-        loaded = state.load_block(reached.index, name, self.prepared.layers) if state and reached.layers else None
-        if loaded is None:
-            return None
-        layers, note = loaded
-        self._place(layers)
-        output = self._output(reached.block, reached.given)
-        done = reached.done + self.settings.iterations
-        self.progress(Progress(stage="distill", done=done, total=self.total))
-        return _Finished(layers=layers, output=output, note=note)
-
-    def _reach(self, index: int, block: Block) -> _Reached:
-        behind_float = self.reference.next_inputs()
-        module = self.prepared.module.get_submodule(block.name)
-        with torch.no_grad():
-            taken = ((chunk, call_block(module, behind_float.take(chunk))) for chunk in batches(self.count, CHUNK))
-            target = self.reference.outputs_of(block.name, taken, self.count)
-        names = self._layers_of(block)
-        float_given = behind_float if self.settings.needs_float_inputs and names else None
-        del behind_float  # before the quantized ones are made: both at once are counted only where both are kept
-        return _Reached(
-            block=block,
-            index=index,
-            done=self.trained.index(index) * self.settings.iterations if names else 0,
-            layers=names,
-            given=self.quantized.next_inputs(),
-            float_given=float_given,
-            target=target,
+        return blocks_in_turn(
+            self.walk, self._reconstruct, state, doing="training", passed=self._passed, advice=_LOWER_RATES
         )
 
-    def _place(self, layers: Mapping[str, Layer]) -> None:
-        for name, layer in layers.items():
-            replace_layer(self.quantized.module, name, IntegerLayer(layer, self.context))
+    def _passed(self, reached: Reached) -> None:
+        done = self._done(reached) + self.settings.iterations
+        self.progress(Progress(stage="distill", done=done, total=self.total))
 
-    def _output(self, block: Block, given: Gathered) -> Gathered:
-        module = self.quantized.module.get_submodule(block.name)
-
-        def run(chunk: slice) -> Nested:
-            self.context.step = self.step[chunk]
-            return call_block(module, given.take(chunk))
-
-        with torch.no_grad():
-            pieces = ((chunk, run(chunk)) for chunk in batches(self.count, CHUNK))
-            return self.quantized.outputs_of(block.name, pieces, self.count)
-
-    def _reconstruct(self, reached: _Reached) -> _Finished:
+    def _reconstruct(self, reached: Reached) -> FinishedBlock:
         """Train a block, and leave it untrained where that made it worse."""
         untrained = {name: self.start[name] for name in reached.layers}
-        if not reached.layers:
-            return _Finished(layers={}, output=self._output(reached.block, reached.given), note={})
+        if self.rounding is not None:
+            untrained = self.rounding.layers(reached, untrained)
+        block = self.walk.quantized_block(reached.block)
         note: dict[str, Any] = {"block": reached.block.name, "layers": reached.layers}
         if not self.settings.iterations:
-            return self._finish(reached, untrained, note)
+            return self._finish(reached, block, untrained, note)
         compared = torch.from_numpy(first_of_every_step(self.step.numpy(), self.steps, COMPARED_INPUTS))
-        before = _relative_error(self._untrained_output(reached, untrained, compared), reached.target, compared)
-        finished = self._finish(reached, self._train(reached), note)
-        after = _relative_error([v[compared] for v in finished.output.of_samples()], reached.target, compared)
+        block.place(untrained, self.context)
+        before_training = self.walk.outputs_at(block.module, reached.given, compared)
+        before = relative_error(before_training, reached.target, compared)
+        finished = self._finish(reached, block, self._train(reached, block, untrained), note)
+        outputs = [room.take(compared) for room in finished.output.of_samples()]
+        after = relative_error(outputs, reached.target, compared)
         if after > before * self.settings.worse_allowed:
             words = f"left untrained: its relative error was {before:.3g}, and {after:.3g} after training"
             self.progress(
                 Progress(
                     stage="distill",
-                    done=reached.done + self.settings.iterations,
+                    done=self._done(reached) + self.settings.iterations,
                     total=self.total,
                     block=reached.block.name,
                     note=f"block {reached.block.name} is {words}",
                 )
             )
-            return self._finish(reached, untrained, {**note, "note": words})
+            return self._finish(reached, block, untrained, {**note, "note": words})
         return finished
 
-    @torch.no_grad()
-    def _untrained_output(
-        self, reached: _Reached, layers: Mapping[str, Layer], index: torch.Tensor
-    ) -> list[torch.Tensor]:
-        """What the block gives with these layers for some inputs."""
-        self._place(layers)
-        module = self.quantized.module.get_submodule(reached.block.name)
-
-        def run(chunk: slice) -> Nested:
-            self.context.step = self.step[index[chunk]]
-            return call_block(module, reached.given.take(index[chunk]))
-
-        pieces = ((chunk, run(chunk)) for chunk in batches(len(index), CHUNK))
-        return self.quantized.outputs_of(reached.block.name, pieces, len(index)).of_samples()
-
-    def _train(self, reached: _Reached) -> dict[str, Layer]:
-        """Train a block and round it."""
+    def _train(self, reached: Reached, block: QuantizedBlock, start: Mapping[str, Layer]) -> dict[str, Layer]:
+        """Train a block from these layers, and round it."""
         settings, name = self.settings, reached.block.name
-        seed = self.options.seed * 100_003 + reached.done
+        done_before = self._done(reached)
+        seed = self.options.seed * 100_003 + done_before
         generator = torch.Generator().manual_seed(seed + 1)
         layers = {}
         for layer_name in reached.layers:
             layers[layer_name] = TrainableLayer(
-                self.prepared.layers[layer_name],
-                self.start[layer_name],
+                self._held(layer_name, start[layer_name]),
+                start[layer_name],
                 _spread(self.ranges[layer_name].output),
                 self.context,
                 weights=settings.weights,
@@ -295,13 +158,13 @@ class BlockReconstruction:
                 drop=settings.activation_drop,
                 generator=generator,
             )
-            replace_layer(self.quantized.module, layer_name, layers[layer_name])
+            block.put(layer_name, layers[layer_name])
 
         def report(done: int, loss: float) -> None:
-            self.progress(Progress(stage="distill", done=reached.done + done, total=self.total, block=name, loss=loss))
+            self.progress(Progress(stage="distill", done=done_before + done, total=self.total, block=name, loss=loss))
 
-        block = TrainedBlock(
-            module=self.quantized.module.get_submodule(name),
+        trained = TrainedBlock(
+            module=block.module,
             float_module=self.prepared.module.get_submodule(name),
             layers={layer_name[len(name) + 1 :]: layer for layer_name, layer in layers.items()},
             given=reached.given,
@@ -310,26 +173,51 @@ class BlockReconstruction:
             step=self.step,
             context=self.context,
         )
-        train_block(block, settings, seed=seed, generator=generator, report=report)
+        pieces = self._pieces(trained, name, generator)
+        train_block(trained, settings, seed=seed, generator=generator, report=report, pieces=pieces)
         return {layer_name: layer.harvest() for layer_name, layer in layers.items()}
 
-    def _finish(self, reached: _Reached, layers: Mapping[str, Layer], note: Mapping[str, Any]) -> _Finished:
-        """Put integer layers in place, compute the block's output, calibrate output tables."""
-        finished = {name: replace(layer, out_scale=None, out_zero_point=None) for name, layer in layers.items()}
-        self._place(finished)
-        with watch_steps(self.quantized.module, finished, self.context, self.steps) as seen:
-            output = self._output(reached.block, reached.given)
-        if not all(bool(torch.isfinite(values).all()) for values in output.of_samples()):
-            raise DivergedError("its quantized output is not finite")
-        if self.options.outputs:
-            finished = {name: self._with_output(layer, seen[name]) for name, layer in finished.items()}
-            self._place(finished)
-        told = {**note, "relative_error": _relative_error(output.of_samples(), reached.target)}
-        return _Finished(layers=finished, output=output, note=told)
+    def _held(self, name: str, start: Layer) -> PreparedLayer:
+        """A layer whose float weights, where training begins, round to the codes of its start."""
+        prepared = self.prepared.layers[name]
+        return prepared if self.rounding is None else replace(prepared, weight=held_weight(prepared.weight, start))
 
-    def _with_output(self, layer: Layer, seen: StepRange) -> Layer:
-        scale, zero = output_table(seen, self.groups)
-        return replace(layer, out_scale=scale, out_zero_point=zero)
+    def _pieces(self, trained: TrainedBlock, name: str, generator: torch.Generator) -> Pieces:
+        """How many inputs of a batch are computed at once; what is drawn on the way is drawn again."""
+        settings, layers = replace(self.settings, sample_weights=None), trained.layers.values()
+        drawn = generator.get_state()
+        for layer in layers:
+            layer.parameter_groups(settings.rates)
+
+        def measure(again: bool) -> Kept:
+            for layer in layers:
+                layer.again = again
+            with BlockLoss(trained, settings, generator).watching() as loss_of:
+                kept = kept_by(lambda count: loss_of(torch.arange(count) % len(self.step), 0), layers if again else ())
+            generator.set_state(drawn)
+            return kept
+
+        return pieces_that_fit(
+            measure,
+            self.settings.batch,
+            self.options.memory_gib * GIB / 2,
+            what=f"block {name}",
+            share="half",
+            memory_gib=self.options.memory_gib,
+        )
+
+    def _finish(
+        self, reached: Reached, block: QuantizedBlock, layers: Mapping[str, Layer], note: Mapping[str, Any]
+    ) -> FinishedBlock:
+        """Put integer layers in place, compute the block's output, calibrate output tables."""
+        finished, output = self.walk.finished(
+            reached, block, layers, steps=self.steps, groups=self.groups if self.options.outputs else None
+        )
+        if not all_finite(output):
+            raise DivergedError("its quantized output is not finite")
+        return FinishedBlock(
+            layers=finished, output=output, note={**note, "relative_error": relative_error(output, reached.target)}
+        )
 
 
 def train_block(
@@ -339,6 +227,7 @@ def train_block(
     seed: int,
     generator: torch.Generator,
     report: Callable[[int, float], None],
+    pieces: Pieces | None = None,
 ) -> None:
     """Train the layers of a block in place.
 
@@ -348,6 +237,7 @@ def train_block(
         seed: of the batches.
         generator: of what is dropped and mixed.
         report: called now and then with (iterations done, mean loss of the last ones).
+        pieces: in which a batch is computed; None computes it as a whole.
 
     Raises:
         DivergedError: a loss, or at the end a trained value, is not finite.
@@ -365,44 +255,20 @@ def train_block(
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * fade
             index = torch.randint(0, len(block.step), (settings.batch,), generator=batches)
-            loss = loss_of(index, i)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise DivergedError(f"the loss is {value} at iteration {i + 1}")
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            value = 0.0
+            for piece in index.split(settings.batch if pieces is None else pieces.size):
+                loss = loss_of(piece, i) * (len(piece) / len(index))
+                value += loss.item()
+                if not math.isfinite(value):
+                    raise DivergedError(f"the loss is {value} at iteration {i + 1}")
+                loss.backward()
             optimizer.step()
             recent.append(value)
             if (i + 1) % REPORT_EVERY == 0 or i + 1 == settings.iterations:
                 report(i + 1, sum(recent[-REPORT_EVERY:]) / len(recent[-REPORT_EVERY:]))
     if not all(bool(torch.isfinite(p).all()) for group in groups for p in group["params"]):
         raise DivergedError("a trained value is not finite after the last iteration")
-
-
-def _stopped(block: str, reason: str, history: list[dict[str, Any]], state: ResumeFolder | None) -> str:
-    last = f"the last good block is {history[-1]['block']}" if history else "no block before it was trained"
-    kept = f", kept in {state.folder} with those before it" if history and state else ""
-    return (
-        f"block {block}: {reason}, expected finite numbers; {last}{kept}; "
-        "lower the learning rates (lr_weight, lr_scale, lr_rounding) in a preset and run again"
-    )
-
-
-def _relative_error(outputs: list[torch.Tensor], target: Gathered, index: torch.Tensor | None = None) -> float:
-    """Mean square error relative to the target's mean square, the mean of what the block gives.
-
-    Args:
-        outputs: of the block, for some inputs.
-        target: for all inputs.
-        index: which of them; None for all.
-    """
-    errors = []
-    for output, whole in zip(outputs, target.of_samples(), strict=True):
-        wanted = whole if index is None else whole[index]
-        errors.append(
-            float((output - wanted).double().square().mean()) / (float(wanted.double().square().mean()) or 1.0)
-        )
-    return sum(errors) / len(errors)
 
 
 def _spread(output: StepRange) -> float:

@@ -8,7 +8,8 @@ from types import MappingProxyType
 
 import torch
 
-from dq_deploy.methods.options import AdaRoundOptions, DilateQuantOptions, EdaDmOptions
+from dq_deploy.methods.options import AdaRoundOptions, DilateQuantOptions, EdaDmOptions, TrainingOptions
+from dq_deploy.methods.second_order.rounding import SecondOrder
 
 SampleWeights = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(step bucket [B], relative loss [B] without gradients) to the weight [B] of each sample in the batch's mean."""
@@ -32,6 +33,7 @@ class Reconstruction:
         input_mix: share of the block's input values that are taken from the float prefix.
         rounding_penalty: weight of AdaRound's pull towards whole codes.
         sample_weights: weights of the samples of a batch, None for equal ones.
+        start: how weights are rounded before they are trained; None leaves the nearest codes.
         worse_allowed: a block whose error ends above this multiple of the untrained one's is left untrained.
     """
 
@@ -44,12 +46,22 @@ class Reconstruction:
     input_mix: float = 0.0
     rounding_penalty: float = 0.0
     sample_weights: SampleWeights | None = None
+    start: SecondOrder | None = None
     worse_allowed: float = 1.0
 
     @property
     def needs_float_inputs(self) -> bool:
         """Whether the inputs behind the float prefix are kept beside those behind the quantized one."""
-        return self.layer_loss > 0 or self.input_mix > 0
+        started = self.start is not None and self.start.needs_float_inputs
+        return self.layer_loss > 0 or self.input_mix > 0 or started
+
+
+START = SecondOrder(float_targets=False, quantized_prefix=False)
+"""How weights are rounded where `second_order_start` is given; see docs/decisions/0029."""
+
+
+def _start(options: TrainingOptions) -> SecondOrder | None:
+    return START if options.second_order_start else None
 
 
 def bkd_settings(options: DilateQuantOptions) -> Reconstruction:
@@ -67,6 +79,7 @@ def bkd_settings(options: DilateQuantOptions) -> Reconstruction:
                 "bias": options.lr_bias,
             }
         ),
+        start=_start(options),
         worse_allowed=10.0,
     )
 
@@ -86,6 +99,7 @@ def fbr_settings(options: EdaDmOptions) -> Reconstruction:
         layer_loss=options.layer_loss if options.uses("fine-grained-loss") else 0.0,
         activation_drop=drop,
         input_mix=drop,
+        start=_start(options),
     )
 
 
@@ -97,4 +111,5 @@ def adaround_settings(options: AdaRoundOptions) -> Reconstruction:
         weights="adaround",
         rates=MappingProxyType({"rounding": options.lr_rounding}),
         rounding_penalty=options.rounding_penalty,
+        start=_start(options),
     )

@@ -17,7 +17,8 @@ what it is until v moves. A group g of steps shares one trained entry; weight ze
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -136,7 +137,8 @@ class TrainablePart(torch.nn.Module):
             self.whole = ratio.floor()
             self.rounding = torch.nn.Parameter(rounding_of_rest(ratio - self.whole))
         else:
-            self.q_fixed = q_start
+            # a quarter of a float's memory, where a code fits in it
+            self.q_fixed = q_start.to(torch.int8) if bool((q_start == q_start.clamp(-128, 127)).all()) else q_start
 
     def _bounds(self, bits: int) -> tuple[Any, Any]:
         """Least and greatest w_q: of a code range less the zero point, within int8."""
@@ -168,7 +170,7 @@ class TrainablePart(torch.nn.Module):
             hard: every weight rounded down or up, as AdaRound ends; without it they lie between.
         """
         if hasattr(self, "q_fixed"):
-            return self.q_fixed
+            return self.q_fixed.float()
         if hasattr(self, "whole"):
             up = (self.rounding >= 0).float() if hard else soft_rounding(self.rounding)
             return (self.whole + up).clamp(self.low, self.high)
@@ -198,6 +200,17 @@ class TrainablePart(torch.nn.Module):
         return table, (code, self.weight_scale().numpy().copy(), self.w_zero_point)
 
 
+@contextmanager
+def _drawing_from(generator: torch.Generator, state: torch.Tensor) -> Iterator[None]:
+    """Inside, the generator draws what it drew from this state on."""
+    now = generator.get_state()
+    generator.set_state(state)
+    try:
+        yield
+    finally:
+        generator.set_state(now)
+
+
 class TrainableLayer(torch.nn.Module):
     """One layer while its block is trained; it begins as `start`, but that AdaRound begins at the float weights.
 
@@ -210,6 +223,9 @@ class TrainableLayer(torch.nn.Module):
         groups: [T] group of each step; the start's tables are equal within one. None: each step is its own.
         drop: share of activation values that pass unquantized (QDrop, arXiv 2203.05740).
         generator: which values those are.
+
+    Attributes:
+        again: values inside are computed again on the way back, where autograd would keep them.
 
     Raises:
         OptionError: the start holds several weight sets.
@@ -233,6 +249,7 @@ class TrainableLayer(torch.nn.Module):
             raise OptionError(f"layer {start.name} holds {sets} weight sets, expected one: it cannot be trained")
         self.prepared = prepared
         self.context = context
+        self.again = False
         self.codes = (start.q_min, start.q_max)
         self.spread = spread
         self.drop, self.generator = drop, generator
@@ -266,6 +283,22 @@ class TrainableLayer(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Float32 output for a float32 input at the context's steps."""
+        if not self.again or not torch.is_grad_enabled():
+            return self._computed(x)
+        from torch.utils.checkpoint import checkpoint
+
+        y: torch.Tensor = checkpoint(
+            self._computed, x, use_reentrant=False, preserve_rng_state=False, context_fn=self._same_draws
+        )
+        return y
+
+    def _same_draws(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Contexts of a pass and of its repetition, which drops the same values."""
+        if self.generator is None:
+            return nullcontext(), nullcontext()
+        return nullcontext(), _drawing_from(self.generator, self.generator.get_state())
+
+    def _computed(self, x: torch.Tensor) -> torch.Tensor:
         site = self.prepared.site
         axis = channel_axis_of(site.kind, x.ndim)
         y: torch.Tensor | None = None

@@ -81,13 +81,13 @@ def test_every_cell_is_there_once_and_the_required_come_first() -> None:
     specs = all_specs()
     names = [spec.name for spec in specs]
     assert len(set(names)) == len(names)
-    assert [spec.group for spec in specs[:30]] == ["required"] * 30
-    assert len([s for s in specs if not s.without and not s.is_peer]) == 3 * 5 * 5
+    assert [spec.group for spec in specs[:36]] == ["required"] * 36
+    assert len([s for s in specs if not s.without and not s.is_peer]) == 3 * 5 * 6
     assert len(chosen_specs("ablations", [])) == sum(len(parts) for parts in PARTS.values())
     assert [spec.method for spec in chosen_specs("peers", [])] == list(PEERS)
     assert [s.name for s in chosen_specs("all", ["digits/dmq-w4a8"])] == ["digits/dmq-w4a8"]
     with pytest.raises(ValueError, match="no cell is named"):
-        chosen_specs("required", ["digits/gptq-*"])
+        chosen_specs("required", ["digits/gptqq-*"])
 
 
 def test_a_line_comes_back_as_it_was_and_the_last_good_one_counts(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_near_float_means_that_no_interval_leaves_zero_out() -> None:
 
 
 def test_all_claims_are_reproduced_by_cells_that_are_as_expected() -> None:
-    order = {method: i for i, method in enumerate(("minmax", "eda-dm", "dmq", "quest", "dilatequant"))}
+    order = {method: i for i, method in enumerate(("minmax", "gptq", "eda-dm", "dmq", "quest", "dilatequant"))}
     found = {
         spec.name: line(spec, 20 + order[spec.method])
         for spec in all_specs()
@@ -200,7 +200,7 @@ def test_the_table_says_not_run_and_shows_differences_of_ablations() -> None:
     found = lines(whole, part, line(digits("minmax", "W8A8"), 40))
     text = table(found, TERMS)
     assert "| dmq | W8A8 | not run |" in text
-    assert "minmax, eda-dm, dmq, quest, dilatequant: not run." in text
+    assert "minmax, gptq, eda-dm, dmq, quest, dilatequant: not run." in text
     assert "onnxruntime-qdq, modelopt-smoothquant, torchao-dynamic, openvino-nncf: not run." in text
     assert "Measured on: CPU, 2 threads, 2026-01-02." in text
     row = next(entry for entry in ablations(found).splitlines() if "without distillation" in entry)

@@ -10,7 +10,7 @@ import torch
 
 from dq_deploy.errors import OptionError
 from dq_deploy.methods import options_for, quantize
-from dq_deploy.methods.prepare.preparation import _apply_fold, _sharing_copy, divided_rows, prepare
+from dq_deploy.methods.prepare.preparation import _apply_fold, divided_rows, prepare, sharing_copy
 from dq_deploy.models import (
     Denoiser,
     FoldSite,
@@ -40,7 +40,7 @@ def output(module: torch.nn.Module, denoiser: Denoiser) -> torch.Tensor:
     """In float64, where the folds' own rounding to float32 is all that is left."""
     inputs = {k: torch.from_numpy(v).double() for k, v in example_inputs(denoiser.call, 2, 0).items()}
     with torch.no_grad():
-        return call_denoiser(_sharing_copy(module).double(), inputs)
+        return call_denoiser(sharing_copy(module).double(), inputs)
 
 
 def change(module: torch.nn.Module, denoiser: Denoiser) -> float:
@@ -57,7 +57,7 @@ def factor_of(site: FoldSite, sites: dict[str, LayerSite], seed: int = 0) -> np.
 
 
 def fold(denoiser: Denoiser, *folds: FoldSite) -> torch.nn.Module:
-    module, sites = _sharing_copy(denoiser.module), sites_of(denoiser)
+    module, sites = sharing_copy(denoiser.module), sites_of(denoiser)
     for site in folds:
         _apply_fold(module, site, factor_of(site, sites), sites)
     return module

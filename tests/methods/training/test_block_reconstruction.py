@@ -167,5 +167,5 @@ def test_both_inputs_of_a_block_count_towards_memory() -> None:
         BlockReconstruction(*beginning(), OPTIONS, settings, silent)
         for settings in (adaround_settings(DMQ), fbr_settings(OPTIONS))
     ]
-    peaks = [engine.reference.flow.peak_bytes for engine in engines]
+    peaks = [engine.walk.reference.flow.peak_bytes for engine in engines]
     assert peaks[0] < peaks[1] < 2 * peaks[0]

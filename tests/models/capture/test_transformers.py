@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dq_deploy import models
-from dq_deploy.methods.prepare.preparation import _apply_fold, _sharing_copy
+from dq_deploy.methods.prepare.preparation import _apply_fold, sharing_copy
 from dq_deploy.models import FoldSite
 from dq_deploy.record import Call
 from tests.models.capture.small import DIT, FLUX, PIXART, SD3, small
@@ -81,12 +81,12 @@ def changed_output(module: torch.nn.Module, call: Call, folds: list[FoldSite]) -
     sites = {site.name: site for site in models.quantizable_layers(module, call)}
     inputs = {name: torch.from_numpy(value) for name, value in models.example_inputs(call, 2, 0).items()}
     inputs = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
-    folded = _sharing_copy(module)
+    folded = sharing_copy(module)
     for fold in folds:
         channels = sites[fold.consumers[0]].in_channels
         _apply_fold(folded, fold, np.random.default_rng(0).uniform(1, 4, channels), sites)
     with torch.no_grad():
-        before = models.call_denoiser(_sharing_copy(module).double(), inputs, call.constants)
+        before = models.call_denoiser(sharing_copy(module).double(), inputs, call.constants)
         after = models.call_denoiser(folded.double(), inputs, call.constants)
     return float((after - before).abs().max() / before.abs().max())
 

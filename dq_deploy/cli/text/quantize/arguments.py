@@ -17,7 +17,9 @@ class QuantizeArguments:
     out: Annotated[Path | None, typer.Option(help="Record to write, .pt or .safetensors.")] = None
     method: Annotated[
         str | None,
-        typer.Option(help="dilatequant (the default), quest, dmq, eda-dm, or minmax (ranges only)."),
+        typer.Option(
+            help="dilatequant (the default), quest, dmq, eda-dm, gptq (trains nothing) or minmax (ranges only)."
+        ),
     ] = None
     init: Annotated[Path | None, typer.Option(help="Record that method quest finetunes instead of its own.")] = None
     weights: Annotated[int | None, typer.Option(help="Weight bits, 2 to 8; 4 by default.")] = None

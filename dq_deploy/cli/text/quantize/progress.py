@@ -17,6 +17,7 @@ STAGES = {
     "scales": "learning equivalent scales",
     "sensitivity": "measuring the sensitivity of layers",
     "weights": "searching weight scales",
+    "rounding": "rounding blocks",
     "distill": "training blocks",
     "finetune": "finetuning",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dq_deploy.methods.nested_values import entries_of, gathered
+from dq_deploy.methods.blocks.nested_values import entries_of, gathered
 
 
 def made(samples: torch.Tensor) -> tuple[object, ...]:
@@ -24,4 +24,4 @@ def test_values_of_samples_are_taken_and_shared_ones_stay() -> None:
     assert torch.equal(named["folded"], expected[1]["folded"])
     assert torch.equal(angles, expected[2][0])
     assert (nothing, number) == (None, 0.5)
-    assert [tuple(t.shape) for t in whole.of_samples()] == [(10, 1), (10, 3, 1)]
+    assert [tuple(room.values.shape) for room in whole.of_samples()] == [(10, 1), (10, 3, 1)]

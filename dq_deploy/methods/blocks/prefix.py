@@ -14,14 +14,27 @@ from typing import Any
 import torch
 
 from dq_deploy.errors import ModelError
-from dq_deploy.methods.nested_values import Gathered, Nested, copied, entries_of, gathered, mapped, tensors_in
+from dq_deploy.methods.blocks.nested_values import (
+    IN_MEMORY,
+    Gathered,
+    Nested,
+    copied,
+    entries_of,
+    gathered,
+    mapped,
+    tensors_in,
+)
+from dq_deploy.methods.blocks.storage import BlockStore
 from dq_deploy.methods.ranges.step_ranges import batches, model_inputs
 from dq_deploy.models import Block, call_denoiser
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Call
 
 CHUNK = 64
-"""Inputs at a time when a block's outputs are computed; part of what makes a resumed run equal."""
+"""Inputs at a time when a block's outputs are computed, or fewer where the model's tensors are large.
+
+It is part of what makes a resumed run equal.
+"""
 
 
 class _ReachedError(Exception):
@@ -51,6 +64,12 @@ class Flow:
         return _bytes(self.outputs[name])
 
 
+def call_block(module: torch.nn.Module, given: tuple[Sequence[Any], Mapping[str, Any]]) -> Nested:
+    """Output of a block for arguments as `Prefix.next_inputs` gives them."""
+    args, kwargs = given
+    return module(*args, **kwargs)
+
+
 def _bytes(value: Nested) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(value))
 
@@ -62,6 +81,7 @@ def flow_of_blocks(
     call: Call,
     *,
     both_inputs: bool = False,
+    quantized: bool = True,
 ) -> Flow:
     """Run one input and see, by gradients, which block's output reaches which block's input.
 
@@ -71,6 +91,7 @@ def flow_of_blocks(
         inputs: calibration inputs by name; the first is run.
         call: of the denoiser.
         both_inputs: a block's inputs behind the float prefix are kept beside those behind the quantized one.
+        quantized: there is a quantized prefix beside the float one.
 
     Raises:
         ModelError: a block is not called exactly once.
@@ -121,10 +142,10 @@ def flow_of_blocks(
         raise ModelError(f'blocks were called as {order}, expected each exactly once; use `method="minmax"`')
     last = {name: readers.get(name, -1) for name in order}
     sizes = {name: _bytes(outputs[name]) for name in order}
-    peak = 0
+    peak, prefixes = 0, 1 + quantized
     for k, name in enumerate(order):
         alive = sum(sizes[other] for other in order[:k] if last[other] >= k)
-        peak = max(peak, 2 * alive + (1 + both_inputs) * argument_bytes[k] + 2 * sizes[name])
+        peak = max(peak, prefixes * (alive + sizes[name]) + (1 + both_inputs) * argument_bytes[k])
     return Flow(order=tuple(order), last_reader=last, arguments=arguments, outputs=outputs, peak_bytes=peak)
 
 
@@ -139,9 +160,17 @@ class Prefix:
     """A module whose blocks are finished one after another, and the outputs still needed of them."""
 
     def __init__(
-        self, module: torch.nn.Module, flow: Flow, inputs: Mapping[str, Array], call: Call, count: int
+        self,
+        module: torch.nn.Module,
+        flow: Flow,
+        inputs: Mapping[str, Array],
+        call: Call,
+        count: int,
+        chunk: int = CHUNK,
+        store: BlockStore = IN_MEMORY,
     ) -> None:
         self.module = module
+        self.chunk, self.store = chunk, store
         self.call = call
         self.flow = flow
         self.inputs = inputs
@@ -190,12 +219,14 @@ class Prefix:
     @torch.no_grad()
     def next_inputs(self) -> Gathered:
         """Arguments of the next block for all calibration inputs: a tuple and a dict."""
-        pieces = ((chunk, self._arguments(chunk)) for chunk in batches(self.count, CHUNK))
-        return gathered(pieces, self.count, self.flow.arguments[self.flow.order[self.position]])
+        pieces = ((chunk, self._arguments(chunk)) for chunk in batches(self.count, self.chunk))
+        return gathered(pieces, self.count, self.flow.arguments[self.flow.order[self.position]], self.store)
 
-    def outputs_of(self, name: str, pieces: Iterable[tuple[slice, Nested]], count: int) -> Gathered:
+    def outputs_of(
+        self, name: str, pieces: Iterable[tuple[slice, Nested]], count: int, *, in_memory: bool = False
+    ) -> Gathered:
         """What a block gave for `count` inputs, from chunks of them."""
-        return gathered(pieces, count, entries_of(self.flow.outputs[name]))
+        return gathered(pieces, count, entries_of(self.flow.outputs[name]), IN_MEMORY if in_memory else self.store)
 
     def finish(self, output: Gathered) -> None:
         """Store the next block's output for all inputs and go on to the block behind it."""

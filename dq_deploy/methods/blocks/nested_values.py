@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from dq_deploy.methods.blocks.storage import BlockStore, Room
+
 Nested = Any
 """A tensor, or tuples, lists and dicts of them and of other values."""
 
@@ -45,16 +47,16 @@ class OfSamples:
     """A tensor of all samples.
 
     Attributes:
-        values: [N, ...], or [N, k, ...] where its leading axis holds k entries a sample.
+        room: of its values, [N, ...], or [N, k, ...] where its leading axis holds k entries a sample.
         folded: whether it does.
     """
 
-    values: torch.Tensor
+    room: Room
     folded: bool
 
     def take(self, index: torch.Tensor | slice) -> torch.Tensor:
         """The tensor of some samples, as the module has it."""
-        chosen = self.values[index]
+        chosen = self.room.take(index)
         return chosen.flatten(0, 1) if self.folded else chosen
 
 
@@ -72,9 +74,9 @@ class Gathered:
         """The value for some samples."""
         return mapped(lambda leaf: leaf.take(index) if isinstance(leaf, OfSamples) else leaf, self.form)
 
-    def of_samples(self) -> list[torch.Tensor]:
+    def of_samples(self) -> list[Room]:
         """The tensors of the samples, [N, ...] each."""
-        return [leaf.values for leaf in _leaves(self.form) if isinstance(leaf, OfSamples)]
+        return [leaf.room for leaf in _leaves(self.form) if isinstance(leaf, OfSamples)]
 
 
 def _leaves(value: Nested) -> Iterator[Any]:
@@ -88,25 +90,31 @@ def _leaves(value: Nested) -> Iterator[Any]:
         yield value
 
 
-def gathered(pieces: Iterable[tuple[slice, Nested]], count: int, single: tuple[int, ...]) -> Gathered:
+IN_MEMORY = BlockStore()
+
+
+def gathered(
+    pieces: Iterable[tuple[slice, Nested]], count: int, single: tuple[int, ...], store: BlockStore = IN_MEMORY
+) -> Gathered:
     """All samples' values from chunks of them, of which only one is held beside the result.
 
     Args:
         pieces: the samples of each chunk, the first not smaller than the others, and its value.
         count: samples.
         single: `entries_of` the value of one sample.
+        store: where the result is kept.
     """
     whole: Nested = None
     for number, (chunk, piece) in enumerate(pieces):
         size = chunk.stop - chunk.start
         if not number:
             singles = iter(single)
-            whole = mapped(lambda leaf: _room(leaf, count, size, singles), piece)  # noqa: B023 - used at once
+            whole = mapped(lambda leaf: _room(leaf, count, size, singles, store), piece)  # noqa: B023 - used at once
         mapped(lambda leaf, room: _fill(leaf, room, chunk), piece, whole)  # noqa: B023
     return Gathered(form=whole)
 
 
-def _room(leaf: Any, count: int, size: int, singles: Iterator[int]) -> Any:
+def _room(leaf: Any, count: int, size: int, singles: Iterator[int], store: BlockStore) -> Any:
     """Room for a tensor of the samples; anything else as it is."""
     if not isinstance(leaf, torch.Tensor):
         return leaf
@@ -114,9 +122,9 @@ def _room(leaf: Any, count: int, size: int, singles: Iterator[int]) -> Any:
     if not entries or leaf.shape[0] != entries * size:
         return leaf
     shape = (count, *leaf.shape[1:]) if entries == 1 else (count, entries, *leaf.shape[1:])
-    return OfSamples(values=leaf.new_empty(shape), folded=entries != 1)
+    return OfSamples(room=store.room(shape, leaf), folded=entries != 1)
 
 
 def _fill(leaf: Any, room: Any, chunk: slice) -> None:
     if isinstance(room, OfSamples):
-        room.values[chunk] = leaf.reshape(room.values[chunk].shape)
+        room.room.fill(chunk, leaf.reshape(room.room.values[chunk].shape))

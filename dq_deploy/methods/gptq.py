@@ -1,0 +1,140 @@
+"""GPTQ (arXiv 2210.17323): ranges as minmax finds them, weights rounded by second-order statistics, block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from dq_deploy.errors import OptionError
+from dq_deploy.methods.blocks.in_turn import DivergedError, FinishedBlock, blocks_in_turn
+from dq_deploy.methods.blocks.measures import relative_error
+from dq_deploy.methods.blocks.storage import GIB
+from dq_deploy.methods.blocks.walk import BlockWalk, Reached
+from dq_deploy.methods.options import GptqOptions
+from dq_deploy.methods.prepare.assembly import build_record
+from dq_deploy.methods.prepare.initial_layers import initial_layers
+from dq_deploy.methods.prepare.preparation import Prepared, prepare
+from dq_deploy.methods.prepare.starting_point import inputs_of
+from dq_deploy.methods.progress import Progress
+from dq_deploy.methods.ranges.measured_ranges import measure_ranges
+from dq_deploy.methods.ranges.step_ranges import first_of_every_step
+from dq_deploy.methods.run import Run
+from dq_deploy.methods.second_order.block_rounding import BlockRounding, statistics_bytes
+from dq_deploy.methods.second_order.rounding import SecondOrder
+from dq_deploy.methods.training.resume import state_of_run
+from dq_deploy.numerics.arrays import Array
+from dq_deploy.record import Layer, Record
+
+STAGE = "rounding"
+
+COMPARED_INPUTS = 64
+"""Inputs on which a rounded block is compared with the float one."""
+
+
+def quantize_gptq(run: Run, options: GptqOptions) -> Record:
+    """Calibrate by ranges, then round block by block; see `dq_deploy.methods.quantize`.
+
+    1. Activation ranges and weight scales as `minmax` has them.
+    2. Block by block, layer by layer: sums over rows of what the integer layer multiplies, then codes, scales and bias
+       from them. Behind a finished block what it gives as integers is what the next one reads.
+    """
+    prepared = prepare(run.denoiser, options)
+    state = state_of_run(run, options)
+    calibration = inputs_of(run, options, state)
+    ranges = measure_ranges(run, prepared, calibration)
+    start = initial_layers(prepared, ranges.layers, options, search=False, progress=run.progress)
+    rounding = _Rounding(run, prepared, start, calibration.inputs, options, steps=len(calibration.timesteps))
+    advice = "check the model and its calibration inputs"
+    rounded = blocks_in_turn(
+        rounding.walk, rounding.treat, state, doing="rounding", passed=rounding.tell, advice=advice
+    )
+    history = [{"stage": "ranges", "inputs": calibration.count}, *rounded.history]
+    return build_record(
+        run.denoiser, prepared, rounded.layers, calibration, options, history, float_ranges=ranges.modules
+    )
+
+
+class _Rounding:
+    """What becomes of each block."""
+
+    def __init__(
+        self,
+        run: Run,
+        prepared: Prepared,
+        start: Mapping[str, Layer],
+        inputs: Mapping[str, Array],
+        options: GptqOptions,
+        *,
+        steps: int,
+    ) -> None:
+        settings = second_order_of(options)
+        self.run, self.start, self.steps = run, start, steps
+        self.groups = options.groups_of_steps(steps) if options.outputs else None
+        most = max((statistics_bytes(layer) for layer in prepared.layers.values()), default=0)
+        if most > options.memory_gib * GIB:
+            raise OptionError(
+                f"memory_gib is {options.memory_gib:g}, expected at least {most / GIB:.2g}: the statistics of the "
+                "widest layer take that"
+            )
+        work = max(most, int(options.memory_gib * GIB / 2))
+        self.walk = BlockWalk(
+            prepared,
+            list(start),
+            inputs,
+            options,
+            both_inputs=settings.needs_float_inputs,
+            quantized_prefix=settings.quantized_prefix,
+            work_bytes=work,
+        )
+        if self.walk.amounts.words:
+            run.progress(Progress(stage=STAGE, done=0, total=1, note=self.walk.amounts.words))
+        compared = first_of_every_step(self.walk.step.numpy(), steps, COMPARED_INPUTS)
+        self.compared = torch.from_numpy(compared)
+        self.rounding = BlockRounding(self.walk, settings, seed=options.seed, limit_bytes=work)
+
+    def treat(self, reached: Reached) -> FinishedBlock:
+        """Round a block's layers.
+
+        Raises:
+            DivergedError: its output is not finite.
+        """
+        layers = self.rounding.layers(reached, self.start)
+        block = self.walk.quantized_block(reached.block)
+        if self.walk.behind is None:
+            finished, output = {n: _with_tables_of(layer, self.start[n]) for n, layer in layers.items()}, reached.target
+            block.place(finished, self.walk.context)
+            given = self.walk.outputs_at(block.module, reached.given, self.compared)
+            error = relative_error(given, reached.target, self.compared)
+        else:
+            finished, output = self.walk.finished(reached, block, layers, steps=self.steps, groups=self.groups)
+            error = relative_error(output, reached.target)
+        if not math.isfinite(error):
+            raise DivergedError("its quantized output is not finite")
+        self.tell(reached)
+        note = {"block": reached.block.name, "layers": reached.layers, "relative_error": error}
+        return FinishedBlock(layers=finished, output=output, note=note)
+
+    def tell(self, reached: Reached) -> None:
+        """Report that a block is finished."""
+        done, total = reached.index + 1, len(self.walk.blocks)
+        self.run.progress(Progress(stage=STAGE, done=done, total=total, block=reached.block.name))
+
+
+def _with_tables_of(layer: Layer, start: Layer) -> Layer:
+    return replace(layer, out_scale=start.out_scale, out_zero_point=start.out_zero_point)
+
+
+def second_order_of(options: GptqOptions) -> SecondOrder:
+    """What the options say of rounding."""
+    return SecondOrder(
+        damping=options.damping,
+        rows_a_column=options.rows_a_column,
+        feedback=options.uses("feedback"),
+        float_targets=options.uses("float-targets"),
+        bias=options.uses("bias"),
+        rescale=options.uses("scale-refit"),
+        quantized_prefix=options.uses("quantized-prefix"),
+    )

@@ -1,0 +1,172 @@
+"""Second-order statistics of one layer: sums over rows of what its integer product multiplies.
+
+A row x is one output position's input, dequantized: the centred codes times the activation scale of their step, by
+which `weight` (with every equivalent scale in it) is multiplied. Sums are float64 of float32 products, over rows in a
+fixed order::
+
+    H = sum x^T x      G = sum y^T x      y: the float layer's output at the same position, bias included
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from dq_deploy.methods.prepare.preparation import PreparedLayer
+from dq_deploy.models import LayerSite
+from dq_deploy.record import Layer
+from dq_deploy.simulation.fake_quant import IntegerLayer, StepContext, along
+
+TILE = 1024
+"""Columns of H that one product gives; only its lower triangle is computed."""
+
+ROWS_A_SUM = 2048
+"""Rows that are multiplied at once."""
+
+
+class CollectedError(Exception):
+    """Control flow: a layer has been reached and its rows are taken; what follows it need not be computed."""
+
+
+class DequantizedInput(IntegerLayer):
+    """Stands in a layer's place and hands over what the integer layer multiplies, as float32.
+
+    Attributes:
+        taken: [B, ...] in the form of the layer's input, since the latest call.
+    """
+
+    def __init__(self, layer: Layer, context: StepContext) -> None:
+        super().__init__(layer, context)
+        self.taken: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Keep the dequantized input.
+
+        Raises:
+            CollectedError: always.
+        """
+        axis = x.ndim - 1 if self.layer.kind == "linear" else 1
+        pieces = []
+        for i, piece in enumerate(torch.split(x, [len(part.pre) for part in self.layer.parts], dim=axis)):
+            codes = self._codes(i, piece, axis)
+            scale = self.context.rows(getattr(self, f"scale_{i}"), x.shape[0])
+            pieces.append(codes * along(scale[:, None], x.ndim, axis))
+        self.taken = pieces[0] if len(pieces) == 1 else torch.cat(pieces, axis)
+        raise CollectedError
+
+
+def rows_of_input(site: LayerSite) -> int:
+    """Rows that a layer sees of one calibration input."""
+    axes = site.output_shape[2:] if site.kind == "conv2d" else site.output_shape[:-1]
+    entries = site.output_shape[0] if site.kind == "conv2d" else 1
+    return int(np.prod(axes)) * entries
+
+
+def columns_of(prepared: PreparedLayer) -> int:
+    """Weights of an output channel, K."""
+    return int(np.prod(prepared.weight.shape[1:]))
+
+
+class LayerStatistics:
+    """Sums of one layer over rows, a share of which is drawn.
+
+    Attributes:
+        rows: so many are in the sums.
+        square: [groups, K, K] float64, H; its lower triangle holds.
+        cross: [groups, C_out / groups, K] float64, G.
+        sum_x: [groups, K] float64.
+        sum_y: [groups, C_out / groups] float64.
+    """
+
+    def __init__(self, prepared: PreparedLayer, *, share: float, seed: int, outputs: bool, device: str = "cpu") -> None:
+        """Empty sums.
+
+        Args:
+            prepared: the layer.
+            share: of the rows that are taken, 0 to 1.
+            seed: of which they are.
+            outputs: outputs of the float layer are given too.
+            device: of the sums.
+        """
+        self.site, self.share = prepared.site, share
+        self._generator = torch.Generator().manual_seed(seed)
+        groups, columns = self.site.groups, columns_of(prepared)
+        outs = self.site.out_channels // groups
+        kind = {"dtype": torch.float64, "device": device}
+        self.rows = 0
+        self.square = torch.zeros((groups, columns, columns), **kind)
+        self.cross = torch.zeros((groups, outs, columns) if outputs else (0, 0, 0), **kind)
+        self.sum_x = torch.zeros((groups, columns), **kind)
+        self.sum_y = torch.zeros((groups, outs), **kind)
+        self._waiting: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+
+    def add(self, x: torch.Tensor, y: torch.Tensor | None) -> None:
+        """Take in what a layer read of some inputs, and what the float layer gave for them."""
+        rows, outputs = self._drawn(x, y)
+        self._waiting.append((rows, outputs))
+        if sum(len(waiting) for waiting, _ in self._waiting) >= ROWS_A_SUM:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring every row that waits into the sums."""
+        if not self._waiting:
+            return
+        x = torch.cat([rows for rows, _ in self._waiting])  # [R, groups, K]
+        outputs = [given for _, given in self._waiting if given is not None]
+        self._waiting.clear()
+        self.rows += len(x)
+        self.sum_x += x.sum(0, dtype=torch.float64)
+        x = x.transpose(0, 1).contiguous()
+        if outputs:
+            y = torch.cat(outputs)
+            self.sum_y += y.sum(0, dtype=torch.float64)
+            self.cross += torch.bmm(y.permute(1, 2, 0), x)
+        for start in range(0, x.shape[2], TILE):
+            end = min(start + TILE, x.shape[2])
+            self.square[:, start:end, :end] += torch.bmm(x[:, :, start:end].transpose(1, 2), x[:, :, :end])
+
+    def finish(self) -> None:
+        """Bring every row into the sums, and fill the upper triangle of `square`."""
+        self.flush()
+        size = self.square.shape[2]
+        for start in range(0, size, TILE):
+            end = min(start + TILE, size)
+            self.square[:, start:end, end:] = self.square[:, end:, start:end].transpose(1, 2)
+
+    def _drawn(self, x: torch.Tensor, y: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Rows [R, groups, K] and float outputs [R, groups, C_out / groups]."""
+        groups, site = self.site.groups, self.site
+        if site.kind == "linear":
+            flat = x.reshape(-1, x.shape[-1])
+            index = self._index(len(flat), x.device)
+            given = None if y is None else y.reshape(-1, y.shape[-1])[index][:, None]
+            return flat[index][:, None], given
+        height, width = site.window.size_out((x.shape[2], x.shape[3]))
+        index = self._index(len(x) * height * width, x.device)
+        sample, place = index // (height * width), index % (height * width)
+        above, left = place // width, place % width
+        rows = self._patches(x, sample, above, left).reshape(len(index), groups, -1)
+        if y is None:
+            return rows, None
+        return rows, y[sample, :, above, left].reshape(len(index), groups, -1)
+
+    def _index(self, count: int, device: torch.device) -> torch.Tensor:
+        """Which of so many rows are taken, in rising order."""
+        if self.share >= 1:
+            return torch.arange(count, device=device)
+        keep = max(1, round(count * self.share))
+        chosen = torch.randint(0, count, (keep,), generator=self._generator)
+        return chosen.sort().values.to(device)
+
+    def _patches(self, x: torch.Tensor, sample: torch.Tensor, above: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+        """[R, C_in, kh, kw]: what the convolution reads at output pixels (above, left) of samples."""
+        window = self.site.window
+        top, west, bottom, east = window.padding
+        image = torch.nn.functional.pad(x, (west, east, top, bottom)).permute(0, 2, 3, 1).contiguous()
+        rows, columns = (
+            first[:, None] * stride + torch.arange(size, device=x.device) * dilation
+            for first, stride, size, dilation in zip(
+                (above, left), window.stride, window.kernel, window.dilation, strict=True
+            )
+        )
+        return image[sample[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
