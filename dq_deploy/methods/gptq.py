@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 
@@ -22,8 +21,9 @@ from dq_deploy.methods.progress import Progress
 from dq_deploy.methods.ranges.measured_ranges import measure_ranges
 from dq_deploy.methods.ranges.step_ranges import first_of_every_step
 from dq_deploy.methods.run import Run
-from dq_deploy.methods.second_order.block_rounding import BlockRounding, statistics_bytes
+from dq_deploy.methods.second_order.block_rounding import BlockRounding
 from dq_deploy.methods.second_order.rounding import SecondOrder
+from dq_deploy.methods.second_order.statistics import statistics_bytes
 from dq_deploy.methods.training.resume import state_of_run
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Layer, Record
@@ -38,8 +38,8 @@ def quantize_gptq(run: Run, options: GptqOptions) -> Record:
     """Calibrate by ranges, then round block by block; see `dq_deploy.methods.quantize`.
 
     1. Activation ranges and weight scales as `minmax` has them.
-    2. Block by block, layer by layer: sums over rows of what the integer layer multiplies, then codes, scales and bias
-       from them. Behind a finished block what it gives as integers is what the next one reads.
+    2. Block by block: sums over rows of what the integer layers would multiply in the float model, then codes, scales
+       and bias from them.
     """
     prepared = prepare(run.denoiser, options)
     state = state_of_run(run, options)
@@ -71,8 +71,7 @@ class _Rounding:
         steps: int,
     ) -> None:
         settings = second_order_of(options)
-        self.run, self.start, self.steps = run, start, steps
-        self.groups = options.groups_of_steps(steps) if options.outputs else None
+        self.run, self.start = run, start
         most = max((statistics_bytes(layer) for layer in prepared.layers.values()), default=0)
         if most > options.memory_gib * GIB:
             raise OptionError(
@@ -85,8 +84,7 @@ class _Rounding:
             list(start),
             inputs,
             options,
-            both_inputs=settings.needs_float_inputs,
-            quantized_prefix=settings.quantized_prefix,
+            quantized_prefix=False,
             work_bytes=work,
         )
         if self.walk.amounts.words:
@@ -103,28 +101,19 @@ class _Rounding:
         """
         layers = self.rounding.layers(reached, self.start)
         block = self.walk.quantized_block(reached.block)
-        if self.walk.behind is None:
-            finished, output = {n: _with_tables_of(layer, self.start[n]) for n, layer in layers.items()}, reached.target
-            block.place(finished, self.walk.context)
-            given = self.walk.outputs_at(block.module, reached.given, self.compared)
-            error = relative_error(given, reached.target, self.compared)
-        else:
-            finished, output = self.walk.finished(reached, block, layers, steps=self.steps, groups=self.groups)
-            error = relative_error(output, reached.target)
+        block.place(layers, self.walk.context)
+        given = self.walk.outputs_at(block.module, reached.given, self.compared)
+        error = relative_error(given, reached.target, self.compared)
         if not math.isfinite(error):
             raise DivergedError("its quantized output is not finite")
         self.tell(reached)
         note = {"block": reached.block.name, "layers": reached.layers, "relative_error": error}
-        return FinishedBlock(layers=finished, output=output, note=note)
+        return FinishedBlock(layers=layers, output=reached.target, note=note)
 
     def tell(self, reached: Reached) -> None:
         """Report that a block is finished."""
         done, total = reached.index + 1, len(self.walk.blocks)
         self.run.progress(Progress(stage=STAGE, done=done, total=total, block=reached.block.name))
-
-
-def _with_tables_of(layer: Layer, start: Layer) -> Layer:
-    return replace(layer, out_scale=start.out_scale, out_zero_point=start.out_zero_point)
 
 
 def second_order_of(options: GptqOptions) -> SecondOrder:
@@ -136,5 +125,4 @@ def second_order_of(options: GptqOptions) -> SecondOrder:
         float_targets=options.uses("float-targets"),
         bias=options.uses("bias"),
         rescale=options.uses("scale-refit"),
-        quantized_prefix=options.uses("quantized-prefix"),
     )

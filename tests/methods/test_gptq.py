@@ -65,7 +65,7 @@ def test_tensors_on_the_disk_and_few_layers_at_once_change_nothing(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr("dq_deploy.methods.blocks.amounts.bytes_in_memory", lambda inputs: 1 << 40)
     notes: list[str] = []
-    options = options_for(**QUICK, memory_gib=0.001)
+    options = options_for(**QUICK, memory_gib=0.01)
     record = quantize(small(), options, progress=lambda report: notes.append(report.note))
     assert any("is kept in" in note for note in notes)
     for name, layer in rounded.layers.items():

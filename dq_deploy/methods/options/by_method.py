@@ -57,7 +57,7 @@ class GptqOptions(SharedOptions):
     """
 
     method: ClassVar[str] = "gptq"
-    parts: ClassVar[tuple[str, ...]] = (*("feedback", "quantized-prefix", "float-targets", "bias", "scale-refit"),)
+    parts: ClassVar[tuple[str, ...]] = (*("feedback", "float-targets", "bias", "scale-refit"),)
 
     damping: float = number(0.01, 1e-6, 10)
     rows_a_column: int = whole(16, 1, 1_000_000)

@@ -11,8 +11,8 @@ behind it have done wrong, as far as their inputs correlate. This is GPTQ (arXiv
 arXiv 2307.13304), in columns from the last to the first; one factorization is all that it needs, and no inverse.
 
 Two things are free beside the codes. The bias takes the mean error over the rows: sums are then taken around the mean.
-And W may be what fits the *float* layer's outputs best for the rows the *integer* layer reads (GPTAQ, arXiv
-2504.02692), so that a layer makes good what quantized layers before it do wrong::
+And W may be what fits the *float* layer's outputs best for the rows the *integer* layer reads (as in GPTAQ, arXiv
+2504.02692): the errors of the codes of an input are noise, for which a regression has smaller weights::
 
     W* = W + (G - W H) (H + damping)^-1                  G the sum of y^T x
 """
@@ -55,7 +55,6 @@ class SecondOrder:
         float_targets: weights are first moved to fit the float layer's outputs.
         bias: it takes the mean error.
         rescale: scales are fitted to the codes, and these are rounded once more.
-        quantized_prefix: rows are read behind quantized layers; without it in the float model.
     """
 
     damping: float = 0.01
@@ -64,12 +63,6 @@ class SecondOrder:
     float_targets: bool = True
     bias: bool = True
     rescale: bool = True
-    quantized_prefix: bool = True
-
-    @property
-    def needs_float_inputs(self) -> bool:
-        """Whether a block's inputs behind the float prefix are read."""
-        return self.float_targets or not self.quantized_prefix
 
 
 class _Grid:
@@ -157,7 +150,7 @@ def rounded_layer(prepared: PreparedLayer, start: Layer, seen: LayerStatistics, 
     ]
     biases = [piece.bias for piece in pieces if piece.bias is not None]
     new = torch.cat(biases).float().cpu().numpy() if biases else None
-    return replace(start, parts=tuple(parts), bias=new, out_scale=None, out_zero_point=None)
+    return replace(start, parts=tuple(parts), bias=new)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

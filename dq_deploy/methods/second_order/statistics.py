@@ -14,8 +14,8 @@ import torch
 
 from dq_deploy.methods.prepare.preparation import PreparedLayer
 from dq_deploy.models import LayerSite
-from dq_deploy.record import Layer
-from dq_deploy.simulation.fake_quant import IntegerLayer, StepContext, along
+from dq_deploy.numerics import channel_axis_of
+from dq_deploy.simulation.fake_quant import IntegerLayer, along
 
 TILE = 1024
 """Columns of H that one product gives; only its lower triangle is computed."""
@@ -24,35 +24,18 @@ ROWS_A_SUM = 2048
 """Rows that are multiplied at once."""
 
 
-class CollectedError(Exception):
-    """Control flow: a layer has been reached and its rows are taken; what follows it need not be computed."""
-
-
 class DequantizedInput(IntegerLayer):
-    """Stands in a layer's place and hands over what the integer layer multiplies, as float32.
+    """What an integer layer multiplies of a float input."""
 
-    Attributes:
-        taken: [B, ...] in the form of the layer's input, since the latest call.
-    """
-
-    def __init__(self, layer: Layer, context: StepContext) -> None:
-        super().__init__(layer, context)
-        self.taken: torch.Tensor | None = None
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Keep the dequantized input.
-
-        Raises:
-            CollectedError: always.
-        """
-        axis = x.ndim - 1 if self.layer.kind == "linear" else 1
+    def of(self, x: torch.Tensor) -> torch.Tensor:
+        """The centred codes of an input times their scale, float32 [B, ...] in its form."""
+        axis = channel_axis_of(self.layer.kind, x.ndim)
         pieces = []
         for i, piece in enumerate(torch.split(x, [len(part.pre) for part in self.layer.parts], dim=axis)):
             codes = self._codes(i, piece, axis)
             scale = self.context.rows(getattr(self, f"scale_{i}"), x.shape[0])
             pieces.append(codes * along(scale[:, None], x.ndim, axis))
-        self.taken = pieces[0] if len(pieces) == 1 else torch.cat(pieces, axis)
-        raise CollectedError
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, axis)
 
 
 def rows_of_input(site: LayerSite) -> int:
@@ -60,6 +43,12 @@ def rows_of_input(site: LayerSite) -> int:
     axes = site.output_shape[2:] if site.kind == "conv2d" else site.output_shape[:-1]
     entries = site.output_shape[0] if site.kind == "conv2d" else 1
     return int(np.prod(axes)) * entries
+
+
+def statistics_bytes(prepared: PreparedLayer) -> int:
+    """Most bytes that rounding one layer takes: H, its weights in eight forms of float64, and rows that wait."""
+    columns, outs, groups = columns_of(prepared), prepared.site.out_channels, prepared.site.groups
+    return 8 * groups * columns**2 + 8 * 8 * outs * columns + 4 * 6 * ROWS_A_SUM * columns * groups
 
 
 def columns_of(prepared: PreparedLayer) -> int:

@@ -26,18 +26,20 @@ import numpy as np
 import torch
 
 from dq_deploy.errors import NonFiniteError, OptionError, library_errors
+from dq_deploy.methods.blocks.storage import GIB
 from dq_deploy.methods.options import QuestOptions
+from dq_deploy.methods.prepare.calibration_inputs import batch_of
 from dq_deploy.methods.prepare.initial_record import InitialState, initial_state, working_module
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.methods.ranges.step_ranges import model_inputs
 from dq_deploy.methods.training.held_out import train_and_held_out
+from dq_deploy.methods.training.pieces import Kept, Pieces, computed_again, kept_by, pieces_that_fit
 from dq_deploy.methods.training.trainable import TrainableLayer
-from dq_deploy.models import Denoiser, call_denoiser, quantizable_layers
+from dq_deploy.models import Denoiser, blocks_of, call_denoiser, quantizable_layers
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Record
 from dq_deploy.simulation.fake_quant import StepContext
 
-GIB = 1 << 30
 STAGES = {
     "time-embedding": ("*.time_emb_proj", "*blocks.*.norm*.linear"),
     "attention": (
@@ -57,8 +59,8 @@ CHECK_EVERY = 100
 BACK_OFF = 0.25
 """Share of its rates with which training goes on from the best state, where the error has not fallen at a look."""
 REPORT_EVERY = 5
-FLOATS_A_VALUE = 5
-"""Floats that autograd keeps for each value that enters or leaves a layer, roughly."""
+STORED_SHARE = 0.25
+"""Share of `memory_gib` in which float outputs of a stage's layers are stored."""
 SMALLEST = 1e-12
 """Least error a step is compared with; one of no error at all has nothing to learn."""
 EPSILON = 1e-12
@@ -130,7 +132,7 @@ class _FloatOutputs:
         if not self.names:
             return
         each = sum(value[0].numel() * 4 for value in first.values())
-        if each * len(owner.train) <= owner.options.memory_gib * GIB / 4:
+        if each * len(owner.train) <= owner.options.memory_gib * GIB * STORED_SHARE:
             self.stored = {name: first[name].new_empty((len(owner.train), *first[name].shape[1:])) for name in names}
             for index in owner.train.split(owner.piece):
                 for name, value in self._compute(index, names).items():
@@ -178,7 +180,8 @@ class Finetuner:
         self.total = stages * options.finetune_iterations
         self.step = torch.from_numpy(self.inputs["step"])
         self.context = StepContext()
-        self.piece = _inputs_at_once(denoiser, options)
+        self.piece = batch_of(denoiser, options.batch)
+        self.blocks = [block.name for block in blocks_of(denoiser.module, denoiser.call)]
         count = len(self.step)
         self.train = torch.arange(max(count - held, 1))
         self.held = torch.arange(count - held, count)
@@ -217,10 +220,11 @@ class Finetuner:
             for group in layer.parameter_groups(self._rates(name in stage.layers, layer.prepared.weight_bits))
         ]
         before = self._held_out_errors(module).clamp_min(SMALLEST)
+        pieces = self._pieces(module, floats, before.float(), stage) if groups else Pieces(size=1, again=False)
         optimizer = torch.optim.Adam(groups, eps=EPSILON) if groups else None
         iterations = self.options.finetune_iterations if optimizer else 0
         best, share, kept, backed_off = _values(groups), 1.0, "start", 0
-        for i in self._iterations(stage, number, module, floats, before.float(), optimizer, iterations):
+        for i in self._iterations(stage, number, module, floats, before.float(), optimizer, iterations, pieces):
             found = float((self._held_out_errors(module) / before).mean())
             if found < share:
                 best, share, kept = _values(groups), found, f"iteration {i}"
@@ -269,6 +273,7 @@ class Finetuner:
         unit: torch.Tensor,
         optimizer: torch.optim.Optimizer | None,
         iterations: int,
+        pieces: Pieces,
     ) -> Iterator[int]:
         """Train; stops at each iteration, counted from 1, after which the held-out error is wanted."""
         if optimizer is None or not iterations:
@@ -285,7 +290,7 @@ class Finetuner:
             chosen = torch.randint(0, len(self.train), (self.options.batch,), generator=generator)
             optimizer.zero_grad(set_to_none=True)
             with library_errors(f"finetuning stage {stage.name}, iteration {i}", "check the model and the options"):
-                value = self._backward(module, floats, unit, chosen)
+                value = self._backward(module, floats, unit, chosen, pieces)
             if not math.isfinite(value):
                 raise NonFiniteError(
                     f"finetuning stage {stage.name}: the loss is {value} at iteration {i}, expected a finite number; "
@@ -301,26 +306,86 @@ class Finetuner:
                 yield i
 
     def _backward(
-        self, module: torch.nn.Module, floats: _FloatOutputs, unit: torch.Tensor, chosen: torch.Tensor
+        self,
+        module: torch.nn.Module,
+        floats: _FloatOutputs,
+        unit: torch.Tensor,
+        chosen: torch.Tensor,
+        pieces: Pieces,
     ) -> float:
         """Loss of a batch; its gradients are summed over pieces that fit in memory."""
         value = 0.0
-        with _outputs_of(module, floats.names) as seen:
-            for index in chosen.split(self.piece):
-                self.context.step = self.step[index]
-                output = call_denoiser(module, self.model_inputs(index))
-                terms = []
-                if self.options.uses("global-loss"):
-                    errors = (output - self.target[index]).square().flatten(1).mean(1)
-                    terms.append((errors / unit[self.step[index]]).mean())
-                if floats.names:
-                    wanted = floats.at(index)
-                    inner = [_relative_error(seen[name], wanted[name]) for name in floats.names]
-                    terms.append(self.options.layer_loss * torch.stack(inner).mean())
-                loss = torch.stack(terms).sum() * (len(index) / len(chosen))
+        with self._computed(module, pieces.again), _outputs_of(module, floats.names) as seen:
+            for index in chosen.split(pieces.size):
+                loss = self._loss(module, floats, unit, index, seen) * (len(index) / len(chosen))
                 loss.backward()
                 value += loss.item()
         return value
+
+    def _loss(
+        self,
+        module: torch.nn.Module,
+        floats: _FloatOutputs,
+        unit: torch.Tensor,
+        index: torch.Tensor,
+        seen: Mapping[str, torch.Tensor],
+    ) -> torch.Tensor:
+        """Loss of some inputs; `seen` holds what the stage's layers give in this pass."""
+        self.context.step = self.step[index]
+        output = call_denoiser(module, self.model_inputs(index))
+        terms = []
+        if self.options.uses("global-loss"):
+            errors = (output - self.target[index]).square().flatten(1).mean(1)
+            terms.append((errors / unit[self.step[index]]).mean())
+        if floats.names:
+            wanted = floats.at(index)
+            inner = [_relative_error(seen[name], wanted[name]) for name in floats.names]
+            terms.append(self.options.layer_loss * torch.stack(inner).mean())
+        return torch.stack(terms).sum()
+
+    @contextmanager
+    def _computed(self, module: torch.nn.Module, again: bool) -> Iterator[None]:
+        """Inside, blocks keep only what they are given, where `again` says so."""
+        with computed_again([module.get_submodule(name) for name in self.blocks] if again else []):
+            yield
+
+    def _pieces(self, module: torch.nn.Module, floats: _FloatOutputs, unit: torch.Tensor, stage: Stage) -> Pieces:
+        """How many inputs of a batch are computed at once, and whether blocks are computed again."""
+        blocks, whole = [module.get_submodule(name) for name in self.blocks], 0
+
+        def measure(again: bool) -> Kept:
+            nonlocal whole
+            with self._computed(module, again), _outputs_of(module, floats.names) as seen:
+
+                def run(count: int) -> torch.Tensor:
+                    return self._loss(module, floats, unit, self.train[torch.arange(count) % len(self.train)], seen)
+
+                kept = kept_by(run, blocks if again else ())
+            if not again:
+                whole = kept.each
+                return kept
+            # on the way back one block at a time is computed again with all that it keeps
+            return replace(kept, each=kept.each + int(whole * self._largest_share()))
+
+        return pieces_that_fit(
+            measure,
+            self.options.batch,
+            self.options.memory_gib * GIB / 2,
+            what=f"stage {stage.name}",
+            share="half",
+            memory_gib=self.options.memory_gib,
+        )
+
+    def _largest_share(self) -> float:
+        """Share of all values that enter and leave layers which is that of one block, at most."""
+        module, call = self.denoiser.module, self.denoiser.call
+        values = {
+            site.name: int(np.prod(site.input_shape)) + int(np.prod(site.output_shape))
+            for site in quantizable_layers(module, call)
+        }
+        return max(sum(values[name] for name in block.layers) for block in blocks_of(module, call)) / sum(
+            values.values()
+        )
 
     @torch.no_grad()
     def _held_out_errors(self, module: torch.nn.Module) -> torch.Tensor:
@@ -360,14 +425,6 @@ def _go_back(optimizer: torch.optim.Optimizer, values: list[list[torch.Tensor]])
 
 def _relative_error(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.mse_loss(given, wanted) / wanted.square().mean().clamp_min(1e-20)
-
-
-def _inputs_at_once(denoiser: Denoiser, options: QuestOptions) -> int:
-    """Inputs whose activations autograd can keep in half of `memory_gib`, at most the batch."""
-    sites = quantizable_layers(denoiser.module, denoiser.call)
-    values = sum(int(np.prod(site.input_shape)) + int(np.prod(site.output_shape)) for site in sites)
-    fit = int(options.memory_gib * GIB / 2) // (4 * FLOATS_A_VALUE * values)
-    return max(1, min(fit, options.batch))
 
 
 def _with_layers(record: Record, layers: Mapping[str, TrainableLayer]) -> Record:

@@ -52,11 +52,10 @@ class Reconstruction:
     @property
     def needs_float_inputs(self) -> bool:
         """Whether the inputs behind the float prefix are kept beside those behind the quantized one."""
-        started = self.start is not None and self.start.needs_float_inputs
-        return self.layer_loss > 0 or self.input_mix > 0 or started
+        return self.layer_loss > 0 or self.input_mix > 0 or self.start is not None
 
 
-START = SecondOrder(float_targets=False, quantized_prefix=False)
+START = SecondOrder(float_targets=False)
 """How weights are rounded where `second_order_start` is given; see docs/decisions/0029."""
 
 

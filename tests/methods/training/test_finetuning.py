@@ -129,7 +129,7 @@ def test_training_that_makes_it_worse_goes_back_with_lower_rates_and_keeps_the_s
 def test_float_outputs_that_do_not_fit_in_memory_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     stored, _ = tuner(finetune_iterations=1, batch=4).run(attention(), 0, start())
     again = tuner(finetune_iterations=1, batch=4)
-    monkeypatch.setattr(finetuning, "GIB", 0)
+    monkeypatch.setattr(finetuning, "STORED_SHARE", 0)
     record, _ = again.run(attention(), 0, start())
     for name, layer in stored.layers.items():
         np.testing.assert_array_equal(layer.parts[0].scale, record.layers[name].parts[0].scale)
