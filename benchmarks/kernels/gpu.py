@@ -2,8 +2,9 @@
 
     python -m benchmarks.kernels.run --device cuda
 
-Float32 results and codes are held against the reference bit for bit first; then kernel and baselines are captured into
-CUDA graphs with float16 results and take turns. Peaks are those of torch._int_mm at 8192^3 and of a copy of 1 GiB.
+Results and codes in float32 and float16 are held against the reference bit for bit first; then kernel and baselines are
+captured into CUDA graphs with float16 results, each run behind a flush of the L2 cache (dq_kernels.gpu.tune.clock).
+Peaks are those of torch._int_mm at 8192^3 on random codes and of a copy of 1 GiB. Linear layers stand beside FP8 too.
 Never run on a GPU: the calls and the gate were tried in Triton's interpreter and the baselines' eager forms on a CPU;
 graph captures, events and torch.compile not at all.
 """
@@ -24,6 +25,8 @@ from benchmarks.kernels.shapes import PRODUCTS, Shape
 from benchmarks.machine.commit import commit
 
 FLOAT16, COMPILED, INT_MM = "cuBLAS/cuDNN float16", "torch.compile max-autotune float16", "torch._int_mm"
+FP8 = "torch._scaled_mm fp8"
+"""A tensor's scale and no codes made: the product alone, as _int_mm's."""
 
 
 def gpu_quantizer(quantizer: Any, device: Any, **more: Any) -> Any:
@@ -66,7 +69,7 @@ def product_call(shape: Shape, inputs: dict[str, Any], device: Any, dtype: Any) 
     return lambda: launch.int_conv2d(codes, weights, quantizer, step, epilogue, window), epilogue
 
 
-def code_call(shape: Shape, inputs: dict[str, Any], device: Any) -> tuple[Callable[[], None], list[Any]]:
+def code_call(shape: Shape, inputs: dict[str, Any], device: Any, dtype: Any) -> tuple[Callable[[], None], list[Any]]:
     """Function that writes the codes once, and where they go, int8."""
     import torch
     from dq_kernels.gpu.launch import launching as launch
@@ -74,6 +77,7 @@ def code_call(shape: Shape, inputs: dict[str, Any], device: Any) -> tuple[Callab
 
     quantizers = inputs.get("outputs") or [inputs.get("quantizer") or inputs.get("output")]
     x, step = (torch.from_numpy(inputs[name]).to(device) for name in ("x", "step"))
+    x = x.to(dtype)
     outputs = []
     for quantizer in quantizers:
         codes = torch.empty((*x.shape[:2], quantizer.channels), dtype=torch.int8, device=device)
@@ -91,17 +95,31 @@ def code_call(shape: Shape, inputs: dict[str, Any], device: Any) -> tuple[Callab
 
 
 def gate(shape: Shape, inputs: dict[str, Any], wanted: dict[str, Any], device: Any) -> str:
-    """What differs from the reference, in words; empty where nothing does."""
+    """What differs from the reference in float32, then in float16, which is timed; empty where nothing does."""
     import torch
 
+    for dtype in (torch.float32, torch.float16):
+        red = gate_of_type(shape, inputs, wanted, device, dtype)
+        if red:
+            return f"{red}, in {str(dtype).removeprefix('torch.')}"
+    return ""
+
+
+def gate_of_type(shape: Shape, inputs: dict[str, Any], wanted: dict[str, Any], device: Any, dtype: Any) -> str:
+    """What differs with images of one float type: an epilogue adds in float32 and rounds once."""
     if shape.op in PRODUCTS:
-        run, epilogue = product_call(shape, inputs, device, torch.float32)
+        run, epilogue = product_call(shape, inputs, device, dtype)
+        epilogue.y.fill_(float("nan"))  # what is not written is seen
         run()
         found = {"y": epilogue.y, "accumulators": epilogue.accumulators}
+        got = {name: value.cpu().numpy() for name, value in found.items() if value is not None}
+        rounded = {name: wanted[name].astype(value.dtype) for name, value in got.items()}
         return kernel_gate.difference(
-            {name: value.cpu().numpy().reshape(wanted[name].shape) for name, value in found.items()}, wanted
+            {name: value.reshape(rounded[name].shape) for name, value in got.items()}, rounded
         )
-    run, outputs = code_call(shape, inputs, device)
+    run, outputs = code_call(shape, inputs, device, dtype)
+    for output in outputs:
+        output.fill_(0x55)
     run()
     stored = {f"codes {i}": value.cpu().numpy().view(np.uint8) ^ np.uint8(0x80) for i, value in enumerate(outputs)}
     return kernel_gate.difference(stored, {name: value for name, value in wanted.items() if name != "y"})
@@ -137,70 +155,75 @@ def gpu_baselines(shape: Shape, inputs: dict[str, Any], device: Any) -> dict[str
     integers = torch.from_numpy(inputs["weights"]).to(device).t()
     if len(codes) > 16 and codes.shape[1] % 8 == 0 and integers.shape[1] % 8 == 0:  # what torch takes
         found[INT_MM] = lambda: torch._int_mm(codes, integers)
+    if not x.shape[-1] % 16 and not weights.shape[0] % 16 and torch.cuda.get_device_capability() >= (8, 9):
+        one = torch.ones((), device=device)
+        rows = x.reshape(-1, x.shape[-1]).clamp(-448, 448).to(torch.float8_e4m3fn)
+        columns = weights.clamp(-448, 448).to(torch.float8_e4m3fn).t()
+        found[FP8] = lambda: torch._scaled_mm(rows, columns, scale_a=one, scale_b=one, out_dtype=torch.float16)
     return found
 
 
-def captured(run: Callable[[], Any], repeats: int = 20) -> Callable[[], float]:
-    """Function that replays a CUDA graph of `repeats` runs and gives microseconds of one, by events."""
+def peak_product(kind: str, size: int, device: Any) -> Callable[[], Any]:
+    """A product of random square matrices by the library: `int8`, `float16` or `fp8`."""
     import torch
 
-    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    with torch.inference_mode(), torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-        side.synchronize()
-        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-            for _ in range(repeats):
-                run()
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-
-    def replay() -> float:
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) * 1e3 / repeats
-
-    return replay
+    if kind == "int8":
+        a, b = (torch.randint(-128, 128, (size, size), dtype=torch.int8, device=device) for _ in range(2))
+        return lambda: torch._int_mm(a, b.t())
+    a, b = (torch.randn((size, size), device=device).to(torch.float16) for _ in range(2))
+    if kind == "float16":
+        return lambda: a @ b.t()
+    one = torch.ones((), device=device)
+    x, w = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn)
+    return lambda: torch._scaled_mm(x, w.t(), scale_a=one, scale_b=one, out_dtype=torch.float16)
 
 
 @functools.cache
 def gpu_peak(kind: str) -> float:
-    """GOP a second of torch._int_mm at 8192^3 ("GOP/s"), or GB a second of a copy of 1 GiB ("GB/s"); the best of 10."""
+    """GOP a second of torch._int_mm at 8192^3 on random codes, or GB a second of a copy of 1 GiB ("GB/s")."""
     import torch
+    from dq_kernels.gpu.tune.clock import torch_clock
 
+    device = torch.device("cuda")
+    clock = torch_clock(device, cold=False, repeats=3)
     if kind == "GOP/s":
         size = 8192
-        a, b = (torch.ones((size, size), dtype=torch.int8, device="cuda") for _ in range(2))
-        replay, work = captured(lambda: torch._int_mm(a, b.t()), repeats=3), 2 * size**3
-    else:
-        a, b = (torch.empty(1 << 30, dtype=torch.int8, device="cuda") for _ in range(2))
-        replay, work = captured(lambda: b.copy_(a), repeats=3), 2 << 30
-    return work / min(replay() for _ in range(10)) / 1e3
+        return 2 * size**3 / (clock(peak_product("int8", size, device)) * 1e3) / 1e3
+    a, b = (torch.empty(1 << 30, dtype=torch.int8, device=device).random_() for _ in range(2))
+    return (2 << 30) / (clock(lambda: b.copy_(a)) * 1e3) / 1e3
+
+
+def half_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Inputs whose float tensor is float16's, so that every float type of the kernels reads the same values."""
+    if "x" not in inputs:
+        return inputs
+    return {**inputs, "x": inputs["x"].astype(np.float16).astype(np.float32)}
 
 
 def measure_shape(shape: Shape, rounds: int) -> dict[str, Any]:
-    """One row, as `run.measure` gives it."""
+    """One row, as `run.measure` gives it: times with the L2 cache flushed before each run, `warm` without."""
     import torch
+    from dq_kernels.gpu.tune.clock import torch_clock
 
     device = torch.device("cuda")
-    inputs = shape.inputs()
+    inputs = half_inputs(shape.inputs())
     red = gate(shape, inputs, kernel_gate.expected_results(shape, inputs), device)
     if red:
         return {"red": red}
     product = shape.op in PRODUCTS
-    run = product_call(shape, inputs, device, torch.float16)[0] if product else code_call(shape, inputs, device)[0]
-    runs, missing = {"kernel": captured(run)}, {}
-    for name, baseline in gpu_baselines(shape, inputs, device).items():
+    call = product_call if product else code_call
+    runs, missing = {"kernel": call(shape, inputs, device, torch.float16)[0]}, {}
+    runs |= gpu_baselines(shape, inputs, device)
+    cold, warm = torch_clock(device), torch_clock(device, cold=False)
+    us: dict[str, dict[str, float]] = {}
+    for name, run in runs.items():
         try:
-            runs[name] = captured(baseline)
+            spent = [cold(run) * 1e3 for _ in range(max(1, rounds))]
+            us[name] = {"min": min(spent), "median": float(np.median(spent)), "warm": warm(run) * 1e3}
         except Exception as error:  # torch.compile has many kinds; a baseline that fails is named, never fatal
+            if name == "kernel":
+                raise
             missing[name] = {"missing": str(error).strip().splitlines()[0][:200]}
-    spent: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, replay in runs.items():
-            spent[name] += [replay() for _ in range(5)]
-    us = {name: {"min": min(values), "median": float(np.median(values))} for name, values in spent.items()}
     peak = gpu_peak("GOP/s" if product else "GB/s")
     others = {name: compared(us, name, None) for name in us if name != "kernel"}
     return {"us": us["kernel"], **figures(shape, us["kernel"], peak), "form": "", "baselines": others | missing}

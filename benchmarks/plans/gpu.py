@@ -1,11 +1,13 @@
-"""How fast plans run on this machine's GPU, beside a float16 plan and beside torch in float16 with a CUDA graph.
+"""How fast plans run on this machine's GPU, beside a float16 plan and beside torch.compile in float16.
 
     python -m benchmarks.plans.gpu --build-only --work gpu-work     # needs no GPU: quantizes, exports, builds
     python -m benchmarks.plans.gpu --work gpu-work                  # on the machine with the GPU
 
 The CIFAR-10 UNet and Stable Diffusion 1.5 shapes with random weights: time does not depend on their values. Plans that
-lie in the work folder are not built again, so that a machine without a network gets them from another. It also tries
-whether the TensorRT-RTX plan for compute capability 8.0 runs on this GPU, whatever that is, and writes down either way.
+lie in the work folder are not built again, so that a machine without a network gets them from another. A plan is built
+for this machine's GPU; where there is none it is for compute capability 8.0. Where the builder has no such capability
+(TensorRT-RTX 1.7 refuses 9.0), a plan for 8.0 is tried in its place, and what comes of it is written down either way.
+Convolutions have two forms for TensorRT-RTX, products over patches and the library's own: both are measured.
 Rows are appended to benchmarks/results/gpu_plans.jsonl. Never run so far: the project has had no GPU with TensorRT.
 """
 
@@ -25,12 +27,22 @@ import numpy as np
 
 from benchmarks.machine.commit import commit
 from benchmarks.unets.denoisers import denoiser_of
-from dq_deploy.bench.clocks import latencies_ms
-from dq_deploy.errors import DqError, OptionError
+from benchmarks.unets.gpu import step_ms
+from dq_deploy.errors import BuildError, DqError, OptionError
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ("cifar", "sd15")
 RUNTIMES = ("tensorrt-rtx", "tensorrt")
+FORMS = ("gemm", "native")
+"""Of a convolution for TensorRT-RTX: a product over patches, or the library's own."""
+PLAIN_CAPABILITY = "8.0"
+"""What a plan is built for where no GPU is at hand."""
+
+
+def plan_name(model: str, arguments: argparse.Namespace) -> str:
+    """A plan's file without its ending: what it was made for."""
+    form = "" if arguments.conv == FORMS[0] else f"-{arguments.conv}"
+    return f"{model}-w{arguments.weights}a8-{arguments.runtime}-{arguments.compute_capability}{form}"
 
 
 def plan_of(model: str, arguments: argparse.Namespace) -> Path:
@@ -40,7 +52,7 @@ def plan_of(model: str, arguments: argparse.Namespace) -> Path:
     from dq_deploy.engines.tensorrt.build.builder import BuildOptions, build_plan
     from dq_deploy.manifest.plan import write_plan_manifest
 
-    name = f"{model}-w{arguments.weights}a8-{arguments.runtime}-{arguments.compute_capability}"
+    name = plan_name(model, arguments)
     plan = arguments.work / f"{name}.plan"
     if plan.is_file():
         return plan
@@ -58,17 +70,19 @@ def plan_of(model: str, arguments: argparse.Namespace) -> Path:
         )
         dq_deploy.save_record(record, ckpt)
         del record
-    dq_deploy.export(dq_deploy.load_record(ckpt), onnx, target=arguments.runtime)
+    form = {"conv": arguments.conv} if arguments.runtime == "tensorrt-rtx" else {}
+    dq_deploy.export(dq_deploy.load_record(ckpt), onnx, target=arguments.runtime, **form)
     capabilities = (arguments.compute_capability,) if arguments.runtime == "tensorrt-rtx" else ()
     options = BuildOptions(runtime=arguments.runtime, compute_capabilities=capabilities)
     write_plan_manifest(plan, build_plan(onnx, plan, options))
     return plan
 
 
-def torch_run(model: str, batch: int) -> Callable[[], float]:
-    """One run of the float model in torch, float16, captured in a CUDA graph; returns ms by CUDA events."""
+def torch_step(model: str, batch: int) -> Callable[[], Any]:
+    """One step of the float model in torch: float16, channels last, torch.compile max-autotune, in a CUDA graph."""
     import torch
 
+    from benchmarks.unets.gpu import in_graph
     from dq_deploy.models import call_denoiser, example_inputs
 
     denoiser = denoiser_of(model)
@@ -77,23 +91,13 @@ def torch_run(model: str, batch: int) -> Callable[[], float]:
     for name, value in example_inputs(denoiser.call, batch, 0).items():
         tensor = torch.from_numpy(np.ascontiguousarray(value)).cuda()
         inputs[name] = tensor.half() if tensor.is_floating_point() and name != "timestep" else tensor
-    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    with torch.inference_mode(), torch.cuda.stream(side):
-        for _ in range(3):  # kernels are chosen before the capture
-            call_denoiser(module, inputs)
-        side.synchronize()
-        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-            call_denoiser(module, inputs)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    compiled = torch.compile(module, mode="max-autotune-no-cudagraphs")
 
-    def run() -> float:
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
+    def step() -> Any:
+        with torch.inference_mode():
+            return call_denoiser(compiled, inputs)
 
-    return run
+    return in_graph(step)
 
 
 def torch_row(model: str, batch: int, rounds: int) -> dict[str, Any]:
@@ -103,13 +107,14 @@ def torch_row(model: str, batch: int, rounds: int) -> dict[str, Any]:
     if not torch.cuda.is_available():
         return {"kind": "torch", "error": f"torch {torch.__version__} sees no GPU"}
     torch.cuda.reset_peak_memory_stats()
-    run = torch_run(model, batch)
-    latency = [ms for _ in range(rounds) for ms in latencies_ms(run, warmup=3, runs=10, seconds=0.3)]
+    step = torch_step(model, batch)
+    latency = [step_ms(step, 20) for _ in range(rounds)]
     p50, p90, p99 = (float(value) for value in np.percentile(latency, [50, 90, 99]))
     return {
         "kind": "torch",
         "float_type": "float16",
         "cuda_graph": True,
+        "compile": "max-autotune-no-cudagraphs",
         "batch": batch,
         "latency_ms": {"p50": p50, "p90": p90, "p99": p99},
         "peak_mib": torch.cuda.max_memory_allocated() / 2**20,
@@ -179,10 +184,17 @@ def measure(arguments: argparse.Namespace, facts: dict[str, Any]) -> None:
             stream.write(json.dumps(line, sort_keys=True) + "\n")
 
     for model in arguments.model or MODELS:
-        plan = plan_of(model, arguments)
-        if arguments.runtime == "tensorrt-rtx":
-            write(model, portability_row(plan, facts))
-        write(model, plan_row(plan, arguments))
+        for form in FORMS if arguments.runtime == "tensorrt-rtx" else FORMS[:1]:
+            arguments.conv = form
+            try:
+                plan = plan_of(model, arguments)
+            except BuildError as error:
+                write(model, {"kind": "build", "plan": plan_name(model, arguments), "error": str(error)})
+                plain = argparse.Namespace(**{**vars(arguments), "compute_capability": PLAIN_CAPABILITY})
+                plan = plan_of(model, plain)
+            if arguments.runtime == "tensorrt-rtx":
+                write(model, portability_row(plan, facts))
+            write(model, plan_row(plan, arguments))
         for batch in arguments.batch:
             write(model, torch_row(model, batch, arguments.rounds))
 
@@ -196,7 +208,8 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", choices=MODELS, help="repeatable; both by default")
     parser.add_argument("--runtime", choices=RUNTIMES, default=RUNTIMES[0])
-    parser.add_argument("--compute-capability", default="8.0", help="of TensorRT-RTX plans that are built")
+    parser.add_argument("--compute-capability", help="of TensorRT-RTX plans that are built; this GPU's by default")
+    parser.add_argument("--conv", choices=FORMS, default=FORMS[0], help="form of convolutions, with --build-only")
     parser.add_argument("--weights", type=int, choices=(4, 8), default=8, help="bits of a weight")
     parser.add_argument("--batch", type=int, action="append", help="repeatable; 1 and 8 by default")
     parser.add_argument("--rounds", type=int, default=9, help="fewer than 7 leave out the float16 plan")
@@ -221,6 +234,7 @@ def main(words: list[str] | None = None) -> int:
             print(json.dumps(try_plan(arguments.try_plan)))
             return 0
         if arguments.build_only:
+            arguments.compute_capability = arguments.compute_capability or PLAIN_CAPABILITY
             arguments.work.mkdir(parents=True, exist_ok=True)
             for model in arguments.model or MODELS:
                 print(plan_of(model, arguments))
@@ -228,6 +242,7 @@ def main(words: list[str] | None = None) -> int:
         from dq_deploy.engines.cuda.backends import open_cuda
 
         facts = asdict(open_cuda().facts())  # before anything is built
+        arguments.compute_capability = arguments.compute_capability or facts["compute_capability"]
         arguments.work.mkdir(parents=True, exist_ok=True)
         measure(arguments, facts)
     except DqError as error:

@@ -85,3 +85,40 @@ def test_a_model_has_the_shape_it_is_named_after(script, repository, monkeypatch
     monkeypatch.syspath_prepend(str(repository / "benchmarks"))
     assert sum(p.numel() for p in script.denoiser_of("cifar").module.parameters()) == pytest.approx(35.7e6, rel=0.01)
     assert json.dumps(script.MODELS) == '["cifar", "sd15"]'
+
+
+def test_a_plan_is_built_for_the_gpu_at_hand_or_for_8_0_where_that_is_refused(script, tmp_path, monkeypatch):
+    """TensorRT-RTX has no compute capability 9.0."""
+    from types import SimpleNamespace
+
+    from dq_deploy.engines.cuda import backends
+    from dq_deploy.engines.cuda.interface import DeviceFacts
+    from dq_deploy.errors import BuildError
+
+    facts = DeviceFacts(
+        index=0,
+        name="a GPU",
+        compute_capability="9.0",
+        driver_cuda="13.0",
+        pci_bus_id="0000:00:00.0",
+        total_bytes=1,
+        free_bytes=1,
+    )
+    asked = []
+
+    def plan_of(model, arguments):
+        asked.append((arguments.compute_capability, arguments.conv))
+        if arguments.compute_capability == "9.0":
+            raise BuildError("the builder has no 9.0")
+        return tmp_path / f"{script.plan_name(model, arguments)}.plan"
+
+    monkeypatch.setattr(backends, "open_cuda", lambda: SimpleNamespace(facts=lambda: facts))
+    monkeypatch.setattr(script, "plan_of", plan_of)
+    for name in ("portability_row", "plan_row", "torch_row"):
+        monkeypatch.setattr(script, name, lambda *given, name=name: {"kind": name})
+    results = tmp_path / "rows.jsonl"
+    words = ["--model", "cifar", "--batch", "1", "--work", str(tmp_path / "work"), "--results", str(results)]
+    assert script.main(words) == 0
+    assert asked == [("9.0", "gemm"), ("8.0", "gemm"), ("9.0", "native"), ("8.0", "native")]
+    kinds = [json.loads(line)["kind"] for line in results.read_text().splitlines()]
+    assert kinds == [*["build", "portability_row", "plan_row"] * 2, "torch_row"]
