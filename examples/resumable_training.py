@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import math
 import time
@@ -28,6 +29,7 @@ class ResumableTraining(ABC):
         rng: draws the batches and timesteps; after a checkpoint others than in the iterations done.
         iteration: iterations done.
         seconds: time they took, over all runs.
+        device: where the network is.
         losses: mean loss of every 100 iterations.
     """
 
@@ -51,7 +53,10 @@ class ResumableTraining(ABC):
         """
         import torch
 
-        self.args, self.network, self.optimizers, self.scheduler = args, network, optimizers, scheduler
+        # parameters move in place, so the optimizers still hold them
+        self.device = torch.device(args.device)
+        self.args, self.network = args, network.to(self.device)
+        self.optimizers, self.scheduler = optimizers, scheduler
         self.warm_up = warm_up
         self.mean = copy.deepcopy(network).requires_grad_(False).eval()
         self.iteration, self.seconds = 0, 0.0
@@ -59,7 +64,7 @@ class ResumableTraining(ABC):
         self.checkpoint = args.out / "checkpoint.pt"
         args.out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is said now, not at the first save
         if self.checkpoint.is_file():
-            self._resume(torch.load(self.checkpoint, weights_only=True))
+            self._resume(torch.load(self.checkpoint, weights_only=True, map_location="cpu"))
             torch.manual_seed(args.seed + self.iteration)  # other noise than in the iterations done
         self.rng = np.random.default_rng([args.seed, self.iteration])
 
@@ -84,18 +89,20 @@ class ResumableTraining(ABC):
         """The loss [] of a batch.
 
         Args:
-            clean: images [B, C, H, W] float32, -1 to 1.
-            predict: function from noisy images and timesteps [B] to the predicted velocity.
+            clean: images [B, C, H, W] float32, -1 to 1, anywhere.
+            predict: function from noisy images and timesteps [B], on the device, to the predicted velocity.
         """
         import torch
         from torch.nn import functional
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
-        timestep = torch.from_numpy(self.rng.integers(0, 1000, len(clean)))
+        clean = clean.to(self.device)
+        timestep = torch.from_numpy(self.rng.integers(0, 1000, len(clean))).to(self.device)
         noise = torch.randn_like(clean)
         noisy = self.scheduler.add_noise(clean, noise, timestep)
-        plain = sdpa_kernel(SDPBackend.MATH)  # torch's fused attention is slower backwards on a CPU
-        with plain, torch.autocast("cpu", torch.bfloat16, enabled=self.args.bfloat16):
+        # torch's fused attention is slower backwards on a CPU
+        plain = sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else contextlib.nullcontext()
+        with plain, torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.bfloat16):
             predicted = predict(noisy, timestep)
         return functional.mse_loss(predicted.float(), self.scheduler.get_velocity(clean, noise, timestep))
 
@@ -183,4 +190,5 @@ def add_training_arguments(
     parser.add_argument("--decay", type=float, default=decay, help="of the exponential mean of the weights")
     parser.add_argument("--save-minutes", type=float, default=save_minutes, help="between two checkpoints")
     parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True, help="products in bfloat16")
+    parser.add_argument("--device", default="cpu", help="a device of torch, such as cuda (never run there)")
     parser.add_argument("--seed", type=int, default=0)

@@ -94,7 +94,7 @@ class Training(ResumableTraining):
         batch = self.args.batch
         chosen = self.rng.integers(0, len(self.images), batch)
         asked = np.where(self.rng.random(batch) < NO_LABEL_SHARE, NO_LABEL, self.labels[chosen])
-        labels = torch.from_numpy(asked)
+        labels = torch.from_numpy(asked).to(self.device)
         return self.velocity_loss(
             torch.from_numpy(self.images[chosen]),
             lambda noisy, timestep: self.network(noisy, timestep=timestep, class_labels=labels).sample,

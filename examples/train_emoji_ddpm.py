@@ -71,7 +71,7 @@ class Training(ResumableTraining):
 
         batch = self.args.batch
         images, labels = draw_batch(self.emojis, self.rng, batch)
-        asked = torch.from_numpy(np.where(self.rng.random(batch) < NO_LABEL_SHARE, NO_LABEL, labels))
+        asked = torch.from_numpy(np.where(self.rng.random(batch) < NO_LABEL_SHARE, NO_LABEL, labels)).to(self.device)
         return self.velocity_loss(
             torch.from_numpy(images), lambda noisy, timestep: self.network(noisy, timestep, asked).sample
         )

@@ -125,7 +125,7 @@ class Training(ResumableTraining):
         import torch
 
         ids = self.tokenizer(captions, padding="max_length", max_length=TOKENS, truncation=True).input_ids
-        return torch.tensor(ids)
+        return torch.tensor(ids, device=self.device)
 
     def learn_classes(self) -> None:
         """Teach the text encoder, and what pools its tokens, to give the vector of the class that a caption is of."""
@@ -134,14 +134,14 @@ class Training(ResumableTraining):
 
         pooled = self.denoiser.add_embedding
         optimizer = torch.optim.AdamW([*self.text_encoder.parameters(), *pooled.parameters()], lr=1e-3)
-        labels = self.captioned.emojis.labels
+        labels, classes = self.captioned.emojis.labels, self.classes.to(self.device)
         for iteration in range(self.args.class_iterations):
             chosen, captions = draw_captioned(self.captioned, self.rng, CLASS_BATCH)
             empty = self.rng.random(CLASS_BATCH) < NO_CAPTION_SHARE
             texts = ["" if left_out else text for left_out, text in zip(empty, captions, strict=True)]
             asked = torch.from_numpy(np.where(empty, len(CLASSES), labels[chosen]))
             found = pooled(self.text_encoder(self.tokens(texts)).last_hidden_state)
-            loss = functional.mse_loss(found, self.classes[asked]) / self.classes.var()
+            loss = functional.mse_loss(found, classes[asked.to(self.device)]) / classes.var()
             for group in optimizer.param_groups:
                 group["lr"] = 2e-3 * min(1, (iteration + 1) / WARM_UP) * (1 - iteration / self.args.class_iterations)
             optimizer.zero_grad()

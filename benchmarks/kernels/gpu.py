@@ -155,7 +155,8 @@ def gpu_baselines(shape: Shape, inputs: dict[str, Any], device: Any) -> dict[str
     integers = torch.from_numpy(inputs["weights"]).to(device).t()
     if len(codes) > 16 and codes.shape[1] % 8 == 0 and integers.shape[1] % 8 == 0:  # what torch takes
         found[INT_MM] = lambda: torch._int_mm(codes, integers)
-    if not x.shape[-1] % 16 and not weights.shape[0] % 16 and torch.cuda.get_device_capability() >= (8, 9):
+    takes_fp8 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+    if takes_fp8 and not x.shape[-1] % 16 and not weights.shape[0] % 16:
         one = torch.ones((), device=device)
         rows = x.reshape(-1, x.shape[-1]).clamp(-448, 448).to(torch.float8_e4m3fn)
         columns = weights.clamp(-448, 448).to(torch.float8_e4m3fn).t()

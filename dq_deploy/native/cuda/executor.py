@@ -83,7 +83,7 @@ class CudaMemory:
     def _parameter(self, view: View) -> torch.Tensor:
         name = str(view.buffer)
         if name not in self._parameters:
-            self._parameters[name] = torch.from_numpy(self._constants.base(view)).to(self._device)
+            self._parameters[name] = torch.from_numpy(self._constants.base(view).copy()).to(self._device)
         return self._parameters[name]
 
 
