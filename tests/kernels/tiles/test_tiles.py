@@ -24,6 +24,28 @@ NOT_COMPILED = REFUSALS[4]
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 
+class AsAnEngine:
+    """A context whose products are asked for y alone, as an engine asks: then rows are finished together."""
+
+    def __init__(self, context):
+        self.context = context
+        self.pack = context.pack
+
+    def call(self, op, args):
+        args.epilogue.accumulators = None
+        self.context.call(op, args)
+
+
+def assert_bits_of_reference(context, case):
+    inputs = case.inputs()
+    y_ref, accumulators_ref = int_conv2d(**inputs)
+    y, accumulators = run(context, **inputs)
+    np.testing.assert_array_equal(accumulators, accumulators_ref)
+    np.testing.assert_array_equal(y.view(np.int32), y_ref.view(np.int32))
+    y, _ = run(AsAnEngine(context), **inputs)
+    np.testing.assert_array_equal(y.view(np.int32), y_ref.view(np.int32))
+
+
 @pytest.mark.parametrize("isa", TILE_ISAS)
 @given(
     case=st.builds(
@@ -48,12 +70,40 @@ pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 )
 @settings(max_examples=25, deadline=None)
 def test_codes_that_fill_registers_give_the_bits_of_the_reference(isa, context_of, case, threads):
-    """Loaded in place inside the image, and from copies at its sides and where channels do not fill a register."""
-    inputs = case.inputs()
-    y, accumulators = run(context_of(isa, threads), **inputs)
-    y_ref, accumulators_ref = int_conv2d(**inputs)
-    np.testing.assert_array_equal(accumulators, accumulators_ref)
-    np.testing.assert_array_equal(y.view(np.int32), y_ref.view(np.int32))
+    """Loaded in place or from planes of any form, a channel's rest and the image's sides included."""
+    assert_bits_of_reference(context_of(isa, threads), case)
+
+
+def sized(name, size, channels, out_channels, **more):
+    (batch, height, width), kernel = size, more.pop("kernel", (3, 3))
+    padding = (kernel[0] // 2, kernel[1] // 2) * 2
+    return Case(
+        name=name, batch=batch, height=height, width=width, channels=channels, out_channels=out_channels,
+        **{"kernel": kernel, "padding": padding, "steps": 2, "extras": ("bias", "row", "residual"), **more},
+    )  # fmt: skip
+
+
+PLACES = (
+    sized("lines", (2, 6, 32), 96, 64),
+    sized("lines of stride 2", (1, 9, 33), 64, 32, stride=(2, 2), padding=(0, 0, 0, 0)),
+    sized("a part of a long line", (1, 3, 128), 64, 64),
+    sized("shifted lines", (3, 8, 8), 128, 64),
+    sized("shifted lines of dilation 2", (1, 12, 8), 64, 64, dilation=(2, 2), padding=(2, 2, 2, 2)),
+    sized("windows", (2, 5, 7), 80, 64),
+    sized("windows of few channels", (1, 16, 16), 3, 64),
+    sized("channels in blocks", (1, 4, 4), 2240, 40, weight_bits=8),
+    sized("windows in blocks", (1, 3, 5), 1984, 40, weight_bits=4),
+    sized("single pixels in blocks", (1, 3, 17), 12352, 70, kernel=(1, 1)),
+    sized("more panels than are kept", (1, 1, 40), 64, 2100, kernel=(1, 1)),
+    sized("three pixels", (1, 1, 3), 100, 70, kernel=(1, 1), weight_bits=8),
+    sized("eight pixels of 4-bit weights", (2, 2, 2), 100, 70),
+)
+
+
+@pytest.mark.parametrize("isa", TILE_ISAS)
+@pytest.mark.parametrize("case", PLACES, ids=lambda case: case.name)
+def test_each_way_to_place_codes_gives_the_bits_of_the_reference(isa, context_of, case):
+    assert_bits_of_reference(context_of(isa, 2), case)
 
 
 @pytest.mark.parametrize(("bits", "memory"), [(4, "int4"), (8, "int8")])

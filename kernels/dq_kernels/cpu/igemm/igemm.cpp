@@ -98,9 +98,16 @@ void run_task(const Job& job, int64_t panel, int64_t chunk, Scratch& s) {
     }
 }
 
-Job plan(const dq_int_conv2d_args& g, int32_t threads) {
+// Whether pixels are so few that they leave a matrix tile's rows empty; 4-bit weights have to be unpacked for tiles.
+bool few_pixels(const dq_int_conv2d_args& g) {
+    const int64_t most = static_cast<const Packed*>(g.weights)->form == kInt4 ? 8 : 3;
+    return g.batch * g.out_height * g.out_width <= most;
+}
+
+Job plan(const dq_int_conv2d_args& g, const Kernels& kernels, int32_t threads) {
     Job job = {};
     job.layer = layer_of(g);
+    job.layer.kernels = &kernels;
     if (job.layer.rows <= 0) return job;
     const Packed& packed = *job.layer.packed;
     const int64_t rows = job.layer.kernels->rows;
@@ -123,8 +130,12 @@ Job plan(const dq_int_conv2d_args& g, int32_t threads) {
 }  // namespace
 
 void igemm(Pool& pool, const dq_int_conv2d_args& args) {
-    if (kernels_of(static_cast<const Packed*>(args.weights)->isa).tiles != nullptr) return igemm_by_tiles(pool, args);
-    const Job job = plan(args, pool.threads());
+    const Kernels* kernels = &kernels_of(static_cast<const Packed*>(args.weights)->isa);
+    if (kernels->tiles != nullptr) {
+        if (kernels->of_few == nullptr || !few_pixels(args)) return igemm_by_tiles(pool, args);
+        kernels = &kernels->of_few();
+    }
+    const Job job = plan(args, *kernels, pool.threads());
     if (job.layer.rows <= 0) return;
     const int64_t panels = job.layer.packed->panels;
     pool.each(panels * job.chunks, [&job, &pool, panels](int64_t task, int32_t thread) {

@@ -72,6 +72,7 @@ struct Finish {
     int64_t accumulators_pitch;
     int32_t count;    // of rows
     int32_t columns;  // that exist
+    bool together;    // all rows are of one sample and all columns exist; only y is asked for, nothing is added up
 };
 
 struct TileKernels;
@@ -89,6 +90,7 @@ struct Kernels {
     void (*widen)(const int8_t* packed, void* panel, int64_t groups);    // kWide to int16; may be null
     void (*finish)(const Finish&);
     const TileKernels* tiles = nullptr;  // set where the product goes by matrix tiles, and `multiply` is null
+    const Kernels& (*of_few)() = nullptr;  // with `tiles`: those that take few pixels, of the same packed weights
 };
 
 const Kernels& kernels_of(int32_t isa);

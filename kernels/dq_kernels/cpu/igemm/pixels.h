@@ -202,13 +202,15 @@ struct TileFinish {
     const float* row[kRows];
     const float* biases[kRows];
 
-    // The tile's `count` rows begin at `start`, of all; its sums lie in `sums`.
-    void set(const Layer& layer, const Columns& c, int64_t start, const Row* rows, int count, const int32_t* sums) {
+    // The tile's `count` rows begin at `start`, of all; its sums lie in `sums`. Where a kernel takes rows of one sample
+    // together, `brief`, only what the first reads is set.
+    void set(const Layer& layer, const Columns& c, int64_t start, const Row* rows, int count, const int32_t* sums,
+             bool brief = false) {
         const dq_int_conv2d_args& g = *layer.args;
         const dq_epilogue& e = g.epilogue;
         const int64_t n = c.first;
         const bool by_step = e.bias != nullptr && e.bias_pitch != 0;
-        for (int r = 0; r < count; r++) {
+        for (int r = 0; r < (brief ? 1 : count); r++) {
             const int32_t at = bucket(g, rows[r].sample);
             codes[r] = g.quantizer.zero_point[at] - g.quantizer.q_min;
             scale[r] = g.quantizer.scale[at];
@@ -233,6 +235,7 @@ struct TileFinish {
         f.accumulators_pitch = g.out_channels;
         f.count = count;
         f.columns = c.count;
+        f.together = brief;
     }
 };
 

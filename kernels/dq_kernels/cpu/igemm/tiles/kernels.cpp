@@ -25,6 +25,7 @@ DQ_ISA_END
 #undef DQ_TILE_LOAD
 #undef DQ_TILE_STORE
 #undef DQ_TILE_DOT
+#undef DQ_TILE_OF_FEW
 #endif
 
 namespace dq {
