@@ -83,6 +83,7 @@ def run_of_denoiser(
     labels: Sequence[int] = (),
     conditions: Mapping[str, Array] | None = None,
     at_once: int = 1,
+    device: str = "cpu",
 ) -> SamplingRun:
     """A run of a denoiser alone by the class of scheduler that its configuration names.
 
@@ -96,6 +97,7 @@ def run_of_denoiser(
         labels: classes to draw from, by default all of the model's.
         conditions: [samples, ...] by input name, one row a picture.
         at_once: pictures at a time.
+        device: where it draws.
 
     Raises:
         OptionError: an option is out of range, or the scheduler needs more than a denoiser has.
@@ -125,7 +127,7 @@ def run_of_denoiser(
         conditions={name: torch.from_numpy(np.array(value)) for name, value in given.items()},
     )
     asked = sized_as_called(asked, module.config, call)
-    return SamplingRun(pipeline, module, call, asked, at_once=at_once)
+    return SamplingRun(pipeline, module, call, asked, at_once=at_once, device=device)
 
 
 def labels_of(call: Call, labels: Sequence[int], count: int, seed: int) -> I64 | None:

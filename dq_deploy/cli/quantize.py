@@ -115,6 +115,7 @@ def _overrides(given: QuantizeArguments, asked: PipelineCall) -> dict[str, Any]:
         "labels": None if given.labels is None else numbers_from_text(given.labels, "--labels", low=0),
         "iterations": given.iterations,
         "memory_gib": given.memory_gib,
+        "device": given.device,
         "attention": given.attention,
     }
 

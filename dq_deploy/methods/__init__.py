@@ -99,8 +99,9 @@ def quantize(
         check_names(kwargs)
         options = options_from_preset(str(preset), **kwargs)
     from dq_deploy.calibration import CalibrationSource
-    from dq_deploy.methods.run import Run
+    from dq_deploy.methods.run import Run, check_device
 
+    check_device(options.device)
     run = Run(
         denoiser=denoiser,
         source=calibration or CalibrationSource(),

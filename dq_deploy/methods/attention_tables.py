@@ -53,7 +53,7 @@ class _Ranges:
             self.left_out[call.name] = "it has a mask, or fewer heads of keys than of queries"
         own = self.largest.setdefault(call.name, {role: np.zeros(self.steps, np.float32) for role in "qkv"})
         for role, tensor in (("q", call.q), ("k", call.k), ("v", call.v)):
-            magnitude = tensor.detach().abs().flatten(1).amax(1).float().numpy()
+            magnitude = tensor.detach().abs().flatten(1).amax(1).float().cpu().numpy()
             if not np.isfinite(magnitude).all():
                 raise NonFiniteError(f"attention {call.name} reads NaN or infinity, expected finite values")
             np.maximum.at(own[role], row_steps(self.buckets, len(magnitude)), magnitude)
@@ -77,7 +77,7 @@ def with_attention_tables(run: Run, options: SharedOptions, record: Record) -> R
     fewer = replace(options, samples=min(options.samples, SAMPLES))
     inputs = collect_inputs(run.denoiser, fewer, run.source, run.progress).inputs
     ranges = _Ranges(steps=record.steps)
-    module, size = simulate(record), batch_of(run.denoiser, BATCH)
+    module, size = simulate(record).to(options.device), batch_of(run.denoiser, BATCH)
     count = len(inputs["step"])
     with torch.no_grad(), attention_calls(module.denoiser, ranges.see):
         for first in range(0, count, size):

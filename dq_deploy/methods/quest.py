@@ -145,7 +145,7 @@ def _with_output_tables(record: Record, calibration: CalibrationInputs, options:
     """The record with 8-bit output tables of what its integer layers now give, or with none."""
     if not options.outputs:
         return replace(record, layers={n: _with_table(layer, None) for n, layer in record.layers.items()})
-    simulation = simulate(record)
+    simulation = simulate(record).to(options.device)
     context = simulation.context
     step = torch.from_numpy(calibration.inputs["step"])
     with watch_steps(simulation.denoiser, record.layers, context, record.steps) as seen:

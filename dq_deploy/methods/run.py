@@ -6,8 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dq_deploy.calibration import CalibrationSource
+from dq_deploy.errors import OptionError
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.models import Denoiser
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not have here.
+
+    Raises:
+        OptionError: says what torch has.
+    """
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise OptionError(
+            f"device is cuda, but torch {torch.__version__} sees no GPU of NVIDIA, expected one and a torch built for "
+            'CUDA; use `device="cpu"`'
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

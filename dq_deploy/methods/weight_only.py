@@ -47,7 +47,7 @@ def weight_only_layers(
         progress: called with the weights done.
     """
     chosen = {name: bits for name, bits in prepared.bits.items() if bits.is_weight_only}
-    weights = {name: prepared.module.get_submodule(name).weight.detach().numpy() for name in chosen}
+    weights = {name: prepared.module.get_submodule(name).weight.detach().cpu().numpy() for name in chosen}
     total = sum(weight.size for weight in weights.values())
     done, layers = 0, {}
     for name, bits in chosen.items():
@@ -60,7 +60,7 @@ def weight_only_layers(
             block_size=options.block_size,
             w_code=codes,
             scale=scale,
-            bias=None if bias is None else np.array(bias.detach().numpy(), np.float32),
+            bias=None if bias is None else np.array(bias.detach().cpu().numpy(), np.float32),
         )
         done += weights[name].size
         progress(Progress(stage="weights", done=done, total=total))

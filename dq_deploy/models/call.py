@@ -74,6 +74,17 @@ def _listed(value: Any) -> Any:
     return {key: _listed(entry) for key, entry in value.items()}
 
 
+def on_device_of(module: torch.nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs by name with every tensor where the module's own are."""
+    import torch
+
+    own = next(module.parameters(), None)
+    own = next(module.buffers(), None) if own is None else own
+    if own is None or own.device.type == "meta":
+        return dict(inputs)
+    return {name: v.to(own.device) if isinstance(v, torch.Tensor) else v for name, v in inputs.items()}
+
+
 def call_denoiser(
     module: torch.nn.Module, inputs: Mapping[str, Any], constants: Mapping[str, Any] | None = None
 ) -> torch.Tensor:
@@ -91,7 +102,7 @@ def call_denoiser(
         InputError: no sample, which engines and the numerics refuse too.
         LibraryError: torch or diffusers fails in it; names the layer.
     """
-    found = denoiser_outputs(module, inputs, constants)
+    found = denoiser_outputs(module, on_device_of(module, inputs), constants)
     if len(found) == 1:
         return found[0]
     import torch

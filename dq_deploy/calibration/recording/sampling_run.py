@@ -15,6 +15,7 @@ import numpy as np
 from dq_deploy.calibration.non_finite import first_non_finite
 from dq_deploy.calibration.recording.calls import TIMESTEP, SeenCall, array_of, watch_calls
 from dq_deploy.calibration.recording.derived_call import check_same_arguments
+from dq_deploy.calibration.recording.placing import placed
 from dq_deploy.calibration.recording.rows import InputRows, free_disk_bytes
 from dq_deploy.errors import InputError, NonFiniteError, OptionError, library_errors
 from dq_deploy.models import call_arguments, engine_name, named_outputs
@@ -115,14 +116,23 @@ class SamplingRun:
         call: how it is called.
         asked: of the pipeline.
         at_once: pictures in one run of the pipeline.
+        device: where the pipeline draws; what a denoiser is not computed for is done on the CPU.
     """
 
     def __init__(
-        self, pipeline: Any, module: torch.nn.Module, call: Call, asked: PipelineCall, *, at_once: int = 1
+        self,
+        pipeline: Any,
+        module: torch.nn.Module,
+        call: Call,
+        asked: PipelineCall,
+        *,
+        at_once: int = 1,
+        device: str = "cpu",
     ) -> None:
         if at_once < 1:
             raise OptionError(f"batch is {at_once}, expected at least 1")
         self.pipeline, self.module, self.call, self.asked, self.at_once = pipeline, module, call, asked, at_once
+        self.device = device
         self._expected = {item.name: item for item in call.inputs}
 
     @property
@@ -198,12 +208,13 @@ class SamplingRun:
             watch.enter(call)
             keep(call, indices)
 
-        for start in range(0, count, self.at_once):
-            indices = range(start, min(start + self.at_once, count))
-            with self._watching_outputs(len(visits.timesteps)) as watch:
-                self._run(indices, partial(both, watch, indices))
-            if progress is not None:
-                progress(indices.stop, count)
+        with placed(self.pipeline, self.module, self.device):
+            for start in range(0, count, self.at_once):
+                indices = range(start, min(start + self.at_once, count))
+                with self._watching_outputs(len(visits.timesteps)) as watch:
+                    self._run(indices, partial(both, watch, indices))
+                if progress is not None:
+                    progress(indices.stop, count)
         timesteps, step = np.unique(np.concatenate(times), return_inverse=True)
         return RecordedInputs(
             rows=rows,
@@ -221,10 +232,11 @@ class SamplingRun:
             watch.enter(call)
             on_call(call)
 
-        for start in range(0, pictures, self.at_once):
-            with self._watching_outputs(0) as watch:
-                indices = range(start, min(start + self.at_once, pictures))
-                self._run(indices, partial(both, watch))
+        with placed(self.pipeline, self.module, self.device):
+            for start in range(0, pictures, self.at_once):
+                with self._watching_outputs(0) as watch:
+                    indices = range(start, min(start + self.at_once, pictures))
+                    self._run(indices, partial(both, watch))
 
     def _run(self, indices: Sequence[int], on_call: Callable[[SeenCall], object]) -> None:
         place = ["before the first step"]

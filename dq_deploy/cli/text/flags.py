@@ -73,6 +73,7 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         **{key: f"{key} in --call" for key in ("image", "mask", "control_image", "strength")},
         "samples": "--samples",
         "memory_gib": "--memory-gib",
+        "device": "--device",
         "attention": "--attention",
         "calibration_choice": "--calibration-choice",
         "resume_dir": "--out/--no-resume",  # OUT.resume, where no other folder is given

@@ -46,7 +46,7 @@ def relative_error(
         index: which inputs the outputs are of; None for all.
     """
     errors = []
-    rooms = outputs.of_samples() if isinstance(outputs, Gathered) else [Room(values=value) for value in outputs]
+    rooms = outputs.of_samples() if isinstance(outputs, Gathered) else [_room_of(value) for value in outputs]
     for output, wanted in zip(rooms, target.of_samples(), strict=True):
         error = square = 0.0
         for chunk, given in pieces_of(output):
@@ -55,3 +55,7 @@ def relative_error(
             square += float(right.square().sum())
         errors.append(error / (square or 1.0))
     return sum(errors) / len(errors)
+
+
+def _room_of(value: torch.Tensor) -> Room:
+    return Room(values=value.cpu(), device=str(value.device))

@@ -184,7 +184,9 @@ class Prefix:
         def nothing(value: Any) -> Any:
             if not isinstance(value, torch.Tensor):
                 return value
-            return torch.zeros(1, dtype=value.dtype).expand(value.shape[0] * count, *value.shape[1:])
+            return torch.zeros(1, dtype=value.dtype, device=self.store.device).expand(
+                value.shape[0] * count, *value.shape[1:]
+            )
 
         def forward(*args: Any, **kwargs: Any) -> Nested:
             if name in self.outputs:
@@ -226,7 +228,9 @@ class Prefix:
         self, name: str, pieces: Iterable[tuple[slice, Nested]], count: int, *, in_memory: bool = False
     ) -> Gathered:
         """What a block gave for `count` inputs, from chunks of them."""
-        return gathered(pieces, count, entries_of(self.flow.outputs[name]), IN_MEMORY if in_memory else self.store)
+        return gathered(
+            pieces, count, entries_of(self.flow.outputs[name]), self.store.in_memory if in_memory else self.store
+        )
 
     def finish(self, output: Gathered) -> None:
         """Store the next block's output for all inputs and go on to the block behind it."""

@@ -6,7 +6,7 @@ import mmap
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -22,14 +22,20 @@ class Room:
     Attributes:
         values: [N, ...].
         pages: of the file that holds it, or None where memory does.
+        device: where entries are wanted; the whole is in the memory of the CPU or in a file.
     """
 
     values: torch.Tensor
     pages: mmap.mmap | None = None
+    device: str = "cpu"
 
     def take(self, index: torch.Tensor | slice) -> torch.Tensor:
         """Some entries; of a file a copy, so that its pages need not stay in memory."""
         chosen = self.values[index]
+        if self.device != "cpu":
+            chosen = chosen.to(self.device)
+            self.release()
+            return chosen
         if self.pages is None:
             return chosen
         copy = chosen.clone() if isinstance(index, slice) else chosen
@@ -56,9 +62,16 @@ class BlockStore:
 
     Attributes:
         on_disk: in files, else in memory.
+        device: where entries are wanted.
     """
 
     on_disk: bool = False
+    device: str = "cpu"
+
+    @property
+    def in_memory(self) -> BlockStore:
+        """The same in memory."""
+        return replace(self, on_disk=False)
 
     def room(self, shape: Sequence[int], like: torch.Tensor) -> Room:
         """Room for a tensor of this shape and the type of another.
@@ -71,7 +84,7 @@ class BlockStore:
             count *= size
         size = count * like.element_size()
         if not self.on_disk or not size:
-            return Room(values=torch.empty(tuple(shape), dtype=like.dtype))
+            return Room(values=torch.empty(tuple(shape), dtype=like.dtype), device=self.device)
         with tempfile.TemporaryFile(prefix="dq-blocks-") as file:
             try:
                 _reserve(file.fileno(), size)
@@ -81,7 +94,8 @@ class BlockStore:
                     f"inputs ({error.strerror}); set TMPDIR to a folder with room, or use fewer `samples`"
                 ) from error
             pages = mmap.mmap(file.fileno(), size)
-        return Room(values=torch.frombuffer(pages, dtype=like.dtype, count=count).reshape(tuple(shape)), pages=pages)
+        values = torch.frombuffer(pages, dtype=like.dtype, count=count).reshape(tuple(shape))
+        return Room(values=values, pages=pages, device=self.device)
 
 
 def _reserve(file: int, size: int) -> None:

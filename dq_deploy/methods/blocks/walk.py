@@ -53,8 +53,8 @@ class QuantizedBlock:
         root: module that holds the block.
     """
 
-    def __init__(self, model: torch.nn.Module, name: str) -> None:
-        self.name = name
+    def __init__(self, model: torch.nn.Module, name: str, device: str = "cpu") -> None:
+        self.name, self.device = name, device
         self.root = torch.nn.Module()
         self.root.block = sharing_copy(model.get_submodule(name))
 
@@ -70,7 +70,7 @@ class QuantizedBlock:
 
     def put(self, layer: str, module: torch.nn.Module) -> None:
         """A module in a layer's place."""
-        replace_layer(self.root, self.path(layer), module)
+        replace_layer(self.root, self.path(layer), module.to(self.device))
 
     def place(self, layers: Mapping[str, Layer], context: StepContext) -> None:
         """Integer layers in their places."""
@@ -85,6 +85,7 @@ class BlockWalk:
         blocks: of the model.
         step: [N] bucket of each input.
         context: step of the samples in flight, for layers that are put into blocks.
+        device: where blocks run.
         count: N, calibration inputs that are used.
         chunk: inputs at a time.
         amounts: where their blocks' tensors are.
@@ -134,8 +135,8 @@ class BlockWalk:
         kept = {name: value[chosen] for name, value in inputs.items()} if self.amounts.dropped else dict(inputs)
         self.count = len(chosen)
         self.step = torch.from_numpy(kept["step"])
-        self.context = StepContext()
-        store = BlockStore(on_disk=self.amounts.on_disk)
+        self.context, self.device = StepContext(), options.device
+        store = BlockStore(on_disk=self.amounts.on_disk, device=options.device)
         self.reference = Prefix(prepared.module, flow, kept, prepared.call, self.count, self.chunk, store)
         self.behind = (
             Prefix(prepared.module, flow, kept, prepared.call, self.count, self.chunk, store)
@@ -190,11 +191,11 @@ class BlockWalk:
         name = self.reference.flow.order[self.reference.position]
         pieces = ((chunk, run(chunk)) for chunk in batches(len(index), self.chunk))
         found = self.reference.outputs_of(name, pieces, len(index), in_memory=True)
-        return [room.values for room in found.of_samples()]
+        return [room.take(slice(None)) for room in found.of_samples()]
 
     def quantized_block(self, block: Block) -> QuantizedBlock:
         """The block with layers that may be replaced."""
-        return QuantizedBlock(self.prepared.module, block.name)
+        return QuantizedBlock(self.prepared.module, block.name, self.device)
 
     def finished(
         self,

@@ -224,7 +224,7 @@ class _Measurement:
         self.position = {layer: i for i, name in enumerate(self.order) for layer in blocks[name].layers}
         each = sum(flow.output_bytes(name) for name in self.order)
         self.batch = max(1, min(MOST_INPUTS, int(memory_gib * GIB / 2) // each))
-        self.context = StepContext()
+        self.context, self.device = StepContext(), next(self.module.parameters()).device
         self.kept: dict[str, Nested] = {}
 
     def run(self) -> tuple[I64, list[F64]]:
@@ -275,7 +275,7 @@ class _Measurement:
             for child, output in before:
                 child.forward = lambda *_args, _output=output, **_kwargs: copied(_output)
             for name in trial.unit:
-                replace_layer(self.module, name, IntegerLayer(layers[name], self.context))
+                replace_layer(self.module, name, IntegerLayer(layers[name], self.context).to(self.device))
             return call_denoiser(self.module, given)
         finally:
             for name, original in originals.items():
@@ -286,5 +286,5 @@ class _Measurement:
 
 def _squares(values: torch.Tensor) -> F64:
     """Sum of squares of each sample, [B] float64."""
-    result: F64 = values.double().square().flatten(1).sum(1).numpy()
+    result: F64 = values.double().square().flatten(1).sum(1).cpu().numpy()
     return result

@@ -24,7 +24,7 @@ OPTION_NAMES = (
     *("without", "iterations", "batch", "lr_weight", "lr_bias", "lr_weight_scale", "lr_scale", "lr_zero_point"),
     *("lr_rounding", "rounding_penalty", "layer_loss", "activation_drop", "scaling_iterations", "lr_equivalent"),
     *("timestep_exponent", "power_of_two", "agreement", "finetune_iterations", "dilation_bound"),
-    *("channel_scales", "attention", "damping", "rows_a_column", "second_order_start"),
+    *("channel_scales", "attention", "damping", "rows_a_column", "second_order_start", "device"),
 )
 """Every option of every method, in the order in which a record's provenance holds them."""
 

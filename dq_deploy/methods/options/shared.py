@@ -17,6 +17,8 @@ CALIBRATION_CHOICES = ("uniform", "tdac", "normal-biased")
 ATTENTION = ("int8",)
 """What attention's two products may be given quantizers for."""
 
+DEVICES = ("cpu", "cuda")
+
 FLOAT_ACTIVATIONS = 16
 """Activation bits that mean: activations stay float, only the weights are quantized."""
 
@@ -73,6 +75,7 @@ class SharedOptions:
         tdac_radius: mean square within which two steps' features count as near, in means over all pairs (EDA-DM, r).
         tdac_diversity: weight of a step's diversity beside its density (EDA-DM, lambda).
         memory_gib: most memory for calibration data and block inputs.
+        device: where the float model runs and blocks are trained, "cpu" or "cuda".
         attention: "int8" adds quantizers of attention's two products, for engines that run them in integers; None
             leaves them out.
         outputs: calibrate the 8-bit output tables that mode fast needs.
@@ -107,6 +110,7 @@ class SharedOptions:
     tdac_radius: float = number(0.3, 0, 1e9)
     tdac_diversity: float = number(1.0, 0, 1e9)
     memory_gib: float = number(2.0, 0.001, 4096)
+    device: str = choice("cpu", *DEVICES)
     attention: str | None = choice(None, *ATTENTION)
     outputs: bool = flag(True)
     without: tuple[str, ...] = ()

@@ -137,7 +137,7 @@ def build_record(
         if str(value.dtype).removeprefix("torch.") in FLOAT_PARAMETER_DTYPES  # else the class computes it again
     }
     state = {**prepared.module.state_dict(), **computed}
-    rest = {key: np.array(value.detach().numpy()) for key, value in state.items() if key not in quantized}
+    rest = {key: np.array(value.detach().cpu().numpy()) for key, value in state.items() if key not in quantized}
     return Record(
         family=denoiser.family,
         layers={name: layers[name] for name in order if name in layers},

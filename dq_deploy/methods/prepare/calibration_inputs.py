@@ -75,7 +75,7 @@ def sampling_run(
             kind = type(given.pipeline).__name__
             why = "which the call names already" if asked.labels is not None else f"which {kind} does not take"
             raise OptionError(f"got `labels`, {why}; leave them out")
-        return SamplingRun(given.pipeline, denoiser.module, denoiser.call, asked)
+        return SamplingRun(given.pipeline, denoiser.module, denoiser.call, asked, device=options.device)
     return run_of_denoiser(
         denoiser.module,
         denoiser.scheduler_config,
@@ -86,6 +86,7 @@ def sampling_run(
         labels=options.labels,
         conditions=_conditions(denoiser, options, source, samples),
         at_once=batch_of(denoiser, RUN_BATCH) if at_once is None else at_once,
+        device=options.device,
     )
 
 

@@ -82,7 +82,8 @@ class Prepared:
     """The folded float module and its layers.
 
     Attributes:
-        module: the denoiser's module with folds done, same float function; it shares every weight no fold changed.
+        module: the denoiser's module with folds done, same float function, on the device of the options; on the CPU it
+            shares every weight no fold changed.
         call: how it is called.
         layers: layers to become integer ones, by name, in execution order.
         bits: of every quantizable layer, weight-only and float ones included.
@@ -130,7 +131,7 @@ def prepare(denoiser: Denoiser, options: SharedOptions, *, dilation_bound: str |
         left = np.ones_like(factors[name]) if name in folded else factors[name]
         layer = _layer(module, sites[name], bits[name], splits, left, reasons[name], dilate)
         layers[name] = replace(layer, folded=folded.get(name))
-    return Prepared(module=module, call=denoiser.call, layers=layers, bits=bits)
+    return Prepared(module=module.to(options.device), call=denoiser.call, layers=layers, bits=bits)
 
 
 def sharing_copy(module: torch.nn.Module) -> torch.nn.Module:

@@ -60,14 +60,14 @@ class StepRange:
         counts: I64 | None = None,
     ) -> None:
         """Take in [B, V] values, sample i at step[i]; keep those at the first counts[step[i]] of `positions`."""
-        low, high = (end.numpy() for end in torch.aminmax(rows, dim=1))
+        low, high = (end.cpu().numpy() for end in torch.aminmax(rows, dim=1))
         if self.momentum is None:
             np.minimum.at(self.low, step, low)
             np.maximum.at(self.high, step, high)
         else:
             self._follow(low, high, step, self.momentum)
         if positions is not None:
-            drawn = rows[:, positions].numpy()
+            drawn = rows[:, positions].cpu().numpy()
             for i, t in enumerate(step):
                 self.draws[t].append(drawn[i, : None if counts is None else int(counts[t])].copy())
 
@@ -159,7 +159,7 @@ class _Collector:
         if self.pre is not None:
             shape = [1] * x.ndim
             shape[axis] = -1
-            x = x * self.pre.reshape(shape)
+            x = x * self.pre.to(x.device).reshape(shape)
         pieces = torch.split(x, self.layer.widths, dim=axis)
         for piece, into in zip(pieces, self.result.parts, strict=True):
             rows = rows_of_samples(piece, len(self.step))
@@ -217,7 +217,7 @@ def watch_steps(
 
     def hook(into: StepRange) -> Callable[..., None]:
         def note(_module: torch.nn.Module, _args: object, output: torch.Tensor) -> None:
-            step = context.step.numpy()
+            step = context.step.cpu().numpy()
             into.add(rows_of_samples(output, len(step)), step, None)
 
         return note

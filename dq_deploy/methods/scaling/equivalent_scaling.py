@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,11 @@ class LayerRows:
     group: torch.Tensor
     low: torch.Tensor
     high: torch.Tensor
+
+    def on(self, device: str) -> LayerRows:
+        """The same with all but `step` on a device."""
+        moved = {name: getattr(self, name).to(device) for name in ("rows", "group", "low", "high")}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -194,7 +199,7 @@ class _RowHook:
         self.group = torch.zeros(0, dtype=torch.int64)
 
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-        x = args[0]
+        x = args[0].cpu()
         channels = x.flatten(2) if self.layer.site.kind == "conv2d" else x.reshape(len(x), -1, x.shape[-1]).mT
         index = self.group[:, None].expand(-1, channels.shape[1])
         self.low.scatter_reduce_(0, index, channels.amin(2), "amin")
@@ -265,12 +270,14 @@ class ScaledLayer:
 
     def __init__(self, layer: PreparedLayer, data: LayerRows, options: SharedOptions) -> None:
         self.layer = layer
-        self.data = data
+        self.data = data.on(options.device)
         self.symmetric = options.symmetric_activations
         self.asymmetric_weights = bool(options.asymmetric_weights) and layer.weight_bits < 8
         site = layer.site
-        self.weight = torch.from_numpy(layer.weight).reshape(
-            site.groups, site.out_channels // site.groups, site.in_channels // site.groups, -1
+        self.weight = (
+            torch.from_numpy(layer.weight)
+            .to(options.device)
+            .reshape(site.groups, site.out_channels // site.groups, site.in_channels // site.groups, -1)
         )
         with torch.no_grad():
             self.target = self._product(data.rows, self.weight)
@@ -341,7 +348,7 @@ def learn_layer(
     scaled = ScaledLayer(layer, data, options)
     exponent = options.timestep_exponent if options.uses("timestep-weighting") else 0.0
     weighting = TimestepWeighting(steps, exponent)
-    logarithm = torch.zeros(layer.site.in_channels, requires_grad=True)
+    logarithm = torch.zeros(layer.site.in_channels, requires_grad=True, device=options.device)
     optimizer = torch.optim.Adam([logarithm], lr=options.lr_equivalent, eps=TINY)
     generator = torch.Generator().manual_seed(seed)
     for i in range(options.scaling_iterations):
@@ -350,8 +357,8 @@ def learn_layer(
         index = torch.randint(0, len(data.step), (options.batch,), generator=generator)
         losses = scaled.losses(logarithm.exp(), index)
         step = data.step[index]
-        weighting.note(step, losses)
-        loss = (losses * weighting.weights(step)).mean()
+        weighting.note(step, losses.detach().cpu())
+        loss = (losses * weighting.weights(step).to(losses.device)).mean()
         if not math.isfinite(loss.item()):
             raise NonFiniteError(
                 f"layer {layer.site.name}: the loss of its equivalent scale is {loss.item()} at iteration {i + 1}, "
@@ -360,7 +367,7 @@ def learn_layer(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-    factor = checked_scale(layer.site.name, logarithm.detach().double().exp().numpy())
+    factor = checked_scale(layer.site.name, logarithm.detach().double().exp().cpu().numpy())
     ones = np.ones_like(factor)
     before, after = (_error(scaled, g, weighting) for g in (ones, factor))
     return (factor, before, after) if after < before else (ones, before, before)
@@ -369,9 +376,9 @@ def learn_layer(
 @torch.no_grad()
 def _error(scaled: ScaledLayer, factor: F64, weighting: TimestepWeighting) -> float:
     """Weighted mean loss over all inputs kept."""
-    g = torch.from_numpy(factor.astype(np.float32))
+    g = torch.from_numpy(factor.astype(np.float32)).to(scaled.weight.device)
     count = len(scaled.data.step)
-    losses = torch.cat([scaled.losses(g, torch.arange(count)[piece]) for piece in batches(count, 64)])
+    losses = torch.cat([scaled.losses(g, torch.arange(count)[piece]) for piece in batches(count, 64)]).cpu()
     weights = weighting.weights(scaled.data.step)
     return float((losses * weights).sum() / weights.sum().clamp(min=TINY))
 

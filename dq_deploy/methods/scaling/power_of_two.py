@@ -105,7 +105,7 @@ class _VoteHook:
         self.votes: list[list[I64]] = []
 
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-        pieces = torch.split(args[0], [len(part.pre) for part in self.layer.parts], dim=1)
+        pieces = torch.split(args[0].cpu(), [len(part.pre) for part in self.layer.parts], dim=1)
         codes = (self.layer.q_min, self.layer.q_max)
         self.votes.append(
             [

@@ -117,6 +117,6 @@ def _at_least(values: F64) -> F64:
 @torch.no_grad()
 def _error(scaled: ScaledLayer, factor: F64) -> float:
     """Mean squared output error over all rows, relative to the mean square output."""
-    g = torch.from_numpy(factor.astype(np.float32))
+    g = torch.from_numpy(factor.astype(np.float32)).to(scaled.weight.device)
     every = torch.arange(len(scaled.data.step))
     return float(torch.cat([scaled.losses(g, every[piece]) for piece in batches(len(every), 64)]).mean())

@@ -53,9 +53,8 @@ class BlockRounding:
             seen = {name: self._empty(name) for name in names}
             with ExitStack() as stack:
                 for name in names:
-                    reader = _Reader(
-                        DequantizedInput(start[name], walk.context), seen[name], self.settings.float_targets
-                    )
+                    stand_in = DequantizedInput(start[name], walk.context).to(walk.device)
+                    reader = _Reader(stand_in, seen[name], self.settings.float_targets)
                     stack.callback(module.get_submodule(name).register_forward_hook(reader).remove)
                 for chunk in batches(walk.count, walk.chunk):
                     walk.context.step = walk.step[chunk]
@@ -86,6 +85,7 @@ class BlockRounding:
             share=wanted / (rows_of_input(prepared.site) * self.walk.count),
             seed=self.seed * 100_003 + self.position[name],
             outputs=self.settings.float_targets,
+            device=self.walk.device,
         )
 
 

@@ -113,7 +113,7 @@ class BlockLoss:
     def _mix(self, mine: Any, other: Any) -> Any:
         if not isinstance(mine, torch.Tensor) or not mine.is_floating_point():
             return mine
-        is_float = random_mask(tuple(mine.shape), self.settings.input_mix, self.generator)
+        is_float = random_mask(tuple(mine.shape), self.settings.input_mix, self.generator).to(mine.device)
         return torch.where(is_float, other, mine)
 
 

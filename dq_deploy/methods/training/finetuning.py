@@ -30,6 +30,7 @@ from dq_deploy.methods.blocks.storage import GIB
 from dq_deploy.methods.options import QuestOptions
 from dq_deploy.methods.prepare.calibration_inputs import batch_of
 from dq_deploy.methods.prepare.initial_record import InitialState, initial_state, working_module
+from dq_deploy.methods.prepare.preparation import sharing_copy
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.methods.ranges.step_ranges import model_inputs
 from dq_deploy.methods.training.held_out import train_and_held_out
@@ -133,23 +134,28 @@ class _FloatOutputs:
             return
         each = sum(value[0].numel() * 4 for value in first.values())
         if each * len(owner.train) <= owner.options.memory_gib * GIB * STORED_SHARE:
-            self.stored = {name: first[name].new_empty((len(owner.train), *first[name].shape[1:])) for name in names}
+            shapes = {name: (len(owner.train), *first[name].shape[1:]) for name in names}
+            self.stored = {name: torch.empty(shape, dtype=first[name].dtype) for name, shape in shapes.items()}
             for index in owner.train.split(owner.piece):
                 for name, value in self._compute(index, names).items():
-                    self.stored[name][index] = value
+                    self.stored[name][index] = value.cpu()
 
     @torch.no_grad()
     def _compute(self, index: torch.Tensor, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        module = self.owner.denoiser.module
+        module = self.owner.float_module
         with _outputs_of(module, names) as seen:
             call_denoiser(module, self.owner.model_inputs(index))
-        return {name: seen[name] * self.factors[name] if name in self.factors else seen[name] for name in names}
+        found = {}
+        for name in names:
+            factor = self.factors.get(name)
+            found[name] = seen[name] if factor is None else seen[name] * factor.to(seen[name].device)
+        return found
 
     def at(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
         """By layer name, for the inputs at these positions of `train`, which is the start of all inputs."""
         if not self.stored:
             return self._compute(index, self.names) if self.names else {}
-        return {name: value[index] for name, value in self.stored.items()}
+        return {name: value[index].to(self.owner.options.device) for name, value in self.stored.items()}
 
 
 class Finetuner:
@@ -173,6 +179,9 @@ class Finetuner:
         stages: int,
     ) -> None:
         self.denoiser = denoiser
+        self.float_module = denoiser.module
+        if options.device != "cpu":
+            self.float_module = sharing_copy(denoiser.module).to(options.device)
         order, held = train_and_held_out(inputs)
         self.inputs = {name: value[order] for name, value in inputs.items()}
         self.options = options
@@ -194,8 +203,8 @@ class Finetuner:
     @torch.no_grad()
     def _float_outputs(self) -> torch.Tensor:
         everything = torch.arange(len(self.step))
-        module = self.denoiser.module
-        return torch.cat([call_denoiser(module, self.model_inputs(i)) for i in everything.split(self.piece)])
+        module = self.float_module
+        return torch.cat([call_denoiser(module, self.model_inputs(i)).cpu() for i in everything.split(self.piece)])
 
     def run(self, stage: Stage, number: int, record: Record) -> tuple[Record, dict[str, Any]]:
         """Train one stage; the record after it is the best one by the held-out error, which may be the one before.
@@ -214,6 +223,7 @@ class Finetuner:
         point = initial_state(record, self.denoiser)
         floats = _FloatOutputs(self, point, stage.layers)
         module, layers = working_module(point, stage.layers, floats.spread, self.context)
+        module.to(self.options.device)
         groups = [
             group
             for name, layer in layers.items()
@@ -335,8 +345,8 @@ class Finetuner:
         output = call_denoiser(module, self.model_inputs(index))
         terms = []
         if self.options.uses("global-loss"):
-            errors = (output - self.target[index]).square().flatten(1).mean(1)
-            terms.append((errors / unit[self.step[index]]).mean())
+            errors = (output - self.target[index].to(output.device)).square().flatten(1).mean(1)
+            terms.append((errors / unit[self.step[index]].to(output.device)).mean())
         if floats.names:
             wanted = floats.at(index)
             inner = [_relative_error(seen[name], wanted[name]) for name in floats.names]
@@ -398,7 +408,7 @@ class Finetuner:
         for index in self.held.split(self.piece):
             self.context.step = self.step[index]
             output = call_denoiser(module, self.model_inputs(index))
-            errors = (output - self.target[index]).double().square().flatten(1).mean(1)
+            errors = (output.cpu() - self.target[index]).double().square().flatten(1).mean(1)
             total.index_add_(0, self.step[index], errors)
             count.index_add_(0, self.step[index], torch.ones_like(errors))
         known = count > 0

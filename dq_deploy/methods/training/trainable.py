@@ -114,31 +114,37 @@ class TrainablePart(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.q_min, self.q_max = codes
-        self.pre = torch.from_numpy(start.pre.copy())
+        self._hold("pre", torch.from_numpy(start.pre.copy()))
         self.w_zero_point = start.w_zero_point[0]
         self._start_weights(weight, start, bits, weights)
         self._start_tables(start, groups)
 
     def _start_weights(self, weight: F32, start: Part, bits: int, weights: str) -> None:
-        self.weight_start = torch.from_numpy(start.weight_scale[0].copy())
+        self._hold("weight_start", torch.from_numpy(start.weight_scale[0].copy()))
         self.a = torch.nn.Parameter(torch.zeros_like(self.weight_start))
         self.tail = (1,) * (weight.ndim - 1)
-        self.low, self.high = self._bounds(bits)
-        self.kept: torch.Tensor | None = None
+        low, high = self._bounds(bits)
         ratio = torch.from_numpy(weight) / self.weight_start.reshape(-1, *self.tail)
         q_start = torch.from_numpy(start.q_weight(0).astype(np.float32))
         if weights == "straight-through":
             self.v = torch.nn.Parameter(ratio)
-            kept = q_start - ratio.clamp(self.low, self.high).round()
-            if bool((kept != 0).any()):
-                self.kept = kept
-                self.low, self.high = self.low - kept, self.high - kept
+            kept = q_start - ratio.clamp(low, high).round()
+            self._hold("kept", kept if bool((kept != 0).any()) else None)
+            if self.kept is not None:
+                low, high = low - kept, high - kept
         elif weights == "adaround":
-            self.whole = ratio.floor()
+            self._hold("whole", ratio.floor())
             self.rounding = torch.nn.Parameter(rounding_of_rest(ratio - self.whole))
         else:
             # a quarter of a float's memory, where a code fits in it
-            self.q_fixed = q_start.to(torch.int8) if bool((q_start == q_start.clamp(-128, 127)).all()) else q_start
+            fits = bool((q_start == q_start.clamp(-128, 127)).all())
+            self._hold("q_fixed", q_start.to(torch.int8) if fits else q_start)
+        self._hold("low", torch.as_tensor(low, dtype=torch.float32))
+        self._hold("high", torch.as_tensor(high, dtype=torch.float32))
+
+    def _hold(self, name: str, value: torch.Tensor | None) -> None:
+        """A tensor that goes where the part goes."""
+        self.register_buffer(name, value, persistent=False)
 
     def _bounds(self, bits: int) -> tuple[Any, Any]:
         """Least and greatest w_q: of a code range less the zero point, within int8."""
@@ -149,13 +155,13 @@ class TrainablePart(torch.nn.Module):
         return (low - zero).clamp(-128, 127), (high - zero).clamp(-128, 127)
 
     def _start_tables(self, start: Part, groups: I64 | None) -> None:
-        self.groups: torch.Tensor | None = None
+        self._hold("groups", None)
         first: Any = slice(None)
         if groups is not None and len(start.scale) > 1 and int(groups.max()) + 1 < len(groups):
-            self.groups = torch.from_numpy(groups)
+            self._hold("groups", torch.from_numpy(groups))
             first = np.unique(groups, return_index=True)[1]
-        self.scale_start = torch.from_numpy(start.scale[first].copy())
-        self.zero_start = torch.from_numpy(start.zero_point[first].astype(np.float32))
+        self._hold("scale_start", torch.from_numpy(start.scale[first].copy()))
+        self._hold("zero_start", torch.from_numpy(start.zero_point[first].astype(np.float32)))
         self.g = torch.nn.Parameter(torch.zeros_like(self.scale_start))
         self.h = torch.nn.Parameter(torch.zeros_like(self.scale_start))
 
@@ -194,10 +200,10 @@ class TrainablePart(torch.nn.Module):
 
     def harvest(self) -> tuple[tuple[F32, I32], tuple[NDArray[np.int8], F32, I32]]:
         """(scale, zero point) of the steps and (codes, scale, zero point) of the weights."""
-        q = self.q_weight(hard=True).numpy()
+        q = self.q_weight(hard=True).cpu().numpy()
         code = (q + self.w_zero_point.reshape(-1, *self.tail)).astype(np.int8)
-        table = (self.scale().numpy().copy(), self.zero_point().numpy().astype(np.int32))
-        return table, (code, self.weight_scale().numpy().copy(), self.w_zero_point)
+        table = (self.scale().cpu().numpy().copy(), self.zero_point().cpu().numpy().astype(np.int32))
+        return table, (code, self.weight_scale().cpu().numpy().copy(), self.w_zero_point)
 
 
 @contextmanager
@@ -258,7 +264,7 @@ class TrainableLayer(torch.nn.Module):
             for weight, part in zip(prepared.weight_parts(), start.parts, strict=True)
         )
         bias = None if start.bias is None else torch.from_numpy(start.bias.copy())
-        self.bias_start = bias
+        self.register_buffer("bias_start", bias, persistent=False)
         self.e = None if bias is None else torch.nn.Parameter(torch.zeros(bias.shape[-1]))
 
     def bias(self) -> torch.Tensor | None:
@@ -322,7 +328,7 @@ class TrainableLayer(torch.nn.Module):
         return y + along(bias, y.ndim, channel_axis_of(site.kind, y.ndim))
 
     def _codes(self, x: torch.Tensor, m: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        is_float = random_mask(tuple(x.shape), self.drop, self.generator) if self.drop else None
+        is_float = random_mask(tuple(x.shape), self.drop, self.generator).to(x.device) if self.drop else None
         codes: torch.Tensor = CentredCodes.apply(x, m, z, *self.codes, is_float)
         return codes
 
@@ -343,7 +349,7 @@ class TrainableLayer(torch.nn.Module):
             self.prepared,
             tables=[table for table, _ in harvested],
             weights=[weights for _, weights in harvested],
-            bias=None if bias is None else bias.numpy().copy(),
+            bias=None if bias is None else bias.cpu().numpy().copy(),
             output=None,
             symmetric=self.codes[0] < 0,
         )

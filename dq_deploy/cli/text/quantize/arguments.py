@@ -130,7 +130,13 @@ class QuantizeArguments:
         typer.Option(help="Steps calibration inputs come from: uniform, tdac (eda-dm's default) or normal-biased."),
     ] = None
     iterations: Annotated[int | None, typer.Option(help="Training iterations a block.")] = None
-    memory_gib: Annotated[float | None, typer.Option(help="Most memory for calibration data.")] = None
+    memory_gib: Annotated[
+        float | None,
+        typer.Option(help="Most memory for calibration data and training, beside the model."),
+    ] = None
+    device: Annotated[
+        str | None, typer.Option(help="cpu (the default) or cuda: where the model runs and is trained.")
+    ] = None
     attention: Annotated[
         str | None,
         typer.Option(help="int8 adds quantizers of attention's products, which --attention int8 then runs natively."),
