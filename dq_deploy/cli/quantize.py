@@ -108,6 +108,7 @@ def _overrides(given: QuantizeArguments, asked: PipelineCall) -> dict[str, Any]:
         "layer_bits": _layer_bits(given.layer_bits) or None,
         "budget": given.budget,
         "activation_budget": given.activation_budget,
+        "step_correction": given.step_correction or None,
         "without": None if given.without is None else tuple(_words(given.without)),
         "calibration_choice": given.calibration_choice,
         "seed": asked.seed or given.seed,

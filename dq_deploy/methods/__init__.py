@@ -132,6 +132,10 @@ def _within_budget(run: Run, options: SharedOptions, init: Record | None) -> Rec
 
 def _with_attention(run: Run, options: SharedOptions, init: Record | None) -> Record:
     record = _by_method(run, options, init)
+    if options.step_correction:
+        from dq_deploy.methods.correction.step_rows import corrected_by_step
+
+        record = corrected_by_step(run, options, record)
     if options.attention is None:
         return record
     from dq_deploy.methods.attention_tables import with_attention_tables

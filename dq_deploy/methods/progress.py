@@ -11,8 +11,8 @@ class Progress:
     """One report of a running method.
 
     Attributes:
-        stage: `trajectory`, `ranges`, `sensitivity`, `scales`, `weights`, `rounding`, `distill`, `finetune` or
-            `outputs`.
+        stage: `trajectory`, `ranges`, `sensitivity`, `scales`, `weights`, `rounding`, `distill`, `finetune`,
+            `correction` or `outputs`.
         done: units done, of `total`; over all blocks for `distill`, all stages for `finetune`.
         total: units in this stage.
         block: name of the block in training, or "".

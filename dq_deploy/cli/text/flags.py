@@ -58,6 +58,7 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "keep": "--keep",
         "budget": "--budget",
         "activation_budget": "--activation-budget",
+        "step_correction": "--step-correction",
         "labels": "--labels",
         "kind": "--calibration",
         "conditions": "--conditions",

@@ -19,7 +19,7 @@ DEFAULT_METHOD = "dilatequant"
 OPTION_NAMES = (
     *("method", "weight_bits", "activation_bits", "block_size", "steps", "step_groups", "static"),
     *("symmetric_activations", "asymmetric_weights", "keep", "layer_bits", "budget", "budget_widths", "split_skips"),
-    *("activation_budget", "activation_budget_widths"),
+    *("activation_budget", "activation_budget_widths", "step_correction"),
     *("seed", "samples", "labels", "calibration_choice", "tdac_radius", "tdac_diversity", "memory_gib", "outputs"),
     *("without", "iterations", "batch", "lr_weight", "lr_bias", "lr_weight_scale", "lr_scale", "lr_zero_point"),
     *("lr_rounding", "rounding_penalty", "layer_loss", "activation_drop", "scaling_iterations", "lr_equivalent"),

@@ -78,6 +78,8 @@ class SharedOptions:
         device: where the float model runs and blocks are trained, "cpu" or "cuda".
         attention: "int8" adds quantizers of attention's two products, for engines that run them in integers; None
             leaves them out.
+        step_correction: give every integer layer a bias row a step, from the mean error of each channel on trajectories
+            that nothing was trained on; left out where it does not lower the error on others of them.
         outputs: calibrate the 8-bit output tables that mode fast needs.
         without: parts of the method left out; for ablations.
         unused: options of other methods that were given, by name. They decide nothing; a record's provenance
@@ -112,6 +114,7 @@ class SharedOptions:
     memory_gib: float = number(2.0, 0.001, 4096)
     device: str = choice("cpu", *DEVICES)
     attention: str | None = choice(None, *ATTENTION)
+    step_correction: bool = flag(False)
     outputs: bool = flag(True)
     without: tuple[str, ...] = ()
     unused: Mapping[str, object] = field(default_factory=dict)

@@ -80,6 +80,12 @@ class QuantizeArguments:
             help="Average activation bits, each layer counted with its work, as 5: 4, 6 or 8 are chosen a layer."
         ),
     ] = None
+    step_correction: Annotated[
+        bool,
+        typer.Option(
+            "--step-correction", help="A bias row a step from trajectories held out, kept where it helps; for minmax."
+        ),
+    ] = False
     without: Annotated[
         str | None, typer.Option(help="Comma list of the method's parts to leave out, for ablations.")
     ] = None

@@ -15,6 +15,7 @@ STAGES = {
     "trajectory": "drawing calibration samples",
     "ranges": "calibrating ranges",
     "scales": "learning equivalent scales",
+    "correction": "correcting by step",
     "sensitivity": "measuring the sensitivity of layers",
     "weights": "searching weight scales",
     "rounding": "rounding blocks",

@@ -43,6 +43,7 @@ def summary_of(record: Record, out: Path, *, seconds: float) -> dict[str, Any]:
         "calibration": record.provenance["calibration"],
         "options": record.provenance["options"],
         "blocks": [{"name": h["block"], "relative_error": h["relative_error"]} for h in blocks],
+        "step_correction": next((h for h in record.provenance["history"] if h.get("stage") == "step-correction"), None),
         "finetuned": [h for h in record.provenance["history"] if h.get("stage") == "finetune"],
     }
 
@@ -98,6 +99,11 @@ def show_summary(summary: dict[str, Any]) -> None:
         share, left = 100 * stage["share_of_weights"], 100 * stage["share_of_error_left"]
         words = "as it was" if stage["kept"] == "start" else f"{left:.1f} % of the held-out error left"
         table.add_row(f"finetuned: {stage['part']}", f"{stage['layers']} layers, {share:.1f} % of the weights, {words}")
+    if summary["step_correction"]:
+        found = summary["step_correction"]
+        words = "kept" if found["kept"] == "rows" else "left out"
+        left = 100 * found["share_of_error_left"]
+        table.add_row("correction by step", f"{words}: {left:.1f} % of the held-out error with it")
     table.add_row("file", f"{summary['file_mib']:.2f} MiB")
     table.add_row("time", f"{summary['seconds']:.1f} s")
     console().print(table)

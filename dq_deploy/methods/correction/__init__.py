@@ -1,0 +1,1 @@
+"""What is corrected of a record once its layers are done."""
