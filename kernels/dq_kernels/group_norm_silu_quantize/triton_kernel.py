@@ -1,11 +1,14 @@
-"""Group normalisation, SiLU and codes on the GPU, in two forms that give the same bits.
+"""Group normalisation, SiLU and codes on the GPU, in three forms that give the same bits.
 
 Compiled and interpreted, never run.
 
 Passes over x: extremes (the exponents of the fixed point), sums (the mean), squares (the variance), then the result:
 four reads, of which the last three come from L2 where the tensor fits there (2.6 MB at 64x64x320 in float16).
 
-Form "whole", groups of little: one program a (sample, group) goes over its rows four times; one launch. Form "split",
+Form "resident", groups of up to 16,384 values with their padding: one program a (sample, group) keeps its values in
+registers through the three passes of the statistics, and reads them once more, from L1 or L2, for the result; one
+launch. (Kept for the result too they take every register: SiLU and codes of 64 values a thread spill.) Form "whole",
+groups that do not fit: one program a (sample, group) goes over its rows four times; one launch. Form "split",
 large groups at batch 1 or 2: programs of [rows, channels] tiles fill the GPU and meet in one workspace of integers by
 atomics; maxima and integer sums do not depend on the order, so the bits are the same. Seven launches: clear, three
 passes, the float64 results of the groups behind two of them, the codes. float64 is done once a group, not in every
@@ -19,8 +22,11 @@ from dq_kernels.gpu.device.blocks import (
     exponent_of,
     fixed_point,
     flag,
+    halves,
     is_finite,
+    joined,
     mean_of,
+    power_of_two,
     rstd_of,
     silu,
     squares,
@@ -173,6 +179,22 @@ def whole_statistics(x, row_0, channel, mask_channels, rows, x_pitch, count, eps
 
 
 @triton.jit
+def resident_statistics(v, mask, count, eps):
+    """Mean, rstd and peak distance of one group that lies in registers as a block."""
+    low = tl.min(tl.where(mask, v, float("inf")))
+    high = tl.max(tl.where(mask, v, float("-inf")))
+    e = exponent_of(tl.maximum(tl.abs(low), tl.abs(high)))
+    # values outside the mask are loaded as 0, whose integers are 0
+    upper, lower = halves(v, power_of_two(30 - e))
+    mean = mean_of(joined(tl.sum(upper), tl.sum(lower)), e, count)
+    peak = tl.maximum(tl.abs(low - mean), tl.abs(high - mean))
+    e2 = exponent_of(peak)
+    t = tl.where(mask, (v - mean) * power_of_two(15 - e2), 0.0)
+    upper, lower = halves(t, t)
+    return mean, rstd_of(joined(tl.sum(upper), tl.sum(lower)), e2, count, eps), peak
+
+
+@triton.jit
 def group_norm_silu_quantize_kernel(
     x,
     gamma,
@@ -219,14 +241,15 @@ def group_norm_silu_quantize_kernel(
     q_max_2,
     SILU: tl.constexpr,
     WHOLE_GROUPS: tl.constexpr,
+    RESIDENT: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
     TAIL: tl.constexpr,
 ):
     """Y = act(group_norm(x)) and its codes.
 
-    Form "whole": grid (groups, samples), the workspace is None. Form "split": the workspace is filled by
-    `statistics_kernel`, grid (row blocks, channel blocks, samples).
+    Forms "whole" and "resident": grid (groups, samples), the workspace is None. Form "split": the workspace is filled
+    by `statistics_kernel`, grid (row blocks, channel blocks, samples).
     y, codes_1 and codes_2 may be None.
     """
     part_0 = (codes_0, pre_0, inverse_0, zero_0, steps_0, first_0, channels_0, pitch_0, q_min_0, q_max_0)
@@ -252,7 +275,15 @@ def group_norm_silu_quantize_kernel(
     x += sample.to(tl.int64) * rows * x_pitch
     scale = tl.load(gamma + channel, mask=own, other=0.0)
     shift = tl.load(beta + channel, mask=own, other=0.0)
-    if WHOLE_GROUPS:
+    if RESIDENT > 0:
+        every = tl.arange(0, RESIDENT)
+        inside = (every < rows)[:, None] & own[None, :]
+        kept = tl.load(x + every[:, None] * x_pitch + channel[None, :], mask=inside, other=0.0)
+        means = resident_statistics(kept.to(tl.float32), inside, rows * width, eps)
+        mean = tl.zeros([BLOCK_CHANNELS], tl.float32) + means[0]
+        rstd = tl.zeros([BLOCK_CHANNELS], tl.float32) + means[1]
+        peak = tl.zeros([BLOCK_CHANNELS], tl.float32) + means[2]
+    elif WHOLE_GROUPS:
         count = rows * width
         means = whole_statistics(x, row_0, channel, own, rows, x_pitch, count, eps, BLOCK_ROWS)
         mean = tl.zeros([BLOCK_CHANNELS], tl.float32) + means[0]

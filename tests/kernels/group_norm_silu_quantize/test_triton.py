@@ -54,7 +54,12 @@ def assert_equal(found):
 
 
 # a program for each of many groups is slow to interpret
-FORMS = [(case, form) for case in TEST_CASES for form in ("whole", "split") if form == "split" or case.groups < 12]
+FORMS = [
+    (case, form)
+    for case in TEST_CASES
+    for form in ("whole", "resident", "split")
+    if form == "split" or case.groups < 12
+]
 
 
 @pytest.mark.parametrize(("case", "form"), FORMS, ids=lambda value: getattr(value, "name", value))
@@ -62,17 +67,21 @@ def test_results_and_codes_are_those_of_the_reference(case, form):
     assert_equal(launch(case.inputs(), form=form))
 
 
-@pytest.mark.parametrize(("form", "elements", "more"), [("whole", 32, 3), ("split", 64, 9), ("whole", 512, 130)])
+@pytest.mark.parametrize(
+    ("form", "elements", "more"), [("whole", 32, 3), ("split", 64, 9), ("whole", 512, 130), ("resident", 32, 3)]
+)
 def test_any_block_size_and_pitch_gives_the_same_bits(form, elements, more):
     assert_equal(launch(TEST_CASES[2].inputs(), form=form, elements=elements, more=more))
 
 
-@pytest.mark.parametrize(("dtype", "form"), [("float16", "whole"), ("bfloat16", "split")])
+@pytest.mark.parametrize(("dtype", "form"), [("float16", "whole"), ("bfloat16", "split"), ("float16", "resident")])
 def test_narrow_floats_are_read_exactly_and_rounded_once(dtype, form):
     assert_equal(launch(TEST_CASES[10].inputs(), dtype=dtype, form=form))
 
 
-@pytest.mark.parametrize(("form", "value"), [("whole", np.nan), ("split", np.inf), ("split", -np.inf)])
+@pytest.mark.parametrize(
+    ("form", "value"), [("whole", np.nan), ("split", np.inf), ("split", -np.inf), ("resident", np.nan)]
+)
 def test_a_value_that_is_not_finite_is_seen_and_leaves_other_samples_alone(form, value):
     inputs = TEST_CASES[3].inputs()
     inputs["x"][1, 4, 0] = value

@@ -7,6 +7,7 @@ as int64, so that no block size, no order and no number of programs changes a bi
 import triton
 import triton.language as tl
 
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 MIN_EXPONENT = tl.constexpr(-90)
 ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23
 WHOLE = tl.constexpr(8388608.0)  # 2^23: floats from here on are integers
@@ -23,6 +24,19 @@ def round_half_even(v):
     """Nearest integer, ties to even, of any float32 but NaN."""
     whole = tl.where(v < 0, -WHOLE, WHOLE)
     return tl.where(tl.abs(v) < WHOLE, (v + whole) - whole, v)
+
+
+@triton.jit
+def nearest_integer(v):
+    """int32 nearest integer, ties to even, of |v| <= 2^30: one instruction, as the machine converts to 32 bits.
+
+    A conversion to 64 bits is a quarter of its rate on data-centre GPUs and far less on others.
+    """
+    if INTERPRETED:
+        return round_half_even(v).to(tl.int32)
+    else:
+        asm: tl.constexpr = "cvt.rni.s32.f32 $0, $1;"
+        return tl.inline_asm_elementwise(asm, "=r,r", [v], dtype=tl.int32, is_pure=True, pack=1)
 
 
 @triton.jit
@@ -47,8 +61,24 @@ def exponent_of(peak):
 
 @triton.jit
 def fixed_point(x, e):
-    """int64 rne(x * 2^(30 - e)) of |x| < 2^e."""
-    return round_half_even(x * power_of_two(30 - e)).to(tl.int64)
+    """int64 rne(x * 2^(30 - e)) of |x| < 2^e, which is at most 2^30."""
+    return nearest_integer(x * power_of_two(30 - e)).to(tl.int64)
+
+
+@triton.jit
+def halves(v, scaled):
+    """High and low 15 bits of int32 rne(v * scaled), |v * scaled| <= 2^30: v = 2^15 * high + low, 0 <= low < 2^15.
+
+    Up to 2^15 of each are summed in int32, half the registers and instructions of sums in int64.
+    """
+    q = nearest_integer(v * scaled)
+    return q >> 15, q & 32767
+
+
+@triton.jit
+def joined(high, low):
+    """int64 of the sums of `halves`."""
+    return high.to(tl.int64) * 32768 + low.to(tl.int64)
 
 
 @triton.jit
@@ -59,9 +89,9 @@ def mean_of(total, e, count):
 
 @triton.jit
 def squares(x, mean, e2):
-    """int64 rne(t * t) of t = (x - mean) * 2^(15 - e2)."""
+    """int64 rne(t * t) of t = (x - mean) * 2^(15 - e2), which is at most 2^15 in size."""
     t = (x - mean) * power_of_two(15 - e2)
-    return round_half_even(t * t).to(tl.int64)
+    return nearest_integer(t * t).to(tl.int64)
 
 
 @triton.jit
@@ -141,6 +171,7 @@ def write_codes(y, rows, row_fits, channel, stored, sample, rows_of_sample, step
         v = y * m[None, :]
         low = (q_min - zero).to(tl.float32)
         high = (q_max - zero).to(tl.float32)
+        # not `nearest_integer`: with it more values wait in registers, 93 against 80 in geglu
         c = round_small(tl.minimum(tl.maximum(v, low), high))
         u = c.to(tl.int32) + (zero - q_min - 128)
         u = tl.where(inside[None, :], u, 0).to(tl.int8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dq_kernels.cpu.library import KernelInputError
@@ -15,6 +15,12 @@ from dq_kernels.gpu.tune.configurations import BlockConfiguration, channel_block
 MAX_GROUP_VALUES = 1 << 22
 """Values of one group: their sum of integers up to 2^30 is exact in float64."""
 MOST_PARTS = 3
+MOST_RESIDENT = 1 << 14
+"""Values of a group that 16 warps keep in registers, 32 a thread; with 64 a thread the statistics spill."""
+VALUES_OF_WARP = 1 << 10
+"""Of a resident group: 32 a thread."""
+LEAST_RESIDENT = 4
+"""Channels of a resident block."""
 
 Workspace = Callable[[Blank], Any]
 """Makes an array of a kind; called once a launch list."""
@@ -233,7 +239,9 @@ def group_norm_silu_quantize_calls(
     configuration: BlockConfiguration,
     workspace: Workspace,
 ) -> list[KernelCall]:
-    """One launch of form "whole", seven of form "split": see the kernel's module.
+    """One launch of forms "whole" and "resident", seven of form "split": see the kernel's module.
+
+    A group that does not fit into registers runs in form "whole" where "resident" is asked for.
 
     Raises:
         KernelInputError: an array is of another kind, groups do not divide the channels, or a group is too large.
@@ -245,13 +253,14 @@ def group_norm_silu_quantize_calls(
             f"{MAX_GROUP_VALUES} values in a group"
         )
     width = channels // groups
-    whole = configuration.form == "whole"
+    configuration = resident_or_whole(configuration, rows, width)
+    whole = configuration.form != "split"
+    resident = next_power(rows) if configuration.form == "resident" else 0
     if whole:
-        block_channels = max(16, next_power(width))
+        block_channels = max(LEAST_RESIDENT if resident else 16, next_power(width))
         block_rows = min(max(1, configuration.elements // block_channels), next_power(rows))
         grid, words = (groups, batch, 1), None
-        tail = next_power(max([0, *(output.pitch - output.channels for output in outputs)]))
-        tail = tail if any(output.pitch > output.channels for output in outputs) else 0
+        tail = tail_of(outputs)
     else:
         extent = max([channels, *(output.end for output in outputs)])
         block_rows, block_channels = blocks_of(configuration, rows, extent)
@@ -264,11 +273,27 @@ def group_norm_silu_quantize_calls(
         "eps_bits": bits_of(eps),
     }
     blocks = {"BLOCK_ROWS": block_rows, "BLOCK_CHANNELS": block_channels}
-    constants = {"SILU": silu, "WHOLE_GROUPS": whole, **blocks, "TAIL": tail}
+    constants = {"SILU": silu, "WHOLE_GROUPS": whole, "RESIDENT": resident, **blocks, "TAIL": tail}
     last = one_call("group_norm_silu_quantize_kernel", grid, arguments, constants, configuration)
     if whole:
         return [last]
     return [*statistics_calls(arguments, configuration, batch, blocks), last]
+
+
+def tail_of(outputs: Sequence[CodeOutput]) -> int:
+    """Columns of zeros that a program writes behind the last channels, a power of 2; 0 for none."""
+    behind = max([0, *(output.pitch - output.channels for output in outputs)])
+    return next_power(behind) if behind else 0
+
+
+def resident_or_whole(configuration: BlockConfiguration, rows: int, width: int) -> BlockConfiguration:
+    """The configuration of a group of `rows` x `width` values: warps by its size where it stays in registers."""
+    if configuration.form != "resident":
+        return configuration
+    values = next_power(rows) * max(LEAST_RESIDENT, next_power(width))
+    if values > MOST_RESIDENT:
+        return replace(configuration, form="whole")
+    return replace(configuration, warps=min(16, max(4, values // VALUES_OF_WARP)))
 
 
 def statistics_calls(

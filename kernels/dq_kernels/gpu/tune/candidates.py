@@ -11,8 +11,8 @@ from dq_kernels.gpu.tune.configurations import (
 )
 
 TILES = ((16, 64), (32, 64), (64, 64), (64, 128), (128, 16), (128, 64), (128, 128), (128, 256), (256, 128))
-MOST_ACCUMULATORS = 128
-"""A thread; with more nothing is left for the operands."""
+ACCUMULATORS = (8, 64)
+"""A thread, least and most: with fewer its loads are not paid for, with 128 the epilogue spills (docs/measured.md)."""
 
 
 def candidates(op: str, architecture: int, bits: int = 8) -> list[Configuration]:
@@ -34,15 +34,15 @@ def candidates(op: str, architecture: int, bits: int = 8) -> list[Configuration]
             for chunk in (1, 4, 16)
             if one.warps == 4
         ]
-        return [*made, *split]
+        return [*made, *split, BlockConfiguration(elements=2048, warps=8, form="resident")]
     found: list[Configuration] = []
     for block_m, block_n in TILES:
-        for block_k in (32, 64, 128):
-            for stages in (2, 3, 4, 5):
+        for block_k in (64, 128):
+            for stages in (3, 4):
                 for warps in (4, 8):
                     if shared_bytes(block_m, block_n, block_k, stages, bits) > SHARED_BYTES[architecture]:
                         continue
-                    if not 2 <= block_m * block_n // (32 * warps) <= MOST_ACCUMULATORS:
+                    if not ACCUMULATORS[0] <= block_m * block_n // (32 * warps) <= ACCUMULATORS[1]:
                         continue
                     found.append(
                         ProductConfiguration(

@@ -80,7 +80,7 @@ class BlockConfiguration:
     Attributes:
         elements: of x in one block of a program.
         warps: of a program.
-        form: "whole" or "split", of group_norm_silu_quantize.
+        form: one of `FORMS`, of group_norm_silu_quantize.
         chunk: blocks of rows that one program of a statistics pass goes over.
     """
 
@@ -91,6 +91,8 @@ class BlockConfiguration:
 
 
 Configuration = ProductConfiguration | BlockConfiguration
+FORMS = ("whole", "resident", "split")
+"""A group by one program in several passes, by one program that keeps it in registers, by several programs."""
 PRODUCTS = ("int_linear", "int_conv2d")
 
 
@@ -150,8 +152,8 @@ def configuration_from(op: str, values: Mapping[str, Any]) -> Configuration:
             raise KernelInputError(f"configuration {found} of {op}: stages, group_m or splits out of range")
     else:
         powers |= {"elements": (found.elements, 32)}
-        if found.form not in ("whole", "split") or found.chunk < 1:
-            raise KernelInputError(f'configuration {found} of {op}: expected form "whole" or "split" and chunk from 1')
+        if found.form not in FORMS or found.chunk < 1:
+            raise KernelInputError(f"configuration {found} of {op}: expected form {', '.join(FORMS)} and chunk from 1")
     for name, (value, least) in powers.items():
         if value < least or value & (value - 1):
             raise KernelInputError(f"{name} of {op} is {value}, expected a power of 2 from {least}; correct the table")

@@ -171,3 +171,25 @@ def test_arguments_are_all_that_the_kernels_take():
     for call in found:
         kernel = getattr(importlib.import_module(calls.KERNELS[call.kernel]), call.kernel)
         assert {*call.arguments, *call.constants} == set(kernel.arg_names), call.kernel
+
+
+@pytest.mark.parametrize(
+    ("rows", "channels", "form", "launches"),
+    [(7, 40, "resident", 1), (2048, 64, "resident", 1), (2049, 64, "whole", 1)],
+)
+def test_a_group_that_does_not_fit_into_registers_is_read_in_several_passes(rows, channels, form, launches):
+    """8 groups: 16,384 values with their padding are the most."""
+    x = Blank((2, rows, channels), "float16")
+    affine = {name: Blank((channels,), "float32") for name in ("gamma", "beta")}
+    found = float_calls.group_norm_silu_quantize_calls(
+        x,
+        STEP,
+        [blank_output(2, rows, channels)],
+        **affine,
+        groups=8,
+        eps=1e-5,
+        configuration=replace(BLOCKS, form="resident"),
+        workspace=lambda blank: blank,
+    )
+    assert len(found) == launches
+    assert (found[-1].constants["RESIDENT"] > 0) is (form == "resident")
