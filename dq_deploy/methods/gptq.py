@@ -64,7 +64,7 @@ class _Rounding:
         self,
         run: Run,
         prepared: Prepared,
-        start: Mapping[str, Layer],
+        start: dict[str, Layer],
         inputs: Mapping[str, Array],
         options: GptqOptions,
         *,
@@ -94,12 +94,12 @@ class _Rounding:
         self.rounding = BlockRounding(self.walk, settings, seed=options.seed, limit_bytes=work)
 
     def treat(self, reached: Reached) -> FinishedBlock:
-        """Round a block's layers.
+        """Round a block's layers, whose starts are no longer kept.
 
         Raises:
             DivergedError: its output is not finite.
         """
-        layers = self.rounding.layers(reached, self.start)
+        layers = self.rounding.layers(reached, {name: self.start.pop(name) for name in reached.layers})
         block = self.walk.quantized_block(reached.block)
         block.place(layers, self.walk.context)
         given = self.walk.outputs_at(block.module, reached.given, self.compared)

@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from dq_deploy.errors import NonFiniteError
 from dq_deploy.methods.prepare.preparation import PreparedLayer
 from dq_deploy.methods.ranges.scales import weight_range
-from dq_deploy.methods.second_order.statistics import LayerStatistics
+from dq_deploy.methods.ranges.step_ranges import batches
+from dq_deploy.methods.second_order.statistics import AT_ONCE, TILE, LayerStatistics
 from dq_deploy.numerics.arrays import F32
 from dq_deploy.record import Layer, Part
 from dq_deploy.record.checks import SCALE_MAX, SCALE_MIN
@@ -82,6 +83,13 @@ class _Grid:
         # an 8-bit code with a zero point need not fit int8, so these have none: see `full_weight_range`
         self._low = [(low - zero).clamp(min=-128).double() for zero in zeros]
         self._high = [(high - zero).clamp(max=127).double() for zero in zeros]
+
+    def of_rows(self, rows: slice) -> _Grid:
+        """The grid of some output channels."""
+        found = copy(self)
+        found.scales = [scale[rows] for scale in self.scales]
+        found._low, found._high = [end[rows] for end in self._low], [end[rows] for end in self._high]
+        return found
 
     def part_of(self, column: int) -> int:
         """Which part a column is of."""
@@ -140,7 +148,7 @@ def rounded_layer(prepared: PreparedLayer, start: Layer, seen: LayerStatistics, 
         scales = [torch.from_numpy(part.weight_scale[0, chosen].copy()).to(device) for part in start.parts]
         bias = None if start.bias is None else torch.from_numpy(start.bias[chosen].copy()).to(device).double()
         grid = _Grid(start, scales, chosen)
-        pieces.append(_rounded_group(weight[g].double(), bias, grid, seen, g, settings))
+        pieces.append(_rounded_group(weight[g], bias, grid, seen, g, settings))
     q = torch.cat([piece.q for piece in pieces]).reshape(prepared.weight.shape).cpu()
     found = [torch.cat([piece.scales[i] for piece in pieces]).cpu().numpy() for i in range(len(start.parts))]
     ends = np.cumsum(prepared.widths)[:-1].tolist()
@@ -155,7 +163,7 @@ def rounded_layer(prepared: PreparedLayer, start: Layer, seen: LayerStatistics, 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Rounded:
-    """What became of one channel group: [C_out, K] w_q, [C_out] scales of each part, [C_out] float64 bias or None."""
+    """A channel group: [C_out, K] int16 w_q, [C_out] scales of each part, [C_out] float64 bias or None."""
 
     q: torch.Tensor
     scales: list[torch.Tensor]
@@ -174,31 +182,43 @@ def _rounded_group(
     mean_x, mean_y = seen.sum_x[g] / count, seen.sum_y[g] / count
     square, free = seen.square[g], settings.bias and bias is not None
     if free:
-        square.addr_(mean_x, mean_x, alpha=-count)
+        for piece in batches(len(square), TILE):  # a product of the whole would be a second matrix
+            square[piece] -= torch.outer(mean_x[piece] * count, mean_x)
     away = _missed(weight, bias, seen, g, free) if settings.float_targets else None
     diagonal = square.diagonal()
     diagonal += settings.damping * (float(diagonal.mean()) or 1.0)
     factor = lower_factor(square, seen.site.name)
-    target = weight if away is None else weight + solved(factor, away)
-    q = _codes(target, factor, grid, settings)
-    if settings.rescale:
-        grid = grid.fitted(q, target, factor)
-        q = _codes(target, factor, grid, settings)
-    if free:
-        assert bias is not None
-        wanted = mean_y if settings.float_targets else bias + weight @ mean_x
-        bias = wanted - grid.values(q) @ mean_x
-    return _Rounded(q=q, scales=grid.scales, bias=bias)
+    codes, scales, biases = [], [], []
+    for rows in batches(len(weight), max(1, AT_ONCE // weight.shape[1])):
+        own, part = weight[rows].double(), grid.of_rows(rows)
+        target = own if away is None else own + solved(factor, away[rows])
+        q = _codes(target, factor, part, settings)
+        if settings.rescale:
+            part = part.fitted(q, target, factor)
+            q = _codes(target, factor, part, settings)
+        if free:
+            assert bias is not None
+            wanted = mean_y[rows] if settings.float_targets else bias[rows] + own @ mean_x
+            biases.append(wanted - part.values(q) @ mean_x)
+        codes.append(q.to(torch.int16))
+        scales.append(part.scales)
+    return _Rounded(
+        q=torch.cat(codes),
+        scales=[torch.cat(of_part) for of_part in zip(*scales, strict=True)],
+        bias=torch.cat(biases) if free else bias,
+    )
 
 
 def _missed(weight: torch.Tensor, bias: torch.Tensor | None, seen: LayerStatistics, g: int, free: bool) -> torch.Tensor:
-    """G - W H: how the float outputs and those of the float weights differ over the rows, [C_out, K]."""
+    """G - W H: how the float outputs and those of the float weights differ over the rows, [C_out, K], in G's place."""
     given = seen.cross[g]
     if free:
-        given = given - torch.outer(seen.sum_y[g], seen.sum_x[g] / max(seen.rows, 1))
+        given -= torch.outer(seen.sum_y[g], seen.sum_x[g] / max(seen.rows, 1))
     elif bias is not None:
-        given = given - torch.outer(bias, seen.sum_x[g])
-    return given - weight @ seen.square[g]
+        given -= torch.outer(bias, seen.sum_x[g])
+    for rows in batches(len(weight), max(1, AT_ONCE // weight.shape[1])):
+        given[rows] -= weight[rows].double() @ seen.square[g]
+    return given
 
 
 def _codes(target: torch.Tensor, factor: torch.Tensor, grid: _Grid, settings: SecondOrder) -> torch.Tensor:
@@ -253,7 +273,7 @@ def solved(factor: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
     return torch.cholesky_solve(given.T, factor).T.contiguous()
 
 
-def _with_codes(part: Part, q: NDArray[np.float64], scale: F32) -> Part:
+def _with_codes(part: Part, q: NDArray[np.int16], scale: F32) -> Part:
     zero = part.w_zero_point[0].reshape((-1,) + (1,) * (q.ndim - 1))
     code = np.ascontiguousarray((q + zero).astype(np.int8)[None])
     return replace(part, w_code=code, weight_scale=np.ascontiguousarray(scale[None]))

@@ -20,8 +20,12 @@ from dq_deploy.simulation.fake_quant import IntegerLayer, along
 TILE = 1024
 """Columns of H that one product gives; only its lower triangle is computed."""
 
-ROWS_A_SUM = 2048
-"""Rows that are multiplied at once."""
+AT_ONCE = 1 << 22
+"""Weights of output channels that are rounded at once; the others wait as float32."""
+
+ROWS_A_SUM, LEAST_ROWS = 2048, 256
+VALUES_A_SUM = 1 << 24
+"""Rows that are multiplied at once, and values where a row is long."""
 
 
 class DequantizedInput(IntegerLayer):
@@ -46,9 +50,19 @@ def rows_of_input(site: LayerSite) -> int:
 
 
 def statistics_bytes(prepared: PreparedLayer) -> int:
-    """Most bytes that rounding one layer takes: H, its weights in eight forms of float64, and rows that wait."""
+    """Most bytes that rounding one layer takes.
+
+    H (8 a pair of columns), four forms of its weights (22 bytes each together), rows that wait in four forms of
+    float32, and eight float64 forms of the weights that are rounded at once.
+    """
     columns, outs, groups = columns_of(prepared), prepared.site.out_channels, prepared.site.groups
-    return 8 * groups * columns**2 + 8 * 8 * outs * columns + 4 * 6 * ROWS_A_SUM * columns * groups
+    rows = 16 * rows_a_sum(columns * groups) * columns * groups
+    return 8 * groups * columns**2 + 22 * outs * columns + rows + 64 * min(outs * columns, AT_ONCE)
+
+
+def rows_a_sum(columns: int) -> int:
+    """Rows of so many columns that are multiplied at once."""
+    return max(LEAST_ROWS, min(ROWS_A_SUM, VALUES_A_SUM // columns))
 
 
 def columns_of(prepared: PreparedLayer) -> int:
@@ -87,13 +101,14 @@ class LayerStatistics:
         self.cross = torch.zeros((groups, outs, columns) if outputs else (0, 0, 0), **kind)
         self.sum_x = torch.zeros((groups, columns), **kind)
         self.sum_y = torch.zeros((groups, outs), **kind)
+        self._rows_a_sum = rows_a_sum(groups * columns)
         self._waiting: list[tuple[torch.Tensor, torch.Tensor | None]] = []
 
     def add(self, x: torch.Tensor, y: torch.Tensor | None) -> None:
         """Take in what a layer read of some inputs, and what the float layer gave for them."""
         rows, outputs = self._drawn(x, y)
         self._waiting.append((rows, outputs))
-        if sum(len(waiting) for waiting, _ in self._waiting) >= ROWS_A_SUM:
+        if sum(len(waiting) for waiting, _ in self._waiting) >= self._rows_a_sum:
             self.flush()
 
     def flush(self) -> None:
