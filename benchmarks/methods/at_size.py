@@ -1,6 +1,6 @@
 """Method gptq at the size of Stable Diffusion 1.5, from a few layers of a UNet with random weights.
 
-    python -m benchmarks.methods.at_size                    # about five minutes of one core
+    python -m benchmarks.methods.at_size                    # about five minutes of one core, CPU seconds
     python -m benchmarks.methods.at_size --columns 2880,5760 --prompts 8 --steps 20
 
 Neither time nor memory depends on the weights' values. What is timed: a forward pass, the search of weight scales, and
@@ -39,31 +39,31 @@ def forward_seconds(denoiser: Denoiser) -> float:
     inputs = {name: torch.from_numpy(value) for name, value in example_inputs(denoiser.call, 1, 0).items()}
     with torch.inference_mode():
         call_denoiser(denoiser.module, inputs, denoiser.call.constants)
-        start = time.perf_counter()
+        start = time.process_time()
         call_denoiser(denoiser.module, inputs, denoiser.call.constants)
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def measured_layer(layer: PreparedLayer, rows: int) -> dict[str, float]:
     """Seconds of a layer's scale search, of its sums over so many rows, and of its rounding."""
-    start = time.perf_counter()
+    start = time.process_time()
     weights = [quantized_weight(layer.weight, layer.weight_bits, asymmetric=False)]
     table = (np.full(1, 0.02, np.float32), np.zeros(1, np.int32))
     first = build_layer(layer, tables=[table], weights=weights, bias=layer.bias, output=None, symmetric=False)
-    search = time.perf_counter() - start
+    search = time.process_time() - start
     seen = LayerStatistics(layer, share=1, seed=0, outputs=True)
     generator, columns, outs = torch.Generator().manual_seed(0), columns_of(layer), layer.site.out_channels
     sums = 0.0
     for at in range(0, rows, 1024):
         x = torch.randn((min(1024, rows - at), 1, columns), generator=generator)
         y = torch.randn((len(x), 1, outs), generator=generator)
-        start = time.perf_counter()
+        start = time.process_time()
         seen._waiting.append((x, y))
         seen.flush()
-        sums += time.perf_counter() - start
-    start = time.perf_counter()
+        sums += time.process_time() - start
+    start = time.process_time()
     rounded_layer(layer, first, seen, SecondOrder())
-    return {"search_s": search, "sums_s": sums, "rounding_s": time.perf_counter() - start}
+    return {"search_s": search, "sums_s": sums, "rounding_s": time.process_time() - start}
 
 
 def whole(layers: Sequence[PreparedLayer], rates: dict[str, float], inputs: int, forward_s: float) -> dict[str, float]:
