@@ -17,6 +17,7 @@ from dq_deploy.methods.prepare.calibration_inputs import collect_inputs
 from dq_deploy.methods.training import finetuning
 from dq_deploy.methods.training.finetuning import STAGES, Finetuner, Stage, stages_of
 from dq_deploy.methods.training.held_out import train_and_held_out
+from dq_deploy.methods.training.pieces import Pieces
 from dq_deploy.models import Denoiser, quantizable_layers
 from dq_deploy.record import Record
 from dq_deploy.simulation.fake_quant import simulate
@@ -111,6 +112,21 @@ def test_only_the_stage_s_weights_move_and_activation_scales_of_every_layer() ->
             np.testing.assert_array_equal(start().layers[name].bias, layer.bias)
     assert moved
     assert 0 < note["share_of_weights"] < 0.2
+
+
+def test_blocks_computed_again_and_small_pieces_train_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = tuner(finetune_iterations=1, batch=4).run(attention(), 0, start())
+    monkeypatch.setattr(finetuning, "pieces_that_fit", lambda *_args, **_more: Pieces(size=2, again=True))
+    pieces, _ = tuner(finetune_iterations=1, batch=4).run(attention(), 0, start())
+    for name, layer in whole.layers.items():
+        np.testing.assert_allclose(pieces.layers[name].parts[0].scale, layer.parts[0].scale, rtol=1e-2)
+
+
+def test_one_input_that_does_not_fit_is_refused_with_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = tuner(finetune_iterations=1, batch=4)
+    monkeypatch.setattr(finetuning, "GIB", 1000)
+    with pytest.raises(OptionError, match=r"memory_gib is 2, expected at least .*: training stage attention keeps"):
+        small.run(attention(), 0, start())
 
 
 def test_no_iterations_change_nothing() -> None:
