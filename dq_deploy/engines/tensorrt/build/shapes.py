@@ -13,6 +13,10 @@ Profile = Mapping[str, SizeRange]
 """Smallest, best and largest shape of each input, by its name."""
 
 BATCHES = (1, 1, 8)
+"""Smallest, best and largest batch of a denoiser without conditions."""
+GUIDED_BATCHES = (1, 2, 8)
+"""The same with conditions."""
+UNCONDITIONAL = frozenset({"sample", "hidden_states", "timestep"})
 _EXAMPLE = "such as sample:1x4x64x64..2x4x64x64..8x4x96x96"
 
 
@@ -118,7 +122,9 @@ def _default(
     if not isinstance(dim, str):
         return (dim, dim, dim)
     if dim == BATCH or (index == 0 and manifest.sizes is None):
-        return BATCHES
+        # guidance runs a sample with its condition and one without
+        guided = set(inputs) - UNCONDITIONAL
+        return GUIDED_BATCHES if guided else BATCHES
     if dim in (manifest.sizes or {}):
         return _around(dim, manifest)
     sample = inputs.get("sample", [])

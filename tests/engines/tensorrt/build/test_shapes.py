@@ -32,9 +32,13 @@ def test_the_default_is_one_to_eight_samples_of_the_models_size():
     profile = profile_from_texts([], engine_manifest(**FIXED))
     assert profile["sample"].text() == "1x1x32x32..1x1x32x32..8x1x32x32"
     assert profile["timestep"] == SizeRange(min=(1,), opt=(1,), max=(8,))
+
+
+def test_a_denoiser_with_a_condition_is_best_at_two_samples():
+    """Guidance runs a sample with its condition and one without."""
     free = profile_from_texts([], engine_manifest(**FREE))
-    assert free["sample"].text() == "1x4x64x64..1x4x64x64..8x4x64x64"
-    assert free["encoder_hidden_states"].text() == "1x77x768..1x77x768..8x77x768"
+    assert free["sample"].text() == "1x4x64x64..2x4x64x64..8x4x64x64"
+    assert free["encoder_hidden_states"].text() == "1x77x768..2x77x768..8x77x768"
 
 
 def test_a_given_range_holds_for_every_input_that_shares_the_dimension():
