@@ -1,7 +1,7 @@
 """Method gptq at the size of Stable Diffusion 1.5, from a few layers of a UNet with random weights.
 
-    python -m benchmarks.methods.at_size                    # about five minutes of one core, CPU seconds
-    python -m benchmarks.methods.at_size --columns 2880,5760 --prompts 8 --steps 20
+    python -m benchmarks.unets.second_order                    # about five minutes of one core, CPU seconds
+    python -m benchmarks.unets.second_order --columns 2880,5760 --prompts 8 --steps 20
 
 Neither time nor memory depends on the weights' values. What is timed: a forward pass, the search of weight scales, and
 for one layer of each width (columns of its weight) the sums over rows and the rounding. The hours of the whole follow
