@@ -53,10 +53,10 @@ def statistics_bytes(prepared: PreparedLayer) -> int:
     """Most bytes that rounding one layer takes.
 
     H (8 a pair of columns), four forms of its weights (22 bytes each together), and what is larger: rows that wait in
-    four forms of float32, or eight float64 forms of the weights that are rounded at once.
+    five forms of float32, or eight float64 forms of the weights that are rounded at once.
     """
     columns, outs, groups = columns_of(prepared), prepared.site.out_channels, prepared.site.groups
-    rows = 16 * rows_a_sum(columns * groups) * columns * groups
+    rows = 20 * rows_a_sum(columns * groups) * columns * groups
     return 8 * groups * columns**2 + 22 * outs * columns + max(rows, 64 * min(outs * columns, AT_ONCE))
 
 
