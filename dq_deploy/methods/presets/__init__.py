@@ -12,7 +12,7 @@ PRESETS = ("fast", "balanced", "best")
 """How long a method works: files beside this module, `<name>.yaml`."""
 
 BIT_PRESETS = ("w4a4-mixed", "w4a6-mixed", "w5a5-mixed")
-"""Which bits layers get: files beside this module that say nothing else."""
+"""Which bits layers get, and what training needs other at them: files beside this module."""
 
 DEFAULT_PRESET = "balanced"
 
