@@ -38,5 +38,6 @@ def script_of(blocks: list[Block]) -> str:
 
 
 def comparable(line: str) -> str:
-    """A printed line without numbers, frames and widths, which differ between machines."""
-    return " ".join(re.sub(r"[\d.,]+", "#", re.sub(r"[─-╿]", " ", line)).split())
+    """A printed line without numbers, frames, widths and the CPU, which differ between machines."""
+    line = re.sub(r"^[^;]+; (?=avx)|(?<= on )[^;]+(?=;)|\b(avx|fma|amx)\w*", " ", re.sub(r"[─-╿]", " ", line))
+    return " ".join(re.sub(r"[\d.,]+", "#", line).split())

@@ -188,6 +188,8 @@ def test_bits_stand_beside_a_preset_for_the_time(tmp_path: Path) -> None:
     assert both == replace(options_from_preset("fast", method="quest"), samples=5)
     with pytest.raises(OptionError, match="presets fast and best were given, expected one of"):
         options_from_preset("fast,best")
+    with pytest.raises(OptionError, match="presets w4a4-mixed and w5a5-mixed were given, expected one of"):
+        options_from_preset("fast,w4a4-mixed,w5a5-mixed")
 
 
 def test_a_users_preset_is_read_and_overridden(tmp_path: Path) -> None:

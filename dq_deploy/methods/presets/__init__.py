@@ -93,9 +93,10 @@ def options_from_preset(preset: str, **overrides: Any) -> SharedOptions:
         FileProblemError: the preset cannot be read.
     """
     names = [preset] if Path(preset).is_file() else [name.strip() for name in preset.split(",")]
-    if len(named := [name for name in names if name in PRESETS]) > 1:
-        raise OptionError(f"presets {' and '.join(named)} were given, expected one of {', '.join(PRESETS)}")
-    if not named:  # a file may leave out what a method needs other than its neighbours
+    for kind in (PRESETS, BIT_PRESETS):
+        if len(given := [name for name in names if name in kind]) > 1:
+            raise OptionError(f"presets {' and '.join(given)} were given, expected one of {', '.join(kind)}")
+    if not any(name in PRESETS for name in names):  # a file may leave out what a method needs other than its neighbours
         names = [DEFAULT_PRESET, *names]
     method = overrides.get("method")
     if method is None:  # the last preset that names one

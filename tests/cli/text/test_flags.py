@@ -25,6 +25,7 @@ NO_OPTIONS = ("`ldm`",)
 """Words in backticks that are a value in a settings file."""
 
 ONE_COMMAND = {
+    "dq_deploy/bench/native_baseline.py": "dq-bench",
     "dq_deploy/verify/output/float_source.py": "dq-verify",
     "dq_deploy/pipelines/quantized.py": "dq-sample",
     "dq_deploy/serve/opening.py": "dq-serve",
