@@ -109,7 +109,7 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "hash_check": "--hash-check/--no-hash-check",
     },
     "dq-verify": {"engine": "--engine", "record": "--ckpt", "model": "--float-model", "exact": "--exact", **_RUN},
-    "dq-bench": {"engine": "--engine", "batches": "--batch", **_RUN},
+    "dq-bench": {"baseline": "--baseline", "engine": "--engine", "batches": "--batch", **_RUN},
     "dq-sample": {
         "record": "--ckpt",
         "engine": "--engine",
