@@ -16,7 +16,7 @@ from dq_deploy.methods.training.resume import discard_state
 from dq_deploy.record import Record, content_sha256, load_record
 from tests.tiny import tiny_conditional_denoiser, tiny_denoiser
 
-QUICK: dict[str, Any] = {"steps": 2, "samples": 4, "iterations": 1, "batch": 4, "finetune_iterations": 2}
+QUICK: dict[str, Any] = {"steps": 2, "samples": 4, "iterations": 1, "batch": 4, "finetune_iterations": 4}
 QUICK |= {"lr_scale": 2e-3, "lr_zero_point": 0.0, "lr_bias": 5e-3}
 W4A4 = {"weight_bits": 4, "activation_bits": 4}
 
