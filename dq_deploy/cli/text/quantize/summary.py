@@ -91,8 +91,11 @@ def show_summary(summary: dict[str, Any]) -> None:
     if "conditions" in told:
         table.add_row("conditions", told["conditions"])
     if summary["blocks"]:
-        iterations = summary["options"]["iterations"]
-        table.add_row("trained", f"{len(summary['blocks'])} blocks, {iterations} iterations each")
+        if summary["method"] == "gptq":
+            table.add_row("rounded", f"{len(summary['blocks'])} blocks, by second-order statistics")
+        else:
+            iterations = summary["options"]["iterations"]
+            table.add_row("trained", f"{len(summary['blocks'])} blocks, {iterations} iterations each")
         worst = max(summary["blocks"], key=lambda block: block["relative_error"])
         table.add_row("largest block error", f"{100 * worst['relative_error']:.2f} % of {worst['name']}")
     for stage in summary["finetuned"]:

@@ -11,7 +11,6 @@ namespace {
 #include "igemm/zmm.inc"
 #include "igemm/finish.inc"
 #include "igemm/finish_vector.inc"
-#include "igemm/unpack.inc"
 #include "igemm/tiles/instructions.inc"
 #include "igemm/tiles/multiply.inc"
 // clang-format on
@@ -35,7 +34,6 @@ namespace {
 #include "igemm/tiles/vectors.inc"
 #include "igemm/finish.inc"
 #include "igemm/finish_vector.inc"
-#include "igemm/unpack.inc"
 #include "igemm/tiles/emulated.inc"
 #include "igemm/tiles/multiply.inc"
 // clang-format on
