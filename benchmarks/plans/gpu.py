@@ -7,7 +7,8 @@ The CIFAR-10 UNet and Stable Diffusion 1.5 shapes with random weights: time does
 lie in the work folder are not built again, so that a machine without a network gets them from another. A plan is built
 for this machine's GPU; where there is none it is for compute capability 8.0. Where the builder has no such capability
 (TensorRT-RTX 1.7 refuses 9.0), a plan for 8.0 is tried in its place, and what comes of it is written down either way.
-Convolutions have two forms for TensorRT-RTX, products over patches and the library's own: both are measured.
+Convolutions have two forms for TensorRT-RTX, products over patches and the library's own: both are measured. `--static`
+takes one quantizer for all steps, whose scale is in the weights: nothing is multiplied behind a convolution then.
 Rows are appended to benchmarks/results/gpu_plans.jsonl. Never run so far: the project has had no GPU with TensorRT.
 """
 
@@ -42,7 +43,12 @@ PLAIN_CAPABILITY = "8.0"
 def plan_name(model: str, arguments: argparse.Namespace) -> str:
     """A plan's file without its ending: what it was made for."""
     form = "" if arguments.conv == FORMS[0] else f"-{arguments.conv}"
-    return f"{model}-w{arguments.weights}a8-{arguments.runtime}-{arguments.compute_capability}{form}"
+    return f"{record_name(model, arguments)}-{arguments.runtime}-{arguments.compute_capability}{form}"
+
+
+def record_name(model: str, arguments: argparse.Namespace) -> str:
+    """A record's file without its ending: static scales are symmetric too, so that nothing is padded or looked up."""
+    return f"{model}-w{arguments.weights}a8{'-static' if arguments.static else ''}"
 
 
 def plan_of(model: str, arguments: argparse.Namespace) -> Path:
@@ -56,7 +62,7 @@ def plan_of(model: str, arguments: argparse.Namespace) -> Path:
     plan = arguments.work / f"{name}.plan"
     if plan.is_file():
         return plan
-    ckpt, onnx = arguments.work / f"{model}-w{arguments.weights}a8.pt", arguments.work / f"{name}.onnx"
+    ckpt, onnx = arguments.work / f"{record_name(model, arguments)}.pt", arguments.work / f"{name}.onnx"
     if not ckpt.is_file():
         more = {} if model == "cifar" else {"calibration": CalibrationSource(kind="random"), "memory_gib": 4.0}
         record = dq_deploy.quantize(
@@ -66,6 +72,8 @@ def plan_of(model: str, arguments: argparse.Namespace) -> Path:
             activation_bits=8,
             steps=4,
             samples=1,
+            static=arguments.static,
+            symmetric_activations=arguments.static,
             **more,
         )
         dq_deploy.save_record(record, ckpt)
@@ -210,6 +218,7 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--runtime", choices=RUNTIMES, default=RUNTIMES[0])
     parser.add_argument("--compute-capability", help="of TensorRT-RTX plans that are built; this GPU's by default")
     parser.add_argument("--conv", choices=FORMS, default=FORMS[0], help="form of convolutions, with --build-only")
+    parser.add_argument("--static", action="store_true", help="one symmetric activation quantizer for all steps")
     parser.add_argument("--weights", type=int, choices=(4, 8), default=8, help="bits of a weight")
     parser.add_argument("--batch", type=int, action="append", help="repeatable; 1 and 8 by default")
     parser.add_argument("--rounds", type=int, default=9, help="fewer than 7 leave out the float16 plan")

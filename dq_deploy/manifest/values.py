@@ -136,6 +136,8 @@ class ManifestPart(Entries):
         offset_table: name of the step table with the offsets then.
         offset_shift: what is added to an entry of that table.
         layout: `nchw`, `nhwc` or `last`: the axis of channels.
+        scale_at: `weights` where the product's weights carry s * s_w, so that its float term is A * (s * s_w); `behind`
+            where they carry s_w and the product is multiplied by s[t], (A * s_w) * s[t]; None of other targets.
         product: sizes of the product.
     """
 
@@ -153,6 +155,7 @@ class ManifestPart(Entries):
     offset_table: TextOrNull = None
     offset_shift: WholeOrNull = None
     layout: TextOrNull = None
+    scale_at: Text | None = None
     product: ProductShape | None = None
     nulls: frozenset[str] = field(default=PART_NULLS, repr=False, compare=False)
 
@@ -169,6 +172,8 @@ class ManifestLayer(Entries):
         reason: why it is not integer, or an empty text.
         output: name of the float tensor it hands on.
         output_codes: node that makes its output's codes, in mode fast.
+        bias_at: `last_product` where the last part's convolution adds it, in the engine's own rounding and in front of
+            the sum of the parts; `behind` where it is added to that sum; None without a bias and of other targets.
         im2col_bytes: bytes of the int8 patches of one sample, for a convolution written as a product.
         parts: its parts, in the order in which they are summed; empty for a float layer.
         node: ONNX node of its product, for a layer without parts.
@@ -183,6 +188,7 @@ class ManifestLayer(Entries):
     reason: Text | None = None
     output: TextOrNull = None
     output_codes: TextOrNull = None
+    bias_at: Text | None = None
     im2col_bytes: Count | None = None
     parts: tuple[ManifestPart, ...] | None = None
     node: TextOrNull = None

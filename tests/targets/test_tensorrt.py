@@ -176,6 +176,8 @@ def layers_to_build():
         yield "pixels", bits, random_layer(rng, **widths, kernel=(1, 1), widths=(32,), outputs=48), (16, 16), "native"
         yield "linear", bits, random_layer(rng, kind="linear", **widths, widths=(64, 32), outputs=48), (16,), "gemm"
         yield "convolution", bits, random_layer(rng, **widths, **conv), (16, 16), "native"
+    for form, how in (("convolution", "native"), ("patches", "gemm")):
+        yield form, (8, 8), random_layer(rng, weight_bits=8, steps=1, **conv), (16, 16), how
 
 
 @needs_builder
@@ -184,7 +186,7 @@ def test_tensorrt_rtx_builds_each_form_as_an_int8_product(tmp_path, float_type):
     forms = list(layers_to_build())
     jobs = []
     for index, (_, _, layer, size, conv) in enumerate(forms):
-        proto, _ = tensorrt_model(layer, size, conv=conv, float_type=float_type)
+        proto, _ = tensorrt_model(layer, size, conv=conv, float_type=float_type, steps=len(layer.parts[0].scale))
         path = tmp_path / f"{index}.onnx"
         path.write_bytes(proto.SerializeToString())
         x = list(proto.graph.input[0].type.tensor_type.shape.dim)[1:]

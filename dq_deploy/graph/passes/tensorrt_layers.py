@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -19,11 +19,14 @@ from dq_deploy.graph.writing.sites import Site
 from dq_deploy.graph.writing.steps import StepTables
 from dq_deploy.graph.writing.wide_weights import MOST_PIECES, int8_pieces
 from dq_deploy.manifest.values import GEMM_NULLS, ManifestLayer, ManifestPart, ProductShape
+from dq_deploy.numerics.arrays import F32
 from dq_deploy.numerics.geometry import NO_PADDING, Padding, Pair, Window, padded_size
 from dq_deploy.record import Layer, Part, Record
 
 I8, I4, FLOAT = ir.DataType.INT8, ir.DataType.INT4, ir.DataType.FLOAT
 GEMM, NATIVE = "gemm", "native"
+WEIGHTS, BEHIND, LAST_PRODUCT = "weights", "behind", "last_product"
+"""Where the manifest says that a part's scale and a layer's bias are."""
 
 
 def decline_reason(layer: Layer) -> str:
@@ -44,15 +47,19 @@ def decline_reason(layer: Layer) -> str:
 class TensorRtLayers:
     """Rewrites each layer of the record, Conv, Gemm or MatMul + Add, to what TensorRT runs in integers.
 
-    - Pad of the float tensor with 0 where codes are shifted, so that padding has each sample's own code
+    - Pad of the float tensor with 0 where codes are shifted by step, so that padding has each sample's own code; of
+      the int8 codes with the code of 0 where all steps have one
     - Mul by m = pre * inv_s[t], Round, Max and Min at the sample's bounds where saturation does not do it
     - Add z[t] - 128 where the centred codes of all steps do not fit int8
     - QuantizeLinear to int8 with scale 1 and zero point 0, DequantizeLinear with scale 1
     - MatMul or Conv with int8 or int4 weights whose DequantizeLinear carries s_w; weights that do not fit int8 as
       pieces that do, one below the other, times the codes as often
     - Mul by s[t], sum of the parts, Add bias; the correction of shifted codes is in a bias table by step
+    - where all steps have one scale, DequantizeLinear of the weights with s * s_w in place of that Mul; where they have
+      one bias too, it is the last Conv's own, so that nothing is left behind a convolution
 
-    Convolutions stay Conv (`native`), or become MatMul: 1x1 on pixels, others on int8 patches (`gemm`).
+    The manifest declares which of the two a layer has, since they round differently: `scale_at` of a part and `bias_at`
+    of a layer. Convolutions stay Conv (`native`), or become MatMul: 1x1 on pixels, others on int8 patches (`gemm`).
     Layers that the form cannot express stay float; the note and the manifest say why.
 
     Attributes:
@@ -73,8 +80,20 @@ class TensorRtLayers:
 
     def apply(self, model: ir.Model) -> PassResult:
         """Edit the model in place."""
-        return write_layers(
+        result = write_layers(
             model, self.record, self.entries, decline=lambda site: decline_reason(site.layer), writer=self._writer
+        )
+        return replace(result, notes=(*result.notes, *self._float_pads()))
+
+    def _float_pads(self) -> tuple[str, ...]:
+        """A note where images are padded in float32, four bytes a value in place of one."""
+        layers = {layer.name: layer for layer in self.record.layers.values()}
+        names = [e.name for e in self.entries if e.integer and _pads_float_somewhere(layers[e.name])]
+        if not names:
+            return ()
+        return (
+            f"{len(names)} convolutions, {names[0]} first, pad their input in float32, for their 8-bit codes have "
+            "another zero point at each step: `symmetric_activations`, `static` or 7 bits would pad codes",
         )
 
     def _writer(self, graph: ir.Graph, site: Site, steps: StepTables, shared: Shared) -> LayerWriter:
@@ -96,16 +115,17 @@ class _Int8Writer(LayerWriter):
         self.as_rows, self.int4 = as_rows, int4
         self.rank_out = 3 if self.conv and as_rows else self.rank
         self.channel_axis = self.rank_out - 1 if as_rows else 1
-        self.corrections: list[NDArray[np.float64] | None] = []
 
     def write(self) -> ManifestLayer:
         total, entries = self._parts()
-        y = self._replace(self._bias(total, self.corrections))
+        inside = self._bias_inside() is not None
+        y = self._replace(total if inside else self._bias(total))
         patches = [self._patch_bytes(part) if self._is_patches() else 0 for part in self.layer.parts]
         known = [number for number in patches if number is not None]
         return replace(
             self._entry(self._form(), entries),
             output=y,
+            bias_at=LAST_PRODUCT if inside else BEHIND if self._bias_table is not None else None,
             im2col_bytes=sum(known) if len(known) == len(patches) else None,
         )
 
@@ -130,45 +150,34 @@ class _Int8Writer(LayerWriter):
         spans = [part.q_weight(0) for part in self.layer.parts]
         return all(w.min(initial=0) >= -8 and w.max(initial=0) <= 7 for w in spans)
 
-    def _pads_float(self, part: Part) -> bool:
-        return any(self.layer.padding) and signed_codes(self.layer, part).offset != 0
-
-    def _float_padding(self, part: Part) -> Padding:
-        """Zeros put around the float tensor; the codes' own padding is then none."""
-        return self.layer.padding if self._pads_float(part) else NO_PADDING
+    def _padded(self, part: Part) -> Padding:
+        """What is put around the image in front of the product, whose own padding is then none."""
+        shifted = signed_codes(self.layer, part).offset != 0
+        return self.layer.padding if shifted else NO_PADDING
 
     def _window(self, part: Part) -> Window:
         """How the product moves over the codes."""
-        return replace(self.layer.window, padding=NO_PADDING) if self._pads_float(part) else self.layer.window
+        return replace(self.layer.window, padding=NO_PADDING) if any(self._padded(part)) else self.layer.window
 
     def _size(self, part: Part) -> Pair | None:
         """Height and width of the codes, as traced where they vary."""
         size = self._pixels(self.site.input)
-        return None if size is None else padded_size(size, self._float_padding(part))
+        return None if size is None else padded_size(size, self._padded(part))
+
+    def _last(self, part: Part) -> bool:
+        return part is self.layer.parts[-1]
 
     def _part(self, x: ir.Value, part: Part) -> tuple[ir.Value, ManifestPart]:
-        b, held = self.b, signed_codes(self.layer, part)
-        self.corrections.append(correction_table(part, held))
-        padding = self._float_padding(part)
+        held, padding = signed_codes(self.layer, part), self._padded(part)
         codes = rows = self._once(x, part, lambda: self._quantize(x, part, held), *padding)
         if self._is_patches():
-            rows = patch_rows(b, codes, len(part.pre), self._window(part))
+            rows = patch_rows(self.b, codes, len(part.pre), self._window(part))
         pieces = _pieces_of(part)
         if pieces > 1:
             axis_in = self.rank_out - 1 if self.as_rows else 1
-            rows = b.op("Concat", [rows] * pieces, "repeated", attributes={"axis": axis_in}, dtype=I8)
+            rows = self.b.op("Concat", [rows] * pieces, "repeated", attributes={"axis": axis_in}, dtype=I8)
         weight, kind = self._weight(part)
-        one, zero = b.constant(np.float32(1), "one"), b.constant(np.int8(0), "zero")
-        values = b.op("DequantizeLinear", [rows, one, zero], "code_values", dtype=FLOAT)
-        scale = b.constant(part.weight_scale[0], "weight_scale")
-        axis = {"axis": 1 if self.as_rows else 0}
-        real = b.op("DequantizeLinear", [weight, scale], "weight_values", attributes=axis, dtype=FLOAT)
-        if self.as_rows:
-            product = b.op("MatMul", [values, real], "product", dtype=FLOAT)
-        else:
-            product = b.op(
-                "Conv", [values, real], "product", attributes=convolution_attributes(self._window(part)), dtype=FLOAT
-            )
+        product = self._product(part, rows, weight)
         entry = ManifestPart(
             input=x.name,
             codes=codes.name,
@@ -176,22 +185,40 @@ class _Int8Writer(LayerWriter):
             rows=rows.name,
             weight=weight.name,
             weight_type=kind,
-            accumulator=f"{b.prefix}/accumulator",
+            accumulator=f"{self.b.prefix}/accumulator",
             accumulator_holds="canonical" if held.offset == 0 else "held",
             node=product.name,
             offset=held.offset,
             offset_table=None if held.offset is not None else "zero_point",
             offset_shift=held.shift,
             layout=("nhwc" if self.as_rows else "nchw") if self.conv else "last",
+            scale_at=WEIGHTS if is_static_scale(part) else BEHIND,
             product=self._shape(part),
         )
-        scaled = b.op("Mul", [product, self.steps.scalar(part.scale, self.rank_out)], "scaled", dtype=FLOAT)
+        if is_static_scale(part):
+            return product, entry
+        scaled = self.b.op("Mul", [product, self.steps.scalar(part.scale, self.rank_out)], "scaled", dtype=FLOAT)
         return scaled, entry
 
+    def _product(self, part: Part, rows: ir.Value, weight: ir.Value) -> ir.Value:
+        """The product of int8 codes with int8 or int4 weights, with all of its epilogue that is constant."""
+        b = self.b
+        one, zero = b.constant(np.float32(1), "one"), b.constant(np.int8(0), "zero")
+        values = b.op("DequantizeLinear", [rows, one, zero], "code_values", dtype=FLOAT)
+        scale = b.constant(product_scale(part), "weight_scale")
+        axis = {"axis": 1 if self.as_rows else 0}
+        real = b.op("DequantizeLinear", [weight, scale], "weight_values", attributes=axis, dtype=FLOAT)
+        if self.as_rows:
+            return b.op("MatMul", [values, real], "product", dtype=FLOAT)
+        bias = self._bias_inside() if self._last(part) else None
+        inputs = [values, real, *([] if bias is None else [b.constant(bias, "bias")])]
+        return b.op("Conv", inputs, "product", attributes=convolution_attributes(self._window(part)), dtype=FLOAT)
+
     def _quantize(self, x: ir.Value, part: Part, held: SignedCodes) -> ir.Value:
-        b, steps, rank = self.b, self.steps, self.rank
-        if self._pads_float(part):
-            x = b.op("Pad", [x, b.constant(image_pads(self.layer.padding), "pads")], "padded_input", dtype=FLOAT)
+        b, steps, rank, padding = self.b, self.steps, self.rank, self._padded(part)
+        pads = b.constant(image_pads(padding), "pads") if any(padding) else None
+        if pads is not None and held.offset is None:
+            x = b.op("Pad", [x, pads], "padded_input", dtype=FLOAT)
         m = self._multiplier(part)
         value = b.op("Mul", [x, m], "scaled_input", dtype=FLOAT)
         value = b.op("Round", [value], "rounded", dtype=FLOAT)
@@ -203,11 +230,16 @@ class _Int8Writer(LayerWriter):
         elif held.offset:
             value = b.op("Add", [value, b.constant(np.float32(held.offset), "offset")], "shifted", dtype=FLOAT)
         one, zero = b.constant(np.float32(1), "one"), b.constant(np.int8(0), "zero")
-        return b.op("QuantizeLinear", [value, one, zero], "codes", dtype=I8)
+        if pads is None or held.offset is None:
+            return b.op("QuantizeLinear", [value, one, zero], "codes", dtype=I8)
+        inside = b.op("QuantizeLinear", [value, one, zero], "codes_inside", dtype=I8)
+        # by way of float: TensorRT takes an int8 constant in front of DequantizeLinear only
+        code = b.op("QuantizeLinear", [b.constant(np.float32(held.offset), "offset"), one, zero], "code_of_0", dtype=I8)
+        return b.op("Pad", [inside, pads, code], "codes", dtype=I8)
 
     def _weight(self, part: Part) -> tuple[ir.Value, str]:
         """Initializer of the weight codes, made when the file is written, and its element type."""
-        make = partial(_weight_array, part, as_rows=self.as_rows, conv=self.conv)
+        make = functools.partial(_weight_array, part, as_rows=self.as_rows, conv=self.conv)
         shape = list(part.w_code.shape[1:])
         if self.as_rows:
             shape = [_pieces_of(part) * int(np.prod(shape[1:])), shape[0]]
@@ -245,14 +277,35 @@ class _Int8Writer(LayerWriter):
             spatial_out=size,
         )
 
-    def _bias(self, total: ir.Value, corrections: list[NDArray[np.float64] | None]) -> ir.Value:
-        """Add b; less what shifted codes add, by step where the shift or its scale differs by step."""
+    @functools.cached_property
+    def _bias_table(self) -> NDArray[np.float64] | None:
+        """What is added to the sum: b less what shifted codes add; None for nothing.
+
+        [1, C_out], or [T, C_out] where it differs by step.
+        """
+        corrections = [correction_table(part, signed_codes(self.layer, part)) for part in self.layer.parts]
+        known = [correction for correction in corrections if correction is not None]
+        if self.layer.bias is None and not known:
+            return None
         table = np.zeros((1, self.layer.out_channels))
-        for correction in corrections:
-            table = table if correction is None else table - correction
+        for correction in known:
+            table = table - correction
         if self.layer.bias is not None:
             table = table + self.layer.bias.astype(np.float64)
-        elif all(correction is None for correction in corrections):
+        return table[:1] if (table == table[0]).all() else table
+
+    def _bias_inside(self) -> F32 | None:
+        """The bias of the last convolution, [C_out]; None where that has none."""
+        table = self._bias_table
+        if self.as_rows or table is None or len(table) > 1 or not is_static_scale(self.layer.parts[-1]):
+            return None
+        bias: F32 = table[0].astype(np.float32)
+        return bias
+
+    def _bias(self, total: ir.Value) -> ir.Value:
+        """Add b; less what shifted codes add, by step where the shift or its scale differs by step."""
+        table = self._bias_table
+        if table is None:
             return total
         bias = table.astype(np.float32)
         if len(bias) > 1:
@@ -281,6 +334,21 @@ def _weight_array(part: Part, *, as_rows: bool, conv: bool) -> NDArray[np.int8]:
         return np.concatenate([patch_matrix(piece) for piece in pieces])
     q_weight = np.concatenate(pieces, axis=1)
     return np.ascontiguousarray((q_weight.T if as_rows else q_weight).astype(np.int8))
+
+
+def is_static_scale(part: Part) -> bool:
+    """Whether the codes of all steps have one scale, which then needs no look-up."""
+    return bool((part.scale == part.scale[0]).all())
+
+
+def product_scale(part: Part) -> F32:
+    """The weights' scale beside the product, [C_out]: s * s_w as the numerics round it where s is static, else s_w."""
+    scale: F32 = part.weight_scale[0]
+    return scale * part.scale[0] if is_static_scale(part) else scale
+
+
+def _pads_float_somewhere(layer: Layer) -> bool:
+    return any(layer.padding) and any(signed_codes(layer, part).offset is None for part in layer.parts)
 
 
 def _pieces_of(part: Part) -> int:

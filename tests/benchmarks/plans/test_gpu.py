@@ -33,6 +33,12 @@ def test_the_defaults_measure_both_models(script):
     assert arguments.results.parent.is_dir()
 
 
+def test_plans_of_both_forms_and_both_kinds_of_scales_lie_side_by_side(script):
+    options = [["--conv", conv, *more] for conv in script.FORMS for more in ([], ["--static"])]
+    names = {script.plan_name("sd15", script.parsed([*words, "--compute-capability", "8.0"])) for words in options}
+    assert names == {f"sd15-w8a8{s}-tensorrt-rtx-8.0{c}" for s in ("", "-static") for c in ("", "-native")}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dq_deploy import numerics
 from dq_deploy.graph.pass_contract import run_passes
-from dq_deploy.graph.passes.tensorrt_layers import TensorRtLayers
+from dq_deploy.graph.passes.tensorrt_layers import TensorRtLayers, product_scale
 from dq_deploy.graph.writing.signed_codes import signed_codes
 from tests.graph.passes.single_layer import WEIGHT_ZEROS, float_model, random_layer, record_of, wide_layers
 from tests.graph.passes.tensorrt_layer import check, run_tensorrt, tensorrt_model
@@ -159,6 +160,88 @@ def test_the_entry_tells_the_product_of_one_sample_and_the_bytes_of_its_patches(
         _, entry = tensorrt_model(pixel, (6, 7), conv=conv)
         assert entry.im2col_bytes == 0
         assert entry.parts[0].product.to_json() == {"kind": "gemm", "m": 42, "n": 6, "k": 5}
+
+
+STATIC = {"widths": (4,), "steps": 1, "padding": (1, 1, 1, 1)}
+
+
+def nodes_behind(proto, name):
+    """Operators that a tensor goes through to the output, without what puts it back into the float graph's layout."""
+    found = []
+    while (reader := next((n for n in proto.graph.node if name in n.input), None)) is not None:
+        found.append(reader.op_type)
+        name = reader.output[0]
+    return [kind for kind in found if kind not in ("Transpose", "Reshape")]
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), [(8, False), (8, True), (7, False)])
+def test_a_static_convolution_has_its_whole_epilogue_in_constants(bits, symmetric):
+    rng = np.random.default_rng(11)
+    layer = random_layer(rng, activation_bits=bits, symmetric=symmetric, **STATIC)
+    proto, entry = tensorrt_model(layer, (6, 5), conv="native", steps=1)
+    part, constants = layer.parts[0], {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    product = next(node for node in proto.graph.node if node.op_type == "Conv")
+    assert nodes_behind(proto, product.output[0]) == []
+    assert (entry.parts[0].scale_at, entry.bias_at) == ("weights", "last_product")
+    weight = next(node for node in proto.graph.node if node.output[0] == product.input[1])
+    np.testing.assert_array_equal(constants[weight.input[1]], part.weight_scale[0] * part.scale[0])
+    assert (constants[product.input[2]] == layer.bias).all() == (entry.parts[0].offset == 0)
+    for conv in ("native", "gemm"):
+        check(layer, rng.normal(0, 6, (3, 4, 6, 5)).astype(np.float32), TIMESTEPS[:3], conv=conv, steps=1)
+
+
+def test_what_the_manifest_declares_of_a_static_layer_is_the_numerics_own_rounding():
+    rng = np.random.default_rng(12)
+    layer = random_layer(rng, activation_bits=7, **STATIC)
+    expected = numerics.integer_layer(layer, rng.normal(0, 6, (2, 4, 6, 5)).astype(np.float32), np.zeros(2, np.int64))
+    scale = product_scale(layer.parts[0])[:, None, None]
+    y = expected.accumulators[0].astype(np.float32) * scale + layer.bias[:, None, None]
+    np.testing.assert_array_equal(y, expected.output)
+
+
+@pytest.mark.parametrize(("conv", "kind"), [("gemm", "conv2d"), ("native", "conv2d"), ("gemm", "linear")])
+def test_a_static_layer_of_several_parts_is_exact_and_multiplies_by_nothing_behind(conv, kind):
+    rng = np.random.default_rng(13)
+    geometry = {"padding": (1, 0, 1, 2)} if kind == "conv2d" else {}
+    layer = random_layer(rng, kind=kind, widths=(5, 3), steps=1, **geometry)
+    x = rng.normal(0, 6, (3, 8, 6, 5) if kind == "conv2d" else (3, 6, 8)).astype(np.float32)
+    run = check(layer, x, TIMESTEPS[:3], conv=conv, steps=1)
+    proto, entry = tensorrt_model(layer, x.shape[2:] if kind == "conv2d" else (6,), conv=conv, steps=1)
+    behind = nodes_behind(proto, run.entry.parts[-1].node)
+    assert behind == (["Add"] if conv == "native" else ["Add", "Add"])
+    assert entry.bias_at == ("last_product" if conv == "native" else "behind")
+
+
+def test_one_scale_at_all_steps_is_static_whatever_the_number_of_steps():
+    layer = random_layer(np.random.default_rng(14), widths=(4,), activation_bits=7)
+    part = dataclasses.replace(layer.parts[0], scale=np.full(3, 0.03, np.float32))
+    layer = dataclasses.replace(layer, parts=(part,))
+    run = check(layer, np.random.default_rng(0).normal(0, 6, (5, 4, 5, 5)).astype(np.float32), TIMESTEPS, conv="native")
+    assert (run.entry.parts[0].scale_at, run.entry.bias_at) == ("weights", "last_product")
+
+
+def test_scales_by_step_stay_behind_the_product():
+    proto, entry = tensorrt_model(random_layer(np.random.default_rng(15), activation_bits=7), (5, 5), conv="native")
+    assert nodes_behind(proto, entry.parts[0].node) == ["Mul", "Add"]
+    assert (entry.parts[0].scale_at, entry.bias_at) == ("behind", "behind")
+
+
+def test_only_codes_with_another_zero_point_at_each_step_are_padded_as_floats():
+    """Eight bits, asymmetric: static ones are padded as codes, whether their zero point is at an end or not."""
+    layers = {}
+    for steps, z in ((1, [0]), (1, [255]), (1, [100]), (3, [0, 0, 0]), (3, [0, 128, 255])):
+        layer = random_layer(np.random.default_rng(6), **{**STATIC, "steps": steps})
+        part = dataclasses.replace(layer.parts[0], zero_point=np.array(z, np.int32))
+        layers[steps, *z] = layer = dataclasses.replace(layer, parts=(part,))
+        x = np.random.default_rng(0).normal(0, 6, (3, 4, 6, 5)).astype(np.float32)
+        check(layer, x, TIMESTEPS[[0, 1, 4]], conv="native", steps=steps)
+        proto, entry = tensorrt_model(layer, (6, 5), conv="native", steps=steps)
+        pads = [node for node in proto.graph.node if node.op_type == "Pad"]
+        assert [node.input[0] == "x" for node in pads] == [len(set(z)) > 1]
+        assert entry.parts[0].codes_padding == (1, 1, 1, 1)
+    for key, layer in layers.items():
+        result = run_passes(float_model(layer, (6, 5)), [TensorRtLayers(record_of(layer, key[0]))])
+        assert [("pad their input in float32" in note) for note in result.notes] == [True] * (len(set(key[1:])) > 1)
 
 
 def declined(layer):
