@@ -155,8 +155,8 @@ def _check_options(options: SharedOptions, given: QuantizeArguments) -> None:
         f"--block-size {given.block_size} was given, but no layer has 16-bit activations; leave it out",
     )
     refuse(
-        given.channel_scales and options.method != "minmax",
-        f"--channel-scales was given with --method {options.method}, expected --method minmax",
+        given.channel_scales and not hasattr(options, "channel_scales"),
+        f"--channel-scales was given with --method {options.method}, expected minmax, gptq or dilatequant",
     )
     refuse(
         given.init is not None and options.method != "quest",

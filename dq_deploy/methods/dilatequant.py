@@ -15,9 +15,12 @@ def quantize_dilatequant(run: Run, options: DilateQuantOptions) -> Record:
     """Dilate, calibrate, then train block by block; see `dq_deploy.methods.quantize`.
 
     Folds come first, then ranges, then training: what is calibrated is the model that will run. Without part
-    `temporal-quantizer` all steps share one activation quantizer.
+    `temporal-quantizer` all steps share one activation quantizer. With `channel_scales` factors from ranges take the
+    place of the dilation, which comes from the weights alone.
     """
-    bound = options.dilation_bound if options.uses("weight-dilation") else None
+    dilates = options.uses("weight-dilation") and not options.channel_scales
+    bound = options.dilation_bound if dilates else None
     prepared = prepare(run.denoiser, options, dilation_bound=bound)
     settings = bkd_settings(options) if options.uses("distillation") else None
-    return trained_record(run, prepared, options, settings, state_of_run(run, options)).record
+    state = state_of_run(run, options)
+    return trained_record(run, prepared, options, settings, state, channel_scales=options.channel_scales).record

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -21,6 +22,7 @@ from dq_deploy.methods.progress import Progress
 from dq_deploy.methods.ranges.measured_ranges import measure_ranges
 from dq_deploy.methods.ranges.step_ranges import first_of_every_step
 from dq_deploy.methods.run import Run
+from dq_deploy.methods.scaling.range_scaling import with_channel_scales
 from dq_deploy.methods.second_order.block_rounding import BlockRounding
 from dq_deploy.methods.second_order.rounding import SecondOrder
 from dq_deploy.methods.second_order.statistics import statistics_bytes
@@ -37,13 +39,17 @@ COMPARED_INPUTS = 64
 def quantize_gptq(run: Run, options: GptqOptions) -> Record:
     """Calibrate by ranges, then round block by block; see `dq_deploy.methods.quantize`.
 
-    1. Activation ranges and weight scales as `minmax` has them.
+    1. Activation ranges and weight scales as `minmax` has them, a factor for each input channel where asked for.
     2. Block by block: sums over rows of what the integer layers would multiply in the float model, then codes, scales
        and bias from them.
     """
     prepared = prepare(run.denoiser, options)
     state = state_of_run(run, options)
     calibration = inputs_of(run, options, state)
+    history: list[dict[str, Any]] = []
+    if options.channel_scales:
+        scaled = with_channel_scales(run, prepared, calibration, options)
+        prepared, history = scaled.prepared, [scaled.history]
     ranges = measure_ranges(run, prepared, calibration)
     start = initial_layers(prepared, ranges.layers, options, search=False, progress=run.progress)
     rounding = _Rounding(run, prepared, start, calibration.inputs, options, steps=len(calibration.timesteps))
@@ -51,7 +57,7 @@ def quantize_gptq(run: Run, options: GptqOptions) -> Record:
     rounded = blocks_in_turn(
         rounding.walk, rounding.treat, state, doing="rounding", passed=rounding.tell, advice=advice
     )
-    history = [{"stage": "ranges", "inputs": calibration.count}, *rounded.history]
+    history = [*history, {"stage": "ranges", "inputs": calibration.count}, *rounded.history]
     return build_record(
         run.denoiser, prepared, rounded.layers, calibration, options, history, float_ranges=ranges.modules
     )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dq_deploy.methods.options import MinmaxOptions
 from dq_deploy.methods.prepare.assembly import build_record
-from dq_deploy.methods.prepare.calibration_inputs import batch_of, collect_inputs
+from dq_deploy.methods.prepare.calibration_inputs import collect_inputs
 from dq_deploy.methods.prepare.initial_layers import initial_layers
-from dq_deploy.methods.prepare.preparation import prepare, with_equivalent_scales
-from dq_deploy.methods.ranges.measured_ranges import FLOAT_BATCH, measure_ranges
+from dq_deploy.methods.prepare.preparation import prepare
+from dq_deploy.methods.ranges.measured_ranges import measure_ranges
 from dq_deploy.methods.run import Run
-from dq_deploy.methods.scaling.range_scaling import scales_from_ranges
+from dq_deploy.methods.scaling.range_scaling import with_channel_scales
 from dq_deploy.methods.weight_only import timesteps_alone, weight_only_history, weight_only_layers
 from dq_deploy.record import Record
 
@@ -28,10 +28,8 @@ def quantize_minmax(run: Run, options: MinmaxOptions) -> Record:
         return build_record(denoiser, prepared, {}, steps, options, history, float_ranges={}, weight_only=light)
     calibration = collect_inputs(denoiser, options, source, run.progress)
     if options.channel_scales:
-        batch = batch_of(run.denoiser, FLOAT_BATCH)
-        found = scales_from_ranges(prepared, calibration, options, batch=batch, progress=run.progress)
-        prepared = with_equivalent_scales(prepared, found.factors, kind="channel")
-        history = [*history, found.history]
+        scaled = with_channel_scales(run, prepared, calibration, options)
+        prepared, history = scaled.prepared, [*history, scaled.history]
     ranges = measure_ranges(run, prepared, calibration)
     layers = initial_layers(prepared, ranges.layers, options, search=False, progress=run.progress)
     history = [{"stage": "ranges", "inputs": calibration.count}, *history]

@@ -54,6 +54,7 @@ class GptqOptions(SharedOptions):
     Attributes:
         damping: added to the diagonal of the statistics, as a share of its mean.
         rows_a_column: input rows for each column of a layer's weight, or all where there are fewer.
+        channel_scales: as of minmax; the search is by the nearest codes.
     """
 
     method: ClassVar[str] = "gptq"
@@ -61,6 +62,7 @@ class GptqOptions(SharedOptions):
 
     damping: float = number(0.01, 1e-6, 10)
     rows_a_column: int = whole(16, 1, 1_000_000)
+    channel_scales: bool = flag(False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,7 @@ class DilateQuantOptions(TrainingOptions):
         lr_scale: of activation scales, relative.
         lr_zero_point: of zero points, as a share of the code range.
         dilation_bound: `asymmetric` bounds a weight by its channel's own range end, `symmetric` by max|w|.
+        channel_scales: as of minmax, in place of the dilation.
     """
 
     method: ClassVar[str] = "dilatequant"
@@ -113,6 +116,7 @@ class DilateQuantOptions(TrainingOptions):
     lr_scale: float = number(5e-3, 0, 10)
     lr_zero_point: float = number(5e-3, 0, 10)
     dilation_bound: str = choice("asymmetric", *DILATION_BOUNDS)
+    channel_scales: bool = flag(False)
 
 
 @dataclass(frozen=True, kw_only=True)

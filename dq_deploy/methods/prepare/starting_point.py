@@ -12,6 +12,7 @@ from dq_deploy.methods.prepare.initial_layers import initial_layers
 from dq_deploy.methods.prepare.preparation import Prepared
 from dq_deploy.methods.ranges.measured_ranges import MeasuredRanges, measure_ranges
 from dq_deploy.methods.run import Run
+from dq_deploy.methods.scaling.range_scaling import with_channel_scales
 from dq_deploy.methods.training.resume import ResumeFolder
 from dq_deploy.record import Layer
 
@@ -21,12 +22,14 @@ class StartingPoint:
     """What a method that trains begins with.
 
     Attributes:
+        prepared: the float model, with channel scales where they were asked for.
         calibration: inputs of the float model.
         ranges: of its layers and modules.
         layers: untrained integer layers, weights rounded to nearest.
         history: what happened so far, JSON values.
     """
 
+    prepared: Prepared
     calibration: CalibrationInputs
     ranges: MeasuredRanges
     layers: dict[str, Layer]
@@ -44,13 +47,28 @@ def inputs_of(run: Run, options: SharedOptions, state: ResumeFolder | None) -> C
     return calibration
 
 
-def starting_point(run: Run, prepared: Prepared, options: SharedOptions, state: ResumeFolder | None) -> StartingPoint:
-    """Calibrate what `prepare` gave: ranges by L2.4 search, weight scales likewise."""
+def starting_point(
+    run: Run, prepared: Prepared, options: SharedOptions, state: ResumeFolder | None, *, channel_scales: bool = False
+) -> StartingPoint:
+    """Calibrate what `prepare` gave: ranges by L2.4 search, weight scales likewise.
+
+    Args:
+        run: the float model and its calibration.
+        prepared: its layers.
+        options: of the method.
+        state: of the run, where one is kept.
+        channel_scales: each input channel gets a factor from its range first; `pre` is one everywhere.
+    """
     calibration = inputs_of(run, options, state)
+    history: list[dict[str, Any]] = []
+    if channel_scales:
+        scaled = with_channel_scales(run, prepared, calibration, options)
+        prepared, history = scaled.prepared, [scaled.history]
     ranges = measure_ranges(run, prepared, calibration, draw_values=True, seed=options.seed)
     return StartingPoint(
+        prepared=prepared,
         calibration=calibration,
         ranges=ranges,
         layers=initial_layers(prepared, ranges.layers, options, search=True, progress=run.progress),
-        history=[{"stage": "ranges", "inputs": calibration.count}],
+        history=[*history, {"stage": "ranges", "inputs": calibration.count}],
     )

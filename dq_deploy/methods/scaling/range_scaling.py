@@ -9,15 +9,21 @@ quantizers, over rows of the float model; the search is AWQ's (arXiv 2306.00978,
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import torch
 
 from dq_deploy.calibration import CalibrationInputs
 from dq_deploy.methods.options import SharedOptions
+from dq_deploy.methods.prepare.calibration_inputs import batch_of
 from dq_deploy.methods.prepare.dilation import LARGEST
-from dq_deploy.methods.prepare.preparation import Prepared, PreparedLayer
-from dq_deploy.methods.progress import Progress, ProgressCallback
+from dq_deploy.methods.prepare.preparation import Prepared, PreparedLayer, with_equivalent_scales
+from dq_deploy.methods.progress import Progress
+from dq_deploy.methods.ranges.measured_ranges import FLOAT_BATCH
 from dq_deploy.methods.ranges.step_ranges import batches, first_of_every_step
+from dq_deploy.methods.run import Run
 from dq_deploy.methods.scaling.equivalent_scaling import (
     SAMPLES,
     LayerRows,
@@ -33,28 +39,37 @@ SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Of alpha; factors of one come before them."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scaled:
+    """The float model with factors in its layers, and a history entry of JSON values."""
+
+    prepared: Prepared
+    history: dict[str, Any]
+
+
+def with_channel_scales(run: Run, prepared: Prepared, calibration: CalibrationInputs, options: SharedOptions) -> Scaled:
+    """The float model with the factors of `scales_from_ranges`."""
+    found = scales_from_ranges(run, prepared, calibration, options)
+    return Scaled(prepared=with_equivalent_scales(prepared, found.factors, kind="channel"), history=found.history)
+
+
 def scales_from_ranges(
-    prepared: Prepared,
-    calibration: CalibrationInputs,
-    options: SharedOptions,
-    *,
-    batch: int,
-    progress: ProgressCallback,
+    run: Run, prepared: Prepared, calibration: CalibrationInputs, options: SharedOptions
 ) -> LearnedScales:
     """Factors of every integer layer that gains by them; its relative output error before and after is the history.
 
     Args:
+        run: told after each layer.
         prepared: the float model, `pre` one everywhere.
         calibration: inputs and timesteps.
         options: bits, groups of steps, symmetric activations, zero points of weights, memory.
-        batch: inputs at a time in a float pass.
-        progress: called after each layer.
 
     Raises:
         NonFiniteError: a factor is not finite; names the layer.
     """
     steps = len(calibration.timesteps)
     chosen = first_of_every_step(calibration.inputs["step"], steps, SAMPLES)
+    batch = batch_of(run.denoiser, FLOAT_BATCH)
     names = [name for name, layer in prepared.layers.items() if layer.site.in_channels > 1]
     factors: dict[str, F64] = {}
     errors: dict[str, dict[str, float]] = {}
@@ -66,7 +81,7 @@ def scales_from_ranges(
             errors[name] = {"before": before, "after": after, "share": share}
             if share:
                 factors[name] = checked_scale(name, factor)
-            progress(Progress(stage="scales", done=len(errors), total=len(names), block=name, loss=after))
+            run.progress(Progress(stage="scales", done=len(errors), total=len(names), block=name, loss=after))
     return LearnedScales(factors=factors, history={"stage": "channel-scales", "relative_error": errors})
 
 

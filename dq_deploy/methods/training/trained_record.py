@@ -25,7 +25,13 @@ class TrainedRecord:
 
 
 def trained_record(
-    run: Run, prepared: Prepared, options: SharedOptions, settings: Reconstruction | None, state: ResumeFolder | None
+    run: Run,
+    prepared: Prepared,
+    options: SharedOptions,
+    settings: Reconstruction | None,
+    state: ResumeFolder | None,
+    *,
+    channel_scales: bool = False,
 ) -> TrainedRecord:
     """A record of prepared layers; what is calibrated is the model that will run, folds included.
 
@@ -35,11 +41,13 @@ def trained_record(
         options: of the method.
         settings: how blocks are trained, or None: then their layers are those of the range search.
         state: of the run, where one is kept.
+        channel_scales: each input channel gets a factor from its range first.
 
     Raises:
         NonFiniteError: the float model or the training gives NaN or infinity.
     """
-    start = starting_point(run, prepared, options, state)
+    start = starting_point(run, prepared, options, state, channel_scales=channel_scales)
+    prepared = start.prepared
     layers, history, calibration = start.layers, start.history, start.calibration
     if settings is not None:
         blocks = BlockReconstruction(

@@ -70,7 +70,18 @@ def test_without_the_option_no_channel_has_a_factor() -> None:
     assert all((part.pre == 1).all() for layer in plain.layers.values() for part in layer.parts)
 
 
+@pytest.mark.parametrize("method", ["gptq", "dilatequant"])
+def test_methods_that_round_or_train_weights_take_the_same_factors(method: str) -> None:
+    few = {"steps": 2, "samples": 4, "iterations": 1} if method == "dilatequant" else {"steps": 2, "samples": 4}
+    plain = quantize(tiny_denoiser(), channel_scales=True, method="minmax", steps=2, samples=4)
+    scaled = quantize(tiny_denoiser(), channel_scales=True, method=method, **few)
+    for name, layer in plain.layers.items():
+        for mine, was in zip(scaled.layers[name].parts, layer.parts, strict=True):
+            np.testing.assert_array_equal(mine.pre, was.pre)
+
+
 def test_another_method_refuses_the_flag(demo_model_dir: Path, tmp_path: Path) -> None:
-    done = command("quantize", "--model", demo_model_dir, "--channel-scales", "--out", tmp_path / "m.pt")
+    options = ("--method", "dmq", "--channel-scales", "--out", tmp_path / "m.pt")
+    done = command("quantize", "--model", demo_model_dir, *options)
     assert done.code == 2
-    assert done.err.splitlines()[-1].startswith("error: --channel-scales was given with --method dilatequant")
+    assert done.err.splitlines()[-1].startswith("error: --channel-scales was given with --method dmq")

@@ -32,7 +32,10 @@ class QuantizeArguments:
         typer.Option(help="Input channels that share a weight scale at 16-bit activations, 64 or 128; 64 by default."),
     ] = None
     channel_scales: Annotated[
-        bool, typer.Option("--channel-scales", help="A factor for each input channel, from ranges; minmax only.")
+        bool,
+        typer.Option(
+            "--channel-scales", help="A factor for each input channel, from ranges; minmax, gptq and dilatequant."
+        ),
     ] = False
     steps: Annotated[
         int | None,
