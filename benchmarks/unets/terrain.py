@@ -82,6 +82,7 @@ VARIANTS = (
         attention="int8",
         psnr_db=40,
     ),
+    Variant(name="w4-gptq", method="gptq", bits=4, options=LAST_FLOAT, psnr_db=30),
     Variant(name="w4-dilatequant", method="dilatequant", bits=4, options=LAST_FLOAT, psnr_db=30),
 )
 
