@@ -22,7 +22,8 @@ from fastapi import FastAPI, HTTPException, Response
 
 from dq_deploy.errors import DqError
 from dq_deploy.models.pipeline import PipelineCall
-from dq_deploy.serve.opening import Served, open_service
+from dq_deploy.serve import Served
+from dq_deploy.serve.opening import open_service
 from dq_deploy.serve.orders import Failure, Picture, Terms
 from dq_deploy.serve.web.app import create_app
 from dq_deploy.serve.web.channel import Channel

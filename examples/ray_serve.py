@@ -33,15 +33,17 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dq_deploy.errors import DqError
-from dq_deploy.serve.opening import Served, open_service
-from dq_deploy.serve.service import Limits, Service
+from dq_deploy.serve import Limits, Served
+from dq_deploy.serve.opening import open_service
+from dq_deploy.serve.service import Service
 from dq_deploy.serve.steps import EngineCall
 from dq_deploy.serve.telemetry.metrics import CONTENT_TYPE
-from dq_deploy.serve.web.access import Access, read_tokens
+from dq_deploy.serve.web.access import Access
 from dq_deploy.serve.web.app import create_app
 from dq_deploy.serve.web.errors import ApiError
 from dq_deploy.serve.web.requests import standing_json
 from dq_deploy.serve.web.running import LOOPBACK
+from dq_deploy.serve.web.tokens import read_tokens
 
 ANSWER_SECONDS = 5.0
 """That the other replicas have to say something of their requests."""

@@ -77,7 +77,8 @@ def test_its_commands_run_in_order(readme, tmp_path, monkeypatch):
 
 def test_what_it_asks_a_server_for_is_answered(readme, text_model):
     pytest.importorskip("transformers", reason="needs transformers for a pipeline of text")
-    from dq_deploy.serve.opening import Served, open_service
+    from dq_deploy.serve import Served
+    from dq_deploy.serve.opening import open_service
     from tests.serve.live import live, send
 
     bodies = re.findall(r"curl -sN? +localhost:8000(\S+) -d '(.*?)'", readme, re.DOTALL)

@@ -15,8 +15,8 @@ from typing import Any
 
 from dq_deploy.models.pipeline import PipelineCall
 from dq_deploy.numerics.arrays import Array
-from dq_deploy.serve import painting
-from dq_deploy.serve.opening import Served, open_service
+from dq_deploy.serve import Served, painting
+from dq_deploy.serve.opening import open_service
 from dq_deploy.serve.orders import Kind, Order, Terms
 from dq_deploy.serve.service import Service
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from dq_deploy.cli.frame import refuse, run, warn
 from dq_deploy.cli.frame.arguments import takes
 from dq_deploy.cli.text.serve_arguments import ServeArguments
+from dq_deploy.cli.text.serve_manifest import check_no_manifest
 
 if TYPE_CHECKING:
+    from dq_deploy.serve import Served
     from dq_deploy.serve.card import ModelCard
-    from dq_deploy.serve.opening import Served
     from dq_deploy.serve.web.access import Access
     from dq_deploy.serve.web.running import Port
 
@@ -29,6 +30,10 @@ PACKAGES = ("fastapi", "uvicorn", "httptools", "multipart", "prometheus_client")
 def serve(given: ServeArguments) -> None:
     """Serve pictures of a quantized model: OpenAI's images API, KServe V2, a page to try it."""
     _check_options(given)
+    if given.write_kubernetes is not None or given.write_kserve is not None:
+        _write_manifest(given)
+        return
+    check_no_manifest(given)
     if given.write_triton is not None:
         _write_triton(given, given.write_triton)
         return
@@ -51,12 +56,21 @@ def serve(given: ServeArguments) -> None:
             traces = traces_over_http(given.otel_endpoint, model=service.card.name)
             stack.callback(traces.close)
             service.watchers.append(traces.ended)
+        if given.metrics_port is not None:
+            from dq_deploy.serve.telemetry.metrics import metrics_on
+
+            stack.enter_context(metrics_on(service.metrics, given.host, given.metrics_port))
         _say(service.card, given, listener.getsockname()[1])
         serve_on(create_app(service, access), service, port, listener)
 
 
 def _check_options(given: ServeArguments) -> None:
     refuse(not 0 <= given.port <= 65535, f"--port is {given.port}, expected 0 to 65535")
+    port = given.metrics_port
+    refuse(
+        port is not None and (not 0 <= port <= 65535 or port == given.port != 0),
+        f"--metrics-port is {port}, expected 0 to 65535 and another one than --port",
+    )
     refuse(not 0 <= given.drain <= 3600, f"--drain is {given.drain:g}, expected 0 to 3600 seconds")
     where = given.otel_endpoint
     wrong = where is not None and not where.startswith(("http://", "https://"))
@@ -81,6 +95,8 @@ _OF_A_SERVER = (
     "device",
     "attention",
     "proof",
+    "isa",
+    "metrics_port",
     "token_file",
     "certificate",
     "key",
@@ -121,9 +137,29 @@ def _write_triton(given: ServeArguments, out: Path) -> None:
     print(f"its python needs {' '.join(written.requirements)}")
 
 
+def _write_manifest(given: ServeArguments) -> None:
+    from dq_deploy.cli.frame.outputs import check_outputs
+    from dq_deploy.cli.text.serve_manifest import pod_options
+    from dq_deploy.serve.kubernetes.manifests import kserve_documents, kubernetes_documents, write_manifest
+
+    _check_packages(traces=False)
+    found = pod_options(given)
+    kserve = given.write_kserve is not None
+    out = given.write_kserve or given.write_kubernetes
+    assert out is not None
+    check_outputs(out, inputs=[given.engine, given.model, given.ckpt, given.proof, given.token_file])
+    documents = (kserve_documents if kserve else kubernetes_documents)(found.replica, found.scaling)
+    write_manifest(out, documents, found.head)
+    if not found.alike:
+        warn(
+            "no instruction set is asked of the nodes: on nodes of several kinds the same request may give other bytes"
+        )
+    print(f"written {out}: {', '.join(one['kind'] for one in documents)}")
+    print("\n".join(found.head))
+
+
 def _served(given: ServeArguments) -> Served:
-    from dq_deploy.serve.opening import Served
-    from dq_deploy.serve.service import Limits
+    from dq_deploy.serve import Limits, Served
 
     return Served(
         engine=given.engine,
@@ -134,6 +170,7 @@ def _served(given: ServeArguments) -> Served:
         scheduler=given.scheduler,
         steps=given.steps,
         threads=given.threads,
+        isa=given.isa,
         device=given.device,
         attention=given.attention,
         pipeline_threads=given.pipeline_threads,
@@ -146,7 +183,8 @@ def _served(given: ServeArguments) -> Served:
 
 
 def _access(given: ServeArguments) -> Access:
-    from dq_deploy.serve.web.access import Access, read_tokens
+    from dq_deploy.serve.web.access import Access
+    from dq_deploy.serve.web.tokens import read_tokens
 
     tokens = () if given.token_file is None else read_tokens(given.token_file)
     return Access(tokens=tokens, log_prompts=given.log_prompts)

@@ -84,6 +84,7 @@ def open_quantized(
     stack: ExitStack,
     *,
     threads: int | None = None,
+    isa: str | None = None,
     device: str | None = None,
     attention: str | None = None,
     hash_check: bool = True,
@@ -94,7 +95,8 @@ def open_quantized(
         ckpt: record; without an engine it is simulated.
         engine: exported file, plan or record.
         stack: closes the engine.
-        threads: as of `open_engine`, and so the next two.
+        threads: as of `open_engine`, and so the next three.
+        isa: instruction set of the native engine.
         device: of the native engine.
         attention: likewise.
         hash_check: refuse a file whose content is not what was written.
@@ -115,7 +117,7 @@ def open_quantized(
         runner: Runner = stack.enter_context(ModuleRunner(simulate(record), manifest))
         return Quantized(runner=runner, name="simulation", manifest=manifest, record=record, path=ckpt)
     runner = stack.enter_context(
-        open_engine(engine, threads=threads, device=device, attention=attention, hash_check=hash_check)
+        open_engine(engine, threads=threads, isa=isa, device=device, attention=attention, hash_check=hash_check)
     )
     found = runner.manifest
     assert found is not None  # open_engine requires it by default

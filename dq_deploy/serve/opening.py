@@ -6,7 +6,6 @@ import inspect
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,67 +20,15 @@ from dq_deploy.models.pipeline.open import suited
 from dq_deploy.models.pipeline.pictures import PictureData
 from dq_deploy.pipelines.integer_denoiser import IntegerDenoiser
 from dq_deploy.pipelines.quantized import Quantized, check_same_kind, open_quantized, pipeline_around
+from dq_deploy.serve import Served
 from dq_deploy.serve.card import Labels, ModelCard, bits_of, integer_share, read_proof
-from dq_deploy.serve.orders import MOST_STEPS
 from dq_deploy.serve.painting import Painter, Pipelines
 from dq_deploy.serve.previews import why_no_preview
 from dq_deploy.serve.same_bytes import SameBytes, try_same_bytes
-from dq_deploy.serve.service import Limits, Service
+from dq_deploy.serve.service import Service
 from dq_deploy.serve.steps import SharedEngine
 from dq_deploy.serve.turn import Turn
 from dq_deploy.serve.warm_up import WarmUp
-
-
-@dataclass(frozen=True, kw_only=True)
-class Served:
-    """What is to be served.
-
-    Attributes:
-        engine: path of a record, a program file, an exported ONNX file or a plan.
-        model: folder of the pipeline that draws; None where the denoiser alone does.
-        ckpt: record of the engine, where that is known: then it is held against the engine.
-        name: of the model in requests; None is the folder's or the engine's name.
-        component: the denoiser, where the pipeline has several.
-        scheduler: a class of diffusers or a short name; None is the one that was calibrated with.
-        steps: denoising steps where a request says none; None is as many as were calibrated.
-        threads: of the engine; None lets it decide.
-        device: of the native engine.
-        attention: likewise.
-        pipeline_threads: of torch, for text encoder, scheduler and VAE.
-        proof: report of dq-verify on the engine.
-        hash_check: refuse a file whose content is not what was written.
-        limits: what is held at once.
-    """
-
-    engine: Path
-    model: Path | None = None
-    ckpt: Path | None = None
-    name: str | None = None
-    component: str | None = None
-    scheduler: str | None = None
-    steps: int | None = None
-    threads: int | None = None
-    device: str | None = None
-    attention: str | None = None
-    pipeline_threads: int = 1
-    proof: Path | None = None
-    hash_check: bool = True
-    limits: Limits = field(default_factory=Limits)
-
-    def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            OptionError: one is out of range.
-        """
-        for name in ("steps", "threads", "pipeline_threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OptionError(f"`{name}` is {value}, expected at least 1")
-        if self.steps is not None and self.steps > MOST_STEPS:
-            raise OptionError(f"`steps` is {self.steps}, expected at most {MOST_STEPS}")
-        if self.name is not None and (not self.name.strip() or "/" in self.name or not self.name.isprintable()):
-            raise OptionError(f"`name` is {self.name!r}, expected printable characters without a slash")
 
 
 @contextmanager
@@ -110,6 +57,7 @@ def _quantized(served: Served, stack: ExitStack) -> Quantized:
         served.engine,
         stack,
         threads=served.threads,
+        isa=served.isa,
         device=served.device,
         attention=served.attention,
         hash_check=served.hash_check,

@@ -12,9 +12,6 @@ from dq_deploy.errors import DqError, FileProblemError, InputError, LibraryError
 from dq_deploy.models.pipeline import PipelineCall
 from dq_deploy.numerics.arrays import Array
 
-MOST_STEPS = 1000
-"""Denoising steps of a picture."""
-
 
 class Stopped(DqError):
     """A request that ends before its time: its client went away, its time was up, or the server stops."""

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dq_deploy.engines.base import Runner
-from dq_deploy.errors import DqError, OptionError, explained
+from dq_deploy.errors import DqError, explained
 from dq_deploy.models.pipeline import PipelineCall
 from dq_deploy.numerics.arrays import Array
+from dq_deploy.serve import Limits
 from dq_deploy.serve.admission import Admission
 from dq_deploy.serve.card import ModelCard
 from dq_deploy.serve.orders import Denoised, Event, Kind, Order, PictureFormat, Reason, Status, Terms, reason_for
@@ -31,48 +32,6 @@ REAP_SECONDS = 0.05
 
 class StoppingError(DqError):
     """The server stops and takes no more requests."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What the server holds at once.
-
-    Attributes:
-        max_batch: samples of one call of the engine.
-        queue: pictures that may wait.
-        instances: engines of the same file, side by side.
-        places: pictures drawn at once; for each engine twice `max_batch`, so that one call's pictures step while the
-            next call runs.
-        most: pictures drawn at once, with those of clients that need not wait for a place.
-        time_limit_s: seconds a request may take.
-    """
-
-    max_batch: int = 8
-    instances: int = 1
-    queue: int = 256
-    time_limit_s: float = 300.0
-
-    def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            OptionError: one is out of range.
-        """
-        for name in ("max_batch", "queue", "instances"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"`{name}` is {getattr(self, name)}, expected at least 1")
-        if not 0 < self.time_limit_s < float("inf"):
-            raise OptionError(f"`time_limit` is {self.time_limit_s}, expected seconds above 0")
-
-    @property
-    def places(self) -> int:
-        """See above."""
-        return 2 * self.max_batch * self.instances
-
-    @property
-    def most(self) -> int:
-        """See above."""
-        return self.places + 32
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,6 +101,9 @@ REFUSED = [
     (["--certificate", "x.pem", "--key", "y.pem"], "--certificate x.pem and --key y.pem cannot be used"),
     (["--steps", "1001"], "--steps is 1001, expected at most 1000"),
     (["--write-triton", "out", "--queue", "5"], "was given with --write-triton, which has no use for it"),
+    (["--isa", "sse2"], "instruction set is 'sse2', which there are no kernels for, expected one of"),
+    (["--metrics-port", "70000"], "--metrics-port is 70000, expected 0 to 65535 and another one than --port"),
+    (["--claim", "weights"], "--claim was given without --write-kubernetes or --write-kserve, which it is for"),
     (["--token-file", "missing"], "the tokens missing cannot be read"),
     (["--component", "unet"], "--component is unet, but no pipeline draws"),
     (["--scheduler", "nothing"], "scheduler is 'nothing', which diffusers does not have"),
@@ -156,3 +159,63 @@ def test_a_model_repository_is_written_once(tiny_engine, demo_model_dir, tmp_pat
     wrong = command("serve", "--engine", tiny_engine, "--steps", 5, "--write-triton", tmp_path / "other")
     assert "--steps was given with --write-triton, which has no use for it" in wrong.err
     assert not (tmp_path / "other").exists()
+
+
+NO_MANIFEST = [
+    ([], "--write-kubernetes wants --token-file"),
+    (["--token-file", "TOKENS"], "--write-kubernetes wants --threads: a pod must ask for that many cores"),
+    (["--token-file", "TOKENS", "--threads", "1"], "--write-kubernetes wants --isa, so that each replica computes"),
+    (["READY", "--isa", "sse2"], "--isa is sse2, expected one of portable, avx2"),
+    (["READY", "--host", "127.0.0.2"], "--host was given with --write-kubernetes, which has no use for it"),
+    (["READY", "--write-triton", "x"], "--write-triton was given with --write-kubernetes"),
+    (["READY", "--write-kserve", "x"], "got --write-kubernetes and --write-kserve, expected one of them"),
+    (["READY", "--certificate", "c.pem", "--key", "k.pem"], "--certificate c.pem is not there"),
+    (["READY", "--proof", "p.json"], "--proof p.json is not there"),
+    (["READY", "--name", "---"], "--name is '---', expected one that begins with a letter"),
+    (["READY", "--claim", "No Claim"], "--claim is 'No Claim', expected the name of a PersistentVolumeClaim"),
+    (["READY", "--image", ""], "--image is '', expected the name of a container image"),
+    (["READY", "--memory-gib", "0"], "--memory-gib is 0, expected GiB above 0"),
+    (["READY", "--replicas", "0"], "--replicas is 0, expected at least 1"),
+    (["READY", "--replicas", "3", "--max-replicas", "2"], "--max-replicas is 2, expected at least 3"),
+    (["READY", "--prometheus", "prometheus"], "--prometheus is 'prometheus', expected a URL"),
+    (["READY", "--prometheus", "http://me:word@there"], "--prometheus holds a user or password"),
+    (["READY", "--otel-endpoint", "http://me:word@there"], "--otel-endpoint holds a user or password"),
+    (["READY", "--port", "9400"], "--port is 9400 and --metrics-port 9400, expected two different ones above 0"),
+    (["READY", "--max-batch", "0"], "--max-batch is 0, expected at least 1"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), NO_MANIFEST, ids=[" ".join(o) or "none" for o, _ in NO_MANIFEST])
+def test_what_a_pod_cannot_do_is_refused_in_one_line(tiny_record_path, tmp_path, options, message):
+    tokens, out = tmp_path / "tokens", tmp_path / "out.yaml"
+    tokens.write_text("a-token-of-one-client\n")
+    ready = ["--token-file", tokens, "--threads", 1, *([] if "--isa" in options else ["--isa", "avx2"])]
+    given = [x for o in options for x in (ready if o == "READY" else [tokens if o == "TOKENS" else o])]
+    done = command("serve", "--engine", tiny_record_path, "--write-kubernetes", out, *given)
+    assert done.code == 2
+    assert message in done.err
+    assert "word" not in done.err.replace("password", "")
+    assert len(done.err.strip().splitlines()) == 1
+    assert not out.exists()
+
+
+def test_two_files_of_one_name_are_not_mixed_up(tiny_record_path, tmp_path):
+    tokens, other = tmp_path / "tokens", tmp_path / tiny_record_path.name
+    tokens.write_text("a-token-of-one-client\n")
+    other.write_bytes(b"another record")
+    given = ["--ckpt", other, "--token-file", tokens, "--threads", 1, "--isa", "avx2"]
+    done = command("serve", "--engine", tiny_record_path, "--write-kserve", tmp_path / "out.yaml", *given)
+    assert done.code == 2
+    assert f"are both named {other.name}, expected different names" in done.err
+
+
+def test_a_manifest_is_written_and_says_what_must_be_there(tiny_record_path, tmp_path):
+    tokens, out = tmp_path / "tokens", tmp_path / "out.yaml"
+    tokens.write_text("a-token-of-one-client\n")
+    given = ["--name", "digits", "--token-file", tokens, "--threads", 1, "--isa", "avx2", "--write-kserve", out]
+    done = command("serve", "--engine", tiny_record_path, *given)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith(f"written {out}: InferenceService, PodDisruptionBudget, ScaledObject\n")
+    assert "kubectl create secret generic digits-tokens --from-file=tokens=TOKENS_FILE" in done.out
+    assert out.read_text().startswith("# dq-serve ")
+    assert "a-token-of-one-client" not in out.read_text() + done.out

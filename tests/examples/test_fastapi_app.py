@@ -10,7 +10,7 @@ pytest.importorskip("transformers", reason="needs transformers for a pipeline of
 
 from fastapi.testclient import TestClient
 
-from dq_deploy.serve.opening import Served
+from dq_deploy.serve import Served
 
 
 def test_both_ways_draw_the_same(script, text_model):

@@ -14,10 +14,11 @@ from dq_deploy.open_engine import open_engine
 from dq_deploy.pipelines.draw import draw_images
 from dq_deploy.pipelines.grid import bytes_from_unit
 from dq_deploy.pipelines.integer_denoiser import IntegerDenoiser
+from dq_deploy.serve import Limits, Served
 from dq_deploy.serve.admission import QueueFullError
-from dq_deploy.serve.opening import Served, open_service
+from dq_deploy.serve.opening import open_service
 from dq_deploy.serve.orders import PartialPicture, PictureFormat, Reason, Status, StepDone, Terms
-from dq_deploy.serve.service import Limits, StoppingError
+from dq_deploy.serve.service import StoppingError
 from tests.serve.asking import all_over, ask, pictures_of, wait_for
 
 SCHEDULERS = ["ddim", "ddpm", "euler-ancestral", "heun", "dpm++2m", "kdpm2", "unipc", "lcm"]

@@ -41,6 +41,9 @@ class ServeArguments:
     time_limit: Annotated[float, typer.Option(help="Seconds until a request fails.")] = 300.0
     threads: Annotated[int | None, typer.Option(help="Threads of the engine; default: it decides.")] = None
     pipeline_threads: Annotated[int, typer.Option(help="Threads of text encoder, scheduler and VAE.")] = 1
+    isa: Annotated[
+        str | None, typer.Option(help="Instruction set of the native engine; on a CPU without it nothing is served.")
+    ] = None
     device: Annotated[str | None, typer.Option(help="Of the native engine: auto, cpu or cuda.")] = None
     attention: Attention = None
     proof: Annotated[
@@ -56,8 +59,33 @@ class ServeArguments:
     otel_endpoint: Annotated[
         str | None, typer.Option(help="URL that takes OpenTelemetry traces, as http://127.0.0.1:4318/v1/traces.")
     ] = None
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Besides --port: the metrics alone, without token and TLS.")
+    ] = None
     write_triton: Annotated[
         Path | None,
         typer.Option(help="Serve nothing; write a model repository for Triton Inference Server into this folder."),
     ] = None
+    write_kubernetes: Annotated[
+        Path | None,
+        typer.Option(help="Serve nothing; write a manifest for Kubernetes with these options."),
+    ] = None
+    write_kserve: Annotated[
+        Path | None, typer.Option(help="Serve nothing; write an InferenceService of KServe and KEDA's ScaledObject.")
+    ] = None
+    replicas: Annotated[int | None, typer.Option(help="Of a manifest: servers side by side; default: 2.")] = None
+    max_replicas: Annotated[
+        int | None,
+        typer.Option(help="Of a manifest: as many as KEDA may start; default: --replicas, and 10 with --write-kserve."),
+    ] = None
+    image: Annotated[
+        str | None, typer.Option(help="Of a manifest: container image with dq-serve; default: dq-deploy:VERSION.")
+    ] = None
+    claim: Annotated[
+        str | None, typer.Option(help="Of a manifest: volume claim that holds the files; default: NAME-models.")
+    ] = None
+    memory_gib: Annotated[
+        float | None, typer.Option(help="Of a manifest: memory of a replica; default: asked for by the files' sizes.")
+    ] = None
+    prometheus: Annotated[str | None, typer.Option(help="Of a manifest: URL of the Prometheus that KEDA asks.")] = None
     hash_check: HashCheck = True

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from dq_deploy.errors import OptionError
 
 if TYPE_CHECKING:
     from dq_deploy.serve.orders import Order
@@ -87,3 +90,30 @@ class Metrics:
     def text(self) -> bytes:
         """As Prometheus reads it."""
         return generate_latest(self.registry)
+
+
+@contextmanager
+def metrics_on(metrics: Metrics, host: str, port: int) -> Iterator[int]:
+    """The metrics alone on a port of their own, over HTTP and to everybody who reaches it.
+
+    Args:
+        metrics: of the server.
+        host: name or address to listen on.
+        port: 0 for any that is free.
+
+    Yields:
+        The port.
+
+    Raises:
+        OptionError: it cannot listen there.
+    """
+    try:
+        server, thread = start_http_server(port, host, metrics.registry)
+    except OSError as error:
+        raise OptionError(f"cannot listen on {host} port {port} ({error}); give another `metrics_port`") from error
+    try:
+        yield int(server.server_port)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

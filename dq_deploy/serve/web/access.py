@@ -11,19 +11,16 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dq_deploy.errors import FileProblemError
 from dq_deploy.serve.orders import Reason
 from dq_deploy.serve.web.errors import ApiError
 
 _LOGGER = logging.getLogger("dq_deploy.serve.access")
 
-SHORTEST_TOKEN = 16
 _OPEN = ("/", "/v2/health/live", "/v2/health/ready")
 """What needs no token: the page itself, which asks for one, and whether the server lives."""
 
@@ -49,28 +46,6 @@ class Access:
     send_seconds: float = 60.0
     log_prompts: bool = False
     cross_site: bool = False
-
-
-def read_tokens(path: Path) -> tuple[str, ...]:
-    """Tokens of a file, one a line; empty lines and those that begin with # are passed over.
-
-    Raises:
-        FileProblemError: it is missing, holds none, or one that is too short or not printable.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeError) as error:
-        raise FileProblemError(f"the tokens {path} cannot be read ({error})") from error
-    tokens = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
-    if not tokens:
-        raise FileProblemError(f"the file {path} holds no token, expected one a line")
-    for number, token in enumerate(tokens, 1):
-        if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
-            raise FileProblemError(
-                f"token {number} of {path} is too short or no plain text, expected at least {SHORTEST_TOKEN} ASCII "
-                "characters without spaces"
-            )
-    return tokens
 
 
 def client_of(request: Request) -> str:

@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dq_deploy.models.pipeline import PipelineCall
 from dq_deploy.models.pipeline.call import LARGEST_SEED, LONGEST_PROMPT
 from dq_deploy.models.pipeline.pictures import PictureData
+from dq_deploy.serve import MOST_STEPS
 from dq_deploy.serve.card import Labels, ModelCard
-from dq_deploy.serve.orders import MOST_STEPS, PictureFormat, Terms
+from dq_deploy.serve.orders import PictureFormat, Terms
 from dq_deploy.serve.web.errors import ApiError
 
 MOST_PICTURES = 100

@@ -28,6 +28,8 @@ ONE_COMMAND = {
     "dq_deploy/bench/native_baseline.py": "dq-bench",
     "dq_deploy/verify/output/float_source.py": "dq-verify",
     "dq_deploy/pipelines/quantized.py": "dq-sample",
+    "dq_deploy/serve/__init__.py": "dq-serve",
+    "dq_deploy/serve/kubernetes/replica.py": "dq-serve",
     "dq_deploy/serve/opening.py": "dq-serve",
     "dq_deploy/serve/triton/loop_settings.py": "dq-serve",
 }

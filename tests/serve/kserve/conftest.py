@@ -47,7 +47,8 @@ class Server:
 @contextmanager
 def serving(**served: Any) -> Iterator[Server]:
     """Open a model and serve it."""
-    from dq_deploy.serve.opening import Served, open_service
+    from dq_deploy.serve import Served
+    from dq_deploy.serve.opening import open_service
     from tests.serve.live import live
 
     with open_service(Served(**served, threads=1)) as service, live(service) as port:

@@ -20,7 +20,7 @@ LONG = 1000
 @pytest.fixture
 def small(labels_record):
     """Two pictures are drawn at once, and four may wait."""
-    from dq_deploy.serve.service import Limits
+    from dq_deploy.serve import Limits
 
     with serving(engine=labels_record, limits=Limits(max_batch=1, queue=4)) as server:
         yield server

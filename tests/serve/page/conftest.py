@@ -23,7 +23,8 @@ def serving(**served: object) -> Iterator[str]:
     """A server in a thread of this process, and its address."""
     import uvicorn
 
-    from dq_deploy.serve.opening import Served, open_service
+    from dq_deploy.serve import Served
+    from dq_deploy.serve.opening import open_service
     from dq_deploy.serve.web.app import create_app
     from dq_deploy.serve.web.running import Port, bound_socket
 

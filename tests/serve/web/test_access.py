@@ -10,7 +10,8 @@ import time
 import pytest
 
 from dq_deploy.errors import FileProblemError
-from dq_deploy.serve.web.access import Access, read_tokens
+from dq_deploy.serve.web.access import Access
+from dq_deploy.serve.web.tokens import read_tokens
 from tests.serve.asking import wait_for
 from tests.serve.live import connected, live, send
 
