@@ -52,6 +52,12 @@ def product_contexts(request, context_of) -> Callable[[bool], list[Context]]:
     return lambda several: [context_of(request.param, threads) for threads in ((1, 2) if several else (1,))]
 
 
+@pytest.fixture(params=ISAS)
+def each_context_of_products(request, context_of) -> Context:
+    """Each instruction set, one thread, with the emulated tiles."""
+    return context_of(request.param, 1)
+
+
 @pytest.fixture
 def best_context(context_of) -> Context:
     """The best instruction set of this CPU, two threads."""

@@ -11,7 +11,12 @@ namespace dq {
 namespace quads {
 
 const Kernels& kernels_of(int32_t isa) {
+    if (isa == DQ_AMX_EMULATED) return amx_emulated;
 #if defined(__x86_64__)
+#if DQ_HAS_ATTENTION_TILES
+    static const bool tiles = dq_has_bfloat16_tiles() != 0;
+    if (tiles && isa == DQ_AMX) return amx;
+#endif
     if (isa == DQ_AVX512_VNNI || isa == DQ_AMX) return avx512;
     if (isa == DQ_AVX2 || isa == DQ_AVX_VNNI) return avx2;
 #endif
@@ -23,13 +28,14 @@ const Kernels& kernels_of(int32_t isa) {
 
 namespace {
 
-using fgemm::kRows;
 using fgemm::round_up;
 using quads::Coder;
 
 constexpr int64_t kMostRows = 192;
 constexpr int64_t kWidest = 64;      // what columns are rounded up to, on any instruction set
-constexpr int64_t kScores = 100000;  // of a block of queries, so that they stay in the cache
+constexpr int64_t kWhole = 16;       // and quads of a sum
+constexpr int64_t kMostOfRows = 16;  // and rows
+constexpr int64_t kScores = 140000;  // of a block of queries, so that they stay in the cache
 
 int64_t row_of_table(const dq_quantizer& quantizer, int32_t step) { return quantizer.steps == 1 ? 0 : step; }
 
@@ -50,10 +56,10 @@ struct Sizes {
     Sizes(int64_t kv_rows, int64_t head_dim, int64_t rows_of_block) {
         rows = rows_of_block;
         pitch = round_up(kv_rows, kWidest) + 16;  // rows do not fall on the same cache set
-        depth = round_up((head_dim + 3) / 4, 4);
+        depth = round_up((head_dim + 3) / 4, kWhole);
         width = round_up(head_dim, 32);
-        keys = round_up(kv_rows, 32) * ((head_dim + 3) / 4);
-        values = (kv_rows + 3) / 4 * round_up(head_dim, 16);
+        keys = round_up(kv_rows, 32) * depth;
+        values = round_up((kv_rows + 3) / 4, kWhole) * round_up(head_dim, 16);
     }
     int64_t words() const {
         return round_up(keys, 16) + round_up(values, 16) + pitch + rows * (pitch + depth + width) + 2 * round_up(rows, 16);
@@ -104,19 +110,21 @@ void pack_head(const quads::Kernels& kernels, const dq_attention_args& args, con
     kernels.pack(v, args.v_stride[2], args.head_dim, args.kv_rows, own.v, b.values, nan);
 }
 
+int64_t words_of(const quads::Kernels& kernels, int64_t codes) { return round_up((codes + 3) / 4, kernels.words); }
+
 void attend(const quads::Kernels& kernels, const dq_attention_args& args, const Coders& own, const Sizes& s,
             const Blocks& b, const float* q, float* y, int64_t rows, int64_t first, bool* nan) {
-    const int64_t padded = round_up(rows, kRows), quads = (args.head_dim + 3) / 4;
+    const int64_t padded = round_up(rows, kernels.rows);
     for (int64_t i = 0; i < rows; i++) {
         b.row_sums[i] = kernels.row(q + i * args.q_stride[2], args.head_dim, own.q, b.q + i * s.depth, nan);
     }
     if (padded > rows) std::memset(b.q + rows * s.depth, 0, static_cast<size_t>((padded - rows) * s.depth) * 4);
-    kernels.product(b.q, s.depth, b.keys, padded, args.kv_rows, quads, b.scores, s.pitch);
+    kernels.product(b.q, s.depth, b.keys, padded, args.kv_rows, words_of(kernels, args.head_dim), b.scores, s.pitch);
     const dq_attention_codes& codes = args.codes;
     for (int64_t i = 0; i < padded; i++) {
         int32_t* row = b.scores + i * s.pitch;
         if (i >= rows) {
-            std::memset(row, 0, static_cast<size_t>(round_up(args.kv_rows, 4)));
+            std::memset(row, 0, static_cast<size_t>(round_up(args.kv_rows, kWidest)));
             continue;
         }
         int32_t* seen = codes.scores == nullptr ? nullptr : codes.scores + (first + i) * args.kv_rows;
@@ -127,7 +135,7 @@ void attend(const quads::Kernels& kernels, const dq_attention_args& args, const 
         }
     }
     kernels.product(reinterpret_cast<const uint32_t*>(b.scores), s.pitch, b.values, padded, args.head_dim,
-                    (args.kv_rows + 3) / 4, b.out, s.width);
+                    words_of(kernels, args.kv_rows), b.out, s.width);
     for (int64_t i = 0; i < rows; i++) {
         const int32_t zero = b.code_sums[i] * (own.v.lowest + 128);
         const int32_t* out = b.out + i * s.width;
@@ -140,21 +148,21 @@ void attend(const quads::Kernels& kernels, const dq_attention_args& args, const 
 }
 
 // Rows of a block: as many as keep their scores in the cache, and that each thread has some. No result depends on it.
-int64_t rows_of(const dq_attention_args& args, int64_t threads) {
+int64_t rows_of(const dq_attention_args& args, int64_t threads, int64_t whole) {
     int64_t most = kMostRows;
-    while (most > kRows && most * round_up(args.kv_rows, kWidest) > kScores) most -= kRows;
-    while (most > kRows && !Sizes(args.kv_rows, args.head_dim, most).fit()) most -= kRows;
+    while (most > whole && most * round_up(args.kv_rows, kWidest) > kScores) most -= whole;
+    while (most > whole && !Sizes(args.kv_rows, args.head_dim, most).fit()) most -= whole;
     const int64_t heads = args.batch * args.heads;
     int64_t blocks = (args.q_rows + most - 1) / most;
-    while (threads > 1 && heads * blocks < 2 * threads && args.q_rows / (blocks + 1) >= 2 * kRows) blocks++;
-    return round_up((args.q_rows + blocks - 1) / blocks, kRows);
+    while (threads > 1 && heads * blocks < 2 * threads && args.q_rows / (blocks + 1) >= 2 * whole) blocks++;
+    return round_up((args.q_rows + blocks - 1) / blocks, whole);
 }
 
 }  // namespace
 
 void attention_in_codes(Pool& pool, const dq_attention_args& args) {
     const quads::Kernels& kernels = quads::kernels_of(pool.isa());
-    const int64_t rows = rows_of(args, pool.threads());
+    const int64_t rows = rows_of(args, pool.threads(), kernels.rows);
     const Sizes sizes(args.kv_rows, args.head_dim, rows);
     const int64_t heads = args.batch * args.heads, blocks = (args.q_rows + rows - 1) / rows;
     const int64_t tasks = std::min<int64_t>(blocks, (4 * pool.threads() + heads - 1) / heads);
@@ -164,6 +172,7 @@ void attention_in_codes(Pool& pool, const dq_attention_args& args) {
         const Blocks b(pool.scratch(thread), sizes);
         const Coders coders(args, args.codes.step[batch]);
         bool nan = false;
+        if (kernels.begin != nullptr) kernels.begin();
         pack_head(kernels, args, coders, args.k + batch * args.k_stride[0] + head * args.k_stride[1],
                   args.v + batch * args.v_stride[0] + head * args.v_stride[1], b, &nan);
         for (int64_t block = own * blocks / tasks; block < (own + 1) * blocks / tasks; block++) {
@@ -173,6 +182,7 @@ void attention_in_codes(Pool& pool, const dq_attention_args& args) {
                    args.y + batch * args.y_stride[0] + head * args.y_stride[1] + row * args.y_stride[2],
                    std::min(rows, args.q_rows - row), index * args.q_rows + row, &nan);
         }
+        if (kernels.end != nullptr) kernels.end();
         if (nan) found = true;
     });
     if (found && args.codes.nan_seen != nullptr) *args.codes.nan_seen = 1;
@@ -181,5 +191,5 @@ void attention_in_codes(Pool& pool, const dq_attention_args& args) {
 }  // namespace dq
 
 extern "C" int32_t dq_attention_codes_fit(int64_t kv_rows, int64_t head_dim) {
-    return dq::Sizes(kv_rows, head_dim, dq::fgemm::kRows).fit();
+    return dq::Sizes(kv_rows, head_dim, dq::kMostOfRows).fit();
 }

@@ -13,7 +13,12 @@ namespace dq {
 namespace pairs {
 
 const Kernels& kernels_of(int32_t isa) {
+    if (isa == DQ_AMX_EMULATED) return amx_emulated;
 #if defined(__x86_64__)
+#if DQ_HAS_ATTENTION_TILES
+    static const bool tiles = dq_has_bfloat16_tiles() != 0;
+    if (tiles && isa == DQ_AMX) return amx;
+#endif
 #if DQ_HAS_BF16
     static const bool instruction = dq_has_bfloat16() != 0;
     if (instruction && (isa == DQ_AVX512_VNNI || isa == DQ_AMX)) return avx512_bf16;
@@ -32,10 +37,11 @@ namespace {
 using fgemm::kColumns;
 using fgemm::kDepth;
 using fgemm::kPitch;
-using fgemm::kRows;
 using fgemm::round_up;
 
 constexpr int64_t kMostRows = 192;
+constexpr int64_t kMostOfRows = 16;  // what rows are rounded up to, at most
+constexpr int64_t kWhole = 16;       // and words of a sum
 constexpr int64_t kNarrowest = 16;  // what packed columns are rounded up to, on any instruction set
 
 int64_t pieces_of(int64_t values) { return (values + kDepth - 1) / kDepth; }
@@ -60,6 +66,10 @@ struct Products {
 };
 
 struct Float32 : Products<fgemm::Kernels, float> {
+    int64_t whole_rows() const { return fgemm::kRows; }
+    int64_t words_of(int64_t values) const { return values; }
+    void begin() const {}
+    void end() const {}
     static constexpr int64_t kValues = 1;  // of a word
     static constexpr int64_t kPitch = fgemm::kPitch;
     static constexpr int64_t kWeights = 0;  // pitch of the softmax's result; it lies where the scores were
@@ -75,6 +85,14 @@ struct Float32 : Products<fgemm::Kernels, float> {
 };
 
 struct Bfloat16 : Products<pairs::Kernels, uint32_t> {
+    int64_t whole_rows() const { return kernels.rows; }
+    int64_t words_of(int64_t values) const { return round_up((values + 1) / 2, kernels.words); }
+    void begin() const {
+        if (kernels.begin != nullptr) kernels.begin();
+    }
+    void end() const {
+        if (kernels.end != nullptr) kernels.end();
+    }
     static constexpr int64_t kValues = 2;
     static constexpr int64_t kPitch = pairs::kPitch;
     static constexpr int64_t kWeights = pairs::kPitch;
@@ -99,8 +117,7 @@ struct Sizes {
         rows = rows_of_task;
         width = round_up(args.head_dim, kColumns);
         pieces = pieces_of(args.head_dim);
-        const int64_t depth = (args.head_dim + Type::kValues - 1) / Type::kValues;
-        keys_of_block = kDepth * depth;
+        keys_of_block = kDepth * round_up((args.head_dim + Type::kValues - 1) / Type::kValues, kWhole);
         values_of_block = kDepth / Type::kValues * round_up(args.head_dim, kNarrowest);
         kept = pieces_of(args.kv_rows) * (keys_of_block + values_of_block);
     }
@@ -160,12 +177,12 @@ void load_queries(const Type& type, const dq_attention_args& args, const Blocks<
     const float scale = Type::scale_of(args.scale);
     for (int64_t d = 0, piece = 0; d < args.head_dim; d += kDepth, piece++) {
         const int64_t depth = std::min(kDepth, args.head_dim - d);
-        for (int64_t i = 0; i < round_up(rows, kRows); i++) {
+        for (int64_t i = 0; i < round_up(rows, type.whole_rows()); i++) {
             auto* to = b.q + (piece * b.sizes.rows + i) * Type::kPitch;
             if (i < rows) {
                 type.query(q + i * args.q_stride[2] + d, depth, scale, to);
             } else {
-                std::memset(to, 0, static_cast<size_t>((depth + Type::kValues - 1) / Type::kValues) * sizeof *to);
+                std::memset(to, 0, static_cast<size_t>(type.words_of(depth)) * sizeof *to);
             }
         }
     }
@@ -185,7 +202,7 @@ void rescale(const Blocks<Type>& b, int64_t rows) {
 template <class Type>
 void attend(const Type& type, const dq_attention_args& args, const Blocks<Type>& b, const Head& head, int64_t rows,
             bool pack) {
-    const int64_t padded = round_up(rows, kRows);
+    const int64_t padded = round_up(rows, type.whole_rows());
     load_queries(type, args, b, head.q, rows);
     std::fill_n(b.max, padded, -3e38f);
     std::fill_n(b.sum, padded, 0.0f);
@@ -195,8 +212,8 @@ void attend(const Type& type, const dq_attention_args& args, const Blocks<Type>&
             const int64_t depth = std::min(kDepth, args.head_dim - d);
             auto* packed = b.keys_at(block, piece);
             if (pack) type.pack_keys(head.k + key * args.k_stride[2] + d, args.k_stride[2], keys, depth, packed);
-            type.product(b.q + piece * b.sizes.rows * Type::kPitch, packed, padded, keys,
-                         (depth + Type::kValues - 1) / Type::kValues, b.scores, kPitch, d > 0);
+            type.product(b.q + piece * b.sizes.rows * Type::kPitch, packed, padded, keys, type.words_of(depth),
+                         b.scores, kPitch, d > 0);
         }
         const auto* weights = type.softmax(b.scores, padded, keys, b.max, b.sum, b.shrink, b.weights);
         if (key > 0) rescale(b, padded);
@@ -204,8 +221,7 @@ void attend(const Type& type, const dq_attention_args& args, const Blocks<Type>&
             const int64_t columns = std::min(kDepth, args.head_dim - d);
             auto* packed = b.values_at(block, piece);
             if (pack) type.pack_values(head.v + key * args.v_stride[2] + d, args.v_stride[2], columns, keys, packed);
-            type.product(weights, packed, padded, columns, (keys + Type::kValues - 1) / Type::kValues, b.out + d,
-                         b.sizes.width, key > 0);
+            type.product(weights, packed, padded, columns, type.words_of(keys), b.out + d, b.sizes.width, key > 0);
         }
     }
     for (int64_t i = 0; i < rows; i++) {
@@ -227,14 +243,14 @@ struct Division {
 // Rows of a block: few enough for the scratch, and that each thread has some, but not fewer than are worth the packing
 // of the keys.
 template <class Type>
-Division divide(const dq_attention_args& args, int64_t threads) {
+Division divide(const dq_attention_args& args, int64_t threads, int64_t whole) {
     Division found;
     int64_t most = kMostRows;
-    while (most > kRows && Sizes<Type>(args, most).bytes(false) > DQ_SCRATCH_BYTES) most -= kRows;
+    while (most > whole && Sizes<Type>(args, most).bytes(false) > DQ_SCRATCH_BYTES) most -= whole;
     const int64_t heads = args.batch * args.heads;
     int64_t blocks = (args.q_rows + most - 1) / most;
-    while (threads > 1 && heads * blocks < 2 * threads && args.q_rows / (blocks + 1) >= 2 * kRows) blocks++;
-    found.rows = round_up((args.q_rows + blocks - 1) / blocks, kRows);
+    while (threads > 1 && heads * blocks < 2 * threads && args.q_rows / (blocks + 1) >= 2 * whole) blocks++;
+    found.rows = round_up((args.q_rows + blocks - 1) / blocks, whole);
     found.blocks = (args.q_rows + found.rows - 1) / found.rows;
     found.keep = Sizes<Type>(args, found.rows).bytes(true) <= static_cast<int64_t>(DQ_SCRATCH_BYTES) - 4096;
     found.tasks = found.keep ? std::min(found.blocks, (4 * threads + heads - 1) / heads) : found.blocks;
@@ -243,13 +259,14 @@ Division divide(const dq_attention_args& args, int64_t threads) {
 
 template <class Type>
 void run(Pool& pool, const dq_attention_args& args, const Type& type) {
-    const Division division = divide<Type>(args, pool.threads());
+    const Division division = divide<Type>(args, pool.threads(), type.whole_rows());
     pool.each(args.batch * args.heads * division.tasks, [&](int64_t task, int32_t thread) {
         const int64_t own = task % division.tasks, head = task / division.tasks % args.heads;
         const int64_t batch = task / division.tasks / args.heads;
         const int64_t first = own * division.blocks / division.tasks;
         const int64_t end = (own + 1) * division.blocks / division.tasks;
         const Blocks<Type> b(pool.scratch(thread), Sizes<Type>(args, division.rows), division.keep);
+        type.begin();
         for (int64_t block = first; block < end; block++) {
             const int64_t row = block * division.rows;
             const Head here{
@@ -261,10 +278,12 @@ void run(Pool& pool, const dq_attention_args& args, const Type& type) {
             const int64_t rows = std::min(division.rows, args.q_rows - row);
             attend(type, args, b, here, rows, !division.keep || block == first);
         }
+        type.end();
     });
 }
 
-static_assert(kMostRows % kRows == 0, "blocks are whole");
+static_assert(kMostRows % fgemm::kRows == 0 && kMostRows % kMostOfRows == 0, "blocks are whole");
+static_assert(kDepth / 2 % kWhole == 0, "a piece has whole words");
 
 }  // namespace
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "float_linear/fgemm.h"
+#include "simd/simd.h"
 
 namespace dq {
 namespace pairs {
@@ -13,12 +14,17 @@ constexpr int64_t kPitch = 144;                // of A in pairs
 
 struct Kernels {
     const char* form;  // what multiplies a pair, in words
-    // Pairs of `depth` values, each times `scale` in float32 and then rounded to nearest even; an odd end gets a 0.
+    int64_t rows;      // A and C are padded to a multiple of it
+    int64_t words;     // A and B are padded to a multiple of so many pairs along the sum, with zeros
+    void (*begin)();   // around all products of a thread; may be null
+    void (*end)();
+    // Pairs of `depth` values, each times `scale` in float32 and then rounded to nearest even, padded with 0.
     void (*pairs_of)(const float* src, int64_t depth, float scale, uint32_t* to);
     // As in fgemm.h; `depth` counts values, `packed` holds a pair where B has one value.
     void (*pack_transposed)(const float* src, int64_t pitch, int64_t columns, int64_t depth, uint32_t* packed);
     void (*pack)(const float* src, int64_t pitch, int64_t columns, int64_t depth, uint32_t* packed);
-    // C = A B, or C += A B; `depth` counts pairs, of each the second product is added first.
+    // C = A B, or C += A B; `depth` counts pairs, padded. Of each the second product is added first, and by tiles the
+    // first products of 16 pairs are summed for themselves, and the second.
     void (*product)(const uint32_t* a, const uint32_t* packed, int64_t rows, int64_t columns, int64_t depth, float* c,
                     int64_t c_pitch, bool accumulate);
     // One block of columns of an online softmax of scores in units of log 2: p = 2^(s - max) in pairs. The sum is of
@@ -31,7 +37,9 @@ extern const Kernels portable;
 extern const Kernels avx2;
 extern const Kernels avx512;
 extern const Kernels avx512_bf16;
+extern const Kernels amx;  // in the library where the compiler knows tiles and bfloat16
 #endif
+extern const Kernels amx_emulated;
 
 const Kernels& kernels_of(int32_t isa);
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "float_linear/fgemm.h"
+#include "simd/simd.h"
 
 namespace dq {
 namespace quads {
@@ -17,7 +18,11 @@ struct Coder {
 
 struct Kernels {
     const char* form;  // what multiplies codes
-    // Codes of a row less `lowest` (u8), padded with 0 to whole quads; their sum. `nan` is set where x holds one.
+    int64_t rows;      // A and C are padded to a multiple of it
+    int64_t words;     // A and B are padded to a multiple of so many quads along the sum, with zeros
+    void (*begin)();   // around all products of a thread; may be null
+    void (*end)();
+    // Codes of a row less `lowest` (u8), padded with 0; their sum. `nan` is set where x holds one.
     int32_t (*row)(const float* x, int64_t depth, Coder coder, uint32_t* to, bool* nan);
     // B[k][n] from src[n * pitch + k]: codes less (lowest + 128), in panels as of fgemm.h; sums of each column.
     void (*pack_transposed)(const float* src, int64_t pitch, int64_t columns, int64_t depth, Coder coder,
@@ -25,7 +30,7 @@ struct Kernels {
     // B[k][n] from src[k * pitch + n], likewise; the sums are not asked for.
     void (*pack)(const float* src, int64_t pitch, int64_t columns, int64_t depth, Coder coder, uint32_t* packed,
                  bool* nan);
-    // C = A B in int32; `depth` counts quads, rows and columns are rounded up.
+    // C = A B in int32; `depth` counts quads, padded; rows and columns are rounded up.
     void (*product)(const uint32_t* a, int64_t a_pitch, const uint32_t* packed, int64_t rows, int64_t columns,
                     int64_t depth, int32_t* c, int64_t c_pitch);
     // A row of scores to codes of its softmax, in place: S = raw + by_row + by_column[n] is an accumulator,
@@ -40,7 +45,9 @@ extern const Kernels portable;
 #if defined(__x86_64__)
 extern const Kernels avx2;
 extern const Kernels avx512;
+extern const Kernels amx;  // see pairs.h
 #endif
+extern const Kernels amx_emulated;
 
 const Kernels& kernels_of(int32_t isa);
 

@@ -315,6 +315,8 @@ DQ_EXPORT int32_t dq_known_isas(void);
 DQ_EXPORT int32_t dq_refusal_of_isa(int32_t isa);
 // Whether this CPU has the bfloat16 instructions of AVX-512 and the library was compiled with them.
 DQ_EXPORT int32_t dq_has_bfloat16(void);
+// Whether products of bfloat16 by tiles (amx-bf16) are there besides; the permission for tiles is not asked for.
+DQ_EXPORT int32_t dq_has_bfloat16_tiles(void);
 // What multiplies attention's operands there, in words; `precision` is of enum dq_precision.
 DQ_EXPORT const char* dq_attention_form(int32_t isa, int32_t precision);
 // Whether keys and values of a head fit a thread's scratch as codes.

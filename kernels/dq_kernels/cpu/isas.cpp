@@ -25,6 +25,7 @@ struct Found {
     bool amx = false;
     bool permitted = false;
     bool bfloat16 = false;
+    bool bfloat16_tiles = false;
 };
 
 __attribute__((target("xsave"))) uint64_t kept_registers() { return _xgetbv(0); }
@@ -46,6 +47,7 @@ Found look() {
     const bool avx512 = wide && (b & (1u << 16)) && (b & (1u << 30)) && (b & (1u << 31));
     found.avx512_vnni = avx512 && (c & (1u << 11));
     found.amx = found.avx512_vnni && (d & (1u << 24)) && (d & (1u << 25));
+    found.bfloat16_tiles = found.amx && (d & (1u << 22));
     if (found.amx && DQ_HAS_AMX && (found.kept & kTiles) == kTiles) found.permitted = request_tiles();
     if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) {
         found.avx_vnni = a & (1u << 4);
@@ -83,9 +85,11 @@ int32_t refusal_of(int32_t isa) {
 }
 
 int32_t has_bfloat16() { return DQ_HAS_BF16 && found_here().bfloat16; }
+int32_t has_bfloat16_tiles() { return has_bfloat16() && found_here().bfloat16_tiles; }
 #else
 int32_t refusal_of(int32_t) { return DQ_NOT_IN_CPU; }
 int32_t has_bfloat16() { return 0; }
+int32_t has_bfloat16_tiles() { return 0; }
 #endif
 
 }  // namespace
@@ -94,6 +98,8 @@ int32_t has_bfloat16() { return 0; }
 extern "C" {
 
 int32_t dq_has_bfloat16(void) { return dq::has_bfloat16(); }
+
+int32_t dq_has_bfloat16_tiles(void) { return dq::has_bfloat16_tiles(); }
 
 int32_t dq_refusal_of_isa(int32_t isa) {
     if (isa == DQ_PORTABLE) return DQ_OFFERED;

@@ -54,6 +54,7 @@ def library() -> Any:
         "dq_known_isas": (i32, []),
         "dq_refusal_of_isa": (i32, [i32]),
         "dq_has_bfloat16": (i32, []),
+        "dq_has_bfloat16_tiles": (i32, []),
         "dq_attention_form": (c.c_char_p, [i32, i32]),
         "dq_attention_codes_fit": (i32, [i64, i64]),
         "dq_struct_bytes": (i64, [i32]),

@@ -8,6 +8,7 @@ from dq_kernels.attention import run
 from dq_kernels.attention.cases import TEST_CASES, Case
 from dq_kernels.attention.reference import attention
 from dq_kernels.cpu.library import Context, KernelInputError, known_isas, library
+from dq_kernels.cpu.structs import EMULATED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -92,9 +93,20 @@ def within_bfloat16(got, inputs):
 
 
 @pytest.mark.parametrize("case", TEST_CASES, ids=lambda c: c.name)
-def test_bfloat16_is_attention_of_rounded_operands_on_every_instruction_set(each_context, case):
+def test_bfloat16_is_attention_of_rounded_operands_on_every_instruction_set(each_context_of_products, case):
     inputs = case.inputs()
-    within_bfloat16(run(each_context, **inputs, precision="bf16"), inputs)
+    within_bfloat16(run(each_context_of_products, **inputs, precision="bf16"), inputs)
+
+
+def test_the_emulated_tiles_sum_bfloat16_as_amx_does(context_of):
+    tiles, emulated = context_of("amx", 1), context_of(EMULATED, 1)
+    if "tdpbf16ps" not in tiles.attention_form("bf16"):
+        pytest.skip("this CPU has no bfloat16 tiles")
+    rng = np.random.default_rng(0)
+    q = np.zeros((1, 20, 1, 40), np.float32)  # so that no exponential is taken: all numerators are 1
+    k, v = (rng.standard_normal((1, 300, 1, 40)).astype(np.float32) * np.float32(scale) for scale in (1, 1e3))
+    got, wanted = (run(context, q, k, v, precision="bf16") for context in (tiles, emulated))
+    assert got.tobytes() == wanted.tobytes()
 
 
 @given(
@@ -134,22 +146,27 @@ def test_the_number_of_threads_changes_no_bit_of_bfloat16(case, isa, context_of)
     assert one == three == seven
 
 
-def test_a_nan_or_a_denormal_is_not_lost_in_bfloat16(each_context):
+def test_a_nan_or_a_denormal_is_not_lost_in_bfloat16(each_context_of_products):
     inputs = TEST_CASES[1].inputs()
     inputs["q"][0, 5, 1, 3] = np.nan
     inputs["v"][1] *= np.float32(1e-40)  # denormals, which bfloat16 multiplies as zeros
-    got = run(each_context, **inputs, precision="bf16")
+    got = run(each_context_of_products, **inputs, precision="bf16")
     assert np.isnan(got[0, 5, 1]).all()
     assert np.isnan(got).sum() == got.shape[-1]
     assert np.abs(got[1]).max() <= 1e-38
 
 
-def test_a_context_says_what_multiplies(each_context):
-    one = each_context.isa in ("avx512_vnni", "amx") and library().dq_has_bfloat16()
-    assert each_context.attention_form("float32") == "float32 multiply-adds"
+def test_a_context_says_what_multiplies(each_context_of_products):
+    context = each_context_of_products
+    ours, tiles = library(), context.isa == "amx" and library().dq_has_bfloat16_tiles()
+    assert context.attention_form("float32") == "float32 multiply-adds"
     integers = {"portable": "multiplications in C", "avx2": "vpmaddwd", "avx_vnni": "vpmaddwd"}
-    assert each_context.attention_form("int8") == integers.get(each_context.isa, "vpdpbusd")
-    assert ("vdpbf16ps" in each_context.attention_form("bf16")) == bool(one)
+    integers |= {"amx": "tdpbusd" if tiles else "vpdpbusd", EMULATED: "tdpbusd in plain C++"}
+    assert context.attention_form("int8") == integers.get(context.isa, "vpdpbusd")
+    narrow = context.attention_form("bf16")
+    assert (narrow == "tdpbf16ps") == bool(tiles)
+    assert (narrow == "vdpbf16ps") == bool(context.isa in ("avx512_vnni", "amx") and ours.dq_has_bfloat16() and not tiles)
+    assert (narrow == "tdpbf16ps in plain C++") == (context.isa == EMULATED)
 
 
 @pytest.mark.parametrize(

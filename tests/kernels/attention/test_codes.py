@@ -70,11 +70,11 @@ def assert_exact(context, inputs, tables, step, *, normed):
 @pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("case", TEST_CASES, ids=lambda c: c.name)
-def test_every_integer_is_exact_on_every_instruction_set(each_context, case, symmetric, normed):
+def test_every_integer_is_exact_on_every_instruction_set(each_context_of_products, case, symmetric, normed):
     inputs = case.inputs()
     tables = tables_for(inputs, steps=3, symmetric=symmetric)
     step = np.arange(case.batch, dtype=np.int32)[::-1].copy() % 3
-    assert_exact(each_context, inputs, tables, step, normed=normed)
+    assert_exact(each_context_of_products, inputs, tables, step, normed=normed)
 
 
 @given(
@@ -123,20 +123,20 @@ def test_numerators_keep_even_attention_over_many_keys_and_probabilities_lose_it
 
 @pytest.mark.parametrize("role", ["q", "k", "v"])
 @pytest.mark.parametrize("head_dim", [16, 21])
-def test_a_nan_is_said(each_context, role, head_dim):
+def test_a_nan_is_said(each_context_of_products, role, head_dim):
     inputs = Case(name="nan", rows=9, kv_rows=21, head_dim=head_dim).inputs()
     tables = tables_for(inputs)
     inputs[role][0, -1, 0, -1] = np.nan
-    assert run_codes(each_context, **inputs, tables=tables, step=np.zeros(1, np.int32), normed=False).nan_seen
+    assert run_codes(each_context_of_products, **inputs, tables=tables, step=np.zeros(1, np.int32), normed=False).nan_seen
 
 
-def test_values_out_of_reach_are_clamped(each_context):
+def test_values_out_of_reach_are_clamped(each_context_of_products):
     inputs = Case(name="huge", rows=9, kv_rows=21, head_dim=16).inputs()
     tables = tables_for(inputs)
     for role in "qkv":
         inputs[role][0, 3] *= np.float32(1e30)
         inputs[role][0, 4] = np.inf
-    assert_exact(each_context, inputs, tables, np.zeros(1, np.int32), normed=False)
+    assert_exact(each_context_of_products, inputs, tables, np.zeros(1, np.int32), normed=False)
 
 
 def test_more_keys_than_fit_are_refused(best_context):

@@ -36,6 +36,9 @@
 #define DQ_HAS_BF16 0
 #endif
 
+// Whether the library has attention by tiles.
+#define DQ_HAS_ATTENTION_TILES (DQ_HAS_AMX && DQ_HAS_BF16)
+
 #define DQ_INLINE static inline __attribute__((always_inline))
 
 #define DQ_PRAGMA(...) _Pragma(#__VA_ARGS__)

@@ -24,6 +24,7 @@ DQ_ISA_END
 #undef DQ_TILE_LOAD
 #undef DQ_TILE_STORE
 #undef DQ_TILE_DOT
+#undef DQ_TILE_DOT_BFLOAT16
 #undef DQ_TILE_OF_FEW
 #endif
 
