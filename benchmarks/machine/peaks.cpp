@@ -136,7 +136,7 @@ __attribute__((target("avx512f"))) int64_t dot_bf16() {
 // AMX: two by two tiles of sums, as the kernels have them; with loads, the two of codes and the two of weights come from
 // the first-level cache each time. The process must have been granted the tiles. The bytes differ as codes and weights
 // do: on zeros alone the clock was a fifth higher than on any data (seen on a Xeon of 2023).
-template <bool kLoads>
+template <bool kLoads, bool kBfloat16 = false>
 int64_t dot_tiles() {
     alignas(64) uint8_t config[64] = {1}, codes[2048] = {}, weights[2048] = {};
     for (int t = 0; t < 8; t++) {
@@ -156,18 +156,25 @@ int64_t dot_tiles() {
             __asm__ volatile("tileloadd (%0,%1,1), %%tmm6" : : "r"(weights), "r"(far) : "memory");
             __asm__ volatile("tileloadd (%0,%1,1), %%tmm7" : : "r"(weights + 64), "r"(far) : "memory");
         }
-        __asm__ volatile("tdpbusd %tmm6, %tmm4, %tmm0");
-        __asm__ volatile("tdpbusd %tmm7, %tmm4, %tmm1");
-        __asm__ volatile("tdpbusd %tmm6, %tmm5, %tmm2");
-        __asm__ volatile("tdpbusd %tmm7, %tmm5, %tmm3");
+        if (kBfloat16) {
+            __asm__ volatile("tdpbf16ps %tmm6, %tmm4, %tmm0");
+            __asm__ volatile("tdpbf16ps %tmm7, %tmm4, %tmm1");
+            __asm__ volatile("tdpbf16ps %tmm6, %tmm5, %tmm2");
+            __asm__ volatile("tdpbf16ps %tmm7, %tmm5, %tmm3");
+        } else {
+            __asm__ volatile("tdpbusd %tmm6, %tmm4, %tmm0");
+            __asm__ volatile("tdpbusd %tmm7, %tmm4, %tmm1");
+            __asm__ volatile("tdpbusd %tmm6, %tmm5, %tmm2");
+            __asm__ volatile("tdpbusd %tmm7, %tmm5, %tmm3");
+        }
     }
     __asm__ volatile("tilerelease");
-    return kSteps / 8 * 4 * (2 * 16 * 16 * 64);
+    return kSteps / 8 * 4 * (2 * 16 * 16 * (kBfloat16 ? 32 : 64));
 }
 
 using Loop = int64_t (*)();
 constexpr Loop kLoops[] = {fma_ymm, fma_zmm, maddubs_8, maddwd, dot_ymm, dot_zmm, dot_tiles<false>, dot_tiles<true>,
-                            dot_bf16};
+                            dot_bf16, dot_tiles<true, true>};
 
 double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();

@@ -11,7 +11,7 @@ from typing import Any
 ROOT = Path(__file__).parent
 LOOPS = (
     *("fma ymm", "fma zmm", "vpmaddubsw, 8 summed in int16", "vpmaddwd", "vpdpbusd ymm", "vpdpbusd zmm"),
-    *("tdpbusd", "tdpbusd with its tile loads", "vdpbf16ps zmm"),
+    *("tdpbusd", "tdpbusd with its tile loads", "vdpbf16ps zmm", "tdpbf16ps with its tile loads"),
 )
 """Instruction loops by number, as peaks.cpp has them."""
 PRODUCTS = {
@@ -27,8 +27,10 @@ PRODUCTS = {
 """What bounds an exact integer product, by instruction set and weight bits; plain C++ has no bound of its own."""
 FLOATS = {"avx2": LOOPS[0], "avx_vnni": LOOPS[0], "avx512_vnni": LOOPS[1], "amx": LOOPS[1]}
 
-BFLOATS = {"avx512_vnni": LOOPS[8], "amx": LOOPS[8]}
+BFLOATS = {"avx512_vnni": LOOPS[8], "amx": LOOPS[9]}
 """What bounds attention in bfloat16, on a CPU that has the instruction; elsewhere it is two of `FLOATS`."""
+CODES = {"avx2": LOOPS[3], "avx_vnni": LOOPS[3], "avx512_vnni": LOOPS[5], "amx": LOOPS[7]}
+"""What bounds attention in codes."""
 
 
 @functools.lru_cache(maxsize=1)

@@ -115,7 +115,7 @@ def type_of(op: Op, attention: str) -> str:
 def attention_loop(isa: str, kind: str) -> str:
     """The instruction that bounds attention's products."""
     if kind == "int8":
-        return "vpdpbusd zmm" if isa in peaks.BFLOATS else "vpmaddwd"
+        return peaks.CODES[isa]
     return peaks.BFLOATS.get(isa, peaks.FLOATS[isa]) if kind == "bf16" else peaks.FLOATS[isa]
 
 

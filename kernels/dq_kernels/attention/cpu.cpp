@@ -70,6 +70,8 @@ struct Float32 : Products<fgemm::Kernels, float> {
     int64_t words_of(int64_t values) const { return values; }
     void begin() const {}
     void end() const {}
+    static constexpr bool fused() { return false; }
+    void block(const pairs::Block&) const {}
     static constexpr int64_t kValues = 1;  // of a word
     static constexpr int64_t kPitch = fgemm::kPitch;
     static constexpr int64_t kWeights = 0;  // pitch of the softmax's result; it lies where the scores were
@@ -93,6 +95,8 @@ struct Bfloat16 : Products<pairs::Kernels, uint32_t> {
     void end() const {
         if (kernels.end != nullptr) kernels.end();
     }
+    bool fused() const { return kernels.block != nullptr; }
+    void block(const pairs::Block& block) const { kernels.block(block); }
     static constexpr int64_t kValues = 2;
     static constexpr int64_t kPitch = pairs::kPitch;
     static constexpr int64_t kWeights = pairs::kPitch;
@@ -188,6 +192,27 @@ void load_queries(const Type& type, const dq_attention_args& args, const Blocks<
     }
 }
 
+// A block of keys of a narrow head at once.
+template <class Type>
+pairs::Block block_of(const Type& type, const dq_attention_args& args, const Blocks<Type>& b, int64_t padded,
+                      int64_t keys, int64_t index) {
+    return {reinterpret_cast<const uint32_t*>(b.q),
+            reinterpret_cast<const uint32_t*>(b.keys_at(index, 0)),
+            reinterpret_cast<const uint32_t*>(b.values_at(index, 0)),
+            padded,
+            keys,
+            type.words_of(args.head_dim),
+            args.head_dim,
+            b.scores,
+            b.max,
+            b.sum,
+            b.shrink,
+            reinterpret_cast<uint32_t*>(b.weights),
+            b.out,
+            b.sizes.width,
+            index == 0};
+}
+
 template <class Type>
 void rescale(const Blocks<Type>& b, int64_t rows) {
     for (int64_t i = 0; i < rows; i++) {
@@ -208,6 +233,14 @@ void attend(const Type& type, const dq_attention_args& args, const Blocks<Type>&
     std::fill_n(b.sum, padded, 0.0f);
     for (int64_t key = 0, block = 0; key < args.kv_rows; key += kDepth, block++) {
         const int64_t keys = std::min(kDepth, args.kv_rows - key);
+        if (type.fused() && b.keep && args.head_dim <= kDepth) {  // the same bits
+            if (pack) {
+                type.pack_keys(head.k + key * args.k_stride[2], args.k_stride[2], keys, args.head_dim, b.keys_at(block, 0));
+                type.pack_values(head.v + key * args.v_stride[2], args.v_stride[2], args.head_dim, keys, b.values_at(block, 0));
+            }
+            type.block(block_of(type, args, b, padded, keys, block));
+            continue;
+        }
         for (int64_t d = 0, piece = 0; d < args.head_dim; d += kDepth, piece++) {
             const int64_t depth = std::min(kDepth, args.head_dim - d);
             auto* packed = b.keys_at(block, piece);

@@ -12,13 +12,30 @@ namespace pairs {
 constexpr int64_t kDepth = fgemm::kDepth / 2;  // of one call, in pairs
 constexpr int64_t kPitch = 144;                // of A in pairs
 
+// One block of keys: scores, their softmax, and the sums of values, of all features of a head.
+struct Block {
+    const uint32_t* q;  // [rows, kPitch]
+    const uint32_t *keys, *values;
+    int64_t rows;     // padded
+    int64_t columns;  // keys
+    int64_t words;    // of a query, padded
+    int64_t width;    // of a head
+    float* scores;    // [rows, fgemm::kPitch]
+    float *max, *sum, *shrink;
+    uint32_t* weights;  // [rows, kPitch]
+    float* out;
+    int64_t out_pitch;
+    bool first;  // of the keys: nothing is in `out`
+};
+
 struct Kernels {
     const char* form;  // what multiplies a pair, in words
     int64_t rows;      // A and C are padded to a multiple of it
     int64_t words;     // A and B are padded to a multiple of so many pairs along the sum, with zeros
     void (*begin)();   // around all products of a thread; may be null
     void (*end)();
-    // Pairs of `depth` values, each times `scale` in float32 and then rounded to nearest even, padded with 0.
+    // Pairs of `depth` values, each times `scale` in float32 and then rounded to nearest even, padded with 0. Up to a
+    // vector's width of zeros is written behind them.
     void (*pairs_of)(const float* src, int64_t depth, float scale, uint32_t* to);
     // As in fgemm.h; `depth` counts values, `packed` holds a pair where B has one value.
     void (*pack_transposed)(const float* src, int64_t pitch, int64_t columns, int64_t depth, uint32_t* packed);
@@ -30,6 +47,8 @@ struct Kernels {
     // One block of columns of an online softmax of scores in units of log 2: p = 2^(s - max) in pairs. The sum is of
     // values before they are rounded.
     void (*softmax)(float* s, int64_t rows, int64_t columns, float* max, float* sum, float* shrink, uint32_t* p);
+    // `product`, `softmax`, the multiplication by `shrink`, and `product`; null: they are called one after the other.
+    void (*block)(const Block&);
 };
 
 extern const Kernels portable;
