@@ -7,11 +7,21 @@ from __future__ import annotations
 
 import importlib
 
-from dq_kernels import CPU_OPS, OPS
+import numpy as np
+from dq_kernels import CPU_OPS, OPS, attention
 from dq_kernels.cpu.library import Context, known_isas
 from dq_kernels.cpu.structs import EMULATED
 
-PRODUCTS = ("int_linear", "int_conv2d")
+from tests.kernels.attention.tables import tables_for
+
+PRODUCTS = ("int_linear", "int_conv2d", "attention")
+
+
+def run_narrow_attention(context: Context, inputs: dict) -> None:
+    """In bfloat16 and in codes."""
+    attention.run(context, **inputs, precision="bf16")
+    step = np.zeros(len(inputs["q"]), np.int32)
+    attention.run_codes(context, **inputs, tables=tables_for(inputs), step=step, normed=False)
 
 
 def main() -> None:
@@ -24,6 +34,8 @@ def main() -> None:
                     cases = (*module.TEST_CASES, *getattr(module, "ZERO_CASES", ()))
                     for case in cases:
                         run(context, **case.inputs())
+                        if op == "attention":
+                            run_narrow_attention(context, case.inputs())
                     print(f"{isa} {threads} {op} {len(cases)}", flush=True)
 
 

@@ -106,7 +106,7 @@ void pack_head(const quads::Kernels& kernels, const dq_attention_args& args, con
                const float* v, const Blocks& b, bool* nan) {
     kernels.pack_transposed(k, args.k_stride[2], args.kv_rows, args.head_dim, own.k, b.keys, b.by_column, nan);
     const int32_t both = static_cast<int32_t>(args.head_dim) * own.q.lowest * (own.k.lowest + 128);
-    for (int64_t n = 0; n < round_up(args.kv_rows, 32); n++) b.by_column[n] = b.by_column[n] * own.q.lowest + both;
+    for (int64_t n = 0; n < args.kv_rows; n++) b.by_column[n] = b.by_column[n] * own.q.lowest + both;
     kernels.pack(v, args.v_stride[2], args.head_dim, args.kv_rows, own.v, b.values, nan);
 }
 

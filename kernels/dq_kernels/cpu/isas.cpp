@@ -45,13 +45,14 @@ Found look() {
     found.avx2 = true;
     const bool wide = (found.kept & kWideVectors) == kWideVectors;
     const bool avx512 = wide && (b & (1u << 16)) && (b & (1u << 30)) && (b & (1u << 31));
+    const bool quads = b & (1u << 17);  // avx512dq, which every CPU with bfloat16 has so far
     found.avx512_vnni = avx512 && (c & (1u << 11));
     found.amx = found.avx512_vnni && (d & (1u << 24)) && (d & (1u << 25));
     found.bfloat16_tiles = found.amx && (d & (1u << 22));
     if (found.amx && DQ_HAS_AMX && (found.kept & kTiles) == kTiles) found.permitted = request_tiles();
     if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) {
         found.avx_vnni = a & (1u << 4);
-        found.bfloat16 = avx512 && (a & (1u << 5));
+        found.bfloat16 = avx512 && quads && (a & (1u << 5));
     }
     return found;
 }

@@ -4,9 +4,9 @@
 
 #if DQ_HAS_ATTENTION_TILES
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,amx-tile,amx-int8,amx-bf16,avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,avx512dq,avx512bf16,amx-tile,amx-int8,amx-bf16,avx2,fma"))), apply_to = function)
 #else
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,amx-tile,amx-int8,amx-bf16,avx2,fma")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512vnni,avx512dq,avx512bf16,amx-tile,amx-int8,amx-bf16,avx2,fma")
 #endif
 #define DQ_FGEMM amx
 #define DQ_BF16 1
