@@ -11,13 +11,13 @@ float64 product of the codes it saw; a red engine prints RED and no speed, and t
 
 `onnxruntime int8` and `openvino int8` are the exact graphs of dq-export. All others are other people's packages as
 their documentation runs them (benchmarks/peers), in environments that are made in the folder --environments; they are
-calibrated with the same inputs as our record. An engine that cannot do a model prints why. PSNR is to the float model:
-of pictures from the same noise by DDIM (demo), or of the output of one step (the others); that of our own engines is
-taken in this process, where the libraries have all instructions. For avx2, avx_vnni and with --hide-bf16 the libraries
-are timed as on a CPU without the rest (machine/avx2.py), torch by its own switches alone. Memory is the highest
-resident size of each process, interpreter included. The folder --work keeps records, and the graphs of each commit. A
-row of each table is appended to benchmarks/results/unets.jsonl, and what is there for the same commit is not measured
-again.
+calibrated with the same inputs as our record. The native engine opens a program file, as they open files of theirs. An
+engine that cannot do a model prints why. PSNR is to the float model: of pictures from the same noise by DDIM (demo), or
+of the output of one step (the others); that of our own engines is taken in this process, where the libraries have all
+instructions. For avx2, avx_vnni and with --hide-bf16 the libraries are timed as on a CPU without the rest
+(machine/avx2.py), torch by its own switches alone. Memory is the highest resident size of each process, interpreter
+included. The folder --work keeps records, and program files and graphs of each commit. A row of each table is appended
+to benchmarks/results/unets.jsonl, and what is there for the same commit is not measured again.
 """
 
 from __future__ import annotations
@@ -134,6 +134,17 @@ def record_path(model: str, bits: int, work: Path, pipeline: Path | None = None)
     return path
 
 
+def program_path(record: Path, isa: str, work: Path) -> Path:
+    """The program file that the native engine opens, as others open theirs; written where this commit has not yet."""
+    import dq_deploy
+    from dq_deploy.native.file.content import write_program_file
+
+    path = work / f"{record.stem}-{isa}-{commit()}.dqn"
+    if not path.is_file():
+        write_program_file(dq_deploy.load_record(record), path, isa=isa)
+    return path
+
+
 def graph_path(record: Path, engine: str, work: Path) -> Path:
     """The ONNX file that one of `EXACT` runs; exported where this commit has not done it yet."""
     import dq_deploy
@@ -145,7 +156,7 @@ def graph_path(record: Path, engine: str, work: Path) -> Path:
     return path
 
 
-def red_layers(record: Path, isa: str, threads: int, batch: int) -> list[str]:
+def red_layers(program: Path, isa: str, threads: int, batch: int) -> list[str]:
     """Integer layers whose accumulators are not the exact product of their codes, with the number that differ."""
     import torch
 
@@ -154,7 +165,7 @@ def red_layers(record: Path, isa: str, threads: int, batch: int) -> list[str]:
 
     torch.set_num_threads(threads)
     found = []
-    with open_engine(record, isa=isa, threads=threads) as runner:
+    with open_engine(program, isa=isa, threads=threads) as runner:
         _, layers = runner.observe(feeds_for(runner.inputs, batch, runner.manifest))
         for name, trace in layers.items():
             layer = runner.record.layers[name]
@@ -252,8 +263,9 @@ def measure_group(
     """The native engine and some others, taking turns; what was found goes into `found`."""
     folder = ready_folder(table.model, arguments.work, arguments.terrain)
     cpu, threads = table.cpu, table.threads
+    program = program_path(record, cpu.isa, arguments.work)
     with contextlib.ExitStack() as stack:
-        running: dict[str, Any] = {NATIVE: stack.enter_context(start_native(record, cpu, threads, table.attention))}
+        running: dict[str, Any] = {NATIVE: stack.enter_context(start_native(program, cpu, threads, table.attention))}
         for name in names:
             try:
                 if name in EXACT:
@@ -279,8 +291,13 @@ def own_fidelity(table: Table, record: Path, found: Found, arguments: argparse.N
     folder = ready_folder(table.model, arguments.work, arguments.terrain)
     for name in (NATIVE, *EXACT):
         if name in found.series:
-            path = record if name == NATIVE else graph_path(record, name, arguments.work)
-            native = {"isa": table.cpu.isa, "attention": table.attention} if name == NATIVE else {}
+            ours = name == NATIVE
+            path = (
+                program_path(record, table.cpu.isa, arguments.work)
+                if ours
+                else graph_path(record, name, arguments.work)
+            )
+            native = {"isa": table.cpu.isa, "attention": table.attention} if ours else {}
             engine = name.partition(" ")[0]
             found.fidelity[name] = fidelity.of_file(path, engine, folder, table.batch, table.threads, **native)
 
@@ -393,7 +410,7 @@ def measure(asked: Table, arguments: argparse.Namespace) -> int:
     record = record_path(asked.model, asked.bits, arguments.work, arguments.terrain)
     print(f"\n{asked.title}", flush=True)
     row: dict[str, Any] = {"key": key, "commit": commit(), "environment": describe_environment(threads=threads)}
-    red = red_layers(record, asked.cpu.isa, threads, asked.batch)
+    red = red_layers(program_path(record, asked.cpu.isa, arguments.work), asked.cpu.isa, threads, asked.batch)
     if red:
         print("RED: " + "; ".join(red), flush=True)
         row["red"] = red

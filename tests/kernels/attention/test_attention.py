@@ -165,7 +165,9 @@ def test_a_context_says_what_multiplies(each_context_of_products):
     assert context.attention_form("int8") == integers.get(context.isa, "vpdpbusd")
     narrow = context.attention_form("bf16")
     assert (narrow == "tdpbf16ps") == bool(tiles)
-    assert (narrow == "vdpbf16ps") == bool(context.isa in ("avx512_vnni", "amx") and ours.dq_has_bfloat16() and not tiles)
+    assert (narrow == "vdpbf16ps") == bool(
+        context.isa in ("avx512_vnni", "amx") and ours.dq_has_bfloat16() and not tiles
+    )
     assert (narrow == "tdpbf16ps in plain C++") == (context.isa == EMULATED)
 
 

@@ -112,7 +112,9 @@ def test_a_nan_is_said(each_context_of_products, role, head_dim):
     inputs = Case(name="nan", rows=9, kv_rows=21, head_dim=head_dim).inputs()
     tables = tables_for(inputs)
     inputs[role][0, -1, 0, -1] = np.nan
-    assert run_codes(each_context_of_products, **inputs, tables=tables, step=np.zeros(1, np.int32), normed=False).nan_seen
+    assert run_codes(
+        each_context_of_products, **inputs, tables=tables, step=np.zeros(1, np.int32), normed=False
+    ).nan_seen
 
 
 def test_values_out_of_reach_are_clamped(each_context_of_products):
