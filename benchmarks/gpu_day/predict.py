@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dq_kernels.gpu.ahead_of_time.shapes import float_calls_of
+
 from benchmarks.kernels.shapes import OPS, PRODUCTS, Shape, all_shapes
 
 
@@ -18,6 +20,7 @@ class Gpu:
     """Datasheet rates (dense) and assumed shares of them.
 
     Attributes:
+        architecture: as of the kernels' tables.
         int8_tops: products of int8.
         half_tops: products of float16 that are added in float32.
         gb_s: memory.
@@ -28,6 +31,7 @@ class Gpu:
     """
 
     name: str
+    architecture: int
     int8_tops: float
     half_tops: float
     gb_s: float
@@ -39,16 +43,14 @@ class Gpu:
 
 GPUS = (
     # the wait in each step of Triton's products on 9.0 is assumed to leave a third of the rate
-    Gpu(name="H200", int8_tops=1979, half_tops=989, gb_s=4800, int8_share=0.33, half_share=0.6),
-    Gpu(name="A100 80 GB", int8_tops=624, half_tops=312, gb_s=2039, int8_share=0.5, half_share=0.65),
-    Gpu(name="RTX 4090", int8_tops=661, half_tops=165, gb_s=1008, int8_share=0.55, half_share=0.8),
+    Gpu(name="H200", architecture=90, int8_tops=1979, half_tops=989, gb_s=4800, int8_share=0.33, half_share=0.6),
+    Gpu(name="A100 80 GB", architecture=80, int8_tops=624, half_tops=312, gb_s=2039, int8_share=0.5, half_share=0.65),
+    Gpu(name="RTX 4090", architecture=89, int8_tops=661, half_tops=165, gb_s=1008, int8_share=0.55, half_share=0.8),
 )
 ATTENTION_SHARE = {"cifar": 0.04, "sd15": 0.157, "sdxl": 0.08}
 """Of all products, those of attention, in float16: docs/measured.md for SD 1.5, the others estimated."""
 ATTENTION_RATE = 0.5
 """Of the float16 rate, by the fused kernel."""
-SPLIT_LAUNCHES = 7
-RESIDENT_VALUES, WHOLE_VALUES = 16_384, 65_536
 
 
 def output_values(shape: Shape) -> int:
@@ -70,10 +72,9 @@ def native_us(shape: Shape, gpu: Gpu) -> float:
     nbytes = values * (4 if shape.op == "geglu_quantize" else 2) + values * shape.outputs
     launches, passes = 1, 1.0
     if shape.op == "group_norm_silu_quantize":
-        group = case.rows * (case.channels // case.groups)
-        split = group > WHOLE_VALUES or (group > RESIDENT_VALUES and case.batch * case.groups < 256)
-        launches = SPLIT_LAUNCHES if split else 1
-        passes = 1.0 if group <= RESIDENT_VALUES else 2.0  # further reads come from L2, at about twice the rate
+        calls = float_calls_of(shape.op, case, gpu.architecture, "float16")
+        launches = len(calls)
+        passes = 1.0 if calls[-1].constants["RESIDENT"] else 2.0  # further reads come from L2, at about twice the rate
     return passes * nbytes / bandwidth + launches * gpu.gap_us
 
 

@@ -11,11 +11,10 @@ from dq_kernels.gpu.device.blocks import (
     fixed_point,
     flag,
     is_finite,
-    mean_of,
-    rstd_of,
     squares,
     write_codes,
 )
+from dq_kernels.gpu.device.statistics import mean_of, rstd_of
 
 
 @triton.jit

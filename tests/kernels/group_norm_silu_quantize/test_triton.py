@@ -74,6 +74,16 @@ def test_any_block_size_and_pitch_gives_the_same_bits(form, elements, more):
     assert_equal(launch(TEST_CASES[2].inputs(), form=form, elements=elements, more=more))
 
 
+@pytest.mark.parametrize(("rows", "channels"), [(16, 10), (16, 24), (8, 13), (5, 10)])
+def test_a_group_that_stays_in_registers_is_one_block_or_two(rows, channels):
+    """10 channels are 8 and 2, 13 are 16; 16 rows of 10 or 24 fill their blocks, so that nothing is masked."""
+    inputs = TEST_CASES[0].inputs()
+    rng = np.random.default_rng(rows)
+    x = rng.normal(0, 3, (2, rows, channels)).astype(np.float32)
+    changes = {"x": x, "gamma": None, "beta": None, "groups": 1, "outputs": [], "step": np.zeros(2, np.int32)}
+    assert_equal(launch(inputs | changes, dtype="float16", form="resident"))
+
+
 @pytest.mark.parametrize(("dtype", "form"), [("float16", "whole"), ("bfloat16", "split"), ("float16", "resident")])
 def test_narrow_floats_are_read_exactly_and_rounded_once(dtype, form):
     assert_equal(launch(TEST_CASES[10].inputs(), dtype=dtype, form=form))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
 import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,7 @@ FLOAT_PRODUCTS = ("HMMA", "HGMMA", "QGMMA", "DMMA", "UTCHMMA", "UTCQMMA", "FFMA"
 """What integer products and unfused floats must not have (but see `is_fused`)."""
 FLOAT64 = ("DADD", "DMUL", "DFMA", "DSETP")
 WAITS = ("DEPBAR", "WARPGROUP")
-_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)([.\w]*)(.*?);")
+_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)([.\w]*)(.*?);")
 _LABEL = re.compile(r"^(\.L_\w+):")
 _TARGET = re.compile(r"`\((\.L_\w+)\)")
 
@@ -29,12 +31,14 @@ class Code:
         full: the same by their full name.
         loop: counts in the shortest loop that holds an integer matrix instruction; empty where there is none.
         waits: what that loop waits for, by instruction and operands: copies into shared memory, matrix instructions.
+        float64_always: least operations in float64 on any way from the start to the end: what no branch goes around.
     """
 
     counts: Counter[str]
     full: Counter[str]
     loop: Counter[str]
     waits: Counter[str]
+    float64_always: int
 
     @property
     def wide_conversions(self) -> int:
@@ -44,8 +48,7 @@ class Code:
     @property
     def float64(self) -> int:
         """Operations in float64."""
-        own = sum(count for name, count in self.counts.items() if name in FLOAT64)
-        return own + sum(count for name, count in self.full.items() if name.startswith("MUFU") and "64" in name)
+        return sum(count for name, count in self.full.items() if is_float64(name))
 
     @property
     def idle_waits(self) -> int:
@@ -78,32 +81,90 @@ def _run(name: str, *options: str, cubin: bytes) -> str:
     return done.stdout
 
 
-def disassemble(cubin: bytes) -> Code:
-    """Instructions of the kernel in a cubin."""
-    counts: Counter[str] = Counter()
-    full: Counter[str] = Counter()
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction.
+
+    Attributes:
+        full: name with what stands behind the dot.
+        operands: as written.
+        conditional: whether a predicate decides.
+        target: label that it branches to, or an empty text.
+    """
+
+    full: str
+    operands: str
+    conditional: bool
+    target: str
+
+    @property
+    def name(self) -> str:
+        """Without what stands behind the dot."""
+        return self.full.split(".")[0]
+
+
+def is_float64(full: str) -> bool:
+    """Whether an instruction of this full name computes in float64."""
+    return full.split(".")[0] in FLOAT64 or (full.startswith("MUFU") and "64" in full)
+
+
+def instructions_of(text: str) -> tuple[list[Instruction], dict[str, int]]:
+    """Instructions that the disassembler wrote, and the place of the first one behind each label."""
     labels: dict[str, int] = {}
-    names: list[str] = []
-    texts: list[str] = []
-    loops: list[tuple[int, int]] = []
-    for line in _run("nvdisasm", "-c", cubin=cubin).splitlines():
+    found: list[Instruction] = []
+    for line in text.splitlines():
         label = _LABEL.match(line)
         if label:
-            labels[label[1]] = len(names)
-        found = _INSTRUCTION.match(line)
-        if not found:
+            labels[label[1]] = len(found)
+        read = _INSTRUCTION.match(line)
+        if read:
+            target = _TARGET.search(read[4]) if read[2] == "BRA" else None
+            found.append(
+                Instruction(read[2] + read[3], read[4].strip(), read[1] is not None, target[1] if target else "")
+            )
+    return found, labels
+
+
+def least_float64(code: Sequence[Instruction], labels: Mapping[str, int]) -> int:
+    """Fewest operations in float64 on any way from the start to an end; calls, for rare values, are left out."""
+    least = {0: 0}
+    waiting = [(0, 0)]
+    while waiting:
+        cost, place = heapq.heappop(waiting)
+        if cost > least[place]:
             continue
-        counts[found[1]] += 1
-        full[found[1] + found[2]] += 1
-        names.append(found[1])
-        texts.append(f"{found[1]}{found[2]} {found[3].strip()}")
-        target = _TARGET.search(found[3])
-        if found[1] == "BRA" and target and labels.get(target[1], len(names)) < len(names) - 1:
-            loops.append((labels[target[1]], len(names)))
-    bodies = [range(start, stop) for start, stop in loops if any(name in PRODUCTS for name in names[start:stop])]
-    shortest = min(bodies, key=len) if bodies else range(0)
-    waits = [texts[place] for place in shortest if names[place] in WAITS and "DEPBAR" in texts[place]]
-    return Code(counts, full, Counter(names[place] for place in shortest), Counter(waits))
+        one = code[place]
+        if one.name == "EXIT" and not one.conditional:
+            return cost
+        always = one.name == "BRA" and not one.conditional
+        following = ([] if always else [place + 1]) + ([labels[one.target]] if one.target in labels else [])
+        spent = cost + is_float64(one.full)
+        for step in following:
+            if step < len(code) and spent < least.get(step, spent + 1):
+                least[step] = spent
+                heapq.heappush(waiting, (spent, step))
+    # a last EXIT may have a predicate that always holds
+    return min(cost for place, cost in least.items() if code[place].name == "EXIT")
+
+
+def disassemble(cubin: bytes) -> Code:
+    """Instructions of the kernel in a cubin."""
+    code, labels = instructions_of(_run("nvdisasm", "-c", cubin=cubin))
+    loops = [
+        range(labels[one.target], place + 1)
+        for place, one in enumerate(code)
+        if one.target and labels.get(one.target, len(code)) < place
+    ]
+    bodies = [loop for loop in loops if any(code[place].name in PRODUCTS for place in loop)]
+    shortest = [code[place] for place in min(bodies, key=len)] if bodies else []
+    waits = [f"{one.full} {one.operands}" for one in shortest if one.name in WAITS and "DEPBAR" in one.full]
+    return Code(
+        counts=Counter(one.name for one in code),
+        full=Counter(one.full for one in code),
+        loop=Counter(one.name for one in shortest),
+        waits=Counter(waits),
+        float64_always=least_float64(code, labels),
+    )
 
 
 def resources(cubin: bytes) -> dict[str, int]:

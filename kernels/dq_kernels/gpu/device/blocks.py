@@ -82,23 +82,10 @@ def joined(high, low):
 
 
 @triton.jit
-def mean_of(total, e, count):
-    """float32 mean of `count` values whose fixed-point integers sum to `total`."""
-    return (total.to(tl.float64) * power_of_two_64(e - 30) / count).to(tl.float32)
-
-
-@triton.jit
 def squares(x, mean, e2):
     """int64 rne(t * t) of t = (x - mean) * 2^(15 - e2), which is at most 2^15 in size."""
     t = (x - mean) * power_of_two(15 - e2)
     return nearest_integer(t * t).to(tl.int64)
-
-
-@triton.jit
-def rstd_of(total, e2, count, eps):
-    """float32 1 / sqrt(variance + eps), in float64 up to the last rounding."""
-    variance = total.to(tl.float64) * power_of_two_64(2 * (e2 - 15)) / count
-    return (1.0 / tl.sqrt(variance + eps)).to(tl.float32)
 
 
 @triton.jit

@@ -17,7 +17,6 @@ KERNELS = {
     "quantize_kernel": "dq_kernels.quantize.triton_kernel",
     "clear_kernel": "dq_kernels.group_norm_silu_quantize.triton_kernel",
     "statistics_kernel": "dq_kernels.group_norm_silu_quantize.triton_kernel",
-    "group_results_kernel": "dq_kernels.group_norm_silu_quantize.triton_kernel",
     "group_norm_silu_quantize_kernel": "dq_kernels.group_norm_silu_quantize.triton_kernel",
     "layer_norm_quantize_kernel": "dq_kernels.layer_norm_quantize.triton_kernel",
     "geglu_quantize_kernel": "dq_kernels.geglu_quantize.triton_kernel",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dq_kernels.cpu.library import KernelInputError
-from dq_kernels.gpu.launch.calls import FLOATS, Blank, KernelCall, check_array
+from dq_kernels.gpu.launch.calls import FLOATS, Blank, KernelCall, check_array, dtype_name
 from dq_kernels.gpu.launch.weights import Quantizer
 from dq_kernels.gpu.tune.configurations import BlockConfiguration, channel_block, next_power
 
@@ -16,11 +16,18 @@ MAX_GROUP_VALUES = 1 << 22
 """Values of one group: their sum of integers up to 2^30 is exact in float64."""
 MOST_PARTS = 3
 MOST_RESIDENT = 1 << 14
-"""Values of a group that 16 warps keep in registers, 32 a thread; with 64 a thread the statistics spill."""
+"""Values of a group that 16 warps keep in registers, with its padding: 32 a thread; more may spill."""
+MOST_FULL = 40960
+"""The same of values of 16 bits that fill their blocks, so that nothing is masked: 80 a thread. On 10.0 and 12.0 that
+spills: their rules in the table end at `MOST_RESIDENT`."""
+FILLING = 256
+"""Programs that fill a GPU: twice the multiprocessors of most."""
 VALUES_OF_WARP = 1 << 10
-"""Of a resident group: 32 a thread."""
+"""Of a resident group: 32 a thread, up to 16 warps."""
 LEAST_RESIDENT = 4
 """Channels of a resident block."""
+AHEAD = 3
+"""Blocks of rows in flight in a pass over x."""
 
 Workspace = Callable[[Blank], Any]
 """Makes an array of a kind; called once a launch list."""
@@ -239,9 +246,9 @@ def group_norm_silu_quantize_calls(
     configuration: BlockConfiguration,
     workspace: Workspace,
 ) -> list[KernelCall]:
-    """One launch of forms "whole" and "resident", seven of form "split": see the kernel's module.
+    """One launch of forms "whole" and "resident", five of form "split": see the kernel's module.
 
-    A group that does not fit into registers runs in form "whole" where "resident" is asked for.
+    A group that does not fit into registers runs in form "whole" or "split" where "resident" is asked for.
 
     Raises:
         KernelInputError: an array is of another kind, groups do not divide the channels, or a group is too large.
@@ -253,9 +260,10 @@ def group_norm_silu_quantize_calls(
             f"{MAX_GROUP_VALUES} values in a group"
         )
     width = channels // groups
-    configuration = resident_or_whole(configuration, rows, width)
+    configuration = with_form(configuration, batch * groups, rows, width, narrow=dtype_name(x) != "float32")
     whole = configuration.form != "split"
     resident = next_power(rows) if configuration.form == "resident" else 0
+    left, right = resident_blocks(width) if resident else (0, 0)
     if whole:
         block_channels = max(LEAST_RESIDENT if resident else 16, next_power(width))
         block_rows = min(max(1, configuration.elements // block_channels), next_power(rows))
@@ -265,7 +273,7 @@ def group_norm_silu_quantize_calls(
         extent = max([channels, *(output.end for output in outputs)])
         block_rows, block_channels = blocks_of(configuration, rows, extent)
         grid = (-(-rows // block_rows), -(-extent // block_channels), batch)
-        words, tail = workspace(Blank((5 * batch * groups,), "int64")), 0
+        words, tail = workspace(Blank((3 * batch * groups,), "int64")), 0
     arguments = {
         **{"x": x, "gamma": gamma, "beta": beta, "y": y, "step": step, "nan_seen": nan_seen, "workspace": words},
         **numbered_parts(outputs),
@@ -273,7 +281,9 @@ def group_norm_silu_quantize_calls(
         "eps_bits": bits_of(eps),
     }
     blocks = {"BLOCK_ROWS": block_rows, "BLOCK_CHANNELS": block_channels}
-    constants = {"SILU": silu, "WHOLE_GROUPS": whole, "RESIDENT": resident, **blocks, "TAIL": tail}
+    constants = {"SILU": silu, "WHOLE_GROUPS": whole, "RESIDENT": resident, "LEFT": left, "RIGHT": right}
+    constants["FULL"] = (resident, left + right) == (rows, width)
+    constants |= {**blocks, "AHEAD": AHEAD, "TAIL": tail}
     last = one_call("group_norm_silu_quantize_kernel", grid, arguments, constants, configuration)
     if whole:
         return [last]
@@ -286,14 +296,29 @@ def tail_of(outputs: Sequence[CodeOutput]) -> int:
     return next_power(behind) if behind else 0
 
 
-def resident_or_whole(configuration: BlockConfiguration, rows: int, width: int) -> BlockConfiguration:
-    """The configuration of a group of `rows` x `width` values: warps by its size where it stays in registers."""
+def resident_blocks(width: int) -> tuple[int, int]:
+    """Channels of the one or two blocks, powers of 2, that hold a group in registers: 8 and 2 for 10, 16 for 13."""
+    left = max(LEAST_RESIDENT, next_power(width + 1) // 2)
+    right = next_power(width - left) if width > left else 0
+    return (left, right) if left + right < next_power(width) else (max(LEAST_RESIDENT, next_power(width)), 0)
+
+
+def with_form(
+    configuration: BlockConfiguration, count: int, rows: int, width: int, *, narrow: bool
+) -> BlockConfiguration:
+    """The configuration of `count` groups of `rows` x `width` values: warps by their size where they stay in registers.
+
+    Groups that do not fit there take another form: "whole" where they fill a GPU, else "split".
+    """
     if configuration.form != "resident":
         return configuration
-    values = next_power(rows) * max(LEAST_RESIDENT, next_power(width))
-    if values > MOST_RESIDENT:
+    kept = next_power(rows), sum(resident_blocks(width))
+    values = kept[0] * kept[1]
+    if values <= (MOST_FULL if narrow and kept == (rows, width) else MOST_RESIDENT):
+        return replace(configuration, warps=min(16, max(4, next_power(values // VALUES_OF_WARP))))
+    if count >= FILLING:
         return replace(configuration, form="whole")
-    return replace(configuration, warps=min(16, max(4, values // VALUES_OF_WARP)))
+    return replace(configuration, form="split", elements=1024, warps=4, chunk=8)
 
 
 def statistics_calls(
@@ -306,16 +331,10 @@ def statistics_calls(
     calls = [one_call("clear_kernel", (-(-count // 256), 1, 1), clear, {"BLOCK": 256}, configuration)]
     names = ("x", "workspace", "rows", "channels", "groups", "x_pitch")
     grid = (-(-rows // (blocks["BLOCK_ROWS"] * configuration.chunk)), -(-channels // blocks["BLOCK_CHANNELS"]), batch)
-    total = batch * arguments["groups"]
-    results = {"workspace": words, "total": total}
-    results |= {name: arguments[name] for name in ("rows", "channels", "groups", "eps_bits")}
+    own = {name: arguments[name] for name in names}
     for number in (1, 2, 3):
-        constants = {"PASS": number, **blocks, "STEPS": configuration.chunk}
-        own = {name: arguments[name] for name in names}
+        constants = {"PASS": number, **blocks, "STEPS": configuration.chunk, "AHEAD": AHEAD}
         calls.append(one_call("statistics_kernel", grid, own, constants, configuration))
-        if number > 1:
-            constants = {"PASS": number, "BLOCK": 128}
-            calls.append(one_call("group_results_kernel", (-(-total // 128), 1, 1), results, constants, configuration))
     return calls
 
 

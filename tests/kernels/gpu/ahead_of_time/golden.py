@@ -12,7 +12,10 @@ KERNELS: dict[str, tuple[str, str, int, int, int]] = {
     "layer norm, sm_90": ("layer_norm_quantize", "sd15 64x64 320", 90, 0, 0),
     "geglu, sm_90": ("geglu_quantize", "sd15 64x64 1280", 90, 0, 0),
     "group norm resident, sm_90": ("group_norm_silu_quantize", "sd15 32x32 320", 90, 0, 0),
-    "group norm split, sums, sm_90": ("group_norm_silu_quantize", "sd15 64x64 320", 90, 0, 2),
+    "group norm resident, 40,960 values, sm_90": ("group_norm_silu_quantize", "sd15 64x64 320", 90, 0, 0),
+    "group norm resident, 40,960 values, sm_80": ("group_norm_silu_quantize", "sd15 32x32 1280", 80, 0, 0),
+    "group norm split, codes, sm_90": ("group_norm_silu_quantize", "sd15 64x64 640", 90, 0, 4),
+    "group norm split, sums, sm_90": ("group_norm_silu_quantize", "sd15 64x64 640", 90, 0, 2),
     "linear W8, sm_90": ("int_linear", "sd15 4096x320->2560", 90, 8, 0),
     "convolution W4, sm_90": ("int_conv2d", "sd15 64x64 3x3/1 320->320", 90, 4, 0),
     "convolution W8, sm_80": ("int_conv2d", "sd15 64x64 3x3/1 320->320", 80, 8, 0),
@@ -43,8 +46,10 @@ def measured(name: str) -> dict[str, Any]:
         "products": entry["products"],
         "spills": entry["spills"],
         "local_bytes": entry["local_bytes"],
+        "copies_ahead": code.counts["LDGSTS"],
         "wide_conversions": code.wide_conversions,
         "float64": code.float64,
+        "float64_always": code.float64_always,
         "idle_waits": code.idle_waits,
     }
 

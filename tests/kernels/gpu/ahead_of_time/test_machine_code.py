@@ -11,8 +11,8 @@ pytest.importorskip("triton", reason="triton is not installed: pip install trito
 from tests.kernels.gpu.ahead_of_time.golden import FILE, KERNELS, measured
 
 GOLDEN = json.loads(FILE.read_text(encoding="utf-8"))
-MOST_FLOAT64 = 80
-"""Operations of mean and deviation, once a row or group."""
+MOST_FLOAT64 = 6
+"""Operations of a deviation that are always done, once a row or group; those of rare ties stand behind a branch."""
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +24,14 @@ def code():
 def test_machine_code_keeps_the_rules(name, code):
     found = code[name]
     assert found["wide_conversions"] == 0
-    assert found["float64"] <= MOST_FLOAT64
+    assert found["float64_always"] <= MOST_FLOAT64
     assert (found["spills"], found["local_bytes"]) == (0, 0)
     if KERNELS[name][3]:
         wanted = "IGMMA" if KERNELS[name][2] == 90 else "IMMA"
         assert [product.split(".")[0] for product in found["products"]] == [wanted]
         assert found["float64"] == 0
+    if "split, sums" in name:
+        assert found["copies_ahead"] > 0, "the next rows are not copied while these are summed"
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -70,12 +70,10 @@ def test_a_grid_covers_rows_channels_and_samples():
         "clear_kernel",
         "statistics_kernel",
         "statistics_kernel",
-        "group_results_kernel",
         "statistics_kernel",
-        "group_results_kernel",
         "group_norm_silu_quantize_kernel",
     ]
-    assert found[0].arguments["workspace"].shape == (5 * 2 * 8,)
+    assert found[0].arguments["workspace"].shape == (3 * 2 * 8,)
     (whole,) = group_norm(form="whole")
     assert whole.grid == (8, 2, 1)
     assert whole.arguments["workspace"] is None
@@ -173,23 +171,43 @@ def test_arguments_are_all_that_the_kernels_take():
         assert {*call.arguments, *call.constants} == set(kernel.arg_names), call.kernel
 
 
-@pytest.mark.parametrize(
-    ("rows", "channels", "form", "launches"),
-    [(7, 40, "resident", 1), (2048, 64, "resident", 1), (2049, 64, "whole", 1)],
-)
-def test_a_group_that_does_not_fit_into_registers_is_read_in_several_passes(rows, channels, form, launches):
-    """8 groups: 16,384 values with their padding are the most."""
-    x = Blank((2, rows, channels), "float16")
+def resident_calls(rows, channels, *, batch=2, dtype="float16"):
+    """Calls for 8 groups that are asked to stay in registers."""
     affine = {name: Blank((channels,), "float32") for name in ("gamma", "beta")}
-    found = float_calls.group_norm_silu_quantize_calls(
-        x,
-        STEP,
-        [blank_output(2, rows, channels)],
+    return float_calls.group_norm_silu_quantize_calls(
+        Blank((batch, rows, channels), dtype),
+        Blank((batch,), "int32"),
+        [blank_output(batch, rows, channels)],
         **affine,
         groups=8,
         eps=1e-5,
         configuration=replace(BLOCKS, form="resident"),
         workspace=lambda blank: blank,
     )
+
+
+@pytest.mark.parametrize(
+    ("rows", "channels", "dtype", "batch", "launches"),
+    [
+        (7, 40, "float16", 2, 1),
+        (2048, 64, "float32", 2, 1),
+        (2049, 64, "float16", 2, 5),
+        (2049, 64, "float16", 32, 1),
+        (4096, 80, "float16", 2, 1),  # 40,960 values in blocks of 8 and 2 channels, nothing masked
+        (4096, 80, "float32", 2, 5),
+        (4095, 80, "float16", 2, 5),
+        (4096, 88, "bfloat16", 2, 5),
+    ],
+)
+def test_a_group_that_does_not_fit_into_registers_takes_another_form(rows, channels, dtype, batch, launches):
+    """At most 16,384 values with their padding, or 40,960 of 16 bits that have none; else by the number of groups."""
+    found = resident_calls(rows, channels, batch=batch, dtype=dtype)
     assert len(found) == launches
-    assert (found[-1].constants["RESIDENT"] > 0) is (form == "resident")
+    fits = rows * channels // 8 <= 16384 or (rows, channels, dtype) == (4096, 80, "float16")
+    assert (found[-1].constants["RESIDENT"] > 0) is fits
+    assert found[-1].constants["WHOLE_GROUPS"] is (launches == 1)
+
+
+@pytest.mark.parametrize(("width", "blocks"), [(10, (8, 2)), (80, (64, 16)), (13, (16, 0)), (8, (8, 0)), (1, (4, 0))])
+def test_channels_of_a_group_are_one_block_or_two_without_padding(width, blocks):
+    assert float_calls.resident_blocks(width) == blocks
