@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from dq_deploy.artifacts import atomic_path, place_of_output
@@ -23,6 +25,7 @@ def tune_kernels(
     dtype: str = "float16",
     device: int = 0,
     op: str | None = None,
+    jobs: int | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict[str, object]]:
     """Measure the kernels and write the rules of the fastest configurations; one with a wrong result is out.
@@ -33,6 +36,7 @@ def tune_kernels(
         dtype: of the values between the layers, one of `DTYPES`.
         device: CUDA's number of the GPU.
         op: only this op; None for all.
+        jobs: processes that compile; None for one a core.
         on_progress: called with (shapes done, shapes in all).
 
     Returns:
@@ -60,7 +64,7 @@ def tune_kernels(
     from dq_kernels.cpu.library import KernelInputError, KernelsMissingError
 
     try:
-        return _measure(model, out, dtype, torch.device("cuda", device), op, on_progress)
+        return _measure(model, out, dtype, torch.device("cuda", device), op, jobs or os.cpu_count() or 1, on_progress)
     except KernelInputError as error:
         raise DqError(str(error)) from error
     except KernelsMissingError as error:
@@ -68,10 +72,17 @@ def tune_kernels(
 
 
 def _measure(
-    model: str, out: Path, dtype: str, place: torch.device, op: str | None, on_progress: Callable[[int, int], None]
+    model: str,
+    out: Path,
+    dtype: str,
+    place: torch.device,
+    op: str | None,
+    jobs: int,
+    on_progress: Callable[[int, int], None],
 ) -> list[dict[str, object]]:
     import torch
     from dq_kernels.gpu.tune.clock import torch_clock
+    from dq_kernels.gpu.tune.compiling import Compiler
     from dq_kernels.gpu.tune.configurations import architecture_of
     from dq_kernels.gpu.tune.tuning import fastest, problem_of, shapes_of_model, write_table
 
@@ -81,11 +92,12 @@ def _measure(
         clock = torch_clock(place)
         shapes, rules = shapes_of_model(model, op), []
         streams = place_of_output(out).streams  # a pipe gets the table once, whole
-        for number, shape in enumerate(shapes, 1):
-            problem = problem_of(*shape, getattr(torch, dtype), place)
-            rules.append(fastest(problem, architecture, clock))
-            if number == len(shapes) or not streams:
-                with atomic_path(out) as temporary:
-                    write_table(temporary, rules, source)
-            on_progress(number, len(shapes))
+        with TemporaryDirectory() as folder, Compiler(architecture, Path(folder), jobs) as compiler:
+            for number, shape in enumerate(shapes, 1):
+                problem = problem_of(*shape, getattr(torch, dtype), place)
+                rules.append(fastest(problem, architecture, clock, compiler=compiler))
+                if number == len(shapes) or not streams:
+                    with atomic_path(out) as temporary:
+                        write_table(temporary, rules, source)
+                on_progress(number, len(shapes))
     return rules

@@ -118,10 +118,11 @@ def instructions_of(text: str) -> tuple[list[Instruction], dict[str, int]]:
             labels[label[1]] = len(found)
         read = _INSTRUCTION.match(line)
         if read:
-            target = _TARGET.search(read[4]) if read[2] == "BRA" else None
-            found.append(
-                Instruction(read[2] + read[3], read[4].strip(), read[1] is not None, target[1] if target else "")
-            )
+            # a way out of a loop may be written as a call of a label
+            target, operands = _TARGET.search(read[4]) if read[2] in ("BRA", "CALL") else None, read[4].strip()
+            # a branch may have its condition among its operands, or depend on whether threads go apart
+            conditional = read[1] is not None or (target is not None and (bool(read[3]) or operands[0] != "`"))
+            found.append(Instruction(read[2] + read[3], operands, conditional, target[1] if target else ""))
     return found, labels
 
 
@@ -143,8 +144,7 @@ def least_float64(code: Sequence[Instruction], labels: Mapping[str, int]) -> int
             if step < len(code) and spent < least.get(step, spent + 1):
                 least[step] = spent
                 heapq.heappush(waiting, (spent, step))
-    # a last EXIT may have a predicate that always holds
-    return min(cost for place, cost in least.items() if code[place].name == "EXIT")
+    raise ValueError("the code has no end")
 
 
 def disassemble(cubin: bytes) -> Code:
@@ -153,7 +153,7 @@ def disassemble(cubin: bytes) -> Code:
     loops = [
         range(labels[one.target], place + 1)
         for place, one in enumerate(code)
-        if one.target and labels.get(one.target, len(code)) < place
+        if one.name == "BRA" and labels.get(one.target, len(code)) < place
     ]
     bodies = [loop for loop in loops if any(code[place].name in PRODUCTS for place in loop)]
     shortest = [code[place] for place in min(bodies, key=len)] if bodies else []

@@ -38,6 +38,7 @@ def mean_of(total, e, count):
     quotient that is rounded to float32 is the same number: total < 2^52 and count <= 2^22 keep every quotient that is
     no tie further from one than float64 rounds.
     """
+    count = e * 0 + count  # a count of 1 is a constant
     size = tl.abs(total)
     # an estimate that is off by less than 2^-21 of itself, from two halves: conversions from 64 bits are slow
     high, low = (size >> 26).to(tl.int32), (size & 67108863).to(tl.int32)
@@ -78,6 +79,7 @@ def rstd_of(total, e2, count, eps):
     than 2^-13 is the whole computed in float64: once in some thousand rows.
     """
     scale = power_of_two_64(2 * (e2 - 15))
+    count = e2 * 0 + count  # a count of 1 is a constant
     wide_count = count.to(tl.float64)
     v = total.to(tl.float64) * scale + eps * wide_count  # of all values, so that nothing is divided in float64
     y = tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(v.to(tl.float32), count.to(tl.float32))))

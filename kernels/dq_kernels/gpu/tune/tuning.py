@@ -1,14 +1,16 @@
 """Measures configurations on the GPU at hand and writes a table of them; `dq-tune` is its command.
 
-A configuration that gives one wrong accumulator or code is out and the rule says how many were. Products are compared
-with an integer product in float64 (exact below 2^53), the float ops with `reference.py`. Times are those of
-`dq_kernels.gpu.tune.clock`: runs in graphs, each behind a flush of the L2 cache.
+The fastest configuration that gives every accumulator or code right becomes the rule, which says how many faster ones
+did not. Products are compared with an integer product in float64 (exact below 2^53), the float ops with `reference.py`.
+Times are those of `dq_kernels.gpu.tune.clock`: runs in graphs, each behind a flush of the L2 cache. Before, kernels are
+compiled in processes by `dq_kernels.gpu.tune.compiling`.
 
 Never run on a GPU: on a CPU its tests interpret the kernels and give it a clock of their own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import json
@@ -28,6 +30,7 @@ from dq_kernels.gpu.launch.product_calls import Epilogue, Window
 from dq_kernels.gpu.launch.weights import make_quantizer, make_weights
 from dq_kernels.gpu.tune.candidates import candidates
 from dq_kernels.gpu.tune.clock import Clock
+from dq_kernels.gpu.tune.compiling import Compiler
 from dq_kernels.gpu.tune.configurations import FORMAT, PRODUCTS, Configuration, choose
 from dq_kernels.quantize.reference import signed_codes
 
@@ -42,13 +45,17 @@ class Problem:
         op: its name.
         facts: what the rule is bound to.
         run: launches with a configuration.
-        right: launches once more with what was run last and says whether that gives what the reference gives.
+        check: launches with a configuration, so that what it gives can be compared.
+        right: whether what was checked last gives what the reference gives.
+        pitch: bytes of a weight row; 0 without weights.
     """
 
     op: str
     facts: Mapping[str, int]
     run: Work
+    check: Work
     right: Callable[[], bool]
+    pitch: int = 0
 
 
 def shapes_of_model(model: str, op: str | None = None) -> list[tuple[str, Any, int]]:
@@ -99,19 +106,19 @@ def product_problem(op: str, case: Any, bits: int, dtype: torch.dtype, device: t
         else:
             launch.int_conv2d(codes, weights, quantizer, step, epilogue, window, **given)
 
-    # accumulators are written for the comparison alone
-    last: list[Configuration] = []
-
-    def run(configuration: Configuration) -> None:
-        last[:] = [configuration]
-        start(configuration, None)
-
-    def right() -> bool:
+    def check(configuration: Configuration) -> None:
         found.fill_(-1)
-        start(last[0], found)
-        return bool(torch.equal(found, expected))
+        start(configuration, found)
 
-    return Problem(op=op, facts=facts, run=run, right=right)
+    # accumulators are written for the comparison alone
+    return Problem(
+        op=op,
+        facts=facts,
+        run=lambda configuration: start(configuration, None),
+        check=check,
+        right=lambda: bool(torch.equal(found, expected)),
+        pitch=weights.pitch,
+    )
 
 
 def exact_product(op: str, case: Any, inputs: Mapping[str, Any], device: torch.device) -> torch.Tensor:
@@ -176,41 +183,60 @@ def float_problem(op: str, case: Any, dtype: torch.dtype, device: torch.device) 
         pairs = zip(outputs, expected, strict=True)
         return all(np.array_equal(output.codes.cpu().numpy(), signed_codes(codes)) for output, codes in pairs)
 
-    return Problem(op=op, facts=float_facts(op, case), run=run, right=right)
+    def check(configuration: Configuration) -> None:
+        for output in outputs:
+            output.codes.zero_()
+        run(configuration)
+
+    return Problem(op=op, facts=float_facts(op, case), run=run, check=check, right=right)
 
 
 def fastest(
-    problem: Problem, architecture: int, clock: Clock, tried: list[Configuration] | None = None
+    problem: Problem,
+    architecture: int,
+    clock: Clock,
+    tried: list[Configuration] | None = None,
+    compiler: Compiler | None = None,
 ) -> dict[str, Any]:
     """Rule of the fastest right configuration, with its time and the default's.
 
+    Args:
+        problem: what is run.
+        architecture: of `ARCHITECTURES`.
+        clock: milliseconds of one run.
+        tried: configurations beside the default; those of `candidates` where it is None.
+        compiler: makes the kernels before; without it they are compiled as they are launched.
+
     Raises:
-        KernelInputError: the default configuration gives a wrong result.
+        KernelInputError: the default configuration does not run or gives a wrong result.
     """
     default = choose(problem.op, architecture, problem.facts)
     bits = problem.facts.get("bits", 8)
+    if tried is None:
+        tried = candidates(problem.op, architecture, bits, problem.facts or None, problem.pitch)
+    every = list(dict.fromkeys([default, *tried]))
+    reasons = {} if compiler is None else compiler.reasons(problem.run, every)
+    usable = [one for one in every if not reasons.get(one)]
+    if default not in usable:
+        raise KernelInputError(f"{problem.op} {dict(problem.facts)} does not compile: {reasons[default]}")
     times: dict[Configuration, float] = {}
-    wrong, failed = 0, 0
-    for one in [default, *(candidates(problem.op, architecture, bits) if tried is None else tried)]:
-        if one in times:
-            continue
-        try:
-            problem.run(one)
-            fits = problem.right()
-        except KernelInputError:
-            raise
-        except Exception as error:  # triton has many: too much shared memory, too few registers, a refused cubin
-            if one == default:
-                raise KernelInputError(f"{problem.op} {dict(problem.facts)} does not run: {error}") from error
-            failed += 1
-            continue
-        if fits:
-            times[one] = clock(functools.partial(problem.run, one))
-        elif one == default:
-            raise KernelInputError(f"{problem.op} {dict(problem.facts)} gives a wrong result; do not use this GPU")
-        else:
-            wrong += 1
-    best = min(times, key=lambda one: times[one])
+    with contextlib.nullcontext() if compiler is None else compiler.kernels(problem.run, usable):
+        for one in usable:
+            try:
+                times[one] = clock(functools.partial(problem.run, one))
+            except KernelInputError:
+                raise
+            except Exception as error:  # a refused launch: too much shared memory, too few registers
+                if one == default:
+                    raise KernelInputError(f"{problem.op} {dict(problem.facts)} does not run: {error}") from error
+    if not is_right(problem, default, compiler):
+        raise KernelInputError(f"{problem.op} {dict(problem.facts)} gives a wrong result; do not use this GPU")
+    best, wrong = default, 0
+    for one in sorted(times, key=lambda one: times[one]):
+        if one == default or is_right(problem, one, compiler):
+            best = one
+            break
+        wrong += 1
     return {
         "op": problem.op,
         "architectures": [architecture],
@@ -218,10 +244,19 @@ def fastest(
         "use": dict(best.__dict__),
         "milliseconds": times[best],
         "milliseconds_default": times[default],
-        "tried": len(times) + wrong + failed,
+        "tried": len(times),
         "wrong": wrong,
-        "failed": failed,
+        "failed": len(every) - len(times),
     }
+
+
+def is_right(problem: Problem, configuration: Configuration, compiler: Compiler | None) -> bool:
+    """Whether a configuration gives what the reference gives; one whose check does not compile does not."""
+    if compiler is not None and compiler.reasons(problem.check, [configuration])[configuration]:
+        return False
+    with contextlib.nullcontext() if compiler is None else compiler.kernels(problem.check, [configuration]):
+        problem.check(configuration)
+        return problem.right()
 
 
 def write_table(path: Path, rules: list[dict[str, Any]], source: str) -> None:

@@ -95,10 +95,38 @@ def test_channel_blocks_waste_little():
 def test_candidates_fit_every_architecture(bits):
     for architecture in ARCHITECTURES:
         found = candidates("int_conv2d", architecture, bits)
-        assert 20 < len(found) == len(set(found)) <= 50
+        assert 10 < len(found) == len(set(found)) <= 30
         assert {one.form for one in candidates("group_norm_silu_quantize", architecture)} == set(FORMS)
         for one in found:
             assert configuration_from("int_conv2d", one.__dict__) == one
+
+
+@pytest.mark.parametrize("architecture", [80, 89, 90])
+def test_a_tuning_of_stable_diffusion_is_a_few_hundred_configurations(architecture):
+    from dq_kernels.gpu.ahead_of_time.shapes import float_facts, product_facts
+    from dq_kernels.gpu.tune.tuning import shapes_of_model
+
+    tried = 0
+    for op, case, bits in shapes_of_model("sd15"):
+        facts = product_facts(op, case, bits) if bits else float_facts(op, case)
+        found = candidates(op, architecture, bits or 8, facts or None)
+        assert 1 <= len(found) <= 25
+        tried += len(found)
+    assert tried < 500
+
+
+def test_what_is_left_out_wastes_its_tiles_or_leaves_multiprocessors_idle():
+    few = {"m": 128, "n": 1280, "k": 11520, "bits": 8}
+    many = {"m": 8192, "n": 320, "k": 2880, "bits": 8}
+    assert {one.block_m for one in candidates("int_conv2d", 90, 8, few)} <= {64, 128}
+    tiles = {(one.block_m, one.block_n) for one in candidates("int_conv2d", 80, 8, many)}
+    assert (128, 64) in tiles
+    assert not tiles & {(16, 64), (128, 16)}
+    assert candidates("int_conv2d", 80, 8, many, 320) == [
+        one for one in candidates("int_conv2d", 80, 8, many, 320) if 320 % one.block_k == 0
+    ]
+    forms = {one.form for one in candidates("group_norm_silu_quantize", 90, 8, {"m": 64, "k": 81920})}
+    assert forms == {"split"}
 
 
 @pytest.mark.parametrize(
