@@ -64,6 +64,12 @@ class LibraryError(DqError):
     """A library refused or failed inside the work; the message names the layer or step, and what it said."""
 
 
+class LostProcessError(DqError):
+    """Another process of the same run ended. Commands exit with 4."""
+
+    exit_code = 4
+
+
 class RepackedWarning(UserWarning):
     """A program file was opened for another instruction set than its weights are packed for, which takes longer."""
 

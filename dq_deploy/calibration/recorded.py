@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from dq_deploy.artifacts import sha256_of_file, utf8_name
+from dq_deploy.calibration.sharding.share import Share
 from dq_deploy.errors import FileProblemError, InputError, OptionError
 from dq_deploy.models.conditions import condition_specs
 from dq_deploy.numerics.arrays import F32, Array
@@ -85,16 +86,23 @@ class CalibrationInputs:
         inputs: [M, ...] by input name, and `step` [M] int64, the index of each one's timestep; steps mixed.
         timesteps: [T] float32, strictly increasing.
         provenance: how they came about, JSON values.
+        share: which of all inputs they are, where several processes share them; None for all.
     """
 
     inputs: Mapping[str, Array]
     timesteps: F32
     provenance: Mapping[str, Any]
+    share: Share | None = None
 
     @property
     def count(self) -> int:
-        """M."""
-        return len(self.inputs["step"])
+        """Inputs of all processes."""
+        return len(self.inputs["step"]) if self.share is None else self.share.count
+
+    @property
+    def shared(self) -> Share:
+        """Which of all inputs they are."""
+        return self.share or Share(step=np.asarray(self.inputs["step"]))
 
 
 def read_source(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dq_deploy.cli.frame import check_outputs, in_flags_throughout, numbers_from_text, refuse, run, warn, write_json
 from dq_deploy.cli.frame.arguments import takes
+from dq_deploy.cli.frame.launched import is_first, is_launched, workers_for
 from dq_deploy.cli.frame.reused_rows import warn_of_reuse
 from dq_deploy.cli.text.quantize.arguments import QuantizeArguments
 
@@ -35,6 +36,7 @@ def quantize(given: QuantizeArguments) -> None:
             "--list-layers": given.list_layers or None,
         }
         _refuse_any(others, "was given with --compare, which has no use for it; leave one out")
+        refuse(is_launched(), "--compare was given to processes of torchrun, expected one method; leave it out")
         from dq_deploy.cli.quantize_compare import compare_command
 
         compare_command(given, _words(given.compare), overrides, request, asked)
@@ -224,8 +226,22 @@ def _quantize_one(
     warn_of_reuse(source, options.samples, "calibration trajectories")
     started = time.perf_counter()
     state = _state_dir(options, out, given.resume_dir)
-    with _kept_when_stopped(state, resume=given.resume), ProgressView() as view:
-        record = quantize_model(denoiser, options, calibration=source, progress=view, resume_dir=state, init=start)
+    with (
+        workers_for(options.device) as workers,
+        _kept_when_stopped(state, resume=given.resume, several=workers.count > 1),
+        ProgressView() as view,
+    ):
+        record = quantize_model(
+            denoiser,
+            options,
+            calibration=source,
+            progress=view,
+            resume_dir=state,
+            init=start,
+            workers=workers,
+        )
+    if not is_first():
+        return
     save_record(record, out)
     if state is not None:
         discard_state(state)
@@ -236,12 +252,15 @@ def _quantize_one(
 
 
 @contextmanager
-def _kept_when_stopped(state: Path | None, *, resume: bool) -> Iterator[None]:
-    """Inside, a run with its state in this folder: an earlier one is continued or discarded, this one's is kept."""
+def _kept_when_stopped(state: Path | None, *, resume: bool, several: bool) -> Iterator[None]:
+    """Inside, a run with its state in this folder: an earlier one is continued or discarded, this one's is kept.
+
+    Of several processes the first one keeps it; what is said when they stop, `why_terminated` says.
+    """
     from dq_deploy.artifacts import hold_folder
     from dq_deploy.methods.training.resume import discard_state, holds_training
 
-    if state is None:
+    if state is None or not is_first():
         yield
         return
     if not resume and state.exists():
@@ -255,7 +274,7 @@ def _kept_when_stopped(state: Path | None, *, resume: bool) -> Iterator[None]:
     except BaseException as stop:
         if not found and not holds_training(state):
             discard_state(state)
-        elif not isinstance(stop, Exception):
+        elif not isinstance(stop, Exception) and not several:
             print(f"what is finished is kept in {state}; run the same command to go on", file=sys.stderr)
         raise
 
@@ -264,7 +283,7 @@ def main() -> None:
     """Console script `dq-quantize`."""
     # before torch is loaded: spinning threads cost several times the work on a shared machine
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    run(quantize)
+    run(quantize, many=True)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from dq_deploy.methods.progress import Progress
 
 if TYPE_CHECKING:
     from dq_deploy.calibration import CalibrationSource
+    from dq_deploy.calibration.sharding import Workers
     from dq_deploy.methods.run import Run
     from dq_deploy.models import Denoiser
     from dq_deploy.record import Record
@@ -64,11 +65,13 @@ def quantize(
     progress: Callable[[Progress], None] | None = None,
     resume_dir: str | Path | None = None,
     init: Record | None = None,
+    workers: Workers | None = None,
     **kwargs: Any,
 ) -> Record:
     """Quantize a float denoiser.
 
-    The same denoiser, options, library versions and thread count give the same record.
+    The same denoiser, options, library versions and thread count give the same record, and so do any numbers of
+    processes that share the work. In all of them it returns the record; the first one alone writes to `resume_dir`.
 
     Args:
         denoiser: from `dq_deploy.load_model`; it is not changed.
@@ -79,6 +82,7 @@ def quantize(
         resume_dir: folder where a method that trains keeps its state after each block, and continues from
             when it is called again with the same model and options.
         init: record of the same model that method quest finetunes, instead of one of its own.
+        workers: the processes that share the work, this one alone by default.
         **kwargs: options by name, instead of `options`; the others are those of `preset`, by default
             `balanced`, which has rates of its own for some methods.
 
@@ -99,7 +103,8 @@ def quantize(
         check_names(kwargs)
         options = options_from_preset(str(preset), **kwargs)
     from dq_deploy.calibration import CalibrationSource
-    from dq_deploy.methods.run import Run, check_device
+    from dq_deploy.calibration.sharding import Workers
+    from dq_deploy.methods.run import Run, check_device, check_sharable
 
     check_device(options.device)
     run = Run(
@@ -107,8 +112,10 @@ def quantize(
         source=calibration or CalibrationSource(),
         progress=progress or silent,
         resume_dir=None if resume_dir is None else Path(resume_dir),
+        workers=workers or Workers(),
     )
-    if run.resume_dir is None:
+    check_sharable(run.workers, options)
+    if run.resume_dir is None or not run.workers.is_first:
         return _within_budget(run, options, init)
     from dq_deploy.artifacts import hold_folder
 

@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
+from dq_deploy.calibration import CalibrationInputs
 from dq_deploy.errors import OptionError
 from dq_deploy.methods.blocks.in_turn import DivergedError, FinishedBlock, blocks_in_turn
-from dq_deploy.methods.blocks.measures import relative_error
+from dq_deploy.methods.blocks.measures import relative_error_at
 from dq_deploy.methods.blocks.storage import GIB
 from dq_deploy.methods.blocks.walk import BlockWalk, Reached
 from dq_deploy.methods.options import GptqOptions
@@ -20,14 +19,13 @@ from dq_deploy.methods.prepare.preparation import Prepared, prepare
 from dq_deploy.methods.prepare.starting_point import inputs_of
 from dq_deploy.methods.progress import Progress
 from dq_deploy.methods.ranges.measured_ranges import measure_ranges
-from dq_deploy.methods.ranges.step_ranges import first_of_every_step
+from dq_deploy.methods.ranges.step_ranges import LayerRanges, compared_inputs
 from dq_deploy.methods.run import Run
 from dq_deploy.methods.scaling.range_scaling import with_channel_scales
 from dq_deploy.methods.second_order.block_rounding import BlockRounding
 from dq_deploy.methods.second_order.rounding import SecondOrder
 from dq_deploy.methods.second_order.statistics import statistics_bytes
 from dq_deploy.methods.training.resume import state_of_run
-from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Layer, Record
 
 STAGE = "rounding"
@@ -51,8 +49,8 @@ def quantize_gptq(run: Run, options: GptqOptions) -> Record:
         scaled = with_channel_scales(run, prepared, calibration, options)
         prepared, history = scaled.prepared, [scaled.history]
     ranges = measure_ranges(run, prepared, calibration)
-    start = initial_layers(prepared, ranges.layers, options, search=False, progress=run.progress)
-    rounding = _Rounding(run, prepared, start, calibration.inputs, options, steps=len(calibration.timesteps))
+    start = initial_layers(prepared, ranges.layers, options, search=False, progress=run.progress, workers=run.workers)
+    rounding = _Rounding(run, prepared, start, calibration, options, ranges.layers)
     advice = "check the model and its calibration inputs"
     rounded = blocks_in_turn(
         rounding.walk, rounding.treat, state, doing="rounding", passed=rounding.tell, advice=advice
@@ -71,14 +69,14 @@ class _Rounding:
         run: Run,
         prepared: Prepared,
         start: dict[str, Layer],
-        inputs: Mapping[str, Array],
+        calibration: CalibrationInputs,
         options: GptqOptions,
-        *,
-        steps: int,
+        ranges: Mapping[str, LayerRanges],
     ) -> None:
         settings = second_order_of(options)
         self.run, self.start = run, start
-        most = max((statistics_bytes(layer) for layer in prepared.layers.values()), default=0)
+        exact = run.workers.shards > 1
+        most = max((statistics_bytes(layer, exact=exact) for layer in prepared.layers.values()), default=0)
         if most > options.memory_gib * GIB:
             raise OptionError(
                 f"memory_gib is {options.memory_gib:g}, expected at least {most / GIB:.2g}: the statistics of the "
@@ -88,16 +86,17 @@ class _Rounding:
         self.walk = BlockWalk(
             prepared,
             list(start),
-            inputs,
+            calibration.inputs,
             options,
             quantized_prefix=False,
             work_bytes=work,
+            share=calibration.share,
         )
         if self.walk.amounts.words:
             run.progress(Progress(stage=STAGE, done=0, total=1, note=self.walk.amounts.words))
-        compared = first_of_every_step(self.walk.step.numpy(), steps, COMPARED_INPUTS)
-        self.compared = torch.from_numpy(compared)
-        self.rounding = BlockRounding(self.walk, settings, seed=options.seed, limit_bytes=work)
+        self.compared = compared_inputs(self.walk.share, len(calibration.timesteps), COMPARED_INPUTS)
+        outputs = {name: found.largest_output for name, found in ranges.items()}
+        self.rounding = BlockRounding(self.walk, settings, seed=options.seed, limit_bytes=work, outputs=outputs)
 
     def treat(self, reached: Reached) -> FinishedBlock:
         """Round a block's layers, whose starts are no longer kept.
@@ -108,8 +107,12 @@ class _Rounding:
         layers = self.rounding.layers(reached, {name: self.start.pop(name) for name in reached.layers})
         block = self.walk.quantized_block(reached.block)
         block.place(layers, self.walk.context)
-        given = self.walk.outputs_at(block.module, reached.given, self.compared)
-        error = relative_error(given, reached.target, self.compared)
+        error = relative_error_at(
+            lambda shard: self.walk.outputs_at(block.module, reached.given, self.compared[shard]),
+            reached.target,
+            self.walk.share,
+            self.compared.__getitem__,
+        )
         if not math.isfinite(error):
             raise DivergedError("its quantized output is not finite")
         self.tell(reached)

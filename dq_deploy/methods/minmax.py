@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dq_deploy.methods.options import MinmaxOptions
 from dq_deploy.methods.prepare.assembly import build_record
-from dq_deploy.methods.prepare.calibration_inputs import collect_inputs
 from dq_deploy.methods.prepare.initial_layers import initial_layers
 from dq_deploy.methods.prepare.preparation import prepare
+from dq_deploy.methods.prepare.starting_point import inputs_of
 from dq_deploy.methods.ranges.measured_ranges import measure_ranges
 from dq_deploy.methods.run import Run
 from dq_deploy.methods.scaling.range_scaling import with_channel_scales
@@ -21,17 +21,17 @@ def quantize_minmax(run: Run, options: MinmaxOptions) -> Record:
     """
     denoiser, source = run.denoiser, run.source
     prepared = prepare(denoiser, options)
-    light = weight_only_layers(prepared, options, run.progress)
+    light = weight_only_layers(prepared, options, run.progress, run.workers)
     history = weight_only_history(prepared, options)
     if not prepared.layers and source.kind == "trajectory" and not source.conditions:
         steps = timesteps_alone(denoiser, options, source)
         return build_record(denoiser, prepared, {}, steps, options, history, float_ranges={}, weight_only=light)
-    calibration = collect_inputs(denoiser, options, source, run.progress)
+    calibration = inputs_of(run, options, None)
     if options.channel_scales:
         scaled = with_channel_scales(run, prepared, calibration, options)
         prepared, history = scaled.prepared, [*history, scaled.history]
     ranges = measure_ranges(run, prepared, calibration)
-    layers = initial_layers(prepared, ranges.layers, options, search=False, progress=run.progress)
+    layers = initial_layers(prepared, ranges.layers, options, search=False, progress=run.progress, workers=run.workers)
     history = [{"stage": "ranges", "inputs": calibration.count}, *history]
     return build_record(
         denoiser, prepared, layers, calibration, options, history, float_ranges=ranges.modules, weight_only=light

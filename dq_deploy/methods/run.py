@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dq_deploy.calibration import CalibrationSource
+from dq_deploy.calibration.sharding import Workers
 from dq_deploy.errors import OptionError
+from dq_deploy.methods.options import SharedOptions
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.models import Denoiser
 
@@ -26,6 +28,33 @@ def check_device(device: str) -> None:
         )
 
 
+SHARABLE = ("minmax", "gptq", "dilatequant", "eda-dm")
+"""Methods whose work several processes can share."""
+
+ALONE = ("budget", "activation_budget", "channel_scales", "step_correction", "attention")
+"""Options whose work they cannot share."""
+
+
+def check_sharable(workers: Workers, options: SharedOptions) -> None:
+    """Refuse what several processes, or the shards that they would have, cannot do.
+
+    Raises:
+        OptionError: names the method or the option.
+    """
+    if workers.shards == 1:
+        return
+    advice = "run without torchrun"
+    if options.method not in SHARABLE:
+        raise OptionError(
+            f"method is {options.method} in processes that share the work, expected {', '.join(SHARABLE)}; {advice}"
+        )
+    for name in ALONE:
+        if getattr(options, name, None):
+            raise OptionError(
+                f"got `{name}` in processes that share the work, which cannot share this; leave it out, or {advice}"
+            )
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
     """One call of `dq_deploy.methods.quantize`.
@@ -35,12 +64,14 @@ class Run:
         source: where calibration inputs come from.
         progress: called now and then.
         resume_dir: folder where a method that trains keeps its state, or None.
+        workers: the processes that share the work, this one alone by default.
     """
 
     denoiser: Denoiser
     source: CalibrationSource
     progress: ProgressCallback
     resume_dir: Path | None = None
+    workers: Workers = field(default_factory=Workers)
 
     def tell(self, stage: str, done: int, total: int) -> None:
         """Report the progress of a stage."""

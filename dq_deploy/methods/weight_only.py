@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_deploy.calibration import CalibrationInputs, CalibrationSource
+from dq_deploy.calibration.sharding import Workers
 from dq_deploy.methods.layer_bits import KEPT_FLOAT
 from dq_deploy.methods.options import MinmaxOptions
 from dq_deploy.methods.prepare.calibration_inputs import visited_timesteps
@@ -37,7 +38,7 @@ def search_block_scales(weight: F32, bits: int, block_size: int) -> tuple[NDArra
 
 
 def weight_only_layers(
-    prepared: Prepared, options: MinmaxOptions, progress: ProgressCallback
+    prepared: Prepared, options: MinmaxOptions, progress: ProgressCallback, workers: Workers | None = None
 ) -> dict[str, WeightOnlyLayer]:
     """The layers that were asked to be weight-only, in execution order.
 
@@ -45,26 +46,31 @@ def weight_only_layers(
         prepared: the float model and the bits of its layers.
         options: the block size.
         progress: called with the weights done.
+        workers: that do a share each.
     """
+    workers = workers or Workers()
     chosen = {name: bits for name, bits in prepared.bits.items() if bits.is_weight_only}
     weights = {name: prepared.module.get_submodule(name).weight.detach().cpu().numpy() for name in chosen}
     total = sum(weight.size for weight in weights.values())
-    done, layers = 0, {}
-    for name, bits in chosen.items():
-        assert bits.weight_bits is not None
-        codes, scale = search_block_scales(weights[name], bits.weight_bits, options.block_size)
+    done = workers.tally()
+
+    def quantized(name: str) -> WeightOnlyLayer:
+        bits = chosen[name].weight_bits
+        assert bits is not None
+        codes, scale = search_block_scales(weights[name], bits, options.block_size)
         bias = prepared.module.get_submodule(name).bias
-        layers[name] = WeightOnlyLayer(
+        layer = WeightOnlyLayer(
             name=name,
-            weight_bits=bits.weight_bits,
+            weight_bits=bits,
             block_size=options.block_size,
             w_code=codes,
             scale=scale,
             bias=None if bias is None else np.array(bias.detach().cpu().numpy(), np.float32),
         )
-        done += weights[name].size
-        progress(Progress(stage="weights", done=done, total=total))
-    return layers
+        progress(Progress(stage="weights", done=done.add(weights[name].size), total=total))
+        return layer
+
+    return workers.split({name: weight.size for name, weight in weights.items()}, quantized)
 
 
 def timesteps_alone(denoiser: Denoiser, options: MinmaxOptions, source: CalibrationSource) -> CalibrationInputs:

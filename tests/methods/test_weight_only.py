@@ -118,7 +118,7 @@ def test_no_calibration_input_is_drawn_where_all_layers_are_weight_only(denoiser
     def must_not_run(*_arguments, **_more):
         raise AssertionError("the model was run")
 
-    monkeypatch.setattr("dq_deploy.methods.minmax.collect_inputs", must_not_run)
+    monkeypatch.setattr("dq_deploy.methods.minmax.inputs_of", must_not_run)
     monkeypatch.setattr("dq_deploy.methods.ranges.measured_ranges.collect_ranges", must_not_run)
     quantize(denoiser, method="minmax", activation_bits=16, steps=3)
     with pytest.raises(AssertionError, match="the model was run"):

@@ -10,7 +10,8 @@ from dq_deploy.calibration.recording.asked_pipeline import (
 )
 from dq_deploy.calibration.recording.derived_call import derive_call
 from dq_deploy.calibration.recording.prompts import read_prompts, shipped_prompts
-from dq_deploy.calibration.recording.sampling_run import RecordedInputs, SamplingRun, Visits
+from dq_deploy.calibration.recording.recorded_inputs import RecordedInputs
+from dq_deploy.calibration.recording.sampling_run import SamplingRun, Visits
 from dq_deploy.calibration.recording.second_calls import DerivedCall, call_of_pipeline
 
 __all__ = [

@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dq_deploy.calibration.non_finite import first_non_finite
 from dq_deploy.calibration.recording.calls import TIMESTEP, SeenCall, array_of, watch_calls
 from dq_deploy.calibration.recording.derived_call import check_same_arguments
+from dq_deploy.calibration.recording.finite_watch import FiniteWatch
 from dq_deploy.calibration.recording.placing import placed
+from dq_deploy.calibration.recording.recorded_inputs import Drawn, RecordedInputs
 from dq_deploy.calibration.recording.rows import InputRows, free_disk_bytes
-from dq_deploy.errors import InputError, NonFiniteError, OptionError, library_errors
-from dq_deploy.models import call_arguments, engine_name, named_outputs
+from dq_deploy.calibration.sharding.rows import brought_together
+from dq_deploy.calibration.sharding.share import bounds_of
+from dq_deploy.calibration.sharding.workers import Workers
+from dq_deploy.errors import InputError, OptionError, library_errors
+from dq_deploy.models import engine_name
 from dq_deploy.models.output_class import OutputClass
 from dq_deploy.models.pipeline import scheduler_name
 from dq_deploy.models.pipeline.call import generators_of, undecoded_output
@@ -52,57 +56,6 @@ class Visits:
     timesteps: F32
     rows: I64
     influence: F64 | None = None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RecordedInputs:
-    """What the denoiser was given on the way from noise to pictures.
-
-    Attributes:
-        rows: inputs, as they came.
-        timesteps: [T] float32, strictly increasing.
-        step: [M] int64, index of each row's timestep.
-        picture: [M] int64, which picture a row is of.
-        pictures: how many were drawn.
-        asked: how many were asked for; more than `pictures` where neither memory nor disk held them.
-    """
-
-    rows: InputRows
-    timesteps: F32
-    step: I64
-    picture: I64
-    pictures: int
-    asked: int
-
-    @property
-    def least(self) -> int:
-        """Rows of the step that has the fewest."""
-        return int(np.bincount(self.step, minlength=len(self.timesteps)).min())
-
-    def flat(self) -> dict[str, Array]:
-        """Every row, the steps in turn: the first of each step from the lowest timestep up, the second of each ...
-
-        Returns:
-            The inputs by name [M, ...], `step` [M] int64 and `trajectory` [M] int64, the picture.
-        """
-        return self._taken(np.lexsort((self.step, self._nth())))
-
-    def at(self, step: I64, nth: I64) -> dict[str, Array]:
-        """Inputs by name, as `flat` gives them: entry i is the nth[i]-th row of step[i]."""
-        order = np.lexsort((self._nth(), self.step))
-        first = np.concatenate([[0], np.cumsum(np.bincount(self.step, minlength=len(self.timesteps)))])
-        return self._taken(order[first[step] + nth])
-
-    def _nth(self) -> I64:
-        """Which row of its step each is, [M] from 0."""
-        order = np.argsort(self.step, kind="stable")
-        first = np.concatenate([[0], np.cumsum(np.bincount(self.step, minlength=len(self.timesteps)))])
-        nth = np.empty(len(self.step), np.int64)
-        nth[order] = np.arange(len(order)) - first[self.step[order]]
-        return nth
-
-    def _taken(self, index: I64) -> dict[str, Array]:
-        return {**self.rows.ordered(index), "step": self.step[index], "trajectory": self.picture[index]}
 
 
 class SamplingRun:
@@ -189,46 +142,72 @@ class SamplingRun:
             NonFiniteError: the float model, or a step behind it, gives NaN or infinity.
             InputError: the pipeline calls the denoiser otherwise than `call` says.
         """
+        found = self.record_shared(pictures, Workers(), memory_gib=memory_gib, progress=progress)
+        assert found is not None
+        return found
+
+    def record_shared(
+        self,
+        pictures: int,
+        workers: Workers,
+        *,
+        memory_gib: float,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> RecordedInputs | None:
+        """As `record`, by several processes that draw a share each.
+
+        Returns:
+            All inputs in the first process, None in the others.
+
+        Raises:
+            OptionError: the inputs of not even one picture fit, or with shards not those of all.
+            NonFiniteError: the float model, or a step behind it, gives NaN or infinity.
+            InputError: the pipeline calls the denoiser otherwise than `call` says.
+        """
         if pictures < 1:
             raise OptionError(f"samples is {pictures}, expected at least 1")
         visits = self.visits()
         each = int(visits.rows.sum()) * self._row_bytes()
-        count = _pictures_that_fit(pictures, each, memory_gib * GIB)
-        rows = InputRows(memory_gib * GIB)
-        times: list[F32] = []
-        owners: list[I64] = []
+        count = workers.first(lambda: _pictures_that_fit(pictures, each, memory_gib * GIB))
+        if count < pictures and workers.shards > 1:
+            raise OptionError(
+                f"the inputs of {count} of {pictures} pictures fit in memory_gib and on the disk, expected all where "
+                "processes share them; give more `memory_gib`, or fewer `samples`"
+            )
+        bounds, done = bounds_of(count, workers.shards), workers.tally()
+        drawn: dict[int, Drawn] = {}
 
-        def keep(call: SeenCall, indices: Sequence[int]) -> None:
-            own, shared = self._rows_of(call)
-            rows.add(own, shared)
-            times.append(own[TIMESTEP])
-            owners.append(np.resize(np.asarray(indices, np.int64), call.batch))
-
-        def both(watch: _FiniteWatch, indices: Sequence[int], call: SeenCall) -> None:
-            watch.enter(call)
-            keep(call, indices)
+        def of_shard(shard: int) -> None:
+            drawn[shard] = Drawn(InputRows(memory_gib * GIB / len(workers.mine)))
+            for start in range(bounds[shard], bounds[shard + 1], self.at_once):
+                indices = range(start, min(start + self.at_once, bounds[shard + 1]))
+                with self._watching_outputs(len(visits.timesteps)) as watch:
+                    self._run(indices, partial(self._keep, watch, indices, drawn[shard]))
+                told = done.add(len(indices))
+                if progress is not None:
+                    progress(told, count)
 
         with placed(self.pipeline, self.module, self.device):
-            for start in range(0, count, self.at_once):
-                indices = range(start, min(start + self.at_once, count))
-                with self._watching_outputs(len(visits.timesteps)) as watch:
-                    self._run(indices, partial(both, watch, indices))
-                if progress is not None:
-                    progress(indices.stop, count)
-        timesteps, step = np.unique(np.concatenate(times), return_inverse=True)
-        return RecordedInputs(
-            rows=rows,
-            timesteps=timesteps,
-            step=step.reshape(-1).astype(np.int64),
-            picture=np.concatenate(owners),
-            pictures=count,
-            asked=pictures,
-        )
+            workers.of_shards(of_shard)
+        if workers.count == 1 and workers.shards == 1:
+            return drawn[0].recorded(drawn[0].rows, pictures=count, asked=pictures)
+        rows, whole = InputRows(memory_gib * GIB), Drawn(InputRows(0))
+        for own, shared, owners in brought_together(workers, lambda shard: drawn.pop(shard).pieces()):
+            rows.add(own, shared)
+            whole.note(own, owners)
+        return whole.recorded(rows, pictures=count, asked=pictures) if workers.is_first else None
+
+    def _keep(self, watch: FiniteWatch, indices: Sequence[int], drawn: Drawn, call: SeenCall) -> None:
+        """Take in a call before it is computed."""
+        watch.enter(call)
+        own, shared = self._rows_of(call)
+        drawn.rows.add(own, shared)
+        drawn.note(own, np.resize(np.asarray(indices, np.int64), call.batch))
 
     def watched(self, pictures: int, on_call: Callable[[SeenCall], None]) -> None:
         """Draw pictures with the float denoiser; `on_call` is told of every call before it is computed."""
 
-        def both(watch: _FiniteWatch, call: SeenCall) -> None:
+        def both(watch: FiniteWatch, call: SeenCall) -> None:
             watch.enter(call)
             on_call(call)
 
@@ -302,8 +281,8 @@ class SamplingRun:
         return sum(int(np.prod(shape)) * _bytes_of(item.dtype) for item, shape in shapes)
 
     @contextmanager
-    def _watching_outputs(self, steps: int) -> Iterator[_FiniteWatch]:
-        watch = _FiniteWatch(self.module, self.call.constants, steps)
+    def _watching_outputs(self, steps: int) -> Iterator[FiniteWatch]:
+        watch = FiniteWatch(self.module, self.call.constants, steps)
         handle = self.module.register_forward_hook(watch.leave)
         try:
             yield watch
@@ -352,53 +331,6 @@ class SamplingRun:
             yield
         finally:
             del scheduler.__dict__["step"]
-
-
-class _FiniteWatch:
-    """Stops a run at the first value that is not finite, and says where it came from."""
-
-    def __init__(self, module: torch.nn.Module, constants: Mapping[str, Any], steps: int) -> None:
-        self.module, self.constants, self.steps = module, constants, steps
-        self.done, self.searching = 0, False
-        self.last: SeenCall | None = None
-
-    def enter(self, call: SeenCall) -> None:
-        """Before a call is computed."""
-        if self.searching:
-            return
-        before, self.last = self.last, call
-        for name, value in call.tensors.items():
-            if not value.is_floating_point() or _is_finite(value):
-                continue
-            if name == call.sample and before is not None:
-                raise NonFiniteError(
-                    f"the sample is NaN or infinity behind {self._place(before)}: every layer's output is finite, so "
-                    "the scheduler's step made it; check the scheduler's configuration"
-                )
-            raise NonFiniteError(f"the denoiser's input {name} is not finite at {self._place(call, 1)}; check it")
-        self.done += 1
-
-    def leave(self, _module: torch.nn.Module, _args: Any, output: Any) -> None:
-        """Behind a call."""
-        if self.searching or self.last is None or all(map(_is_finite, named_outputs(output).values())):
-            return
-        call, place, self.searching = self.last, self._place(self.last), True
-        arguments = call_arguments(call.tensors, self.constants)
-        layer = first_non_finite(self.module, lambda: self.module(**arguments, return_dict=False))
-        raise NonFiniteError(
-            f"the float model gives NaN or infinity at {place}: the first layer whose output is not "
-            f"finite is {layer}; check the model's weights there"
-        )
-
-    def _place(self, call: SeenCall, ahead: int = 0) -> str:
-        step = f"step {self.done + ahead}{f' of {self.steps}' if self.steps else ''}"
-        return f"timestep {float(call.tensors[TIMESTEP][0]):g}, {step}"
-
-
-def _is_finite(value: torch.Tensor) -> bool:
-    import torch
-
-    return bool(torch.isfinite(value).all())
 
 
 def _bytes_of(dtype: str) -> int:

@@ -1,7 +1,7 @@
 """What every command shares: one clear line on a failure, exit codes, JSON files, lists of numbers.
 
 Exit codes: 0 done, 1 internal error, 2 the user's mistake, 3 a demanded guarantee does not hold,
-130 interrupted, 143 terminated, 141 the reader of our output went away.
+4 another process of the same run ended, 130 interrupted, 143 terminated, 141 the reader of our output went away.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from dq_deploy.cli.frame.failures import EXIT_USAGE, failure_of, in_flags, in_flags_throughout, one_line, running
+from dq_deploy.cli.frame.launched import launched, stream_of_failure, why_terminated
 from dq_deploy.cli.frame.outputs import check_outputs, held_outputs
 from dq_deploy.cli.frame.paths import checked_paths
 from dq_deploy.cli.frame.streams import columns, usable_streams
@@ -90,7 +91,9 @@ def refuse(wrong: bool, message: str) -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(one_line(f"error: {message}"), file=sys.stderr, flush=True)
+    stream = stream_of_failure()
+    if stream is not None:
+        print(one_line(f"error: {message}"), file=stream, flush=True)
     raise SystemExit(code)
 
 
@@ -136,12 +139,13 @@ def _with_debug(command: Callable[..., None], state: dict[str, bool]) -> Callabl
     return wrapped
 
 
-def run(command: Callable[..., None], argv: Sequence[str] | None = None) -> NoReturn:
+def run(command: Callable[..., None], argv: Sequence[str] | None = None, *, many: bool = False) -> NoReturn:
     """Run one command function and leave the process with its exit code.
 
     Args:
         command: a function with typer-annotated parameters; its docstring is the help text.
         argv: arguments, by default those of the process.
+        many: torchrun may start several processes of the command, which share its work.
 
     Raises:
         SystemExit: always, with the codes in this module's docstring.
@@ -157,7 +161,7 @@ def run(command: Callable[..., None], argv: Sequence[str] | None = None) -> NoRe
     previous = signal.signal(signal.SIGTERM, _terminate)
     hook, sys.unraisablehook = sys.unraisablehook, _not_swallowed
     try:
-        with usable_streams(), running(prog, sys.argv[1:] if argv is None else argv):
+        with usable_streams(), launched(prog, many=many), running(prog, sys.argv[1:] if argv is None else argv):
             _perform(app, None if argv is None else list(argv), prog, state)
     finally:
         sys.unraisablehook = hook
@@ -179,7 +183,7 @@ def _perform(app: typer.Typer, argv: list[str] | None, prog: str, state: dict[st
     except ReaderGoneError as error:
         raise SystemExit(error.exit_code) from None
     except _Stopped as stop:
-        _fail(stop.word, stop.code)
+        _fail(why_terminated(stop.word), stop.code)
     except KeyboardInterrupt:
         _fail("interrupted", EXIT_INTERRUPTED)
     except Exception as error:

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from dq_deploy.artifacts import check_writable, hold_folder, hold_output, place_of_output
+from dq_deploy.cli.frame.launched import is_first
 from dq_deploy.errors import OptionError
 
 _held: ContextVar[contextlib.ExitStack | None] = ContextVar("held outputs", default=None)
@@ -31,7 +32,8 @@ def held_outputs() -> Iterator[None]:
 def check_outputs(*paths: Path | None, inputs: Sequence[Path | None] = (), folder: Path | None = None) -> None:
     """Refuse before any work outputs that could not be written, that share one name, or that would replace an input.
 
-    Inside a command they are held until it ends, so that no other run writes them.
+    Inside a command they are held until it ends, so that no other run writes them. Of several processes of one command
+    only the first one writes.
 
     Args:
         paths: files to write.
@@ -42,6 +44,8 @@ def check_outputs(*paths: Path | None, inputs: Sequence[Path | None] = (), folde
         FileProblemError: a folder is missing or not writable, or another run holds an output.
         OptionError: two outputs have the same path, or an output has an input's.
     """
+    if not is_first():
+        return
     given = [path for path in paths if path is not None]
     for path in given:
         check_writable(path)

@@ -168,9 +168,12 @@ class Prefix:
         count: int,
         chunk: int = CHUNK,
         store: BlockStore = IN_MEMORY,
+        *,
+        chunks: Sequence[slice] | None = None,
     ) -> None:
         self.module = module
-        self.chunk, self.store = chunk, store
+        self.chunks = batches(count, chunk) if chunks is None else chunks
+        self.store = store
         self.call = call
         self.flow = flow
         self.inputs = inputs
@@ -221,7 +224,7 @@ class Prefix:
     @torch.no_grad()
     def next_inputs(self) -> Gathered:
         """Arguments of the next block for all calibration inputs: a tuple and a dict."""
-        pieces = ((chunk, self._arguments(chunk)) for chunk in batches(self.count, self.chunk))
+        pieces = ((chunk, self._arguments(chunk)) for chunk in self.chunks)
         return gathered(pieces, self.count, self.flow.arguments[self.flow.order[self.position]], self.store)
 
     def outputs_of(

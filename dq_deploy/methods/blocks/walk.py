@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
-from dq_deploy.methods.blocks.amounts import amounts_of, inputs_in_shares
+from dq_deploy.calibration.sharding import Share
+from dq_deploy.errors import OptionError
+from dq_deploy.methods.blocks.amounts import Amounts, amounts_of, inputs_in_shares
 from dq_deploy.methods.blocks.nested_values import Gathered, Nested
 from dq_deploy.methods.blocks.prefix import CHUNK, Prefix, call_block, flow_of_blocks
 from dq_deploy.methods.blocks.storage import BlockStore
 from dq_deploy.methods.options import SharedOptions
 from dq_deploy.methods.prepare.calibration_inputs import inputs_at_once
 from dq_deploy.methods.prepare.preparation import Prepared, sharing_copy
-from dq_deploy.methods.ranges.step_ranges import batches, output_table, watch_steps
+from dq_deploy.methods.ranges.step_ranges import StepRange, batches, output_table, watch_steps
 from dq_deploy.models import Block, blocks_of
 from dq_deploy.numerics.arrays import I64, Array
 from dq_deploy.record import Layer
@@ -78,6 +81,26 @@ class QuantizedBlock:
             self.put(name, IntegerLayer(layer, context))
 
 
+def _amounts(
+    inputs: Mapping[str, Array], each: int, options: SharedOptions, work_bytes: int, share: Share | None
+) -> Amounts:
+    """What is used of the inputs: all of them where they are cut into shards, which have to be the same everywhere."""
+
+    def found() -> Amounts:
+        amounts = amounts_of(inputs, each, options.memory_gib, work_bytes=work_bytes)
+        if amounts.dropped and share is not None and share.workers.shards > 1:
+            raise OptionError(
+                f"memory_gib and the temporary folder have room for {amounts.count} of {len(inputs['step'])} inputs of "
+                "a process, expected all where processes share them; give more `memory_gib`, set TMPDIR to a "
+                "folder with room, use fewer `samples`, or start more processes"
+            )
+        return amounts
+
+    if share is None:
+        return found()
+    return share.workers.everywhere(found)[share.workers.rank]
+
+
 class BlockWalk:
     """The blocks of one model in the order in which they run.
 
@@ -86,7 +109,8 @@ class BlockWalk:
         step: [N] bucket of each input.
         context: step of the samples in flight, for layers that are put into blocks.
         device: where blocks run.
-        count: N, calibration inputs that are used.
+        count: N, calibration inputs that are used here.
+        share: of which all processes' inputs they are.
         chunk: inputs at a time.
         amounts: where their blocks' tensors are.
     """
@@ -101,6 +125,7 @@ class BlockWalk:
         both_inputs: bool = False,
         quantized_prefix: bool = True,
         work_bytes: int = 0,
+        share: Share | None = None,
     ) -> None:
         """Find out how blocks feed each other.
 
@@ -112,9 +137,10 @@ class BlockWalk:
             both_inputs: a block's inputs behind the float prefix are wanted beside those behind the quantized one.
             quantized_prefix: without it every block is given what it is given in the float model.
             work_bytes: that a block's turn takes beside its inputs and outputs.
+            share: which of all inputs they are, where several processes share them.
 
         Raises:
-            OptionError: neither memory nor disk holds an input of every step.
+            OptionError: neither memory nor disk holds an input of every step, or with shards every input.
             ModelError: a block is not called exactly once.
         """
         self.prepared, self.both_inputs = prepared, both_inputs
@@ -130,19 +156,21 @@ class BlockWalk:
         )
         self.blocks = [blocks[name] for name in flow.order]
         self.chunk = inputs_at_once(prepared.module, prepared.call, CHUNK)
-        self.amounts = amounts_of(inputs, flow.peak_bytes, options.memory_gib, work_bytes=work_bytes)
+        self.amounts = _amounts(inputs, flow.peak_bytes, options, work_bytes, share)
         chosen = inputs_in_shares(inputs["step"], self.amounts.count)
         kept = {name: value[chosen] for name, value in inputs.items()} if self.amounts.dropped else dict(inputs)
         self.count = len(chosen)
         self.step = torch.from_numpy(kept["step"])
+        self.share = share if share is not None else Share(step=np.asarray(kept["step"]))
+        self.chunks = self.share.chunks(self.chunk)
         self.context, self.device = StepContext(), options.device
         store = BlockStore(on_disk=self.amounts.on_disk, device=options.device)
-        self.reference = Prefix(prepared.module, flow, kept, prepared.call, self.count, self.chunk, store)
-        self.behind = (
-            Prefix(prepared.module, flow, kept, prepared.call, self.count, self.chunk, store)
-            if quantized_prefix
-            else None
-        )
+
+        def prefix() -> Prefix:
+            return Prefix(prepared.module, flow, kept, prepared.call, self.count, store=store, chunks=self.chunks)
+
+        self.reference = prefix()
+        self.behind = prefix() if quantized_prefix else None
 
     def layers_of(self, block: Block) -> list[str]:
         """Names of a block's quantized layers."""
@@ -177,12 +205,20 @@ class BlockWalk:
             self.context.step = self.step[chunk]
             return call_block(module, given.take(chunk))
 
-        pieces = ((chunk, run(chunk)) for chunk in batches(self.count, self.chunk))
+        pieces = ((chunk, run(chunk)) for chunk in self.chunks)
         return self.reference.outputs_of(name, pieces, self.count)
 
     @torch.no_grad()
     def outputs_at(self, module: torch.nn.Module, given: Gathered, index: torch.Tensor) -> list[torch.Tensor]:
-        """The tensors of the samples among what a block's module gives for some inputs, as `Gathered` keeps them."""
+        """The tensors of the samples among what a block's module gives for some inputs, as `Gathered` keeps them.
+
+        Args:
+            module: of the block.
+            given: its arguments.
+            index: inputs of one shard; of none there are no tensors.
+        """
+        if not len(index):
+            return []
 
         def run(chunk: slice) -> Nested:
             self.context.step = self.step[index[chunk]]
@@ -215,14 +251,16 @@ class BlockWalk:
             steps: step buckets.
             groups: [T] of output tables; None leaves these out.
         """
+        workers = self.share.workers
         finished = {name: replace(layer, out_scale=None, out_zero_point=None) for name, layer in layers.items()}
         block.place(finished, self.context)
         paths = {block.path(name): name for name in finished}
         with watch_steps(block.root, paths, self.context, steps) as seen:
             output = self.output(block.module, reached.block.name, reached.given)
         if groups is not None:
+            everywhere = workers.everywhere(lambda: seen)
             for path, name in paths.items():
-                scale, zero = output_table(seen[path], groups)
+                scale, zero = output_table(StepRange.merged([one[path] for one in everywhere]), groups)
                 finished[name] = replace(finished[name], out_scale=scale, out_zero_point=zero)
         return finished, output
 

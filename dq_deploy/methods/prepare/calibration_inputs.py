@@ -27,6 +27,7 @@ from dq_deploy.calibration import (
     run_of_denoiser,
     sampling_timesteps,
 )
+from dq_deploy.calibration.sharding import Workers
 from dq_deploy.errors import ModelError, OptionError
 from dq_deploy.methods.options import SharedOptions
 from dq_deploy.methods.progress import Progress, ProgressCallback
@@ -121,16 +122,27 @@ def collect_inputs(
     Raises:
         OptionError: they do not fit in memory, are too few, or steps cannot be chosen for such a source.
     """
+    found = collect_shared(denoiser, options, source, progress, Workers())
+    assert found is not None
+    return found
+
+
+def collect_shared(
+    denoiser: Denoiser, options: SharedOptions, source: CalibrationSource, progress: ProgressCallback, workers: Workers
+) -> CalibrationInputs | None:
+    """As `collect_inputs`, by several processes: all inputs in the first one, None in the others."""
     _check_choice(options, source)
     if source.kind == "latents":
         return _from_latents(options, source)
     words = _words_of_conditions(denoiser, options, source)
     if source.kind == "random":
         choice = _choice_of_random(denoiser, options)
-        drawn: RandomInputs | RecordedInputs = _random(denoiser, options, source, choice)
+        drawn: RandomInputs | RecordedInputs | None = _random(denoiser, options, source, choice)
         sampler = "none, unit normal noise at every timestep"
     else:
-        drawn, choice, sampler = _sampled(denoiser, options, source, progress)
+        drawn, choice, sampler = _sampled(denoiser, options, source, progress, workers)
+    if drawn is None or not workers.is_first:
+        return None
     if drawn.pictures < drawn.asked:
         note = f"{drawn.pictures} of {drawn.asked} calibration trajectories fit in a quarter of memory_gib"
         if isinstance(drawn, RecordedInputs):
@@ -185,18 +197,19 @@ def _choice_of_random(denoiser: Denoiser, options: SharedOptions) -> StepChoice 
 
 
 def _sampled(
-    denoiser: Denoiser, options: SharedOptions, source: CalibrationSource, progress: ProgressCallback
-) -> tuple[RecordedInputs, StepChoice | None, str]:
+    denoiser: Denoiser, options: SharedOptions, source: CalibrationSource, progress: ProgressCallback, workers: Workers
+) -> tuple[RecordedInputs | None, StepChoice | None, str]:
     """Inputs of so many pictures, or fewer where they do not fit; which steps they are of; the sampler in words."""
     choice, pictures = None, options.samples
     if options.calibration_choice != "uniform":
         visits = sampling_run(denoiser, options, source, samples=1, at_once=1).visits()
         each = int(visits.rows.min())  # inputs of one picture at every step: two with guidance
-        choice = _choice_of_steps(denoiser, options, source, len(visits.timesteps), each)
+        choice = workers.first(lambda: _choice_of_steps(denoiser, options, source, len(visits.timesteps), each))
         pictures = -(-choice.trajectories // each)
     run = sampling_run(denoiser, options, source, samples=pictures)
-    found = run.record(
+    found = run.record_shared(
         pictures,
+        workers,
         memory_gib=options.memory_gib / 4,
         progress=lambda done, total: progress(Progress(stage="trajectory", done=done, total=total)),
     )

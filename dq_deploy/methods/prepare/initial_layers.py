@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from dq_deploy.calibration.sharding import Workers
 from dq_deploy.methods.options import SharedOptions
 from dq_deploy.methods.prepare.assembly import build_layer
 from dq_deploy.methods.prepare.preparation import Prepared
@@ -20,6 +21,7 @@ def initial_layers(
     *,
     search: bool,
     progress: ProgressCallback = silent,
+    workers: Workers | None = None,
 ) -> dict[str, Layer]:
     """Layers by ranges alone, without training.
 
@@ -29,14 +31,17 @@ def initial_layers(
         options: groups of steps, symmetric activations or not, zero points of weights or not, output tables or not.
         search: shrink activation ranges by L2.4 search.
         progress: called after each layer.
+        workers: that search a share of the layers each.
     """
-    layers = {}
+    workers = workers or Workers()
     total = sum(layer.weight.size for layer in prepared.layers.values())
     groups = options.groups_of_steps(steps_of(ranges))
     asymmetric = bool(options.asymmetric_weights)
-    done = 0
-    for name, layer in prepared.layers.items():
-        layers[name] = build_layer(
+    done = workers.tally()
+
+    def searched(name: str) -> Layer:
+        layer = prepared.layers[name]
+        found = build_layer(
             layer,
             tables=ranges[name].input_tables(
                 layer, groups=groups, symmetric=options.symmetric_activations, search=search
@@ -46,6 +51,7 @@ def initial_layers(
             output=ranges[name].output_table(groups) if options.outputs else None,
             symmetric=options.symmetric_activations,
         )
-        done += layer.weight.size
-        progress(Progress(stage="weights", done=done, total=total))
-    return layers
+        progress(Progress(stage="weights", done=done.add(layer.weight.size), total=total))
+        return found
+
+    return workers.split({name: layer.weight.size for name, layer in prepared.layers.items()}, searched)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dq_deploy.calibration import CalibrationInputs
+from dq_deploy.calibration.sharding.rows import handed_out
+from dq_deploy.methods.blocks.storage import GIB
 from dq_deploy.methods.options import SharedOptions
-from dq_deploy.methods.prepare.calibration_inputs import collect_inputs
+from dq_deploy.methods.prepare.calibration_inputs import collect_shared
 from dq_deploy.methods.prepare.initial_layers import initial_layers
 from dq_deploy.methods.prepare.preparation import Prepared
 from dq_deploy.methods.ranges.measured_ranges import MeasuredRanges, measure_ranges
@@ -38,13 +40,13 @@ class StartingPoint:
 
 def inputs_of(run: Run, options: SharedOptions, state: ResumeFolder | None) -> CalibrationInputs:
     """Calibration inputs, from the state of an earlier run where it has them."""
-    found = state.load_inputs() if state else None
-    if found is not None:
-        return found
-    calibration = collect_inputs(run.denoiser, options, run.source, run.progress)
-    if state:
-        state.save_inputs(calibration)
-    return calibration
+    workers = run.workers
+    whole = state.load_inputs() if state and workers.is_first else None
+    if not workers.first(lambda: whole is not None):
+        whole = collect_shared(run.denoiser, options, run.source, run.progress, workers)
+        if state and whole is not None:
+            state.save_inputs(whole)
+    return handed_out(workers, whole, limit_bytes=options.memory_gib / 4 * GIB)
 
 
 def starting_point(
@@ -69,6 +71,8 @@ def starting_point(
         prepared=prepared,
         calibration=calibration,
         ranges=ranges,
-        layers=initial_layers(prepared, ranges.layers, options, search=True, progress=run.progress),
+        layers=initial_layers(
+            prepared, ranges.layers, options, search=True, progress=run.progress, workers=run.workers
+        ),
         history=[*history, {"stage": "ranges", "inputs": calibration.count}],
     )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 from dq_deploy.calibration import CalibrationInputs
 from dq_deploy.methods.prepare.calibration_inputs import batch_of
 from dq_deploy.methods.prepare.preparation import Prepared
 from dq_deploy.methods.ranges.float_ranges import watch_outputs
-from dq_deploy.methods.ranges.step_ranges import LayerRanges, collect_ranges
+from dq_deploy.methods.ranges.step_ranges import LayerRanges, check_finite, collect_ranges, merged_ranges
 from dq_deploy.methods.run import Run
 
 FLOAT_BATCH = 64
@@ -44,15 +43,37 @@ def measure_ranges(
     Raises:
         NonFiniteError: a layer or a module gives NaN or infinity; names it.
     """
-    with watch_outputs(prepared.module) as modules:
-        layers = collect_ranges(
-            prepared,
-            calibration.inputs,
-            steps=len(calibration.timesteps),
-            draw_values=draw_values,
-            seed=seed,
-            batch=batch_of(run.denoiser, FLOAT_BATCH),
-            momentum=momentum,
-            progress=partial(run.tell, "ranges"),
-        )
-    return MeasuredRanges(layers=layers, modules=modules)
+    share, done = calibration.shared, run.workers.tally()
+    batch = batch_of(run.denoiser, FLOAT_BATCH)
+
+    def of_shard(shard: int) -> MeasuredRanges:
+        before = 0
+
+        def tell(now: int, _: int) -> None:
+            nonlocal before
+            run.tell("ranges", done.add(now - before), share.count)
+            before = now
+
+        with watch_outputs(prepared.module) as modules:
+            layers = collect_ranges(
+                prepared,
+                calibration.inputs,
+                steps=len(calibration.timesteps),
+                draw_values=draw_values,
+                seed=seed,
+                batch=batch,
+                momentum=momentum,
+                progress=tell,
+                shard=shard,
+                share=share,
+            )
+        return MeasuredRanges(layers=layers, modules=modules)
+
+    found = share.of_shards(of_shard)
+    names = {name: None for one in found for name in one.modules}  # a shard without inputs has none
+    merged = {name: merged_ranges([one.layers[name] for one in found]) for name in found[0].layers}
+    check_finite(merged)
+    return MeasuredRanges(
+        layers=merged,
+        modules={name: max(one.modules[name] for one in found if name in one.modules) for name in names},
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dq_deploy.calibration.sharding import Share
 from dq_deploy.errors import NonFiniteError
 from dq_deploy.methods.prepare.preparation import Prepared, PreparedLayer
 from dq_deploy.methods.ranges.scales import activation_table, search_activation_table
@@ -18,6 +19,9 @@ from dq_deploy.numerics import channel_axis_of
 from dq_deploy.numerics.arrays import F32, I32, I64, Array
 from dq_deploy.record import BATCH, Call
 from dq_deploy.simulation.fake_quant import StepContext
+
+SEEDS_OF_A_SHARD = 1_000_003
+"""Between the seeds of the draws of two shards."""
 
 VALUES_A_STEP = 2048
 """Input values kept per layer, part and step for the range search."""
@@ -77,6 +81,17 @@ class StepRange:
             for end, empty, new in ((self.low, np.inf, low[mine].min()), (self.high, -np.inf, high[mine].max())):
                 end[t] = new if end[t] == empty else momentum * end[t] + (1 - momentum) * new
 
+    @staticmethod
+    def merged(found: Sequence[StepRange]) -> StepRange:
+        """Ranges of several shares of the inputs, none of them a mean, as one."""
+        if len(found) == 1:
+            return found[0]
+        return StepRange(
+            low=np.minimum.reduce([one.low for one in found]),
+            high=np.maximum.reduce([one.high for one in found]),
+            draws=[[piece for one in found for piece in one.draws[t]] for t in range(len(found[0].low))],
+        )
+
     def ends(self, groups: I64) -> tuple[F32, F32]:
         """(low, high) of each group of steps, each [G].
 
@@ -122,10 +137,23 @@ class LayerRanges:
             tables.append(of_steps(table, groups))
         return tables
 
+    @property
+    def largest_output(self) -> float:
+        """Largest |output| of all steps."""
+        return float(max(np.abs(self.output.low).max(), np.abs(self.output.high).max()))
+
     def output_table(self, groups: I64) -> tuple[F32, I32]:
         """8-bit scale and zero point of the output, [T], or [1] where all steps are one group."""
         low, high = self.output.ends(groups)
         return of_steps(activation_table(low, high, bits=8), groups)
+
+
+def merged_ranges(found: Sequence[LayerRanges]) -> LayerRanges:
+    """One layer's ranges over several shares of the inputs as one."""
+    parts = zip(*(one.parts for one in found), strict=True)
+    return LayerRanges(
+        parts=tuple(StepRange.merged(part) for part in parts), output=StepRange.merged([one.output for one in found])
+    )
 
 
 def of_steps(table: tuple[F32, I32], groups: I64) -> tuple[F32, I32]:
@@ -188,6 +216,15 @@ def first_of_every_step(step: I64, steps: int, most: int) -> I64:
     """
     share = max(1, most // steps)
     return np.sort(np.concatenate([np.flatnonzero(step == t)[:share] for t in range(steps)]))
+
+
+def compared_inputs(share: Share, steps: int, most: int) -> dict[int, torch.Tensor]:
+    """For each shard of this process about its part of `most` inputs: their places in the process's arrays."""
+    found = {}
+    for shard in share.workers.mine:
+        chosen = first_of_every_step(share.step[share.everyones(shard)], steps, most // share.workers.shards)
+        found[shard] = torch.from_numpy(chosen + share.own(shard).start)
+    return found
 
 
 def output_table(seen: StepRange, groups: I64) -> tuple[F32, I32]:
@@ -263,6 +300,8 @@ def collect_ranges(
     batch: int = 64,
     momentum: float | None = None,
     progress: Callable[[int, int], None] | None = None,
+    share: Share | None = None,
+    shard: int = 0,
 ) -> dict[str, LayerRanges]:
     """Run the float model over the calibration inputs and note every layer's ranges.
 
@@ -275,31 +314,51 @@ def collect_ranges(
         batch: inputs at a time.
         momentum: of the inputs' ranges over batches; None takes the lowest and highest value of all.
         progress: called with (inputs done, inputs).
+        share: which of all inputs they are, where they are not all.
+        shard: of the share, whose inputs are run.
 
     Raises:
         NonFiniteError: a layer sees NaN or infinity; names it.
     """
     step = inputs["step"]
-    count = len(step)
+    share = share or Share(step=step)
+    own = share.own(shard)
     # a step with fewer inputs gives more values of each
-    inputs_of_step = np.maximum(np.bincount(step, minlength=steps), 1)
+    inputs_of_step = np.maximum(np.bincount(share.step, minlength=steps), 1)
     draws = -(-VALUES_A_STEP // inputs_of_step) if draw_values else None
     collectors = {
-        name: _Collector(layer, steps, draws, seed + i, momentum)
+        name: _Collector(layer, steps, draws, seed + i + SEEDS_OF_A_SHARD * shard, momentum)
         for i, (name, layer) in enumerate(prepared.layers.items())
     }
     with ExitStack() as stack, torch.inference_mode():
         for name, collector in collectors.items():
             handle = prepared.module.get_submodule(name).register_forward_hook(collector)
             stack.callback(handle.remove)
-        for chosen in batches(count, batch):
+        for chosen in share.chunks_of(shard, batch):
             for collector in collectors.values():
                 collector.step = step[chosen]
             call_denoiser(prepared.module, model_inputs(inputs, chosen, prepared.call))
             if progress is not None:
-                progress(chosen.stop, count)
-    for name, collector in collectors.items():
-        for seen in (*collector.result.parts, collector.result.output):
-            if not (np.isfinite(seen.low).all() and np.isfinite(seen.high).all()):
+                progress(chosen.stop - own.start, own.stop - own.start)
+    found = {name: collector.result for name, collector in collectors.items()}
+    check_finite(found, partly=share.workers.shards > 1)
+    return found
+
+
+def check_finite(ranges: Mapping[str, LayerRanges], *, partly: bool = False) -> None:
+    """Refuse ranges of NaN or infinity.
+
+    Args:
+        ranges: by layer.
+        partly: steps may have had no inputs, whose range is still that of `StepRange.empty`.
+
+    Raises:
+        NonFiniteError: names the layer.
+    """
+    for name, found in ranges.items():
+        for seen in (*found.parts, found.output):
+            good = np.isfinite(seen.low) & np.isfinite(seen.high)
+            if partly:
+                good |= (seen.low == np.inf) & (seen.high == -np.inf)
+            if not good.all():
                 raise NonFiniteError(f"layer {name} sees NaN or infinity in the float model, expected finite values")
-    return {name: collector.result for name, collector in collectors.items()}

@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 
+from dq_deploy.calibration.sharding import Workers
 from dq_deploy.methods.blocks.prefix import call_block
 from dq_deploy.methods.blocks.walk import BlockWalk, Reached
-from dq_deploy.methods.ranges.step_ranges import batches
 from dq_deploy.methods.second_order.rounding import SecondOrder, rounded_layer
 from dq_deploy.methods.second_order.statistics import (
     DequantizedInput,
+    ExactSums,
     LayerStatistics,
     columns_of,
+    largest_input,
     rows_of_input,
     statistics_bytes,
 )
@@ -30,9 +32,20 @@ class BlockRounding:
         settings: what is done.
         seed: of which rows are drawn.
         limit_bytes: of the statistics of layers that are in memory at once, or those of one layer.
+        outputs: largest |output| of the float layers, where sums of outputs are wanted and work is cut in shards.
     """
 
-    def __init__(self, walk: BlockWalk, settings: SecondOrder, *, seed: int, limit_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        walk: BlockWalk,
+        settings: SecondOrder,
+        *,
+        seed: int,
+        limit_bytes: int = 0,
+        outputs: Mapping[str, float] | None = None,
+    ) -> None:
+        self.outputs = outputs or {}
+        self.exact = walk.share.workers.shards > 1
         self.walk, self.settings, self.seed, self.limit_bytes = walk, settings, seed, limit_bytes
         order = [name for block in walk.blocks for name in walk.layers_of(block)]
         self.position = {name: i for i, name in enumerate(order)}
@@ -45,30 +58,41 @@ class BlockRounding:
             reached: the block.
             start: its layers rounded otherwise, whose activation tables and zero points stay.
         """
-        walk, module = self.walk, self.walk.prepared.module
+        walk, module, workers = self.walk, self.walk.prepared.module, self.walk.share.workers
         found: dict[str, Layer] = {}
         given = reached.float_given
         assert given is not None
         for names in self._together(reached.layers):
-            seen = {name: self._empty(name) for name in names}
+            seen = {name: self._empty(name, start[name]) for name in names}
             with ExitStack() as stack:
                 for name in names:
                     stand_in = DequantizedInput(start[name], walk.context).to(walk.device)
                     reader = _Reader(stand_in, seen[name], self.settings.float_targets)
                     stack.callback(module.get_submodule(name).register_forward_hook(reader).remove)
-                for chunk in batches(walk.count, walk.chunk):
-                    walk.context.step = walk.step[chunk]
-                    call_block(module.get_submodule(reached.block.name), given.take(chunk))
-            for name in names:
-                found[name] = rounded_layer(walk.prepared.layers[name], start[name], seen.pop(name), self.settings)
+                for shard in workers.mine:
+                    for name in names:
+                        seen[name].begin(shard, self._seed(name))
+                    for chunk in walk.share.chunks_of(shard, walk.chunk):
+                        walk.context.step = walk.step[chunk]
+                        call_block(module.get_submodule(reached.block.name), given.take(chunk))
+            costs = {name: float(statistics_bytes(walk.prepared.layers[name])) for name in names}
+            _bring_together(seen, workers, workers.owners(costs))
+
+            def rounded(name: str, seen: dict[str, LayerStatistics] = seen) -> Layer:
+                return rounded_layer(walk.prepared.layers[name], start[name], seen.pop(name), self.settings)
+
+            found |= workers.split(costs, rounded)
         return found
+
+    def _seed(self, name: str) -> int:
+        return self.seed * 100_003 + self.position[name]
 
     def _together(self, names: Sequence[str]) -> Iterator[list[str]]:
         """Layers whose statistics are in memory at once: as many as `limit_bytes` allows, at least one."""
         taken: list[str] = []
         size = 0
         for name in names:
-            own = statistics_bytes(self.walk.prepared.layers[name])
+            own = statistics_bytes(self.walk.prepared.layers[name], exact=self.exact)
             if taken and size + own > self.limit_bytes:
                 yield taken
                 taken, size = [], 0
@@ -77,16 +101,31 @@ class BlockRounding:
         if taken:
             yield taken
 
-    def _empty(self, name: str) -> LayerStatistics:
+    def _empty(self, name: str, start: Layer) -> LayerStatistics:
         prepared = self.walk.prepared.layers[name]
+        rows = rows_of_input(prepared.site) * self.walk.share.count
         wanted = self.settings.rows_a_column * columns_of(prepared)
         return LayerStatistics(
             prepared,
-            share=wanted / (rows_of_input(prepared.site) * self.walk.count),
-            seed=self.seed * 100_003 + self.position[name],
+            share=wanted / rows,
+            seed=self._seed(name),
             outputs=self.settings.float_targets,
             device=self.walk.device,
+            exact=ExactSums.of(rows, largest_input(start), self.outputs.get(name, 1.0)) if self.exact else None,
         )
+
+
+def _bring_together(seen: dict[str, LayerStatistics], workers: Workers, owners: Mapping[str, int]) -> None:
+    """Have each layer's owner hold the sums over the rows of all processes, and nobody else hold any."""
+    for one in seen.values():
+        one.flush()
+    rows = workers.everywhere(lambda: {name: one.rows for name, one in seen.items()})
+    for name, owner in owners.items():
+        seen[name].rows = sum(found[name] for found in rows)
+        for values in seen[name].sums():
+            workers.exact_sum(values, owner)
+        if owner != workers.rank:
+            del seen[name]
 
 
 class _Reader:

@@ -5,20 +5,32 @@ which `weight` (with every equivalent scale in it) is multiplied. Sums are float
 fixed order::
 
     H = sum x^T x      G = sum y^T x      y: the float layer's output at the same position, bias included
+
+Where several processes have the rows, what is added is first rounded to a multiple of a unit so small that nothing is
+lost, and so large that a float64 holds every sum of them exactly: then the order in which they are added is free. A
+sum of R products is at most R times the largest factors, which are known: of x by its codes, of y by its range.
 """
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from dq_deploy.methods.prepare.preparation import PreparedLayer
+from dq_deploy.methods.ranges.step_ranges import SEEDS_OF_A_SHARD
 from dq_deploy.models import LayerSite
 from dq_deploy.numerics import channel_axis_of
+from dq_deploy.record import Layer
 from dq_deploy.simulation.fake_quant import IntegerLayer, along
 
 TILE = 1024
 """Columns of H that one product gives; only its lower triangle is computed."""
+
+TINY = 2.0**-500
+"""Least bound of a sum; of nothing but zeros any unit will do."""
 
 AT_ONCE = 1 << 22
 """Weights of output channels that are rounded at once; the others wait as float32."""
@@ -49,15 +61,17 @@ def rows_of_input(site: LayerSite) -> int:
     return int(np.prod(axes)) * entries
 
 
-def statistics_bytes(prepared: PreparedLayer) -> int:
+def statistics_bytes(prepared: PreparedLayer, *, exact: bool = False) -> int:
     """Most bytes that rounding one layer takes.
 
     H (8 a pair of columns), four forms of its weights (22 bytes each together), and what is larger: rows that wait in
-    five forms of float32, or eight float64 forms of the weights that are rounded at once.
+    five forms of float32, or eight float64 forms of the weights that are rounded at once. Where sums are exact, also
+    one product as float64.
     """
     columns, outs, groups = columns_of(prepared), prepared.site.out_channels, prepared.site.groups
     rows = 20 * rows_a_sum(columns * groups) * columns * groups
-    return 8 * groups * columns**2 + 22 * outs * columns + max(rows, 64 * min(outs * columns, AT_ONCE))
+    product = 8 * groups * columns * max(min(TILE, columns), outs // groups) if exact else 0
+    return product + 8 * groups * columns**2 + 22 * outs * columns + max(rows, 64 * min(outs * columns, AT_ONCE))
 
 
 def rows_a_sum(columns: int) -> int:
@@ -68,6 +82,62 @@ def rows_a_sum(columns: int) -> int:
 def columns_of(prepared: PreparedLayer) -> int:
     """Weights of an output channel, K."""
     return int(np.prod(prepared.weight.shape[1:]))
+
+
+def largest_input(layer: Layer) -> float:
+    """Largest |x| that an integer layer can multiply: a code times its scale."""
+    ends = [
+        np.maximum(np.abs(layer.q_min - part.zero_point), np.abs(layer.q_max - part.zero_point)) * part.scale
+        for part in layer.parts
+    ]
+    return float(max(np.max(of_part) for of_part in ends))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactSums:
+    """Units of which everything added is a multiple; None adds what there is.
+
+    Attributes:
+        x: of sums of x.
+        y: of sums of y.
+        xx: of sums of products of x.
+        xy: of those of x and y.
+    """
+
+    x: float | None = None
+    y: float | None = None
+    xx: float | None = None
+    xy: float | None = None
+
+    @staticmethod
+    def of(rows: int, x: float, y: float) -> ExactSums:
+        """Of so many rows of |x| and |y| at most these; y, which is measured in float, may be twice as large."""
+        return ExactSums(x=_unit(rows * x), y=_unit(2 * rows * y), xx=_unit(rows * x * x), xy=_unit(2 * rows * x * y))
+
+    @property
+    def exact(self) -> bool:
+        """Whether there are units."""
+        return self.x is not None
+
+    def on_grid(self, value: torch.Tensor, unit: float | None) -> torch.Tensor:
+        """The nearest multiples, float64; the value as it is where there is no unit."""
+        if unit is None:
+            return value
+        # beside 1.5 * 2^52 units a float64 holds whole units and nothing below
+        return value.double().add_(1.5 * 2.0**52 * unit).sub_(1.5 * 2.0**52 * unit)
+
+    def check(self, seen: LayerStatistics) -> None:
+        """No sum has reached a size at which it would be rounded."""
+        pairs = ((seen.square, self.xx), (seen.cross, self.xy), (seen.sum_x, self.x), (seen.sum_y, self.y))
+        for value, unit in pairs:
+            if unit is not None and value.numel():
+                held = value.diagonal(dim1=1, dim2=2) if value is seen.square else value
+                assert not float(held.abs().max()) > 2.0**52 * unit, f"layer {seen.site.name}: sums are not exact"
+
+
+def _unit(largest: float) -> float:
+    """2^-50 of the next power of two, far below the rounding of float32 products."""
+    return math.ldexp(1.0, math.frexp(max(largest, TINY))[1] - 50)
 
 
 class LayerStatistics:
@@ -81,7 +151,16 @@ class LayerStatistics:
         sum_y: [groups, C_out / groups] float64.
     """
 
-    def __init__(self, prepared: PreparedLayer, *, share: float, seed: int, outputs: bool, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        prepared: PreparedLayer,
+        *,
+        share: float,
+        seed: int,
+        outputs: bool,
+        device: str = "cpu",
+        exact: ExactSums | None = None,
+    ) -> None:
         """Empty sums.
 
         Args:
@@ -90,7 +169,9 @@ class LayerStatistics:
             seed: of which they are.
             outputs: outputs of the float layer are given too.
             device: of the sums.
+            exact: units that make sums exact, where several processes have them.
         """
+        self._exact = exact or ExactSums()
         self.site, self.share = prepared.site, share
         self._generator = torch.Generator().manual_seed(seed)
         groups, columns = self.site.groups, columns_of(prepared)
@@ -119,19 +200,32 @@ class LayerStatistics:
         outputs = [given for _, given in self._waiting if given is not None]
         self._waiting.clear()
         self.rows += len(x)
-        self.sum_x += x.sum(0, dtype=torch.float64)
+        exact = self._exact
+        self.sum_x += exact.on_grid(x.sum(0, dtype=torch.float64), exact.x)
         x = x.transpose(0, 1).contiguous()
         if outputs:
             y = torch.cat(outputs)
-            self.sum_y += y.sum(0, dtype=torch.float64)
-            self.cross += torch.bmm(y.permute(1, 2, 0), x)
+            self.sum_y += exact.on_grid(y.sum(0, dtype=torch.float64), exact.y)
+            self.cross += exact.on_grid(torch.bmm(y.permute(1, 2, 0), x), exact.xy)
         for start in range(0, x.shape[2], TILE):
             end = min(start + TILE, x.shape[2])
-            self.square[:, start:end, :end] += torch.bmm(x[:, :, start:end].transpose(1, 2), x[:, :, :end])
+            product = torch.bmm(x[:, :, start:end].transpose(1, 2), x[:, :, :end])
+            self.square[:, start:end, :end] += exact.on_grid(product, exact.xx)
+
+    def begin(self, shard: int, seed: int) -> None:
+        """The rows that follow are of another shard, whose draw does not depend on what was before."""
+        self.flush()
+        if self._exact.exact:
+            self._generator.manual_seed(seed + SEEDS_OF_A_SHARD * shard)
+
+    def sums(self) -> list[torch.Tensor]:
+        """What is added up over rows."""
+        return [value for value in (self.square, self.cross, self.sum_x, self.sum_y) if value.numel()]
 
     def finish(self) -> None:
         """Bring every row into the sums, and fill the upper triangle of `square`."""
         self.flush()
+        self._exact.check(self)
         size = self.square.shape[2]
         for start in range(0, size, TILE):
             end = min(start + TILE, size)

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from dq_deploy.methods.blocks.measures import mean_square
+from dq_deploy.calibration.sharding import Share
+from dq_deploy.methods.blocks.measures import mean_squares
 from dq_deploy.methods.blocks.nested_values import Gathered, mapped, tensors_in
 from dq_deploy.methods.blocks.prefix import call_block
 from dq_deploy.methods.training.random_mask import random_mask
@@ -31,6 +32,7 @@ class TrainedBlock:
         float_given: arguments behind the float prefix, where the settings need them.
         target: float output for all inputs.
         step: [N] bucket of each input.
+        share: which of all processes' inputs these are.
         context: step context of the trainable layers.
     """
 
@@ -41,6 +43,7 @@ class TrainedBlock:
     float_given: Gathered | None
     target: Gathered
     step: torch.Tensor
+    share: Share
     context: StepContext
 
 
@@ -51,7 +54,7 @@ class BlockLoss:
         self.block = block
         self.settings = settings
         self.generator = generator
-        self.norms = [mean_square(target) or 1.0 for target in block.target.of_samples()]
+        self.norms = [value or 1.0 for value in mean_squares(block.target.of_samples(), block.share)]
         self.inner = list(block.layers)[:-1] if settings.layer_loss else []
         self.outputs: dict[str, torch.Tensor] = {}
         self.targets: dict[str, torch.Tensor] = {}

@@ -7,15 +7,16 @@ on which loss are settings: see `reconstruction`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from dq_deploy.calibration.sharding import Share
 from dq_deploy.methods.blocks.in_turn import DivergedError, FinishedBlock, Reconstructed, blocks_in_turn
-from dq_deploy.methods.blocks.measures import all_finite, relative_error
+from dq_deploy.methods.blocks.measures import all_finite, relative_error, relative_error_at
 from dq_deploy.methods.blocks.storage import GIB
 from dq_deploy.methods.blocks.walk import BlockWalk, QuantizedBlock, Reached
 from dq_deploy.methods.options import SharedOptions
@@ -25,7 +26,7 @@ from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.methods.ranges.step_ranges import (
     LayerRanges,
     StepRange,
-    first_of_every_step,
+    compared_inputs,
     steps_of,
 )
 from dq_deploy.methods.second_order.block_rounding import BlockRounding
@@ -33,6 +34,7 @@ from dq_deploy.methods.training.block_loss import BlockLoss, TrainedBlock
 from dq_deploy.methods.training.pieces import Kept, Pieces, kept_by, pieces_that_fit
 from dq_deploy.methods.training.reconstruction import Reconstruction
 from dq_deploy.methods.training.resume import ResumeFolder
+from dq_deploy.methods.training.shard_gradients import BatchDraws, most_at_once, sum_gradients
 from dq_deploy.methods.training.trainable import TrainableLayer
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Layer
@@ -58,6 +60,7 @@ class BlockReconstruction:
         options: groups of steps, memory, seed, output tables.
         settings: what is trained.
         progress: called every few iterations.
+        share: which of all inputs they are, where several processes share them.
 
     Raises:
         OptionError: memory and disk are too little for one input of every step.
@@ -72,6 +75,7 @@ class BlockReconstruction:
         options: SharedOptions,
         settings: Reconstruction,
         progress: ProgressCallback,
+        share: Share | None = None,
     ) -> None:
         self.prepared = prepared
         self.start = start
@@ -81,7 +85,8 @@ class BlockReconstruction:
         self.progress = progress
         self.steps = steps_of(ranges)
         self.groups = options.groups_of_steps(self.steps)
-        self.walk = BlockWalk(prepared, list(start), inputs, options, both_inputs=settings.needs_float_inputs)
+        both = settings.needs_float_inputs
+        self.walk = BlockWalk(prepared, list(start), inputs, options, both_inputs=both, share=share)
         if self.walk.amounts.words:
             progress(Progress(stage="distill", done=0, total=1, note=self.walk.amounts.words))
         self.step, self.context = self.walk.step, self.walk.context
@@ -119,13 +124,18 @@ class BlockReconstruction:
         note: dict[str, Any] = {"block": reached.block.name, "layers": reached.layers}
         if not self.settings.iterations:
             return self._finish(reached, block, untrained, note)
-        compared = torch.from_numpy(first_of_every_step(self.step.numpy(), self.steps, COMPARED_INPUTS))
+        compared = compared_inputs(self.walk.share, self.steps, COMPARED_INPUTS)
         block.place(untrained, self.context)
-        before_training = self.walk.outputs_at(block.module, reached.given, compared)
-        before = relative_error(before_training, reached.target, compared)
+        before = self._error_at(
+            compared, reached, lambda shard: self.walk.outputs_at(block.module, reached.given, compared[shard])
+        )
         finished = self._finish(reached, block, self._train(reached, block, untrained), note)
-        outputs = [room.take(compared) for room in finished.output.of_samples()]
-        after = relative_error(outputs, reached.target, compared)
+        rooms = finished.output.of_samples()
+        after = self._error_at(
+            compared,
+            reached,
+            lambda shard: [room.take(compared[shard]) for room in rooms] if len(compared[shard]) else [],
+        )
         if after > before * self.settings.worse_allowed:
             words = f"left untrained: its relative error was {before:.3g}, and {after:.3g} after training"
             self.progress(
@@ -139,6 +149,14 @@ class BlockReconstruction:
             )
             return self._finish(reached, block, untrained, {**note, "note": words})
         return finished
+
+    def _error_at(
+        self,
+        compared: Mapping[int, torch.Tensor],
+        reached: Reached,
+        outputs: Callable[[int], Sequence[torch.Tensor]],
+    ) -> float:
+        return relative_error_at(outputs, reached.target, self.walk.share, compared.__getitem__)
 
     def _train(self, reached: Reached, block: QuantizedBlock, start: Mapping[str, Layer]) -> dict[str, Layer]:
         """Train a block from these layers, and round it."""
@@ -171,11 +189,13 @@ class BlockReconstruction:
             float_given=reached.float_given,
             target=reached.target,
             step=self.step,
+            share=self.walk.share,
             context=self.context,
         )
         pieces = self._pieces(trained, name, generator)
         train_block(trained, settings, seed=seed, generator=generator, report=report, pieces=pieces)
-        return {layer_name: layer.harvest() for layer_name, layer in layers.items()}
+        workers = self.walk.share.workers
+        return workers.first(lambda: {layer_name: layer.harvest() for layer_name, layer in layers.items()})
 
     def _held(self, name: str, start: Layer) -> PreparedLayer:
         """A layer whose float weights, where training begins, round to the codes of its start."""
@@ -199,7 +219,7 @@ class BlockReconstruction:
 
         return pieces_that_fit(
             measure,
-            self.settings.batch,
+            most_at_once(self.walk.share, self.settings.batch),
             self.options.memory_gib * GIB / 2,
             what=f"block {name}",
             share="half",
@@ -213,10 +233,13 @@ class BlockReconstruction:
         finished, output = self.walk.finished(
             reached, block, layers, steps=self.steps, groups=self.groups if self.options.outputs else None
         )
-        if not all_finite(output):
+        share = self.walk.share
+        if not all_finite(output, share):
             raise DivergedError("its quantized output is not finite")
         return FinishedBlock(
-            layers=finished, output=output, note={**note, "relative_error": relative_error(output, reached.target)}
+            layers=finished,
+            output=output,
+            note={**note, "relative_error": relative_error(output, reached.target, share)},
         )
 
 
@@ -247,22 +270,30 @@ def train_block(
         return
     optimizer = torch.optim.Adam(groups, eps=EPSILON, fused=True)
     rates = [group["lr"] for group in optimizer.param_groups]
-    batches = torch.Generator().manual_seed(seed)
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    draws = BatchDraws(block.share, settings.batch, seed, generator)
     recent: list[float] = []
     with BlockLoss(block, settings, generator).watching() as loss_of:
         for i in range(settings.iterations):
             fade = 0.5 * (1 + math.cos(math.pi * i / settings.iterations))
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * fade
-            index = torch.randint(0, len(block.step), (settings.batch,), generator=batches)
             optimizer.zero_grad(set_to_none=True)
-            value = 0.0
-            for piece in index.split(settings.batch if pieces is None else pieces.size):
-                loss = loss_of(piece, i) * (len(piece) / len(index))
-                value += loss.item()
-                if not math.isfinite(value):
-                    raise DivergedError(f"the loss is {value} at iteration {i + 1}")
-                loss.backward()
+
+            def backward(shard: int, i: int = i) -> float:
+                index = draws.of(shard, i)
+                value = 0.0
+                for piece in index.split(settings.batch if pieces is None else pieces.size) if len(index) else ():
+                    loss = loss_of(piece, i) * (len(piece) / settings.batch)
+                    value += loss.item()
+                    if not math.isfinite(value):
+                        break
+                    loss.backward()
+                return value
+
+            value = sum_gradients(block.share, parameters, backward)
+            if not math.isfinite(value):
+                raise DivergedError(f"the loss is {value} at iteration {i + 1}")
             optimizer.step()
             recent.append(value)
             if (i + 1) % REPORT_EVERY == 0 or i + 1 == settings.iterations:

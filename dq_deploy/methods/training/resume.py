@@ -18,6 +18,7 @@ import numpy as np
 
 from dq_deploy.artifacts import atomic_path, utf8_name, write_text_atomic
 from dq_deploy.calibration import CalibrationInputs
+from dq_deploy.calibration.sharding import Workers
 from dq_deploy.errors import FileProblemError, OptionError
 from dq_deploy.methods.options import SharedOptions, json_of_options
 from dq_deploy.methods.prepare.assembly import layer_of_parts, versions
@@ -39,19 +40,26 @@ Arrays = dict[str, Array]
 
 
 class ResumeFolder:
-    """The state of one run.
+    """The state of one run; of several processes the first one reads and writes it, and tells the others.
 
     Raises:
         OptionError: the folder holds the state of another run.
         FileProblemError: it cannot be read or written.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, identity: Mapping[str, Any], workers: Workers | None = None) -> None:
         self.folder = folder
+        self.workers = workers or Workers()
         self.options = json.loads(json.dumps(identity["options"]))
         self.symmetric = bool(self.options["symmetric_activations"])
-        identity = json.loads(json.dumps({"format": FORMAT, "version": VERSION, **identity}))
-        state = folder / "state.json"
+        if self.workers.shards > 1:
+            identity = {**identity, "shards": self.workers.shards}
+        known = json.loads(json.dumps({"format": FORMAT, "version": VERSION, **identity}))
+        self.workers.first(lambda: self._open(known))
+
+    def _open(self, identity: Mapping[str, Any]) -> None:
+        """Continue or begin."""
+        folder, state = self.folder, self.folder / "state.json"
         if state.exists():
             self._compare(state, identity)
             return
@@ -71,6 +79,13 @@ class ResumeFolder:
         except (OSError, ValueError) as error:
             raise FileProblemError(f"cannot read {state}: {error}; remove the folder to start again") from error
         stopped = found.pop("diverged", None) is not None
+        if found.get("shards") != identity.get("shards"):
+            ways = ("torchrun, with any number of processes", "the command alone, without torchrun")
+            begun, now = ways if found.get("shards") else ways[::-1]
+            raise OptionError(
+                f"{self.folder} holds a run that was started by {begun}, this one is {now}: its sums have another "
+                "order; start it as that one to continue it, or remove the folder to start again"
+            )
         for key in sorted({*found, *identity}):
             mine, theirs = identity.get(key), found.get(key)
             if key == "options" and isinstance(mine, dict) and isinstance(theirs, dict):
@@ -89,6 +104,8 @@ class ResumeFolder:
 
     def note_divergence(self, block: str) -> None:
         """A block diverged: the run may be continued with other learning rates."""
+        if not self.workers.is_first:
+            return
         state = self.folder / "state.json"
         found = json.loads(state.read_text(encoding="utf-8"))
         write_text_atomic(state, json.dumps({**found, "diverged": block}, indent=1, sort_keys=True))
@@ -125,6 +142,11 @@ class ResumeFolder:
         self, index: int, name: str, prepared: Mapping[str, PreparedLayer]
     ) -> tuple[dict[str, Layer], dict[str, Any]] | None:
         """Layers of a finished block and its note, or None; the note holds learning rates that are not this run's."""
+        return self.workers.first(lambda: self._loaded_block(index, name, prepared))
+
+    def _loaded_block(
+        self, index: int, name: str, prepared: Mapping[str, PreparedLayer]
+    ) -> tuple[dict[str, Layer], dict[str, Any]] | None:
         loaded = _load(self._path(index))
         if loaded is None:
             return None
@@ -142,6 +164,8 @@ class ResumeFolder:
 
     def save_block(self, index: int, name: str, layers: Mapping[str, Layer], history: Mapping[str, Any]) -> None:
         """Store a finished block."""
+        if not self.workers.is_first:
+            return
         arrays: Arrays = {}
         for layer in layers.values():
             arrays.update(_arrays_from_layer(layer))
@@ -169,7 +193,7 @@ def state_of_run(run: Run, options: SharedOptions, **more: Any) -> ResumeFolder 
         identity["calibration"] = {"kind": source.kind, **source.files}
     if source.pipeline is not None:
         identity["calibration"] = dict(source.pipeline.words)
-    return ResumeFolder(run.resume_dir, {**identity, **more})
+    return ResumeFolder(run.resume_dir, {**identity, **more}, run.workers)
 
 
 def _arrays_from_layer(layer: Layer) -> Arrays:

@@ -51,7 +51,14 @@ def trained_record(
     layers, history, calibration = start.layers, start.history, start.calibration
     if settings is not None:
         blocks = BlockReconstruction(
-            prepared, layers, start.ranges.layers, calibration.inputs, options, settings, run.progress
+            prepared,
+            layers,
+            start.ranges.layers,
+            calibration.inputs,
+            options,
+            settings,
+            run.progress,
+            share=calibration.share,
         )
         trained = blocks.run(state)
         layers, history = trained.layers, history + trained.history

@@ -1,0 +1,66 @@
+"""However many processes share the work, the record has the same bytes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dq_deploy.calibration.sharding import SHARDS, Workers
+from dq_deploy.errors import OptionError
+from dq_deploy.methods import quantize
+from dq_deploy.record import save_record
+from tests.calibration.sharding.by_many import OPTIONS, records
+from tests.calibration.sharding.torchrun import torchrun
+from tests.tiny import tiny_denoiser
+
+
+@pytest.fixture(scope="module")
+def of_one(tmp_path_factory):
+    """What one process makes of all shards."""
+    folder = tmp_path_factory.mktemp("one")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for method, record in records(Workers(shards=SHARDS)).items():
+            save_record(record, folder / f"{method}.pt")
+    finally:
+        torch.set_num_threads(threads)
+    return folder
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_record_has_the_same_bytes(count, of_one, tmp_path):
+    started = torchrun(count, "tests.calibration.sharding.by_many", tmp_path)
+    said, _ = started.communicate(timeout=300)
+    assert started.returncode == 0, said
+    for method in OPTIONS:
+        assert (tmp_path / f"{method}.pt").read_bytes() == (of_one / f"{method}.pt").read_bytes(), method
+
+
+def test_a_record_says_that_it_was_made_in_shards_and_not_by_how_many(of_one):
+    from dq_deploy.record import load_record
+
+    told = load_record(of_one / "minmax.pt").provenance
+    assert told["calibration"]["shards"] == SHARDS
+    assert "workers" not in told["options"]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"method": "dmq"}, "dmq"),
+        ({"method": "quest"}, "quest"),
+        ({"method": "minmax", "budget": 5.0}, "`budget`"),
+        ({"method": "minmax", "channel_scales": True}, "`channel_scales`"),
+        ({"method": "minmax", "step_correction": True}, "`step_correction`"),
+        ({"method": "minmax", "attention": "int8"}, "`attention`"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused_by_name(options, named):
+    with pytest.raises(OptionError, match=named):
+        quantize(tiny_denoiser(), workers=Workers(shards=SHARDS), **options)
+
+
+def test_more_processes_than_shards_are_refused():
+    with pytest.raises(OptionError, match="9 processes, expected at most 8"):
+        Workers(shards=SHARDS, rank=0, count=9)
