@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from dq_deploy.cli.frame import check_outputs, in_flags_throughout, numbers_from_text, refuse, run, warn, write_json
 from dq_deploy.cli.frame.arguments import takes
-from dq_deploy.cli.frame.launched import is_first, is_launched, workers_for
 from dq_deploy.cli.frame.reused_rows import warn_of_reuse
+from dq_deploy.cli.frame.torchrun import is_first, is_launched, workers_for
 from dq_deploy.cli.text.quantize.arguments import QuantizeArguments
 
 if TYPE_CHECKING:

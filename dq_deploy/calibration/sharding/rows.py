@@ -16,8 +16,6 @@ from dq_deploy.numerics.arrays import Array
 AT_ONCE_BYTES = 1 << 26
 """Sent at once."""
 
-Arrays = Mapping[str, Array]
-
 
 def brought_together(workers: Workers, of_shard: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
     """At the first process what each shard's owner has of it, in order; elsewhere nothing, and what is there is sent.
@@ -41,7 +39,7 @@ def brought_together(workers: Workers, of_shard: Callable[[int], Iterator[Any]])
                 yield piece
 
 
-def in_pieces(arrays: Arrays, start: int, stop: int) -> Iterator[dict[str, Array]]:
+def in_pieces(arrays: Mapping[str, Array], start: int, stop: int) -> Iterator[dict[str, Array]]:
     """Some rows of arrays, so many at a time as may be sent at once."""
     each = max(1, sum(int(value[:1].nbytes) for value in arrays.values()))
     step = max(1, AT_ONCE_BYTES // each)

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from dq_deploy.cli.frame.failures import EXIT_USAGE, failure_of, in_flags, in_flags_throughout, one_line, running
-from dq_deploy.cli.frame.launched import launched, stream_of_failure, why_terminated
 from dq_deploy.cli.frame.outputs import check_outputs, held_outputs
 from dq_deploy.cli.frame.paths import checked_paths
 from dq_deploy.cli.frame.streams import columns, usable_streams
+from dq_deploy.cli.frame.torchrun import launched, stream_of_failure, why_terminated
 from dq_deploy.errors import OptionError, ReaderGoneError, RepackedWarning
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from dq_deploy.artifacts import check_writable, hold_folder, hold_output, place_of_output
-from dq_deploy.cli.frame.launched import is_first
+from dq_deploy.cli.frame.torchrun import is_first
 from dq_deploy.errors import OptionError
 
 _held: ContextVar[contextlib.ExitStack | None] = ContextVar("held outputs", default=None)

@@ -17,6 +17,7 @@ import torch
 from dq_deploy.calibration.sharding import Share
 from dq_deploy.methods.blocks.in_turn import DivergedError, FinishedBlock, Reconstructed, blocks_in_turn
 from dq_deploy.methods.blocks.measures import all_finite, relative_error, relative_error_at
+from dq_deploy.methods.blocks.shard_gradients import BatchDraws, most_at_once, sum_gradients
 from dq_deploy.methods.blocks.storage import GIB
 from dq_deploy.methods.blocks.walk import BlockWalk, QuantizedBlock, Reached
 from dq_deploy.methods.options import SharedOptions
@@ -34,7 +35,6 @@ from dq_deploy.methods.training.block_loss import BlockLoss, TrainedBlock
 from dq_deploy.methods.training.pieces import Kept, Pieces, kept_by, pieces_that_fit
 from dq_deploy.methods.training.reconstruction import Reconstruction
 from dq_deploy.methods.training.resume import ResumeFolder
-from dq_deploy.methods.training.shard_gradients import BatchDraws, most_at_once, sum_gradients
 from dq_deploy.methods.training.trainable import TrainableLayer
 from dq_deploy.numerics.arrays import Array
 from dq_deploy.record import Layer
