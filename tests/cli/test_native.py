@@ -113,6 +113,8 @@ def test_info_tells_how_a_record_would_run_here(tiny_record_path, tmp_path):
     }
     assert 0 < sum(operation["share"] for operation in native["numpy_operations"]) < 1
     assert "1 in numpy" in done.out
+    assert list(native["attention_forms"]) == ["float32", "bf16", "int8"]
+    assert f"--attention bf16: {native['attention_forms']['bf16'][:9]}" in done.out
     assert native["packed_weights_mib"] > 0
 
 

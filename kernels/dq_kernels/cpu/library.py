@@ -105,6 +105,12 @@ def aligned_empty(shape: tuple[int, ...], dtype: Any, alignment: int = 64) -> ND
     return array
 
 
+def attention_form(isa: str, precision: str) -> str:
+    """How attention's products are multiplied on an instruction set, in words; `precision` as of `PRECISIONS`."""
+    text: bytes = library().dq_attention_form(ISAS.index(isa), structs.PRECISIONS.index(precision))
+    return text.decode("ascii")
+
+
 class Context:
     """Threads and an instruction set; a context manager.
 
@@ -176,8 +182,7 @@ class Context:
 
     def attention_form(self, precision: str) -> str:
         """How attention's products are multiplied here, in words; `precision` is one of `structs.PRECISIONS`."""
-        text: bytes = library().dq_attention_form(ISAS.index(self.isa), structs.PRECISIONS.index(precision))
-        return text.decode("ascii")
+        return attention_form(self.isa, precision)
 
     def close(self) -> None:
         """End the threads; a second call does nothing."""
