@@ -73,6 +73,7 @@ struct Finish {
     int32_t count;    // of rows
     int32_t columns;  // that exist
     bool together;    // all rows are of one sample and all columns exist; only y is asked for, nothing is added up
+    bool past_caches;  // y is written past the caches, where `together`; it is aligned to 64 bytes then
 };
 
 struct TileKernels;

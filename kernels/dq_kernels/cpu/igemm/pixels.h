@@ -236,6 +236,7 @@ struct TileFinish {
         f.count = count;
         f.columns = c.count;
         f.together = brief;
+        f.past_caches = false;
     }
 };
 

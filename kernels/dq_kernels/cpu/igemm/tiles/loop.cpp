@@ -13,6 +13,7 @@ namespace {
 
 constexpr int64_t kTasksPerThread = 4;  // so that a late thread holds up the others by little
 constexpr int64_t kNearBytes = 1 << 20;  // of weights, which stay in the second-level cache
+constexpr int64_t kFarBytes = 2 << 20;    // of a result, which is then written past the caches
 constexpr int64_t kMostPanels = 64;       // of a task that goes tile by tile
 constexpr int64_t kKeptSums = 64;       // tiles times panels of a task whose channels are cut into blocks
 
@@ -26,6 +27,7 @@ struct Job {
     bool tile_by_tile;     // else panel by panel
     bool far_weights;      // more than stay in the second-level cache
     bool plain;            // only y is asked for, of one part
+    bool past_caches;      // y is more than the caches hold
 };
 
 // One result ahead: the epilogue of a tile and panel runs while the next ones are multiplied.
@@ -175,6 +177,7 @@ class TileTask {
         const bool together = job_.plain && columns.count == kPanelColumns &&
                               s_.pixels[row].sample == s_.pixels[row + count - 1].sample;
         result.end.set(job_.layer, columns, row0_ + row, s_.pixels + row, count, result.sums, together);
+        result.end.finish.past_caches = together && job_.past_caches;
         before_ = &result.end.finish;
         turn_ ^= 1;
     }
@@ -225,6 +228,8 @@ Job plan(const dq_int_conv2d_args& g, int32_t threads) {
     job.far_weights = packed.panels * packed.positions * packed.groups * packed.step_bytes > kNearBytes;
     const dq_epilogue& e = g.epilogue;
     job.plain = e.y != nullptr && e.accumulators == nullptr && e.previous == nullptr;
+    job.past_caches = job.plain && job.layer.rows * e.y_pitch * 4 >= kFarBytes && e.y_pitch % 16 == 0 &&
+                      reinterpret_cast<uintptr_t>(e.y) % 64 == 0;
     job.chunks = ceil_div(job.tiles, tiles);
     job.parts = ceil_div(packed.panels, panels);
     return job;
