@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -182,3 +183,19 @@ def random_record(
         model_config=denoiser.config,
         scheduler_config=denoiser.scheduler_config,
     )
+
+
+def with_shared_quantizers(record: Record) -> Record:
+    """The record with one quantizer for q, k and v of a self-attention, and for k and v of a cross-attention."""
+    layers = dict(record.layers)
+    for name, layer in record.layers.items():
+        module, _, own = name.rpartition(".")
+        read_first = {"to_k": ("to_q", "to_k"), "to_v": ("to_q", "to_k")}.get(own, ())
+        for other in read_first:
+            first = layers.get(f"{module}.{other}")
+            if first is None or first.in_channels != layer.in_channels or ("attn2" in module and other == "to_q"):
+                continue
+            tables = {field: getattr(first.parts[0], field) for field in ("pre", "scale", "zero_point")}
+            layers[name] = dataclasses.replace(layer, parts=(dataclasses.replace(layer.parts[0], **tables),))
+            break
+    return dataclasses.replace(record, layers=layers)

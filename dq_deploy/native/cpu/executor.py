@@ -149,7 +149,7 @@ class CpuExecutor:
         self.programs = ProgramsBySize(joined, record, varying)
         self.floats = self.programs.floats
         self.constants: dict[tuple[str, int], LayerConstants] = {}
-        for (name, part), padded in padded_parts(from_json(at_batch(joined, 1)), record).items():
+        for (name, part), padded in padded_parts(from_json(at_batch(joined, 1)), record.layers).items():
             packed = self.given.packed.get((name, part))
             self.constants[name, part] = LayerConstants(
                 record.layers[name], part, context, padded=padded, packed=packed
@@ -241,7 +241,7 @@ class CpuExecutor:
 
     def _check_parts(self, program: Program) -> None:
         """A program at other sizes calls the layers that were packed, and pads none that cannot be padded."""
-        for (name, part), padded in padded_parts(program, self.record).items():
+        for (name, part), padded in padded_parts(program, self.record.layers).items():
             own = self.constants.get((name, part))
             reason = "it is not called at the first sizes" if own is None else ""
             if own is not None and padded and not own.reason:

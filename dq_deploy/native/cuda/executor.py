@@ -25,10 +25,11 @@ from dq_deploy.errors import InputError, NonFiniteError
 from dq_deploy.native.cuda import torch_ops
 from dq_deploy.native.cuda.dtypes import with_float_type
 from dq_deploy.native.cuda.float32 import without_tf32
-from dq_deploy.native.observe.layer_values import out_rows, readers_of
+from dq_deploy.native.observe.layer_values import PRODUCTS, out_rows, readers_of
 from dq_deploy.native.program.arena import Arena, plan_arena
 from dq_deploy.native.program.by_sizes import ProgramsBySize, Sizes, Varying
 from dq_deploy.native.program.entries import entry_counts
+from dq_deploy.native.program.joined_products import columns_of, with_joined_products
 from dq_deploy.native.program.joins import without_join_copies
 from dq_deploy.native.program.layer_constants import FloatConstants, padded_parts, product_tables, refusal
 from dq_deploy.native.program.program import Op, Program, View, at_batch, from_json
@@ -47,6 +48,20 @@ SLACK_BYTES = 1 << 16
 """Behind the block: a pitched window that begins inside a row may name bytes past its end, which nobody reads."""
 
 
+def handed_on(program: Program) -> frozenset[int | str]:
+    """Buffers of what attention makes that only quantizers read: torch's own memory is read in their place.
+
+    A reader's rows have to be without a pitch, as they are where they fill the buffer.
+    """
+    kept = {op.writes["y"].buffer for op in program.ops if op.kind == "attention"}
+    kept -= {view.buffer for view in (*program.inputs.values(), *program.outputs.values())}
+    for op in program.ops:
+        whole = op.kind == "quantize" and op.reads["x"].strides[1] == op.reads["x"].sizes[2]
+        kept -= {view.buffer for view in op.reads.values() if not whole}
+        kept -= {view.buffer for view in op.writes.values() if op.kind != "attention"}
+    return frozenset(kept)
+
+
 Steps = Mapping[int, torch.Tensor]
 """Step bucket of each entry of a leading axis, by the length of that axis."""
 
@@ -58,6 +73,20 @@ class CudaMemory:
         self.program, self.arena, self._constants, self._device = program, arena, constants, device
         self.block = torch.zeros(arena.nbytes + SLACK_BYTES, dtype=torch.uint8, device=device)
         self._parameters: dict[str, torch.Tensor] = {}
+        self.handed_on = handed_on(program)
+        self._results: dict[int | str, torch.Tensor] = {}
+
+    def hand_on(self, view: View, result: torch.Tensor) -> None:
+        """Keep what torch made in place of a buffer that is `handed_on`; copied only where it lies otherwise."""
+        kind = getattr(torch, self.program.buffers[int(view.buffer)].dtype)
+        if result.stride() != view.strides or result.dtype != kind:
+            result = torch.empty_strided(view.sizes, view.strides, dtype=kind, device=result.device).copy_(result)
+        self._results[view.buffer] = result
+
+    def value(self, view: View) -> torch.Tensor:
+        """As `tensor`, of what was handed on where something was."""
+        kept = self._results.get(view.buffer)
+        return self.tensor(view) if kept is None else torch.as_strided(kept, view.sizes, view.strides, view.offset)
 
     def tensor(self, view: View) -> torch.Tensor:
         """A view as a strided tensor over the block, or over a parameter in float32."""
@@ -145,12 +174,15 @@ class CudaExecutor:
         self._weights: dict[tuple[str, int], Any] = {}
         self._quantizers: dict[tuple[Any, ...], Any] = {}
         self._scales: dict[tuple[Any, ...], Any] = {}
-        for (name, part), padded in padded_parts(from_json(at_batch(joined, 1)), record).items():
+        self._layers: dict[str, Layer] = dict(record.layers)
+        self._columns: dict[str, str] = {}
+        first = self._for_gpu(joined, 1)
+        for (name, part), padded in padded_parts(first, self._layers).items():
             self._load(name, part, padded=padded)
         self._prepared: dict[tuple[int, Sizes], Prepared] = {}
 
     def _load(self, name: str, part: int, *, padded: bool) -> None:
-        layer = self.record.layers[name]
+        layer = self._layers[name]
         reason = refusal(layer, part, padded=padded)
         if reason:
             raise InputError(f"layer {name}: {reason}; the GPU has no other way, export the record instead")
@@ -167,13 +199,23 @@ class CudaExecutor:
         weights = make_weights(np.ascontiguousarray(q), np.ascontiguousarray(own.weight_scale[0]), bits=bits)
         self._weights[name, part] = launch.to_device(weights, self.device)
 
+    def _for_gpu(self, joined: Mapping[str, Any], batch: int) -> Program:
+        """The program of a batch size with its concatenations and its products of the same codes joined."""
+        made = with_joined_products(without_join_copies(from_json(at_batch(joined, batch))), self.record.layers)
+        self._layers |= made.layers
+        for op in made.program.ops:
+            if op.kind in PRODUCTS:
+                self._columns |= {name: str(op.attributes["layer"]) for name, _ in columns_of(op)}
+        return with_float_type(made.program, self.dtype)
+
     def parts(self) -> list[tuple[str, int]]:
         """Layer and part of each product of the program."""
-        return sorted(self._weights)
+        held = set(self._weights)
+        return sorted((name, part) for name, own in self._columns.items() for other, part in held if other == own)
 
     def weight_bits(self, name: str, part: int) -> int:
         """How a part's weights are kept: 4 or 8 bits."""
-        return int(self._weights[name, part].bits)
+        return int(self._weights[self._columns[name], part].bits)
 
     def _coder(self, out: Mapping[str, Any]) -> Any:
         """Quantizer of an op that writes codes."""
@@ -221,12 +263,12 @@ class CudaExecutor:
     def prepared_at(self, batch: int, sizes: Sizes) -> Prepared:
         """Memory, functions and graph of one batch size."""
         joined, floats = self.programs.of(sizes)
-        program = with_float_type(without_join_copies(from_json(at_batch(joined, batch))), self.dtype)
-        missing = [f"{name}" for name, part in padded_parts(program, self.record) if (name, part) not in self._weights]
+        program = self._for_gpu(joined, batch)
+        missing = [name for name, part in padded_parts(program, self._layers) if (name, part) not in self._weights]
         if missing:
             raise InputError(f"layer {missing[0]} is not called at the first sizes; open the record at these sizes")
         memory = CudaMemory(program, plan_arena(program), floats, self.device)
-        lengths = entry_counts(program, self.record, batch)
+        lengths = entry_counts(program, self.record, batch, self._layers)
         steps = {rows: torch.zeros(rows, dtype=torch.int32, device=self.device) for rows in lengths}
         # one flag an op, each where 16 divides its address: kernels are compiled for aligned arrays
         nan_seen = torch.zeros((len(program.ops), FLAG_PITCH), dtype=torch.int32, device=self.device)
@@ -263,16 +305,16 @@ class CudaExecutor:
 
     def _function(self, op: Op, memory: CudaMemory, steps: Steps, nan_seen: torch.Tensor) -> Callable[[], None]:
         if op.kind in ("int_linear", "int_conv2d"):
-            return self.product(
-                op, memory, steps, self.epilogue(op, self.record.layers[op.attributes["layer"]], memory)
-            )
+            return self.product(op, memory, steps, self.epilogue(op, self._layers[op.attributes["layer"]], memory))
         if op.attributes.get("outs") is not None:
             return self.coded(op, memory, steps, nan_seen)
+        if op.kind == "attention" and op.writes["y"].buffer in memory.handed_on:
+            return lambda: memory.hand_on(op.writes["y"], torch_ops.attention(op, memory.tensor))
         return torch_ops.function(op, memory.tensor)
 
     def observed_product(self, op: Op, made: Prepared) -> tuple[Callable[[], None], torch.Tensor, torch.Tensor]:
         """What runs a product for its accumulators and bare float32 output, and both."""
-        layer, codes = self.record.layers[op.attributes["layer"]], op.reads["codes"]
+        layer, codes = self._layers[op.attributes["layer"]], op.reads["codes"]
         shape = (codes.sizes[0], out_rows(op), layer.out_channels)
         y = torch.empty(shape, dtype=torch.float32, device=self.device)
         total = torch.empty(shape, dtype=torch.int32, device=self.device)
@@ -299,7 +341,7 @@ class CudaExecutor:
             for i, out in enumerate(op.attributes["outs"])
         ]
         if op.kind == "quantize":
-            return lambda: launch.quantize(x, step, outs[0].quantizer, codes=outs[0].codes, nan_seen=nan_seen)
+            return self._quantized(op, memory, outs[0], x, step, nan_seen)
         channels = op.reads["x"].sizes[2]
         if op.kind == "geglu_quantize":
             out, half = (outs[0] if outs else None), channels // 2
@@ -313,10 +355,20 @@ class CudaExecutor:
         groups, silu = op.attributes["groups"], op.attributes["silu"]
         return lambda: launch.group_norm_silu_quantize(x, step, outs, groups=groups, silu=silu, **shared)
 
+    def _quantized(
+        self, op: Op, memory: CudaMemory, out: CodeOutput, x: torch.Tensor, step: torch.Tensor, nan_seen: torch.Tensor
+    ) -> Callable[[], None]:
+        """What runs a quantize, of `x` or of what is handed on in its place when that is there."""
+        at = op.reads["x"]
+        late = at.buffer in memory.handed_on
+        return lambda: launch.quantize(
+            memory.value(at) if late else x, step, out.quantizer, codes=out.codes, nan_seen=nan_seen
+        )
+
     def product(self, op: Op, memory: CudaMemory, steps: Steps, epilogue: Epilogue) -> Callable[[], None]:
         """What runs an integer product."""
         name, part = op.attributes["layer"], op.attributes["part"]
-        layer, weights = self.record.layers[name], self._weights[name, part]
+        layer, weights = self._layers[name], self._weights[name, part]
         codes, step = memory.rows(op.reads["codes"]), steps[op.reads["codes"].sizes[0]]
         quantizer = self._scaler(layer, part, codes.shape[2])
         if op.kind == "int_linear":

@@ -16,6 +16,7 @@ from dq_deploy.native.observe.layer_values import (
     codes_key,
     is_wanted,
     layer_values,
+    split_columns,
     wanted_codes,
 )
 from dq_deploy.native.program.program import Op
@@ -37,8 +38,7 @@ def observed_run(
     made.functions[0]()
     for op, function in zip(made.memory.program.ops, made.functions[1:], strict=True):
         if is_wanted(op, layers):
-            key = (op.attributes["layer"], op.attributes["part"])
-            products[key] = _observed(executor, made, op, sources[codes_key(op.reads["codes"])])
+            products |= split_columns(_observed(executor, made, op, sources[codes_key(op.reads["codes"])]))
         if any(codes_key(view) in wanted for view in op.writes.values()):
             value = _value(executor, made, op)
             for place, out in enumerate(op.attributes["outs"]):
@@ -60,7 +60,7 @@ def _numpy(value: torch.Tensor) -> Array:
 def _value(executor: CudaExecutor, made: Prepared, op: Op) -> Array:
     """The float32 value an op takes its codes of, computed by the op itself."""
     if op.kind == "quantize":
-        return _numpy(made.memory.tensor(op.reads["x"]))
+        return _numpy(made.memory.value(op.reads["x"]))
     run, y = executor.observed_codes(op, made)
     run()
     return _numpy(y)

@@ -51,11 +51,16 @@ def function(op: Op, tensor: Callable[[View], Tensor]) -> Callable[[], None]:
         a, b = reads["a"], reads.get("b")
         return lambda: y.copy_(act(a, b, scalar))
     if op.kind == "attention":
-        q, k, v, scale = reads["q"], reads["k"], reads["v"], op.attributes["scale"]
-        return lambda: y.copy_(functional.scaled_dot_product_attention(q, k, v, scale=scale))
+        return lambda: y.copy_(attention(op, tensor))
     if op.kind in ("float_linear", "float_conv2d"):
         return _product(op, reads, y)
     raise DqError(f"op {op.kind} is none of torch's")
+
+
+def attention(op: Op, tensor: Callable[[View], Tensor]) -> Tensor:
+    """What an attention makes, in torch's own memory."""
+    q, k, v = (tensor(op.reads[role]) for role in "qkv")
+    return functional.scaled_dot_product_attention(q, k, v, scale=op.attributes["scale"])
 
 
 def _product(op: Op, reads: dict[str, Tensor], y: Tensor) -> Callable[[], None]:

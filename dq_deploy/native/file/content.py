@@ -63,7 +63,7 @@ def write_program_file(record: Record, path: str | Path, *, isa: str | None = No
     joined = programs.loads(programs.dumps(traced_program(record)))
     text, arrays = arrays_from_record(record)
     blocks, codes = dict(arrays), {}
-    for (name, index), padded in padded_parts(programs.from_json(programs.at_batch(joined, 1)), record).items():
+    for (name, index), padded in padded_parts(programs.from_json(programs.at_batch(joined, 1)), record.layers).items():
         layer = record.layers[name]
         if refusal(layer, index, padded=padded):
             continue

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from dq_deploy.engines.capabilities import LayerValues
+from dq_deploy.native.program.joined_products import columns_of
 from dq_deploy.native.program.program import Op, Program, View
 from dq_deploy.numerics import is_static, row_steps, table_at
 from dq_deploy.numerics.arrays import Array
@@ -57,7 +58,22 @@ def wanted_codes(program: Program, layers: Collection[str] | None) -> set[tuple[
 
 def is_wanted(op: Op, layers: Collection[str] | None) -> bool:
     """Whether an op is a product of one of the layers; None is all."""
-    return op.kind in PRODUCTS and (layers is None or op.attributes["layer"] in layers)
+    return op.kind in PRODUCTS and (layers is None or any(name in layers for name, _ in columns_of(op)))
+
+
+def split_columns(product: ObservedProduct) -> dict[tuple[str, int], ObservedProduct]:
+    """What each layer of a product computed, by layer and part: its own columns where several are joined."""
+    op, found, start = product.op, {}, 0
+    for name, count in columns_of(op):
+        own = slice(start, None if count is None else start + count)
+        start = 0 if count is None else start + count
+        found[name, int(op.attributes["part"])] = replace(
+            product,
+            accumulators=np.ascontiguousarray(product.accumulators[..., own]),
+            output=np.ascontiguousarray(product.output[..., own]),
+            op=replace(op, attributes={**op.attributes, "layer": name}),
+        )
+    return found
 
 
 def out_rows(op: Op) -> int:

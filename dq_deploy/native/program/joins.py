@@ -53,14 +53,14 @@ def _moved(op: Op, program: Program, fixed: set[int | str], ops: list[Op]) -> di
         for role, view in (*other.reads.items(), *other.writes.items()):
             if view.buffer == piece.buffer:
                 new = widened(view, channels=channels, pitch=pitch, first=target.offset, buffer=target.buffer)
-                if new is None or not _is_taken(other.kind, role, new):
+                if new is None or not is_taken(other.kind, role, new):
                     return None
                 moved[view] = new
     wanted = [s for n, s in zip(piece.sizes, target.strides, strict=True) if n > 1]
     return moved if [s for n, s in zip(piece.sizes, moved[piece].strides, strict=True) if n > 1] == wanted else None
 
 
-def _is_taken(kind: str, role: str, at: View) -> bool:
+def is_taken(kind: str, role: str, at: View) -> bool:
     """Whether an op takes a view in a role; most kernels know one pitch, the same from sample to sample."""
     if kind in _ANY_STRIDES or role == "row":
         return True

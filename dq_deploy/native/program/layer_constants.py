@@ -106,13 +106,13 @@ def refusal(layer: Layer, part: int, *, padded: bool) -> str:
     return ""
 
 
-def padded_parts(program: Program, record: Record) -> dict[tuple[str, int], bool]:
+def padded_parts(program: Program, layers: Mapping[str, Layer]) -> dict[tuple[str, int], bool]:
     """Layer parts of a program in order, and whether any product of theirs reads pixels outside the image."""
     found: dict[tuple[str, int], bool] = {}
     for op in program.ops:
         if op.kind in ("int_linear", "int_conv2d"):
             key = (op.attributes["layer"], op.attributes["part"])
-            around = any(record.layers[key[0]].padding) or any(op.padded)
+            around = any(layers[key[0]].padding) or any(op.padded)
             found[key] = found.get(key, False) or around
     return found
 

@@ -84,7 +84,7 @@ def _parameter_differences(record: Record, held: FloatConstants, joined: Mapping
 
 def _layer_differences(record: Record, executor: CpuExecutor, joined: Mapping[str, Any]) -> Iterator[FileDifference]:
     """Weights and tables of every part; a layer the record lacks was named with the program."""
-    parts = padded_parts(from_json(at_batch(joined, 1)), record)
+    parts = padded_parts(from_json(at_batch(joined, 1)), record.layers)
     for name, part in dict.fromkeys([*parts, *executor.constants]):
         place = f"layer {name}" + (f" part {part}" if part else "")
         own = executor.constants.get((name, part))

@@ -6,7 +6,7 @@ Rows of all samples are one matrix; each row looks up its sample's step, so that
 import triton
 import triton.language as tl
 
-from dq_kernels.gpu.device.product_blocks import add_block, finish, raw_sums, tile_of
+from dq_kernels.gpu.device.product_blocks import add_block, raw_sums, tile_of, write_tile
 
 
 @triton.jit
@@ -43,6 +43,7 @@ def int_linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
     """Y = epilogue(codes . weights^T); grid (tiles, splits).
 
@@ -66,14 +67,8 @@ def int_linear_kernel(
             sums, a_rows, w_rows, i * BLOCK_K + k, code_pitch, weight_pitch, WEIGHT_BITS, WEIGHTS_FIRST, EVEN
         )
     sums = raw_sums(sums, WEIGHT_BITS, WEIGHTS_FIRST)
-    m_fits = m < total_rows
-    n_fits = n < out_channels
-    if partial is not None:
-        place = (tl.program_id(1) * total_rows + m[:, None]) * out_channels + n[None, :]
-        tl.store(partial + place, sums, mask=m_fits[:, None] & n_fits[None, :])
-    else:
-        quantizer = (scale, zero_point, step, steps, q_min)
-        extra = (previous, bias, biases, row, row_pitch, residual, residual_pitch)
-        weight = (weight_scale, weight_sums)
-        sample = m_inside // rows
-        finish(sums, m, n, m_fits, n_fits, sample, quantizer, weight, extra, y, y_pitch, accumulators, out_channels)
+    quantizer = (scale, zero_point, step, steps, q_min)
+    extra = (previous, bias, biases, row, row_pitch, residual, residual_pitch)
+    weight = (weight_scale, weight_sums)
+    result = (y, y_pitch, accumulators, total_rows, out_channels)
+    write_tile(sums, m, tile_n * BLOCK_N, m_inside // rows, partial, quantizer, weight, extra, result, PARTS)

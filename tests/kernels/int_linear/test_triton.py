@@ -66,6 +66,7 @@ def test_accumulators_and_results_are_those_of_the_reference(case, bits):
 FORMS = {
     "codes first": {"weights_first": False},
     "three splits": {"splits": 3},
+    "an epilogue in four parts": {"block_m": 128, "block_n": 256},
     "tall tiles": {"block_m": 64, "block_n": 16, "block_k": 64},
     "wide tiles": {"block_m": 16, "block_n": 128, "block_k": 128, "group_m": 1},
     "pitch of the codes": {"more": 26},

@@ -21,7 +21,7 @@ from dq_deploy.native.cuda.runner import NativeCudaRunner
 from dq_deploy.native.runner import NativeRunner
 from dq_deploy.errors import InputError
 from tests.native.test_runner import compared, feeds_of
-from tests.tiny import random_record, tiny_conditional_denoiser, tiny_denoiser
+from tests.tiny import random_record, tiny_conditional_denoiser, tiny_denoiser, with_shared_quantizers
 
 from dq_kernels.gpu.launch import launching
 
@@ -49,12 +49,13 @@ def unconditional():
     return tiny_denoiser(sample_size=4, block_out_channels=[8, 8], norm_num_groups=2, downsample_padding=0, **two)
 
 for make, bits, dtype in ((conditional, 4, "float32"), (unconditional, 8, "float16")):
-    record = random_record(make(), weight_bits=bits)
+    record = with_shared_quantizers(random_record(make(), weight_bits=bits))
     feeds = feeds_of(record, batch=2)
     with NativeRunner(record, threads=1) as cpu:
         want = cpu.run(feeds)["output"]
     runner = NativeCudaRunner(record, dtype=dtype, torch_device="cpu")
     got, layers, wrong = compared(record, runner, feeds)
+    kept = list(runner.executor._prepared.values())
     runner.close()
     runner.close()
     refusals = 0
@@ -64,10 +65,13 @@ for make, bits, dtype in ((conditional, 4, "float32"), (unconditional, 8, "float
         except InputError as error:
             refusals += "closed" in str(error)
     distance = float(np.abs(got - want).max() / np.abs(want).max())
+    handed = [len(made.memory._results) == len(made.memory.handed_on) for made in kept]
+    handed.append(sum(len(made.memory.handed_on) for made in kept))
+    handed.append(sum("columns" in op.attributes for made in kept for op in made.memory.program.ops))
     listed = kernel_calls(record, architecture=80, batches=(2,), dtype=dtype, observed=True)
     same = {key_of(call, 80) for call in listed} == keys
     keys.clear()
-    print(json.dumps([layers - len(record.layers), wrong, distance, refusals, sorted(unaligned), same]))
+    print(json.dumps([layers - len(record.layers), wrong, distance, refusals, sorted(unaligned), same, handed]))
 """
 
 
@@ -80,9 +84,12 @@ def test_gpu_program_equals_the_cpu_engine_and_the_numerics():
     # layers missing, values that differ, output against the CPU engine's, calls refused once it is closed, arrays that
     # are not aligned to 16 bytes (each makes another variant of a kernel, which no compiled file has), and whether the
     # kernels listed for compilation ahead of time are those that ran
-    assert wide == [0, 0, 0.0, 3, [], True]
+    assert wide[:-1] == [0, 0, 0.0, 3, [], True]
+    handed_on = wide.pop()
+    # what attention makes is handed on, and q, k and v are one product
+    assert all(handed_on)
     assert narrow[:2] == [0, 0]
-    assert narrow[4:] == [[], True]
+    assert narrow[4:6] == [[], True]
     assert narrow[2] < 0.2  # images in float16 move codes at ties
 
 

@@ -135,6 +135,42 @@ def finish(sums, m, n, m_fits, n_fits, sample, quantizer, weight, extra, y, y_pi
 
 
 @triton.jit
+def halves_of(sums):
+    """The left and the right half of the columns of a tile, each thread's own registers taken apart."""
+    pairs = tl.reshape(sums, (sums.shape[0], 2, sums.shape[1] // 2))
+    return tl.split(tl.permute(pairs, (0, 2, 1)))
+
+
+@triton.jit
+def store_partial(partial, sums, m, n, total_rows, out_channels):
+    """Raw sums of one part of the K loop."""
+    place = (tl.program_id(1) * total_rows + m[:, None]) * out_channels + n[None, :]
+    tl.store(partial + place, sums, mask=(m < total_rows)[:, None] & (n < out_channels)[None, :])
+
+
+@triton.jit
+def write_tile(sums, m, first_n, sample, partial, quantizer, weight, extra, result, PARTS: tl.constexpr):
+    """Raw sums to `partial` where it is not None, else the epilogue, of a tile's columns from `first_n` on.
+
+    The epilogue goes over the columns in PARTS, 1, 2 or 4, so that what it loads fits beside the sums in registers.
+    result: (y, y_pitch, accumulators, total_rows, out_channels); the rest as of `finish`.
+    """
+    y, y_pitch, accumulators, total_rows, out_channels = result
+    if PARTS > 1:
+        left, right = halves_of(sums)
+        half: tl.constexpr = sums.shape[1] // 2
+        write_tile(left, m, first_n, sample, partial, quantizer, weight, extra, result, PARTS // 2)
+        write_tile(right, m, first_n + half, sample, partial, quantizer, weight, extra, result, PARTS // 2)
+    else:
+        n = first_n + tl.arange(0, sums.shape[1])
+        if partial is not None:
+            store_partial(partial, sums, m, n, total_rows, out_channels)
+        else:
+            m_fits, n_fits = m < total_rows, n < out_channels
+            finish(sums, m, n, m_fits, n_fits, sample, quantizer, weight, extra, y, y_pitch, accumulators, out_channels)
+
+
+@triton.jit
 def finish_split_kernel(
     partial,
     scale,

@@ -186,6 +186,8 @@ def product_arguments(
     }
 
 
+SUMS_OF_EPILOGUE = 64
+"""Of a thread, that an epilogue finishes at once."""
 FINISH_ARGUMENTS = (
     *("scale", "zero_point", "step", "weight_scale", "weight_sums", "previous", "bias", "biases", "row"),
     *(
@@ -202,6 +204,12 @@ FINISH_ARGUMENTS = (
         "q_min",
     ),
 )
+
+
+def parts_of(configuration: ProductConfiguration) -> int:
+    """Parts of a tile's columns that the epilogue goes over: with more sums a thread what it loads would spill."""
+    sums = configuration.block_m * configuration.block_n // (32 * configuration.warps)
+    return max(1, sums // SUMS_OF_EPILOGUE)
 
 
 def product_calls(
@@ -229,6 +237,7 @@ def product_calls(
         "EVEN": weights.pitch % block_k == 0 and arguments["code_pitch"] >= covered,
         **{"BLOCK_M": configuration.block_m, "BLOCK_N": configuration.block_n, "BLOCK_K": block_k},
         "GROUP_M": configuration.group_m,
+        "PARTS": parts_of(configuration),
     }
     grid = (-(-m // configuration.block_m) * -(-n // configuration.block_n), splits, 1)
     first = KernelCall(

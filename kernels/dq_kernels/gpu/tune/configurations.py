@@ -12,8 +12,9 @@ What they are reasoned from, for int8 products with a tile of BM x BN x BK bytes
   have 163 KiB on sm_80, 99 KiB on sm_86, 89 and 120, 227 KiB on sm_90 and 100. Three stages of 128 bytes (96 KiB, of
   which the compiler keeps 64 on sm_80) or four of 64 bytes (64 KiB) fit everywhere.
 - Registers: BM * BN / (32 * warps) accumulators a thread; 128 x 128 with 8 warps is 64, and 170 to 205 registers in
-  all, with the epilogue; with 4 warps it is 128 and the epilogue spills, and so does 128 x 256 with 8 warps. Spills are
-  what rules both out.
+  all, with the epilogue. Tiles of 256 x 128 with 8 warps have 128: their epilogue goes over half of the columns at a
+  time (`product_calls.parts_of`), else it spills. 180 to 221 registers, so one program a multiprocessor: `tune` tries
+  them, the default table does not.
 - Waves: 128 x 128 tiles of SD 1.5's 64x64 layers at batch 2 (8192 rows, 320 columns) are 192 for 132 SMs and waste
   17 % of the columns; 128 x 64 tiles are 320, waste nothing, and two programs of 4 warps fit on an SM.
 - Few tiles (8x8 and 16x16 layers, 128 to 512 rows): the K loop is split over as many programs as fill the GPU
