@@ -104,12 +104,14 @@ def test_candidates_fit_every_architecture(bits):
 @pytest.mark.parametrize("architecture", [80, 89, 90])
 def test_a_tuning_of_stable_diffusion_is_a_few_hundred_configurations(architecture):
     from dq_kernels.gpu.ahead_of_time.shapes import float_facts, product_facts
+    from dq_kernels.gpu.launch.weights import int4_pitch
     from dq_kernels.gpu.tune.tuning import shapes_of_model
 
     tried = 0
     for op, case, bits in shapes_of_model("sd15"):
         facts = product_facts(op, case, bits) if bits else float_facts(op, case)
-        found = candidates(op, architecture, bits or 8, facts or None)
+        pitch = {8: case.channels, 4: int4_pitch(case.channels)}.get(bits, 0)
+        found = candidates(op, architecture, bits or 8, facts or None, pitch)
         assert 1 <= len(found) <= 25
         tried += len(found)
     assert tried < 500
