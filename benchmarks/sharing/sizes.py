@@ -121,9 +121,7 @@ def trained(size: Size, inputs: int, rates: Rates, count: int) -> tuple[float, f
 
 def main() -> None:
     """Print the tables."""
-    print(
-        "| model | layers | weights, 10^9 | GMAC a pass | an input | largest block, 10^6 | widest layer, GiB |"
-    )
+    print("| model | layers | weights, 10^9 | GMAC a pass | an input | largest block, 10^6 | widest layer, GiB |")
     print("|---|---|---|---|---|---|---|")
     found = {}
     for name, (config, sizes, each) in MODELS.items():
