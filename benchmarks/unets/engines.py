@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmarks import peers
 from benchmarks.machine.avx2 import PACKAGES, MachineError, prepare
+from benchmarks.machine.commit import commit
 from benchmarks.unets.peer_process import PeerProcess, PeerSettings
 from dq_deploy.bench.worker import Worker, WorkerSettings
 from dq_deploy.errors import DqError
@@ -98,6 +99,17 @@ def environment_of(changes: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name)
             else:
                 os.environ[name] = value
+
+
+def program_path(record: Path, isa: str, work: Path) -> Path:
+    """The program file that the native engine opens, as others open theirs; written where this commit has not yet."""
+    import dq_deploy
+    from dq_deploy.native.file.content import write_program_file
+
+    path = work / f"{record.stem}-{isa}-{commit()}.dqn"
+    if not path.is_file():
+        write_program_file(dq_deploy.load_record(record), path, isa=isa)
+    return path
 
 
 def start_native(record: Path, cpu: Cpu, threads: int, attention: str | None = None) -> Worker:

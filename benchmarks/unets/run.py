@@ -46,6 +46,7 @@ from benchmarks.unets.engines import (
     EXACT,
     NATIVE,
     Cpu,
+    program_path,
     start_exact,
     start_native,
     start_peer,
@@ -131,17 +132,6 @@ def record_path(model: str, bits: int, work: Path, pipeline: Path | None = None)
         subject = subject_of(model, pipeline)
         options = {**subject.options, "method": "minmax", "weight_bits": bits, "activation_bits": 8}
         dq_deploy.save_record(dq_deploy.quantize(subject.denoiser, calibration=subject.source, **options), path)
-    return path
-
-
-def program_path(record: Path, isa: str, work: Path) -> Path:
-    """The program file that the native engine opens, as others open theirs; written where this commit has not yet."""
-    import dq_deploy
-    from dq_deploy.native.file.content import write_program_file
-
-    path = work / f"{record.stem}-{isa}-{commit()}.dqn"
-    if not path.is_file():
-        write_program_file(dq_deploy.load_record(record), path, isa=isa)
     return path
 
 
