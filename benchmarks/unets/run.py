@@ -281,14 +281,10 @@ def own_fidelity(table: Table, record: Path, found: Found, arguments: argparse.N
     folder = ready_folder(table.model, arguments.work, arguments.terrain)
     for name in (NATIVE, *EXACT):
         if name in found.series:
-            ours = name == NATIVE
-            path = (
-                program_path(record, table.cpu.isa, arguments.work)
-                if ours
-                else graph_path(record, name, arguments.work)
-            )
-            native = {"isa": table.cpu.isa, "attention": table.attention} if ours else {}
-            engine = name.partition(" ")[0]
+            isa, engine = table.cpu.isa, name.partition(" ")[0]
+            native, path = {"isa": isa, "attention": table.attention}, program_path(record, isa, arguments.work)
+            if name != NATIVE:
+                native, path = {}, graph_path(record, name, arguments.work)
             found.fidelity[name] = fidelity.of_file(path, engine, folder, table.batch, table.threads, **native)
 
 
