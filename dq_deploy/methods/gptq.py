@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from dq_deploy.calibration import CalibrationInputs
@@ -26,7 +27,7 @@ from dq_deploy.methods.second_order.block_rounding import BlockRounding
 from dq_deploy.methods.second_order.rounding import SecondOrder
 from dq_deploy.methods.second_order.statistics import statistics_bytes
 from dq_deploy.methods.training.resume import state_of_run
-from dq_deploy.record import Layer, Record
+from dq_deploy.record import Record
 
 STAGE = "rounding"
 
@@ -49,8 +50,7 @@ def quantize_gptq(run: Run, options: GptqOptions) -> Record:
         scaled = with_channel_scales(run, prepared, calibration, options)
         prepared, history = scaled.prepared, [scaled.history]
     ranges = measure_ranges(run, prepared, calibration)
-    start = initial_layers(prepared, ranges.layers, options, search=False, progress=run.progress, workers=run.workers)
-    rounding = _Rounding(run, prepared, start, calibration, options, ranges.layers)
+    rounding = _Rounding(run, prepared, calibration, options, ranges.layers)
     advice = "check the model and its calibration inputs"
     rounded = blocks_in_turn(
         rounding.walk, rounding.treat, state, doing="rounding", passed=rounding.tell, advice=advice
@@ -68,13 +68,12 @@ class _Rounding:
         self,
         run: Run,
         prepared: Prepared,
-        start: dict[str, Layer],
         calibration: CalibrationInputs,
         options: GptqOptions,
         ranges: Mapping[str, LayerRanges],
     ) -> None:
         settings = second_order_of(options)
-        self.run, self.start = run, start
+        self.run, self.prepared, self.ranges, self.options = run, prepared, ranges, options
         exact = run.workers.shards > 1
         most = max((statistics_bytes(layer, exact=exact) for layer in prepared.layers.values()), default=0)
         if most > options.memory_gib * GIB:
@@ -85,7 +84,7 @@ class _Rounding:
         work = max(most, int(options.memory_gib * GIB / 2))
         self.walk = BlockWalk(
             prepared,
-            list(start),
+            list(prepared.layers),
             calibration.inputs,
             options,
             quantized_prefix=False,
@@ -99,12 +98,14 @@ class _Rounding:
         self.rounding = BlockRounding(self.walk, settings, seed=options.seed, limit_bytes=work, outputs=outputs)
 
     def treat(self, reached: Reached) -> FinishedBlock:
-        """Round a block's layers, whose starts are no longer kept.
+        """Round a block's layers, whose starts are made in its turn: those of a whole model are a byte a weight.
 
         Raises:
             DivergedError: its output is not finite.
         """
-        layers = self.rounding.layers(reached, {name: self.start.pop(name) for name in reached.layers})
+        own = replace(self.prepared, layers={name: self.prepared.layers[name] for name in reached.layers})
+        start = initial_layers(own, self.ranges, self.options, search=False, workers=self.run.workers)
+        layers = self.rounding.layers(reached, start)
         block = self.walk.quantized_block(reached.block)
         block.place(layers, self.walk.context)
         error = relative_error_at(

@@ -32,11 +32,11 @@ TILE = 1024
 TINY = 2.0**-500
 """Least bound of a sum; of nothing but zeros any unit will do."""
 
-AT_ONCE = 1 << 22
+AT_ONCE = 1 << 21
 """Weights of output channels that are rounded at once; the others wait as float32."""
 
 ROWS_A_SUM, LEAST_ROWS = 2048, 256
-VALUES_A_SUM = 1 << 24
+VALUES_A_SUM = 1 << 23
 """Rows that are multiplied at once, and values where a row is long."""
 
 
