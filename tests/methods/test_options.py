@@ -183,6 +183,8 @@ def test_bits_stand_beside_a_preset_for_the_time(tmp_path: Path) -> None:
     assert options_from_preset("w4a4-mixed, fast") == replace(fast, **mixed)  # the later one says it
     balanced = options_from_preset("balanced")
     assert options_from_preset("w4a4-mixed") == replace(balanced, **mixed, second_order_start=False)
+    whole = {"weight_bits": 4, "activation_bits": 4, "calibration_choice": "influence", "channel_scales": True}
+    assert options_from_preset("fast,w4a4") == replace(fast, **whole)
     (tmp_path / "mine.yaml").write_text("method: quest\nsamples: 5\n")
     both = options_from_preset(f"fast,{tmp_path / 'mine.yaml'}")
     assert both == replace(options_from_preset("fast", method="quest"), samples=5)

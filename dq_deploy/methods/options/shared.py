@@ -12,7 +12,7 @@ from dq_deploy.errors import OptionError
 from dq_deploy.methods.options.checks import check_values, choice, flag, number, whole
 from dq_deploy.numerics.arrays import I64
 
-CALIBRATION_CHOICES = ("uniform", "tdac", "normal-biased")
+CALIBRATION_CHOICES = ("uniform", "tdac", "normal-biased", "influence")
 
 ATTENTION = ("int8",)
 """What attention's two products may be given quantizers for."""

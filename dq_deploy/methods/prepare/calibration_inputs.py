@@ -165,9 +165,9 @@ def _check_choice(options: SharedOptions, source: CalibrationSource) -> None:
             f"calibration_choice is {choice} with recorded latents, expected uniform: a file brings its own steps; "
             'add `calibration_choice="uniform"`'
         )
-    if source.kind == "random" and choice == "tdac":
+    if source.kind == "random" and choice in ("tdac", "influence"):
         raise OptionError(
-            'calibration_choice is tdac with `kind="random"`, expected trajectory: it compares the steps of a '
+            f'calibration_choice is {choice} with `kind="random"`, expected trajectory: it looks at the steps of a '
             'sampling run; add `calibration_choice="uniform"` or leave `kind` out'
         )
 
@@ -223,6 +223,13 @@ def _choice_of_steps(
     name, samples = str(options.calibration_choice), options.samples * each
     if name == "normal-biased":
         return choose_steps(name, normal_biased_weights(steps), samples=samples)
+    if name == "influence":
+        influence = step_influence(denoiser, options, source)
+        if influence is None or len(influence) != steps:
+            raise OptionError(
+                "calibration_choice is influence, expected a scheduler whose steps can be probed; use uniform"
+            )
+        return choose_steps(name, influence, samples=samples)
     choose_steps(name, np.ones(steps), samples=samples)  # too few samples are refused before anything runs
     middle = denoiser.module.get_submodule(middle_of(denoiser.module, denoiser.call))
     batch = min(FEATURE_TRAJECTORIES, options.samples, _features_that_fit(denoiser, options, steps))

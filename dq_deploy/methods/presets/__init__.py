@@ -11,7 +11,7 @@ from dq_deploy.methods.options import DEFAULT_METHOD, METHODS, OPTION_NAMES, Sha
 PRESETS = ("fast", "balanced", "best")
 """How long a method works: files beside this module, `<name>.yaml`."""
 
-BIT_PRESETS = ("w4a4-mixed", "w4a6-mixed", "w5a5-mixed")
+BIT_PRESETS = ("w4a4", "w4a4-mixed", "w4a6-mixed", "w5a5-mixed")
 """Which bits layers get, and what training needs other at them: files beside this module."""
 
 DEFAULT_PRESET = "balanced"

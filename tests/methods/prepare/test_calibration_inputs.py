@@ -10,7 +10,7 @@ import pytest
 from dq_deploy.calibration import CalibrationInputs, CalibrationSource
 from dq_deploy.errors import OptionError
 from dq_deploy.methods import options_for, quantize
-from dq_deploy.methods.prepare.calibration_inputs import collect_inputs
+from dq_deploy.methods.prepare.calibration_inputs import collect_inputs, step_influence
 from dq_deploy.methods.prepare.preparation import prepare
 from dq_deploy.methods.progress import silent
 from dq_deploy.methods.ranges.step_ranges import VALUES_A_STEP, collect_ranges
@@ -39,7 +39,7 @@ def test_uniform_inputs_are_the_flat_trajectory_byte_for_byte() -> None:
     assert set(found.provenance) == {"inputs", "sampler"}
 
 
-@pytest.mark.parametrize("choice", ["tdac", "normal-biased"])
+@pytest.mark.parametrize("choice", ["tdac", "normal-biased", "influence"])
 def test_a_choice_gives_its_counts_of_real_trajectories(choice: str) -> None:
     denoiser = tiny_denoiser(classes=3)
     found = collect(denoiser, calibration_choice=choice, samples=16)
@@ -88,6 +88,8 @@ def test_memory_scales_the_counts_down() -> None:
 
 def test_steps_cannot_be_chosen_where_a_source_has_none_to_compare() -> None:
     denoiser = tiny_denoiser()
+    with pytest.raises(OptionError, match='influence with `kind="random"`'):
+        collect(denoiser, CalibrationSource(kind="random"), calibration_choice="influence")
     with pytest.raises(OptionError, match='tdac with `kind="random"`'):
         collect(denoiser, CalibrationSource(kind="random"))
     latents = CalibrationSource(kind="latents", latents=example_inputs(denoiser.call, 4, 0))
@@ -96,6 +98,15 @@ def test_steps_cannot_be_chosen_where_a_source_has_none_to_compare() -> None:
     with pytest.raises(OptionError, match="normal-biased with recorded latents"):
         collect(denoiser, latents, calibration_choice="normal-biased")
     assert collect(denoiser, CalibrationSource(kind="random"), calibration_choice="normal-biased").count == 48
+
+
+def test_influence_takes_most_inputs_of_the_steps_whose_errors_move_the_sample_most() -> None:
+    denoiser = tiny_denoiser()
+    influence = step_influence(denoiser, options_for(steps=6, samples=16), CalibrationSource())
+    assert influence is not None
+    counts = np.bincount(collect(denoiser, calibration_choice="influence", samples=16).inputs["step"])
+    assert (np.diff(counts[np.argsort(influence)]) >= 0).all()
+    assert counts.argmax() == influence.argmax()
 
 
 def test_too_few_samples_are_refused_before_anything_runs() -> None:

@@ -96,7 +96,7 @@ class QuantizeArguments:
         str | None,
         typer.Option(
             help="fast, balanced, best, or a YAML file of options; with a comma also bits, as fast,w4a4-mixed "
-            "(w4a6-mixed, w5a5-mixed)."
+            "(w4a4, w4a6-mixed, w5a5-mixed)."
         ),
     ] = None
     seed: Annotated[int | None, typer.Option(help="Of noise, labels and training batches.")] = None
@@ -136,7 +136,9 @@ class QuantizeArguments:
     ] = None
     calibration_choice: Annotated[
         str | None,
-        typer.Option(help="Steps calibration inputs come from: uniform, tdac (eda-dm's default) or normal-biased."),
+        typer.Option(
+            help="Steps calibration inputs come from: uniform, influence, tdac (eda-dm's default) or normal-biased."
+        ),
     ] = None
     iterations: Annotated[int | None, typer.Option(help="Training iterations a block.")] = None
     memory_gib: Annotated[
