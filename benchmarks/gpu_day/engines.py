@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GPU_TESTS = (
     "tests/engines/cuda/test_gpu.py",
     "tests/kernels/gpu/test_on_gpu.py",
+    "tests/kernels/gpu/device/test_on_gpu.py",
     "tests/native/cuda/test_executor.py",
     "tests/engines/tensorrt/test_runner_gpu.py",
     "tests/cli/test_bench.py",

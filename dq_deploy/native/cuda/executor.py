@@ -394,7 +394,7 @@ class CudaExecutor:
         row = op.reads.get("row")
         bias = None
         if op.attributes["final"] and layer.bias is not None:
-            bias = torch.from_numpy(np.ascontiguousarray(layer.bias)).to(self.device)
+            bias = torch.from_numpy(np.array(layer.bias, np.float32)).to(self.device)
         return Epilogue(
             y=rows["y"],
             previous=rows.get("previous"),
