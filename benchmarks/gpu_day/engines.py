@@ -34,6 +34,10 @@ TRAINING = {
 EMOJIS = "fluentui-emoji"
 """Folder in the day's one with the emojis that the text-to-image model learns, as its script names their package."""
 TRAIN_MINUTES = 8.0
+NO_PLANS = (
+    "none lie in the folder; benchmarks.plans.gpu --build-only --work FOLDER builds them, the other form with "
+    "--conv native and static scales with --static"
+)
 
 
 def marked_tests(day: Day, book: Book) -> None:
@@ -97,7 +101,7 @@ def plans(day: Day, book: Book) -> None:
         book.row("a small plan is built", built)
     found, capability = sorted(day.folder.glob("*.plan")), {"compute_capability": day.compute_capability}
     if not found:
-        book.row("plans", lambda: "none lie in the folder; they are built with benchmarks.plans.gpu --build-only")
+        book.row("plans", lambda: NO_PLANS)
     for plan in found:
         outcome = book.row(f"{plan.name} loads", lambda plan=plan: portability_row(plan, capability))
         if outcome and outcome.get("outcome") == "ran":

@@ -32,6 +32,8 @@ def test_an_export_for_tensorrt_names_its_forms_and_what_patches_cost(tiny_recor
     assert values["im2col_bytes"] > values["largest_im2col_bytes"] > 0
     assert any("patches" in form for form in values["forms"])
     assert "int8 patches of one sample" in done.out
+    assert values["float_pads"] > 0  # eight bits, and a zero point for each step
+    assert "convolutions padded in float32" in done.out
     assert "dq-build --onnx" in done.out
 
 

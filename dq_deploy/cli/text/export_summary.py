@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dq_deploy.cli.frame import console
 
 if TYPE_CHECKING:
-    from dq_deploy.manifest.values import EngineManifest
+    from dq_deploy.manifest.values import EngineManifest, ManifestLayer
     from dq_deploy.pipelines.layouts import WrittenFolder
 
 _MOST_LINES = 12
@@ -37,11 +37,18 @@ def summary_of_export(manifest: EngineManifest, out: Path, *, seconds: float) ->
         "notes": list(manifest.notes or ()),
         "varying_sizes": {name: (manifest.multiples or {}).get(name, 1) for name in _varying(manifest)},
         "fixed_sizes": {name: size for name, size in (manifest.sizes or {}).items() if name not in _varying(manifest)},
+        "float_pads": sum(_pads_floats(layer) for layer in layers) if manifest.target.startswith("tensorrt") else 0,
         "options": {} if manifest.options is None else manifest.options.to_json(),
         "im2col_bytes": sum(patches),
         "largest_im2col_bytes": max(patches, default=0),
         "float_precision": [row.to_json() for row in manifest.float_precision or ()],
     }
+
+
+def _pads_floats(layer: ManifestLayer) -> bool:
+    """Whether a layer's image is padded before it is quantized, since its codes have no one code of 0."""
+    parts = layer.parts or ()
+    return any(part.offset_table is not None and any(part.codes_padding or ()) for part in parts)
 
 
 def show_export(summary: dict[str, Any], manifest: EngineManifest) -> None:
@@ -61,6 +68,8 @@ def show_export(summary: dict[str, Any], manifest: EngineManifest) -> None:
         largest = summary["largest_im2col_bytes"] / 2**20
         whole = summary["im2col_bytes"] / 2**20
         table.add_row("int8 patches of one sample", f"{whole:.2f} MiB written, {largest:.2f} MiB at once")
+    if summary["float_pads"]:
+        table.add_row("convolutions padded in float32", str(summary["float_pads"]))
     if "float_type" in summary["options"]:
         table.add_row("float type", summary["options"]["float_type"])
     table.add_row("sizes that vary", _sizes_text(summary["varying_sizes"]))
