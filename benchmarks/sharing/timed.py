@@ -42,7 +42,7 @@ def main() -> None:
     def note(report: Progress) -> None:
         marks[report.stage] = (time.perf_counter(), time.process_time())
 
-    options = {"iterations": given.iterations} if given.method != "gptq" else {}
+    options = {"iterations": given.iterations} if given.method in ("dilatequant", "eda-dm") else {}
     workers.everywhere(lambda: None)
     start = (time.perf_counter(), time.process_time())
     quantize(

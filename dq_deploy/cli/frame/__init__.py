@@ -27,7 +27,7 @@ from dq_deploy.cli.frame.failures import EXIT_USAGE, failure_of, in_flags, in_fl
 from dq_deploy.cli.frame.outputs import check_outputs, held_outputs
 from dq_deploy.cli.frame.paths import checked_paths
 from dq_deploy.cli.frame.streams import columns, usable_streams
-from dq_deploy.cli.frame.torchrun import launched, stream_of_failure, why_terminated
+from dq_deploy.cli.frame.torchrun import join_others, launched, stream_of_failure, why_terminated
 from dq_deploy.errors import OptionError, ReaderGoneError, RepackedWarning
 
 if TYPE_CHECKING:
@@ -161,17 +161,18 @@ def run(command: Callable[..., None], argv: Sequence[str] | None = None, *, many
     previous = signal.signal(signal.SIGTERM, _terminate)
     hook, sys.unraisablehook = sys.unraisablehook, _not_swallowed
     try:
-        with usable_streams(), launched(prog, many=many), running(prog, sys.argv[1:] if argv is None else argv):
-            _perform(app, None if argv is None else list(argv), prog, state)
+        with usable_streams(), launched(), running(prog, sys.argv[1:] if argv is None else argv):
+            _perform(app, None if argv is None else list(argv), prog, state, many)
     finally:
         sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, previous)
     raise AssertionError("not reached: a command ends with an exit code")
 
 
-def _perform(app: typer.Typer, argv: list[str] | None, prog: str, state: dict[str, bool]) -> NoReturn:
+def _perform(app: typer.Typer, argv: list[str] | None, prog: str, state: dict[str, bool], many: bool) -> NoReturn:
     """Run the command with its outputs held; always raises SystemExit."""
     try:
+        join_others(prog, many=many)
         with held_outputs():
             try:
                 code = typer.main.get_command(app).main(args=argv, prog_name=prog, standalone_mode=False)

@@ -20,7 +20,7 @@ LATER_S = 1.0
 """Other processes wait so long before they say why they end: the first one says it where it ends as well."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Launched:
     """One of the processes that torchrun started.
 
@@ -30,7 +30,7 @@ class Launched:
         local_rank: of this process on its machine.
         local_count: of processes on its machine.
         stderr: where it says why it ends.
-        store: of torch.distributed, shared by all processes; None where there is one process.
+        store: of torch.distributed, shared by all processes; None before `join_others`, and where there is one process.
     """
 
     rank: int
@@ -54,15 +54,8 @@ def _started() -> Launched | None:
 
 
 @contextlib.contextmanager
-def launched(prog: str, *, many: bool) -> Iterator[None]:
-    """Inside, only the first of several processes prints.
-
-    Args:
-        prog: name of the command.
-        many: it may be several processes; else these are refused.
-    """
-    from dataclasses import replace
-
+def launched() -> Iterator[None]:
+    """Inside, only the first of several processes prints."""
     found = _started()
     if found is None:
         yield
@@ -72,9 +65,6 @@ def launched(prog: str, *, many: bool) -> Iterator[None]:
             nothing = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(nothing))
             stack.enter_context(contextlib.redirect_stderr(nothing))
-        if found.count > 1:
-            _refuse_many(found, prog, many)
-            found = replace(found, store=_store())
         token = _here.set(found)
         try:
             yield
@@ -82,8 +72,19 @@ def launched(prog: str, *, many: bool) -> Iterator[None]:
             _here.reset(token)
 
 
-def _refuse_many(found: Launched, prog: str, many: bool) -> None:
-    """Refuse more processes than a command can be, before they know of each other."""
+def join_others(prog: str, *, many: bool) -> None:
+    """Let several processes of a command know of each other, or refuse them.
+
+    Args:
+        prog: name of the command.
+        many: it may be several processes.
+
+    Raises:
+        SystemExit: it may not be so many; the first one says so.
+    """
+    found = _here.get()
+    if found is None or found.count == 1:
+        return
     from dq_deploy.calibration.sharding import MOST_PROCESSES
 
     if not many:
@@ -94,17 +95,13 @@ def _refuse_many(found: Launched, prog: str, many: bool) -> None:
             "many shards; start fewer, with more threads each"
         )
     else:
+        from torch.distributed.rendezvous import rendezvous
+
+        found.store, _, _ = next(iter(rendezvous("env://")))
         return
     if found.rank == 0:
         print(f"error: {words}", file=found.stderr, flush=True)
     raise SystemExit(OptionError.exit_code)
-
-
-def _store() -> Any:
-    from torch.distributed.rendezvous import rendezvous
-
-    store, _, _ = next(iter(rendezvous("env://")))
-    return store
 
 
 def is_first() -> bool:
@@ -121,8 +118,10 @@ def is_launched() -> bool:
 def stream_of_failure() -> TextIO | None:
     """Where this process says in one line why it ends; None where another one has said it."""
     found = _here.get()
-    if found is None or found.store is None:
+    if found is None or found.count == 1:
         return sys.stderr
+    if found.store is None:  # nobody knows of the others yet
+        return found.stderr if found.rank == 0 else None
     if found.rank:
         time.sleep(LATER_S)
     try:

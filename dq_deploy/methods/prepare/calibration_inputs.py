@@ -133,7 +133,7 @@ def collect_shared(
     """As `collect_inputs`, by several processes: all inputs in the first one, None in the others."""
     _check_choice(options, source)
     if source.kind == "latents":
-        return _from_latents(options, source)
+        return _from_latents(options, source) if workers.is_first else None
     words = _words_of_conditions(denoiser, options, source)
     if source.kind == "random":
         choice = _choice_of_random(denoiser, options)

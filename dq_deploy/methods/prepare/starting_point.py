@@ -44,7 +44,7 @@ def inputs_of(run: Run, options: SharedOptions, state: ResumeFolder | None) -> C
     whole = state.load_inputs() if state and workers.is_first else None
     if not workers.first(lambda: whole is not None):
         whole = collect_shared(run.denoiser, options, run.source, run.progress, workers)
-        if state and whole is not None:
+        if state and whole is not None:  # the first process has them
             state.save_inputs(whole)
     return handed_out(workers, whole, limit_bytes=options.memory_gib / 4 * GIB)
 
