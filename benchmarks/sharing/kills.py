@@ -112,9 +112,7 @@ def main() -> None:
             out.parent.mkdir()
             ended = killed(first, after, out, given, method, which, wanted)
             took, found = run(second, out, given, method)
-            if "blocks kept" not in ended or ended.startswith(
-                "0 "
-            ):  # a whole run: of a busy machine the shortest counts
+            if "blocks kept" not in ended or ended.startswith("0 "):  # the run behind it was a whole one
                 whole[method] = min(seconds, took), wanted
             same = found == wanted
             print(
