@@ -30,7 +30,7 @@ TRITON := nvidia-pytriton==0.7.0 diffusers==0.42.1 transformers==5.24.0 onnxrunt
 RAY_VENV ?= .venv-ray
 RAY := 'ray[serve]==2.60.0'
 
-.PHONY: help setup serve test test-all test-optimum test-triton test-ray demo docs lint format wheel clean
+.PHONY: help setup serve test test-all test-optimum test-triton test-ray test-container demo docs lint format wheel clean
 
 help:
 	@echo "make demo    quantize, export, verify, time and sample the demo model into $(DEMO_OUT)/"
@@ -40,6 +40,7 @@ help:
 	@echo "make test-optimum  what Optimum draws from our folders, with its packages in two environments of their own"
 	@echo "make test-triton  what a real Triton server draws from our repositories, in an environment of its own"
 	@echo "make test-ray  the image server on two replicas of Ray Serve, in an environment of its own"
+	@echo "make test-container  the container's steps in a clean folder: installs, serves as the compose file says"
 	@echo "make docs    build the documentation site into site/"
 	@echo "make lint    ruff check, ruff format --check, mypy"
 	@echo "make format  let ruff rewrite the tree"
@@ -61,7 +62,7 @@ $(KERNELS): $(KERNEL_SOURCES) | $(READY)
 test: $(READY) $(KERNELS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q
 
-test-all: test
+test-all: test test-container
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.configurations.grid --out docs/configurations.md
 
 test-optimum: $(READY) $(KERNELS) $(OPTIMUM_VENV)/.ready $(OPTIMUM_INTEL_VENV)/.ready
@@ -95,6 +96,9 @@ $(RAY_VENV)/.ready:
 	$(PYTHON) -m venv $(RAY_VENV)
 	$(RAY_VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[serve,pipelines]' $(RAY)
 	@touch $@
+
+test-container: $(READY)
+	DQ_CONTAINER_PYTHON=$(PYTHON) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v -rs tests/packaging/test_container.py
 
 demo: $(READY) $(KERNELS)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python examples/demo.py --out $(DEMO_OUT) $(DEMO_FLAGS)

@@ -279,7 +279,7 @@ def main() -> None:
         arguments.error(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}")
     except DqError as error:
         arguments.error(str(error))
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would tell its makers of its use
+    _set_environment(options.time_limit)
     stop = threading.Event()
     if given.address is None:
         ray.init(include_dashboard=False, object_store_memory=200 * 2**20)
@@ -298,6 +298,15 @@ def main() -> None:
     finally:
         serve.shutdown()
         ray.shutdown()
+
+
+def _set_environment(limit_s: float) -> None:
+    """Of Ray's processes, which are started with it: requests of a lost replica are asked again by ray_ask_again.py."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would tell its makers of its use
+    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "ray_ask_again:middlewares")
+    os.environ.setdefault("DQ_SERVE_TIME_LIMIT", f"{limit_s:g}")
+    here = str(Path(__file__).resolve().parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
 
 
 def _drain(seconds: float) -> None:

@@ -129,9 +129,9 @@ def test_a_killed_replica_is_replaced_and_no_answer_is_wrong(server, wanted):
     new = {one.pid for one in server.replicas()} - {second.pid}
     assert len(new) == 1
     assert first.pid not in new
-    failed = [(status, seconds) for _, status, _, seconds in load.answers if status != 200]
-    assert {status for status, _ in failed} <= {500, 503}
-    assert len(failed) <= 2 * clients
+    failed = [status for _, status, _, _ in load.answers if status != 200]
+    assert set(failed) <= {503}  # what the lost replica held was asked of the other one
+    assert len(failed) <= clients
     assert all(picture(answer) == wanted[index] for index, status, answer, _ in load.answers if status == 200)
     assert max(seconds for *_, seconds in load.answers) < 30
 

@@ -139,7 +139,7 @@ def pod_options(given: ServeArguments) -> PodOptions:
     scaling = Scaling(
         least=least,
         most=most,
-        requests=2 * given.max_batch * given.instances,
+        requests=given.max_batch * given.instances,
         prometheus=PROMETHEUS if given.prometheus is None else given.prometheus,
     )
     return PodOptions(replica=replica, scaling=scaling, head=_head(given, replica, files), alike=given.isa is not None)

@@ -22,7 +22,8 @@ class Scaling:
     Attributes:
         least: replicas without load.
         most: replicas under any load.
-        requests: that a replica is to hold, running and waiting: as many as it draws at once.
+        requests: that a replica is to hold, running and waiting: half of what it draws at once, so that the number of
+            replicas still tells where a short queue turns requests away (docs/scale-out.md).
         prometheus: URL of the Prometheus that reads the replicas' metrics.
     """
 

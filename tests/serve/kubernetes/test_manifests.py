@@ -235,7 +235,7 @@ def test_prometheus_finds_the_gauges_that_the_scaled_object_asks_for(folder):
         'sum(dq_requests_waiting{pod=~"model-[0-9a-z]+-[0-9a-z]{5}"}) + '
         'sum(dq_requests_running{pod=~"model-[0-9a-z]+-[0-9a-z]{5}"})'
     )
-    assert trigger["threshold"] == "16"  # pictures that two engines of four samples draw at once
+    assert trigger["threshold"] == "8"  # half of what two engines of four samples draw at once
     from dq_deploy.serve.telemetry.metrics import Metrics
 
     text = Metrics(waiting=lambda: 0, running=lambda: 0, pictures_running=lambda: 0).text().decode()
