@@ -32,8 +32,14 @@ def write_chart(path: Path, rows: Sequence[dict[str, Any]], bursts: Sequence[tup
         words = f"{row['gauge']}, {row['target']:g} a replica, queue {queue}: {row['status_504']} failed"
         right.step([t / 60 for t in times], sizes, where="post", color=colour, label=words)
     right.axvspan(BURST["from"] / 60, BURST["until"] / 60, color="0.93", zorder=0)
-    right.set(xlabel="minutes", ylabel="replicas", xlim=(0, 15), title="SD 1.5: six times the load in the grey minutes")
-    right.legend(frameon=False, fontsize=8, title="scaled by", title_fontsize=8)
+    right.set(
+        xlabel="minutes",
+        ylabel="replicas",
+        xlim=(0, 15),
+        ylim=(0, 115),
+        title="SD 1.5: six times the load in the grey minutes",
+    )
+    right.legend(frameon=False, fontsize=8, title="scaled by", title_fontsize=8, loc="upper left")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)

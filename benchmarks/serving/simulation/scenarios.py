@@ -175,9 +175,9 @@ def rows_of(models: Mapping[str, Model]) -> Iterator[dict[str, Any]]:
     yield {"kind": "lost", "model": small.name, **lost(small, 2, 0.4)}
     yield {"kind": "lost", "model": small.name, **lost(small, 10, 0.8)}
     large = models["large"]
-    for replicas, seconds in ((1, 20_000.0), (10, 6_000.0), (1000, 900.0)):
+    for replicas, seconds in ((1, 20_000.0), (10, 6_000.0), (1000, 600.0)):
         yield {"kind": "steady", "model": large.name, **steady(large, replicas, 0.7, seconds, least_loaded=True)}
     for name in ("large", "large in pairs", "large, short queue"):
-        yield {"kind": "steady", "model": models[name].name, **steady(models[name], 1000, 0.7, 900.0)}
+        yield {"kind": "steady", "model": models[name].name, **steady(models[name], 1000, 0.7, 600.0)}
     for name in ("large", "large, short queue"):
         yield {"kind": "lost", "model": models[name].name, **lost(models[name], 10, 0.7)}

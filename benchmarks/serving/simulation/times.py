@@ -41,8 +41,16 @@ class Times:
     outside: float = 0.0
 
     @classmethod
-    def of_trace(cls, trace: Mapping[str, Any], begin: float, end: float, latency_s: float) -> Times:
-        """What a traced server wrote between two moments of its clock, whose clients waited so long on average."""
+    def of_trace(cls, trace: Mapping[str, Any], begin: float, end: float, since: float, latency_s: float) -> Times:
+        """What a traced server wrote between two moments of its clock.
+
+        Args:
+            trace: that it wrote.
+            begin: of the load.
+            end: of it.
+            since: requests that came from then on are those whose latency is known.
+            latency_s: theirs, as their clients saw it, on average.
+        """
         calls: defaultdict[str, defaultdict[int, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
         holds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in HOLDS}
 
@@ -64,7 +72,7 @@ class Times:
             holds={kind: thinned(found) for kind, found in holds.items()},
             after=after,
             files=files,
-            outside=max(0.0, latency_s - _mean(trace["requests"], begin, end) - _mean(trace["checks"], begin, end)),
+            outside=max(0.0, latency_s - _mean(trace["requests"], since, end) - _mean(trace["checks"], since, end)),
         )
 
     @classmethod
@@ -106,6 +114,7 @@ class Times:
 
 
 def _mean(seen: Seen, begin: float, end: float) -> float:
+    """Of times by when they began."""
     return mean_of([one for one in seen if begin <= one[0] < end])
 
 

@@ -37,7 +37,7 @@ CHECKS: list[tuple[float, float]] = []
 """(when, seconds) of each check of a request before it waits, with its wait for the turn."""
 
 REQUESTS: list[tuple[float, float]] = []
-"""(when it ended, seconds from accepted to answered) of each request."""
+"""(when it was accepted, seconds from then until it was answered) of each request."""
 
 
 class TracedTurn(Turn):
@@ -95,7 +95,7 @@ def watch() -> None:
     def ended(self: Metrics, order: Order) -> None:
         own_ended(self, order)
         if order.ended_at is not None:
-            REQUESTS.append((order.ended_at, order.ended_at - order.accepted_at))
+            REQUESTS.append((order.accepted_at, order.ended_at - order.accepted_at))
 
     def picture_of(*args: Any, **kwargs: Any) -> Any:
         began = time.monotonic()
