@@ -48,10 +48,11 @@ SLACK_BYTES = 1 << 16
 """Behind the block: a pitched window that begins inside a row may name bytes past its end, which nobody reads."""
 
 
-def handed_on(program: Program) -> frozenset[int | str]:
-    """Buffers of what attention makes that only quantizers read: torch's own memory is read in their place.
+def handed_on(program: Program) -> dict[int | str, Op]:
+    """Buffers of what attention makes that only quantizers read, with the last of these.
 
-    A reader's rows have to be without a pitch, as they are where they fill the buffer.
+    Torch's own memory is read in place of such a buffer. A reader's rows have to be without a pitch, as they are where
+    they fill the buffer.
     """
     kept = {op.writes["y"].buffer for op in program.ops if op.kind == "attention"}
     kept -= {view.buffer for view in (*program.inputs.values(), *program.outputs.values())}
@@ -59,7 +60,7 @@ def handed_on(program: Program) -> frozenset[int | str]:
         whole = op.kind == "quantize" and op.reads["x"].strides[1] == op.reads["x"].sizes[2]
         kept -= {view.buffer for view in op.reads.values() if not whole}
         kept -= {view.buffer for view in op.writes.values() if op.kind != "attention"}
-    return frozenset(kept)
+    return {op.reads["x"].buffer: op for op in program.ops if op.kind == "quantize" and op.reads["x"].buffer in kept}
 
 
 Steps = Mapping[int, torch.Tensor]
@@ -82,6 +83,10 @@ class CudaMemory:
         if result.stride() != view.strides or result.dtype != kind:
             result = torch.empty_strided(view.sizes, view.strides, dtype=kind, device=result.device).copy_(result)
         self._results[view.buffer] = result
+
+    def let_go(self, buffer: int | str) -> None:
+        """Nobody reads what was handed on any more: its memory is torch's again."""
+        self._results.pop(buffer, None)
 
     def value(self, view: View) -> torch.Tensor:
         """As `tensor`, of what was handed on where something was."""
@@ -360,10 +365,15 @@ class CudaExecutor:
     ) -> Callable[[], None]:
         """What runs a quantize, of `x` or of what is handed on in its place when that is there."""
         at = op.reads["x"]
-        late = at.buffer in memory.handed_on
-        return lambda: launch.quantize(
-            memory.value(at) if late else x, step, out.quantizer, codes=out.codes, nan_seen=nan_seen
-        )
+        last = memory.handed_on.get(at.buffer)
+
+        def run() -> None:
+            read = x if last is None else memory.value(at)
+            launch.quantize(read, step, out.quantizer, codes=out.codes, nan_seen=nan_seen)
+            if last is op:
+                memory.let_go(at.buffer)
+
+        return run
 
     def product(self, op: Op, memory: CudaMemory, steps: Steps, epilogue: Epilogue) -> Callable[[], None]:
         """What runs an integer product."""

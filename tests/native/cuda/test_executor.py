@@ -26,6 +26,7 @@ from tests.tiny import random_record, tiny_conditional_denoiser, tiny_denoiser, 
 from dq_kernels.gpu.launch import launching
 
 from dq_deploy.native.cuda.compiled import kernel_calls
+from dq_deploy.native.cuda.executor import CudaMemory
 from dq_kernels.gpu.launch.calls import key_of
 
 unaligned, keys, started = set(), set(), launching.start
@@ -39,6 +40,14 @@ def start(calls, device):
     started(calls, device)
 
 launching.start = start
+
+given, hand_on = set(), CudaMemory.hand_on
+
+def counted(self, view, result):
+    given.add(view.buffer)
+    hand_on(self, view, result)
+
+CudaMemory.hand_on = counted
 
 def conditional():
     one = {"down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"]}
@@ -65,8 +74,9 @@ for make, bits, dtype in ((conditional, 4, "float32"), (unconditional, 8, "float
         except InputError as error:
             refusals += "closed" in str(error)
     distance = float(np.abs(got - want).max() / np.abs(want).max())
-    handed = [len(made.memory._results) == len(made.memory.handed_on) for made in kept]
-    handed.append(sum(len(made.memory.handed_on) for made in kept))
+    handed = [given == {b for made in kept for b in made.memory.handed_on}, len(given)]
+    handed.append(not any(made.memory._results for made in kept))
+    given.clear()
     handed.append(sum("columns" in op.attributes for made in kept for op in made.memory.program.ops))
     listed = kernel_calls(record, architecture=80, batches=(2,), dtype=dtype, observed=True)
     same = {key_of(call, 80) for call in listed} == keys
@@ -86,7 +96,7 @@ def test_gpu_program_equals_the_cpu_engine_and_the_numerics():
     # kernels listed for compilation ahead of time are those that ran
     assert wide[:-1] == [0, 0, 0.0, 3, [], True]
     handed_on = wide.pop()
-    # what attention makes is handed on, and q, k and v are one product
+    # what attention makes is handed on and let go, and q, k and v are one product
     assert all(handed_on)
     assert narrow[:2] == [0, 0]
     assert narrow[4:6] == [[], True]
