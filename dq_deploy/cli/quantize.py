@@ -158,7 +158,7 @@ def _check_options(options: SharedOptions, given: QuantizeArguments) -> None:
     )
     refuse(
         given.channel_scales and not hasattr(options, "channel_scales"),
-        f"--channel-scales was given with --method {options.method}, expected minmax, gptq or dilatequant",
+        f"--channel-scales was given with --method {options.method}, expected minmax or dilatequant",
     )
     refuse(
         given.init is not None and options.method != "quest",

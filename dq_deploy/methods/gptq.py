@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from dq_deploy.calibration import CalibrationInputs
 from dq_deploy.errors import OptionError
@@ -22,7 +21,6 @@ from dq_deploy.methods.progress import Progress
 from dq_deploy.methods.ranges.measured_ranges import measure_ranges
 from dq_deploy.methods.ranges.step_ranges import LayerRanges, compared_inputs
 from dq_deploy.methods.run import Run
-from dq_deploy.methods.scaling.range_scaling import with_channel_scales
 from dq_deploy.methods.second_order.block_rounding import BlockRounding
 from dq_deploy.methods.second_order.rounding import SecondOrder
 from dq_deploy.methods.second_order.statistics import statistics_bytes
@@ -38,24 +36,20 @@ COMPARED_INPUTS = 64
 def quantize_gptq(run: Run, options: GptqOptions) -> Record:
     """Calibrate by ranges, then round block by block; see `dq_deploy.methods.quantize`.
 
-    1. Activation ranges and weight scales as `minmax` has them, a factor for each input channel where asked for.
+    1. Activation ranges and weight scales as `minmax` has them.
     2. Block by block: sums over rows of what the integer layers would multiply in the float model, then codes, scales
        and bias from them.
     """
     prepared = prepare(run.denoiser, options)
     state = state_of_run(run, options)
     calibration = inputs_of(run, options, state)
-    history: list[dict[str, Any]] = []
-    if options.channel_scales:
-        scaled = with_channel_scales(run, prepared, calibration, options)
-        prepared, history = scaled.prepared, [scaled.history]
     ranges = measure_ranges(run, prepared, calibration)
     rounding = _Rounding(run, prepared, calibration, options, ranges.layers)
     advice = "check the model and its calibration inputs"
     rounded = blocks_in_turn(
         rounding.walk, rounding.treat, state, doing="rounding", passed=rounding.tell, advice=advice
     )
-    history = [*history, {"stage": "ranges", "inputs": calibration.count}, *rounded.history]
+    history = [{"stage": "ranges", "inputs": calibration.count}, *rounded.history]
     return build_record(
         run.denoiser, prepared, rounded.layers, calibration, options, history, float_ranges=ranges.modules
     )

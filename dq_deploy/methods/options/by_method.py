@@ -54,7 +54,6 @@ class GptqOptions(SharedOptions):
     Attributes:
         damping: added to the diagonal of the statistics, as a share of its mean.
         rows_a_column: input rows for each column of a layer's weight, or all where there are fewer.
-        channel_scales: as of minmax; the search is by the nearest codes.
     """
 
     method: ClassVar[str] = "gptq"
@@ -62,7 +61,6 @@ class GptqOptions(SharedOptions):
 
     damping: float = number(0.01, 1e-6, 10)
     rows_a_column: int = whole(16, 1, 1_000_000)
-    channel_scales: bool = flag(False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,9 +33,7 @@ class QuantizeArguments:
     ] = None
     channel_scales: Annotated[
         bool,
-        typer.Option(
-            "--channel-scales", help="A factor for each input channel, from ranges; minmax, gptq and dilatequant."
-        ),
+        typer.Option("--channel-scales", help="A factor for each input channel, from ranges; minmax and dilatequant."),
     ] = False
     steps: Annotated[
         int | None,
