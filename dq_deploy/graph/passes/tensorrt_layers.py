@@ -93,7 +93,8 @@ class TensorRtLayers:
             return ()
         return (
             f"{len(names)} convolutions, {names[0]} first, pad their input in float32, for their 8-bit codes have "
-            "another zero point at each step: `symmetric_activations`, `static` or 7 bits would pad codes",
+            "another zero point at each step: symmetric activations, one quantizer for all steps, or 7 bits "
+            "would pad codes",
         )
 
     def _writer(self, graph: ir.Graph, site: Site, steps: StepTables, shared: Shared) -> LayerWriter:
