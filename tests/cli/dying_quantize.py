@@ -1,4 +1,4 @@
-"""`dq-quantize` whose process 1 is killed behind the first block."""
+"""`dq-quantize` whose process 0 is killed behind the first block."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ finish = BlockWalk.finish
 
 def _killed(walk: BlockWalk, *given: Any) -> None:
     finish(walk, *given)
-    if walk.share.workers.rank == 1 and walk.reference.position == 2:
+    if walk.share.workers.rank == 0 and walk.reference.position == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 
 

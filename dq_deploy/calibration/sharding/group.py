@@ -136,7 +136,10 @@ def _noticed() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        raise LostProcessError(f"another process of this run ended or cannot be reached ({words_of(error)})") from error
+        raise LostProcessError(
+            f"another process of this run ended or cannot be reached ({words_of(error)}); run the same command, with any "
+            "number of processes, to go on"
+        ) from error
 
 
 def joined(device: str = "cpu") -> ProcessGroup:

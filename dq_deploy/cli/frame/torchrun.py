@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -122,6 +123,7 @@ def stream_of_failure() -> TextIO | None:
         return sys.stderr
     if found.store is None:  # nobody knows of the others yet
         return found.stderr if found.rank == 0 else None
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, who ends all when one has ended: this one ends anyway
     if found.rank:
         time.sleep(LATER_S)
     try:
