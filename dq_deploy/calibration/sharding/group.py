@@ -137,8 +137,8 @@ def _noticed() -> Iterator[None]:
         yield
     except (RuntimeError, ValueError) as error:
         raise LostProcessError(
-            f"another process of this run ended or cannot be reached ({words_of(error)}); run the same command, with any "
-            "number of processes, to go on"
+            f"another process of this run ended or cannot be reached ({words_of(error)}); run the same command, with "
+            "any number of processes, to go on"
         ) from error
 
 
