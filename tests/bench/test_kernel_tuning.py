@@ -43,12 +43,12 @@ def test_the_table_is_written_after_every_shape(tmp_path, monkeypatch):
     monkeypatch.setattr(clock, "torch_clock", lambda place: None)
     monkeypatch.setattr(tuning, "shapes_of_model", lambda model, op: [("a", None, 0), ("b", None, 0)])
     monkeypatch.setattr(tuning, "problem_of", lambda op, case, bits, dtype, place: op)
-    monkeypatch.setattr(tuning, "fastest", lambda problem, architecture, clock: {"op": problem})
+    monkeypatch.setattr(tuning, "fastest", lambda problem, architecture, clock, compiler: {"op": problem})
 
     def advance(done, total):
         seen.append((done, total, [rule["op"] for rule in json.loads(out.read_text())["rules"]]))
 
-    rules = kernel_tuning._measure("cifar", out, "float16", torch.device("cpu"), None, advance)
+    rules = kernel_tuning._measure("cifar", out, "float16", torch.device("cpu"), None, 1, advance)
     assert [rule["op"] for rule in rules] == ["a", "b"]
     assert seen == [(1, 2, ["a"]), (2, 2, ["a", "b"])]
 

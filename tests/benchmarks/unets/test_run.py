@@ -7,10 +7,12 @@ import json
 
 import pytest
 
+from benchmarks.unets import engines
 from benchmarks.unets import run as unets
 from benchmarks.unets.engines import Cpu, NotRunError
 from benchmarks.unets.run import Series
 from dq_deploy.errors import DqError
+from dq_deploy.native.file import content
 
 KEY = {"model": "cifar", "bits": "W4A8", "isa": "avx2", "threads": 2, "batch": 1}
 
@@ -63,6 +65,7 @@ def test_table_has_a_line_for_each_engine():
 def test_a_red_engine_has_no_speed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(unets, "red_layers", lambda *_: ["conv_in: 1 of 9 accumulators"])
     monkeypatch.setattr(unets, "record_path", lambda *_: tmp_path / "demo.pt")
+    monkeypatch.setattr(unets, "program_path", lambda *_: tmp_path / "demo.dqn")
     options = ["--model", "demo", "--weights", "4", "--isa", "portable", "--threads", "1"]
 
     assert unets.main([*options, "--work", str(tmp_path), "--results", str(tmp_path / "unets.jsonl")]) == 3
@@ -102,6 +105,7 @@ def test_an_engine_that_cannot_do_a_model_says_why(tmp_path, monkeypatch, capsys
 
     monkeypatch.setattr(unets, "red_layers", lambda *_: [])
     monkeypatch.setattr(unets, "record_path", lambda *_: tmp_path / "demo.pt")
+    monkeypatch.setattr(unets, "program_path", lambda *_: tmp_path / "demo.dqn")
     monkeypatch.setattr(unets, "ready_folder", lambda *_: tmp_path)
     monkeypatch.setattr(unets, "start_native", lambda *_: Native())
     monkeypatch.setattr(unets, "start_peer", refuse)
@@ -122,6 +126,7 @@ def test_one_of_our_graphs_that_cannot_be_made_is_not_run_and_says_why(tmp_path,
         raise DqError("no summands are left")
 
     monkeypatch.setattr(unets, "ready_folder", lambda *_: tmp_path)
+    monkeypatch.setattr(unets, "program_path", lambda *_: tmp_path / "demo.dqn")
     monkeypatch.setattr(unets, "start_native", lambda *_: Native())
     monkeypatch.setattr(unets, "graph_path", refuse)
     cpu = Cpu(isa="portable", hide_bf16=False, folder=tmp_path)
@@ -130,6 +135,16 @@ def test_one_of_our_graphs_that_cannot_be_made_is_not_run_and_says_why(tmp_path,
     unets.measure_group(asked, ["openvino int8"], tmp_path / "demo.pt", given, found)
     assert found.not_run == {"openvino int8": "no summands are left"}
     assert set(found.series) == {"native"}
+
+
+def test_a_program_file_that_another_commit_left_is_not_timed(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr("dq_deploy.load_record", lambda path: path)
+    monkeypatch.setattr(content, "write_program_file", lambda record, path, isa: (made.append(path.name), path.touch()))
+    for name in ("abc", "abc", "def"):
+        monkeypatch.setattr(engines, "commit", lambda name=name: name)
+        engines.program_path(tmp_path / "demo.pt", "amx", tmp_path)
+    assert made == ["demo-amx-abc.dqn", "demo-amx-def.dqn"]
 
 
 def test_a_graph_that_another_commit_left_is_not_timed(tmp_path, monkeypatch):
