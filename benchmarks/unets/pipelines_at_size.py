@@ -228,8 +228,9 @@ FOLDERS[{arguments.model!r}](Path({str(pipeline)!r}))"
         "record_mib": round(record.stat().st_size / 2**20, 1),
         "commands": [asdict(command) for command in commands],
     }
+    line = json.dumps(row, sort_keys=True).replace(f"{arguments.work}/", "WORK/")
     with (ROOT / "results" / "pipelines_at_size.jsonl").open("a") as out:
-        out.write(json.dumps(row, sort_keys=True) + "\n")
+        out.write(line + "\n")
 
 
 if __name__ == "__main__":
