@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from tests.calibration.sharding.torchrun import torchrun
+from benchmarks.sharing.processes import torchrun
 from tests.cli.running import command
 from tests.tiny import ONE_LEVEL, SCHEDULER, tiny_denoiser
 

@@ -4,16 +4,6 @@
 #define DQ_FGEMM portable
 #define W 4
 
-namespace dq {
-namespace fgemm {
-namespace {
-
-constexpr int kMicroRows = 4;
-
-}  // namespace
-}  // namespace fgemm
-}  // namespace dq
-
 #include "simd/plain_floats.inc"
 #include "float_linear/fgemm.inc"
 #include "attention/pairs.inc"

@@ -10,7 +10,7 @@ from dq_deploy.errors import OptionError
 from dq_deploy.methods import quantize
 from dq_deploy.record import save_record
 from tests.calibration.sharding.by_many import OPTIONS, records
-from tests.calibration.sharding.torchrun import torchrun
+from benchmarks.sharing.processes import torchrun
 from tests.tiny import tiny_denoiser
 
 

@@ -146,6 +146,14 @@ def test_the_number_of_threads_changes_no_bit_of_bfloat16(case, isa, context_of)
     assert one == three == seven
 
 
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_whether_packed_keys_fit_the_scratch_changes_no_bit(precision, context_of):
+    """One thread takes all rows at once, and has no room for the keys beside them; of seven each has."""
+    inputs = Case(name="many keys", rows=192, kv_rows=14848, head_dim=64).inputs()
+    one, seven = (run(context_of(known_isas()[-1], n), **inputs, precision=precision).tobytes() for n in (1, 7))
+    assert one == seven
+
+
 def test_a_nan_or_a_denormal_is_not_lost_in_bfloat16(each_context_of_products):
     inputs = TEST_CASES[1].inputs()
     inputs["q"][0, 5, 1, 3] = np.nan

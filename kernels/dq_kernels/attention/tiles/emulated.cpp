@@ -6,16 +6,6 @@
 #define W 16
 #define DQ_TILES 1
 
-namespace dq {
-namespace fgemm {
-namespace {
-
-constexpr int kMicroRows = 4;
-
-}  // namespace
-}  // namespace fgemm
-}  // namespace dq
-
 // clang-format off
 #include "simd/plain_floats.inc"
 #include "float_linear/fgemm.inc"
