@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.sharing.processes import torchrun
 from dq_deploy.calibration.sharding import SHARDS, Workers
 from dq_deploy.errors import OptionError
 from dq_deploy.methods import quantize
 from dq_deploy.record import save_record
 from tests.calibration.sharding.by_many import OPTIONS, records
-from benchmarks.sharing.processes import torchrun
 from tests.tiny import tiny_denoiser
 
 
