@@ -1,25 +1,28 @@
 """Whether a prompt still decides the picture when the emoji text-to-image model is quantized.
 
-    python -m benchmarks.methods.text_to_image --work DIR             # 500 prompts
-    python -m benchmarks.methods.text_to_image --work DIR --variants minmax-w8a8 --count 90
+    python -m benchmarks.methods.text_to_image --work DIR             # 500 prompts, a picture each
+    python -m benchmarks.methods.text_to_image --work DIR --count 2000 --seeds 0,1,2 --variants gptq-w4a8
 
-Each prompt of examples/emoji-text-to-image/prompts.txt is drawn once, line i belongs to class i modulo 9, and a
-classifier that was trained on real emojis says which class it sees. The float model draws with guidance and without;
-each quantized model draws with guidance, natively, from the same noise. It is made by `dq-quantize`, calibrated with
-calibration.txt, which shares no prompt with prompts.txt. One JSON line a variant goes to
-benchmarks/results/text_to_image.jsonl. Records and pictures stay in DIR, and a second run takes them from there.
+Prompt i of examples/emoji-text-to-image/prompts.txt belongs to class i modulo 9, and a classifier that was trained on
+real emojis says which class a picture shows. More pictures than prompts go through the prompts again with other noise;
+the pictures of one prompt are alike, so intervals are over prompts, and with several training seeds over these too.
+The float model draws with guidance and without; each quantized model draws with guidance, natively, from the same
+noise. It is made by `dq-quantize`, calibrated with calibration.txt, which shares no prompt with prompts.txt. One JSON
+line a variant and seed goes to benchmarks/results/text_to_image.jsonl, and one over all seeds where there are several.
+Records and pictures stay in DIR, and a second run takes them from there.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -28,6 +31,7 @@ from numpy.typing import NDArray
 from benchmarks.machine.commit import commit
 from dq_deploy.artifacts import atomic_path
 from dq_deploy.bench.environment import describe_environment
+from dq_deploy.numerics.arrays import F64
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "examples" / "emoji-text-to-image"
@@ -38,9 +42,11 @@ SEED = 1234  # calibration draws with seed 0
 BATCH = 50
 
 VARIANTS: Mapping[str, tuple[str, ...]] = {
-    "minmax-w8a8": ("--method", "minmax", "--weights", "8", "--activations", "8"),
-    "minmax-w4a8": ("--method", "minmax", "--weights", "4", "--activations", "8"),
+    "minmax-w8a8": ("--method", "minmax", "--weights", "8", "--activations", "8", "--samples", "16"),
+    "minmax-w4a8": ("--method", "minmax", "--weights", "4", "--activations", "8", "--samples", "16"),
+    "gptq-w4a8": ("--method", "gptq", "--preset", "fast", "--weights", "4", "--activations", "8"),
     "dilatequant-w4a8": ("--preset", "fast", "--weights", "4", "--activations", "8"),
+    "dilatequant-w4a4-mixed": ("--preset", "fast,w4a4-mixed"),
 }
 
 
@@ -49,7 +55,7 @@ class Pictures:
     """What one model drew.
 
     Attributes:
-        images: [N, 3, 32, 32] float32 in [-1, 1], image i of prompt i.
+        images: [N, 3, 32, 32] float32 in [-1, 1], image i of prompt i, counted round.
         right: [N], whether the classifier sees the prompt's class.
     """
 
@@ -58,15 +64,26 @@ class Pictures:
 
 
 def chosen_prompts(folder: Path, count: int) -> tuple[str, ...]:
-    """The first prompts of a model's folder."""
+    """The prompts of `count` pictures: the first ones of a model's folder, or all, to be gone through several times."""
     lines = (folder / "prompts.txt").read_text(encoding="utf-8").splitlines()
-    if not 1 <= count <= len(lines):
-        raise SystemExit(f"error: count is {count}, expected 1 to {len(lines)}, the prompts of {folder}")
+    most = len(lines)
+    if count < 1 or (count > most and count % most):
+        raise SystemExit(
+            f"error: count is {count}, expected 1 to {most}, the prompts of {folder}, or a multiple of them"
+        )
     return tuple(lines[:count])
 
 
-def draw(folder: Path, prompts: tuple[str, ...], *, guidance: float, steps: int, record: Path | None) -> Pictures:
-    """Draw a picture of each prompt, with the float model or with a record in its denoiser's place."""
+def by_prompt(values: NDArray[Any], prompts: int) -> F64:
+    """The mean of each prompt's pictures, [prompts], of values [N] where picture i is of prompt i modulo `prompts`."""
+    found: F64 = np.asarray(values, np.float64).reshape(-1, prompts).mean(0)
+    return found
+
+
+def draw(
+    folder: Path, prompts: tuple[str, ...], *, count: int, guidance: float, steps: int, record: Path | None
+) -> Pictures:
+    """Draw `count` pictures, with the float model or with a record in its denoiser's place."""
     from dq_deploy import IntegerDenoiser
     from dq_deploy.models.pipeline import PipelineCall, open_pipeline
     from dq_deploy.pipelines.draw import draw_images
@@ -74,10 +91,10 @@ def draw(folder: Path, prompts: tuple[str, ...], *, guidance: float, steps: int,
 
     denoiser = None if record is None else IntegerDenoiser(record)
     pipeline = open_pipeline(folder, denoiser=denoiser)
-    call = PipelineCall(prompts=prompts, guidance=guidance, steps=steps, seed=SEED, count=len(prompts))
+    call = PipelineCall(prompts=prompts, guidance=guidance, steps=steps, seed=SEED, count=count)
     images = draw_images(pipeline, call, batch=BATCH).images
     seen = load_onnx_classifier(CLASSIFIER)(images)
-    return Pictures(images=images, right=seen == np.arange(len(images)) % CLASSES)
+    return Pictures(images=images, right=seen == np.arange(len(images)) % len(prompts) % CLASSES)
 
 
 def drawn_once(path: Path, make: Callable[[], Pictures]) -> Pictures:
@@ -91,66 +108,94 @@ def drawn_once(path: Path, make: Callable[[], Pictures]) -> Pictures:
     return pictures
 
 
-def quantize(folder: Path, options: tuple[str, ...], *, guidance: float, steps: int, out: Path) -> None:
-    """Run `dq-quantize`, unless an earlier run has left the record."""
+def quantize(
+    folder: Path, options: tuple[str, ...], *, guidance: float, steps: int, seed: int, out: Path
+) -> float | None:
+    """Run `dq-quantize` and give its CPU seconds; None where an earlier run has left the record."""
     if out.is_file():
-        return
+        return None
     calibration = ("--prompts", str(folder / "calibration.txt"), "--guidance", str(guidance), "--steps", str(steps))
-    calibration += ("--samples", "16")
     command = [sys.executable, "-m", "dq_deploy.cli.quantize", "--model", str(folder), *calibration, *options]
-    code = subprocess.run([*command, "--out", str(out)], check=False).returncode
+    before = os.times()
+    code = subprocess.run([*command, "--seed", str(seed), "--out", str(out)], check=False).returncode
     if code:
         raise SystemExit(code)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def line_of(drawn: Sequence[Pictures], floats: Pictures, prompts: int) -> dict[str, Any]:
+    """What one training seed's pictures, or those of several, are beside the float model's; intervals over prompts."""
+    from dq_deploy.quality.bootstrap import Interval, interval_of_mean, interval_over_seeds
+    from dq_deploy.quality.image import psnr_db
+
+    def interval(values: Sequence[F64]) -> dict[str, Any]:
+        over = [by_prompt(value, prompts) for value in values]
+        found: Interval = interval_of_mean(over[0]) if len(over) == 1 else interval_over_seeds(np.stack(over))
+        return dict(found.__dict__)
+
+    return {
+        "right": interval([own.right.astype(np.float64) for own in drawn]),
+        "right_float": interval([floats.right.astype(np.float64)]),
+        "right_difference": interval([own.right.astype(np.float64) - floats.right for own in drawn]),
+        "psnr_db": interval([np.asarray(psnr_db(own.images, floats.images, data_range=2.0)) for own in drawn]),
+    }
+
+
+def append(path: Path, line: Mapping[str, Any]) -> None:
+    """Add one line to the results, with the commit and the machine."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = {**line, "commit": commit(), "environment": describe_environment(threads=None)}
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(whole) + "\n")
+    words = {name: line[name] for name in ("right", "right_difference", "psnr_db")}
+    shown = ", ".join(f"{name} {v['mean']:.4f} [{v['low']:.4f}, {v['high']:.4f}]" for name, v in words.items())
+    print(f"{line['variant']}, seeds {line['seeds']}: {shown}", flush=True)
 
 
 def main(
     work: Annotated[Path, typer.Option(help="Folder for the records and the pictures.")],
     model: Annotated[Path, typer.Option(help="Pipeline folder.")] = MODEL,
     variants: Annotated[str, typer.Option(help="Comma list.")] = ",".join(VARIANTS),
-    count: Annotated[int, typer.Option(help="Prompts.")] = 500,
+    count: Annotated[int, typer.Option(help="Pictures.")] = 500,
     steps: Annotated[int, typer.Option(help="Sampling and calibration steps.")] = 5,
     guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 3.0,
+    seeds: Annotated[str, typer.Option(help="Comma list of seeds of calibration and training.")] = "0",
     out: Annotated[Path, typer.Option(help="JSON lines file to append to.")] = RESULTS,
 ) -> None:
-    """Draw, quantize, draw again and compare; one JSON line a variant."""
-    from dq_deploy.quality.bootstrap import interval_of_mean, interval_of_paired_difference
-    from dq_deploy.quality.image import psnr_db
-
+    """Draw, quantize, draw again and compare; one JSON line a variant and seed, and one over several seeds."""
     prompts = chosen_prompts(model, count)
     work.mkdir(parents=True, exist_ok=True)
-    drawing = partial(draw, model, prompts, steps=steps)
+    drawing = partial(draw, model, prompts, count=count, steps=steps)
     terms = f"{steps}-steps-{count}.npz"
-    reference = drawn_once(work / f"float-{guidance}-{terms}", partial(drawing, guidance=guidance, record=None))
+    floats = drawn_once(work / f"float-{guidance}-{terms}", partial(drawing, guidance=guidance, record=None))
     unguided = drawn_once(work / f"float-1-{terms}", partial(drawing, guidance=1.0, record=None))
-    by_class = [round(float(reference.right[label::CLASSES].mean()), 3) for label in range(min(CLASSES, count))]
-    print(f"float: right {interval_of_mean(reference.right)}, without guidance {interval_of_mean(unguided.right)}")
+    of_class = np.arange(count) % len(prompts) % CLASSES
+    by_class = [round(float(floats.right[of_class == label].mean()), 3) for label in range(min(CLASSES, count))]
+    print(f"float: right {floats.right.mean():.4f}, without guidance {unguided.right.mean():.4f}")
     print(f"by class: {by_class}", flush=True)
     for name in variants.split(","):
-        record = work / f"{name}-{guidance}-{steps}-steps.pt"
-        quantize(model, VARIANTS[name], guidance=guidance, steps=steps, out=record)
-        drawn = drawn_once(work / f"{name}-{guidance}-{terms}", partial(drawing, guidance=guidance, record=record))
-        psnr = interval_of_mean(psnr_db(drawn.images, reference.images, data_range=2.0))
-        difference = interval_of_paired_difference(drawn.right, reference.right)
-        line = {
+        drawn: dict[int, Pictures] = {}
+        of_all = {
             "variant": name,
             "options": VARIANTS[name],
-            "prompts": count,
+            "prompts": len(prompts),
+            "pictures": count,
             "chance": 1 / CLASSES,
             "steps": steps,
             "guidance": guidance,
-            "right": interval_of_mean(drawn.right).__dict__,
-            "right_float": interval_of_mean(reference.right).__dict__,
             "right_float_by_class": by_class,
-            "right_float_without_guidance": interval_of_mean(unguided.right).__dict__,
-            "right_difference": difference.__dict__,
-            "psnr_db": psnr.__dict__,
-            "commit": commit(),
-            "environment": describe_environment(threads=None),
+            "right_float_without_guidance": line_of([unguided], unguided, len(prompts))["right"],
         }
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
-        print(f"{name}: right {interval_of_mean(drawn.right)}, difference {difference}, PSNR {psnr} dB", flush=True)
+        for seed in (int(value) for value in seeds.split(",")):
+            record = work / f"{name}-{guidance}-{steps}-steps-seed-{seed}.pt"
+            seconds = quantize(model, VARIANTS[name], guidance=guidance, steps=steps, seed=seed, out=record)
+            pictures = work / f"{name}-{guidance}-seed-{seed}-{terms}"
+            drawn[seed] = drawn_once(pictures, partial(drawing, guidance=guidance, record=record))
+            line = line_of([drawn[seed]], floats, len(prompts))
+            append(out, {**of_all, "seeds": [seed], "quantizing_cpu_s": seconds, **line})
+        if len(drawn) > 1:
+            append(out, {**of_all, "seeds": list(drawn), **line_of(list(drawn.values()), floats, len(prompts))})
 
 
 if __name__ == "__main__":
