@@ -6,7 +6,7 @@
 Prompt i of examples/emoji-text-to-image/prompts.txt belongs to class i modulo 9, and a classifier that was trained on
 real emojis says which class a picture shows. More pictures than prompts go through the prompts again with other noise;
 the pictures of one prompt are alike, so intervals are over prompts, and with several training seeds over these too.
-The float model draws with guidance and without; each quantized model draws with guidance, natively, from the same
+The float model draws with guidance, and a picture a prompt without; each quantized model draws with guidance, natively, from the same
 noise. It is made by `dq-quantize`, calibrated with calibration.txt, which shares no prompt with prompts.txt. One JSON
 line a variant and seed goes to benchmarks/results/text_to_image.jsonl, and one over all seeds where there are several.
 Records and pictures stay in DIR, and a second run takes them from there.
@@ -169,7 +169,8 @@ def main(
     drawing = partial(draw, model, prompts, count=count, steps=steps)
     terms = f"{steps}-steps-{count}.npz"
     floats = drawn_once(work / f"float-{guidance}-{terms}", partial(drawing, guidance=guidance, record=None))
-    unguided = drawn_once(work / f"float-1-{terms}", partial(drawing, guidance=1.0, record=None))
+    once = partial(draw, model, prompts, count=len(prompts), steps=steps, guidance=1.0, record=None)
+    unguided = drawn_once(work / f"float-1-{steps}-steps-{len(prompts)}.npz", once)
     of_class = np.arange(count) % len(prompts) % CLASSES
     by_class = [round(float(floats.right[of_class == label].mean()), 3) for label in range(min(CLASSES, count))]
     print(f"float: right {floats.right.mean():.4f}, without guidance {unguided.right.mean():.4f}")

@@ -85,10 +85,13 @@ def scale_skips(
         groups = options.groups_of_steps(steps)[taken["step"]]
     result, notes = dict(layers), {}
     for name, hook in hooks.items():
-        votes = [np.concatenate(of_part) for of_part in zip(*hook.votes, strict=True)]
+        votes, ceilings = hook.votes_and_ceilings()
         elected = [elected_exponents(v, groups, options.agreement) for v in votes]
         result[name] = shifted_layer(layers[name], [exponents for exponents, _ in elected])
         notes[name] = _note(layers[name], result[name], elected, hook.limits)
+        notes[name]["channels_without_clipping"] = [
+            np.bincount(of_part, minlength=MOST_SHIFT + 1).tolist() for of_part in ceilings
+        ]
     return ScaledSkips(
         layers=result,
         history={"stage": "power-of-two", "votes": options.power_of_two, "inputs": len(chosen), "layers": notes},
@@ -102,7 +105,7 @@ class _VoteHook:
         self.layer = layer
         self.limits = [most_shift(part) for part in layer.parts]
         self.step: I64 = np.zeros(0, np.int64)
-        self.votes: list[list[I64]] = []
+        self.votes: list[list[tuple[I64, I64]]] = []
 
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
         pieces = torch.split(args[0].cpu(), [len(part.pre) for part in self.layer.parts], dim=1)
@@ -114,6 +117,14 @@ class _VoteHook:
             ]
         )
 
+    def votes_and_ceilings(self) -> tuple[list[I64], list[I64]]:
+        """Of each part, the votes [M, C] and the greatest exponents [C] that none of the inputs is clipped at."""
+        found = []
+        for of_part in zip(*self.votes, strict=True):
+            votes, whole = (np.concatenate(arrays) for arrays in zip(*of_part, strict=True))
+            found.append(votes_within(votes, whole))
+        return [votes for votes, _ in found], [ceiling for _, ceiling in found]
+
 
 def most_shift(part: Part) -> int:
     """The greatest J <= 3 at which every weight shifted left by J fits int8."""
@@ -121,8 +132,14 @@ def most_shift(part: Part) -> int:
     return max(j for j in range(MOST_SHIFT + 1) if low << j >= -128 and high << j <= 127)
 
 
-def votes_of(x: torch.Tensor, part: Part, codes: tuple[int, int], step: NDArray[np.integer], most: int) -> I64:
-    """[B, C] the exponent j <= `most` with the least squared error of each input and channel; the lesser of equal ones.
+def votes_of(
+    x: torch.Tensor, part: Part, codes: tuple[int, int], step: NDArray[np.integer], most: int
+) -> tuple[I64, I64]:
+    """How each input votes on each channel, and up to which exponent it has nothing that is clipped for the factor.
+
+    A vote is the exponent with the least squared error, the lesser of equal ones. A factor that clips values makes the
+    error of most inputs smaller and that of a few much larger, always towards zero: such an error is the same at
+    neighbouring steps and adds up in the picture. So what is elected is a factor at which no input is clipped.
 
     Args:
         x: [B, C, H, W] input of the part, before `pre`.
@@ -130,20 +147,42 @@ def votes_of(x: torch.Tensor, part: Part, codes: tuple[int, int], step: NDArray[
         codes: (q_min, q_max).
         step: [B] step bucket of each input.
         most: greatest exponent.
+
+    Returns:
+        Votes [B, C, most + 1], the last axis by the greatest exponent that may be voted for, and [B, C] the greatest
+        exponent at which no more values are clipped than at 0.
     """
     zero = torch.from_numpy(table_at(part.zero_point, step).astype(np.float32)).reshape(-1, 1, 1, 1)
     inverse = table_at(reciprocal(part.scale), step)
     m = torch.from_numpy((inverse[:, None] * part.pre[None, :]).astype(np.float32))[:, :, None, None]
     scaled = x * m
     best = torch.full(x.shape[:2], torch.inf)
-    votes = torch.zeros(x.shape[:2], dtype=torch.int64)
+    vote, whole = torch.zeros(x.shape[:2], dtype=torch.int64), torch.zeros(x.shape[:2], dtype=torch.int64)
+    clipped_unscaled = torch.zeros(x.shape[:2], dtype=torch.int64)
+    votes = []
     for j in range(most + 1):
-        rounded = torch.minimum(torch.maximum((scaled * 2**j).round_(), codes[0] - zero), codes[1] - zero)
+        codes_before = (scaled * 2**j).round_()
+        rounded = torch.minimum(torch.maximum(codes_before, codes[0] - zero), codes[1] - zero)
+        clipped = (rounded != codes_before).sum((2, 3))
+        clipped_unscaled = clipped if j == 0 else clipped_unscaled
+        whole = torch.where(clipped <= clipped_unscaled, j, whole)
         error = (rounded.mul_(2.0**-j) - scaled).square_().mean((2, 3))
         better = error < best
-        best, votes = torch.where(better, error, best), torch.where(better, j, votes)
-    found: I64 = votes.numpy()
-    return found
+        best, vote = torch.where(better, error, best), torch.where(better, j, vote)
+        votes.append(vote)
+    return torch.stack(votes, 2).numpy(), whole.numpy()
+
+
+def votes_within(votes: I64, whole: I64) -> tuple[I64, I64]:
+    """Votes [M, C] among the exponents at which no input is clipped, and those [C].
+
+    Args:
+        votes: [M, C, most + 1] of `votes_of`.
+        whole: [M, C] likewise.
+    """
+    ceiling: I64 = whole.min(0)
+    found: I64 = np.take_along_axis(votes, ceiling[None, :, None], 2)[..., 0]
+    return found, ceiling
 
 
 def elected_exponents(votes: I64, groups: I64, agreement: float) -> tuple[I64, int]:

@@ -17,6 +17,7 @@ from dq_deploy.methods.scaling.power_of_two import (
     most_shift,
     shifted_layer,
     votes_of,
+    votes_within,
 )
 from dq_deploy.numerics.arrays import F32
 from dq_deploy.record import Layer, Part
@@ -117,8 +118,43 @@ def test_an_input_votes_for_the_factor_of_least_error() -> None:
     )
     # whole codes; codes of 0.5, -1.25 and 1.75; nothing at all
     x = torch.tensor([[-7.0, 5.0, 3.0], [0.25, -0.625, 0.875], [0.0, 0.0, 0.0]]).reshape(1, 3, 3, 1)
-    assert votes_of(x, part, (0, 15), np.array([0]), 3).tolist() == [[0, 2, 0]]
-    assert votes_of(x, part, (0, 15), np.array([0]), 1).tolist() == [[0, 1, 0]]
+    votes, whole = votes_of(x, part, (0, 15), np.array([0]), 3)
+    assert votes.tolist() == [[[0, 0, 0, 0], [0, 1, 2, 2], [0, 0, 0, 0]]]
+    assert whole.tolist() == [[0, 2, 3]]
+    assert votes_of(x, part, (0, 15), np.array([0]), 1)[0].tolist() == [[[0, 0], [0, 1], [0, 0]]]
+
+
+def test_a_factor_that_clips_one_input_is_elected_by_none() -> None:
+    part = replace(part_of(np.random.default_rng(0), 1, 4, 15), pre=np.ones(1, np.float32))
+    part = replace(part, scale=np.ones(STEPS, np.float32), zero_point=np.full(STEPS, 8, np.int32))
+    small = torch.full((9, 1, 4, 4), 0.25)
+    large = small.clone()[:1]
+    large[0, 0, 0, 0] = 5.0  # 10 halves, where codes end at 7
+    votes, whole = votes_of(torch.cat([small, large]), part, (0, 15), np.zeros(10, np.int64), 3)
+    assert elected_exponents(votes[..., 3], np.zeros(10, np.int64), 0.85)[0].tolist() == [2]  # nine of ten gain
+    within, ceiling = votes_within(votes, whole)
+    assert ceiling.tolist() == [0]
+    assert not elected_exponents(within, np.zeros(10, np.int64), 0.85)[0].any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_an_elected_factor_clips_no_value_of_any_input_that_was_not_clipped(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    part = part_of(rng, 6, 4, 63)
+    x = torch.from_numpy(rng.standard_normal((5, 6, 3, 3)).astype(np.float32) * rng.uniform(0.02, 2, (6, 1, 1)))
+    x = x.float()
+    step = rng.integers(0, STEPS, 5)
+    within, _ = votes_within(*votes_of(x, part, (0, 63), step, 3))
+    exponents = elected_exponents(within, np.zeros(5, np.int64), 0.5)[0]
+    m = numerics.reciprocal(part.scale)[step][:, None] * part.pre
+    zero = part.zero_point[step].reshape(-1, 1, 1, 1)
+
+    def clipped(j: np.ndarray) -> np.ndarray:
+        codes = np.rint(x.numpy() * (m * 2.0**j).astype(np.float32)[:, :, None, None])
+        return ((codes < -zero) | (codes > 63 - zero)).sum((2, 3))
+
+    np.testing.assert_array_equal(clipped(exponents), clipped(np.zeros(6)))
 
 
 def test_agreement_below_the_threshold_leaves_a_channel_unscaled() -> None:
