@@ -46,17 +46,17 @@ def recognised_less_float(own: BySeed) -> F64 | None:
     return np.array([np.subtract(right, of_float, dtype=np.float64) for right, of_float in pairs])
 
 
-def psnr_less_first(own: BySeed, first: BySeed) -> Interval | None:
-    """PSNR less the first method's, by seed and image; None with fewer than two seeds that both have."""
-    both = [seed for seed in own if seed in first]
+def psnr_less(own: BySeed, other: BySeed) -> Interval | None:
+    """PSNR less another method's, by seed and image; None with fewer than two seeds that both have."""
+    both = [seed for seed in own if seed in other]
     if len(both) < 2:
         return None
-    return interval_over_seeds(psnr_of({s: own[s] for s in both}) - psnr_of({s: first[s] for s in both}))
+    return interval_over_seeds(psnr_of({s: own[s] for s in both}) - psnr_of({s: other[s] for s in both}))
 
 
 def row_of_seeds(spec: Spec, own: BySeed, first: BySeed) -> Row:
     """One row of a cell with two seeds or more."""
-    psnr, shown = psnr_of(own), None if spec.method == FIRST else psnr_less_first(own, first)
+    psnr, shown = psnr_of(own), None if spec.method == FIRST else psnr_less(own, first)
     recognised = recognised_less_float(own)
     points = None if recognised is None else interval_over_seeds(100 * recognised)
     return {

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from benchmarks.machine.quiet import TOO_BUSY
 from benchmarks.methods.cells import BITS, METHODS, MODELS, PEERS, Line, Spec, Terms, all_specs
 from benchmarks.methods.claims import NOT_RUN, all_claims
-from benchmarks.methods.seeds import over_seeds
+from benchmarks.methods.seeds import BySeed, lines_by_seed, over_seeds
 from dq_deploy.comparison import markdown, paired_psnr, row_of_cell
 from dq_deploy.comparison.table import Row, interval_text
 
@@ -50,10 +50,10 @@ def ablations(lines: Mapping[str, Line]) -> str:
     return section(f"digits, {ABLATION_BITS}, each part of a method left out", rows)
 
 
-def claims(lines: Mapping[str, Line]) -> str:
+def claims(lines: Mapping[str, Line], seeds: Mapping[str, BySeed]) -> str:
     """What was expected and what became of it."""
     text = ["### What was expected\n"]
-    for claim in all_claims(lines):
+    for claim in all_claims(lines, seeds):
         text.append(f"- **{claim.text}: {claim.verdict}.**")
         if not all(finding.verdict == NOT_RUN for finding in claim.findings):
             text += [f"  - {finding}" for finding in claim.findings]
@@ -71,7 +71,10 @@ def conditions(lines: Mapping[str, Line], terms: Terms) -> str:
         "batch 1, in turns with the float graph on ONNX Runtime. Other packages are given the samples that our "
         "times include the drawing of, keep the layers float that ours keep float by default (time embedding, "
         "attention's products), and take turns with the float model on their own engine, so only their milliseconds "
-        "stand beside ours, not their ratios.\n"
+        "stand beside ours, not their ratios.\n\n"
+        "An interval of one training seed is over images alone. It tells records apart, not methods, nor a method "
+        "with and without a part: training follows the last bit of every sum, and another seed gives another record. "
+        "What a method is worth is told by the sections of several seeds.\n"
     )
     found = sorted({_machine(line) for line in lines.values()})
     busy = [spec for spec, line in lines.items() if float(line.facts.get("others_busy") or 0) > TOO_BUSY]
@@ -104,4 +107,4 @@ def table(lines: Mapping[str, Line], terms: Terms, every: Sequence[Line] = ()) -
     notes = [f"- {name}: {note}" for name, line in lines.items() for note in line.cell.notes]
     if notes:
         pieces.append("### Notes\n\n" + "\n".join(notes) + "\n")
-    return "\n".join([*pieces, claims(lines)])
+    return "\n".join([*pieces, claims(lines, lines_by_seed(every, terms))])

@@ -6,9 +6,10 @@
 Prompt i of examples/emoji-text-to-image/prompts.txt belongs to class i modulo 9, and a classifier that was trained on
 real emojis says which class a picture shows. More pictures than prompts go through the prompts again with other noise;
 the pictures of one prompt are alike, so intervals are over prompts, and with several training seeds over these too.
-The float model draws with guidance, and a picture a prompt without; each quantized model draws with guidance, natively, from the same
-noise. It is made by `dq-quantize`, calibrated with calibration.txt, which shares no prompt with prompts.txt. One JSON
-line a variant and seed goes to benchmarks/results/text_to_image.jsonl, and one over all seeds where there are several.
+The float model draws with guidance, and one picture a prompt without; each quantized model draws with guidance,
+natively, from the same noise. It is made by `dq-quantize`, calibrated with calibration.txt, which shares no prompt with
+prompts.txt. One JSON line a variant and seed goes to benchmarks/results/text_to_image.jsonl, and one over all seeds
+where there are several.
 Records and pictures stay in DIR, and a second run takes them from there.
 """
 

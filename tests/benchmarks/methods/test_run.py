@@ -24,7 +24,16 @@ from benchmarks.methods.cells import (
     latest,
     read_lines,
 )
-from benchmarks.methods.claims import NOT_REPRODUCED, NOT_RUN, REPRODUCED, all_claims, claims_of, near_float, over
+from benchmarks.methods.claims import (
+    NOT_REPRODUCED,
+    NOT_RUN,
+    ONE_SEED,
+    REPRODUCED,
+    all_claims,
+    claims_of,
+    near_float,
+    over,
+)
 from benchmarks.methods.table import ablations, claims, section, table
 from dq_deploy.comparison import Cell
 from dq_deploy.comparison.latency import StepTime
@@ -158,19 +167,19 @@ def test_a_claim_needs_an_interval_without_zero() -> None:
     found = lines(
         line(digits("dmq", "W4A6"), 22), line(digits("minmax", "W4A6"), 20), line(digits("eda-dm", "W4A6"), 22.0)
     )
-    assert over(found, "digits", "W4A6", "dmq", "minmax").verdict == REPRODUCED
-    even = over(found, "digits", "W4A6", "dmq", "eda-dm")
+    assert over(found, {}, "digits", "W4A6", "dmq", "minmax").verdict == ONE_SEED
+    even = over(found, {}, "digits", "W4A6", "dmq", "eda-dm")
     assert (even.verdict, "no difference" in even.numbers) == (NOT_REPRODUCED, True)
-    assert "the other way" in over(found, "digits", "W4A6", "minmax", "dmq").numbers
-    assert over(found, "digits", "W4A6", "dmq", "quest").verdict == NOT_RUN
-    claim = claims_of(found, "digits")[2]
+    assert "the other way" in over(found, {}, "digits", "W4A6", "minmax", "dmq").numbers
+    assert over(found, {}, "digits", "W4A6", "dmq", "quest").verdict == NOT_RUN
+    claim = claims_of(found, "digits", {})[2]
     assert (claim.text, claim.verdict) == ("digits, W4A6: dmq best of the post-training methods", NOT_REPRODUCED)
 
 
 def test_a_failed_cell_shows_nothing() -> None:
     failed = line(digits("dmq", "W4A6"), 22, error="broke")
     found = lines(failed, line(digits("minmax", "W4A6"), 20))
-    assert over(found, "digits", "W4A6", "dmq", "minmax").verdict == NOT_RUN
+    assert over(found, {}, "digits", "W4A6", "dmq", "minmax").verdict == NOT_RUN
 
 
 def test_near_float_means_that_no_interval_leaves_zero_out() -> None:
@@ -182,16 +191,27 @@ def test_near_float_means_that_no_interval_leaves_zero_out() -> None:
     assert finding.numbers == "PSNR 45.0 dB, -3.00 [-4.00, -2.00] points recognised, +3.00 [+2.00, +4.00] FD"
 
 
-def test_all_claims_are_reproduced_by_cells_that_are_as_expected() -> None:
+def test_all_claims_are_reproduced_by_cells_of_several_seeds_that_are_as_expected() -> None:
     order = {method: i for i, method in enumerate(("minmax", "gptq", "eda-dm", "dmq", "quest", "dilatequant"))}
     found = {
         spec.name: line(spec, 20 + order[spec.method])
         for spec in all_specs()
         if not spec.without and spec.method in METHODS
     }
-    assert {claim.verdict for claim in all_claims(found)} == {REPRODUCED}
-    assert len(all_claims(found)) == 12
-    assert {claim.verdict for claim in all_claims({})} == {NOT_RUN}
+    seeds = {name: {0: own, 1: own} for name, own in found.items()}
+    assert {claim.verdict for claim in all_claims(found, seeds)} == {REPRODUCED}
+    assert len(all_claims(found, seeds)) == 12
+    assert {claim.verdict for claim in all_claims({}, {})} == {NOT_RUN}
+
+
+def test_one_training_seed_tells_records_apart_and_not_methods() -> None:
+    better, worse = line(digits("dmq", "W4A6"), 22), line(digits("minmax", "W4A6"), 20)
+    found = lines(better, worse)
+    assert over(found, {}, "digits", "W4A6", "dmq", "minmax").verdict == ONE_SEED
+    other = line(digits("dmq", "W4A6"), 18)
+    seeds = {better.spec.name: {0: better, 1: other}, worse.spec.name: {0: worse, 1: worse}}
+    both = over(found, seeds, "digits", "W4A6", "dmq", "minmax")
+    assert (both.verdict, "no difference" in both.numbers) == (NOT_REPRODUCED, True)
 
 
 def test_the_table_says_not_run_and_shows_differences_of_ablations() -> None:
@@ -206,7 +226,7 @@ def test_the_table_says_not_run_and_shows_differences_of_ablations() -> None:
     row = next(entry for entry in ablations(found).splitlines() if "without distillation" in entry)
     assert "| -2.0" in row
     assert "abc1234" in row
-    assert "- **digits, W4A8: every method above minmax: not run.**" in claims(found)
+    assert "- **digits, W4A8: every method above minmax: not run.**" in claims(found, {})
     assert section("x", [{"method": "a", "bits": "W4A4", "error": "broke"}]).endswith("| a | W4A4 | failed: broke |\n")
 
 
