@@ -19,7 +19,7 @@ from dq_deploy.calibration import CalibrationInputs
 from dq_deploy.errors import NonFiniteError
 from dq_deploy.methods.options import QuestOptions, json_of_options
 from dq_deploy.methods.prepare.assembly import provenance_of
-from dq_deploy.methods.prepare.calibration_inputs import batch_of, visited_timesteps
+from dq_deploy.methods.prepare.calibration_inputs import batch_of, step_influence, visited_timesteps
 from dq_deploy.methods.prepare.initial_record import (
     check_timesteps,
     groups_of_record,
@@ -79,7 +79,7 @@ def _finetuned(
     for number, stage in enumerate(stages):
         done = _kept(state, stage.name)
         if done is None:
-            finetuner = finetuner or Finetuner(denoiser, calibration.inputs, options, run.progress, stages=len(stages))
+            finetuner = finetuner or _finetuner(run, options, calibration, len(stages))
             try:
                 done, note = finetuner.run(stage, number, record)
             except NonFiniteError as error:
@@ -93,6 +93,12 @@ def _finetuned(
         return record  # bit for bit what it began with
     finished: Record = _with_output_tables(record, calibration, options, batch_of(denoiser, FLOAT_BATCH))
     return finished
+
+
+def _finetuner(run: Run, options: QuestOptions, calibration: CalibrationInputs, stages: int) -> Finetuner:
+    """What trains the stages; recorded inputs name no sampler, and so no influence of their steps."""
+    influence = None if run.source.kind == "latents" else step_influence(run.denoiser, options, run.source)
+    return Finetuner(run.denoiser, calibration.inputs, options, run.progress, stages=stages, influence=influence)
 
 
 def _named(error: NonFiniteError, state: ResumeFolder | None, stage: str, last: str) -> NonFiniteError:

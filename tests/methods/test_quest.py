@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dq_deploy.calibration import CalibrationSource
 from dq_deploy.errors import NonFiniteError, OptionError
-from dq_deploy.methods import quantize
+from dq_deploy.methods import options_for, quantize
+from dq_deploy.methods.prepare.calibration_inputs import step_influence
 from dq_deploy.methods.training.finetuning import Finetuner
 from dq_deploy.methods.training.resume import discard_state
 from dq_deploy.record import Record, content_sha256, load_record
@@ -75,6 +77,11 @@ def test_a_given_record_keeps_its_bits_folds_and_float_parameters_and_is_named()
         np.testing.assert_array_equal(record.float_parameters[key], value)
 
 
+def test_the_history_has_the_influence_that_held_out_steps_count_by() -> None:
+    influence = step_influence(tiny_denoiser(), options_for(method="quest", **QUICK), CalibrationSource())
+    assert [entry["influence"] for entry in stages(tuned())] == [pytest.approx(influence, rel=1e-3)] * 2
+
+
 def test_without_iterations_the_layers_are_the_record_s_own() -> None:
     record = on_dilated(finetune_iterations=0)
     assert all(record.layers[name] is layer for name, layer in dilated().layers.items())
@@ -99,7 +106,7 @@ def test_a_diverged_stage_leaves_the_one_before_as_a_record_and_the_run_goes_on(
             Finetuner,
             "_backward",
             lambda self, module, floats, *rest: (
-                float("nan") if any("to_q" in name for name in floats.names) else whole(self, module, floats, *rest)
+                float("nan") if any("to_q" in name for name in floats.spread) else whole(self, module, floats, *rest)
             ),
         )
         with pytest.raises(NonFiniteError, match=r"stage attention.*is a record, .*time-embedding\.record") as caught:

@@ -143,11 +143,10 @@ class DmqOptions(AdaRoundOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EdaDmOptions(TrainingOptions):
+class EdaDmOptions(AdaRoundOptions):
     """EDA-DM: calibration steps that stand for all, fine-grained reconstruction.
 
     Attributes:
-        lr_rounding: Adam step of AdaRound's rounding variables.
         lr_scale: of activation scales, relative.
         layer_loss: weight of the errors of the layers inside a block (gamma in the paper).
         activation_drop: share of activation values left float while a block is trained.
@@ -159,7 +158,6 @@ class EdaDmOptions(TrainingOptions):
     )
     own: ClassVar[OwnChoices] = OwnChoices(static=True, split_skips=True, calibration_choice="tdac")
 
-    lr_rounding: float = number(0.1, 0, 10)
     lr_scale: float = number(5e-3, 0, 10)
     layer_loss: float = number(0.8, 0, 100)
     activation_drop: float = number(0.5, 0, 1)

@@ -55,6 +55,7 @@ class BlockLoss:
         self.settings = settings
         self.generator = generator
         self.norms = [value or 1.0 for value in mean_squares(block.target.of_samples(), block.share)]
+        self.unit = sum(self.norms) / len(self.norms)
         self.inner = list(block.layers)[:-1] if settings.layer_loss else []
         self.outputs: dict[str, torch.Tensor] = {}
         self.targets: dict[str, torch.Tensor] = {}
@@ -84,8 +85,8 @@ class BlockLoss:
             assert block.float_given is not None
             with torch.no_grad():
                 call_block(block.float_module, block.float_given.take(index))
-            errors = [_relative_error(self.outputs[name], self.targets[name]) for name in self.inner]
-            loss = loss + settings.layer_loss * torch.stack(errors).sum()
+            errors = [torch.nn.functional.mse_loss(self.outputs[name], self.targets[name]) for name in self.inner]
+            loss = loss + settings.layer_loss * torch.stack(errors).sum() / self.unit
         beta = penalty_beta(iteration, settings.iterations) if settings.rounding_penalty else None
         if self.roundings and beta is not None:
             count = sum(rounding.numel() for rounding in self.roundings)
@@ -125,8 +126,3 @@ def _catcher(into: dict[str, torch.Tensor], name: str) -> Callable[..., None]:
         into[name] = output
 
     return hook
-
-
-def _relative_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    error = torch.nn.functional.mse_loss(output, target)
-    return error / target.square().mean().clamp(min=torch.finfo(torch.float32).tiny)

@@ -1,6 +1,6 @@
 """Selective finetuning (QuEST, arXiv 2402.03666): few layers' weights and all activation scales, on the whole model.
 
-A stage trains the weights of its layers and the activation quantizers of every layer at once:
+A stage trains the weights of its layers and activation quantizers at once:
 
     loss = mean of |y - y_float|^2 / start[t]  +  layer_loss * mean over its layers of e(y_l)
     e(y_l) = |y_l - y_l,float|^2 / |y_l,float|^2
@@ -9,8 +9,9 @@ start[t] is the mean error of step t before the stage: without it the last steps
 hardly be told, outweigh all others.
 
 y is the output of the quantized denoiser and y_l that of a layer inside it, both at inputs of the float model's own
-trajectory; no data is needed. Stages are `time-embedding` (the projections into the residual blocks) and `attention`
-(queries, keys, values, outputs and feed-forward layers).
+trajectory; no data is needed. Stages are `time-embedding` (the projections into the residual blocks, with their own
+activation quantizers) and `attention` (queries, keys, values, outputs and feed-forward layers, with the activation
+quantizers of all layers but the projections, on the error of y alone).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from dq_deploy.methods.training.held_out import train_and_held_out
 from dq_deploy.methods.training.pieces import Kept, Pieces, computed_again, kept_by, pieces_that_fit
 from dq_deploy.methods.training.trainable import TrainableLayer
 from dq_deploy.models import Denoiser, blocks_of, call_denoiser, quantizable_layers
-from dq_deploy.numerics.arrays import Array
+from dq_deploy.numerics.arrays import F64, Array
 from dq_deploy.record import Record
 from dq_deploy.simulation.fake_quant import StepContext
 
@@ -53,6 +54,8 @@ STAGES = {
 
 The step enters a residual block by its time projection, and a block of a transformer by the linear layer of its norms.
 """
+
+TIME = "time-embedding"
 
 CHECKS = 2
 """Times a stage looks at the held-out error, its end included; more often where that is over CHECK_EVERY iterations."""
@@ -70,10 +73,19 @@ EPSILON = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stage and the layers whose weights it trains."""
+    """What a stage trains.
+
+    Attributes:
+        name: of `STAGES`.
+        layers: whose weights it trains.
+        scales: layers whose activation quantizers it trains.
+        local: whether the errors of its layers are in the loss.
+    """
 
     name: str
     layers: tuple[str, ...]
+    scales: frozenset[str]
+    local: bool
 
 
 def stages_of(names: Iterable[str], options: QuestOptions) -> list[Stage]:
@@ -92,10 +104,16 @@ def stages_of(names: Iterable[str], options: QuestOptions) -> list[Stage]:
         raise OptionError("without names global-loss and local-loss, expected one of them to be left in")
     found = []
     for stage in chosen:
-        layers = tuple(n for n in known if any(fnmatch.fnmatchcase(n, p) for p in STAGES[stage]))
-        if layers or options.uses("global-loss"):
-            found.append(Stage(name=stage, layers=layers))
+        layers = _named(known, stage)
+        scales = frozenset(layers) if stage == TIME else frozenset(known) - frozenset(_named(known, TIME))
+        local = options.uses("local-loss") and (stage == TIME or not options.uses("global-loss"))
+        if layers or (scales and options.uses("global-loss")):
+            found.append(Stage(name=stage, layers=layers, scales=scales, local=local))
     return found
+
+
+def _named(names: Iterable[str], stage: str) -> tuple[str, ...]:
+    return tuple(n for n in names if any(fnmatch.fnmatchcase(n, p) for p in STAGES[stage]))
 
 
 @contextmanager
@@ -120,9 +138,10 @@ def _outputs_of(module: torch.nn.Module, names: Iterable[str]) -> Iterator[dict[
 class _FloatOutputs:
     """What the float model gives at a stage's layers: stored where `memory_gib` allows, else computed each time."""
 
-    def __init__(self, owner: Finetuner, point: InitialState, names: tuple[str, ...]) -> None:
+    def __init__(self, owner: Finetuner, point: InitialState, stage: Stage) -> None:
         self.owner = owner
-        self.names = names if owner.options.uses("local-loss") else ()
+        names = stage.layers
+        self.names = names if stage.local else ()
         self.factors = {name: torch.from_numpy(value) for name, value in point.output_factors.items()}
         self.stored: dict[str, torch.Tensor] = {}
         self.spread: dict[str, float] = {}
@@ -167,6 +186,8 @@ class Finetuner:
         options: rates, iterations a stage, parts left out.
         progress: called now and then.
         stages: how many there will be.
+        influence: [T] how far the next sample moves for an error of one in the output at each step; None where that is
+            not known, and all steps' relative errors count alike.
     """
 
     def __init__(
@@ -177,6 +198,7 @@ class Finetuner:
         progress: ProgressCallback,
         *,
         stages: int,
+        influence: F64 | None = None,
     ) -> None:
         self.denoiser = denoiser
         self.float_module = denoiser.module
@@ -195,6 +217,8 @@ class Finetuner:
         self.train = torch.arange(max(count - held, 1))
         self.held = torch.arange(count - held, count)
         self.target = self._float_outputs()
+        known = influence is not None and len(influence) == int(self.step.max()) + 1 and bool(influence.any())
+        self.influence = torch.from_numpy(influence) if influence is not None and known else None
 
     def model_inputs(self, index: torch.Tensor) -> dict[str, Any]:
         """Inputs of the denoiser by name."""
@@ -221,13 +245,13 @@ class Finetuner:
             NonFiniteError: the loss is NaN or infinite; names stage and iteration.
         """
         point = initial_state(record, self.denoiser)
-        floats = _FloatOutputs(self, point, stage.layers)
+        floats = _FloatOutputs(self, point, stage)
         module, layers = working_module(point, stage.layers, floats.spread, self.context)
         module.to(self.options.device)
         groups = [
             group
             for name, layer in layers.items()
-            for group in layer.parameter_groups(self._rates(name in stage.layers, layer.prepared.weight_bits))
+            for group in layer.parameter_groups(self._rates(stage, name, layer.prepared.weight_bits))
         ]
         before = self._held_out_errors(module).clamp_min(SMALLEST)
         pieces = self._pieces(module, floats, before.float(), stage) if groups else Pieces(size=1, again=False)
@@ -235,7 +259,7 @@ class Finetuner:
         iterations = self.options.finetune_iterations if optimizer else 0
         best, share, kept, backed_off = _values(groups), 1.0, "start", 0
         for i in self._iterations(stage, number, module, floats, before.float(), optimizer, iterations, pieces):
-            found = float((self._held_out_errors(module) / before).mean())
+            found = self._share_left(self._held_out_errors(module), before)
             if found < share:
                 best, share, kept = _values(groups), found, f"iteration {i}"
                 continue
@@ -252,11 +276,12 @@ class Finetuner:
             "weights_trained": trained,
             "share_of_weights": trained / total,
             "held_out_inputs": len(self.held),
+            "influence": None if self.influence is None else [float(f"{x:.4g}") for x in self.influence],
             "error_of_start": float(before.mean()),
             "share_of_error_left": share,
             "kept": kept,
             "times_backed_off": backed_off,
-            "learning_rates": self._rates(True),
+            "learning_rates": self._rates(stage, next(iter(stage.layers), "")),
         }
         if point.frozen:
             note["frozen_layers"] = dict(point.frozen)
@@ -265,14 +290,23 @@ class Finetuner:
         _put(groups, best)
         return _with_layers(record, layers), note
 
-    def _rates(self, selected: bool, weight_bits: int = 4) -> dict[str, float]:
-        """Learning rates by kind; `lr_weight` is in codes of 4 bits, so that a weight moves alike at any width."""
+    def _rates(self, stage: Stage, name: str, weight_bits: int = 4) -> dict[str, float]:
+        """A layer's learning rates by kind; `lr_weight` is in codes of 4 bits, so a weight moves alike at any width."""
         options = self.options
-        rates = {"scale": options.lr_scale, "zero_point": options.lr_zero_point}
-        if selected:
+        rates: dict[str, float] = {}
+        if name in stage.scales:
+            rates |= {"scale": options.lr_scale, "zero_point": options.lr_zero_point}
+        if name in stage.layers:
             codes = options.lr_weight * 2.0 ** (weight_bits - 4)
             rates |= {"weight": codes, "weight_scale": options.lr_weight_scale, "bias": options.lr_bias}
         return rates
+
+    def _share_left(self, errors: torch.Tensor, before: torch.Tensor) -> float:
+        """Of what the errors [T] at the start move the samples, the share that is left: a step by its influence."""
+        if self.influence is None:
+            return float((errors / before).mean())
+        weight = self.influence.square()
+        return float((weight * errors).sum() / (weight * before).sum())
 
     def _iterations(
         self,

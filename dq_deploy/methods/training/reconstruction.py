@@ -19,7 +19,7 @@ SampleWeights = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class Reconstruction:
     """How blocks are trained; each learns to give behind the quantized prefix what it gives in the float model.
 
-    The loss of a batch, each error a mean square relative to the float output's::
+    The loss of a batch, each error a mean square relative to the float block's output::
 
         error(block) + layer_loss * sum of error(layer) + rounding_penalty * mean of (1 - |2 h - 1|^beta)
 
@@ -86,8 +86,10 @@ def bkd_settings(options: DilateQuantOptions) -> Reconstruction:
 def fbr_settings(options: EdaDmOptions) -> Reconstruction:
     """Fine-grained block reconstruction (EDA-DM): rounding and activation scales, on block and layer outputs.
 
-    The paper leaves the rounding penalty out, drops half of the activation quantization and mixes half of the block's
-    input with the float one; `activation_drop` is the share of both.
+    Errors of layers are as large as they are and not relative to each layer's own output, so that a layer of small
+    values, which hardly moves the block's output, hardly counts. The paper leaves the rounding penalty out, which with
+    few iterations leaves most weights undecided between two codes. It drops half of the activation quantization and
+    mixes half of the block's input with the float one; `activation_drop` is the share of both.
     """
     drop = options.activation_drop if options.uses("activation-drop") else 0.0
     return Reconstruction(
@@ -98,6 +100,7 @@ def fbr_settings(options: EdaDmOptions) -> Reconstruction:
         layer_loss=options.layer_loss if options.uses("fine-grained-loss") else 0.0,
         activation_drop=drop,
         input_mix=drop,
+        rounding_penalty=options.rounding_penalty,
         start=_start(options),
     )
 

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from dq_deploy.calibration.sharding import Share
 from dq_deploy.errors import NonFiniteError
 from dq_deploy.methods import Progress, options_for
+from dq_deploy.methods.blocks.nested_values import gathered
 from dq_deploy.methods.prepare.initial_layers import initial_layers
 from dq_deploy.methods.prepare.preparation import prepare
 from dq_deploy.methods.progress import silent
 from dq_deploy.methods.ranges.step_ranges import collect_ranges
+from dq_deploy.methods.training.block_loss import BlockLoss, TrainedBlock
 from dq_deploy.methods.training.block_reconstruction import BlockReconstruction, Reconstructed
 from dq_deploy.methods.training.reconstruction import Reconstruction, adaround_settings, bkd_settings, fbr_settings
+from dq_deploy.simulation.fake_quant import StepContext
 from tests.tiny import tiny_denoiser
 
 STEPS = 2
@@ -81,10 +86,38 @@ def test_training_lowers_the_error_that_rounding_to_nearest_leaves(settings: Rec
     assert error_of(train(settings)) < 0.95 * error_of(train(replace(settings, iterations=0)))
 
 
-@pytest.mark.parametrize("change", [{"layer_loss": 0.0}, {"activation_drop": 0.0}, {"input_mix": 0.0}])
+@pytest.mark.parametrize(
+    "change", [{"layer_loss": 0.0}, {"activation_drop": 0.0}, {"input_mix": 0.0}, {"rounding_penalty": 0.0}]
+)
 def test_each_part_of_the_fine_grained_reconstruction_has_an_effect(change: dict[str, float]) -> None:
     other = train(replace(fbr_settings(OPTIONS), **change))  # type: ignore[arg-type]
     assert not np.array_equal(codes_of(fbr()), codes_of(other))
+
+
+def test_an_inner_layer_s_error_counts_as_large_as_it_is() -> None:
+    """In relation to the block's output: a layer of small values is not to count as much as one of large ones."""
+    torch.manual_seed(0)
+    mine, whole = (torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)) for _ in range(2))
+    x = torch.randn(4, 3)
+    with torch.no_grad():
+        hidden, target = whole[0](x), whole(x)
+        errors = (mine(x) - target).square().mean() + 0.5 * (mine[0](x) - hidden).square().mean()
+    given = gathered([(slice(0, 4), ((x,), {}))], 4, (1,))
+    block = TrainedBlock(
+        module=mine,
+        float_module=whole,
+        layers={"0": SimpleNamespace(parts=()), "1": SimpleNamespace(parts=())},  # type: ignore[dict-item]
+        given=given,
+        float_given=given,
+        target=gathered([(slice(0, 4), target)], 4, (1,)),
+        step=torch.zeros(4, dtype=torch.int64),
+        share=Share(step=np.zeros(4, np.int64)),
+        context=StepContext(),
+    )
+    settings = replace(fbr_settings(OPTIONS), layer_loss=0.5, input_mix=0.0, rounding_penalty=0.0)
+    with BlockLoss(block, settings, torch.Generator()).watching() as loss_of:
+        loss = loss_of(torch.arange(4), 0)
+    assert loss.item() == pytest.approx(float(errors / target.square().mean()), rel=1e-5)
 
 
 def test_the_same_seed_gives_the_same_layers() -> None:

@@ -98,12 +98,12 @@ def test_the_error_falls_on_inputs_that_were_never_seen() -> None:
     assert output_error(record) < 0.95 * output_error(start())
 
 
-def test_only_the_stage_s_weights_move_and_activation_scales_of_every_layer() -> None:
+def test_only_the_stage_s_weights_move_and_activation_scales_of_all_but_the_time_projections() -> None:
     record, note = tuned()
     moved = []
     for name, layer in record.layers.items():
         before, after = start().layers[name].parts[0], layer.parts[0]
-        assert not np.array_equal(before.scale, after.scale), name
+        assert np.array_equal(before.scale, after.scale) == name.endswith("time_emb_proj"), name
         if not np.array_equal(before.w_code, after.w_code):
             moved.append(name)
         if name not in attention().layers:
@@ -112,6 +112,27 @@ def test_only_the_stage_s_weights_move_and_activation_scales_of_every_layer() ->
             np.testing.assert_array_equal(start().layers[name].bias, layer.bias)
     assert moved
     assert 0 < note["share_of_weights"] < 0.2
+
+
+def test_the_time_projections_are_trained_with_their_own_activation_scales_alone() -> None:
+    time, attended = stages_of(start().layers, options_for(method="quest"))
+    assert (time.local, attended.local) == (True, False)  # attention is trained on the denoiser's output alone
+    assert not set(time.scales) & set(attended.scales)
+    assert set(time.scales) | set(attended.scales) == set(start().layers)
+    record, note = tuner(finetune_iterations=2, lr_bias=0.5).run(time, 0, start())
+    assert note["kept"] != "start"
+    for name, layer in record.layers.items():
+        before = start().layers[name].parts[0].scale
+        assert np.array_equal(before, layer.parts[0].scale) == (name not in time.layers), name
+
+
+def test_a_held_out_step_counts_by_how_far_its_error_moves_the_sample() -> None:
+    weighed = Finetuner(
+        denoiser(), inputs(0), options_for(method="quest", **SHARED), print, stages=1, influence=np.array([1.0, 2.0])
+    )
+    errors, before = torch.tensor([1.0, 0.5]).double(), torch.tensor([1.0, 1.0]).double()
+    assert weighed._share_left(errors, before) == pytest.approx((1 + 4 * 0.5) / 5)
+    assert tuner()._share_left(errors, before) == pytest.approx(0.75)  # not known: all alike
 
 
 def test_blocks_computed_again_and_small_pieces_train_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
