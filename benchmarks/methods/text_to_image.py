@@ -165,6 +165,8 @@ def main(
     out: Annotated[Path, typer.Option(help="JSON lines file to append to.")] = RESULTS,
 ) -> None:
     """Draw, quantize, draw again and compare; one JSON line a variant and seed, and one over several seeds."""
+    from dq_deploy.quality.bootstrap import interval_of_mean
+
     prompts = chosen_prompts(model, count)
     work.mkdir(parents=True, exist_ok=True)
     drawing = partial(draw, model, prompts, count=count, steps=steps)
@@ -187,7 +189,7 @@ def main(
             "steps": steps,
             "guidance": guidance,
             "right_float_by_class": by_class,
-            "right_float_without_guidance": line_of([unguided], unguided, len(prompts))["right"],
+            "right_float_without_guidance": interval_of_mean(unguided.right).__dict__,
         }
         for seed in (int(value) for value in seeds.split(",")):
             record = work / f"{name}-{guidance}-{steps}-steps-seed-{seed}.pt"
