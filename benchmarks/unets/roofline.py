@@ -18,7 +18,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -135,25 +135,33 @@ def work_of(op: Op, layers: Mapping[str, Any]) -> int:
     return 0
 
 
-def bytes_of(op: Op, program: Program) -> tuple[int, int]:
-    """Bytes of parameters, and of values, that an operation reads or writes; packed integer weights are not in it."""
+def bytes_of(op: Op, program: Program, skipped: Collection[int | str]) -> tuple[int, int]:
+    """Bytes of parameters, and of values, that an operation reads or writes; packed integer weights are not in it.
+
+    Args:
+        op: of the program.
+        program: of one batch size.
+        skipped: buffers that nothing writes, because what makes and what reads them is done in one.
+    """
 
     def size(view: View) -> int:
         item = 4 if isinstance(view.buffer, str) else program.buffers[view.buffer].itemsize
         return int(np.prod([n for n, stride in zip(view.sizes, view.strides, strict=True) if stride])) * item
 
     parameters = [view for view in op.reads.values() if isinstance(view.buffer, str)]
-    values = [view for view in op.views() if not isinstance(view.buffer, str)]
+    values = [view for view in op.views() if not isinstance(view.buffer, str) and view.buffer not in skipped]
     return sum(map(size, parameters)), sum(map(size, values))
 
 
 def costs(executor: Any, batch: int, isa: str, threads: int, sizes: Any = None) -> list[Cost]:
     """Of every operation of a step, in order; `sizes` are of the axes that vary, by default the engine's own."""
-    program, layers = executor.plan(batch, sizes).program, executor.record.layers
+    plan, layers = executor.plan(batch, sizes), executor.record.layers
+    program, inside = plan.program, [i for found, _ in plan.at_once.values() for i in range(found.first, found.last)]
+    skipped = {view.buffer for i in inside for view in program.ops[i].writes.values()}
     packed = {key: own.packed.nbytes if own.packed is not None else 0 for key, own in executor.constants.items()}
     counted = []
     for op in program.ops:
-        parameters, values = bytes_of(op, program)
+        parameters, values = bytes_of(op, program, skipped)
         if op.kind in ("int_linear", "int_conv2d"):
             parameters += packed[op.attributes["layer"], op.attributes["part"]]
         counted.append((op, work_of(op, layers), parameters, values))
@@ -278,7 +286,7 @@ What a step of the native engine has to do, what this machine can do, and what i
 - Of norms, codes and elementwise operations only the bytes are counted. A norm reads its values twice and takes an
   exponential of each, so no kernel comes near that limit.
 - **Measured** is the sum over operations of the least time of each. A whole step, without a clock between the
-  operations, stands above each table.
+  operations, stands above each table. A layer that makes the codes of its result itself has their time.
 - The rate of AMX's instruction is measured on bytes that differ: on zeros alone the clock is higher.
 """
 
@@ -322,7 +330,7 @@ def main(words: Sequence[str] | None = None) -> int:
     given.work.mkdir(parents=True, exist_ok=True)
     for model in given.model:
         for bits in given.weights or (4, 8):
-            record = given.record or record_path(model, bits, given.work)
+            record = given.record or record_path(model, bits, given.work, attention=given.attention)
             for isa in given.isa or known_isas()[-1:]:
                 row = measure(model, record, bits, isa, given.threads, given.repeats, given.attention)
                 print("\n".join([json.dumps(row["key"]), *lines_of(row), f"step {row['step_ms']:.2f} ms"]), flush=True)

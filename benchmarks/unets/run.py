@@ -123,14 +123,15 @@ class Series:
         return {"ms": ms, "peak_mib": self.peak_mib, "load_ms": self.load_ms}
 
 
-def record_path(model: str, bits: int, work: Path, pipeline: Path | None = None) -> Path:
-    """The record in the work folder; made where it is not there."""
+def record_path(model: str, bits: int, work: Path, pipeline: Path | None = None, attention: str | None = None) -> Path:
+    """The record in the work folder, with quantizers of attention for int8; made where it is not there."""
     import dq_deploy
 
-    path = work / f"{model}-w{bits}a8.pt"
+    own: dict[str, Any] = {"attention": "int8"} if attention == "int8" else {}
+    path = work / f"{model}-w{bits}a8{'-attention' if own else ''}.pt"
     if not path.is_file():
         subject = subject_of(model, pipeline)
-        options = {**subject.options, "method": "minmax", "weight_bits": bits, "activation_bits": 8}
+        options = {**subject.options, "method": "minmax", "weight_bits": bits, "activation_bits": 8, **own}
         dq_deploy.save_record(dq_deploy.quantize(subject.denoiser, calibration=subject.source, **options), path)
     return path
 
@@ -393,7 +394,7 @@ def measure(asked: Table, arguments: argparse.Namespace) -> int:
     key, threads = asked.key, asked.threads
     if not arguments.again and json.dumps(key, sort_keys=True) in done_rows(arguments.results):
         return 0
-    record = record_path(asked.model, asked.bits, arguments.work, arguments.terrain)
+    record = record_path(asked.model, asked.bits, arguments.work, arguments.terrain, asked.attention)
     print(f"\n{asked.title}", flush=True)
     row: dict[str, Any] = {"key": key, "commit": commit(), "environment": describe_environment(threads=threads)}
     red = red_layers(program_path(record, asked.cpu.isa, arguments.work), asked.cpu.isa, threads, asked.batch)

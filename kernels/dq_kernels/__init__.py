@@ -13,5 +13,5 @@ OPS = (
 )
 """Ops with a reference, a CPU kernel, a Triton kernel and cases."""
 
-CPU_OPS = ("elementwise", "attention", "float_linear", "float_conv2d")
-"""Float operations the CPU programs of the native engine need between them."""
+CPU_OPS = ("elementwise", "attention", "float_linear", "float_conv2d", "int_linear_codes")
+"""Float operations the CPU programs of the native engine need between them, and what it does in one op, not two."""

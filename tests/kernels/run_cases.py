@@ -8,13 +8,20 @@ from __future__ import annotations
 import importlib
 
 import numpy as np
-from dq_kernels import CPU_OPS, OPS, attention
+from dq_kernels import CPU_OPS, OPS, attention, int_linear_codes
 from dq_kernels.cpu.library import Context, known_isas
 from dq_kernels.cpu.structs import EMULATED
 
 from tests.kernels.attention.tables import tables_for
 
 PRODUCTS = ("int_linear", "int_conv2d", "attention")
+
+
+def ops_of(isa: str) -> tuple[str, ...]:
+    """What an instruction set brings kernels of its own for."""
+    if isa == EMULATED:
+        return PRODUCTS
+    return tuple(op for op in (*OPS, *CPU_OPS) if op != "int_linear_codes" or not int_linear_codes.supports(isa))
 
 
 def run_narrow_attention(context: Context, inputs: dict) -> None:
@@ -28,7 +35,7 @@ def main() -> None:
     for isa in (*known_isas(), EMULATED):
         for threads in (1, 2):
             with Context(threads, isa) as context:
-                for op in PRODUCTS if isa == EMULATED else (*OPS, *CPU_OPS):
+                for op in ops_of(isa):
                     run = importlib.import_module(f"dq_kernels.{op}").run
                     module = importlib.import_module(f"dq_kernels.{op}.cases")
                     cases = (*module.TEST_CASES, *getattr(module, "ZERO_CASES", ()))

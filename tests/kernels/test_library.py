@@ -98,7 +98,7 @@ def test_a_call_that_names_no_op_is_refused(best_context):
     calls = call_list([("elementwise", structs.ElementwiseArgs())] * 2)
     calls[1].op = 99
     for run in (best_context.run, best_context.run_timed):
-        with pytest.raises(KernelInputError, match="call 1 names op 99, expected 0 to 9"):
+        with pytest.raises(KernelInputError, match="call 1 names op 99, expected 0 to 10"):
             run(calls)
 
 

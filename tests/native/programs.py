@@ -108,21 +108,21 @@ class Case:
         feeds = {name: rng.normal(size=self._shape(name, batch)).astype(d) for name, (_, d) in self.inputs.items()}
         return feeds | {"timestep": np.linspace(50, 250, batch).astype(np.float32)}
 
-    def executor(self) -> CpuExecutor:
-        """Its program on one thread; the context is the executor's."""
+    def executor(self, isa: str | None = None) -> CpuExecutor:
+        """Its program on one thread; the context is the executor's. None takes the best instruction set."""
         parameters = {key: value.numpy().copy() for key, value in self.module.state_dict().items()}
         fields = {"float_parameters": parameters, "weight_only": {}, "attention": {}}
         record = SimpleNamespace(step_edges=EDGES, layers=self.layers, **fields)
-        return CpuExecutor(self.joined, record, Context(threads=1))  # type: ignore[arg-type]
+        return CpuExecutor(self.joined, record, Context(threads=1, isa=isa))  # type: ignore[arg-type]
 
     def wanted(self, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
         """What torch gives, its integer layers by the numerics."""
         return wanted(self.module, self._step, feeds, self.layers)
 
-    def difference(self, batches: Sequence[int] = (1, 2, 5)) -> float:
+    def difference(self, batches: Sequence[int] = (1, 2, 5), isa: str | None = None) -> float:
         """Largest difference from torch, over the largest value; infinite where a shape differs."""
         worst = 0.0
-        executor = self.executor()
+        executor = self.executor(isa)
         for batch in batches:
             feeds = self.feeds(batch)
             got, want = executor.run(feeds)["output"], self.wanted(feeds)

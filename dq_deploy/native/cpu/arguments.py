@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dq_deploy.native.program.attention_tables import AttentionTables
 from dq_deploy.native.program.layer_constants import LayerConstants, integers
+from dq_deploy.native.program.product_codes import ProductCodes
 from dq_deploy.native.program.program import Op, Program, View
 from dq_deploy.native.program.views import rows_view
 from dq_deploy.numerics import row_steps
@@ -282,6 +283,25 @@ _BUILDERS = {
     "float_linear": _float_linear,
     "float_conv2d": _float_conv2d,
 }
+
+
+def product_codes_struct(bound: Bound, program: Program, found: ProductCodes) -> c.Structure:
+    """The argument struct of a linear layer and the codes of its result in one.
+
+    Args:
+        bound: memory and tables.
+        program: of one batch size.
+        found: which ops of it.
+    """
+    linear: Any = struct_of(bound, program.ops[found.first], found.first)
+    linear.epilogue.y = None
+    return structs.IntLinearCodesArgs(
+        linear=linear,
+        nan_seen=_flag(bound, found.last),
+        activation=structs.ELEMENTWISE_KINDS.index(found.activation),
+        gated=int(found.gated),
+        out=_outs(bound, program.ops[found.last], 0),
+    )
 
 
 def single_rows(program: Program, of_one: Program) -> dict[int, int]:

@@ -9,6 +9,7 @@ from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
+from dq_kernels import int_linear_codes
 from dq_kernels.attention import codes_fit
 from dq_kernels.cpu.library import Context, aligned_empty, call_list
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from dq_deploy.engines.base import reason_of
 from dq_deploy.engines.turns import Turns
 from dq_deploy.errors import DqError, InputError, ModelError, NonFiniteError
 from dq_deploy.native.cpu import host_ops, reference_product
-from dq_deploy.native.cpu.arguments import Bound, single_rows, struct_of
+from dq_deploy.native.cpu.arguments import Bound, product_codes_struct, single_rows, struct_of
 from dq_deploy.native.observe.layer_values import PRODUCTS, readers_of
 from dq_deploy.native.program.arena import Arena, plan_arena
 from dq_deploy.native.program.attention_tables import attention_tables
@@ -25,6 +26,7 @@ from dq_deploy.native.program.by_sizes import ProgramsBySize, Sizes, Varying
 from dq_deploy.native.program.entries import entry_counts
 from dq_deploy.native.program.joins import without_join_copies
 from dq_deploy.native.program.layer_constants import FloatConstants, LayerConstants, padded_parts, refusal
+from dq_deploy.native.program.product_codes import ProductCodes, product_codes
 from dq_deploy.native.program.program import Op, Program, View, at_batch, check_bounds, from_json
 from dq_deploy.numerics import step_bucket
 from dq_deploy.record import Record
@@ -80,6 +82,8 @@ class Plan:
         memory: of its buffers.
         bound: what its structs refer to.
         structs: by op index; ops of the host have none.
+        at_once: by the index of a linear layer, the call that stands for it and for the ops behind it that make codes
+            of its result; they have structs of their own too, for a look at what lies between.
         pieces: what runs in order: lists of calls, and functions.
         nbytes: of its memory.
     """
@@ -88,6 +92,7 @@ class Plan:
     memory: ArenaMemory
     bound: Bound
     structs: Mapping[int, c.Structure]
+    at_once: Mapping[int, tuple[ProductCodes, c.Structure]]
     pieces: tuple[c.Array[Any] | Callable[[], None], ...]
     nbytes: int
 
@@ -205,7 +210,8 @@ class CpuExecutor:
         if self.given.check is not None and sizes == self.programs.first:
             self.given.check(program, batch)
         self._check_attention(program)
-        arena = plan_arena(program)
+        joined_codes = self._product_codes(program)
+        arena = plan_arena(program, [(found.first, found.last) for found in joined_codes])
         try:
             memory = ArenaMemory(program, arena, floats)
         except MemoryError as error:
@@ -220,24 +226,29 @@ class CpuExecutor:
             attention=self.attention,
             tables=self.tables if self.attention == "int8" else {},
         )
-        structs: dict[int, c.Structure] = {}
-        pieces: list[c.Array[Any] | Callable[[], None]] = []
-        calls: list[tuple[str, c.Structure]] = []
-        for index, op in enumerate(program.ops):
-            function = self._host_function(op, memory, bound)
-            if function is None:
-                structs[index] = struct_of(bound, op, index)
-                calls.append((op.kind, structs[index]))
-                continue
-            if calls:
-                pieces.append(call_list(calls))
-                calls = []
-            pieces.append(function)
-        if calls:
-            pieces.append(call_list(calls))
+        hosts = {index: self._host_function(op, memory, bound) for index, op in enumerate(program.ops)}
+        structs = {i: struct_of(bound, op, i) for i, op in enumerate(program.ops) if hosts[i] is None}
+        at_once = {found.first: (found, product_codes_struct(bound, program, found)) for found in joined_codes}
         return Plan(
-            program=program, memory=memory, bound=bound, structs=structs, pieces=tuple(pieces), nbytes=arena.nbytes
+            program=program,
+            memory=memory,
+            bound=bound,
+            structs=structs,
+            at_once=at_once,
+            pieces=tuple(_pieces(program, structs, at_once, hosts)),
+            nbytes=arena.nbytes,
         )
+
+    def _product_codes(self, program: Program) -> tuple[ProductCodes, ...]:
+        """Layers whose codes are made at once; not of layers that numpy does, nor where tiles multiply."""
+        if int_linear_codes.supports(self.context.isa):
+            return ()
+
+        def by_kernel(found: ProductCodes) -> bool:
+            given = program.ops[found.first].attributes
+            return not self.constants[given["layer"], given["part"]].reason
+
+        return tuple(found for found in product_codes(program) if by_kernel(found))
 
     def _check_parts(self, program: Program) -> None:
         """A program at other sizes calls the layers that were packed, and pads none that cannot be padded."""
@@ -338,6 +349,15 @@ class CpuExecutor:
             self.check_nan(plan)
             return outputs_of(plan)
 
+    def call_at_once(self, plan: Plan, last: int) -> None:
+        """Behind an op run by itself: the call that stands for it in a run, if it is the last of one's.
+
+        Who looks at every op does so: the codes are then those of the call that runs, their values the single ops'.
+        """
+        for found, args in plan.at_once.values():
+            if found.last == last:
+                self.context.call("int_linear_codes", args)
+
     def check_nan(self, plan: Plan) -> None:
         """Name the first layer whose input held a NaN."""
         if plan.bound.nan_seen.any():
@@ -349,12 +369,16 @@ class CpuExecutor:
             )
 
     def timed(self, feeds: Mapping[str, NDArray[Any]]) -> Iterator[tuple[Op, float]]:
-        """Run one step op by op; each op with its microseconds, those that numpy does among them."""
+        """Run one step op by op; each op with its microseconds, those that numpy does among them.
+
+        Ops that are done in one have their time at the first.
+        """
         found: list[tuple[Op, float]] = []
         with self.lock:
             plan = self.plan_of(feeds)
             self.fill(plan, feeds)
-            kernels = iter(op for index, op in enumerate(plan.program.ops) if index in plan.structs)
+            behind = {i for found, _ in plan.at_once.values() for i in range(found.first + 1, found.last + 1)}
+            kernels = iter(i for i in range(len(plan.program.ops)) if i in plan.structs and i not in behind)
             hosts = iter(op for index, op in enumerate(plan.program.ops) if index not in plan.structs)
             for piece in plan.pieces:
                 if callable(piece):
@@ -362,7 +386,11 @@ class CpuExecutor:
                     piece()
                     found.append((next(hosts), (perf_counter_ns() - begin) / 1e3))
                     continue
-                found += [(next(kernels), float(spent) / 1e3) for spent in self.context.run_timed(piece)]
+                for spent in self.context.run_timed(piece):
+                    first = next(kernels)
+                    last = plan.at_once[first][0].last if first in plan.at_once else first
+                    times = [float(spent) / 1e3] + [0.0] * (last - first)
+                    found += zip(plan.program.ops[first : last + 1], times, strict=True)
         yield from found
 
     def close(self) -> None:
@@ -371,6 +399,32 @@ class CpuExecutor:
             self._plans.clear()
             self.programs.clear()
             self.context.close()
+
+
+def _pieces(
+    program: Program,
+    structs: Mapping[int, c.Structure],
+    at_once: Mapping[int, tuple[ProductCodes, c.Structure]],
+    hosts: Mapping[int, Callable[[], None] | None],
+) -> Iterator[c.Array[Any] | Callable[[], None]]:
+    """What runs in order: a list of calls as long as no function of the host stands between them."""
+    calls: list[tuple[str, c.Structure]] = []
+    done = -1
+    for index, op in enumerate(program.ops):
+        function = hosts[index]
+        if function is not None:
+            if calls:
+                yield call_list(calls)
+            calls = []
+            yield function
+        elif index in at_once:
+            found, args = at_once[index]
+            calls.append(("int_linear_codes", args))
+            done = found.last
+        elif index > done:
+            calls.append((op.kind, structs[index]))
+    if calls:
+        yield call_list(calls)
 
 
 def outputs_of(plan: Plan) -> dict[str, NDArray[Any]]:

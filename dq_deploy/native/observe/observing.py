@@ -53,6 +53,7 @@ def observed_run(
                 _note_codes(executor, plan, index, op, sources)
             else:
                 executor.context.call(op.kind, plan.structs[index])
+            executor.call_at_once(plan, index)
         executor.check_nan(plan)
         return outputs_of(plan), layer_values(executor.record, products, plan.bound.steps[len(feeds[TIMESTEP])])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dq_deploy.native.program.program import Program
@@ -17,15 +18,22 @@ class Arena:
     nbytes: int
 
 
-def lifetimes(program: Program) -> list[tuple[int, int]]:
-    """First and last op that touches each buffer; inputs live from the start, outputs to the end."""
+def lifetimes(program: Program, together: Sequence[tuple[int, int]] = ()) -> list[tuple[int, int]]:
+    """First and last op that touches each buffer; inputs live from the start, outputs to the end.
+
+    Args:
+        program: of one batch size.
+        together: first and last of ops that are done in one, and read while they write.
+    """
     end = len(program.ops)
+    spread = {index: span for span in together for index in range(span[0], span[1] + 1)}
     spans: list[tuple[int, int]] = [(end, -1) for _ in program.buffers]
     for index, op in enumerate(program.ops):
         for view in op.views():
             if isinstance(view.buffer, int):
                 first, last = spans[view.buffer]
-                spans[view.buffer] = (min(first, index), max(last, index))
+                begin, until = spread.get(index, (index, index))
+                spans[view.buffer] = (min(first, begin), max(last, until))
     for view in program.inputs.values():
         if isinstance(view.buffer, int):
             spans[view.buffer] = (-1, max(spans[view.buffer][1], 0))
@@ -35,9 +43,14 @@ def lifetimes(program: Program) -> list[tuple[int, int]]:
     return spans
 
 
-def plan_arena(program: Program) -> Arena:
-    """Place the buffers, the largest first, each at the lowest offset where it meets no other that lives with it."""
-    spans = lifetimes(program)
+def plan_arena(program: Program, together: Sequence[tuple[int, int]] = ()) -> Arena:
+    """Place the buffers, the largest first, each at the lowest offset where it meets no other that lives with it.
+
+    Args:
+        program: of one batch size.
+        together: as of `lifetimes`.
+    """
+    spans = lifetimes(program, together)
     sizes = [-(-b.elements * b.itemsize // ALIGNMENT) * ALIGNMENT for b in program.buffers]
     offsets = [0] * len(sizes)
     placed: list[int] = []

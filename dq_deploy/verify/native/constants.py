@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dq_deploy.native.cpu.arguments import struct_of
+from dq_deploy.native.cpu.arguments import product_codes_struct, struct_of
 from dq_deploy.native.cpu.executor import CpuExecutor, Plan
 from dq_deploy.native.program.layer_constants import FloatConstants, LayerConstants, padded_parts
 from dq_deploy.native.program.program import View, at_batch, from_json
@@ -115,6 +115,10 @@ def _call_differences(where: str, plan: Plan) -> Iterator[FileDifference]:
         named = op.attributes.get("layer") or ", ".join(out["layer"] for out in op.attributes.get("outs", ()))
         place = f"call {index} ({op.kind}{f' of {named}' if named else ''}) at {where}"
         yield from _field_differences(place, got, expected)
+    for index, (found, got) in plan.at_once.items():
+        named = plan.program.ops[index].attributes["layer"]
+        place = f"calls {index} to {found.last} (int_linear_codes of {named}) at {where}"
+        yield from _field_differences(place, got, product_codes_struct(plan.bound, plan.program, found))
 
 
 def _field_differences(place: str, got: Any, expected: Any) -> Iterator[FileDifference]:

@@ -58,6 +58,7 @@ class Twin:
 
     def _codes(self, plan: Plan, index: int, op: Op) -> None:
         value = float_values(self.executor, plan, index, op)
+        self.executor.call_at_once(plan, index)
         for place, out in enumerate(op.attributes["outs"]):
             layer = self.record.layers[out["layer"]]
             part = layer.parts[out["part"]]

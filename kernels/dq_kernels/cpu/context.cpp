@@ -208,6 +208,9 @@ bool call_one(Pool& pool, const dq_call& call) {
         case DQ_FLOAT_CONV2D:
             float_conv2d(pool, *static_cast<const dq_float_conv2d_args*>(call.args));
             return true;
+        case DQ_INT_LINEAR_CODES:
+            int_linear_codes(pool, *static_cast<const dq_int_linear_codes_args*>(call.args));
+            return true;
         default:
             return false;
     }
@@ -240,6 +243,8 @@ int64_t dq_struct_bytes(int32_t op) {
             return sizeof(dq_float_linear_args);
         case DQ_FLOAT_CONV2D:
             return sizeof(dq_float_conv2d_args);
+        case DQ_INT_LINEAR_CODES:
+            return sizeof(dq_int_linear_codes_args);
         default:
             return -1;
     }

@@ -88,4 +88,5 @@ void elementwise(Pool&, const dq_elementwise_args&);
 void attention(Pool&, const dq_attention_args&);
 void float_linear(Pool&, const dq_float_linear_args&);
 void float_conv2d(Pool&, const dq_float_conv2d_args&);
+void int_linear_codes(Pool&, const dq_int_linear_codes_args&);
 }  // namespace dq

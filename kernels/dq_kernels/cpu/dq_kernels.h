@@ -45,7 +45,8 @@ enum dq_op {
     DQ_ATTENTION = 7,
     DQ_FLOAT_LINEAR = 8,
     DQ_FLOAT_CONV2D = 9,
-    DQ_OPS = 10
+    DQ_INT_LINEAR_CODES = 10,
+    DQ_OPS = 11
 };
 
 // Activation quantizer of one input-channel part; tables have `steps` rows, 1 for a static one.
@@ -205,6 +206,18 @@ enum dq_elementwise_kind {
     DQ_MUL_SCALAR = 12,  // a * scalar
     DQ_DIV_SCALAR = 13   // a / scalar
 };
+
+// A linear layer whose result only a quantizer reads, as it is or through an activation: with v the y of DQ_INT_LINEAR,
+// codes of y = activation(v) or, gated, of y = v[..., :n] * gelu(v[..., n:]). Of the epilogue y, previous and
+// accumulators are null: v is written nowhere.
+typedef struct dq_int_linear_codes_args {
+    dq_int_linear_args linear;
+    int32_t* nan_seen;   // may be null
+    int32_t activation;  // enum dq_elementwise_kind, one that reads one value; DQ_COPY: none
+    int32_t gated;       // 1: out_channels are 2 n, n a multiple of DQ_GATED_CHANNELS
+    dq_code_output out;
+} dq_int_linear_codes_args;
+#define DQ_GATED_CHANNELS 32  // a panel of weights is never wider
 
 // y[i] = kind(a[i], b[i]) over up to 6 axes with strides in elements; a stride of 0 repeats a value.
 typedef struct dq_elementwise_args {

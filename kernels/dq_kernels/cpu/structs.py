@@ -119,6 +119,17 @@ AttentionCodes = _struct(
         *_fields(_I32, "normed reserved"),
     ],
 )
+IntLinearCodesArgs = _struct(
+    "int_linear_codes_args",
+    [
+        ("linear", IntLinearArgs),
+        *_fields(POINTER, "nan_seen"),
+        *_fields(_I32, "activation gated"),
+        ("out", CodeOutput),
+    ],
+)
+GATED_CHANNELS = 32
+"""Of which a gated `int_linear_codes` takes a multiple; DQ_GATED_CHANNELS."""
 AttentionArgs = _struct(
     "attention_args",
     [
@@ -168,5 +179,6 @@ OPS: dict[str, type[c.Structure]] = {
     "attention": AttentionArgs,
     "float_linear": FloatLinearArgs,
     "float_conv2d": FloatConv2dArgs,
+    "int_linear_codes": IntLinearCodesArgs,
 }
 """Argument struct of each op; its place is its number in `enum dq_op`."""

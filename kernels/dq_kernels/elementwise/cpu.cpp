@@ -9,7 +9,7 @@
 namespace dq {
 namespace {
 
-#define DQ_KERNELS "elementwise/kinds.inc"
+#define DQ_KERNELS "elementwise/rows.inc"
 #include "simd/each.inc"
 
 constexpr int kAxes = 6;

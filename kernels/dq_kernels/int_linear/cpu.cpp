@@ -2,7 +2,8 @@
 #include "igemm/igemm.h"
 
 namespace dq {
-void int_linear(Pool& pool, const dq_int_linear_args& args) {
+
+dq_int_conv2d_args image_of(const dq_int_linear_args& args) {
     dq_int_conv2d_args image = {};
     image.codes = args.codes;
     image.weights = args.weights;
@@ -16,6 +17,9 @@ void int_linear(Pool& pool, const dq_int_linear_args& args) {
     image.kernel_h = image.kernel_w = image.stride_h = image.stride_w = image.dilation_h = image.dilation_w = 1;
     image.quantizer = args.quantizer;
     image.epilogue = args.epilogue;
-    igemm(pool, image);
+    return image;
 }
+
+void int_linear(Pool& pool, const dq_int_linear_args& args) { igemm(pool, image_of(args)); }
+
 }  // namespace dq

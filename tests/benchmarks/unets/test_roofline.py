@@ -40,7 +40,7 @@ def test_bytes_are_those_of_the_arrays_and_grow_with_the_batch(runner):
     program = runner.executor.plan(2).program
     op = next(op for op in program.ops if op.kind == "group_norm_silu_quantize")
     count = op.reads["x"].sizes[0] * op.reads["x"].sizes[1] * op.reads["x"].sizes[2]
-    parameters, values = roofline.bytes_of(op, program)
+    parameters, values = roofline.bytes_of(op, program, ())
     assert values == 4 * count + count  # float32 in, one code a value out
     assert parameters == 2 * 4 * op.reads["x"].sizes[2]
 

@@ -233,6 +233,22 @@ def test_a_residual_that_is_left_out_is_found(record):
     assert report.max_accumulator_difference == 0
 
 
+@pytest.mark.parametrize("wrong", [False, True], ids=["as it is", "the activation left out"])
+def test_a_layer_that_writes_codes_of_its_result_is_proven_by_the_call_that_runs(wrong):
+    record = random_record(tiny_conditional_denoiser(), steps=3)
+
+    def damage(runner):
+        assert runner.executor.plan(1).at_once
+        for batch in (1, 2, 4) if wrong else ():
+            for _, args in runner.executor.plan(batch).at_once.values():
+                args.gated = 0
+
+    report = proven(record, damage=damage, isa="avx2" if "avx2" in known_isas() else "portable")
+    readers = {name for name in differing(report) if ".ff.net.2" in name}
+    assert report.exact is not wrong
+    assert bool(readers) is wrong
+
+
 def test_a_float_operation_between_layers_is_found(record):
     def damage(runner):
         for batch in (1, 2):

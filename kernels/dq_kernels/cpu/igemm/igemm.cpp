@@ -2,6 +2,7 @@
 //
 // A task is one panel of output channels times a chunk of pixels. It goes through its panel block by block, each
 // small enough for the second-level cache, unpacks the block once and multiplies all tiles of the chunk by it.
+// Where the result becomes codes, a task does so with its chunk; of a gated one it has two panels, of values and gates.
 #include "igemm/pixels.h"
 #include "igemm/tiles/tiles.h"
 
@@ -33,6 +34,7 @@ struct Scratch {
     uint8_t zeros[kMaxRows][kBlockBytes / kLeastGroupBytes * 4];
     uint32_t code_sums[kChunkRows + kMaxRows];
     Columns columns;
+    alignas(64) float strip[2][(kChunkRows + kMaxRows) * kMaxColumns];  // of the result, where it becomes codes
 };
 static_assert(sizeof(Scratch) <= DQ_SCRATCH_BYTES, "a thread's scratch holds it");
 
@@ -58,7 +60,8 @@ const void* block_weights(const Job& job, Scratch& s, const uint8_t* packed, int
     return s.panel;
 }
 
-void run_task(const Job& job, int64_t panel, int64_t chunk, Scratch& s) {
+// The result is written, or lies in `strip` afterwards where that is not null.
+void multiply_chunk(const Job& job, int64_t panel, int64_t chunk, Scratch& s, float* strip) {
     const Packed& packed = *job.layer.packed;
     const int64_t tile0 = chunk * job.tiles / job.chunks, tile1 = (chunk + 1) * job.tiles / job.chunks;
     const int64_t row0 = tile_start(job, tile0);
@@ -92,10 +95,29 @@ void run_task(const Job& job, int64_t panel, int64_t chunk, Scratch& s) {
                 if (!last) continue;
                 TileFinish<kMaxRows> end;
                 end.set(job.layer, s.columns, start, rows, count, sums);
+                if (strip != nullptr) {
+                    end.finish.y = strip + (start - row0) * packed.columns;
+                    end.finish.y_pitch = packed.columns;
+                }
                 job.layer.kernels->finish(end.finish);
             }
         }
     }
+}
+
+// A panel times a chunk, or the panels of a value and its gate: `set` of `sets`.
+void run_task(const Job& job, int64_t set, int64_t sets, int64_t chunk, const Follow* follow, Scratch& s) {
+    if (follow == nullptr) return multiply_chunk(job, set, chunk, s, nullptr);
+    const int64_t row0 = tile_start(job, chunk * job.tiles / job.chunks);
+    const int64_t rows = tile_start(job, (chunk + 1) * job.tiles / job.chunks) - row0;
+    const int64_t pitch = job.layer.packed->columns;
+    const float* gate = nullptr;
+    if (follow->gated()) {
+        multiply_chunk(job, sets + set, chunk, s, s.strip[1]);
+        gate = s.strip[1];
+    }
+    multiply_chunk(job, set, chunk, s, s.strip[0]);
+    write_codes(*follow, {s.strip[0], gate, pitch, row0, rows, s.columns.first, s.columns.count});
 }
 
 // Whether pixels are so few that they leave a matrix tile's rows empty; 4-bit weights have to be unpacked for tiles.
@@ -129,18 +151,18 @@ Job plan(const dq_int_conv2d_args& g, const Kernels& kernels, int32_t threads) {
 
 }  // namespace
 
-void igemm(Pool& pool, const dq_int_conv2d_args& args) {
+void igemm(Pool& pool, const dq_int_conv2d_args& args, const Follow* follow) {
     const Kernels* kernels = &kernels_of(static_cast<const Packed*>(args.weights)->isa);
     if (kernels->tiles != nullptr) {
-        if (kernels->of_few == nullptr || !few_pixels(args)) return igemm_by_tiles(pool, args);
+        if (kernels->of_few == nullptr || (follow == nullptr && !few_pixels(args))) return igemm_by_tiles(pool, args);
         kernels = &kernels->of_few();
     }
     const Job job = plan(args, *kernels, pool.threads());
     if (job.layer.rows <= 0) return;
-    const int64_t panels = job.layer.packed->panels;
-    pool.each(panels * job.chunks, [&job, &pool, panels](int64_t task, int32_t thread) {
+    const int64_t sets = job.layer.packed->panels / (follow != nullptr && follow->gated() ? 2 : 1);
+    pool.each(sets * job.chunks, [&job, &pool, sets, follow](int64_t task, int32_t thread) {
         // All panels of a chunk first: its codes stay in the cache, and a layer's weights are fewer bytes than its codes.
-        run_task(job, task % panels, task / panels, *static_cast<Scratch*>(pool.scratch(thread)));
+        run_task(job, task % sets, sets, task / sets, follow, *static_cast<Scratch*>(pool.scratch(thread)));
     });
 }
 

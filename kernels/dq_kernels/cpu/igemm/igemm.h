@@ -100,7 +100,32 @@ const Kernels& avx2_kernels();
 const Kernels& avx_vnni_kernels();
 const Kernels& avx512_vnni_kernels();
 
+// Some rows of a linear layer's result and some of its columns, that are turned into codes instead of written.
+struct Strip {
+    float* y;           // [rows][pitch]
+    const float* gate;  // the gates of these values, likewise; null where there are none
+    int64_t pitch;
+    int64_t line;  // the first row, of all samples
+    int64_t rows;
+    int64_t channel;  // the first column
+    int64_t width;    // in columns, at most `pitch`
+};
+
+// What is done with the result of `int_linear_codes`.
+struct Follow {
+    const dq_int_linear_codes_args* args;
+    int32_t isa;
+
+    bool gated() const { return args->gated != 0; }
+};
+
+void write_codes(const Follow& follow, const Strip& strip);
+
 // A linear layer is a 1x1 convolution of a 1 x rows image.
-void igemm(Pool& pool, const dq_int_conv2d_args& args);
+dq_int_conv2d_args image_of(const dq_int_linear_args& args);
+
+// With `follow` the result is not written but given to `write_codes`, strip by strip. Of a gated one the panels of a
+// value and of its gate are multiplied one after the other. Not by matrix tiles.
+void igemm(Pool& pool, const dq_int_conv2d_args& args, const Follow* follow = nullptr);
 
 }  // namespace dq
