@@ -128,7 +128,7 @@ def record_path(model: str, bits: int, work: Path, pipeline: Path | None = None,
     import dq_deploy
 
     own: dict[str, Any] = {"attention": "int8"} if attention == "int8" else {}
-    path = work / f"{model}-w{bits}a8{'-attention' if own else ''}.pt"
+    path = work / f"{model}-w{bits}a8{'-int8attention' if own else ''}.pt"
     if not path.is_file():
         subject = subject_of(model, pipeline)
         options = {**subject.options, "method": "minmax", "weight_bits": bits, "activation_bits": 8, **own}
