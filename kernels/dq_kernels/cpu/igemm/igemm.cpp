@@ -23,6 +23,7 @@ struct Job {
     int64_t chunks;        // of the tiles
     int64_t block_positions;
     int64_t block_groups;
+    bool past_caches;  // y is more than the caches hold, and panels are whole lines of it
 };
 
 // A thread's scratch. Its parts do not depend on the layer's size.
@@ -60,6 +61,13 @@ const void* block_weights(const Job& job, Scratch& s, const uint8_t* packed, int
     return s.panel;
 }
 
+// Other threads see what was written past the caches.
+void stream_end() {
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
+}
+
 // The result is written, or lies in `strip` afterwards where that is not null.
 void multiply_chunk(const Job& job, int64_t panel, int64_t chunk, Scratch& s, float* strip) {
     const Packed& packed = *job.layer.packed;
@@ -95,6 +103,7 @@ void multiply_chunk(const Job& job, int64_t panel, int64_t chunk, Scratch& s, fl
                 if (!last) continue;
                 TileFinish<kMaxRows> end;
                 end.set(job.layer, s.columns, start, rows, count, sums);
+                end.finish.past_caches = job.past_caches && s.columns.count == packed.columns;
                 if (strip != nullptr) {
                     end.finish.y = strip + (start - row0) * packed.columns;
                     end.finish.y_pitch = packed.columns;
@@ -107,7 +116,11 @@ void multiply_chunk(const Job& job, int64_t panel, int64_t chunk, Scratch& s, fl
 
 // A panel times a chunk, or the panels of a value and its gate: `set` of `sets`.
 void run_task(const Job& job, int64_t set, int64_t sets, int64_t chunk, const Follow* follow, Scratch& s) {
-    if (follow == nullptr) return multiply_chunk(job, set, chunk, s, nullptr);
+    if (follow == nullptr) {
+        multiply_chunk(job, set, chunk, s, nullptr);
+        if (job.past_caches) stream_end();
+        return;
+    }
     const int64_t row0 = tile_start(job, chunk * job.tiles / job.chunks);
     const int64_t rows = tile_start(job, (chunk + 1) * job.tiles / job.chunks) - row0;
     const int64_t pitch = job.layer.packed->columns;
@@ -144,6 +157,10 @@ Job plan(const dq_int_conv2d_args& g, const Kernels& kernels, int32_t threads) {
     }
     const int64_t bytes[] = {1, job.layer.kernels->int4_bytes, 2};  // of a weight as the kernel takes it, by form
     const int64_t unit = packed.columns * 4 * bytes[packed.form];
+    const dq_epilogue& e = g.epilogue;
+    job.past_caches = kernels.columns == kMaxColumns && e.y != nullptr && e.previous == nullptr &&
+                      job.layer.rows * e.y_pitch * 4 >= kFarBytes && e.y_pitch % 16 == 0 &&
+                      reinterpret_cast<uintptr_t>(e.y) % 64 == 0;
     job.block_groups = std::min(packed.groups, kBlockBytes / unit);
     job.block_positions = std::min(packed.positions, std::max(int64_t{1}, kBlockBytes / (unit * packed.groups)));
     return job;

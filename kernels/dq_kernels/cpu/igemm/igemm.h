@@ -12,6 +12,7 @@
 namespace dq {
 
 constexpr int kMaxRows = 16;     // of a tile
+constexpr int64_t kFarBytes = 2 << 20;  // of a result, which is then written past the caches
 constexpr int kMaxColumns = 32;  // of a panel
 
 enum Form : int32_t {
@@ -73,7 +74,7 @@ struct Finish {
     int32_t count;    // of rows
     int32_t columns;  // that exist
     bool together;    // all rows are of one sample and all columns exist; only y is asked for, nothing is added up
-    bool past_caches;  // y is written past the caches, where `together`; it is aligned to 64 bytes then
+    bool past_caches;  // y is written past the caches; rows of it are whole lines of 64 bytes then
 };
 
 struct TileKernels;

@@ -13,7 +13,6 @@ namespace {
 
 constexpr int64_t kTasksPerThread = 4;  // so that a late thread holds up the others by little
 constexpr int64_t kNearBytes = 1 << 20;  // of weights, which stay in the second-level cache
-constexpr int64_t kFarBytes = 2 << 20;    // of a result, which is then written past the caches
 constexpr int64_t kMostPanels = 64;       // of a task that goes tile by tile
 constexpr int64_t kKeptSums = 64;       // tiles times panels of a task whose channels are cut into blocks
 
