@@ -62,6 +62,14 @@ def test_the_layers_of_the_cifar_unet_equal_the_reference(context_of, case, isa)
     assert_equals_reference(context_of(isa, 2), case)
 
 
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "amx_emulated"])
+@pytest.mark.parametrize("last", [0, 16], ids=["whole panels", "a part of one at the end"])
+def test_a_result_longer_than_the_caches_is_the_same(context_of, isa, last):
+    """4 bytes each: 2 MiB and more, which some kernels write past the caches."""
+    case = Case(name="", batch=2, rows=1031, channels=9, out_channels=288 - last, steps=2, extras=("bias", "residual"))
+    assert_equals_reference(context_of(isa, 2), case)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("span", [1, 15, 63, 127, 255])
 @pytest.mark.parametrize("largest", [7, 8, 9, 16, 17, 32, 33, 63, 64, 65, 127])
