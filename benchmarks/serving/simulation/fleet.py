@@ -65,7 +65,7 @@ class Fleet:
     kinds: Sequence[Kind]
     least_loaded: bool = False
     seed: int = 0
-    replay_s: float | None = None
+    replay: bool = False
     replicas: list[Replica] = field(default_factory=list)
     latencies: list[tuple[float, float]] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
@@ -80,7 +80,7 @@ class Fleet:
         for _ in range(number):
             self._made += 1
             seed = 1000 * self.seed + self._made
-            self.replicas.append(Replica(self.env, self.times, self.limits, seed, self.replay_s))
+            self.replicas.append(Replica(self.env, self.times, self.limits, seed, replay=self.replay))
         self.sizes.append((self.env.now, len(self.replicas)))
 
     def drop(self, replica: Replica, *, lost: bool) -> None:

@@ -2,8 +2,9 @@
 
     python -m benchmarks.serving.simulation.measure --model digits --record demo-out/model.pt
 
-For each load a row with its percentiles and with the times of the engine and of the turn is appended to
-benchmarks/results/serving_simulation.jsonl.
+For each load a row with its percentiles, their intervals and the times of the engine and of the turn is appended to
+benchmarks/results/serving_simulation.jsonl; then the simulation of each load is held against it. Five minutes, on cores
+that nothing else uses: 20 s of the load test, and two minutes each of Poisson arrivals, which a p99 needs.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ import numpy as np
 
 from benchmarks.serving.load import Client
 from benchmarks.serving.run import FOLDERS, ROOT, bodies_of, started
+from benchmarks.serving.simulation.check import checked
 from benchmarks.serving.simulation.times import Times, arrivals, choices
 from dq_deploy.bench.environment import describe_environment
+
+Load = tuple[dict[str, Any], list[float]]
+"""A row of a load, and the latencies of its requests."""
 
 RESULTS = ROOT / "benchmarks" / "results" / "serving_simulation.jsonl"
 
 
-def closed(port: int, bodies: list[dict[str, Any]], clients: int, seconds: float, seed: int) -> dict[str, Any]:
+def closed(port: int, bodies: list[dict[str, Any]], clients: int, seconds: float, seed: int) -> Load:
     """So many clients, each of which asks again as soon as it has its answer; those of the first fifth are left out."""
     found: list[tuple[float, float]] = []
     began = time.monotonic()
@@ -48,10 +53,11 @@ def closed(port: int, bodies: list[dict[str, Any]], clients: int, seconds: float
         thread.start()
     for thread in threads:
         thread.join()
-    return {"load": "closed", "clients": clients, "seconds": seconds, "seed": seed, **summary(found, seconds)}
+    row, latencies = summary(found, seconds)
+    return {"load": "closed", "clients": clients, "seconds": seconds, "seed": seed, **row}, latencies
 
 
-def opened(port: int, bodies: list[dict[str, Any]], rate: float, seconds: float, seed: int) -> dict[str, Any]:
+def opened(port: int, bodies: list[dict[str, Any]], rate: float, seconds: float, seed: int) -> Load:
     """Requests of a Poisson process, whatever the server does; a latency counts from when the request was due."""
     found: list[tuple[float, float]] = []
     threads: list[threading.Thread] = []
@@ -69,15 +75,38 @@ def opened(port: int, bodies: list[dict[str, Any]], rate: float, seconds: float,
         threads[-1].start()
     for thread in threads:
         thread.join()
-    return {"load": "poisson", "rate": rate, "seconds": seconds, "seed": seed, **summary(found, seconds)}
+    row, latencies = summary(found, seconds)
+    return {"load": "poisson", "rate": rate, "seconds": seconds, "seed": seed, **row}, latencies
 
 
-def summary(found: list[tuple[float, float]], seconds: float) -> dict[str, Any]:
-    """Percentiles of (start, latency) of each request, without the first fifth of the time."""
-    taken = [latency for start, latency in found if start >= seconds / 5]
-    mean = round(float(np.mean(taken)), 4)
-    p50, p99 = np.percentile(taken, [50, 99])
-    return {"requests": len(taken), "mean_s": mean, "p50_s": round(float(p50), 4), "p99_s": round(float(p99), 4)}
+RESAMPLES, PIECES = 2000, 25
+
+
+def summary(found: list[tuple[float, float]], seconds: float) -> tuple[dict[str, Any], list[float]]:
+    """Percentiles of (start, latency) of each request, without the first fifth of the time; and those latencies."""
+    taken = [latency for start, latency in sorted(found) if start >= seconds / 5]
+    row: dict[str, Any] = {"requests": len(taken), "mean_s": round(float(np.mean(taken)), 4)}
+    for name, share in (("p50_s", 50), ("p99_s", 99)):
+        row[name] = round(float(np.percentile(taken, share)), 4)
+        row[f"{name}_interval"] = interval(taken, share)
+    return row, taken
+
+
+def interval(latencies: list[float], share: float) -> list[float]:
+    """Of a percentile, 95 %, by bootstrap over requests.
+
+    Requests that come one behind the other are drawn together (Kuensch 1989), for they meet the same queue and the
+    same pause of the machine.
+
+    Args:
+        latencies: in the order in which requests came.
+        share: of them, in percent.
+    """
+    values, draw = np.array(latencies), np.random.default_rng(0)
+    length = max(1, len(values) // PIECES)
+    starts = draw.integers(0, len(values) - length + 1, (RESAMPLES, -(-len(values) // length)))
+    drawn = values[(starts[..., None] + np.arange(length)).reshape(RESAMPLES, -1)[:, : len(values)]]
+    return [round(float(one), 4) for one in np.quantile(np.percentile(drawn, share, axis=1), [0.025, 0.975])]
 
 
 def main() -> None:
@@ -86,7 +115,9 @@ def main() -> None:
     parser.add_argument("--model", choices=list(FOLDERS), required=True)
     parser.add_argument("--record", type=Path, required=True)
     parser.add_argument("--instances", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each load")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of the load test")
+    parser.add_argument("--open-seconds", type=float, default=120.0, help="of each load of Poisson arrivals")
+    parser.add_argument("--keep-trace", type=Path, help="where what the server wrote down is left")
     parser.add_argument("--shares", type=float, nargs="*", default=[0.5, 0.8], help="of the measured rate, open loads")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -107,10 +138,12 @@ def main() -> None:
             marks, seen = [time.monotonic()], [closed(port, bodies, given.clients, given.seconds, seed=2)]
             marks.append(time.monotonic())
             for share in given.shares:
-                rate = share * seen[0]["requests"] / (0.8 * given.seconds)
-                seen.append(opened(port, bodies, rate, given.seconds, seed=3))
+                rate = share * seen[0][0]["requests"] / (0.8 * given.seconds)
+                seen.append(opened(port, bodies, rate, given.open_seconds, seed=3))
                 marks.append(time.monotonic())
         trace = json.loads(file.read_text())
+    if given.keep_trace is not None:
+        given.keep_trace.write_text(json.dumps({"trace": trace, "marks": marks, "seen": seen}))
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     facts = {
         "model": given.model,
@@ -120,12 +153,14 @@ def main() -> None:
         "commit": commit.strip(),
         **{key: environment[key] for key in ("date", "cpu", "cpu_flags", "usable_cores", "load_average_1min")},
     }
+    rows = []
     with given.results.open("a", encoding="utf-8") as results:
-        for one, begin, end in zip(seen, marks, marks[1:], strict=False):
-            times = Times.of_trace(trace, begin, end, begin + given.seconds / 5, one["mean_s"])
-            row = {"kind": "measured", **facts, **one, "lasted_s": round(end - begin, 2), "times": times.json()}
-            results.write(json.dumps(row) + "\n")
-            print(json.dumps(one), flush=True)
+        for (one, latencies), begin, end in zip(seen, marks, marks[1:], strict=False):
+            times = Times.of_trace(trace, begin, end, begin + one["seconds"] / 5, latencies)
+            rows.append({"kind": "measured", **facts, **one, "lasted_s": round(end - begin, 2), "times": times.json()})
+            results.write(json.dumps(rows[-1]) + "\n")
+    for row in rows:
+        print(json.dumps(checked({**row, "times": Times.of_json(row["times"])})), flush=True)
 
 
 if __name__ == "__main__":

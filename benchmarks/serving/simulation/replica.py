@@ -10,7 +10,7 @@ from typing import Any
 
 import simpy
 
-from benchmarks.serving.simulation.times import Seen, Times, one_of
+from benchmarks.serving.simulation.times import Times
 from dq_deploy.serve import Limits
 from dq_deploy.serve.admission import Admission, QueueFullError
 from dq_deploy.serve.orders import Terms
@@ -81,7 +81,7 @@ class Replica:
     """
 
     def __init__(
-        self, env: simpy.Environment, times: Times, limits: Limits, seed: int, replay_s: float | None = None
+        self, env: simpy.Environment, times: Times, limits: Limits, seed: int, *, replay: bool = False
     ) -> None:
         """Start its engines.
 
@@ -90,9 +90,9 @@ class Replica:
             times: what takes how long.
             limits: of the server.
             seed: of its draws.
-            replay_s: how long the load is whose times are replayed moment by moment; None draws them at random.
+            replay: whether the load is replayed whose times these are, moment by moment; else they are drawn.
         """
-        self._replay_s = replay_s
+        self._replay = replay
         self.env, self.times, self.limits, self.alive = env, times, limits, True
         self.held: set[Asked] = set()
         self._draw = random.Random(seed)
@@ -119,7 +119,7 @@ class Replica:
         asked.left, asked.over, asked.started = asked.count, self.env.event(), False
         yield self.env.timeout(self.times.outside)
         yield self._turn.grant(self.env.event())
-        yield self.env.timeout(self._time(self.times.holds["check"]))
+        yield self.env.timeout(self._time("check"))
         self._turn.give_back()
         if not self.alive:
             return
@@ -142,10 +142,10 @@ class Replica:
         self._ready = []
 
     def _moment(self) -> float | None:
-        return None if self._replay_s is None else float(self.env.now) / self._replay_s
+        return float(self.env.now) if self._replay else None
 
-    def _time(self, seen: Seen) -> float:
-        return one_of(seen, self._draw, self._moment())
+    def _time(self, kind: str) -> float:
+        return self.times.part(kind, self._draw, self._moment())
 
     def _end(self, asked: Asked, status: int) -> None:
         asked.status = status
@@ -170,7 +170,7 @@ class Replica:
         self._stepping += 1
         yield self._turn.grant(self.env.event())
         for number in range(asked.steps):
-            yield self.env.timeout(self._time(self.times.holds["between" if number else "first"]))
+            yield self.env.timeout(self._time("between" if number else "first"))
             if asked.status or not self.alive:
                 break
             step = _Step(asked=asked, done=self.env.event())
@@ -183,10 +183,10 @@ class Replica:
             if asked.status or not self.alive:
                 break
         else:
-            yield self.env.timeout(self._time(self.times.holds["last"]))
+            yield self.env.timeout(self._time("last"))
         self._turn.give_back()
         if not asked.status and self.alive:
-            yield self.env.timeout(self._time(self.times.files))
+            yield self.env.timeout(self._time("files"))
         self._stepping -= 1
         self._notify()
         self._admission.over(asked)  # type: ignore[arg-type]
@@ -224,4 +224,4 @@ class Replica:
             yield env.timeout(self._last)
             for step in steps:
                 self._turn.grant(step.done)
-            yield env.timeout(self._time(self.times.after))
+            yield env.timeout(self._time("after"))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import bisect
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
+
+import numpy as np
+
+from benchmarks.serving.simulation.speed import Spent, lasts, speeds
 
 KEPT = 200
 """Of each kind at most so many are kept, spread evenly over their order."""
@@ -17,13 +21,23 @@ Seen = Sequence[tuple[float, float]]
 
 HOLDS = ("check", "first", "between", "last")
 
+LEAST = 5
+"""So often must a call of so many rows have been seen, or its usual time follows from other numbers of rows alone."""
+
+FAST = 0.1
+"""Share of the calls of so many rows that take less than the usual one."""
+
+BETWEEN = np.linspace(0.1, 0.9, 17)
+"""Shares of the requests whose time outside the server is taken; the slowest may have met a pause there."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """What one server's parts took under a load, in seconds, and when.
+    """What one server's parts took under a load, in seconds.
 
-    Drawn at random they are times of no order. Replayed, each is the one that was seen at the same moment of the load:
-    so what slowed the machine for a while slows the simulation for as long.
+    Drawn at random, each is one that was seen. Replayed, each takes its usual time divided by how fast the machine
+    was at that moment of the load: what slowed the machine for a while slows the simulation for as long, and a
+    pause that one call met is not repeated for every call of as many rows.
 
     Attributes:
         calls: shape and rows -> times of a call of the engine.
@@ -31,7 +45,8 @@ class Times:
         holds: `check`, `first`, `between`, `last` -> times that something had the turn: a request's check, a picture up
             to its first step, between two steps, behind the last.
         files: times to encode a picture.
-        outside: of a request besides, on average: connection, HTTP, JSON.
+        outside: of a request besides: connection, HTTP, JSON.
+        speeds: of the `engine` and of the `turn`, one in each `BIN_SECONDS` of the load; empty where not measured.
     """
 
     calls: Mapping[str, Mapping[int, Seen]]
@@ -39,17 +54,20 @@ class Times:
     holds: Mapping[str, Seen]
     files: Seen
     outside: float = 0.0
+    speeds: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @classmethod
-    def of_trace(cls, trace: Mapping[str, Any], begin: float, end: float, since: float, latency_s: float) -> Times:
+    def of_trace(
+        cls, trace: Mapping[str, Any], begin: float, end: float, since: float, latencies_s: Sequence[float]
+    ) -> Times:
         """What a traced server wrote between two moments of its clock.
 
         Args:
             trace: that it wrote.
             begin: of the load.
             end: of it.
-            since: requests that came from then on are those whose latency is known.
-            latency_s: theirs, as their clients saw it, on average.
+            since: requests that came from then on are those whose latencies are known.
+            latencies_s: theirs, as their clients saw them.
         """
         calls: defaultdict[str, defaultdict[int, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
         holds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in HOLDS}
@@ -67,20 +85,45 @@ class Times:
             thinned([(when(at), seconds) for at, seconds in trace[name] if begin <= at < end])
             for name in ("after", "files")
         )
-        return cls(
+        seen = cls(
             calls={shape: {rows: thinned(found) for rows, found in sorted(by.items())} for shape, by in calls.items()},
             holds={kind: thinned(found) for kind, found in holds.items()},
             after=after,
             files=files,
-            outside=max(0.0, latency_s - _mean(trace["requests"], since, end) - _mean(trace["checks"], since, end)),
+            outside=_outside(latencies_s, [seconds for at, seconds in trace["requests"] if since <= at < end]),
         )
+        return replace(seen, speeds=seen._speeds_in(trace, begin, end))
+
+    def _speeds_in(self, trace: Mapping[str, Any], begin: float, end: float) -> dict[str, list[float]]:
+        """How fast the engine and the turn were, by what was seen of them and, where idle, of each other."""
+        engine: list[Spent] = [
+            (at - begin, seconds, self.usual_call(shape, rows))
+            for at, shape, rows, _, seconds in trace["calls"]
+            if begin <= at < end
+        ]
+        turn: list[Spent] = [
+            (at - seconds - begin, seconds, self._usual[kind])
+            for at, kind, seconds in trace["holds"]
+            if begin <= at < end and kind in HOLDS
+        ]
+        beats: list[Spent] = [(at - begin, took, usual) for at, took, usual in trace["beats"] if begin <= at < end]
+        lasted = end - begin
+        return {
+            "engine": speeds([engine, turn, beats], lasted),
+            "turn": speeds([turn, engine, beats], lasted),
+        }
 
     @classmethod
     def of_json(cls, value: Mapping[str, Any]) -> Times:
         """As `json` gave it."""
         calls = {shape: {int(rows): found for rows, found in by.items()} for shape, by in value["calls"].items()}
         return cls(
-            calls=calls, after=value["after"], holds=value["holds"], files=value["files"], outside=value["outside"]
+            calls=calls,
+            after=value["after"],
+            holds=value["holds"],
+            files=value["files"],
+            outside=value["outside"],
+            speeds=value.get("speeds", {}),
         )
 
     def json(self) -> dict[str, Any]:
@@ -91,6 +134,7 @@ class Times:
             "holds": self.holds,
             "files": self.files,
             "outside": self.outside,
+            "speeds": self.speeds,
         }
 
     def call(self, shape: str, rows: int, draw: random.Random, at: float | None) -> float:
@@ -100,11 +144,45 @@ class Times:
             shape: of a sample.
             rows: samples.
             draw: takes one at random.
-            at: takes the one of that moment of the load, from 0 to 1; None draws.
+            at: seconds from the load's begin, to be replayed; None draws.
         """
+        if at is not None:
+            return lasts(self.speeds["engine"], at, self.usual_call(shape, rows))
         by = self.calls[shape]
         nearest = min(by, key=lambda known: (abs(known - rows), -known))
-        return one_of(by[nearest], draw, at) * (rows / nearest)
+        return draw.choice(by[nearest])[1] * (rows / nearest)
+
+    def part(self, kind: str, draw: random.Random, at: float | None) -> float:
+        """Of one of `HOLDS`, `after` or `files`; `at` as of `call`."""
+        if at is not None:
+            return lasts(self.speeds["engine" if kind == "after" else "turn"], at, self._usual[kind])
+        return draw.choice(self._parts[kind])[1]
+
+    def usual_call(self, shape: str, rows: int) -> float:
+        """What a call takes where nothing slows it, in line with all that were seen.
+
+        Full calls are seen most where the machine was slow, for then requests gather; so the median of their times is
+        too long. Of each number of rows a fast call is taken, one of the fastest tenth; a call takes no longer than one
+        of more rows, and a sample of it no longer than in one of fewer.
+        """
+        known = self._fast_calls[shape]
+        return min(seconds * max(1.0, rows / other) for other, seconds in known.items())
+
+    @cached_property
+    def _fast_calls(self) -> dict[str, dict[int, float]]:
+        found = {}
+        for shape, by in self.calls.items():
+            often = [rows for rows, seen in by.items() if len(seen) >= LEAST] or list(by)
+            found[shape] = {rows: float(np.quantile([s for _, s in by[rows]], FAST)) for rows in often}
+        return found
+
+    @cached_property
+    def _parts(self) -> dict[str, Seen]:
+        return {**self.holds, "after": self.after, "files": self.files}
+
+    @cached_property
+    def _usual(self) -> dict[str, float]:
+        return {kind: _median(seen) for kind, seen in self._parts.items()}
 
     def mean_call(self, shape: str, rows: int) -> float:
         """Of a call, on average."""
@@ -113,17 +191,15 @@ class Times:
         return mean_of(by[nearest]) * (rows / nearest)
 
 
-def _mean(seen: Seen, begin: float, end: float) -> float:
-    """Of times by when they began."""
-    return mean_of([one for one in seen if begin <= one[0] < end])
+def _outside(latencies_s: Sequence[float], inside_s: Sequence[float]) -> float:
+    """What requests take besides the server: between clients and server both, share by share of the requests."""
+    if not latencies_s or not inside_s:
+        return 0.0
+    return max(0.0, float(np.mean(np.quantile(latencies_s, BETWEEN) - np.quantile(inside_s, BETWEEN))))
 
 
-def one_of(seen: Seen, draw: random.Random, at: float | None) -> float:
-    """A time at random, or the one of a moment of the load."""
-    if at is None:
-        return draw.choice(seen)[1]
-    index = bisect.bisect_left(seen, at, key=lambda one: one[0])
-    return seen[min(index, len(seen) - 1)][1]
+def _median(seen: Seen) -> float:
+    return float(np.median([seconds for _, seconds in seen])) if seen else 0.0
 
 
 def mean_of(seen: Seen) -> float:

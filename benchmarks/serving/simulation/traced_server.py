@@ -33,11 +33,13 @@ HOLDS: list[tuple[float, str, float]] = []
 FILES: list[tuple[float, float]] = []
 """(when, seconds) of each picture's encoding."""
 
-CHECKS: list[tuple[float, float]] = []
-"""(when, seconds) of each check of a request before it waits, with its wait for the turn."""
-
 REQUESTS: list[tuple[float, float]] = []
-"""(when it was accepted, seconds from then until it was answered) of each request."""
+"""(when it came, seconds from then until it was answered) of each request, its check included."""
+
+BEATS: list[tuple[float, float, float]] = []
+"""(when, seconds, `BEAT_SECONDS`) of sleeps that took much longer: the machine stood still, or others had it."""
+
+BEAT_SECONDS, LATE_SECONDS = 0.01, 0.03
 
 
 class TracedTurn(Turn):
@@ -56,7 +58,6 @@ class TracedTurn(Turn):
         steps = getattr(self._of_thread, "steps", 0)
         self._note("last" if steps else "check")
         super().give_back()
-        self._began = time.monotonic()
 
     def give_back(self) -> None:
         """By the scheduler of steps."""
@@ -64,7 +65,6 @@ class TracedTurn(Turn):
         self._of_thread.steps = steps + 1
         self._note("between" if steps else "first")
         super().give_back()
-        self._began = time.monotonic()
 
     def grant(self, wake: threading.Event) -> None:
         """As the turn does."""
@@ -73,8 +73,10 @@ class TracedTurn(Turn):
         super().grant(wake)
 
     def _note(self, kind: str) -> None:
+        """The end of a hold, before the next one begins: behind it the next thread may already be noting its own."""
         now = time.monotonic()
         HOLDS.append((now, kind, now - self._began))
+        self._began = now
 
 
 def watch() -> None:
@@ -83,7 +85,8 @@ def watch() -> None:
 
     service.Turn = TracedTurn  # type: ignore[misc]
     own_run, own_ended, own_picture = StepScheduler._run, Metrics.ended, painting.picture_of
-    own_check = painting.Painter.check
+    own_submit, own_accept = service.Service.submit, service.Service._accept
+    here, came = threading.local(), {}
 
     def run(self: StepScheduler, engine: Any, steps: Sequence[Any]) -> None:
         began = time.monotonic()
@@ -95,7 +98,8 @@ def watch() -> None:
     def ended(self: Metrics, order: Order) -> None:
         own_ended(self, order)
         if order.ended_at is not None:
-            REQUESTS.append((order.accepted_at, order.ended_at - order.accepted_at))
+            began = came.pop(order.id, order.accepted_at)
+            REQUESTS.append((began, order.ended_at - began))
 
     def picture_of(*args: Any, **kwargs: Any) -> Any:
         began = time.monotonic()
@@ -103,13 +107,27 @@ def watch() -> None:
         FILES.append((began, time.monotonic() - began))
         return found
 
-    def check(self: painting.Painter, call: Any) -> None:
-        began = time.monotonic()
-        own_check(self, call)
-        CHECKS.append((began, time.monotonic() - began))
+    def submit(self: service.Service, *args: Any, **kwargs: Any) -> Order:
+        here.came = time.monotonic()
+        return own_submit(self, *args, **kwargs)
 
-    painting.Painter.check = check  # type: ignore[method-assign]
+    def accept(self: service.Service, order: Order) -> None:
+        came[order.id] = getattr(here, "came", order.accepted_at)
+        own_accept(self, order)
+
+    service.Service.submit, service.Service._accept = submit, accept  # type: ignore[method-assign]
     StepScheduler._run, Metrics.ended, painting.picture_of = run, ended, picture_of  # type: ignore[method-assign]
+    threading.Thread(target=beat, daemon=True).start()
+
+
+def beat() -> None:
+    """Note when this process did not run, also where nobody asks anything of it."""
+    while True:
+        began = time.monotonic()
+        time.sleep(BEAT_SECONDS)
+        took = time.monotonic() - began
+        if took > LATE_SECONDS:
+            BEATS.append((began, took, BEAT_SECONDS))
 
 
 def main() -> None:
@@ -121,7 +139,7 @@ def main() -> None:
     try:
         serve()
     finally:
-        found = {"calls": CALLS, "after": AFTER, "holds": HOLDS, "files": FILES, "checks": CHECKS, "requests": REQUESTS}
+        found = {"calls": CALLS, "after": AFTER, "holds": HOLDS, "files": FILES, "requests": REQUESTS, "beats": BEATS}
         out.write_text(json.dumps(found))
 
 

@@ -10,8 +10,9 @@ import pytest
 import simpy
 
 from benchmarks.serving.simulation.fleet import Fleet, Scaler
-from benchmarks.serving.simulation.measure import RESULTS
+from benchmarks.serving.simulation.measure import RESULTS, interval
 from benchmarks.serving.simulation.queueing import at_once, percentiles
+from benchmarks.serving.simulation.speed import BIN_SECONDS, lasts, speeds
 from benchmarks.serving.simulation.times import Times
 from dq_deploy.serve import Limits
 
@@ -91,6 +92,50 @@ def test_the_scaler_follows_the_gauge_within_its_bounds(gauge):
     sizes = [size for _, size in fleet.sizes]
     assert (min(sizes), max(sizes)) == (2, 6)
     assert fleet.sizes[-1][1] == 2
+
+
+def test_a_pause_that_one_call_met_lasts_as_long_for_another_and_is_there_once():
+    known = speeds([[(at / 100, 0.01, 0.01) for at in range(100)] + [(1.0, 0.5, 0.01)]], 3.0)
+    assert lasts(known, 0.2, 0.3) == pytest.approx(0.3)
+    assert lasts(known, 1.0, 0.01) == pytest.approx(0.5, abs=2 * BIN_SECONDS)
+    assert lasts(known, 0.99, 0.02) == pytest.approx(0.51, abs=2 * BIN_SECONDS)
+    assert lasts(known, 2.0, 0.01) == pytest.approx(0.01)
+    assert lasts(known, 5.0, 0.01) == 0.01
+
+
+def test_where_one_thread_was_idle_the_others_say_how_fast_the_machine_was():
+    known = speeds([[(0.0, 1.0, 0.5)], [(0.0, 3.0, 0.75)]], 3.0)
+    assert {known[int(at / BIN_SECONDS)] for at in (0.1, 0.9)} == {0.5}
+    assert {known[int(at / BIN_SECONDS)] for at in (1.1, 2.9)} == {0.25}
+
+
+def trace_of(calls):
+    """Calls (when, rows, seconds) of a load of ten seconds, and holds that take no time."""
+    holds = [(float(at), kind, 0.001) for at in range(10) for kind in ("check", "first", "between", "last")]
+    short = [(float(at), 0.001) for at in range(10)]
+    seen = [(at, SHAPE, rows, rows, seconds) for at, rows, seconds in calls]
+    return {"calls": seen, "holds": holds, "after": short, "files": short, "requests": [(0.0, 0.5)], "beats": []}
+
+
+def test_full_calls_that_were_seen_on_a_slow_machine_alone_are_not_slow_by_themselves():
+    quick = [(at / 10, 1, 0.002) for at in range(50)]
+    slow = [(5 + at / 2, 8, 0.16) for at in range(10)]  # ten times as long as eight calls of one row
+    times = Times.of_trace(trace_of(quick + slow), 0.0, 10.0, 0.0, [0.51])
+    assert times.usual_call(SHAPE, 8) == pytest.approx(0.016)
+    assert times.call(SHAPE, 8, None, 2.0) == pytest.approx(0.016, rel=0.1)
+    assert times.call(SHAPE, 8, None, 6.0) == pytest.approx(0.16, rel=0.1)
+    assert times.outside == pytest.approx(0.01)
+    assert Times.of_json(json.loads(json.dumps(times.json()))).usual_call(SHAPE, 8) == pytest.approx(0.016)
+
+
+def test_the_interval_holds_the_true_percentile_and_is_wider_where_neighbours_share_a_queue():
+    draws = np.random.default_rng(3).exponential(1.0, 4000)
+    low, high = interval(list(draws), 99)
+    assert low < -np.log(0.01) < high
+    queued = np.repeat(draws[:100], 40)
+    low, high = interval(list(queued), 50)
+    alone = interval(list(np.random.default_rng(0).permutation(queued)), 50)
+    assert high - low > 3 * (alone[1] - alone[0])
 
 
 def test_with_one_speed_the_number_at_once_is_that_of_m_m_1():
