@@ -174,8 +174,8 @@ def _check_contradictions(options: SharedOptions, given: QuantizeArguments) -> N
         "leave one out",
     )
     refuse(
-        options.method == "minmax" and given.resume_dir is not None,
-        "--resume-dir was given with --method minmax, which keeps no state; leave one out",
+        options.method == "minmax" and given.resume_dir is not None and not is_launched(),
+        "--resume-dir was given with --method minmax, which keeps a state only under torchrun; leave one out",
     )
     refuse(
         not given.resume and given.resume_dir is not None,
@@ -184,14 +184,15 @@ def _check_contradictions(options: SharedOptions, given: QuantizeArguments) -> N
 
 
 def _state_dir(options: SharedOptions, out: Path, resume_dir: Path | None) -> Path | None:
-    """Where a stopped run's blocks are kept; None for what does not train."""
+    """Where a stopped run is kept; None for what does not train, unless processes share it: then its inputs are."""
     trained = {
         "dilatequant": ("distillation",),
         "dmq": ("learned-scaling", "reconstruction"),
         "eda-dm": ("reconstruction",),
     }
     works_long = any(options.uses(part) for part in trained.get(options.method, ()))
-    if not works_long and options.method not in ("quest", "gptq"):  # which always finetune, or round block by block
+    works_long |= options.method in ("quest", "gptq")  # which always finetune, or round block by block
+    if not works_long and not is_launched():
         return None
     return resume_dir or out.with_name(f"{out.name}.resume")
 
@@ -258,7 +259,7 @@ def _kept_when_stopped(state: Path | None, *, resume: bool, several: bool) -> It
     Of several processes the first one keeps it; what is said when they stop, `why_terminated` says.
     """
     from dq_deploy.artifacts import hold_folder
-    from dq_deploy.methods.training.resume import discard_state, holds_training
+    from dq_deploy.methods.training.resume import discard_state, holds_work
 
     if state is None or not is_first():
         yield
@@ -272,7 +273,7 @@ def _kept_when_stopped(state: Path | None, *, resume: bool, several: bool) -> It
     try:
         yield
     except BaseException as stop:
-        if not found and not holds_training(state):
+        if not found and not holds_work(state, several=is_launched()):
             discard_state(state)
         elif not isinstance(stop, Exception) and not several:
             print(f"what is finished is kept in {state}; run the same command to go on", file=sys.stderr)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks.sharing.processes import torchrun
+from dq_deploy.errors import OptionError
 from tests.cli.running import command
 from tests.tiny import ONE_LEVEL, SCHEDULER, tiny_denoiser
 
@@ -75,6 +76,33 @@ def test_a_killed_process_ends_all_in_one_line_and_another_number_goes_on_to_the
     assert one.code == 0, one.err
     assert (tmp_path / "many.pt").read_bytes() == (tmp_path / "one.pt").read_bytes()
     assert not (tmp_path / "many.pt.resume").exists()
+
+
+def test_minmax_goes_on_with_the_inputs_that_a_stopped_run_recorded(model, tmp_path, started_by_torchrun, monkeypatch):
+    from dq_deploy.methods import minmax
+    from dq_deploy.methods.prepare import starting_point
+
+    started_by_torchrun()
+    given = ("--model", model, "--method", "minmax", "--samples", "2", "--steps", "2", "--memory-gib", "0.5")
+    measure, collect, drawn = minmax.measure_ranges, starting_point.collect_shared, []
+
+    def stopped(*arguments, **more):
+        raise OptionError("stopped here")
+
+    def counted(*arguments, **more):
+        drawn.append(1)
+        return collect(*arguments, **more)
+
+    monkeypatch.setattr(minmax, "measure_ranges", stopped)
+    monkeypatch.setattr(starting_point, "collect_shared", counted)
+    assert command("quantize", *given, "--out", tmp_path / "m.pt").code == 2
+    monkeypatch.setattr(minmax, "measure_ranges", measure)
+    on = command("quantize", *given, "--out", tmp_path / "m.pt")
+    assert (on.code, len(drawn)) == (0, 1), on.err
+    assert f"going on with the state in {tmp_path / 'm.pt.resume'}" in on.out
+    assert command("quantize", *given, "--out", tmp_path / "whole.pt").code == 0
+    assert (tmp_path / "m.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
+    assert not list(tmp_path.glob("*.resume"))
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -242,9 +242,13 @@ def _load(path: Path) -> tuple[Arrays, dict[str, Any]] | None:
         raise FileProblemError(f"cannot read {path}: {error}; remove {path.parent} to start again") from error
 
 
-def holds_training(folder: Path) -> bool:
-    """Whether a stage or a block of a run is finished there; samples alone are drawn again in no time."""
-    return any(path for kind in ("stage-*", "block-*") for path in folder.glob(f"{kind}.safetensors"))
+def holds_work(folder: Path, *, several: bool) -> bool:
+    """Whether a stage or a block of a run is finished there.
+
+    Of several processes, which are for models whose samples take long, the calibration inputs count too.
+    """
+    kinds = ("stage-*", "block-*", *(("trajectory",) if several else ()))
+    return any(path for kind in kinds for path in folder.glob(f"{kind}.safetensors"))
 
 
 class Spent:
