@@ -162,9 +162,10 @@ def test_a_model_repository_is_written_once(tiny_engine, demo_model_dir, tmp_pat
 
 
 NO_MANIFEST = [
-    ([], "--write-kubernetes wants --token-file"),
-    (["--token-file", "TOKENS"], "--write-kubernetes wants --threads: a pod must ask for that many cores"),
-    (["--token-file", "TOKENS", "--threads", "1"], "--write-kubernetes wants --isa, so that each replica computes"),
+    ([], "into a secret; --threads, for a pod must ask for that many cores; --isa, one that all your nodes have, of"),
+    (["--threads", "1"], "--write-kubernetes wants --token-file, for a pod is reached from other machines"),
+    (["--token-file", "TOKENS"], "--write-kubernetes wants --threads, for a pod"),
+    (["--token-file", "TOKENS", "--threads", "1"], "--write-kubernetes wants --isa, one that all your nodes have"),
     (["READY", "--isa", "sse2"], "--isa is sse2, expected one of portable, avx2"),
     (["READY", "--host", "127.0.0.2"], "--host was given with --write-kubernetes, which has no use for it"),
     (["READY", "--write-triton", "x"], "--write-triton was given with --write-kubernetes"),

@@ -110,9 +110,10 @@ def pod_options(given: ServeArguments) -> PodOptions:
         OptionError: an option has no meaning in a pod, or one is missing there.
         FileProblemError: a file is not there.
     """
-    where, name = _checked(given), kubernetes_name(given.name or (given.model or given.engine).resolve().stem)
+    _check(given)
+    name = kubernetes_name(given.name or (given.model or given.engine).resolve().stem)
     files = _files(given)
-    _check_isa(given, where)
+    _check_isa(given)
     assert given.threads is not None
     gpus = given.instances if given.device == "cuda" or is_plan(given.engine) else 0
     replica = Replica(
@@ -145,8 +146,8 @@ def pod_options(given: ServeArguments) -> PodOptions:
     return PodOptions(replica=replica, scaling=scaling, head=_head(given, replica, files), alike=given.isa is not None)
 
 
-def _checked(given: ServeArguments) -> str:
-    """The option that asks for the manifest; refuses what has no meaning in a pod."""
+def _check(given: ServeArguments) -> None:
+    """Refuse what has no meaning in a pod, and where something is missing there."""
     refuse(
         given.write_kubernetes is not None and given.write_kserve is not None,
         "got --write-kubernetes and --write-kserve, expected one of them",
@@ -157,11 +158,8 @@ def _checked(given: ServeArguments) -> str:
         refuse(wrong, f"{flag(name)} was given with {where}, which has no use for it")
     tls = given.write_kserve is not None and given.certificate is not None
     refuse(tls, "--certificate was given with --write-kserve, where the gateway ends TLS; leave it and --key out")
-    refuse(
-        given.token_file is None,
-        f"{where} wants --token-file: a pod is reached from other machines; its content goes into a secret",
-    )
-    refuse(given.threads is None, f"{where} wants --threads: a pod must ask for that many cores")
+    missing = _missing(given)
+    refuse(bool(missing), f"{where} wants {'; '.join(missing)}")
     if given.otel_endpoint is not None:
         check_url(given.otel_endpoint, "otel_endpoint")
     for name in ("token_file", "certificate", "key"):
@@ -182,24 +180,35 @@ def _checked(given: ServeArguments) -> str:
         pipeline_threads=given.pipeline_threads,
         limits=limits,
     )
-    return where
 
 
 def _metrics_port(given: ServeArguments) -> int:
     return METRICS_PORT if given.metrics_port is None else given.metrics_port
 
 
-def _check_isa(given: ServeArguments, where: str) -> None:
-    """The native engine chooses instructions by the CPU: a manifest says them, for all replicas."""
+def _missing(given: ServeArguments) -> list[str]:
+    """What a manifest cannot do without and was not given, each with why: all of it, to be said at once."""
+    from dq_kernels.cpu.structs import EMULATED, ISAS
+
+    wanted: list[tuple[object, str]] = [
+        (
+            given.token_file,
+            "--token-file, for a pod is reached from other machines, and its content goes into a secret",
+        ),
+        (given.threads, "--threads, for a pod must ask for that many cores"),
+    ]
+    if given.engine.suffix in NATIVE_SUFFIXES and given.device != "cuda":
+        names = ", ".join(isa for isa in ISAS if isa != EMULATED)
+        wanted.append((given.isa, f"--isa, one that all your nodes have, of {names}, so that replicas compute alike"))
+    return [words for value, words in wanted if value is None]
+
+
+def _check_isa(given: ServeArguments) -> None:
+    """Refuse instructions that the engine cannot be told, or that are not known."""
     from dq_kernels.cpu.structs import EMULATED, ISAS
 
     names = ", ".join(isa for isa in ISAS if isa != EMULATED)
     native = given.engine.suffix in NATIVE_SUFFIXES
-    refuse(
-        native and given.isa is None and given.device != "cuda",
-        f"{where} wants --isa, so that each replica computes with the same instructions; expected one that your nodes "
-        f"have, of {names}",
-    )
     refuse(
         given.isa is not None and not native,
         f"--isa is {given.isa} for {given.engine}, expected none: only the native engine can be told its own",
