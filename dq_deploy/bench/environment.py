@@ -64,6 +64,11 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def describe_environment(*, threads: int | None) -> dict[str, Any]:
     """Machine, load and versions as JSON values.
 
@@ -78,7 +83,7 @@ def describe_environment(*, threads: int | None) -> dict[str, Any]:
         "cpu": model,
         "cpu_flags": flags,
         "logical_cores": os.cpu_count(),
-        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "usable_cores": usable_cores(),
         "memory_mib": round(psutil.virtual_memory().total / 2**20),
         "load_average_1min": round(os.getloadavg()[0], 2),
         "threads": threads,

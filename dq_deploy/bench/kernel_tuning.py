@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from dq_deploy.artifacts import atomic_path, place_of_output
+from dq_deploy.bench.environment import usable_cores
 from dq_deploy.errors import DqError, MissingDependencyError, OptionError
 
 if TYPE_CHECKING:
@@ -36,19 +36,21 @@ def tune_kernels(
         dtype: of the values between the layers, one of `DTYPES`.
         device: CUDA's number of the GPU.
         op: only this op; None for all.
-        jobs: processes that compile; None for one a core.
+        jobs: processes that compile; None for one a usable core.
         on_progress: called with (shapes done, shapes in all).
 
     Returns:
         A rule a shape, as `dq_kernels.gpu.tune.tuning.fastest` gives it; times in milliseconds.
 
     Raises:
-        OptionError: an unknown model, dtype, op or GPU.
+        OptionError: an unknown model, dtype, op or GPU, or no process.
         MissingDependencyError: there is no NVIDIA GPU, torch has no CUDA, or the kernels are missing.
     """
     for name, given, known in (("model", model, MODELS), ("dtype", dtype, DTYPES)):
         if given not in known:
             raise OptionError(f"`{name}` is {given}, expected one of {', '.join(known)}")
+    if jobs is not None and jobs < 1:
+        raise OptionError(f"`jobs` is {jobs}, expected at least 1")
     from dq_kernels import OPS
 
     if op is not None and op not in OPS:
@@ -64,7 +66,7 @@ def tune_kernels(
     from dq_kernels.cpu.library import KernelInputError, KernelsMissingError
 
     try:
-        return _measure(model, out, dtype, torch.device("cuda", device), op, jobs or os.cpu_count() or 1, on_progress)
+        return _measure(model, out, dtype, torch.device("cuda", device), op, jobs or usable_cores(), on_progress)
     except KernelInputError as error:
         raise DqError(str(error)) from error
     except KernelsMissingError as error:

@@ -16,6 +16,9 @@ def tune(
     dtype: Annotated[str, typer.Option(help="Type between the layers: float16, bfloat16 or float32.")] = "float16",
     device: Annotated[int, typer.Option(help="CUDA's number of the GPU.")] = 0,
     op: Annotated[str | None, typer.Option(help="Only this op, such as int_conv2d.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes that compile kernels; default: one a usable core.")
+    ] = None,
 ) -> None:
     """Measure the Triton kernels at a model's shapes; a configuration with one wrong result is out.
 
@@ -26,7 +29,7 @@ def tune(
     from dq_deploy.cli.text.tuned_rules import show_rules
 
     with progress("tuning") as advance:
-        rules = tune_kernels(model, out, dtype=dtype, device=device, op=op, on_progress=advance)
+        rules = tune_kernels(model, out, dtype=dtype, device=device, op=op, jobs=jobs, on_progress=advance)
     show_rules(rules, out)
 
 

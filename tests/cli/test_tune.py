@@ -29,6 +29,7 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path, capsys):
         (("--model", "sd3"), "--model is sd3, expected one of cifar, sd15, sdxl"),
         (("--model", "sd15", "--dtype", "int8"), "--dtype is int8, expected one of float16"),
         (("--model", "sd15", "--op", "relu"), "--op is relu, expected one of quantize"),
+        (("--model", "sd15", "--jobs", "0"), "--jobs is 0, expected at least 1"),
     ],
 )
 def test_wrong_options_are_refused(tmp_path, capsys, options, expected):

@@ -151,7 +151,7 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "settings": "--settings",
         "masks": "--masks",
     },
-    "dq-tune": {"model": "--model", "dtype": "--dtype", "device": "--device", "op": "--op"},
+    "dq-tune": {"model": "--model", "dtype": "--dtype", "device": "--device", "op": "--op", "jobs": "--jobs"},
 }
 """Command -> Python name of an option -> its flag; `--on/--off` where False or None has a flag of its own."""
 
