@@ -51,6 +51,11 @@ def bursts(models: dict[str, Model], least: int) -> list[tuple[dict[str, Any], F
     return found
 
 
+def _is_kept(row: dict[str, Any]) -> bool:
+    """What was measured, and checks of an earlier form, whose loads cannot be replayed any more."""
+    return bool(row["kind"] == "measured" or (row["kind"] == "check" and "p50_s_interval" not in row))
+
+
 def main() -> None:
     """Check, simulate, write, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -58,7 +63,7 @@ def main() -> None:
     parser.add_argument("--chart", type=Path)
     given = parser.parse_args()
     lines = given.results.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if json.loads(line)["kind"] == "measured"]
+    kept = [line for line in lines if _is_kept(json.loads(line))]
     loads = loads_of(given.results)
     rows: list[dict[str, Any]] = []
 

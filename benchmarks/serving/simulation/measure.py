@@ -153,14 +153,13 @@ def main() -> None:
         "commit": commit.strip(),
         **{key: environment[key] for key in ("date", "cpu", "cpu_flags", "usable_cores", "load_average_1min")},
     }
-    rows = []
     with given.results.open("a", encoding="utf-8") as results:
         for (one, latencies), begin, end in zip(seen, marks, marks[1:], strict=False):
             times = Times.of_trace(trace, begin, end, begin + one["seconds"] / 5, latencies)
-            rows.append({"kind": "measured", **facts, **one, "lasted_s": round(end - begin, 2), "times": times.json()})
-            results.write(json.dumps(rows[-1]) + "\n")
-    for row in rows:
-        print(json.dumps(checked({**row, "times": Times.of_json(row["times"])})), flush=True)
+            row = {"kind": "measured", **facts, **one, "lasted_s": round(end - begin, 2)}
+            found = checked({**row, "times": times})
+            results.write(json.dumps({**row, "times": times.json()}) + "\n" + json.dumps(found) + "\n")
+            print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
