@@ -128,6 +128,12 @@ class Prepared:
         self.memory, self.functions, self.steps, self.nan_seen = memory, functions, steps, nan_seen
         self.graph: Any = None
 
+    def flag_of(self, op: Op) -> torch.Tensor:
+        """Where an op says that it met a NaN."""
+        index = next(i for i, other in enumerate(self.memory.program.ops) if other is op)
+        flag: torch.Tensor = self.nan_seen[index, :1]
+        return flag
+
     def play(self) -> None:
         """Run once."""
         if self.graph is not None:
@@ -332,7 +338,7 @@ class CudaExecutor:
         batch, rows, channels = op.reads["x"].sizes
         width = channels // 2 if op.kind == "geglu_quantize" else channels
         y = torch.zeros((batch, rows, width), dtype=torch.float32, device=self.device)
-        return self.coded(op, made.memory, made.steps, made.nan_seen[0, :1], y=y), y
+        return self.coded(op, made.memory, made.steps, made.flag_of(op), y=y), y
 
     def coded(
         self, op: Op, memory: CudaMemory, steps: Steps, nan_seen: torch.Tensor, y: torch.Tensor | None = None
@@ -450,7 +456,8 @@ class CudaExecutor:
         """Free the device's memory."""
         self._prepared.clear()
         self.programs.clear()
-        self._weights.clear()
+        for kept in (self._weights, self._quantizers, self._scales):
+            kept.clear()
 
 
 def _whole_rows(row: View) -> View:

@@ -120,3 +120,24 @@ def test_graph_on_a_gpu_gives_the_numerics_and_repeats(dtype):
         assert differences(record, runner, feeds) == (len(record.layers), 0)
         first = runner.run(feeds)["output"]
         assert first.tobytes() == runner.run(feeds)["output"].tobytes()
+
+
+def test_an_observed_op_flags_a_nan_as_its_own_and_a_closed_executor_keeps_no_tables():
+    from dq_kernels.gpu.launch import launching
+
+    from dq_deploy.native.cuda.executor import FLAG_PITCH, CudaExecutor
+    from dq_deploy.native.runner import varying_sizes
+    from dq_deploy.native.trace.traced import traced_program
+    from tests.tiny import random_record, tiny_denoiser
+
+    record = random_record(tiny_denoiser(sample_size=4, block_out_channels=[8, 8], norm_num_groups=2))
+    executor = CudaExecutor(traced_program(record), record, device="meta", varying=varying_sizes(record))
+    made = executor.prepared_at(1, executor.programs.first)
+    norms = [(i, op) for i, op in enumerate(made.memory.program.ops) if op.kind == "group_norm_silu_quantize"]
+    with launching.collecting(80) as calls:
+        for _, op in norms:
+            executor.observed_codes(op, made)[0]()
+    places = [call.arguments["nan_seen"].storage_offset() for call in calls if "nan_seen" in call.arguments]
+    assert places == [index * FLAG_PITCH for index, _ in norms]
+    executor.close()
+    assert [len(kept) for kept in (executor._weights, executor._quantizers, executor._scales)] == [0, 0, 0]
