@@ -4,8 +4,9 @@
     python -m benchmarks.sharing.kills --method gptq --kills 3
 
 For each kill: `torchrun` with 1, 2 or 3 processes, a random process of which is killed (SIGKILL) after a random part of
-the time that a whole run takes; one that was done before does not count; then the same command with another number, until it is done; then the bytes are
-compared with those of a run that was not killed. Each kill draws from the seed, so that the same moments come again.
+the time that a whole run takes (a run that was done before does not count); then the same command with another
+number, until it is done; then the bytes are compared with those of a run that was not killed. Each kill draws from the
+seed, so that the same moments come again.
 """
 
 from __future__ import annotations

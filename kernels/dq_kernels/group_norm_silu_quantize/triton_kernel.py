@@ -229,6 +229,31 @@ def resident_statistics(
 
 
 @triton.jit
+def statistics_here(
+    x, workspace, rows, width, channel, own, groups, x_pitch, eps,
+    WHOLE_GROUPS: tl.constexpr, RESIDENT: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, FULL: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, AHEAD: tl.constexpr,
+):  # fmt: skip
+    """Mean, rstd and peak distance [BLOCK_CHANNELS] of each channel's group: of this program, or from the workspace."""
+    count = rows * width
+    if RESIDENT > 0:
+        first = tl.program_id(0) * width
+        found = resident_statistics(x, first, width, rows, x_pitch, count, eps, RESIDENT, LEFT, RIGHT, FULL)
+    elif WHOLE_GROUPS:
+        row_0 = tl.arange(0, BLOCK_ROWS)
+        found = whole_statistics(x, row_0, channel, own, rows, x_pitch, count, eps, BLOCK_ROWS, AHEAD)
+    else:
+        total = tl.num_programs(2) * groups
+        place = tl.program_id(2) * groups + tl.minimum(channel // width, groups - 1)
+        means, peaks = mean_and_peak(workspace, total, place, own, count)
+        _, _, square_sums = parts_of(workspace, total)
+        square_sum = tl.load(square_sums + place, mask=own, other=0)
+        found = means, rstd_of(square_sum, exponent_of(peaks), count, eps), peaks
+    nothing = tl.zeros([BLOCK_CHANNELS], tl.float32)
+    return nothing + found[0], nothing + found[1], nothing + found[2]
+
+
+@triton.jit
 def write_rows(
     v, mask, row, row_fits, channel, own, stored, affine, sample, rows, y, y_pitch, step, nan_seen, parts,
     SILU: tl.constexpr, TAIL: tl.constexpr,
@@ -337,21 +362,10 @@ def group_norm_silu_quantize_kernel(
         stop = start + 1
     eps = eps_bits.to(tl.int64).to(tl.float64, bitcast=True)
     x += sample.to(tl.int64) * rows * x_pitch
-    count = rows * width
-    if RESIDENT > 0:
-        first = tl.program_id(0) * width
-        found = resident_statistics(x, first, width, rows, x_pitch, count, eps, RESIDENT, LEFT, RIGHT, FULL)
-    elif WHOLE_GROUPS:
-        found = whole_statistics(x, row_0, channel, own, rows, x_pitch, count, eps, BLOCK_ROWS, AHEAD)
-    else:
-        total = tl.num_programs(2) * groups
-        place = sample * groups + tl.minimum(channel // width, groups - 1)
-        means, peaks = mean_and_peak(workspace, total, place, own, count)
-        _, _, square_sums = parts_of(workspace, total)
-        square_sum = tl.load(square_sums + place, mask=own, other=0)
-        found = means, rstd_of(square_sum, exponent_of(peaks), count, eps), peaks
-    nothing = tl.zeros([BLOCK_CHANNELS], tl.float32)
-    mean, rstd, peak = nothing + found[0], nothing + found[1], nothing + found[2]
+    mean, rstd, peak = statistics_here(
+        x, workspace, rows, width, channel, own, groups, x_pitch, eps, WHOLE_GROUPS, RESIDENT, LEFT, RIGHT, FULL,
+        BLOCK_ROWS, BLOCK_CHANNELS, AHEAD,
+    )  # fmt: skip
     a = rstd * tl.load(gamma + channel, mask=own, other=0.0)
     shift = tl.load(beta + channel, mask=own, other=0.0)
     affine = (mean, a, shift, is_finite(a) & is_finite(peak) & is_finite(mean))
