@@ -16,6 +16,13 @@ from dq_deploy.serve.admission import Admission, QueueFullError
 from dq_deploy.serve.orders import Terms
 from dq_deploy.serve.steps import LINGER, LINGER_SECONDS, chosen_steps
 
+WAKE_SECONDS = 0.0003
+"""From when a picture has the turn until its thread runs and counts as one whose step is being computed.
+
+An engine that has given out a call's outputs looks for the next call before any of their threads runs: it finds none of
+them, and does not wait for them.
+"""
+
 Process = Generator[simpy.Event, Any, Any]
 
 
@@ -169,8 +176,9 @@ class Replica:
     def _picture(self, asked: Asked) -> Process:
         self._stepping += 1
         yield self._turn.grant(self.env.event())
+        left = self._time("first")
         for number in range(asked.steps):
-            yield self.env.timeout(self._time("between" if number else "first"))
+            yield self.env.timeout(left)
             if asked.status or not self.alive:
                 break
             step = _Step(asked=asked, done=self.env.event())
@@ -179,11 +187,14 @@ class Replica:
             self._turn.give_back()
             self._notify()
             yield step.done
-            self._stepping += 1
+            held = self._time("between" if number + 1 < asked.steps else "last")
+            woken = min(WAKE_SECONDS, held)
+            yield self.env.timeout(woken)
+            self._stepping, left = self._stepping + 1, held - woken
             if asked.status or not self.alive:
                 break
         else:
-            yield self.env.timeout(self._time("last"))
+            yield self.env.timeout(left)
         self._turn.give_back()
         if not asked.status and self.alive:
             yield self.env.timeout(self._time("files"))

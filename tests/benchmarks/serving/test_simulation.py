@@ -50,7 +50,7 @@ def test_a_request_alone_takes_the_sum_of_its_parts():
 def test_requests_that_come_together_share_the_engine_s_calls():
     found = latencies(fleet_of(times_of(), max_batch=4), [0.0] * 4)
     assert len(found) == 4
-    assert max(found) < 10.0  # one after another they take 20
+    assert max(found) < 12.0  # one after another they take 20
 
 
 def test_where_each_row_takes_its_time_nothing_is_won_by_sharing():
