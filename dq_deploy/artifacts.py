@@ -226,6 +226,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def _replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{_shortened(path.name)}.{os.getpid()}-{secrets.token_hex(3)}.part")
     try:
+        mode = _mode_of_file(path, temporary)
         if is_utf8(path):
             yield temporary
         else:
@@ -234,10 +235,27 @@ def _replacing(path: Path) -> Iterator[Path]:
                 shutil.copyfile(Path(folder) / "output", temporary)
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
+            with contextlib.suppress(PermissionError):  # a file system without permissions
+                os.fchmod(stream.fileno(), mode)
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _mode_of_file(path: Path, new: Path) -> int:
+    """Who may read and write a file: as before where it is there, else what the system gives the new file.
+
+    Libraries would decide it otherwise: safetensors lets nobody but the owner read.
+    """
+    try:
+        return stat.S_IMODE(os.stat(path).st_mode)
+    except FileNotFoundError:
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        os.close(descriptor)
+        new.unlink()  # a block that writes nothing is an error
+        return mode
 
 
 def check_new_folder(path: Path) -> None:

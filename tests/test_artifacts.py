@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from dq_deploy.artifacts import (
     atomic_folder,
@@ -58,6 +61,26 @@ def test_a_written_file_is_whole_and_alone(tmp_path):
     assert (tmp_path / "b.bin").read_bytes() == b"\x00\xff"
     assert names_in(tmp_path) == ["a.txt", "b.bin"]
     assert sha256_of_file(tmp_path / "b.bin") == sha256_of_bytes(b"\x00\xff")
+
+
+def save_tensors(path):
+    save_file({"a": np.zeros(1, np.float32)}, path)  # for its owner's eyes alone
+
+
+@pytest.mark.parametrize("write", [lambda path: path.write_bytes(b"a"), save_tensors], ids=["bytes", "safetensors"])
+@pytest.mark.parametrize("umask", [0o022, 0o077], ids=oct)
+def test_the_system_says_who_may_read_a_new_file_and_an_old_one_keeps_its_permissions(tmp_path, write, umask):
+    (tmp_path / "old").write_bytes(b"")
+    (tmp_path / "old").chmod(0o640)
+    before = os.umask(umask)
+    try:
+        for name in ("new", "old"):
+            with atomic_path(tmp_path / name) as temporary:
+                write(temporary)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == {"new": 0o666 & ~umask, "old": 0o640}
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])

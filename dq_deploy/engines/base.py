@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 
@@ -285,6 +285,17 @@ class Runner(ABC):
         with self._turns.moment:
             self.finite_check_ms += (time.perf_counter() - start) * 1e3
 
+    def __reduce_ex__(self, _protocol: object) -> NoReturn:
+        """Refuse copies and pickles: both would hold one engine, which the first to close would free under the other.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            f"a runner of the engine {self.engine} cannot be copied or pickled, expected one runner a process; threads "
+            "may share it, another process opens the engine's file itself"
+        )
+
     def __enter__(self) -> Self:
         """The runner itself."""
         return self
@@ -314,10 +325,12 @@ def _dense(value: Array, spec: TensorSpec) -> Array:
     """An array as engines read it: of the wanted dtype in this machine's byte order, contiguous.
 
     Raises:
-        InputError: no numpy array, or of another dtype.
+        InputError: no numpy array, one with a mask, or of another dtype.
     """
+    if isinstance(value, np.ma.MaskedArray):  # what lies under the mask would run
+        raise InputError(f"input {spec.name} is a masked array, expected a plain one of {spec.dtype}; fill it first")
     if not isinstance(value, np.ndarray) or spec.dtype not in (value.dtype, value.dtype.newbyteorder("=")):
-        got = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+        got = value.dtype if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
         raise InputError(f"input {spec.name} is {got}, expected a numpy array of {spec.dtype}")
     return np.ascontiguousarray(value, spec.dtype).reshape(value.shape)  # which alone would give a number an axis
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import onnx
 import pytest
@@ -60,8 +63,9 @@ WRONG = {
     "objects": (lambda f: f | {"sample": f["sample"].astype(object)}, "sample is object, expected a numpy array"),
     "whole timesteps": (lambda f: f | {"timestep": f["timestep"].astype(np.int64)}, "timestep is int64"),
     "float labels": (lambda f: f | {"class_labels": np.zeros(2, np.float32)}, "class_labels is float32"),
-    "a list": (lambda f: f | {"sample": f["sample"].tolist()}, "sample is list, expected a numpy array of float32"),
-    "a number": (lambda f: f | {"timestep": np.float32(3)}, "timestep is float32, expected a numpy array"),
+    "a list": (lambda f: f | {"sample": f["sample"].tolist()}, "sample is a list, expected a numpy array of float32"),
+    "a number": (lambda f: f | {"timestep": np.float32(3)}, "timestep is a float32, expected a numpy array"),
+    "a mask": (lambda f: f | {"sample": np.ma.masked_less(f["sample"], 0)}, "sample is a masked array, .* fill it"),
     "no axes": (lambda f: f | {"timestep": np.array(3, np.float32)}, r"timestep has shape \(\), expected \[B\]"),
     "another size": (lambda f: f | {"sample": f["sample"][:, :0]}, r"expected \[B, 1, height, width\]"),
     "an axis less": (lambda f: f | {"sample": f["sample"][0]}, r"expected \[B, 1, height, width\]"),
@@ -211,3 +215,9 @@ def test_a_long_reason_keeps_its_ends():
     assert len(text) <= 200
     assert text.startswith("begin")
     assert text.endswith(" end")
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_runner_is_not_copied_nor_sent_to_another_process(runner, copied):
+    with pytest.raises(InputError, match="cannot be copied or pickled, expected one runner a process"):
+        copied(runner)

@@ -186,7 +186,7 @@ class _Sent:
 
 def _check_length(headers: dict[str, str], limit: int) -> None:
     length = headers.get("content-length", "0")
-    if length.isdigit() and int(length) > limit:
+    if length.isascii() and length.isdigit() and int(length) > limit:
         raise _too_large(limit)
 
 

@@ -115,8 +115,16 @@ def read_json_body(data: bytes) -> dict[str, Any]:
     def refuse(word: str) -> NoReturn:
         raise ValueError(f"{word} is no number of JSON")
 
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):  # Python would take the last one
+            names = [name for name, _ in pairs]
+            twice = next(name for i, name in enumerate(names) if name in names[:i])
+            raise ValueError(f"{twice[:60]!r} is given twice")
+        return found
+
     try:
-        found = json.loads(data, parse_constant=refuse)
+        found = json.loads(data, parse_constant=refuse, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         words = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ApiError(400, f"the body is no JSON ({words}); send an object", code="invalid_json") from error
@@ -180,7 +188,8 @@ def _of_validation(error: ValidationError) -> ApiError:
 
 
 def _asked(given: GenerationBody, card: ModelCard, client: str, time_limit_s: float, more: Mapping[str, Any]) -> Asked:
-    for name, text in (("prompt", given.prompt), ("negative_prompt", given.negative_prompt), ("user", given.user)):
+    for name in ("prompt", "negative_prompt", "user", "safety_identifier"):
+        text = getattr(given, name)
         if text is not None and _FOREIGN.search(text):
             raise ApiError(400, f"{name} holds half a character (a lone surrogate)", param=name, code="invalid_value")
     if given.model not in (None, "", card.name):
