@@ -33,6 +33,9 @@ LONGEST_CAPTION = 24
 
 Rows = list[tuple[str, "F32"]]
 
+MOST_IMAGES = 100_000
+"""All lie in memory, and in one picture of them all."""
+
 
 @takes(SampleArguments)
 def sample(given: SampleArguments) -> None:
@@ -78,6 +81,11 @@ def _check_options(given: SampleArguments) -> None:
         f"--out is {out}, expected a name that ends in .png, or in .safetensors for the numbers",
     )
     refuse(given.count is not None and given.count < 1, f"--count is {given.count}, expected at least 1")
+    refuse(
+        given.count is not None and given.count > MOST_IMAGES,
+        f"--count is {given.count}, expected at most {MOST_IMAGES}, which memory holds; run it in parts, each with a "
+        "--seed of its own",
+    )
     refuse(given.batch is not None and given.batch < 1, f"--batch is {given.batch}, expected at least 1")
     refuse(
         given.device is not None and given.engine is None,

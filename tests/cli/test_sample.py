@@ -66,6 +66,7 @@ def test_steps_that_were_not_calibrated_are_a_warning_with_the_distance(tiny_eng
         (["--steps", 0], "0", "error: steps is 0, expected at least 1"),
         (["--batch", 0], "0", "error: --batch is 0, expected at least 1"),
         (["--count", -5], "0", "--count is -5, expected at least 1"),
+        (["--count", 10**12], "0", "--count is 1000000000000, expected at most 100000"),
         (["--model", "any"], "0", "model folder any does not exist"),
         (["--model", "examples/mnist-ddpm-32"], "0", "is no pipeline and --compare was not given"),
         (["--out", "samples.gif"], "0", "ends in .png"),

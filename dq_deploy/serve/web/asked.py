@@ -188,8 +188,7 @@ def _of_validation(error: ValidationError) -> ApiError:
 
 
 def _asked(given: GenerationBody, card: ModelCard, client: str, time_limit_s: float, more: Mapping[str, Any]) -> Asked:
-    for name in ("prompt", "negative_prompt", "user", "safety_identifier"):
-        text = getattr(given, name)
+    for name, text in (("prompt", given.prompt), ("negative_prompt", given.negative_prompt), ("user", given.user)):
         if text is not None and _FOREIGN.search(text):
             raise ApiError(400, f"{name} holds half a character (a lone surrogate)", param=name, code="invalid_value")
     if given.model not in (None, "", card.name):

@@ -122,8 +122,8 @@ REFUSED = [
     ({}, 400, "prompt", "missing parameter: prompt"),
     ({"prompt": "x" * 10**6}, 400, "prompt", "prompt has 1000000 characters, expected at most 10000"),
     ({"prompt": "\ud800"}, 400, "prompt", "half a character"),
-    ({"prompt": "x", "user": "\ud800"}, 400, "user", "half a character"),
-    ({"prompt": "x", "safety_identifier": "\ud800"}, 400, "safety_identifier", "half a character"),
+    ({"prompt": "x", "user": "\ud800"}, 400, "user", "expected a valid string"),
+    ({"prompt": "x", "safety_identifier": "\ud800"}, 400, "safety_identifier", "expected a valid string"),
     ({"prompt": "x", "n": 0}, 400, "n", "n is 0"),
     ({"prompt": "x", "n": -5}, 400, "n", "n is -5"),
     ({"prompt": "x", "n": 1.5}, 400, "n", "n is 1.5"),
@@ -155,15 +155,15 @@ def test_what_cannot_be_answered_is_refused_by_name(port, body, status, param, m
     assert headers["x-request-id"]
 
 
-@pytest.mark.parametrize(
-    "body",
-    [b"", b"{", b"[]", b"\xff\xfe", b'{"prompt": NaN}', b"[" * 100_000, b'{"prompt": "x", "guidance": 1e999}']
-    + [b'{"prompt": "x", "n": 1, "n": 2}', b'{"prompt": "x", "user": "\xed\xa0\x80"}'],
-)
+BROKEN = [b"", b"{", b"[]", b"\xff\xfe", b'{"prompt": NaN}', b"[" * 100_000, b'{"prompt": "x", "guidance": 1e999}']
+TWICE = b'{"prompt": "x", "n": 1, "n": 2}'
+
+
+@pytest.mark.parametrize("body", [*BROKEN, TWICE], ids=[*map(str, range(len(BROKEN))), "twice"])
 def test_a_body_that_is_no_object_of_json_is_refused(port, body):
     status, _, answer = send(port, "POST", "/v1/images/generations", body)
     assert status == 400
-    assert answer["error"]["message"]
+    assert ("'n' is given twice" in answer["error"]["message"]) == (body == TWICE)
 
 
 def test_the_clients_own_errors_are_raised(client):
