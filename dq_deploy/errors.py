@@ -164,7 +164,8 @@ def explained(error: Exception) -> tuple[str, int]:
     if isinstance(error, DqError):
         return str(error), error.exit_code
     if is_out_of_memory(error):
-        return f"there is not enough memory ({error}); give a smaller model or batch, or more memory", 2
+        why = f" ({error})" if str(error) else ""
+        return f"there is not enough memory{why}; give a smaller model or batch, or more memory", 2
     if isinstance(error, OSError):
         name = f": {error.filename}" if error.filename else ""
         return f"the system says {error.strerror or error}{name}", 2

@@ -101,6 +101,7 @@ def test_a_fault_of_this_program_stays_one():
         (lambda: Path("/none/there").read_bytes(), "the system says No such file or directory: /none/there", 2),
         (lambda: "\udcff".encode(), "is no UTF-8", 2),
         (lambda: (_ for _ in ()).throw(RecursionError()), "nested too deeply", 2),
+        (lambda: (_ for _ in ()).throw(MemoryError()), "not enough memory; give", 2),
         (lambda: (_ for _ in ()).throw(MemoryError("9 GiB")), "not enough memory (9 GiB)", 2),
         (lambda: (_ for _ in ()).throw(OptionError("got a")), "got a", 2),
         (lambda: int("x"), "internal error: ValueError: invalid literal", 1),

@@ -93,7 +93,8 @@ def failure_of(error: Exception, prog: str) -> tuple[str, int]:
     message, code = explained(error)
     message = in_flags(message, *_foreign_words(error))
     if is_out_of_memory(error):
-        message = f"there is not enough memory ({error}); give a smaller model, batch or --memory-gib, or more memory"
+        why = f" ({error})" if str(error) else ""
+        message = f"there is not enough memory{why}; give a smaller model, batch or --memory-gib, or more memory"
     elif not isinstance(error, DqError):
         message += "; rerun with --debug for the traceback"
     return message, code

@@ -38,7 +38,7 @@ class _Number:
                 return
         kind = "whole number" if self.whole else "number"
         more = "" if self.also is None else f", or {self.also} {self.also_means}"
-        raise OptionError(f"{name} is {value!r}, expected a {kind} from {self.low:g} to {self.high:g}{more}")
+        raise OptionError(f"{name} is {value!r}, expected a {kind} from {self.low:.12g} to {self.high:.12g}{more}")
 
 
 @dataclass(frozen=True, kw_only=True)
