@@ -46,6 +46,9 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "minmax-w8a8": ("--method", "minmax", "--weights", "8", "--activations", "8", "--samples", "16"),
     "minmax-w4a8": ("--method", "minmax", "--weights", "4", "--activations", "8", "--samples", "16"),
     "gptq-w4a8": ("--method", "gptq", "--preset", "fast", "--weights", "4", "--activations", "8"),
+    "gptq-w4a8-correction": (
+        *("--method", "gptq", "--preset", "fast", "--weights", "4", "--activations", "8", "--step-correction"),
+    ),
     "dilatequant-w4a8": ("--preset", "fast", "--weights", "4", "--activations", "8"),
     "dilatequant-w4a4-mixed": ("--preset", "fast,w4a4-mixed"),
 }

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from dq_deploy.errors import NonFiniteError, OptionError
-from dq_deploy.methods import Progress, quantize
+from dq_deploy.methods import Progress, options_from_preset, quantize
+from dq_deploy.methods.options import EdaDmOptions
+from dq_deploy.methods.training.reconstruction import fbr_settings
 from dq_deploy.record import Record, content_sha256
 from tests.tiny import tiny_denoiser
 
@@ -43,6 +45,15 @@ def test_without_reconstruction_only_ranges_are_searched() -> None:
     record = quantize(tiny_denoiser(), **QUICK, without=("reconstruction", "tdac"))
     assert [entry["stage"] for entry in record.provenance["history"]] == ["ranges"]
     assert record.provenance["options"]["calibration_choice"] == "uniform"
+
+
+def test_a_short_training_drops_no_activation_quantization_and_pulls_towards_whole_codes() -> None:
+    options = options_from_preset("fast", method="eda-dm")
+    assert isinstance(options, EdaDmOptions)
+    settings = fbr_settings(options)
+    assert (settings.activation_drop, settings.input_mix) == (0, 0)
+    assert settings.rounding_penalty > 0
+    assert EdaDmOptions().activation_drop == 0.5  # the paper's, of longer trainings
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(trained: Record, tmp_path: Path) -> None:
