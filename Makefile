@@ -35,8 +35,8 @@ RAY := 'ray[serve]==2.60.0'
 help:
 	@echo "make demo    quantize, export, verify, time and sample the demo model into $(DEMO_OUT)/"
 	@echo "make serve   serve the text-to-image model that make demo made, on http://127.0.0.1:$(PORT)"
-	@echo "make test    the whole test suite"
-	@echo "make test-all  that, and every published configuration on both engines; writes docs/configurations.md"
+	@echo "make test    the test suite"
+	@echo "make test-all  that, the longer tests of what it shows, and every published configuration on both engines; writes docs/configurations.md"
 	@echo "make test-optimum  what Optimum draws from our folders, with its packages in two environments of their own"
 	@echo "make test-triton  what a real Triton server draws from our repositories, in an environment of its own"
 	@echo "make test-ray  the image server on two replicas of Ray Serve, in an environment of its own"
@@ -60,9 +60,10 @@ $(KERNELS): $(KERNEL_SOURCES) | $(READY)
 	@$(BIN)/python -m dq_kernels.cpu.build || echo "warning: the native kernels are not up to date" >&2
 
 test: $(READY) $(KERNELS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q -m "not thorough"
 
 test-all: test test-container
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q -m thorough
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.configurations.grid --out docs/configurations.md
 
 test-optimum: $(READY) $(KERNELS) $(OPTIMUM_VENV)/.ready $(OPTIMUM_INTEL_VENV)/.ready

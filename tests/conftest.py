@@ -5,8 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # one thread a worker; read when torch is loaded
     os.environ.setdefault(_name, "1")
@@ -27,6 +28,17 @@ def repository() -> Path:
 @pytest.fixture(scope="session")
 def demo_model_dir() -> Path:
     return ROOT / "examples" / "mnist-ddpm-32"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traced_once() -> Iterator[None]:
+    """A worker traces each model once for engines and once for proofs; outside tests only the last few are kept."""
+    from dq_deploy.graph import trace
+    from dq_deploy.native.trace import traced
+    from dq_deploy.recent import Recent
+
+    with mock.patch.object(trace, "_GRAPHS", Recent(64)), mock.patch.object(traced, "_PROGRAMS", Recent(64)):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,8 @@ def traced_denoiser(
         config: its diffusers configuration.
         record: gives the weights.
         call: of the denoiser.
-        anew: trace it whatever graphs are kept: a proof takes nothing from what it proves.
+        anew: for a proof, which takes nothing from what it proves: graphs kept for exports are not given, only those
+            that another proof traced.
     """
     if record is None:
         module, weights = build_denoiser(family, dict(config)), {}
@@ -60,7 +61,7 @@ def traced_denoiser(
         weights=weights,
         shapes={spec.name: spec.shape for spec in input_specs(call)},
         outputs={spec.name: spec.shape for spec in output_specs(call)},
-        key=None if anew else (family, json.dumps(dict(config), sort_keys=True, default=repr), repr(call)),
+        key=(anew, family, json.dumps(dict(config), sort_keys=True, default=repr), repr(call)),
     )
 
 

@@ -11,10 +11,13 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from http.client import HTTPException
+from typing import Any
 
 import pytest
 
+from dq_deploy.record import content_sha256, load_record
 from tests.cli.running import command
 from tests.serve.live import send
 
@@ -45,44 +48,78 @@ def draw(port, **changes):
     return send(port, "POST", "/v1/images/generations", body)
 
 
-def answer_of_a_server_that_is_told_to_stop(record, *more, **asked):
+def answer_while_it_is_told_to_stop(process, port, **asked):
     """Told while it draws; it ends by itself with the code 0."""
     found = []
-    with serving(record, *more) as (process, port):
-        thread = threading.Thread(target=lambda: found.append(draw(port, **asked)))
-        thread.start()
-        while not send(port, "GET", "/v1/requests")[2]["data"]:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        thread.join(60)
-        assert process.wait(20) == 0
+    thread = threading.Thread(target=lambda: found.append(draw(port, **asked)))
+    thread.start()
+    while not send(port, "GET", "/v1/requests")[2]["data"]:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    thread.join(60)
+    assert process.wait(20) == 0
     return found[0]
 
 
-def test_what_was_taken_is_finished_when_the_server_is_told_to_stop(tiny_record_path):
-    status, _, answer = answer_of_a_server_that_is_told_to_stop(tiny_record_path, n=10, steps=40)
+@dataclass(frozen=True, kw_only=True)
+class Lives:
+    """A server that was killed under load, and another that was told to stop while it drew.
+
+    Attributes:
+        card: the model's entry in the first one's list.
+        pictures: what each answered to one request.
+        last: status and answer of the request that the second had taken when it was told to stop.
+    """
+
+    card: dict[str, Any]
+    pictures: list[Any]
+    last: tuple[int, Any]
+
+
+@pytest.fixture(scope="module")
+def proof(tiny_record_path, tmp_path_factory):
+    """A report on the tiny record."""
+    values = {"exact": True, "integer_mac_share": 0.5, "target": "native"}
+    values["record_sha256"] = content_sha256(load_record(tiny_record_path))
+    path = tmp_path_factory.mktemp("proof") / "proof.json"
+    path.write_text(json.dumps(values))
+    return path
+
+
+@pytest.fixture(scope="module")
+def lives(tiny_record_path, proof):
+    """Starting a server takes longer than all that is asked of it here."""
+    with serving(tiny_record_path, "--proof", proof) as (process, port):
+        card = send(port, "GET", "/v1/models")[2]["data"][0]
+        pictures = [draw(port)[2]["data"]]
+        loads = [threading.Thread(target=quietly, args=(port,)) for _ in range(4)]
+        for load in loads:
+            load.start()
+        time.sleep(0.1)
+        process.kill()
+        for load in loads:
+            load.join(30)
+    with serving(tiny_record_path) as (process, port):
+        pictures.append(draw(port)[2]["data"])
+        status, _, answer = answer_while_it_is_told_to_stop(process, port, n=10, steps=40)
+    return Lives(card=card, pictures=pictures, last=(status, answer))
+
+
+def test_killed_under_load_and_started_again_it_gives_the_same_bytes(lives):
+    first, second = lives.pictures
+    assert first == second
+    assert len(first) == 2
+
+
+def test_what_was_taken_is_finished_when_the_server_is_told_to_stop(lives):
+    status, answer = lives.last
     assert (status, len(answer["data"])) == (200, 10)
 
 
 def test_what_takes_longer_than_it_may_is_told_so(tiny_record_path):
-    status, _, answer = answer_of_a_server_that_is_told_to_stop(tiny_record_path, "--drain", "0.2", n=90, steps=1000)
+    with serving(tiny_record_path, "--drain", "0.2") as running:
+        status, _, answer = answer_while_it_is_told_to_stop(*running, n=90, steps=1000)
     assert (status, answer["error"]["message"]) == (503, "the server stops")
-
-
-def test_killed_under_load_and_started_again_it_gives_the_same_bytes(tiny_record_path):
-    wanted = None
-    for seconds in (0.05, 0.2):
-        with serving(tiny_record_path) as (process, port):
-            answer = draw(port)[2]["data"]
-            wanted = wanted or answer
-            assert answer == wanted
-            loads = [threading.Thread(target=quietly, args=(port,)) for _ in range(4)]
-            for load in loads:
-                load.start()
-            time.sleep(seconds)
-            process.kill()
-            for load in loads:
-                load.join(30)
 
 
 def quietly(port):
@@ -131,20 +168,15 @@ def test_a_port_that_is_taken_is_refused(tiny_record_path):
     assert "cannot listen on 127.0.0.1 port" in done.err
 
 
-def test_the_proof_on_the_card_is_of_what_is_served(tiny_record_path, demo_record_path, tmp_path):
-    report = tmp_path / "proof.json"
-    values = {"exact": True, "integer_mac_share": 0.5, "record_sha256": "0" * 64, "target": "native"}
-    report.write_text(json.dumps(values))
-    done = command("serve", "--engine", tiny_record_path, "--port", 0, "--proof", report)
+def test_the_proof_on_the_card_is_of_what_is_served(tiny_record_path, proof, lives, tmp_path):
+    values = json.loads(proof.read_text())
+    of_another = tmp_path / "proof.json"
+    of_another.write_text(json.dumps({**values, "record_sha256": "0" * 64}))
+    done = command("serve", "--engine", tiny_record_path, "--port", 0, "--proof", of_another)
     assert done.code == 2
     assert "is of the record 000000000000 on native, expected" in done.err
-    from dq_deploy import load_record
-    from dq_deploy.record import content_sha256
-
-    report.write_text(json.dumps({**values, "record_sha256": content_sha256(load_record(tiny_record_path))}))
-    with serving(tiny_record_path, "--proof", report) as (_, port):
-        proof = send(port, "GET", "/v1/models")[2]["data"][0]["dq"]["proof"]
-    assert (proof["exact"], proof["file"], len(proof["sha256"])) == (True, "proof.json", 64)
+    shown = lives.card["dq"]["proof"]
+    assert (shown["exact"], shown["file"], len(shown["sha256"])) == (True, "proof.json", 64)
 
 
 def test_a_model_repository_is_written_once(tiny_engine, demo_model_dir, tmp_path):

@@ -54,16 +54,19 @@ def output(blocks, repository, tmp_path_factory):
     shutil.copy(repository / "examples" / "random_pipeline.py", clone / "examples")
     (clone / WORKING_FOLDER).mkdir(parents=True)
     save_files_of_another_project(clone / WORKING_FOLDER)
+    for block in blocks:
+        if block.language == "python" and block.title:
+            (clone / WORKING_FOLDER / block.title).write_text(block.text)
     environment = {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": f"{repository}{os.pathsep}{repository / 'kernels'}",
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "80",
         "TERM": "dumb",
     }
     done = subprocess.run(
-        ["bash", "-c", script_of(blocks)],
+        [sys.executable, "-m", "tests.docs.forked_commands"],
+        input=script_of(blocks),
         cwd=clone,
         env=environment,
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The tutorial's fenced blocks, and one shell script that runs them in order."""
+"""The tutorial's fenced blocks, and one script of its commands in order."""
 
 from __future__ import annotations
 
@@ -27,11 +27,9 @@ def mark(number: int) -> str:
 
 
 def script_of(blocks: list[Block]) -> str:
-    """Save each titled Python block and run each bash block; a failure ends the script."""
-    lines = ["set -euo pipefail"]
+    """The lines of the bash blocks, with the mark of each in front."""
+    lines: list[str] = []
     for number, block in enumerate(blocks):
-        if block.language == "python" and block.title:
-            lines.append(f"cat > {block.title} <<'END_OF_PROGRAM'\n{block.text}END_OF_PROGRAM")
         if block.language == "bash":
             lines += [f"echo '{mark(number)}'", block.text]
     return "\n".join(lines)

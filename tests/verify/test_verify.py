@@ -38,10 +38,11 @@ def test_every_layer_is_exact(toy_engine, weight_bits, activation_bits):
     assert report.output_psnr_db == 200
 
 
-def test_the_command_writes_json_and_a_page_that_needs_nothing_else(tiny_record_path, tiny_engine, tmp_path):
+def test_the_command_writes_json_and_a_page_that_needs_nothing_else(toy_engine, tmp_path):
+    ckpt, engine = toy_engine(4, 8)
     written, page = tmp_path / "verify.json", tmp_path / "report.html"
     done = command(
-        "verify", "--ckpt", tiny_record_path, "--engine", tiny_engine, "--exact", "--require-integer", 0.95,
+        "verify", "--ckpt", ckpt, "--engine", engine, "--exact", "--require-integer", 0.95,
         "--json", written, "--html", page,
     )  # fmt: skip
     assert done.code == 0, done.err
@@ -55,6 +56,7 @@ def test_the_command_writes_json_and_a_page_that_needs_nothing_else(tiny_record_
     assert "down.0.res.0.conv1" in text
 
 
+@pytest.mark.thorough
 def test_the_demo_model_is_exact_at_w4a8(demo_record, demo_engine):
     report = verify(demo_record, demo_engine, steps=2, inputs=1, threads=2)
     assert report.failures == ()
@@ -105,6 +107,7 @@ def test_split_layers_are_compared_part_by_part(tmp_path):
     assert found.status == "exact"
 
 
+@pytest.mark.thorough
 def test_openvino_is_exact_and_runs_integer_kernels(tmp_path):
     pytest.importorskip("openvino")
     record = random_record(tiny_denoiser(), weight_bits=8)

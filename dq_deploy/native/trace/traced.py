@@ -64,7 +64,8 @@ def traced_program(record: Record, sizes: Mapping[str, int] | None = None, *, an
         record: the quantized denoiser.
         sizes: of the axes that vary besides the batch, by name; a program is for one choice of them. Those left out
             are the record's own.
-        anew: trace it whatever programs are kept: a proof takes nothing from what it proves.
+        anew: for a proof, which takes nothing from what it proves: programs kept for engines are not given, only those
+            that another proof traced.
 
     Raises:
         ModelError: torch cannot trace it, or it holds an operation the native engine does not know.
@@ -120,11 +121,9 @@ def joined_program(
     *,
     anew: bool = False,
 ) -> dict[str, Any]:
-    """Trace and lower at two batch sizes, and join them; needs torch. The last are kept, and given unless `anew`."""
-    if anew:
-        return _joined(family, config, call, layers, attentions)
+    """Trace and lower at two batch sizes, and join them; needs torch. The last are kept, those of proofs apart."""
     text = json.dumps(dict(config), sort_keys=True, default=repr)
-    key = (family, text, repr(call), repr(layers), repr(attentions))
+    key = (anew, family, text, repr(call), repr(layers), repr(attentions))
     return _PROGRAMS.get(key, lambda: _joined(family, config, call, layers, attentions))
 
 
