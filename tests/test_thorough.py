@@ -1,4 +1,4 @@
-"""A test that `make test` leaves out is a longer one of a fact that stays: the decision names both, and both are there."""
+"""What `make test` leaves out is a longer test of a fact that stays: the decision names both, and both are there."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from tests.tiny import ONE_LEVEL, random_record, tiny_denoiser
 
 
 def test_a_kept_program_that_is_wrong_is_found(monkeypatch):
-    monkeypatch.setattr(traced, "_PROGRAMS", Recent(1))
+    monkeypatch.setattr(traced, "_PROGRAMS", Recent(2))  # the engine's and the proof's
     record = random_record(tiny_denoiser(**ONE_LEVEL))
     with NativeRunner(record, threads=1) as runner:
         assert list(native_differences(record, runner)) == []
@@ -31,7 +31,7 @@ def test_a_kept_program_that_is_wrong_is_found(monkeypatch):
 
 
 def test_a_kept_graph_that_is_wrong_is_found(monkeypatch, tmp_path):
-    graphs = Recent(1)
+    graphs = Recent(2)
     monkeypatch.setattr(trace, "_GRAPHS", graphs)
     record = random_record(tiny_denoiser(**ONE_LEVEL))
     export(record, tmp_path / "right.onnx")
