@@ -31,7 +31,7 @@ from dq_deploy.methods.prepare.starting_point import inputs_of
 from dq_deploy.methods.ranges.measured_ranges import FLOAT_BATCH
 from dq_deploy.methods.ranges.step_ranges import StepRange, batches, model_inputs, output_table, watch_steps
 from dq_deploy.methods.run import Run
-from dq_deploy.methods.training.finetuning import Finetuner, stages_of
+from dq_deploy.methods.finetuning.finetuner import Finetuner, stages_of
 from dq_deploy.methods.training.reconstruction import adaround_settings
 from dq_deploy.methods.training.resume import ResumeFolder, state_of_run
 from dq_deploy.methods.training.trained_record import trained_record

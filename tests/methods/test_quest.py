@@ -12,8 +12,8 @@ import pytest
 from dq_deploy.calibration import CalibrationSource
 from dq_deploy.errors import NonFiniteError, OptionError
 from dq_deploy.methods import options_for, quantize
+from dq_deploy.methods.finetuning.finetuner import Finetuner
 from dq_deploy.methods.prepare.calibration_inputs import step_influence
-from dq_deploy.methods.training.finetuning import Finetuner
 from dq_deploy.methods.training.resume import discard_state
 from dq_deploy.record import Record, content_sha256, load_record
 from tests.tiny import tiny_conditional_denoiser, tiny_denoiser

@@ -14,9 +14,9 @@ from dq_deploy.calibration import CalibrationSource
 from dq_deploy.errors import NonFiniteError, OptionError
 from dq_deploy.methods import options_for, quantize
 from dq_deploy.methods.prepare.calibration_inputs import collect_inputs
-from dq_deploy.methods.training import finetuning
-from dq_deploy.methods.training.finetuning import STAGES, Finetuner, Stage, stages_of
-from dq_deploy.methods.training.held_out import train_and_held_out
+from dq_deploy.methods.finetuning import finetuner
+from dq_deploy.methods.finetuning.finetuner import STAGES, Finetuner, Stage, stages_of
+from dq_deploy.methods.finetuning.held_out import train_and_held_out
 from dq_deploy.methods.training.pieces import Pieces
 from dq_deploy.models import Denoiser, quantizable_layers
 from dq_deploy.record import Record
@@ -137,7 +137,7 @@ def test_a_held_out_step_counts_by_how_far_its_error_moves_the_sample() -> None:
 
 def test_blocks_computed_again_and_small_pieces_train_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _ = tuner(finetune_iterations=1, batch=4).run(attention(), 0, start())
-    monkeypatch.setattr(finetuning, "pieces_that_fit", lambda *_args, **_more: Pieces(size=2, again=True))
+    monkeypatch.setattr(finetuner, "pieces_that_fit", lambda *_args, **_more: Pieces(size=2, again=True))
     pieces, _ = tuner(finetune_iterations=1, batch=4).run(attention(), 0, start())
     for name, layer in whole.layers.items():
         np.testing.assert_allclose(pieces.layers[name].parts[0].scale, layer.parts[0].scale, rtol=1e-2)
@@ -145,7 +145,7 @@ def test_blocks_computed_again_and_small_pieces_train_the_same(monkeypatch: pyte
 
 def test_one_input_that_does_not_fit_is_refused_with_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     small = tuner(finetune_iterations=1, batch=4)
-    monkeypatch.setattr(finetuning, "GIB", 1000)
+    monkeypatch.setattr(finetuner, "GIB", 1000)
     with pytest.raises(OptionError, match=r"memory_gib is 2, expected at least .*: training stage attention keeps"):
         small.run(attention(), 0, start())
 
@@ -166,7 +166,7 @@ def test_training_that_makes_it_worse_goes_back_with_lower_rates_and_keeps_the_s
 def test_float_outputs_that_do_not_fit_in_memory_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     stored, _ = tuner(finetune_iterations=1, batch=4).run(attention(), 0, start())
     again = tuner(finetune_iterations=1, batch=4)
-    monkeypatch.setattr(finetuning, "STORED_SHARE", 0)
+    monkeypatch.setattr(finetuner, "STORED_SHARE", 0)
     record, _ = again.run(attention(), 0, start())
     for name, layer in stored.layers.items():
         np.testing.assert_array_equal(layer.parts[0].scale, record.layers[name].parts[0].scale)

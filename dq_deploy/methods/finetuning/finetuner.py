@@ -34,7 +34,7 @@ from dq_deploy.methods.prepare.initial_record import InitialState, initial_state
 from dq_deploy.methods.prepare.preparation import sharing_copy
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.methods.ranges.step_ranges import model_inputs
-from dq_deploy.methods.training.held_out import train_and_held_out
+from dq_deploy.methods.finetuning.held_out import train_and_held_out
 from dq_deploy.methods.training.pieces import Kept, Pieces, computed_again, kept_by, pieces_that_fit
 from dq_deploy.methods.training.trainable import TrainableLayer
 from dq_deploy.models import Denoiser, blocks_of, call_denoiser, quantizable_layers
