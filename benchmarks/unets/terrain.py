@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOAT, INTEGER = "onnxruntime float32", "onnxruntime int8"
 RED = 3
 TRAINING = """\
-dilatequant: {{iterations: {iterations}, batch: {batch}}}
+dilatequant: {{iterations: {iterations}, batch: {batch}, second_order_start: {start}}}
 """
 """A preset."""
 LAST_FLOAT = ("--keep", ",".join(TERRAIN_FLOAT))
@@ -60,6 +60,7 @@ class Variant:
         bits: of the weights; activations have 8.
         options: further options of dq-quantize.
         attention: what the native engine computes attention's products in; None is its default.
+        start: training begins at weights rounded as method gptq rounds them.
         psnr_db: what the mean over maps is to be at least.
     """
 
@@ -68,6 +69,7 @@ class Variant:
     bits: int
     options: tuple[str, ...] = ()
     attention: str | None = None
+    start: bool = False
     psnr_db: float
 
 
@@ -84,6 +86,7 @@ VARIANTS = (
     ),
     Variant(name="w4-gptq", method="gptq", bits=4, options=LAST_FLOAT, psnr_db=30),
     Variant(name="w4-dilatequant", method="dilatequant", bits=4, options=LAST_FLOAT, psnr_db=30),
+    Variant(name="w4-gptq-dilatequant", method="dilatequant", bits=4, options=LAST_FLOAT, start=True, psnr_db=30),
 )
 
 
@@ -123,8 +126,10 @@ def make_files(variant: Variant, arguments: argparse.Namespace) -> tuple[Files, 
     files = Files(pipeline=arguments.pipeline, record=stem.with_suffix(".pt"), graph=stem.with_suffix(".onnx"))
     seconds = {}
     if not files.record.is_file():
-        preset = arguments.work / "training.yaml"
-        preset.write_text(TRAINING.format(iterations=arguments.iterations, batch=arguments.batch), encoding="utf-8")
+        preset = arguments.work / f"training-{variant.name}.yaml"
+        start = str(variant.start).lower()
+        training = TRAINING.format(iterations=arguments.iterations, batch=arguments.batch, start=start)
+        preset.write_text(training, encoding="utf-8")
         options: list[object] = ["--model", files.pipeline, "--preset", preset, "--method", variant.method]
         options += ["--weights", variant.bits, "--activations", 8, "--steps", 1, "--samples", arguments.samples]
         seconds["quantize"] = command("quantize", *options, *variant.options, "--out", files.record)
@@ -288,7 +293,7 @@ def measure(variant: Variant, float_maps: F32, arguments: argparse.Namespace) ->
     row: dict[str, Any] = {"variant": variant.name, "bits": f"W{variant.bits}A8", "method": variant.method}
     row |= {"options": variant.options, "commit": commit(), "samples": arguments.samples, "seconds": seconds}
     if variant.method == "dilatequant":
-        row |= {"iterations": arguments.iterations, "batch": arguments.batch}
+        row |= {"iterations": arguments.iterations, "batch": arguments.batch, "second_order_start": variant.start}
     if variant.attention is not None:
         row["attention"] = variant.attention
     row |= {"files": contents(files), "environment": describe_environment(threads=arguments.threads)}

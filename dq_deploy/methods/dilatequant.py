@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dq_deploy.methods.finetuning.in_stages import check_finetuning, finetuned_last
 from dq_deploy.methods.options import DilateQuantOptions
 from dq_deploy.methods.prepare.preparation import prepare
 from dq_deploy.methods.run import Run
@@ -16,11 +17,13 @@ def quantize_dilatequant(run: Run, options: DilateQuantOptions) -> Record:
 
     Folds come first, then ranges, then training: what is calibrated is the model that will run. Without part
     `temporal-quantizer` all steps share one activation quantizer. With `channel_scales` factors from ranges take the
-    place of the dilation, which comes from the weights alone.
+    place of the dilation, which comes from the weights alone. With `finetune_iterations` QuEST's finetuning follows.
     """
+    check_finetuning(run, options)
     dilates = options.uses("weight-dilation") and not options.channel_scales
     bound = options.dilation_bound if dilates else None
     prepared = prepare(run.denoiser, options, dilation_bound=bound)
     settings = bkd_settings(options) if options.uses("distillation") else None
     state = state_of_run(run, options)
-    return trained_record(run, prepared, options, settings, state, channel_scales=options.channel_scales).record
+    made = trained_record(run, prepared, options, settings, state, channel_scales=options.channel_scales)
+    return finetuned_last(run, options, made.calibration, state, made.record)

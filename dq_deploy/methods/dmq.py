@@ -6,6 +6,7 @@ from typing import Any
 
 from dq_deploy.calibration import CalibrationInputs
 from dq_deploy.errors import NonFiniteError
+from dq_deploy.methods.finetuning.in_stages import check_finetuning, finetuned_last
 from dq_deploy.methods.options import DmqOptions
 from dq_deploy.methods.prepare.assembly import build_record
 from dq_deploy.methods.prepare.calibration_inputs import batch_of
@@ -33,7 +34,9 @@ def quantize_dmq(run: Run, options: DmqOptions) -> Record:
     2. Activation ranges a group of steps by an exponential mean over batches; asymmetric weights by range search.
     3. AdaRound, block by block, on the block's output error and the rounding penalty.
     4. Power-of-two factors of the 1x1 skip convolutions, by the votes of the calibration inputs.
+    5. QuEST's finetuning, where `finetune_iterations` ask for it.
     """
+    check_finetuning(run, options)
     prepared = prepare(run.denoiser, options)
     state = state_of_run(run, options)
     calibration = inputs_of(run, options, state)
@@ -55,7 +58,8 @@ def quantize_dmq(run: Run, options: DmqOptions) -> Record:
         scaled = scale_skips(prepared, layers, inputs, options, steps=steps, batch=batch)
         layers = scaled.layers
         history.append(scaled.history)
-    return build_record(run.denoiser, prepared, layers, calibration, options, history, float_ranges=ranges.modules)
+    record = build_record(run.denoiser, prepared, layers, calibration, options, history, float_ranges=ranges.modules)
+    return finetuned_last(run, options, calibration, state, record)
 
 
 def _learned_scales(

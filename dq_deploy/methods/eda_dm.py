@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dq_deploy.methods.finetuning.in_stages import check_finetuning, finetuned_last
 from dq_deploy.methods.options import EdaDmOptions
 from dq_deploy.methods.prepare.preparation import prepare
 from dq_deploy.methods.run import Run
@@ -19,7 +20,11 @@ def quantize_eda_dm(run: Run, options: EdaDmOptions) -> Record:
     2. Activation quantizers are static, one for all steps, found by search; skip concatenations are split.
     3. FBR: AdaRound and the activation scales are trained a block at a time, on the error of the block's output and
        of the layers inside, with half of the activation quantization dropped.
+    4. QuEST's finetuning, where `finetune_iterations` ask for it.
     """
+    check_finetuning(run, options)
     prepared = prepare(run.denoiser, options)
     settings = fbr_settings(options) if options.uses("reconstruction") else None
-    return trained_record(run, prepared, options, settings, state_of_run(run, options)).record
+    state = state_of_run(run, options)
+    made = trained_record(run, prepared, options, settings, state)
+    return finetuned_last(run, options, made.calibration, state, made.record)

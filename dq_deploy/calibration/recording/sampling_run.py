@@ -291,9 +291,10 @@ class SamplingRun:
 
     @contextmanager
     def _without_computing(self) -> Iterator[None]:
-        """Inside, the module gives zeros of its outputs' shapes."""
+        """Inside, the module gives zeros of its outputs' shapes, also where something else answers for it."""
         import torch
 
+        before = self.module.__dict__.get("forward")
         batch, answer = [0], OutputClass(type(self.module))
 
         def zeros(*_args: Any, return_dict: bool = True, **_kwargs: Any) -> Any:
@@ -309,6 +310,8 @@ class SamplingRun:
                 yield
             finally:
                 del self.module.__dict__["forward"]
+                if before is not None:
+                    self.module.__dict__["forward"] = before
 
     @contextmanager
     def _probing(self, on_step: Callable[[float], None]) -> Iterator[None]:

@@ -6,12 +6,16 @@ A stage trains the weights of its layers and activation quantizers at once:
     e(y_l) = |y_l - y_l,float|^2 / |y_l,float|^2
 
 start[t] is the mean error of step t before the stage: without it the last steps, where the noise left in a sample can
-hardly be told, outweigh all others.
+hardly be told, outweigh all others. With weights w[t], as of `picture_influence`, the first term is instead
+
+    sum over t of  w[t] * mean |y - y_float|^2    over the same before the stage
+
+and inputs are drawn in proportion to the root of each step's part in it, and weighted back.
 
 y is the output of the quantized denoiser and y_l that of a layer inside it, both at inputs of the float model's own
-trajectory; no data is needed. Stages are `time-embedding` (the projections into the residual blocks, with their own
-activation quantizers) and `attention` (queries, keys, values, outputs and feed-forward layers, with the activation
-quantizers of all layers but the projections, on the error of y alone).
+trajectory, or of the quantized one's; no data is needed. Stages are `time-embedding` (the projections into the residual
+blocks, with their own activation quantizers) and `attention` (queries, keys, values, outputs and feed-forward layers,
+with the activation quantizers of all layers but the projections, on the error of y alone).
 """
 
 from __future__ import annotations
@@ -28,13 +32,13 @@ import torch
 
 from dq_deploy.errors import NonFiniteError, OptionError, library_errors
 from dq_deploy.methods.blocks.storage import GIB
+from dq_deploy.methods.finetuning.held_out import train_and_held_out
 from dq_deploy.methods.options import QuestOptions
 from dq_deploy.methods.prepare.calibration_inputs import batch_of
 from dq_deploy.methods.prepare.initial_record import InitialState, initial_state, working_module
 from dq_deploy.methods.prepare.preparation import sharing_copy
 from dq_deploy.methods.progress import Progress, ProgressCallback
 from dq_deploy.methods.ranges.step_ranges import model_inputs
-from dq_deploy.methods.finetuning.held_out import train_and_held_out
 from dq_deploy.methods.training.pieces import Kept, Pieces, computed_again, kept_by, pieces_that_fit
 from dq_deploy.methods.training.trainable import TrainableLayer
 from dq_deploy.models import Denoiser, blocks_of, call_denoiser, quantizable_layers
@@ -65,6 +69,8 @@ BACK_OFF = 0.25
 REPORT_EVERY = 5
 STORED_SHARE = 0.25
 """Share of `memory_gib` in which float outputs of a stage's layers are stored."""
+LEAST_CHANCE = 0.05
+"""Of the step that is drawn most: what every other one is drawn at least."""
 SMALLEST = 1e-12
 """Least error a step is compared with; one of no error at all has nothing to learn."""
 EPSILON = 1e-12
@@ -188,6 +194,7 @@ class Finetuner:
         stages: how many there will be.
         influence: [T] how far the next sample moves for an error of one in the output at each step; None where that is
             not known, and all steps' relative errors count alike.
+        weights: [T] of each step's squared error, in the loss and in what is kept; None for `start` and the influence.
     """
 
     def __init__(
@@ -199,8 +206,11 @@ class Finetuner:
         *,
         stages: int,
         influence: F64 | None = None,
+        weights: F64 | None = None,
     ) -> None:
         self.denoiser = denoiser
+        self.weights = None if weights is None else torch.from_numpy(weights)
+        self.chances: torch.Tensor | None = None
         self.float_module = denoiser.module
         if options.device != "cpu":
             self.float_module = sharing_copy(denoiser.module).to(options.device)
@@ -254,11 +264,12 @@ class Finetuner:
             for group in layer.parameter_groups(self._rates(stage, name, layer.prepared.weight_bits))
         ]
         before = self._held_out_errors(module).clamp_min(SMALLEST)
-        pieces = self._pieces(module, floats, before.float(), stage) if groups else Pieces(size=1, again=False)
+        unit = self._unit(before)
+        pieces = self._pieces(module, floats, unit, stage) if groups else Pieces(size=1, again=False)
         optimizer = torch.optim.Adam(groups, eps=EPSILON) if groups else None
         iterations = self.options.finetune_iterations if optimizer else 0
         best, share, kept, backed_off = _values(groups), 1.0, "start", 0
-        for i in self._iterations(stage, number, module, floats, before.float(), optimizer, iterations, pieces):
+        for i in self._iterations(stage, number, module, floats, unit, optimizer, iterations, pieces):
             found = self._share_left(self._held_out_errors(module), before)
             if found < share:
                 best, share, kept = _values(groups), found, f"iteration {i}"
@@ -303,9 +314,11 @@ class Finetuner:
 
     def _share_left(self, errors: torch.Tensor, before: torch.Tensor) -> float:
         """Of what the errors [T] at the start move the samples, the share that is left: a step by its influence."""
-        if self.influence is None:
+        weight = self.weights
+        if weight is None and self.influence is not None:
+            weight = self.influence.square()
+        if weight is None:
             return float((errors / before).mean())
-        weight = self.influence.square()
         return float((weight * errors).sum() / (weight * before).sum())
 
     def _iterations(
@@ -331,7 +344,7 @@ class Finetuner:
             fade = 0.5 * (1 + math.cos(math.pi * (i - 1) / iterations))
             for group in optimizer.param_groups:
                 group["lr"] = group["whole_lr"] * fade
-            chosen = torch.randint(0, len(self.train), (self.options.batch,), generator=generator)
+            chosen = self._draw(generator)
             optimizer.zero_grad(set_to_none=True)
             with library_errors(f"finetuning stage {stage.name}, iteration {i}", "check the model and the options"):
                 value = self._backward(module, floats, unit, chosen, pieces)
@@ -430,6 +443,25 @@ class Finetuner:
         return max(sum(values[name] for name in block.layers) for block in blocks_of(module, call)) / sum(
             values.values()
         )
+
+    def _unit(self, before: torch.Tensor) -> torch.Tensor:
+        """What the errors of each step are divided by, [T]: in the mean over what is drawn they are one at first."""
+        if self.weights is None:
+            return before.float()
+        parts = self.weights * before
+        drawn = parts.sqrt().clamp_min(float(parts.max().sqrt()) * LEAST_CHANCE)
+        step = self.step[self.train]
+        each = torch.bincount(step, minlength=len(parts))
+        drawn = drawn * (each > 0)
+        drawn /= drawn.sum()
+        self.chances = (drawn / each.clamp_min(1))[step]
+        return (parts.sum() * drawn / self.weights.clamp_min(SMALLEST)).float().clamp_min(SMALLEST)
+
+    def _draw(self, generator: torch.Generator) -> torch.Tensor:
+        """Positions of a batch of inputs to train on."""
+        if self.chances is None:
+            return torch.randint(0, len(self.train), (self.options.batch,), generator=generator)
+        return torch.multinomial(self.chances, self.options.batch, replacement=True, generator=generator)
 
     @torch.no_grad()
     def _held_out_errors(self, module: torch.nn.Module) -> torch.Tensor:

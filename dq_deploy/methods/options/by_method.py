@@ -25,6 +25,7 @@ OPTION_NAMES = (
     *("lr_rounding", "rounding_penalty", "layer_loss", "activation_drop", "scaling_iterations", "lr_equivalent"),
     *("timestep_exponent", "power_of_two", "agreement", "finetune_iterations", "dilation_bound"),
     *("channel_scales", "attention", "damping", "rows_a_column", "second_order_start", "device"),
+    *("own_trajectories", "picture_weights"),
 )
 """Every option of every method, in the order in which a record's provenance holds them."""
 
@@ -71,11 +72,28 @@ class TrainingOptions(SharedOptions):
         iterations: training iterations a block.
         batch: training inputs an iteration, steps mixed.
         second_order_start: training begins at weights rounded as method gptq rounds them, not at the nearest codes.
+        finetune_iterations: iterations a stage of QuEST's finetuning, which then follows the blocks; 0 leaves it out.
+        own_trajectories: each stage of the finetuning sees trajectories of the quantized model as it is by then.
+        picture_weights: finetuning counts the error of each step by how far it moves the picture.
     """
 
     iterations: int = whole(200, 0, 1_000_000)
     batch: int = whole(32, 1, 4096)
     second_order_start: bool = flag(False)
+    finetune_iterations: int = whole(0, 0, 1_000_000)
+    own_trajectories: bool = flag(False)
+    picture_weights: bool = flag(False)
+
+    def __post_init__(self) -> None:
+        """Check every value; see `SharedOptions`.
+
+        Raises:
+            OptionError: also where an option of the finetuning is given without one.
+        """
+        super().__post_init__()
+        for name in ("own_trajectories", "picture_weights"):
+            if getattr(self, name) and not self.finetune_iterations:
+                raise OptionError(f"{name} was given with finetune_iterations 0, expected 1 or more; or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
