@@ -17,7 +17,7 @@ def quantize_dilatequant(run: Run, options: DilateQuantOptions) -> Record:
 
     Folds come first, then ranges, then training: what is calibrated is the model that will run. Without part
     `temporal-quantizer` all steps share one activation quantizer. With `channel_scales` factors from ranges take the
-    place of the dilation, which comes from the weights alone. With `finetune_iterations` QuEST's finetuning follows.
+    place of the dilation, which comes from the weights alone. With `finetune` QuEST's finetuning follows.
     """
     check_finetuning(run, options)
     dilates = options.uses("weight-dilation") and not options.channel_scales

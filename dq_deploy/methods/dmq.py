@@ -34,7 +34,7 @@ def quantize_dmq(run: Run, options: DmqOptions) -> Record:
     2. Activation ranges a group of steps by an exponential mean over batches; asymmetric weights by range search.
     3. AdaRound, block by block, on the block's output error and the rounding penalty.
     4. Power-of-two factors of the 1x1 skip convolutions, by the votes of the calibration inputs.
-    5. QuEST's finetuning, where `finetune_iterations` ask for it.
+    5. QuEST's finetuning, where `finetune` asks for it.
     """
     check_finetuning(run, options)
     prepared = prepare(run.denoiser, options)

@@ -20,7 +20,7 @@ def quantize_eda_dm(run: Run, options: EdaDmOptions) -> Record:
     2. Activation quantizers are static, one for all steps, found by search; skip concatenations are split.
     3. FBR: AdaRound and the activation scales are trained a block at a time, on the error of the block's output and
        of the layers inside, with half of the activation quantization dropped.
-    4. QuEST's finetuning, where `finetune_iterations` ask for it.
+    4. QuEST's finetuning, where `finetune` asks for it.
     """
     check_finetuning(run, options)
     prepared = prepare(run.denoiser, options)

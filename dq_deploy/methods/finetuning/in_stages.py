@@ -64,7 +64,7 @@ def finetuned_last(
     Raises:
         NonFiniteError: a loss is NaN or infinite.
     """
-    if not options.finetune_iterations:
+    if not options.finetune:
         return record
     shared = {option.name: getattr(options, option.name) for option in fields(SharedOptions)}
     own = {name: getattr(options, name) for name in ("batch", "finetune_iterations", "own_trajectories")}

@@ -25,7 +25,7 @@ OPTION_NAMES = (
     *("lr_rounding", "rounding_penalty", "layer_loss", "activation_drop", "scaling_iterations", "lr_equivalent"),
     *("timestep_exponent", "power_of_two", "agreement", "finetune_iterations", "dilation_bound"),
     *("channel_scales", "attention", "damping", "rows_a_column", "second_order_start", "device"),
-    *("own_trajectories", "picture_weights"),
+    *("finetune", "own_trajectories", "picture_weights"),
 )
 """Every option of every method, in the order in which a record's provenance holds them."""
 
@@ -72,7 +72,8 @@ class TrainingOptions(SharedOptions):
         iterations: training iterations a block.
         batch: training inputs an iteration, steps mixed.
         second_order_start: training begins at weights rounded as method gptq rounds them, not at the nearest codes.
-        finetune_iterations: iterations a stage of QuEST's finetuning, which then follows the blocks; 0 leaves it out.
+        finetune: QuEST's finetuning follows the blocks; of QuEST itself it is a part anyway.
+        finetune_iterations: iterations a stage of the finetuning.
         own_trajectories: each stage of the finetuning sees trajectories of the quantized model as it is by then.
         picture_weights: finetuning counts the error of each step by how far it moves the picture.
     """
@@ -80,7 +81,8 @@ class TrainingOptions(SharedOptions):
     iterations: int = whole(200, 0, 1_000_000)
     batch: int = whole(32, 1, 4096)
     second_order_start: bool = flag(False)
-    finetune_iterations: int = whole(0, 0, 1_000_000)
+    finetune: bool = flag(False)
+    finetune_iterations: int = whole(200, 0, 1_000_000)
     own_trajectories: bool = flag(False)
     picture_weights: bool = flag(False)
 
@@ -92,8 +94,8 @@ class TrainingOptions(SharedOptions):
         """
         super().__post_init__()
         for name in ("own_trajectories", "picture_weights"):
-            if getattr(self, name) and not self.finetune_iterations:
-                raise OptionError(f"{name} was given with finetune_iterations 0, expected 1 or more; or leave it out")
+            if getattr(self, name) and not (self.finetune or self.method == "quest"):
+                raise OptionError(f"{name} was given without finetune, expected it, or method quest; or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +188,6 @@ class QuestOptions(AdaRoundOptions):
     """QuEST: a record of its own by AdaRound, or one that is given, finetuned in stages.
 
     Attributes:
-        finetune_iterations: iterations a stage.
         lr_weight: Adam step of the finetuned weights, in codes of 4 bits.
         lr_bias: of biases, relative to the output's spread.
         lr_weight_scale: of weight scales, relative.
@@ -198,7 +199,6 @@ class QuestOptions(AdaRoundOptions):
     method: ClassVar[str] = "quest"
     parts: ClassVar[tuple[str, ...]] = ("reconstruction", "time-embedding", "attention", "global-loss", "local-loss")
 
-    finetune_iterations: int = whole(200, 0, 1_000_000)
     lr_weight: float = number(2e-2, 0, 10)
     lr_bias: float = number(1e-3, 0, 10)
     lr_weight_scale: float = number(1e-3, 0, 10)

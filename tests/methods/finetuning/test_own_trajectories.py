@@ -26,7 +26,7 @@ from dq_deploy.simulation.fake_quant import simulate
 from tests.tiny import tiny_denoiser
 
 SHARED: dict[str, Any] = {"steps": 4, "samples": 8, "weight_bits": 4, "activation_bits": 4, "outputs": False}
-BEHIND = {"without": "distillation", "batch": 4, "finetune_iterations": 2}
+BEHIND = {"without": "distillation", "batch": 4, "finetune": True, "finetune_iterations": 2}
 BEHIND |= {"own_trajectories": True, "picture_weights": True}
 
 
@@ -110,22 +110,22 @@ def test_a_run_stopped_between_two_stages_goes_on_to_the_same_bytes(
 
 @pytest.mark.parametrize("name", ["own_trajectories", "picture_weights"])
 def test_inputs_of_no_sampling_run_are_refused(name: str) -> None:
-    given = {"method": "dilatequant", "finetune_iterations": 1, name: True, **SHARED}
+    given = {"method": "dilatequant", "finetune": True, name: True, **SHARED}
     with pytest.raises(OptionError, match=f"{name} was given with noise as calibration inputs, expected a sampling"):
         quantize(denoiser(), calibration=CalibrationSource(kind="random"), **given)
 
 
 @pytest.mark.parametrize("name", ["own_trajectories", "picture_weights"])
 def test_an_option_of_no_finetuning_is_refused(name: str) -> None:
-    with pytest.raises(OptionError, match=f"{name} was given with finetune_iterations 0, expected 1 or more"):
+    with pytest.raises(OptionError, match=f"{name} was given without finetune, expected it, or method quest"):
         options_for(method="dilatequant", **{name: True})
 
 
 def test_processes_that_share_the_work_are_refused() -> None:
     workers = Workers()
     object.__setattr__(workers, "shards", 8)
-    with pytest.raises(OptionError, match="got `finetune_iterations` in processes that share the work"):
-        check_sharable(workers, options_for(method="dilatequant", finetune_iterations=1))
+    with pytest.raises(OptionError, match="got `finetune` in processes that share the work"):
+        check_sharable(workers, options_for(method="dilatequant", finetune=True))
 
 
 def test_a_record_given_to_quest_is_finetuned_on_its_own_trajectories() -> None:
