@@ -16,14 +16,14 @@ from dq_deploy.methods.finetuning.finetuner import Finetuner, stages_of
 from dq_deploy.methods.finetuning.own_trajectories import check_own_trajectories, own_inputs
 from dq_deploy.methods.finetuning.picture_influence import picture_influence
 from dq_deploy.methods.options import QuestOptions, SharedOptions, TrainingOptions, json_of_options
-from dq_deploy.methods.prepare.calibration_inputs import batch_of
+from dq_deploy.methods.prepare.calibration_inputs import batch_of, step_influence
 from dq_deploy.methods.prepare.initial_record import groups_of_record, initial_state
 from dq_deploy.methods.ranges.measured_ranges import FLOAT_BATCH
 from dq_deploy.methods.ranges.step_ranges import StepRange, batches, model_inputs, output_table, watch_steps
 from dq_deploy.methods.run import Run
 from dq_deploy.methods.training.resume import ResumeFolder
 from dq_deploy.models import call_denoiser, call_of_record
-from dq_deploy.numerics.arrays import I64
+from dq_deploy.numerics.arrays import F64, I64
 from dq_deploy.record import Layer, Record, load_record, save_record
 from dq_deploy.simulation.fake_quant import simulate
 
@@ -91,7 +91,7 @@ def finetuned(
                 if weights is None and options.picture_weights:
                     weights = picture_influence(run, options, start)
                 seen = own_inputs(run, options, record) if options.own_trajectories else calibration
-                finetuner = Finetuner(denoiser, seen.inputs, options, run.progress, stages=len(stages), weights=weights)
+                finetuner = _finetuner(run, options, seen, len(stages), weights)
             try:
                 done, note = finetuner.run(stage, number, record)
             except NonFiniteError as error:
@@ -108,6 +108,14 @@ def finetuned(
         return record  # bit for bit what it began with
     finished: Record = _with_output_tables(record, calibration, options, batch_of(denoiser, FLOAT_BATCH))
     return finished
+
+
+def _finetuner(run: Run, options: QuestOptions, seen: CalibrationInputs, stages: int, weights: F64 | None) -> Finetuner:
+    """What trains the stages; recorded inputs name no sampler, and so no influence of their steps."""
+    influence = None if run.source.kind == "latents" else step_influence(run.denoiser, options, run.source)
+    return Finetuner(
+        run.denoiser, seen.inputs, options, run.progress, stages=stages, influence=influence, weights=weights
+    )
 
 
 def _named(error: NonFiniteError, state: ResumeFolder | None, stage: str, last: str) -> NonFiniteError:
