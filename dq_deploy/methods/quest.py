@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from dq_deploy.methods.finetuning.finetuner import stages_of
 from dq_deploy.methods.finetuning.in_stages import check_finetuning, finetuned, keep, kept
+from dq_deploy.methods.finetuning.stages import stages_of
 from dq_deploy.methods.options import QuestOptions, json_of_options
 from dq_deploy.methods.prepare.assembly import provenance_of
 from dq_deploy.methods.prepare.calibration_inputs import visited_timesteps

@@ -20,19 +20,19 @@ with the activation quantizers of all layers but the projections, on the error o
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from dq_deploy.errors import NonFiniteError, OptionError, library_errors
+from dq_deploy.errors import NonFiniteError, library_errors
 from dq_deploy.methods.blocks.storage import GIB
 from dq_deploy.methods.finetuning.held_out import train_and_held_out
+from dq_deploy.methods.finetuning.stages import Stage
 from dq_deploy.methods.options import QuestOptions
 from dq_deploy.methods.prepare.calibration_inputs import batch_of
 from dq_deploy.methods.prepare.initial_record import InitialState, initial_state, working_module
@@ -45,21 +45,6 @@ from dq_deploy.models import Denoiser, blocks_of, call_denoiser, quantizable_lay
 from dq_deploy.numerics.arrays import F64, Array
 from dq_deploy.record import Record
 from dq_deploy.simulation.fake_quant import StepContext
-
-STAGES = {
-    "time-embedding": ("*.time_emb_proj", "*blocks.*.norm*.linear"),
-    "attention": (
-        *("*.to_q", "*.to_k", "*.to_v", "*.to_out.0", "*.ff.net.*"),
-        # transformers that attend to text and picture together, and their blocks for both
-        *("*.add_?_proj", "*.to_add_out", "*.ff_context.net.*", "*.proj_mlp", "single_transformer_blocks.*.proj_out"),
-    ),
-}
-"""Patterns of the layers whose weights a stage trains, in the order of the stages.
-
-The step enters a residual block by its time projection, and a block of a transformer by the linear layer of its norms.
-"""
-
-TIME = "time-embedding"
 
 CHECKS = 2
 """Times a stage looks at the held-out error, its end included; more often where that is over CHECK_EVERY iterations."""
@@ -75,51 +60,6 @@ SMALLEST = 1e-12
 """Least error a step is compared with; one of no error at all has nothing to learn."""
 EPSILON = 1e-12
 """Adam's, far below any gradient of a relative loss."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """What a stage trains.
-
-    Attributes:
-        name: of `STAGES`.
-        layers: whose weights it trains.
-        scales: layers whose activation quantizers it trains.
-        local: whether the errors of its layers are in the loss.
-    """
-
-    name: str
-    layers: tuple[str, ...]
-    scales: frozenset[str]
-    local: bool
-
-
-def stages_of(names: Iterable[str], options: QuestOptions) -> list[Stage]:
-    """The stages that the options leave in.
-
-    Args:
-        names: layers that can be trained.
-        options: `without` parts.
-
-    Raises:
-        OptionError: stages are left in, but no loss.
-    """
-    known = list(names)
-    chosen = [name for name in STAGES if options.uses(name)]
-    if chosen and not (options.uses("global-loss") or options.uses("local-loss")):
-        raise OptionError("without names global-loss and local-loss, expected one of them to be left in")
-    found = []
-    for stage in chosen:
-        layers = _named(known, stage)
-        scales = frozenset(layers) if stage == TIME else frozenset(known) - frozenset(_named(known, TIME))
-        local = options.uses("local-loss") and (stage == TIME or not options.uses("global-loss"))
-        if layers or (scales and options.uses("global-loss")):
-            found.append(Stage(name=stage, layers=layers, scales=scales, local=local))
-    return found
-
-
-def _named(names: Iterable[str], stage: str) -> tuple[str, ...]:
-    return tuple(n for n in names if any(fnmatch.fnmatchcase(n, p) for p in STAGES[stage]))
 
 
 @contextmanager

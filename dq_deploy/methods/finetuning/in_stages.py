@@ -12,9 +12,10 @@ import torch
 
 from dq_deploy.calibration import CalibrationInputs
 from dq_deploy.errors import NonFiniteError
-from dq_deploy.methods.finetuning.finetuner import Finetuner, stages_of
+from dq_deploy.methods.finetuning.finetuner import Finetuner
 from dq_deploy.methods.finetuning.own_trajectories import check_own_trajectories, own_inputs
 from dq_deploy.methods.finetuning.picture_influence import picture_influence
+from dq_deploy.methods.finetuning.stages import stages_of
 from dq_deploy.methods.options import QuestOptions, SharedOptions, TrainingOptions, json_of_options
 from dq_deploy.methods.prepare.calibration_inputs import batch_of, step_influence
 from dq_deploy.methods.prepare.initial_record import groups_of_record, initial_state

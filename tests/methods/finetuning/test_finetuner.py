@@ -14,8 +14,9 @@ from dq_deploy.calibration import CalibrationSource
 from dq_deploy.errors import NonFiniteError, OptionError
 from dq_deploy.methods import options_for, quantize
 from dq_deploy.methods.finetuning import finetuner
-from dq_deploy.methods.finetuning.finetuner import STAGES, Finetuner, Stage, stages_of
+from dq_deploy.methods.finetuning.finetuner import Finetuner
 from dq_deploy.methods.finetuning.held_out import train_and_held_out
+from dq_deploy.methods.finetuning.stages import STAGES, Stage, stages_of
 from dq_deploy.methods.prepare.calibration_inputs import collect_inputs
 from dq_deploy.methods.training.pieces import Pieces
 from dq_deploy.models import Denoiser, quantizable_layers

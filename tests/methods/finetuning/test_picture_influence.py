@@ -14,7 +14,8 @@ from dq_deploy.calibration import CalibrationSource
 from dq_deploy.errors import OptionError
 from dq_deploy.methods import options_for, quantize
 from dq_deploy.methods.finetuning import finetuner, picture_influence
-from dq_deploy.methods.finetuning.finetuner import Finetuner, stages_of
+from dq_deploy.methods.finetuning.finetuner import Finetuner
+from dq_deploy.methods.finetuning.stages import stages_of
 from dq_deploy.methods.progress import silent
 from dq_deploy.methods.run import Run
 from dq_deploy.record import Record
