@@ -107,7 +107,7 @@ def test_finetuning_with_weights_lowers_the_weighted_error() -> None:
     tuner = Finetuner(
         run().denoiser, inputs, options, lambda report: None, stages=1, weights=np.array([0.01, 0.1, 1.0])
     )
-    stage = stages_of(record.layers, options)[0]
+    stage = stages_of(record.layers, options)[1]
     _, note = tuner.run(stage, 0, record)
     assert note["share_of_error_left"] < 0.95
     assert finetuner.LEAST_CHANCE > 0
