@@ -388,16 +388,10 @@ def _moved(
         given = {**kwargs, **({"return_dict": True} if "return_dict" in kwargs else {})}
         if given.get("generator") is not None:
             given["generator"] = _fresh_like(given["generator"])
-        found.append(
-            step(
-                probe,
-                torch.full(tuple(output_shape), value),
-                timestep,
-                torch.zeros(tuple(sample_shape)),
-                *args,
-                **given,
-            )
-        )
+        output, sample = torch.full(tuple(output_shape), value), torch.zeros(tuple(sample_shape))
+        with torch.random.fork_rng(devices=[]):  # a step that adds noise of its own adds the same to both
+            torch.manual_seed(0)
+            found.append(step(probe, output, timestep, sample, *args, **given))
     far = found[0].prev_sample - found[1].prev_sample
     return float(far.abs().max())
 
