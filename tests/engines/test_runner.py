@@ -46,7 +46,7 @@ def test_named_inputs_give_named_outputs(runner, feeds):
     [
         (lambda f: {k: v for k, v in f.items() if k != "timestep"}, "expected sample, timestep, class_labels"),
         (lambda f: with_value(f, "sample", f["sample"].astype(np.float64)), "expected a numpy array of float32"),
-        (lambda f: with_value(f, "sample", f["sample"].tolist()), "is list"),
+        (lambda f: with_value(f, "sample", f["sample"].tolist()), "is a list"),
         (lambda f: with_value(f, "sample", f["sample"][:, :0]), r"expected \[B, 1, height, width\]"),
         (lambda f: with_value(f, "timestep", f["timestep"][:1]), "batch of 1, expected 2"),
         (lambda f: with_value(f, "class_labels", np.array([0, 7])), r"span 0..7, expected 0..2"),

@@ -24,6 +24,8 @@ void layer_norm_quantize(Pool&, const dq_layer_norm_quantize_args&) {}
 void geglu_quantize(Pool&, const dq_geglu_quantize_args&) {}
 void int_linear(Pool&, const dq_int_linear_args&) {}
 void int_conv2d(Pool& pool, const dq_int_conv2d_args& args) { igemm(pool, args); }
+void int_linear_codes(Pool&, const dq_int_linear_codes_args&) {}
+void write_codes(const Follow&, const Strip&) {}
 void attention(Pool&, const dq_attention_args&) {}
 void float_linear(Pool&, const dq_float_linear_args&) {}
 void float_conv2d(Pool&, const dq_float_conv2d_args&) {}
