@@ -29,8 +29,6 @@ from dq_deploy.bench.environment import describe_environment
 from dq_deploy.engines.options import ATTENTION
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "attention.jsonl"
-LARGE = ("sd15", "dit-xl")
-"""Calibrated with few random inputs."""
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
 
@@ -95,7 +93,7 @@ def steps(
     batch: Annotated[int | None, typer.Option(help="By default 2 of a large model, else 1.")] = None,
 ) -> None:
     """Milliseconds of a whole step in each type, the native engine in turns."""
-    from benchmarks.unets.run import BATCHES
+    from benchmarks.unets.run import BATCHES, record_path
     from dq_deploy import load_record
     from dq_deploy.models import call_of_record, example_inputs
     from dq_deploy.native.runner import NativeRunner
@@ -103,7 +101,8 @@ def steps(
     models = [name for name in BATCHES if name != "terrain"]
     if model not in models:
         raise typer.BadParameter(f"got {model!r}, expected one of {', '.join(models)}", param_hint="--model")
-    record = load_record(record_of(model, bits, work))
+    work.mkdir(parents=True, exist_ok=True)
+    record = load_record(record_path(model, bits, work, attention="int8"))
     batch = BATCHES[model] if batch is None else batch
     feeds = example_inputs(call_of_record(record), batch, 0)
     runners = {name: NativeRunner(record, threads=threads, attention=name) for name in ATTENTION}
@@ -118,23 +117,6 @@ def steps(
     off = {name: float(np.sqrt(((y - want) ** 2).mean() / (want**2).mean())) for name, y in outputs.items()}
     row = {"kind": "step", "model": model, "bits": f"W{bits}A8", "batch": batch, "isa": runners["bf16"].runs_on.isa}
     note({**row, "ms": {k: round(float(np.median(v)), 2) for k, v in spent.items()}, "rms_of_output": off}, threads)
-
-
-def record_of(model: str, bits: int, work: Path) -> Path:
-    """The record in the work folder, with quantizers of attention; made where it is not there."""
-    import dq_deploy
-    from benchmarks.unets.denoisers import denoiser_of
-    from dq_deploy.calibration import CalibrationSource
-
-    work.mkdir(parents=True, exist_ok=True)
-    path = work / f"{model}-w{bits}a8-attention.pt"
-    if not path.is_file():
-        more: dict[str, Any] = {"steps": 20, "samples": 4}
-        if model in LARGE:
-            more = {"steps": 4, "samples": 1, "memory_gib": 4.0, "calibration": CalibrationSource(kind="random")}
-        options = {"method": "minmax", "weight_bits": bits, "activation_bits": 8, "attention": "int8", **more}
-        dq_deploy.save_record(dq_deploy.quantize(denoiser_of(model), **options), path)
-    return path
 
 
 @app.command()

@@ -60,33 +60,11 @@ def run(
     Raises:
         KernelInputError: an array has another dtype or shape, or `supports` gives a reason.
     """
-    from dq_kernels.cpu import structs
-    from dq_kernels.cpu.library import KernelInputError
     from dq_kernels.int_linear import arguments
 
-    if codes.ndim != 3 or weights.ndim != 2:
-        raise KernelInputError(f"codes are {codes.shape} and weights {weights.shape}, expected 3 and 2 axes")
-    reason = supports(weights, q_min=q_min, q_max=q_max, zero_point=zero_point, weight_zero=weight_zero)
-    if reason:
-        raise KernelInputError(f"{reason}: use the reference, or another engine, for this layer")
-    (batch, rows, _), (out_channels, channels) = codes.shape, weights.shape
-    arguments.check("step", step, np.int32, (batch,))
-    codes = arguments.codes_of_pitch(codes, channels)
-    if packed is None:
-        packed = context.pack(weights[:, None, :], q_max - q_min, weight_zero)
+    quantizer: dict[str, Any] = {"scale": scale, "zero_point": zero_point, "q_min": q_min, "q_max": q_max, "step": step}
+    layer: dict[str, Any] = {"weight_scale": weight_scale, "weight_zero": weight_zero, "packed": packed}
     extras = {"bias": bias, "row": row, "residual": residual, "previous": previous}
-    epilogue, y, accumulators = arguments.epilogue((batch, rows, out_channels), weight_scale, extras, len(scale))
-    args = structs.IntLinearArgs(
-        codes=codes.ctypes.data,
-        weights=packed.ctypes.data,
-        step=step.ctypes.data,
-        batch=batch,
-        rows=rows,
-        channels=channels,
-        code_pitch=codes.shape[-1],
-        out_channels=out_channels,
-        quantizer=arguments.quantizer(scale=scale, zero_point=zero_point, q_min=q_min, q_max=q_max, step=step),
-        epilogue=epilogue,
-    )
+    args, y, accumulators, _kept = arguments.linear(context, codes, weights, **quantizer, **layer, extras=extras)
     context.call("int_linear", args)
     return y, accumulators

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_kernels.cpu import structs
-from dq_kernels.cpu.library import KernelInputError
+from dq_kernels.cpu.library import Context, KernelInputError
 
 
 def unsupported(
@@ -136,3 +136,49 @@ def codes_of_pitch(codes: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]
     if missing:
         return np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, missing)])
     return np.ascontiguousarray(codes)
+
+
+def linear(
+    context: Context,
+    codes: NDArray[np.uint8],
+    weights: NDArray[np.int8],
+    *,
+    scale: NDArray[np.float32],
+    zero_point: NDArray[np.int32],
+    q_min: int,
+    q_max: int,
+    step: NDArray[np.int32],
+    weight_scale: NDArray[np.float32],
+    weight_zero: NDArray[np.int32] | None,
+    extras: dict[str, NDArray[np.float32] | None],
+    packed: NDArray[np.uint8] | None = None,
+) -> tuple[Structure, NDArray[np.float32], NDArray[np.int32], tuple[Any, ...]]:
+    """A linear layer's struct, the y and accumulators it points to, and what has to live as long; see `int_linear.run`.
+
+    Raises:
+        KernelInputError: an array has another dtype or shape, or no kernel takes the layer.
+    """
+    if codes.ndim != 3 or weights.ndim != 2:
+        raise KernelInputError(f"codes are {codes.shape} and weights {weights.shape}, expected 3 and 2 axes")
+    reason = unsupported(weights, q_min=q_min, q_max=q_max, zero_point=zero_point, weight_zero=weight_zero)
+    if reason:
+        raise KernelInputError(f"{reason}: use the reference, or another engine, for this layer")
+    (batch, rows, _), (out_channels, channels) = codes.shape, weights.shape
+    check("step", step, np.int32, (batch,))
+    codes = codes_of_pitch(codes, channels)
+    if packed is None:
+        packed = context.pack(weights[:, None, :], q_max - q_min, weight_zero)
+    added, y, accumulators = epilogue((batch, rows, out_channels), weight_scale, extras, len(scale))
+    args = structs.IntLinearArgs(
+        codes=codes.ctypes.data,
+        weights=packed.ctypes.data,
+        step=step.ctypes.data,
+        batch=batch,
+        rows=rows,
+        channels=channels,
+        code_pitch=codes.shape[-1],
+        out_channels=out_channels,
+        quantizer=quantizer(scale=scale, zero_point=zero_point, q_min=q_min, q_max=q_max, step=step),
+        epilogue=added,
+    )
+    return args, y, accumulators, (codes, packed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,34 +82,23 @@ def run(
     from dq_kernels.cpu import structs
     from dq_kernels.cpu.library import KernelInputError
     from dq_kernels.int_linear import arguments
-    from dq_kernels.int_linear import supports as product_reason
 
-    if codes.ndim != 3 or weights.ndim != 2:
-        raise KernelInputError(f"codes are {codes.shape} and weights {weights.shape}, expected 3 and 2 axes")
-    reason = product_reason(weights, q_min=q_min, q_max=q_max, zero_point=zero_point, weight_zero=weight_zero)
-    if reason:
-        raise KernelInputError(f"{reason}: use the reference, or another engine, for this layer")
-    (batch, rows, _), (out_channels, channels) = codes.shape, weights.shape
+    quantizer: dict[str, Any] = {"scale": scale, "zero_point": zero_point, "q_min": q_min, "q_max": q_max, "step": step}
+    layer: dict[str, Any] = {"weight_scale": weight_scale, "weight_zero": weight_zero}
+    extras = {"bias": bias, "row": row, "residual": residual}
+    linear, _, _, _kept = arguments.linear(context, codes, weights, **quantizer, **layer, extras=extras)
+    linear.epilogue.y = linear.epilogue.accumulators = None
+    out_channels = weights.shape[0]
     wrong = _wrong(context.isa, out_channels, activation, gated)
     if wrong:
         raise KernelInputError(wrong)
-    arguments.check("step", step, np.int32, (batch,))
-    codes = arguments.codes_of_pitch(codes, channels)
-    packed = context.pack(weights[:, None, :], q_max - q_min, weight_zero)
-    extras = {"bias": bias, "row": row, "residual": residual}
-    epilogue, _, _ = arguments.epilogue((batch, rows, out_channels), weight_scale, extras, len(scale))
-    epilogue.y = epilogue.accumulators = None
-    kept = out_channels // 2 if gated else out_channels
-    out, result = checks.code_output(output, batch, rows, kept, pitch_multiple)
-    checks.step_vector(step, batch, [output])
+    out, result = checks.code_output(
+        output, linear.batch, linear.rows, out_channels // 2 if gated else out_channels, pitch_multiple
+    )
+    checks.step_vector(step, linear.batch, [output])
     seen = np.zeros(1, np.int32)
     args = structs.IntLinearCodesArgs(
-        linear=structs.IntLinearArgs(
-            *(codes.ctypes.data, packed.ctypes.data, step.ctypes.data),
-            *(batch, rows, channels, codes.shape[-1], out_channels),
-            quantizer=arguments.quantizer(scale=scale, zero_point=zero_point, q_min=q_min, q_max=q_max, step=step),
-            epilogue=epilogue,
-        ),
+        linear=linear,
         nan_seen=seen.ctypes.data,
         activation=structs.ELEMENTWISE_KINDS.index(activation),
         gated=int(gated),
