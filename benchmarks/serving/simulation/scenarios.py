@@ -18,6 +18,9 @@ from dq_deploy.serve import Limits
 SD15_STEP_S = 2.795
 """A step of Stable Diffusion 1.5, W8A8, batch 2, attention int8, two threads with AVX512-VNNI: docs/measured.md."""
 
+SD15_AMX_STEP_S = 1.051
+"""The same with AMX, attention in bfloat16: docs/measured.md."""
+
 SD15 = "(4, 64, 64)"
 SD15_KINDS: Sequence[Kind] = ((SD15, 20, 2, 1),)
 """One picture of 20 steps with guidance."""
@@ -83,12 +86,19 @@ class Model:
         return percentiles(rate, steps, self.speed, besides)
 
 
-def sd15(max_batch: int, queue: int = 256) -> Model:
-    """Stable Diffusion 1.5: each sample of a call takes its own time, for the cores are busy with one."""
-    calls = {SD15: {rows: [(0.0, SD15_STEP_S * rows / 2)] for rows in range(2, max_batch + 1, 2)}}
+def sd15(max_batch: int, queue: int = 256, step_s: float = SD15_STEP_S, cpu: str = "") -> Model:
+    """Stable Diffusion 1.5: each sample of a call takes its own time, for the cores are busy with one.
+
+    Args:
+        max_batch: samples of a call.
+        queue: pictures that may wait.
+        step_s: a step of one picture with guidance.
+        cpu: in its name, where it is not the usual one.
+    """
+    calls = {SD15: {rows: [(0.0, step_s * rows / 2)] for rows in range(2, max_batch + 1, 2)}}
     times = Times(calls=calls, after=[(0.0, 0.001)], holds=_SD15_HOLDS, files=[(0.0, 0.05)])
     limits = Limits(max_batch=max_batch, queue=queue)
-    words = f"SD 1.5, --max-batch {max_batch} --queue {queue}"
+    words = f"SD 1.5{cpu}, --max-batch {max_batch} --queue {queue}"
     return Model(name=words, times=times, kinds=SD15_KINDS, limits=limits, start_s=60.0)
 
 

@@ -66,3 +66,22 @@ def test_inputs_are_values_that_float16_holds():
     read = gpu.half_inputs({"x": x})["x"]
     np.testing.assert_array_equal(read, read.astype(np.float16))
     assert (read != x).any()
+
+
+def test_a_row_s_time_is_that_of_a_cold_cache_and_warm_stands_beside_it(monkeypatch):
+    """Twenty replays of one kernel find their arrays in the L2 cache, as no layer of a network does."""
+    from dq_kernels.gpu.tune import clock
+
+    def paper(device, *, cold=True, repeats=20):
+        return lambda run: run() * (2.0 if cold else 1.0)
+
+    monkeypatch.setattr(clock, "torch_clock", paper)
+    monkeypatch.setattr(gpu.kernel_gate, "expected_results", lambda shape, inputs: {})
+    monkeypatch.setattr(gpu, "gate", lambda *given: "")
+    monkeypatch.setattr(gpu, "product_call", lambda *given: (lambda: 0.01, None))
+    monkeypatch.setattr(gpu, "gpu_baselines", lambda *given: {"float16": lambda: 0.03})
+    monkeypatch.setattr(gpu, "gpu_peak", lambda kind: 1.0)
+    shape = SimpleNamespace(op="int_linear", inputs=dict, operations=1000)
+    row = gpu.measure_shape(shape, 3)
+    assert row["us"] == pytest.approx({"min": 20, "median": 20, "warm": 10})
+    assert row["baselines"]["float16"]["us"]["min"] == pytest.approx(60)

@@ -128,3 +128,28 @@ def test_a_plan_is_built_for_the_gpu_at_hand_or_for_8_0_where_that_is_refused(sc
     assert asked == [("9.0", "gemm"), ("8.0", "gemm"), ("9.0", "native"), ("8.0", "native")]
     kinds = [json.loads(line)["kind"] for line in results.read_text().splitlines()]
     assert kinds == [*["build", "portability_row", "plan_row"] * 2, "torch_row"]
+
+
+def test_torch_s_row_is_of_a_compiled_model_in_a_graph(script, monkeypatch):
+    """Not of eager torch, whose Python is slower than the GPU."""
+    import torch
+
+    from benchmarks.unets import gpu as gpu_unets
+    from tests.tiny import ONE_LEVEL, tiny_denoiser
+
+    class Compiled(torch.nn.Module):
+        def __init__(self, module, mode):
+            super().__init__()
+            self.own, self.mode = module, mode
+
+        def forward(self, *given, **named):
+            return (torch.ones(int(self.own is denoiser.module and self.mode == "max-autotune-no-cudagraphs")),)
+
+    denoiser = tiny_denoiser(**ONE_LEVEL)
+    monkeypatch.setattr(script, "denoiser_of", lambda model: denoiser)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *given, **named: self)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
+    monkeypatch.setattr(torch, "compile", Compiled)
+    monkeypatch.setattr(gpu_unets, "in_graph", lambda step: ("in a graph", step()))
+    where, found = script.torch_step("cifar", 2)
+    assert (where, len(found)) == ("in a graph", 1)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import simpy
 
+from benchmarks.serving.simulation.check import checked, loads_of
 from benchmarks.serving.simulation.fleet import Fleet, Scaler
 from benchmarks.serving.simulation.measure import RESULTS, interval
 from benchmarks.serving.simulation.queueing import at_once, percentiles
@@ -158,8 +159,17 @@ def test_the_simulation_of_light_load_agrees_with_the_formula():
     assert np.percentile(found, 99) < 1.1 * p99
 
 
-def test_under_the_load_test_the_simulation_is_within_15_percent_of_the_measured_server():
+def test_under_the_load_test_the_earlier_form_was_within_15_percent_of_the_measured_server():
     rows = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
     found = [row for row in rows if row["kind"] == "check" and row["load"] == "closed"]
     assert {row["model"] for row in found} == {"digits", "text"}
     assert max(abs(row[f"{name}_s_apart"]) for row in found for name in ("p50", "p99")) <= 0.15
+
+
+def test_one_replica_is_simulated_within_15_percent_of_the_measured_server():
+    """But for a percentile in twenty, which the measured one's own interval holds: it is not known more closely."""
+    loads = [load for load in loads_of(RESULTS) if load["times"].speeds and load["requests"] < 1000]
+    assert {load["model"] for load in loads} == {"digits", "text"}
+    found = [row[f"{name}_s_is"] for row in map(checked, loads) for name in ("p50", "p99")]
+    assert set(found) <= {"near", "in the interval"}
+    assert found.count("near") >= 0.95 * len(found)

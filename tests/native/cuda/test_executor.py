@@ -122,12 +122,13 @@ def test_graph_on_a_gpu_gives_the_numerics_and_repeats(dtype):
         assert first.tobytes() == runner.run(feeds)["output"].tobytes()
 
 
-def test_an_observed_op_flags_a_nan_as_its_own_and_a_closed_executor_keeps_no_tables():
+def test_an_observed_op_flags_a_nan_as_its_own_and_an_executor_keeps_the_last_graphs_and_no_tables_once_closed():
     from dq_kernels.gpu.launch import launching
 
-    from dq_deploy.native.cuda.executor import FLAG_PITCH, CudaExecutor
+    from dq_deploy.native.cuda.executor import FLAG_PITCH, KEPT_GRAPHS, CudaExecutor
     from dq_deploy.native.runner import varying_sizes
     from dq_deploy.native.trace.traced import traced_program
+    from tests.native.test_runner import feeds_of
     from tests.tiny import random_record, tiny_denoiser
 
     record = random_record(tiny_denoiser(sample_size=4, block_out_channels=[8, 8], norm_num_groups=2))
@@ -139,5 +140,8 @@ def test_an_observed_op_flags_a_nan_as_its_own_and_a_closed_executor_keeps_no_ta
             executor.observed_codes(op, made)[0]()
     places = [call.arguments["nan_seen"].storage_offset() for call in calls if "nan_seen" in call.arguments]
     assert places == [index * FLAG_PITCH for index, _ in norms]
+    for batch in (*range(2, 3 + KEPT_GRAPHS), 3, KEPT_GRAPHS + 3):  # memory and graphs are those of the sizes used last
+        executor.prepared_of(feeds_of(record, batch=batch))
+    assert [batch for batch, _ in executor._prepared] == [*range(5, 3 + KEPT_GRAPHS), 3, KEPT_GRAPHS + 3]
     executor.close()
     assert [len(kept) for kept in (executor._weights, executor._quantizers, executor._scales)] == [0, 0, 0]
