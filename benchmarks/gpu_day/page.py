@@ -29,6 +29,8 @@ def _right(row: Mapping[str, Any]) -> bool:
     value = row["value"]
     if row["error"] is not None:
         return False
+    if row["rehearsal"] and row["part"] in ("plans", "backends"):
+        return True  # that nothing runs there without a GPU is what a rehearsal expects
     if row["part"] == "unets-exact" and row["key"].startswith("wrong values"):
         return value == 0
     if row["part"] == "plans":

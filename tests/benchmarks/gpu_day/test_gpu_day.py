@@ -71,9 +71,11 @@ def test_only_right_rows_of_a_gpu_may_change_a_status(tmp_path, rehearse, wrong,
     assert not may_change(BY_NAME["plans"], books["plans"])  # not begun
 
 
-def test_a_plan_that_does_not_load_changes_nothing(tmp_path):
-    books = books_with(tmp_path, False, {"plans": {"a.plan loads": {"outcome": "failed to load", "error": "9.0"}}})
+@pytest.mark.parametrize("rehearse", [False, True])
+def test_a_plan_that_does_not_load_changes_nothing_and_is_expected_without_a_gpu(tmp_path, rehearse):
+    books = books_with(tmp_path, rehearse, {"plans": {"a.plan loads": {"outcome": "failed to load", "error": "9.0"}}})
     assert not may_change(BY_NAME["plans"], books["plans"])
+    assert f"1 rows, {int(not rehearse)} not right" in page(books)
 
 
 def test_a_part_ends_at_its_limit_and_says_so(tmp_path, monkeypatch, capsys):

@@ -19,23 +19,36 @@ OPTIONS: dict[str, dict[str, Any]] = {
 SHARED = {"samples": 5, "steps": 2, "memory_gib": 0.25}
 
 
-def records(workers: Workers, methods: tuple[str, ...] = tuple(OPTIONS)) -> dict[str, Record]:
-    """By method."""
+STOPPED = "gptq.resume"
+"""Folder with the state of a stopped run, in which more processes go on; fewer do in tests/cli."""
+
+
+def made(method: str, workers: Workers, **more: Any) -> Record:
+    """A record of the small UNet."""
     from tests.tiny import tiny_conditional_denoiser
 
     denoiser = tiny_conditional_denoiser(
         block_out_channels=[8], down_block_types=["CrossAttnDownBlock2D"], up_block_types=["UpBlock2D"]
     )
-    return {m: quantize(denoiser, method=m, workers=workers, **OPTIONS[m], **SHARED) for m in methods}
+    return quantize(denoiser, method=method, workers=workers, **OPTIONS[method], **SHARED, **more)
 
 
 def main() -> None:
+    """Write each method's record into a folder, and what becomes of a stopped run whose state lies there."""
     from dq_deploy.calibration.sharding.group import joined
 
-    workers = joined()
-    for method, record in records(workers).items():
+    folder, workers = Path(sys.argv[1]), joined()
+    for method in OPTIONS:
+        record = made(method, workers)
         if workers.is_first:
-            save_record(record, Path(sys.argv[1]) / f"{method}.pt")
+            save_record(record, folder / f"{method}.pt")
+    if (folder / STOPPED).exists():
+        rounded: list[str] = []
+        record = made("gptq", workers, resume_dir=folder / STOPPED, progress=lambda one: rounded.append(one.block))
+        assert "conv_out" in rounded or not workers.is_first
+        assert "conv_in" not in rounded, "begun anew"
+        if workers.is_first:
+            save_record(record, folder / "resumed.pt")
     workers.close()
 
 

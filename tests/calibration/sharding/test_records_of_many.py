@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from dq_deploy.calibration.sharding import SHARDS, Workers
 from dq_deploy.errors import OptionError
 from dq_deploy.methods import quantize
 from dq_deploy.record import save_record
-from tests.calibration.sharding.by_many import OPTIONS, records
+from tests.calibration.sharding.by_many import OPTIONS, STOPPED, made
 from tests.tiny import tiny_denoiser
 
 
@@ -21,20 +23,36 @@ def of_one(tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for method, record in records(Workers(shards=SHARDS)).items():
-            save_record(record, folder / f"{method}.pt")
+        for method in OPTIONS:
+            save_record(made(method, Workers(shards=SHARDS)), folder / f"{method}.pt")
+        with pytest.raises(StopHereError):
+            made("gptq", Workers(shards=SHARDS), resume_dir=folder / STOPPED, progress=stop_halfway)
     finally:
         torch.set_num_threads(threads)
     return folder
 
 
+class StopHereError(Exception):
+    pass
+
+
+def stop_halfway(report):
+    if report.stage == "rounding" and 2 * report.done >= report.total:
+        raise StopHereError
+
+
 @pytest.mark.parametrize("count", [2, 3])
-def test_the_record_has_the_same_bytes(count, of_one, tmp_path):
+def test_the_record_has_the_same_bytes_and_so_has_that_of_a_run_which_more_processes_end(count, of_one, tmp_path):
+    if count == 3:
+        shutil.copytree(of_one / STOPPED, tmp_path / STOPPED)
+        assert list((tmp_path / STOPPED).glob("block-*.safetensors"))
     started = torchrun(count, "tests.calibration.sharding.by_many", tmp_path)
     said, _ = started.communicate(timeout=300)
     assert started.returncode == 0, said
     for method in OPTIONS:
         assert (tmp_path / f"{method}.pt").read_bytes() == (of_one / f"{method}.pt").read_bytes(), method
+    if count == 3:
+        assert (tmp_path / "resumed.pt").read_bytes() == (of_one / "gptq.pt").read_bytes()
 
 
 def test_a_record_says_that_it_was_made_in_shards_and_not_by_how_many(of_one):
