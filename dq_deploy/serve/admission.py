@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dq_deploy.errors import DqError
-from dq_deploy.serve.orders import Order
+from dq_deploy.serve.orders import Order, Whose
 
 
 class QueueFullError(DqError):
@@ -30,12 +30,15 @@ class _Waiting:
 class Admission:
     """Pictures that wait, and how many of each client are being drawn. Its owner holds a lock around every call.
 
-    The next picture is of the highest priority; of one priority, of the client with the fewest pictures being drawn;
-    of those, of the request whose time is up first; of those, of the request that came first.
+    The next picture is of the highest priority; of one priority, of the client with the fewest pictures being drawn,
+    and of its user with the fewest; of those, of the request whose time is up first; of those, of the request that came
+    first.
 
     `places` pictures are drawn at once. A client none of whose pictures is being drawn, and a request of higher
-    priority than all that are drawn, get a place beyond those, up to `most`: so a client with many pictures holds up
-    nobody else. Who gets into an engine call is for the scheduler of steps.
+    priority than all that are drawn, get a place beyond those, up to `most`; and so does a user none of whose pictures
+    is being drawn, up to half of the way there. So a client with many pictures holds up nobody else, nor does a user,
+    and a client that names many users holds up no other client. Who gets into an engine call is for the scheduler of
+    steps.
     """
 
     def __init__(self, *, places: int, most: int, capacity: int) -> None:
@@ -43,12 +46,13 @@ class Admission:
 
         Args:
             places: pictures drawn at once.
-            most: likewise, with the clients and priorities that need not wait for a place.
+            most: likewise, with the clients, users and priorities that need not wait for a place.
             capacity: pictures that may wait.
         """
         self.places, self.most, self.capacity = places, most, capacity
         self._waiting: list[_Waiting] = []
         self._drawn: Counter[str] = Counter()
+        self._drawn_of_user: Counter[Whose] = Counter()
         self._priorities: Counter[int] = Counter()
         self._numbers = 0
 
@@ -91,12 +95,14 @@ class Admission:
         if not entry.left:
             self._waiting.remove(entry)
         self._drawn[order.terms.client] += 1
+        self._drawn_of_user[order.terms.whose] += 1
         self._priorities[order.terms.priority] += 1
         return order, index
 
     def over(self, order: Order) -> None:
         """One of the pictures of a request is not drawn any more."""
         self._drawn -= Counter({order.terms.client: 1})  # drops what is down to 0
+        self._drawn_of_user -= Counter({order.terms.whose: 1})
         self._priorities -= Counter({order.terms.priority: 1})
 
     def remove(self, order: Order) -> None:
@@ -111,11 +117,15 @@ class Admission:
             before += entry.left
 
     def _in_order(self) -> list[_Waiting]:
-        return sorted(
-            self._waiting,
-            key=lambda e: (-e.order.terms.priority, self._drawn[e.order.terms.client], e.order.deadline, e.number),
-        )
+        def place(entry: _Waiting) -> tuple[float, ...]:
+            terms = entry.order.terms
+            drawn, of_user = self._drawn[terms.client], self._drawn_of_user[terms.whose]
+            return -terms.priority, drawn, of_user, entry.order.deadline, entry.number
+
+        return sorted(self._waiting, key=place)
 
     def _need_not_wait(self, order: Order) -> bool:
-        highest = max(self._priorities, default=order.terms.priority)
-        return not self._drawn[order.terms.client] or order.terms.priority > highest
+        terms = order.terms
+        if not self._drawn[terms.client] or terms.priority > max(self._priorities, default=terms.priority):
+            return True
+        return not self._drawn_of_user[terms.whose] and self.drawn < (self.places + self.most) // 2

@@ -56,12 +56,17 @@ class PictureFormat:
     quality: int = 100
 
 
+Whose = tuple[str, str]
+"""A client, and whom it asks for: what a client says of its users moves nothing of another client's share."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Terms:
     """How a request is served.
 
     Attributes:
         client: whose it is; clients share the engine evenly.
+        user: whom its client asks for; users of a client share what it has evenly.
         priority: higher ones go first.
         time_limit_s: seconds from now until it fails unless it is done.
         partial_images: pictures on the way that its client wants of each picture.
@@ -71,12 +76,18 @@ class Terms:
     """
 
     client: str = ""
+    user: str = ""
     priority: int = 0
     time_limit_s: float = 300.0
     partial_images: int = 0
     step_events: bool = False
     preview_every: int = 0
     trace_parent: str = ""
+
+    @property
+    def whose(self) -> Whose:
+        """Client and user."""
+        return self.client, self.user
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

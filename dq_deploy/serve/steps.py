@@ -16,7 +16,7 @@ from dq_deploy.errors import DqError, InputError
 from dq_deploy.models.sizes import BATCH
 from dq_deploy.numerics import step_bucket
 from dq_deploy.numerics.arrays import Array
-from dq_deploy.serve.orders import Order, Stopped
+from dq_deploy.serve.orders import Order, Stopped, Whose
 from dq_deploy.serve.turn import Turn
 
 Key = tuple[object, ...]
@@ -180,7 +180,7 @@ class StepScheduler:
 
     def _chosen(self) -> list[_Step]:
         """The steps of the next call, taken from those that are ready."""
-        found = chosen_steps([(s.order.terms.priority, s.order.terms.client, s.key, s.rows) for s in self._ready],
+        found = chosen_steps([(s.order.terms.priority, s.order.terms.whose, s.key, s.rows) for s in self._ready],
                              self.max_rows)  # fmt: skip
         steps = [self._ready[i] for i in found]
         taken = set(found)
@@ -243,32 +243,34 @@ def _fill(steps: Sequence[_Step], outputs: Mapping[str, Array]) -> None:
         start = end
 
 
-def chosen_steps(ready: Sequence[tuple[int, str, Key, int]], max_rows: int) -> list[int]:
+def chosen_steps(ready: Sequence[tuple[int, Whose, Key, int]], max_rows: int) -> list[int]:
     """Which of the steps that are ready go into the next call.
 
     Args:
-        ready: (priority, client, key, rows) of each, the one that waits longest first; steps of one key fit into one
+        ready: (priority, whose, key, rows) of each, the one that waits longest first; steps of one key fit into one
             call.
         max_rows: of a call; a step with more rows goes alone.
 
     Returns:
         Indices into `ready`, at least one. The first is of the highest priority and waits longest; the others have its
-        key, higher priorities first, and of each priority the clients take turns. Their rows are a power of two or
+        key, higher priorities first, and of each priority the clients take turns, and of each client its users. Their
+        rows are a power of two or
         `max_rows`, where that can be: an engine prepares memory for each size of a batch, and few sizes stay prepared.
     """
     best = max(range(len(ready)), key=lambda i: (ready[i][0], -i))
     key, rows = ready[best][2], ready[best][3]
     found = [best]
-    taken = Counter({ready[best][1]: 1})
+    clients, users = Counter({ready[best][1][0]: 1}), Counter({ready[best][1]: 1})
     waiting = [i for i in range(len(ready)) if i != best and ready[i][2] == key]
     while waiting:
-        following = min(waiting, key=lambda i: (-ready[i][0], taken[ready[i][1]], i))
+        following = min(waiting, key=lambda i: (-ready[i][0], clients[ready[i][1][0]], users[ready[i][1]], i))
         if rows + ready[following][3] > max_rows:
             break
         waiting.remove(following)
         found.append(following)
         rows += ready[following][3]
-        taken[ready[following][1]] += 1
+        clients[ready[following][1][0]] += 1
+        users[ready[following][1]] += 1
     while len(found) > 1 and rows != max_rows and rows & (rows - 1):
         rows -= ready[found.pop()][3]
     return found

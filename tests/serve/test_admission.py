@@ -52,6 +52,26 @@ def test_clients_take_turns():
     assert begun(queue, 6) == ["x", "y", "x", "y", "x", "y"]
 
 
+def test_a_user_with_many_pictures_does_not_hold_up_one_with_one():
+    queue = admission()
+    queue.add(order("many", 10, client="x", user="a"))
+    assert begun(queue, 3) == ["many", "many"]
+    queue.add(order("one", client="x", user="b"))
+    assert begun(queue, 2) == ["one"]
+
+
+def test_a_client_that_names_many_users_takes_no_place_of_other_clients():
+    queue = admission(places=2, most=6, capacity=100)
+    for number in range(9):
+        queue.add(order(f"x{number}", client="x", user=str(number)))
+    assert begun(queue, 9) == ["x0", "x1", "x2", "x3"]  # two beyond the places
+    for name in "yz":
+        queue.add(order(name, 2, client=name, user="one"))
+    assert begun(queue, 9) == ["y", "z"]  # at once
+    queue.over(order("x0", client="x", user="0"))
+    assert begun(queue, 9) == []
+
+
 def test_a_higher_priority_does_not_wait_for_a_place():
     queue = admission()
     queue.add(order("usual", 5, client="x"))

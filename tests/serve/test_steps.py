@@ -16,8 +16,19 @@ from dq_deploy.serve.orders import Kind, Order, Stopped, Terms
 from dq_deploy.serve.steps import StepScheduler, chosen_steps, joins
 from dq_deploy.serve.turn import Turn
 
+
+def whose(name):
+    """A client of one letter, and its user."""
+    return name[0], name[1:]
+
+
 READY = st.lists(
-    st.tuples(st.integers(-2, 2), st.sampled_from("xyz"), st.sampled_from([("a",), ("b",)]), st.integers(1, 3)),
+    st.tuples(
+        st.integers(-2, 2),
+        st.sampled_from(["xa", "xb", "y"]).map(whose),
+        st.sampled_from([("a",), ("b",)]),
+        st.integers(1, 3),
+    ),
     min_size=1,
     max_size=15,
 )
@@ -36,17 +47,22 @@ def test_a_call_holds_one_shape_begins_with_the_most_urgent_and_is_no_larger_tha
 
 
 def test_clients_take_turns_in_a_call():
-    ready = [(0, "x", (), 1)] * 5 + [(0, "y", (), 1)] * 2
-    assert [ready[i][1] for i in chosen_steps(ready, 4)] == ["x", "y", "x", "y"]
+    ready = [(0, whose("x"), (), 1)] * 5 + [(0, whose("y"), (), 1)] * 2
+    assert [ready[i][1][0] for i in chosen_steps(ready, 4)] == ["x", "y", "x", "y"]
+
+
+def test_a_client_that_names_many_users_takes_one_turn_and_they_take_turns_in_it():
+    ready = [(0, whose(name), (), 1) for name in ("xa", "xa", "xb", "xc", "xd", "y", "y", "y")]
+    assert ["".join(ready[i][1]) for i in chosen_steps(ready, 8)] == ["xa", "y", "xb", "y", "xc", "y", "xd", "xa"]
 
 
 def test_batches_have_few_sizes():
-    sizes = {len(chosen_steps([(0, "x", (), 1)] * ready, 12)) for ready in range(1, 40)}
+    sizes = {len(chosen_steps([(0, whose("x"), (), 1)] * ready, 12)) for ready in range(1, 40)}
     assert sizes == {1, 2, 4, 8, 12}
 
 
 def test_a_higher_priority_comes_before_turns():
-    ready = [(0, "x", (), 1), (0, "y", (), 1), (3, "x", (), 1), (3, "x", (), 1)]
+    ready = [(0, whose("x"), (), 1), (0, whose("y"), (), 1), (3, whose("x"), (), 1), (3, whose("x"), (), 1)]
     assert chosen_steps(ready, 4) == [2, 3, 1, 0]
 
 

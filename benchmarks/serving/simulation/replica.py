@@ -226,7 +226,7 @@ class Replica:
             if not self._ready:
                 continue
             found = chosen_steps(
-                [(0, s.asked.terms.client, (s.asked.shape,), s.asked.rows) for s in self._ready], self.limits.max_batch
+                [(0, s.asked.terms.whose, (s.asked.shape,), s.asked.rows) for s in self._ready], self.limits.max_batch
             )
             steps = [self._ready[i] for i in found]
             self._ready = [s for i, s in enumerate(self._ready) if i not in set(found)]

@@ -95,9 +95,7 @@ class DenoiserModel(Model):
         wanted_outputs(asked, form)
         feeds = feeds_of(given, self.service.engine, limits.max_batch)
         seconds = limits.time_limit_s if asked.timeout_s is None else min(asked.timeout_s, limits.time_limit_s)
-        terms = Terms(
-            client=f"{client}|", priority=asked.priority, time_limit_s=seconds, trace_parent=asked.trace_parent
-        )
+        terms = Terms(client=client, priority=asked.priority, time_limit_s=seconds, trace_parent=asked.trace_parent)
         return [self.service.denoise(feeds, terms, listener=listener)]
 
     def answer(self, orders: Sequence[Order], found: Sequence[Picture | Denoised]) -> Answer:

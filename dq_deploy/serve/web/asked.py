@@ -213,7 +213,8 @@ def _asked(given: GenerationBody, card: ModelCard, client: str, time_limit_s: fl
     )
     limit = min(_finite("timeout_s", given.timeout_s) or time_limit_s, time_limit_s)
     terms = Terms(
-        client=f"{client}|{given.safety_identifier or given.user or ''}",
+        client=client,
+        user=given.safety_identifier or given.user or "",
         priority=given.priority or 0,
         time_limit_s=limit,
         partial_images=given.partial_images or 0,

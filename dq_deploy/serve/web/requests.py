@@ -98,5 +98,5 @@ def standing_json(standing: Standing) -> dict[str, Any]:
         "steps": order.steps or None,
         "waited_s": round((started or now) - order.accepted_at, 3),
         "running_s": None if started is None else round(now - started, 3),
-        "client": hashlib.sha256(order.terms.client.encode()).hexdigest()[:8],
+        "client": hashlib.sha256("|".join(order.terms.whose).encode()).hexdigest()[:8],
     }
