@@ -159,6 +159,21 @@ def test_a_run_comes_behind_the_stream_that_writes_its_input(opened, cuda):
         assert stream.waits == 1
 
 
+@pytest.mark.parametrize("cuda_graph", [False, True])
+@pytest.mark.parametrize("said", [{"stream": 55}, {"stream": None}])
+def test_a_run_comes_behind_what_still_reads_the_memory_of_its_output(opened, cuda, monkeypatch, cuda_graph, said):
+    waits = []
+    monkeypatch.setattr(type(cuda), "synchronize", lambda self: waits.append("the GPU"))
+    with opened() as runner:
+        name = runner.outputs[0].name
+        sample, target = (on_device(cuda, value)[0] for value in (feeds(2)["sample"], np.zeros((2, 64), np.float32)))
+        sample.__cuda_array_interface__["stream"] = 44
+        target.__cuda_array_interface__ |= said
+        stream = cuda.create_stream()
+        runner.run_device({"sample": sample}, outputs={name: target}, stream=stream, cuda_graph=cuda_graph)
+        assert (stream.waits, "the GPU" in waits) == ((2, False) if said["stream"] else (1, True))
+
+
 def test_runs_on_two_streams_wait_for_each_other(opened, cuda):
     with opened() as runner:
         sample, _ = on_device(cuda, feeds(2)["sample"])
