@@ -91,9 +91,14 @@ def test_a_command_that_ends_well_exits_with_zero(capsys):
     assert (found, printed.out, printed.err) == (0, "5\n", "")
 
 
-@pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
-)
+ENDINGS = [
+    (signal.SIGTERM, 143, "terminated"),
+    (signal.SIGINT, 130, "interrupted"),
+    (signal.SIGHUP, 129, "the terminal is gone"),
+]
+
+
+@pytest.mark.parametrize(("number", "code", "word"), ENDINGS)
 def test_a_signal_leaves_no_half_written_file(number, code, word, tmp_path):
     script = tmp_path / "demo.py"
     script.write_text(SCRIPT)
@@ -216,7 +221,7 @@ run(demo, [])
 """
 
 
-@pytest.mark.parametrize(("number", "code", "word"), [("SIGTERM", 143, "terminated"), ("SIGINT", 130, "interrupted")])
+@pytest.mark.parametrize(("number", "code", "word"), ENDINGS)
 def test_a_signal_that_meets_python_in_a_callback_still_ends_the_command(number, code, word):
-    done = subprocess.run([sys.executable, "-c", SWALLOWING, number], capture_output=True, text=True, timeout=15)
+    done = subprocess.run([sys.executable, "-c", SWALLOWING, number.name], capture_output=True, text=True, timeout=15)
     assert (done.returncode, done.stderr) == (code, f"error: {word}\n")

@@ -1,7 +1,8 @@
 """What every command shares: one clear line on a failure, exit codes, JSON files, lists of numbers.
 
 Exit codes: 0 done, 1 internal error, 2 the user's mistake, 3 a demanded guarantee does not hold,
-4 another process of the same run ended, 130 interrupted, 143 terminated, 141 the reader of our output went away.
+4 another process of the same run ended, 129 the terminal is gone, 130 interrupted, 143 terminated, 141 the reader of our
+output went away.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from dq_deploy.errors import OptionError, ReaderGoneError, RepackedWarning
 if TYPE_CHECKING:
     from rich.console import Console
 
+EXIT_HUNG_UP = 129
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
@@ -66,13 +68,31 @@ class _Stopped(BaseException):
         self.code = code
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
+def _terminate(number: int, _frame: FrameType | None) -> None:
+    if number == signal.SIGHUP:
+        raise _Stopped("the terminal is gone", EXIT_HUNG_UP)
     raise _Stopped("terminated", EXIT_TERMINATED)
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP end the command as Ctrl-C does; a SIGHUP that is ignored, as by nohup, stays so."""
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, _terminate) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _not_swallowed(unraisable: sys.UnraisableHookArgs) -> None:
     """Send a signal again that met Python in a callback, as of an import's lock, where its exception goes nowhere."""
     again = {KeyboardInterrupt: signal.SIGINT, _Stopped: signal.SIGTERM}.get(unraisable.exc_type)
+    if isinstance(unraisable.exc_value, _Stopped) and unraisable.exc_value.code == EXIT_HUNG_UP:
+        again = signal.SIGHUP
     if again is None:
         sys.__unraisablehook__(unraisable)
     else:  # a moment later: at once it would be swallowed here
@@ -158,14 +178,12 @@ def run(command: Callable[..., None], argv: Sequence[str] | None = None, *, many
     app.command()(_with_debug(command, state))
     started_as = Path(sys.argv[0]).name
     prog = started_as if started_as.startswith("dq-") else f"dq-{command.__name__}"
-    previous = signal.signal(signal.SIGTERM, _terminate)
     hook, sys.unraisablehook = sys.unraisablehook, _not_swallowed
     try:
-        with usable_streams(), launched(), running(prog, sys.argv[1:] if argv is None else argv):
+        with _ended_by_signals(), usable_streams(), launched(), running(prog, sys.argv[1:] if argv is None else argv):
             _perform(app, None if argv is None else list(argv), prog, state, many)
     finally:
         sys.unraisablehook = hook
-        signal.signal(signal.SIGTERM, previous)
     raise AssertionError("not reached: a command ends with an exit code")
 
 

@@ -14,6 +14,9 @@ from dq_deploy.record import Record
 KEPT_PROGRAMS = 4
 """Sizes besides the batch whose programs are kept."""
 
+KEPT_REFUSALS = 1000
+"""Sizes that the denoiser was found not to take."""
+
 Sizes = tuple[tuple[str, int], ...]
 """Sizes that vary besides the batch, by name, in the order of the denoiser's inputs; empty where none does."""
 
@@ -55,6 +58,7 @@ class ProgramsBySize:
         self.floats = FloatConstants(record, joined["constants"])
         self.first: Sizes = tuple((size, self._varying.sizes[size]) for size in self._varying.axes)
         self._kept: dict[Sizes, tuple[Mapping[str, Any], FloatConstants]] = {self.first: (joined, self.floats)}
+        self._refused: dict[Sizes, str] = {}
 
     def sizes_of(self, feeds: Mapping[str, Array]) -> Sizes:
         """Sizes that inputs have."""
@@ -68,6 +72,8 @@ class ProgramsBySize:
         """
         found = self._kept.get(sizes)
         if found is None:
+            if sizes in self._refused:  # to trace again would take seconds and end as before
+                raise InputError(self._refused[sizes])
             if self._varying.retrace is None:
                 raise InputError(f"sizes are {dict(sizes)}, expected {dict(self.first)}: there is no other program")
             try:
@@ -75,6 +81,9 @@ class ProgramsBySize:
             except ModelError as error:  # it was traced at others, so these are to blame
                 words = ", ".join(f"{name} {size}" for name, size in sizes)
                 message = f"the denoiser cannot be computed at {words} ({error}); ask for other sizes"
+                self._refused[sizes] = message
+                while len(self._refused) > KEPT_REFUSALS:
+                    self._refused.pop(next(iter(self._refused)))
                 raise InputError(message) from error
             found = joined, FloatConstants(self._record, joined["constants"], parameters=self.floats)
         if sizes != self.first:

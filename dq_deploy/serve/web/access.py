@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dq_deploy.serve.orders import Reason
@@ -23,6 +24,12 @@ _LOGGER = logging.getLogger("dq_deploy.serve.access")
 
 _OPEN = ("/", "/v2/health/live", "/v2/health/ready")
 """What needs no token: the page itself, which asks for one, and whether the server lives."""
+
+_FORMS = "/v1/images/edits"
+"""Where a body may be a form with pictures."""
+
+_PACKED = "/v2/models/"
+"""Where a body may hold binary tensors, and may be compressed; what is asked there unpacks it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +88,14 @@ class Guard:
         try:
             state["client"] = self._client(scope["path"], headers)
             self._check_site(scope["path"], headers)
+            _check_encoding(scope["path"], headers)
             limit = self._limit(scope["path"], headers)
             _check_length(headers, limit)
             await self.app(scope, _Body(receive, limit, self.access.body_seconds), sent)
         except ApiError as error:
             await error.response(scope["path"])(scope, receive, sent)
-        except TimeoutError:
-            pass  # the client does not read: there is nobody to tell
+        except (TimeoutError, ClientDisconnect):
+            pass  # the client does not read, or went away before its body was whole: there is nobody to tell
         finally:
             status = sent.status
             order = state.get("order")
@@ -107,9 +115,9 @@ class Guard:
 
     def _limit(self, path: str, headers: dict[str, str]) -> int:
         """Bytes that a body may have."""
-        if path.startswith("/v2/models/"):
+        if path.startswith(_PACKED):
             return self.access.most_upload
-        if headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        if path == _FORMS and headers.get("content-type", "").lower().startswith("multipart/form-data"):
             return min(self.access.most_upload, self._most_form())
         return self.access.most_json
 
@@ -182,6 +190,17 @@ class _Sent:
             if not any(name.lower() == b"x-request-id" for name, _ in headers):
                 message = {**message, "headers": [*headers, (b"x-request-id", self._id.encode())]}
         await asyncio.wait_for(self._send(message), self._seconds)
+
+
+def _check_encoding(path: str, headers: dict[str, str]) -> None:
+    """Refuse a compressed body where nobody unpacks it.
+
+    Raises:
+        ApiError: it is compressed, or said to be.
+    """
+    encoding = headers.get("content-encoding", "")
+    if not path.startswith(_PACKED) and encoding.strip().lower() not in ("", "identity"):
+        raise ApiError(415, f"Content-Encoding is {encoding[:60]}, expected none; send the body as it is")
 
 
 def _check_length(headers: dict[str, str], limit: int) -> None:

@@ -201,7 +201,7 @@ class _Server(uvicorn.Server):
 
 
 def serve_on(app: FastAPI, service: Service, port: Port, listener: socket.socket) -> None:
-    """Serve until the process is told to stop by SIGTERM or SIGINT.
+    """Serve until the process is told to stop by SIGTERM, SIGINT, or SIGHUP where that is not ignored.
 
     Args:
         app: of `create_app`.
@@ -234,7 +234,10 @@ def serve_on(app: FastAPI, service: Service, port: Port, listener: socket.socket
 @contextmanager
 def _signals_end_only(server: uvicorn.Server) -> Iterator[None]:
     """A signal ends the server, one that comes before it runs too; uvicorn raises it once more when it has ended."""
-    before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup does
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, server.handle_exit) for number in numbers}
     try:
         yield
     finally:

@@ -74,6 +74,30 @@ def test_a_body_that_is_too_large_is_refused_before_and_while_it_comes(guarded):
         assert b"413" in line.recv(4096)
 
 
+def test_a_form_is_large_only_where_forms_are_taken(guarded):
+    headers = {**bearer(TOKENS[0]), "Content-Type": "multipart/form-data; boundary=x"}
+    assert send(guarded, "POST", "/v1/images/generations", b"x" * 2001, headers)[0] == 413
+
+
+@pytest.mark.parametrize("path", ["/v1/images/generations", "/v1/images/edits", "/v2/repository/index"])
+def test_a_compressed_body_is_refused_where_nobody_unpacks_it(guarded, path):
+    headers = {**bearer(TOKENS[0]), "Content-Encoding": "gzip"}
+    assert send(guarded, "POST", path, {"prompt": "1"}, headers)[0] == 415
+
+
+@pytest.mark.parametrize("path", ["/v1/images/generations", "/v1/images/edits", "/v2/models/denoiser/infer"])
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_fault_of_the_server(guarded, path, caplog):
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKENS[0]}\r\nContent-Length: 50\r\n"
+    with caplog.at_level("INFO", "dq_deploy.serve"):
+        with connected(guarded) as line:
+            line.sendall((head + "\r\n{").encode())
+        end = time.monotonic() + 10
+        while not caplog.records and time.monotonic() < end:
+            time.sleep(0.01)
+    time.sleep(0.05)
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+
+
 def test_a_body_that_does_not_come_is_given_up(guarded):
     head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKENS[0]}\r\n"
     with connected(guarded) as line:
