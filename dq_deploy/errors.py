@@ -80,6 +80,8 @@ _SITE = ("site-packages", "dist-packages")
 _LONGEST_WORDS = 160
 _OUT_OF_MEMORY = (
     "can't allocate memory",
+    "cannot allocate memory",
+    "failed to map segment from shared object",
     "out of memory",
     "bad_alloc",
     "failed to allocate memory",
@@ -166,6 +168,8 @@ def explained(error: Exception) -> tuple[str, int]:
     if is_out_of_memory(error):
         why = f" ({error})" if str(error) else ""
         return f"there is not enough memory{why}; give a smaller model or batch, or more memory", 2
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return "the system lets this process start no more threads; give fewer, or raise `ulimit -u`", 2
     if isinstance(error, OSError):
         name = f": {error.filename}" if error.filename else ""
         return f"the system says {error.strerror or error}{name}", 2

@@ -16,6 +16,7 @@ from dq_deploy.engines.tensorrt.library import RUNTIMES
 from dq_deploy.errors import FileProblemError, InputError, OptionError, RepackedWarning
 from dq_deploy.manifest.plan import is_plan, read_plan_manifest
 from dq_deploy.native.file import SUFFIX
+from dq_deploy.processes.threads import check_threads
 
 if TYPE_CHECKING:
     from dq_deploy.engines.base import Runner
@@ -136,8 +137,7 @@ def checked_engine(path: str | Path) -> Path:
 
 
 def _check_options(engine: str | None, threads: int | None) -> None:
-    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool)):
-        raise OptionError(f"threads is {threads!r}, expected a whole number from 1")
+    check_threads(threads)
     _check_engine(engine)
 
 

@@ -103,6 +103,13 @@ def test_a_fault_of_this_program_stays_one():
         (lambda: (_ for _ in ()).throw(RecursionError()), "nested too deeply", 2),
         (lambda: (_ for _ in ()).throw(MemoryError()), "not enough memory; give", 2),
         (lambda: (_ for _ in ()).throw(MemoryError("9 GiB")), "not enough memory (9 GiB)", 2),
+        (
+            lambda: (_ for _ in ()).throw(ImportError("failed to map segment from shared object")),
+            "not enough memory",
+            2,
+        ),
+        (lambda: (_ for _ in ()).throw(OSError(12, "Cannot allocate memory")), "there is not enough memory", 2),
+        (lambda: (_ for _ in ()).throw(RuntimeError("can't start new thread")), "no more threads; give fewer", 2),
         (lambda: (_ for _ in ()).throw(OptionError("got a")), "got a", 2),
         (lambda: int("x"), "internal error: ValueError: invalid literal", 1),
     ],

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dq_deploy.errors import OptionError
+from dq_deploy.processes.threads import check_threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,5 +54,4 @@ class BenchOptions:
                 raise OptionError(f"{name} is {getattr(self, name)}, expected at least 1")
         if not self.batches or min(self.batches) < 1:
             raise OptionError(f"batch sizes are {self.batches}, expected at least one, none below 1")
-        if self.threads is not None and self.threads < 1:
-            raise OptionError(f"threads is {self.threads}, expected at least 1")
+        check_threads(self.threads)

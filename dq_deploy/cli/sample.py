@@ -102,12 +102,11 @@ def _check_options(given: SampleArguments) -> None:
 
 
 def _set_threads(threads: int | None) -> None:
-    from dq_deploy.errors import OptionError
+    from dq_deploy.processes.threads import check_threads
 
+    check_threads(threads)
     if threads is None:
         return
-    if threads < 1:
-        raise OptionError(f"threads is {threads}, expected at least 1")
     import torch
 
     torch.set_num_threads(threads)

@@ -13,6 +13,7 @@ from dq_deploy.cli.frame import check_outputs, console, in_flags, in_flags_throu
 from dq_deploy.cli.frame.attention import Attention
 from dq_deploy.cli.frame.sizes import sizes_from_options
 from dq_deploy.errors import GuaranteeError, OptionError
+from dq_deploy.processes.threads import check_threads
 
 if TYPE_CHECKING:
     from dq_deploy.models import Denoiser
@@ -276,8 +277,7 @@ def _check_options(
     for name, value, least in (("--steps-checked", steps_checked, 1), ("--inputs", inputs, 1), ("--seed", seed, 0)):
         if value < least:
             raise OptionError(f"{name} got {value}, expected at least {least}")
-    if threads is not None and threads < 1:
-        raise OptionError(f"--threads got {threads}, expected at least 1")
+    check_threads(threads, "--threads")
 
 
 def _progress(line: str) -> None:

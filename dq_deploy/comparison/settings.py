@@ -8,6 +8,7 @@ from typing import Any
 
 from dq_deploy.errors import OptionError
 from dq_deploy.methods import METHODS, SharedOptions, options_from_preset
+from dq_deploy.processes.threads import check_threads
 
 RUNNABLE = ("native", "onnxruntime", "openvino")
 """Engines that a comparison can run its records on: those that need no build and no GPU."""
@@ -57,8 +58,7 @@ class Settings:
         for name, low in (("images", LEAST_IMAGES), ("steps", 1), ("batch", 1), ("seed", 0), ("rounds", 0)):
             if getattr(self, name) < low:
                 raise OptionError(f"{name} of the comparison is {getattr(self, name)}, expected at least {low}")
-        if self.threads is not None and self.threads < 1:
-            raise OptionError(f"threads is {self.threads}, expected at least 1")
+        check_threads(self.threads)
 
     def of_images(self) -> dict[str, Any]:
         """What decides the images: JSON values."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dq_deploy.errors import OptionError
+from dq_deploy.processes.threads import check_threads
 
 MOST_STEPS = 1000
 """Denoising steps of one picture."""
@@ -100,11 +101,9 @@ class Served:
         Raises:
             OptionError: one is out of range.
         """
-        for name in ("steps", "threads", "pipeline_threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OptionError(f"`{name}` is {value}, expected at least 1")
-        if self.steps is not None and self.steps > MOST_STEPS:
-            raise OptionError(f"`steps` is {self.steps}, expected at most {MOST_STEPS}")
+        check_threads(self.threads, "`threads`")
+        check_threads(self.pipeline_threads, "`pipeline_threads`")
+        if self.steps is not None and not 1 <= self.steps <= MOST_STEPS:
+            raise OptionError(f"`steps` is {self.steps}, expected 1 to {MOST_STEPS}")
         if self.name is not None and (not self.name.strip() or "/" in self.name or not self.name.isprintable()):
             raise OptionError(f"`name` is {self.name!r}, expected printable characters without a slash")

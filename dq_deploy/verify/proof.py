@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 PROVERS: tuple[type[NativeProver] | type[PlanProver] | type[OnnxProver], ...] = (NativeProver, PlanProver, OnnxProver)
 """The first that takes a file proves it."""
 
+MOST_INPUTS = 1000
+"""Samples at a step bucket; they are one batch of the engine and of the reference."""
+
 
 def verify(
     record: Record,
@@ -149,6 +152,8 @@ def prove_engine(
     """
     if options.steps < 1 or options.inputs < 1:
         raise OptionError(f"steps and inputs are {options.steps} and {options.inputs}, expected at least 1")
+    if options.inputs > MOST_INPUTS:
+        raise OptionError(f"inputs is {options.inputs}, expected at most {MOST_INPUTS}, which are one batch")
     followed = with_files_beside(checked_engine(path))
     chosen = next(prover for prover in PROVERS if prover.takes(followed))
     if issubclass(chosen, PlanProver):

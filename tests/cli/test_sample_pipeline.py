@@ -95,6 +95,16 @@ def test_a_pipeline_around_another_denoiser_is_refused(model, tmp_path):
     assert not (tmp_path / "x.png").exists()
 
 
+def test_a_pipeline_that_takes_the_output_for_something_else_is_refused(model, tmp_path):
+    tiny_text_pipeline().save_pretrained(tmp_path / "sd")
+    config = tmp_path / "sd" / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "prediction_type": "v_prediction"}))
+    done = command("sample", *model[:2], "--model", tmp_path / "sd", "--prompt", "a", "--out", tmp_path / "x.png")
+    assert done.code == 2
+    assert "has prediction_type 'v_prediction', expected 'epsilon' as the record was calibrated with" in done.err
+    assert not (tmp_path / "x.png").exists()
+
+
 def test_a_file_of_the_call_says_how_many_images(model, tmp_path):
     (tmp_path / "call.yaml").write_text("prompt: [a, b]\ncount: 1\nsteps: 1\n")
     done = command("sample", *model, "--call", tmp_path / "call.yaml", "--out", tmp_path / "x.png")

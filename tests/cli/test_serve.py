@@ -133,7 +133,7 @@ REFUSED = [
     (["--max-batch", "0"], "--max-batch is 0, expected at least 1"),
     (["--queue", "0"], "--queue is 0, expected at least 1"),
     (["--time-limit", "nan"], "--time-limit is nan, expected seconds above 0"),
-    (["--pipeline-threads", "0"], "--pipeline-threads is 0, expected at least 1"),
+    (["--pipeline-threads", "0"], "--pipeline-threads is 0, expected a whole number from 1"),
     (["--certificate", "x.pem"], "got one of --certificate and --key"),
     (["--certificate", "x.pem", "--key", "y.pem"], "--certificate x.pem and --key y.pem cannot be used"),
     (["--steps", "1001"], "--steps is 1001, expected at most 1000"),

@@ -268,7 +268,7 @@ def test_the_terminal_shows_each_layer_the_summary_and_what_is_wrong(proofs, ckp
         (("--engine", "unet.onnx", "--inputs", 0), "--inputs got 0, expected at least 1"),
         (("--engine", "unet.onnx", "--steps-checked", 0), "--steps-checked got 0, expected at least 1"),
         (("--engine", "unet.onnx", "--seed", -1), "--seed got -1, expected at least 0"),
-        (("--engine", "unet.onnx", "--threads", 0), "--threads got 0, expected at least 1"),
+        (("--engine", "unet.onnx", "--threads", 0), "--threads is 0, expected a whole number from 1 to 1024"),
         (("--engine", "unet.onnx", "--require-integer", 95), "expected a share from 0 to 1, such as 0.95"),
         (("--engine", "unet.onnx", "--json", "no/such/folder/v.json"), "does not exist"),
         (("--engine", "unet.onnx", "--json", "v.out", "--html", "v.out"), "v.out"),

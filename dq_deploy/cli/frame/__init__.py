@@ -1,8 +1,8 @@
 """What every command shares: one clear line on a failure, exit codes, JSON files, lists of numbers.
 
 Exit codes: 0 done, 1 internal error, 2 the user's mistake, 3 a demanded guarantee does not hold,
-4 another process of the same run ended, 129 the terminal is gone, 130 interrupted, 143 terminated, 141 the reader of our
-output went away.
+4 another process of the same run ended, 129 the terminal is gone, 130 interrupted, 143 terminated, 141 the reader of
+our output went away.
 """
 
 from __future__ import annotations
@@ -153,7 +153,9 @@ def _with_debug(command: Callable[..., None], state: dict[str, bool]) -> Callabl
         except KeyboardInterrupt:  # typer would swallow it
             raise _Stopped("interrupted", EXIT_INTERRUPTED) from None
 
-    parameters = [*map(checked_paths, signature.parameters.values()), option, _version_option()]
+    names = tuple(signature.parameters)
+    own = (checked_paths(parameter, names) for parameter in signature.parameters.values())
+    parameters = [*own, option, _version_option()]
     wrapped.__dict__["__signature__"] = signature.replace(parameters=parameters)
     wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
     return wrapped

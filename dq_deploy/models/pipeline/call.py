@@ -28,6 +28,9 @@ PICTURE_CHANNELS = (1, 3)
 """Channels of a sample that is a picture; any other number is of latents."""
 
 
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+
+
 def undecoded_output(pipeline: Any) -> str:
     """The output type that costs least behind the last step: `latent` where something decodes the sample, else `np`.
 
@@ -65,6 +68,21 @@ def what_to_check(pipeline: Any) -> str:
 
 def _of_text(pipeline: Any) -> list[str]:
     return [name for name in pipeline.components if name.startswith(("text_encoder", "tokenizer"))]
+
+
+def has_half_characters(text: str) -> bool:
+    """Whether a text holds a lone surrogate: half a character, or a byte that is no UTF-8 as Python reads names."""
+    return _HALF_CHARACTER.search(text) is not None
+
+
+def _check_characters(name: str, text: str) -> None:
+    """Refuse a text that no tokenizer reads.
+
+    Raises:
+        OptionError: it holds half a character.
+    """
+    if has_half_characters(text):
+        raise OptionError(f"{name} is no UTF-8 text, expected one; type it in a terminal that uses UTF-8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +151,15 @@ class PipelineCall:
                 raise OptionError(f"{name} is {value}, expected a number from 0 to 1")
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise OptionError(f"guidance is {self.guidance}, expected a finite number")
+        if self.guidance is not None and self.guidance < 0:
+            raise OptionError(f"guidance is {self.guidance}, expected at least 0: pipelines take less for no guidance")
         for position, prompt in enumerate(self.prompts, 1):
+            _check_characters(f"prompt {position}", prompt)
             if not prompt.strip():
                 raise OptionError(f"prompt {position} is empty, expected words")
             if len(prompt) > LONGEST_PROMPT:
                 raise OptionError(f"prompt {position} has {len(prompt)} characters, expected at most {LONGEST_PROMPT}")
+        _check_characters("negative_prompt", self.negative_prompt or "")
         if len(self.negative_prompt or "") > LONGEST_PROMPT:
             raise OptionError(
                 f"negative_prompt has {len(self.negative_prompt or '')} characters, expected at most {LONGEST_PROMPT}"

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from dq_deploy.record import Call
 
 
+_CONFIGURATIONS = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
+"""Of a pipeline's parts, whichever a part has."""
+
+
 def open_folder(
     path: Path,
     *,
@@ -184,6 +188,9 @@ def _check_parts(folder: PipelineFolder, given: dict[str, Any]) -> None:
                 "it from where the pipeline came from"
             )
         elif name not in given:
+            for file in _CONFIGURATIONS:
+                if (folder.path / name / file).is_file():
+                    read_json(folder.path / name / file)  # of one that is no object diffusers says something else
             _check_vocabulary(folder.path / name, *folder.components[name])
     kind = getattr(diffusers, folder.class_name)
     optional = {*kind._optional_components, "safety_checker", "feature_extractor"}

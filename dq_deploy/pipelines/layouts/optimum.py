@@ -26,7 +26,7 @@ from dq_deploy.pipelines.layouts.optimum_reads import (
     plan_folder,
 )
 from dq_deploy.pipelines.layouts.tokenizer_files import copy_files, write_slow_tokenizer
-from dq_deploy.pipelines.quantized import check_same_kind
+from dq_deploy.pipelines.quantized import check_same_kind, check_same_prediction
 from dq_deploy.targets import check_target, export
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def write_optimum_folder(
     source, name = _pipeline_of(model, component)
     config = read_json(source.path / name / _CONFIG)
     check_same_kind(record.family, record.model_config, config, str(source.path / name))
+    check_same_prediction(record.scheduler_config, source.path / name)
     plan = plan_folder(source, name, target)
     check_inputs([spec.name for spec in input_specs(call_of_record(record))], name)
     for encoder in plan.text_encoders:

@@ -28,6 +28,12 @@ PICKLE_LIMIT = 64 * 2**20
 COPIED_BYTES = 1 << 20
 """Arrays smaller than this are copied before torch writes them."""
 
+_START_MARK = b"PK\x03\x04"
+"""Of the first entry of a zip archive."""
+
+_END_MARK, _END_BYTES = b"PK\x05\x06", 22
+"""Of the last record of a zip archive, behind which only the archive's comment may stand."""
+
 _STORAGES = {
     "torch FloatStorage": "float32",
     "torch DoubleStorage": "float64",
@@ -118,8 +124,16 @@ def check_archive(stream: BinaryIO, path: Path) -> zipfile.ZipFile:
         archive = zipfile.ZipFile(stream)
         entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, EOFError) as error:
-        what = "is truncated" if start == b"PK\x03\x04" else "is not a torch file"
+        what = "is truncated" if start == _START_MARK else "is not a torch file"
         raise FileProblemError(f"{path} {what}; expected a record from dq-quantize, copy it again") from error
+    stream.seek(max(0, size - len(archive.comment) - _END_BYTES))
+    # zipfile passes over what stands before and behind
+    if start != _START_MARK:
+        raise FileProblemError(
+            f"{path} does not begin as a torch file; expected a record from dq-quantize, copy it again"
+        )
+    if stream.read(len(_END_MARK)) != _END_MARK:
+        raise FileProblemError(f"{path} has bytes behind the end of its archive; copy the file again")
     names = [entry.filename for entry in entries]
     if len(set(names)) != len(names):
         raise FileProblemError(f"{path} holds an archive entry twice; expected a record from dq-quantize")

@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dq_deploy.models.pipeline import PipelineCall
-from dq_deploy.models.pipeline.call import LARGEST_SEED, LONGEST_PROMPT
+from dq_deploy.models.pipeline.call import LARGEST_SEED, LONGEST_PROMPT, has_half_characters
 from dq_deploy.models.pipeline.pictures import PictureData
 from dq_deploy.serve import MOST_STEPS
 from dq_deploy.serve.card import Labels, ModelCard
@@ -30,7 +30,6 @@ MOST_PARTS = 50_000
 """Lists and objects of a JSON body: Python's garbage collector makes ten times as many take a second."""
 
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
-_FOREIGN = re.compile("[\ud800-\udfff]")
 
 
 class GenerationBody(BaseModel):
@@ -189,7 +188,7 @@ def _of_validation(error: ValidationError) -> ApiError:
 
 def _asked(given: GenerationBody, card: ModelCard, client: str, time_limit_s: float, more: Mapping[str, Any]) -> Asked:
     for name, text in (("prompt", given.prompt), ("negative_prompt", given.negative_prompt), ("user", given.user)):
-        if text is not None and _FOREIGN.search(text):
+        if text is not None and has_half_characters(text):
             raise ApiError(400, f"{name} holds half a character (a lone surrogate)", param=name, code="invalid_value")
     if given.model not in (None, "", card.name):
         message = f"the model {given.model!r} is not served here, expected {card.name!r}"

@@ -54,6 +54,22 @@ def test_an_empty_path_is_refused(name, flag, capsys, tmp_path, monkeypatch):
     assert said == f"error: {flag or 'PATH'} is empty, expected a path; give one or leave the option out\n"
 
 
+@pytest.mark.parametrize(("there", "what"), [(False, "no folder"), (True, "a file")])
+def test_a_slash_behind_the_name_of_a_file_is_refused(there, what, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if there:
+        Path("j").write_text("kept")
+    done = command("info", "model.pt", "--json", "j/")
+    assert (done.code, done.err) == (2, f"error: --json is j/, but j is {what}; leave the slash out\n")
+    assert os.listdir() == (["j"] if there else [])
+
+
+def test_a_slash_behind_the_name_of_a_new_folder_is_none_to_refuse(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = command("export", "--ckpt", "m.pt", "--out", "new/", "--layout", "optimum")
+    assert (done.code, "slash" in done.err) == (2, False)
+
+
 def test_the_folder_one_stands_in_is_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = command("quantize", "--model", ".", "--out", "m.pt")

@@ -118,7 +118,10 @@ def test_a_picture_is_one_and_turned_as_its_camera_says(tmp_path):
         ({"count": 0}, "count is 0"),
         ({"strength": 1.5}, r"strength is 1\.5, expected a number from 0 to 1"),
         ({"guidance": float("inf")}, "guidance is inf"),
+        ({"guidance": -1}, "guidance is -1, expected at least 0"),
         ({"prompts": ("a", " ")}, "prompt 2 is empty"),
+        ({"prompts": ("a", "\udcff")}, "prompt 2 is no UTF-8 text"),
+        ({"negative_prompt": "\ud800"}, "negative_prompt is no UTF-8 text"),
         ({"prompts": ("a" * 1_000_000,)}, "prompt 1 has 1000000 characters, expected at most 10000"),
     ],
 )

@@ -117,6 +117,14 @@ def test_damaged_components_are_one_line(folder):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("file", ["vae/config.json", "text_encoder/config.json", "tokenizer/tokenizer_config.json"])
+@pytest.mark.parametrize(("text", "message"), [("[]", "holds a JSON list"), ("null", "holds a JSON"), ("{", "no|not")])
+def test_a_configuration_of_a_component_that_is_none_is_named(file, text, message, folder):
+    (folder / file).write_text(text)
+    with pytest.raises(ModelError, match=rf"{file} ({message})|{file} is"):
+        open_pipeline(folder)
+
+
 def test_a_tokenizer_without_its_words_is_refused(folder):
     (folder / "tokenizer" / "tokenizer.json").unlink()
     (folder / "tokenizer" / "vocab.json").write_text("{}")

@@ -53,6 +53,16 @@ def test_every_truncation_is_an_error(record, tmp_path, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("before", "behind"), [(b"", b"x"), (b"", bytes(100)), (b"junk", b""), (b"PK", b"")])
+def test_bytes_before_and_behind_a_record_are_an_error(record, tmp_path, form, before, behind):
+    path = tmp_path / f"m.{form}"
+    save_record(record, path)
+    path.write_bytes(before + path.read_bytes() + behind)
+    with pytest.raises(FileProblemError, match="copy"):
+        load_record(path)
+
+
+@pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_byte_never_gives_anything_but_a_record_or_one_error(record, tmp_path, form, data):
