@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -176,6 +176,14 @@ class Runner(ABC):
         with self._turns.moment:
             self.runs += 1
         return results
+
+    def preparation(self, feeds: Mapping[str, Array]) -> Callable[[], object] | None:
+        """What checked inputs of sizes not seen lately need before they run, and other threads' runs need not wait for.
+
+        Returns:
+            A function that does it, which the first run would do else; None where there is nothing.
+        """
+        return None
 
     def _run_or_say_why(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run; whatever a library raises becomes one line."""

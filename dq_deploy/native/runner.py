@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -184,6 +184,10 @@ class NativeRunner(RecordRunner):
         """As of every record; with the instruction set that the weights of its file were packed for."""
         words = super().runtime_words
         return f"{words}, weights packed anew from {self.repacked_from}" if self.repacked_from else words
+
+    def preparation(self, feeds: Mapping[str, Array]) -> Callable[[], object] | None:
+        """The trace of the denoiser at sizes that are not kept; see `Runner.preparation`."""
+        return self.executor.programs.preparation(feeds)
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         return dict(self.executor.run(feeds))

@@ -86,8 +86,8 @@ class StepScheduler:
             max_rows: samples of one call, guidance counted as two.
             observe: is told of each call, by the engine's thread.
         """
-        self.engine = engine = engines[0]
-        self.max_rows = max_rows if joins(engine) else 1
+        self._engines, self.engine = engines, engines[0]
+        self.max_rows = max_rows if joins(self.engine) else 1
         self._turn, self._observe = turn, observe
         self._ready: list[_Step] = []
         self._changed = threading.Condition()
@@ -113,13 +113,17 @@ class StepScheduler:
             DqError: the engine failed on these inputs alone.
         """
         step = _Step(order=order, feeds=feeds, rows=_rows(self.engine, feeds), key=_key(self.engine, feeds))
+        first = [work for engine in self._engines if (work := engine.preparation(feeds)) is not None]
         with self._changed:
             if self._closing:
                 raise Stopped("the server stops")
-            self._ready.append(step)
+            if not first:
+                self._ready.append(step)
             self._stepping -= 1
             self._changed.notify_all()
         self._turn.give_back()
+        if first:
+            self._prepare(step, first)
         step.over.wait()  # set with the turn
         with self._changed:
             self._stepping += 1
@@ -128,6 +132,23 @@ class StepScheduler:
             raise step.error
         assert step.outputs is not None
         return step.outputs
+
+    def _prepare(self, step: _Step, first: Sequence[Callable[[], object]]) -> None:
+        """Do what a step's sizes need first, in its picture's thread: no other picture waits for it."""
+        try:
+            for work in first:
+                work()
+        except Exception as error:  # of a library, as in a run: it is this picture's
+            step.error = error
+        with self._changed:
+            if self._closing and step.error is None:
+                step.error = Stopped("the server stops")
+            if step.error is None and not step.order.ended:
+                step.ready_at = time.monotonic()
+                self._ready.append(step)
+                self._changed.notify_all()
+                return
+        self._turn.grant(step.over)
 
     @contextmanager
     def picture(self) -> Iterator[None]:

@@ -75,3 +75,12 @@ def test_programs_of_other_lengths_share_the_memory_of_the_parameters(record, tm
         assert len(executor.programs.kept()) <= 4
         assert len({id(floats._parameters) for _, floats in executor.programs.kept().values()}) == 2
     assert load_record(tmp_path / "m.pt").steps == 3
+
+
+def test_a_length_that_was_prepared_is_not_traced_by_its_first_run(record, tmp_path, monkeypatch):
+    save_record(record, tmp_path / "m.pt")
+    with open_engine(tmp_path / "m.pt") as runner:
+        runner.preparation(feeds(5))()
+        assert runner.preparation(feeds(5)) is None
+        monkeypatch.setattr(runner.executor.programs, "_made", lambda sizes: pytest.fail("traced in the run"))
+        runner.run(feeds(5))

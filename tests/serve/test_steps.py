@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dq_deploy.errors import DqError
 from dq_deploy.models import call_of_record, example_inputs
 from dq_deploy.open_engine import open_engine
-from dq_deploy.serve.orders import Kind, Order, Stopped, Terms
+from dq_deploy.serve.orders import Kind, Order, Reason, Stopped, Terms
 from dq_deploy.serve.steps import StepScheduler, chosen_steps, joins
 from dq_deploy.serve.turn import Turn
 
@@ -156,8 +156,6 @@ def test_a_step_of_a_request_that_ended_is_not_run(engine):
     with scheduler._changed:  # the engine's thread cannot take the step before it is forgotten
         thread = threading.Thread(target=lambda: run_together(scheduler, [feeds], [ended]))
         thread.start()
-    from dq_deploy.serve.orders import Reason
-
     ended.fail(Reason.CANCELLED, "gone")
     thread.join(10)
     scheduler.close()
@@ -170,6 +168,56 @@ def test_steps_behind_the_end_are_stopped(engine):
     scheduler.close()
     with scheduler._turn, pytest.raises(Stopped, match="the server stops"):
         scheduler.run(order(), feeds)
+
+
+class SlowAtFirst:
+    """An engine that has to prepare for one sample, which takes until it is told to go on, or fails."""
+
+    def __init__(self, engine, timestep: float, error: Exception | None = None):
+        self._engine, self._timestep, self._error = engine, timestep, error
+        self.began, self.go_on = threading.Event(), threading.Event()
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+    def preparation(self, feeds):
+        return self._prepare if (feeds["timestep"] == self._timestep).any() else None
+
+    def _prepare(self):
+        self.began.set()
+        assert self.go_on.wait(10)
+        if self._error is not None:
+            raise self._error
+
+
+@pytest.mark.parametrize("end", ["goes on", "fails", "its order ends", "the server stops"])
+def test_other_steps_run_while_one_prepares_the_engine_for_its_sizes(engine, end):
+    feeds = example_inputs(call_of_record(engine.record), 2, 0)
+    feeds["timestep"][:] = [10, 20]
+    slow = SlowAtFirst(engine, 10.0, DqError("there is no such size") if end == "fails" else None)
+    scheduler = StepScheduler([slow], Turn(), max_rows=4)
+    own, found = order(), []
+    thread = threading.Thread(target=lambda: found.extend(run_together(scheduler, [rows_of(feeds, 0)], [own])))
+    thread.start()
+    assert slow.began.wait(10)
+    with scheduler.picture():
+        (other,) = run_together(scheduler, [rows_of(feeds, 1)])
+    assert other["output"].tobytes() == engine.run(rows_of(feeds, 1))["output"].tobytes()
+    if end == "its order ends":
+        own.fail(Reason.CANCELLED, "gone")
+    if end == "the server stops":
+        scheduler.close()
+    runs = engine.runs
+    slow.go_on.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    words = {"fails": "there is no such size", "its order ends": "gone", "the server stops": "the server stops"}
+    if end == "goes on":
+        assert found[0]["output"].tobytes() == engine.run(rows_of(feeds, 0))["output"].tobytes()
+    else:
+        assert str(found[0]) == words[end]
+        assert engine.runs == runs
+    scheduler.close()
 
 
 def test_an_engine_with_the_batch_in_front_joins_samples(engine):

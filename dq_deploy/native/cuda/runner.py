@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from dq_deploy.engines.capabilities import LayerForm, LayerValues, RunsOn
@@ -63,6 +63,10 @@ class NativeCudaRunner(RecordRunner):
             )
         except KernelInputError as error:
             raise InputError(str(error)) from error
+
+    def preparation(self, feeds: Mapping[str, Array]) -> Callable[[], object] | None:
+        """The trace of the denoiser at sizes that are not kept; see `Runner.preparation`."""
+        return self.executor.programs.preparation(feeds)
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         return dict(self.executor.run(feeds))

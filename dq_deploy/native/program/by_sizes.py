@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from dq_deploy.errors import InputError, ModelError
@@ -38,8 +40,11 @@ class Varying:
     axes: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
 
+_Program = tuple[Mapping[str, Any], FloatConstants]
+
+
 class ProgramsBySize:
-    """Joined programs of one record with their constants.
+    """Joined programs of one record with their constants. Threads may share it; one at a time makes a program.
 
     Attributes:
         first: sizes of the program it was made with, which is always kept.
@@ -57,46 +62,69 @@ class ProgramsBySize:
         self._record, self._varying = record, varying or Varying()
         self.floats = FloatConstants(record, joined["constants"])
         self.first: Sizes = tuple((size, self._varying.sizes[size]) for size in self._varying.axes)
-        self._kept: dict[Sizes, tuple[Mapping[str, Any], FloatConstants]] = {self.first: (joined, self.floats)}
+        self._kept: dict[Sizes, _Program] = {self.first: (joined, self.floats)}
+        self._making, self._keeping = threading.Lock(), threading.Lock()
         self._refused: dict[Sizes, str] = {}
 
     def sizes_of(self, feeds: Mapping[str, Array]) -> Sizes:
         """Sizes that inputs have."""
         return tuple((size, feeds[name].shape[axis]) for size, (name, axis) in self._varying.axes.items())
 
-    def of(self, sizes: Sizes) -> tuple[Mapping[str, Any], FloatConstants]:
+    def of(self, sizes: Sizes) -> _Program:
         """The program at some sizes and its constants; those used last are kept.
 
         Raises:
             InputError: other sizes that the denoiser does not take, or nothing that makes a program for them.
         """
-        found = self._kept.get(sizes)
+        found = self._used(sizes)
         if found is None:
-            if sizes in self._refused:  # to trace again would take seconds and end as before
-                raise InputError(self._refused[sizes])
-            if self._varying.retrace is None:
-                raise InputError(f"sizes are {dict(sizes)}, expected {dict(self.first)}: there is no other program")
-            try:
-                joined = self._varying.retrace(dict(sizes))
-            except ModelError as error:  # it was traced at others, so these are to blame
-                words = ", ".join(f"{name} {size}" for name, size in sizes)
-                message = f"the denoiser cannot be computed at {words} ({error}); ask for other sizes"
-                self._refused[sizes] = message
-                while len(self._refused) > KEPT_REFUSALS:
-                    self._refused.pop(next(iter(self._refused)))
-                raise InputError(message) from error
-            found = joined, FloatConstants(self._record, joined["constants"], parameters=self.floats)
-        if sizes != self.first:
-            self._kept.pop(sizes, None)
+            with self._making:
+                found = self._used(sizes) or self._made(sizes)
+                self._keep(sizes, found)
+        return found
+
+    def preparation(self, feeds: Mapping[str, Array]) -> Callable[[], object] | None:
+        """Makes the program for the sizes that inputs have; None where it is kept."""
+        sizes = self.sizes_of(feeds)
+        return None if sizes in self.kept() else partial(self.of, sizes)
+
+    def _made(self, sizes: Sizes) -> _Program:
+        if sizes in self._refused:  # to trace again would take seconds and end as before
+            raise InputError(self._refused[sizes])
+        if self._varying.retrace is None:
+            raise InputError(f"sizes are {dict(sizes)}, expected {dict(self.first)}: there is no other program")
+        try:
+            joined = self._varying.retrace(dict(sizes))
+        except ModelError as error:  # it was traced at others, so these are to blame
+            words = ", ".join(f"{name} {size}" for name, size in sizes)
+            message = f"the denoiser cannot be computed at {words} ({error}); ask for other sizes"
+            self._refused[sizes] = message
+            while len(self._refused) > KEPT_REFUSALS:
+                self._refused.pop(next(iter(self._refused)))
+            raise InputError(message) from error
+        return joined, FloatConstants(self._record, joined["constants"], parameters=self.floats)
+
+    def _used(self, sizes: Sizes) -> _Program | None:
+        """A program that is kept, from now on the one used last."""
+        with self._keeping:
+            found = self._kept.get(sizes)
+            if found is not None and sizes != self.first:
+                self._kept[sizes] = self._kept.pop(sizes)
+        return found
+
+    def _keep(self, sizes: Sizes, found: _Program) -> None:
+        """What was not used for longest goes, but the first one."""
+        with self._keeping:
             self._kept[sizes] = found
             while len(self._kept) > KEPT_PROGRAMS:
                 self._kept.pop(next(key for key in self._kept if key != self.first))
-        return found
 
-    def kept(self) -> Mapping[Sizes, tuple[Mapping[str, Any], FloatConstants]]:
+    def kept(self) -> Mapping[Sizes, _Program]:
         """What is kept now, by sizes."""
-        return dict(self._kept)
+        with self._keeping:
+            return dict(self._kept)
 
     def clear(self) -> None:
         """Forget all programs."""
-        self._kept.clear()
+        with self._keeping:
+            self._kept.clear()

@@ -45,7 +45,8 @@ def stop_halfway(report):
 def test_the_record_has_the_same_bytes_and_so_has_that_of_a_run_which_more_processes_end(count, of_one, tmp_path):
     if count == 3:
         shutil.copytree(of_one / STOPPED, tmp_path / STOPPED)
-        assert list((tmp_path / STOPPED).glob("block-*.safetensors"))
+        first = next((tmp_path / STOPPED).glob("block-*.safetensors"))
+        before = first.stat().st_mtime_ns
     started = torchrun(count, "tests.calibration.sharding.by_many", tmp_path)
     said, _ = started.communicate(timeout=300)
     assert started.returncode == 0, said
@@ -53,6 +54,7 @@ def test_the_record_has_the_same_bytes_and_so_has_that_of_a_run_which_more_proce
         assert (tmp_path / f"{method}.pt").read_bytes() == (of_one / f"{method}.pt").read_bytes(), method
     if count == 3:
         assert (tmp_path / "resumed.pt").read_bytes() == (of_one / "gptq.pt").read_bytes()
+        assert first.stat().st_mtime_ns == before, "begun anew"
 
 
 def test_a_record_says_that_it_was_made_in_shards_and_not_by_how_many(of_one):
