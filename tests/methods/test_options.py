@@ -228,3 +228,8 @@ def test_a_preset_that_is_not_there_is_named() -> None:
         options_from_preset("/nowhere/x.yaml")
     with pytest.raises(OptionError, match="preset is 'turbo'"):
         options_from_preset("turbo")
+
+
+def test_more_groups_than_steps_are_refused():
+    with pytest.raises(OptionError, match="step_groups is 5, expected at most 4"):
+        options_for(method="minmax", steps=4, step_groups=5)

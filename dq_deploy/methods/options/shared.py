@@ -159,6 +159,8 @@ class SharedOptions:
     def _take_own_choices(self) -> None:
         if self.static and self.step_groups not in (None, 1):
             raise OptionError(f"static and step_groups {self.step_groups} were given, expected one of them")
+        if self.step_groups is not None and self.step_groups > self.steps:
+            raise OptionError(f"step_groups is {self.step_groups}, expected at most {self.steps}, as there are steps")
         if self.static is None and self.step_groups is not None:
             self._set("static", self.step_groups == 1)
         for name in ("static", "split_skips", "asymmetric_weights"):

@@ -28,6 +28,9 @@ PICTURE_CHANNELS = (1, 3)
 """Channels of a sample that is a picture; any other number is of latents."""
 
 
+MOST_PIXELS_A_SIDE = 16384
+"""Of a picture; attention over the pixels of a larger one would run for hours before memory ends."""
+
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
@@ -137,6 +140,9 @@ class PipelineCall:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise OptionError(f"{name} is {value}, expected at least {least}")
+        for name in ("height", "width"):
+            if (getattr(self, name) or 0) > MOST_PIXELS_A_SIDE:
+                raise OptionError(f"{name} is {getattr(self, name)}, expected at most {MOST_PIXELS_A_SIDE}")
         if self.seed > LARGEST_SEED:
             raise OptionError(f"seed is {self.seed}, expected at most {LARGEST_SEED}")
         if (self.height is None) != (self.width is None):

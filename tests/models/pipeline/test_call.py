@@ -118,6 +118,8 @@ def test_a_picture_is_one_and_turned_as_its_camera_says(tmp_path):
         ({"count": 0}, "count is 0"),
         ({"strength": 1.5}, r"strength is 1\.5, expected a number from 0 to 1"),
         ({"guidance": float("inf")}, "guidance is inf"),
+        ({"height": 1_000_000, "width": 2}, "height is 1000000, expected at most 16384"),
+        ({"height": 8, "width": 16385}, "width is 16385, expected at most 16384"),
         ({"guidance": -1}, "guidance is -1, expected at least 0"),
         ({"prompts": ("a", " ")}, "prompt 2 is empty"),
         ({"prompts": ("a", "\udcff")}, "prompt 2 is no UTF-8 text"),
