@@ -23,8 +23,12 @@ from dq_deploy.simulation.fake_quant import StepContext
 SEEDS_OF_A_SHARD = 1_000_003
 """Between the seeds of the draws of two shards."""
 
+VALUES = 1 << 17
 VALUES_A_STEP = 2048
-"""Input values kept per layer, part and step for the range search."""
+"""Input values kept per layer and part for the range search: about so many of all steps, and at least so many a step.
+
+Where few steps share a table, rare large values are not among fewer, and the search takes them for noise to be cut.
+"""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -168,10 +172,35 @@ def steps_of(ranges: Mapping[str, LayerRanges]) -> int:
     return max((len(found.output.low) for found in ranges.values()), default=1)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Draws:
+    """How many values an input of each step gives.
+
+    Attributes:
+        least: [T] at least.
+        most: [T] where the input has as many.
+    """
+
+    least: I64
+    most: I64
+
+    @staticmethod
+    def of_steps(inputs_of_step: I64) -> Draws:
+        """A step with fewer inputs gives more values of each."""
+        inputs = np.maximum(inputs_of_step, 1)
+        return Draws(least=-(-VALUES_A_STEP // inputs), most=-(-VALUES // len(inputs) // inputs))
+
+    def of_inputs(self, values: int) -> I64:
+        """[T] for inputs of so many values."""
+        return np.maximum(self.least, np.minimum(self.most, values))
+
+
 class _Collector:
     """Forward hook of one layer."""
 
-    def __init__(self, layer: PreparedLayer, steps: int, draws: I64 | None, seed: int, momentum: float | None) -> None:
+    def __init__(
+        self, layer: PreparedLayer, steps: int, draws: Draws | None, seed: int, momentum: float | None
+    ) -> None:
         self.layer = layer
         self.draws = draws
         self.generator = torch.Generator().manual_seed(seed)
@@ -191,11 +220,11 @@ class _Collector:
         pieces = torch.split(x, self.layer.widths, dim=axis)
         for piece, into in zip(pieces, self.result.parts, strict=True):
             rows = rows_of_samples(piece, len(self.step))
-            positions = None
+            positions = counts = None
             if self.draws is not None:
-                most = int(self.draws.max())
-                positions = torch.randint(0, rows.shape[1], (most,), generator=self.generator)
-            into.add(rows, self.step, positions, self.draws)
+                counts = self.draws.of_inputs(rows.shape[1])
+                positions = torch.randint(0, rows.shape[1], (int(counts.max()),), generator=self.generator)
+            into.add(rows, self.step, positions, counts)
         self.result.output.add(rows_of_samples(output, len(self.step)), self.step, None)
 
 
@@ -309,7 +338,7 @@ def collect_ranges(
         prepared: the folded float model.
         inputs: by name, with `step`.
         steps: number of step buckets.
-        draw_values: keep about `VALUES_A_STEP` values a step for the range search.
+        draw_values: keep about `VALUES` values, `VALUES_A_STEP` a step at least, for the range search.
         seed: of that draw.
         batch: inputs at a time.
         momentum: of the inputs' ranges over batches; None takes the lowest and highest value of all.
@@ -323,9 +352,7 @@ def collect_ranges(
     step = inputs["step"]
     share = share or Share(step=step)
     own = share.own(shard)
-    # a step with fewer inputs gives more values of each
-    inputs_of_step = np.maximum(np.bincount(share.step, minlength=steps), 1)
-    draws = -(-VALUES_A_STEP // inputs_of_step) if draw_values else None
+    draws = Draws.of_steps(np.bincount(share.step, minlength=steps)) if draw_values else None
     collectors = {
         name: _Collector(layer, steps, draws, seed + i + SEEDS_OF_A_SHARD * shard, momentum)
         for i, (name, layer) in enumerate(prepared.layers.items())

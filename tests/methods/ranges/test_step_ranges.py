@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from dq_deploy.methods.ranges.step_ranges import StepRange, first_of_every_step, output_table
+from dq_deploy.methods.ranges.scales import search_activation_table
+from dq_deploy.methods.ranges.step_ranges import (
+    VALUES,
+    VALUES_A_STEP,
+    Draws,
+    StepRange,
+    first_of_every_step,
+    output_table,
+)
 
 
 def test_momentum_follows_each_step_from_its_first_batch() -> None:
@@ -64,3 +72,27 @@ def test_a_step_that_was_not_seen_has_the_widest_output_range() -> None:
     seen.add(torch.tensor([[0.0, 1.0], [0.0, 4.0]]), np.array([0, 2]), None)
     scale, _ = output_table(seen, np.arange(3))
     np.testing.assert_allclose(scale, np.array([1, 4, 4]) / 255, rtol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 20, 1000])
+@pytest.mark.parametrize("inputs", [1, 32])
+def test_fewer_steps_give_the_range_search_more_values_each(steps: int, inputs: int) -> None:
+    draws = Draws.of_steps(np.full(steps, inputs))
+    wanted = max(VALUES_A_STEP, -(-VALUES // steps))
+    of_large = draws.of_inputs(1 << 20) * inputs
+    assert ((of_large >= wanted) & (of_large < wanted + inputs)).all()
+    of_small = draws.of_inputs(10) * inputs
+    assert (of_small >= VALUES_A_STEP).all()
+    assert (of_small <= max(VALUES_A_STEP + inputs, 10 * inputs)).all()
+
+
+def test_rare_large_values_are_not_cut_where_one_step_has_all_values() -> None:
+    """One value in 4,000 at 160 times the spread: among 2,048 drawn ones there may be none."""
+    draw = np.random.default_rng(0)
+    values = draw.standard_normal(VALUES).astype(np.float32)
+    values[draw.integers(0, VALUES, VALUES // 4000)] = 160.0
+    ends = values[None].min(1), values[None].max(1)
+    few, _ = search_activation_table(*ends, values[values < 160][None, :VALUES_A_STEP], bits=8)
+    all_, _ = search_activation_table(*ends, values[None], bits=8)
+    assert all_ > 0.9 * (ends[1] - ends[0]) / 255
+    assert few < 0.7 * all_
