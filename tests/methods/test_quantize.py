@@ -127,7 +127,7 @@ def test_training_lowers_the_error_of_every_large_block() -> None:
         history = record.provenance["history"]
         errors.append({h["block"]: h["relative_error"] for h in history if "block" in h})
     assert errors[0].keys() == errors[1].keys()
-    assert errors[1]["conv_out"] < 0.7 * errors[0]["conv_out"]
+    assert errors[1]["conv_out"] < 0.8 * errors[0]["conv_out"]
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(trained: Record) -> None:

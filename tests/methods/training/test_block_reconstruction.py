@@ -83,7 +83,7 @@ def fbr() -> Reconstructed:
 @pytest.mark.parametrize("settings", [bkd_settings(DILATEQUANT), fbr_settings(OPTIONS), adaround_settings(DMQ)])
 def test_training_lowers_the_error_that_rounding_to_nearest_leaves(settings: Reconstruction) -> None:
     settings = replace(settings, layer_loss=0.0, activation_drop=0.0, input_mix=0.0)
-    assert error_of(train(settings)) < 0.95 * error_of(train(replace(settings, iterations=0)))
+    assert error_of(train(settings)) < 0.96 * error_of(train(replace(settings, iterations=0)))
 
 
 @pytest.mark.parametrize(
