@@ -23,6 +23,8 @@ from dq_deploy.simulation.fake_quant import StepContext
 SEEDS_OF_A_SHARD = 1_000_003
 """Between the seeds of the draws of two shards."""
 
+SEARCHED_BITS = 7
+"""Bits up to which a range is shrunk; with more, the whole range is the better one. See docs/decisions/0043."""
 VALUES = 1 << 17
 VALUES_A_STEP = 2048
 """Input values kept per layer and part for the range search: about so many of all steps, and at least so many a step.
@@ -129,11 +131,18 @@ class LayerRanges:
     def input_tables(
         self, layer: PreparedLayer, *, groups: I64, symmetric: bool, search: bool
     ) -> list[tuple[F32, I32]]:
-        """Activation scale and zero point of each part, [T], or [1] where all steps are one group."""
+        """Activation scale and zero point of each part, [T], or [1] where all steps are one group.
+
+        Args:
+            layer: whose input it is.
+            groups: [T] group of each step.
+            symmetric: zero points 0 and signed codes.
+            search: shrink ranges of `SEARCHED_BITS` and fewer by L2.4 search.
+        """
         tables = []
         for part in self.parts:
             low, high = part.ends(groups)
-            if search:
+            if search and layer.activation_bits <= SEARCHED_BITS:
                 values = part.values(groups)
                 table = search_activation_table(low, high, values, bits=layer.activation_bits, symmetric=symmetric)
             else:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from dq_deploy.methods.ranges.scales import search_activation_table
 from dq_deploy.methods.ranges.step_ranges import (
+    SEARCHED_BITS,
     VALUES,
     VALUES_A_STEP,
     Draws,
+    LayerRanges,
     StepRange,
     first_of_every_step,
     output_table,
@@ -96,3 +100,17 @@ def test_rare_large_values_are_not_cut_where_one_step_has_all_values() -> None:
     all_, _ = search_activation_table(*ends, values[None], bits=8)
     assert all_ > 0.9 * (ends[1] - ends[0]) / 255
     assert few < 0.7 * all_
+
+
+@pytest.mark.parametrize("bits", [SEARCHED_BITS, SEARCHED_BITS + 1])
+def test_a_range_of_eight_bits_is_not_shrunk(bits: int) -> None:
+    values = np.random.default_rng(0).standard_normal(4096).astype(np.float32)
+    values[0] = 400.0
+    seen = StepRange(low=values[None].min(1), high=values[None].max(1), draws=[[values[1:]]])
+    ranges, layer = LayerRanges(parts=(seen,), output=seen), SimpleNamespace(activation_bits=bits)
+    groups = np.zeros(1, np.int64)
+    searched, whole = (
+        ranges.input_tables(layer, groups=groups, symmetric=False, search=search)  # type: ignore[arg-type]
+        for search in (True, False)
+    )
+    assert (searched[0][0] < whole[0][0]) == (bits == SEARCHED_BITS)
