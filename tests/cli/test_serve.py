@@ -136,7 +136,7 @@ REFUSED = [
     (["--pipeline-threads", "0"], "--pipeline-threads is 0, expected a whole number from 1"),
     (["--certificate", "x.pem"], "got one of --certificate and --key"),
     (["--certificate", "x.pem", "--key", "y.pem"], "--certificate x.pem and --key y.pem cannot be used"),
-    (["--steps", "1001"], "--steps is 1001, expected at most 1000"),
+    (["--steps", "1001"], "--steps is 1001, expected 1 to 1000"),
     (["--write-triton", "out", "--queue", "5"], "was given with --write-triton, which has no use for it"),
     (["--isa", "sse2"], "instruction set is 'sse2', which there are no kernels for, expected one of"),
     (["--metrics-port", "70000"], "--metrics-port is 70000, expected 0 to 65535 and another one than --port"),

@@ -153,7 +153,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path):
         open_engine(path, optimized_model_path=tmp_path / "graph.onnx")
     with pytest.raises(OptionError, match="engine native runs records"):
         open_engine(tmp_path / "model.onnx", engine="native")
-    with pytest.raises(InputError, match="threads is 0"):
+    with pytest.raises(OptionError, match="threads is 0"):
         open_engine(path, threads=0)
     with pytest.raises(InputError, match="instruction set is 'avx1024'"):
         NativeRunner(path, isa="avx1024")
