@@ -124,7 +124,7 @@ def test_fewer_rounds_than_a_comparison_needs_are_refused(tiny_engine):
 
 @pytest.mark.parametrize("wrong", [{"rounds": 0}, {"runs": 0}, {"batches": ()}, {"batches": (0,)}, {"threads": 0}])
 def test_options_out_of_range_are_refused(wrong):
-    with pytest.raises(OptionError, match="expected at least|expected a whole number from 1"):
+    with pytest.raises(OptionError, match=r"expected at least|expected a whole number from 1"):
         BenchOptions(**wrong)
 
 

@@ -22,6 +22,8 @@ import torch
 
 from dq_deploy.calibration import CalibrationInputs
 from dq_deploy.errors import OptionError
+from dq_deploy.methods.correction.output_fit import with_fitted_output
+from dq_deploy.methods.correction.shrinking import shrunk_mean
 from dq_deploy.methods.options import SharedOptions
 from dq_deploy.methods.prepare.calibration_inputs import batch_of, collect_inputs, step_influence
 from dq_deploy.methods.progress import Progress
@@ -49,10 +51,10 @@ class _Found:
 
 
 def corrected_by_step(run: Run, options: SharedOptions, record: Record) -> Record:
-    """The record with a bias row a step in every integer layer that has a bias, or as it is where that helps nothing.
+    """The record with a bias row a step in every integer layer that has a bias, and a factor and offset of its output.
 
     The last trajectories judge: the rows are kept where they lower the error of the denoiser's output there, each
-    step's counted by how far it moves the sample.
+    step's counted by how far it moves the sample; then factor and offset likewise. What helps nothing is left out.
 
     Args:
         run: the float model and where its inputs come from.
@@ -72,27 +74,47 @@ def corrected_by_step(run: Run, options: SharedOptions, record: Record) -> Recor
     held = _held_out(run, options)
     first, second = _parts(held.inputs["trajectory"])
     found = _fit(run, record, held, first)
-    after = _with_rows(record, found.rows)
+    candidates = {"start": record, "rows": _with_rows(record, found.rows)}
     influence = step_influence(run.denoiser, options, run.source)
     weights = np.ones(record.steps) if influence is None or len(influence) != record.steps else influence
-    errors = [float(weights**2 @ _output_errors(run, one, held, second)) for one in (record, after)]
-    better = errors[1] < errors[0]
+
+    def error(one: Record) -> float:
+        return float(weights**2 @ _output_errors(run, one, held, second))
+
+    errors = {name: error(one) for name, one in candidates.items()}
+    kept = min(errors, key=errors.__getitem__)
+    fitted = with_fitted_output(run, candidates[kept], held, first, np.abs(weights))
+    if fitted is not None:
+        candidates["output"] = fitted
+        errors["output"] = error(fitted)
+    best = min(errors, key=errors.__getitem__)
     note = {
         "stage": "step-correction",
         "trajectories": len(np.unique(held.inputs["trajectory"][first])),
         "judged_on": len(np.unique(held.inputs["trajectory"][second])),
         "layers": len(found.rows),
         "share_of_means_kept": round(found.kept, 4),
-        "share_of_error_left": round(errors[1] / (errors[0] or 1.0), 4),
-        "kept": "rows" if better else "start",
+        "share_of_error_left": round(errors["rows"] / (errors["start"] or 1.0), 4),
+        "kept": kept,
+        "output_kept": best == "output",
+        "share_of_error_left_at_all": round(errors[best] / (errors["start"] or 1.0), 4),
     }
-    words = "its rows are kept" if better else "its rows are left out"
-    left = f"correction by step: {100 * errors[1] / (errors[0] or 1.0):.1f} % of the held-out error left, {words}"
-    run.progress(Progress(stage="correction", done=1, total=1, note=left))
-    chosen = after if better else record
+    run.progress(Progress(stage="correction", done=1, total=1, note=_words(errors, kept, best)))
+    chosen = candidates[best]
     provenance = dict(record.provenance)
     provenance["history"] = [*provenance.get("history", []), note]
     return replace(chosen, provenance=provenance)
+
+
+def _words(errors: Mapping[str, float], kept: str, best: str) -> str:
+    """What became of the held-out error, in a line."""
+    start = errors["start"] or 1.0
+    words = [f"correction by step: {100 * errors['rows'] / start:.1f} % of the held-out error left by its rows"]
+    words.append("which are kept" if kept == "rows" else "which are left out")
+    if "output" in errors:
+        words.append(f"{100 * errors['output'] / start:.1f} % with a factor and an offset of the output")
+        words.append("which are kept" if best == "output" else "which are left out")
+    return ", ".join(words)
 
 
 def _held_out(run: Run, options: SharedOptions) -> CalibrationInputs:
@@ -162,16 +184,6 @@ def _by_trajectory(values: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
         return values
     sums = values.new_zeros(count, values.shape[1]).index_add_(0, source, values)
     return sums / torch.bincount(source, minlength=count)[:, None]
-
-
-def shrunk_mean(errors: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Mean of [N, C] errors of N trajectories as far as they support it, and the share that is kept on average."""
-    mean = errors.double().mean(0)
-    if len(errors) < 2:
-        return torch.zeros_like(mean).float(), 0.0
-    noise = errors.double().var(0) / len(errors)
-    share = (1 - noise / mean.square().clamp_min(torch.finfo(torch.float64).tiny)).clamp(0, 1)
-    return (share * mean).float(), float(share.mean())
 
 
 def _factors_of_outputs(record: Record) -> dict[str, torch.Tensor]:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from dq_deploy import quantize, save_record, verify
 from dq_deploy.calibration import CalibrationSource
 from dq_deploy.errors import OptionError
-from dq_deploy.methods.correction.step_rows import _by_trajectory, _parts, shrunk_mean
+from dq_deploy.methods.correction.shrinking import shrunk_mean
+from dq_deploy.methods.correction.step_rows import _by_trajectory, _parts
 from dq_deploy.record import Record
 from tests.tiny import tiny_conditional_denoiser, tiny_denoiser
 
