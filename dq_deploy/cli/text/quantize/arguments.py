@@ -84,7 +84,8 @@ class QuantizeArguments:
     step_correction: Annotated[
         bool,
         typer.Option(
-            "--step-correction", help="A bias row a step from trajectories held out, kept where it helps; for minmax."
+            "--step-correction",
+            help="A bias row a step, and a factor of the output, from trajectories held out, where they help.",
         ),
     ] = False
     without: Annotated[
