@@ -70,7 +70,15 @@ class LostProcessError(DqError):
     exit_code = 4
 
 
-class RepackedWarning(UserWarning):
+class DqWarning(UserWarning):
+    """Something that users of the library and of the commands are told in one line."""
+
+
+class SchedulerWarning(DqWarning):
+    """A pipeline's scheduler samples otherwise than the one that a record was calibrated with."""
+
+
+class RepackedWarning(DqWarning):
     """A program file was opened for another instruction set than its weights are packed for, which takes longer."""
 
 

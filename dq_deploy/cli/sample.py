@@ -67,7 +67,7 @@ def sample(given: SampleArguments) -> None:
         if folder is None:
             asked = sized_as_called(asked, getattr(pipeline, denoiser_name(pipeline)).config, quantized.call)
         _check_picture(given.out, quantized, alone=folder is None)
-        module = _float_module(given, component, quantized) if given.compare else None
+        module = _float_module(given, component, quantized, alone=folder is None) if given.compare else None
         samples, rows = _sampled(given, _Driver(pipeline=pipeline, component=component, asked=asked), quantized, module)
     _write(given, replace(samples, conditions=embeddings), rows)
     show_samples(samples, given.out)
@@ -215,10 +215,10 @@ def _check_picture(out: Path, quantized: Quantized, *, alone: bool) -> None:
         )
 
 
-def _float_module(given: SampleArguments, component: str | None, quantized: Quantized) -> nn.Module:
+def _float_module(given: SampleArguments, component: str | None, quantized: Quantized, *, alone: bool) -> nn.Module:
     from dq_deploy.pipelines.quantized import float_denoiser
 
-    denoiser, remark = float_denoiser(quantized, given.model, component or given.component)
+    denoiser, remark = float_denoiser(quantized, given.model, component or given.component, alone=alone)
     if remark is not None:
         warn(remark)
     return denoiser.module

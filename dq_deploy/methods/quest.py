@@ -51,7 +51,9 @@ def quantize_quest(run: Run, options: QuestOptions, init: Record | None) -> Reco
         calibration = inputs_of(run, options, state)
     if init is not None:
         check_timesteps(init, calibration.timesteps)
-        record = replace(init, provenance=provenance_of(denoiser, calibration, options, [_begun(init)]))
+        told = provenance_of(denoiser, calibration, options, [_begun(init)])
+        scheduler = denoiser.scheduler_config or init.scheduler_config  # its inputs are those of this one
+        record = replace(init, provenance=told, scheduler_config=scheduler)
     record = finetuned(run, options, calibration, state, record)
     # a run that goes on with lower rates begins with a record of the former ones
     return replace(record, provenance={**record.provenance, "options": json_of_options(options)})

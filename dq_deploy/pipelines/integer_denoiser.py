@@ -18,6 +18,7 @@ from dq_deploy.engines.base import Runner
 from dq_deploy.errors import InputError, NonFiniteError, OptionError
 from dq_deploy.models import build_denoiser
 from dq_deploy.models.output_class import OutputClass
+from dq_deploy.models.pipeline.scheduler_values import check_trained_values, differences
 from dq_deploy.open_engine import open_engine
 from dq_deploy.pipelines.given import feeds_of, given_arguments
 from dq_deploy.pipelines.stand_in import only_to_look_at
@@ -279,6 +280,24 @@ class IntegerDenoiser(ModelMixin):
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         """Refused: the engine cannot be pickled; another process opens it from the file."""
         raise OptionError("an integer denoiser cannot be pickled; give the other process the engine's path")
+
+    def check_scheduler(self, scheduler: Any) -> None:
+        """Refuse a scheduler that does not step the model that was trained; any other choice of it stays free.
+
+        In a pipeline that you build yourself nothing else compares them: `pipe.unet.check_scheduler(pipe.scheduler)`.
+
+        Args:
+            scheduler: of diffusers.
+
+        Raises:
+            OptionError: noise levels, what the output stands for, or another value that weights are trained with
+                differs from that of the scheduler which the record was calibrated with.
+        """
+        manifest = self.runner.manifest
+        calibrated = None if manifest is None else manifest.scheduler_config
+        other = {**scheduler.config, "_class_name": type(scheduler).__name__}
+        advice = "take the scheduler of the pipeline that was quantized, or another class from_config of it"
+        check_trained_values(differences(calibrated, other), f"the scheduler {type(scheduler).__name__}", advice)
 
     def close(self) -> None:
         """Close the engine, unless it was given open."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from dq_deploy.models import Denoiser, call_of_record, float_model_of
 from dq_deploy.models.family import family_of
 from dq_deploy.models.load.json_file import read_json
 from dq_deploy.models.load.pipeline_folder import find_denoiser
-from dq_deploy.models.load.scheduler_file import scheduler_config_of
 from dq_deploy.models.pipeline import PipelineCall, build_scheduler, open_pipeline, scheduler_name
 from dq_deploy.models.pipeline.open import pipeline_of_denoiser
 from dq_deploy.native.runner import RecordRunner
@@ -25,6 +23,7 @@ from dq_deploy.open_engine import open_engine
 from dq_deploy.pipelines.draw import bucket_distances
 from dq_deploy.pipelines.integer_denoiser import IntegerDenoiser
 from dq_deploy.pipelines.module_runner import ModuleRunner
+from dq_deploy.pipelines.same_scheduler import NAME_ONE, check_same_scheduler, check_same_values
 from dq_deploy.record import Call, Record, content_sha256, load_record
 from dq_deploy.targets.manifest import call_of_manifest, manifest_of_record
 
@@ -157,7 +156,7 @@ def pipeline_around(
     place = find_denoiser(folder, component).folder
     manifest = quantized.manifest
     check_same_kind(manifest.family, manifest.model_config, read_json(place / "config.json"), str(place))
-    check_same_prediction(config, place)
+    check_same_scheduler(config, place, asked=asked.scheduler, advice=NAME_ONE)
     pipeline = open_pipeline(folder, component=component, denoiser=denoiser, scheduler=asked.scheduler, asked=asked)
     steps = scheduler_name(pipeline, denoiser)
     if asked.scheduler is None and config is not None and steps is not None:
@@ -165,11 +164,20 @@ def pipeline_around(
     return pipeline
 
 
-def float_denoiser(quantized: Quantized, model: Path | None, component: str | None) -> tuple[Denoiser, str | None]:
+def float_denoiser(
+    quantized: Quantized, model: Path | None, component: str | None, *, alone: bool
+) -> tuple[Denoiser, str | None]:
     """The float model that was quantized, or the one the user names, and a remark where it could not be checked.
 
+    Args:
+        quantized: what it is compared with.
+        model: folder; None for the one that the record names.
+        component: the denoiser's name, where that is a pipeline with several.
+        alone: no pipeline draws, whose scheduler `pipeline_around` compares.
+
     Raises:
-        OptionError: it is not known or not there, or another model than was quantized.
+        OptionError: it is not known or not there, another model than was quantized, or one with a scheduler that does
+            not step it.
     """
     source = model if model is not None else quantized.provenance.get("source")
     if source is None:
@@ -178,6 +186,8 @@ def float_denoiser(quantized: Quantized, model: Path | None, component: str | No
         raise OptionError(f"the float model {source} that {quantized.path} names does not exist; give `model` DIR")
     provenance = quantized.provenance
     denoiser = float_model_of(provenance, source, component=component, sizes=quantized.call.sizes)
+    if alone:
+        check_same_values(quantized.manifest.scheduler_config, denoiser.scheduler_config, str(source))
     expected = provenance.get("source_sha256")
     if expected is None:
         manifest = quantized.manifest
@@ -195,35 +205,6 @@ def float_denoiser(quantized: Quantized, model: Path | None, component: str | No
             f"the one that was quantized; {advice}"
         )
     return denoiser, None
-
-
-def check_same_prediction(calibrated: Mapping[str, Any] | None, folder: Path) -> None:
-    """Refuse a folder whose scheduler takes the denoiser's output for something else: weights are trained for one.
-
-    Args:
-        calibrated: configuration of the scheduler that the record was calibrated with; None where it is not known.
-        folder: of the denoiser, inside its pipeline where there is one.
-
-    Raises:
-        OptionError: it does.
-    """
-    wanted, found = _predicts(calibrated), _predicts(scheduler_config_of(folder))
-    if wanted is not None and found is not None and wanted != found:
-        raise OptionError(
-            f"the scheduler of {folder} has prediction_type {found!r}, expected {wanted!r} as the record was "
-            "calibrated with; give the pipeline that was quantized"
-        )
-
-
-def _predicts(config: Mapping[str, Any] | None) -> Any:
-    """What the output stands for by a scheduler's configuration, or by its class where it does not say."""
-    import diffusers
-
-    if config is None or "prediction_type" in config:
-        return (config or {}).get("prediction_type")
-    kind = getattr(diffusers, str(config.get("_class_name")), None)
-    taken = {} if kind is None else inspect.signature(kind.__init__).parameters
-    return taken["prediction_type"].default if "prediction_type" in taken else None
 
 
 def check_same_kind(family: str | None, theirs: Mapping[str, Any], mine: Mapping[str, Any], source: str) -> None:

@@ -22,10 +22,10 @@ from dq_deploy.pipelines.integer_denoiser import IntegerDenoiser
 from dq_deploy.pipelines.quantized import (
     Quantized,
     check_same_kind,
-    check_same_prediction,
     open_quantized,
     pipeline_around,
 )
+from dq_deploy.pipelines.same_scheduler import check_same_scheduler
 from dq_deploy.serve import Served
 from dq_deploy.serve.card import Labels, ModelCard, bits_of, integer_share, read_proof
 from dq_deploy.serve.painting import Painter, Pipelines
@@ -94,7 +94,7 @@ class _Opening:
         if place.pipeline is None or not (place.pipeline / INDEX).is_file():
             found, manifest = read_json(place.folder / "config.json"), self.quantized.manifest
             check_same_kind(manifest.family, manifest.model_config, found, str(place.folder))
-            check_same_prediction(manifest.scheduler_config, place.folder)
+            check_same_scheduler(manifest.scheduler_config, place.folder)
             return None, None
         return place.pipeline, place.component
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -95,14 +96,49 @@ def test_a_pipeline_around_another_denoiser_is_refused(model, tmp_path):
     assert not (tmp_path / "x.png").exists()
 
 
-def test_a_pipeline_that_takes_the_output_for_something_else_is_refused(model, tmp_path):
-    tiny_text_pipeline().save_pretrained(tmp_path / "sd")
-    config = tmp_path / "sd" / "scheduler" / "scheduler_config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "prediction_type": "v_prediction"}))
-    done = command("sample", *model[:2], "--model", tmp_path / "sd", "--prompt", "a", "--out", tmp_path / "x.png")
-    assert done.code == 2
-    assert "has prediction_type 'v_prediction', expected 'epsilon' as the record was calibrated with" in done.err
-    assert not (tmp_path / "x.png").exists()
+@pytest.fixture
+def changed(model, tmp_path):
+    """Function from values to the pipeline with them in its scheduler's file."""
+
+    def with_values(**values):
+        shutil.copytree(model[3], tmp_path / "sd")
+        config = tmp_path / "sd" / "scheduler" / "scheduler_config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), **values}))
+        return [*model[:2], "--model", tmp_path / "sd", "--prompt", "a", "--steps", 2]
+
+    return with_values
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"prediction_type": "v_prediction"}, "has prediction_type 'v_prediction', expected 'epsilon' as the record"),
+        (
+            {"beta_end": 0.02, "beta_schedule": "linear"},
+            "has beta_end 0.02, beta_schedule 'linear', expected 0.012, 'scaled_linear' as the record was calibrated",
+        ),
+    ],
+    ids=["prediction", "betas"],
+)
+def test_a_scheduler_that_does_not_step_the_trained_model_is_refused(changed, values, message, tmp_path):
+    for more in ([], ["--scheduler", "ddim"]):
+        done = command("sample", *changed(**values), *more, "--out", tmp_path / "x.png")
+        shutil.rmtree(tmp_path / "sd")
+        assert done.code == 2
+        assert message in done.err
+        assert not (tmp_path / "x.png").exists()
+
+
+def test_a_scheduler_that_samples_otherwise_is_said_and_which_one_counts(changed, model, tmp_path):
+    options = changed(timestep_spacing="trailing")
+    for more, words in ([], "which counts; name one as --scheduler"), (["--scheduler", "ddim"], "but --scheduler ddim"):
+        done = command("sample", *options, *more, "--out", tmp_path / "x.png")
+        assert done.code == 0, done.err
+        said = [line for line in done.err.splitlines() if "timestep_spacing 'trailing'" in line]
+        assert len(said) == 1, done.err
+        assert words in said[0]
+    done = command("sample", *model, "--prompt", "a", "--steps", 2, "--out", tmp_path / "x.png")
+    assert "the record was calibrated with" not in done.err
 
 
 def test_a_file_of_the_call_says_how_many_images(model, tmp_path):

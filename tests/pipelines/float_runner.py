@@ -26,7 +26,7 @@ class FloatRunner(Runner):
             mode="exact",
             family=denoiser.family,
             model_config=denoiser.config,
-            scheduler_config=None,
+            scheduler_config=denoiser.scheduler_config,
             inputs=(),
             outputs=(),
             constants=dict(denoiser.call.constants) or None,

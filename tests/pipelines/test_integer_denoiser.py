@@ -10,7 +10,14 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+)
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
@@ -242,3 +249,11 @@ def test_a_timestep_that_is_no_number_is_named(unet):
             unet(torch.randn(1, 1, 8, 8), timestep)
     sample = torch.randn(1, 1, 8, 8)
     assert torch.equal(unet(sample, np.int64(5)).sample, unet(sample, 5).sample)
+
+
+def test_a_scheduler_of_ones_own_is_compared_where_that_is_asked(denoiser):
+    calibrated = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear"}
+    unet = IntegerDenoiser(FloatRunner(dataclasses.replace(denoiser, scheduler_config=calibrated)))
+    unet.check_scheduler(EulerDiscreteScheduler(beta_schedule="scaled_linear", timestep_spacing="trailing"))
+    with pytest.raises(OptionError, match="DDIMScheduler has beta_schedule 'linear', expected 'scaled_linear'"):
+        unet.check_scheduler(DDIMScheduler())

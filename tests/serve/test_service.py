@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dq_deploy.errors import OptionError
+from dq_deploy.errors import OptionError, SchedulerWarning
 from dq_deploy.models.pipeline import PipelineCall
 from dq_deploy.open_engine import open_engine
 from dq_deploy.pipelines.draw import draw_images
@@ -176,3 +178,17 @@ def test_counts_and_times_are_told(label_service):
     assert values['dq_requests_total{kind="generation",status="done"}'] >= 1
     assert values["dq_engine_call_seconds_count"] > 0
     assert values["dq_pictures_total"] >= 2
+
+
+def test_a_pipeline_whose_scheduler_differs_is_refused_or_said_before_it_serves(text_model, tmp_path):
+    shutil.copytree(text_model, tmp_path / "model")
+    file = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text())
+    served = Served(engine=text_model / "model.pt", model=tmp_path / "model", steps=2, threads=1)
+    file.write_text(json.dumps({**config, "beta_end": 0.5}))
+    with pytest.raises(OptionError, match=r"has beta_end 0\.5, expected 0\.012 as"), open_service(served):
+        pass
+    file.write_text(json.dumps({**config, "timestep_spacing": "trailing"}))
+    words = "timestep_spacing 'trailing', .* calibrated with 'leading', which counts; name one"
+    with pytest.warns(SchedulerWarning, match=words), open_service(served):
+        pass

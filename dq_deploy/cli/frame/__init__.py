@@ -29,7 +29,7 @@ from dq_deploy.cli.frame.outputs import check_outputs, held_outputs
 from dq_deploy.cli.frame.paths import checked_paths
 from dq_deploy.cli.frame.streams import columns, usable_streams
 from dq_deploy.cli.frame.torchrun import join_others, launched, stream_of_failure, why_terminated
-from dq_deploy.errors import OptionError, ReaderGoneError, RepackedWarning
+from dq_deploy.errors import DqWarning, OptionError, ReaderGoneError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -120,7 +120,7 @@ def _fail(message: str, code: int) -> NoReturn:
 def _quiet_libraries() -> None:
     """Keep third-party chatter off stderr, and third-party code off the network."""
     warnings.simplefilter("ignore")
-    warnings.simplefilter("always", RepackedWarning)
+    warnings.simplefilter("default", DqWarning)  # the same line once
     warnings.showwarning = _in_one_line
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -34,6 +34,7 @@ from dq_deploy.models import (
     fold_sites,
     quantizable_layers,
 )
+from dq_deploy.models.pipeline.scheduler_values import check_trained_values, differences
 from dq_deploy.models.rebuild import dequantized_weight
 from dq_deploy.numerics.arrays import F32, F64, I64
 from dq_deploy.record import Layer, Record
@@ -106,6 +107,11 @@ def _check_model(record: Record, denoiser: Denoiser) -> None:
             f"the initial record was made from {record.provenance.get('source', 'another model')} with hash "
             f"{str(theirs)[:12]}, this model has {denoiser.source_sha256[:12]}; expected a record of this model"
         )
+    check_trained_values(
+        differences(record.scheduler_config, denoiser.scheduler_config),
+        f"the scheduler of {denoiser.source}",
+        "give a record of this model, or the pipeline that it was quantized in",
+    )
     sites = {site.name: site for site in quantizable_layers(denoiser.module, denoiser.call)}
     for name, layer in record.layers.items():
         site = sites.get(name)

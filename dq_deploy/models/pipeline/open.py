@@ -12,7 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dq_deploy.errors import DqError, ModelError, OptionError, library_errors, raise_if_out_of_memory, words_of
+from dq_deploy.errors import (
+    DqError,
+    DqWarning,
+    ModelError,
+    OptionError,
+    library_errors,
+    raise_if_out_of_memory,
+    words_of,
+)
 from dq_deploy.models.call import input_specs
 from dq_deploy.models.conditions import sample_name
 from dq_deploy.models.load.component_class import checked_class, todays_config
@@ -264,6 +272,7 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings(), _quiet_transformers():
             warnings.simplefilter("ignore")
+            warnings.simplefilter("default", DqWarning)  # our own are meant to be read
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -44,6 +44,22 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 }
 """What a short name says besides the class."""
 
+TRAINED = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr"),
+    *("snr_shift_scale", "prediction_type", "timestep_type", "use_flow_sigmas", "invert_sigmas", "timestep_scaling"),
+    *("sigma_data", "sigma_min", "sigma_max", "scaler", "s"),
+)
+"""Values that a denoiser's weights are trained with: what noise a timestep stands for, and what the output is."""
+
+_WITHOUT = {
+    "timestep_type": "discrete",
+    "invert_sigmas": False,
+    "rescale_betas_zero_snr": False,
+    "snr_shift_scale": 1.0,
+    "trained_betas": None,
+}
+"""What a class does that has no such setting; a model that was trained with something else it steps wrongly."""
+
 
 def build_scheduler(config: Mapping[str, Any] | None, name: str | None = None) -> Any:
     """The diffusers scheduler of a saved configuration, or another class that the same model can be stepped with.
@@ -74,10 +90,32 @@ def build_scheduler(config: Mapping[str, Any] | None, name: str | None = None) -
         return _made(target, {**_without_class(config), **changes})
     before = _made(own, config)
     _check_fits(own, target, before.config)
-    parameters = inspect.signature(target.__init__).parameters
-    if "clip_sample" in parameters and "clip_sample" not in inspect.signature(own.__init__).parameters:
+    takes, took = (inspect.signature(kind.__init__).parameters for kind in (target, own))
+    if "clip_sample" in takes and "clip_sample" not in took:
         changes["clip_sample"] = False  # a class without the setting never clips
-    return _made(target, {**_without_class(before.config), **changes})
+    changes |= {key: value for key, value in _WITHOUT.items() if key in takes and key not in took}
+    # diffusers leaves out what is a default of the model's own class, and the other class has other defaults
+    left_out = [key for key in before.config.get("_use_default_values", ()) if key not in TRAINED]
+    found = _made(target, {**_without_class(before.config), **changes, "_use_default_values": left_out})
+    if not same_noise_levels(found, before):
+        raise OptionError(
+            f"the scheduler {target.__name__} has other noise levels than the model's {own.__name__} from the same "
+            "values; give another"
+        )
+    return found
+
+
+def same_noise_levels(one: Any, other: Any) -> bool:
+    """Whether a timestep stands for the same noise in two schedulers with a table; True where one has none."""
+    import torch
+
+    ours, theirs = (getattr(scheduler, "alphas_cumprod", None) for scheduler in (one, other))
+    if not isinstance(ours, torch.Tensor) or not isinstance(theirs, torch.Tensor):
+        return True
+    if ours.shape != theirs.shape:
+        return False
+    # where the last is without signal, some classes put a tiny number in place of 0
+    return bool(torch.allclose(ours.double(), theirs.double(), rtol=1e-4, atol=1e-6))
 
 
 def _own(config: Mapping[str, Any] | None) -> Any:
@@ -134,7 +172,7 @@ def _made(kind: Any, config: Mapping[str, Any]) -> Any:
         return kind.from_config(dict(config))
 
 
-def _formulation(kind: Any) -> str:
+def formulation_of(kind: Any) -> str:
     """What a class takes the denoiser's output for; classes of one formulation step the same model."""
     parameters = inspect.signature(kind.__init__).parameters
     if "beta_start" in parameters:
@@ -164,9 +202,16 @@ def _check_fits(own: Any, target: Any, config: Mapping[str, Any]) -> None:
     if further or "Inverse" in target.__name__:
         why = f"asks for {', '.join(further)} at each step" if further else "leads from a picture to noise"
         raise OptionError(f"the scheduler {target.__name__} {why}, the model's {own.__name__} does not; give another")
-    mine, theirs = _formulation(own), _formulation(target)
+    takes = inspect.signature(target.__init__).parameters
+    for key, plain in _WITHOUT.items():
+        if key not in takes and config.get(key, plain) != plain:
+            raise OptionError(
+                f"the scheduler {target.__name__} has no {key}, which is {short(config[key])} in the model's "
+                f"{own.__name__}; give one that has"
+            )
+    mine, theirs = formulation_of(own), formulation_of(target)
     flows = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
-    if flows and "use_flow_sigmas" not in inspect.signature(target.__init__).parameters:
+    if flows and "use_flow_sigmas" not in takes:
         mine = "flow matching"
     if mine != theirs:
         raise OptionError(

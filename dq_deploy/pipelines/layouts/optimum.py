@@ -15,6 +15,7 @@ from dq_deploy.models import call_of_record, input_specs
 from dq_deploy.models.load.hub_files import snapshot_of
 from dq_deploy.models.load.json_file import read_json
 from dq_deploy.models.load.pipeline_folder import INDEX, find_denoiser
+from dq_deploy.models.load.scheduler_file import FILE
 from dq_deploy.models.pipeline.folder import PipelineFolder, read_pipeline_folder
 from dq_deploy.pipelines.layouts.openvino_ir import check_openvino, write_ir
 from dq_deploy.pipelines.layouts.optimum_reads import (
@@ -26,7 +27,8 @@ from dq_deploy.pipelines.layouts.optimum_reads import (
     plan_folder,
 )
 from dq_deploy.pipelines.layouts.tokenizer_files import copy_files, write_slow_tokenizer
-from dq_deploy.pipelines.quantized import check_same_kind, check_same_prediction
+from dq_deploy.pipelines.quantized import check_same_kind
+from dq_deploy.pipelines.same_scheduler import check_same_scheduler
 from dq_deploy.targets import check_target, export
 
 if TYPE_CHECKING:
@@ -100,7 +102,9 @@ def write_optimum_folder(
     source, name = _pipeline_of(model, component)
     config = read_json(source.path / name / _CONFIG)
     check_same_kind(record.family, record.model_config, config, str(source.path / name))
-    check_same_prediction(record.scheduler_config, source.path / name)
+    check_same_scheduler(
+        record.scheduler_config, source.path / name, advice=f"edit {out}/scheduler/{FILE} to have the other"
+    )
     plan = plan_folder(source, name, target)
     check_inputs([spec.name for spec in input_specs(call_of_record(record))], name)
     for encoder in plan.text_encoders:

@@ -20,7 +20,8 @@ from dq_deploy.models.pipeline import build_scheduler
 from dq_deploy.models.pipeline.call import PICTURE_CHANNELS
 from dq_deploy.models.pipeline.folder import PipelineFolder, read_pipeline_folder
 from dq_deploy.models.sizes import sized
-from dq_deploy.pipelines.quantized import check_same_kind, check_same_prediction
+from dq_deploy.pipelines.quantized import check_same_kind
+from dq_deploy.pipelines.same_scheduler import NAME_ONE, check_same_scheduler
 from dq_deploy.serve.triton.config_text import TensorText
 from dq_deploy.serve.triton.denoiser_config import as_column
 from dq_deploy.targets.manifest import call_of_manifest
@@ -162,10 +163,11 @@ def plan_loop(manifest: EngineManifest, model: Path | None, *, component: str | 
         return _alone(manifest, None, scheduler)
     place = find_denoiser(model, component, class_of_family(manifest.family))
     check_same_kind(manifest.family, manifest.model_config, read_json(place.folder / "config.json"), str(place.folder))
-    check_same_prediction(manifest.scheduler_config, place.folder)
     folder = None if place.pipeline is None else read_pipeline_folder(place.pipeline)
     if folder is None or place.component is None:
+        check_same_scheduler(manifest.scheduler_config, place.folder)
         return _alone(manifest, place.folder, scheduler)
+    check_same_scheduler(manifest.scheduler_config, place.folder, asked=scheduler, advice=NAME_ONE)
     return _of_pipeline(manifest, folder, place.component, scheduler)
 
 

@@ -158,6 +158,9 @@ def test_a_record_of_another_model_or_other_steps_is_refused() -> None:
         options_of_initial(made(), replace(denoiser(), source_sha256="9" * 64), options)
     with pytest.raises(OptionError, match="family unet2d, the model of unet2d_condition"):
         options_of_initial(made(), denoiser("unet2d_condition"), options)
+    other = replace(denoiser(), scheduler_config={**denoiser().scheduler_config, "prediction_type": "v_prediction"})
+    with pytest.raises(OptionError, match="has prediction_type 'v_prediction', expected 'epsilon'"):
+        options_of_initial(made(), other, options)
     wider = tiny_denoiser(block_out_channels=[8, 24])
     with pytest.raises(OptionError, match="give a record of this model"):
         options_of_initial(made(), wider, options)

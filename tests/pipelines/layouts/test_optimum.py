@@ -6,6 +6,7 @@ What Optimum itself draws is in test_optimum_packages.py.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -15,7 +16,7 @@ import torch
 pytest.importorskip("transformers")
 
 from dq_deploy import IntegerDenoiser, load_record, save_record
-from dq_deploy.errors import FileProblemError, ModelError, OptionError
+from dq_deploy.errors import FileProblemError, ModelError, OptionError, SchedulerWarning
 from dq_deploy.models.pipeline import open_pipeline
 from dq_deploy.pipelines.layouts import optimum, write_optimum_folder
 from tests.cli.running import command
@@ -157,3 +158,15 @@ def test_layout_and_model_go_together(tiny, tmp_path):
     assert (alone.code, "expected its folder as --model" in alone.err) == (2, True)
     without = command("export", "--ckpt", tiny.record, "--model", tiny.pipeline, "--out", tmp_path / "unet.onnx")
     assert (without.code, "go with --layout" in without.err) == (2, True)
+
+
+def test_a_scheduler_that_differs_from_the_records_is_refused_or_said(tiny, tmp_path, monkeypatch):
+    record = load_record(tiny.record)
+    other = replace(record, scheduler_config={**record.scheduler_config, "beta_end": 0.5})
+    with pytest.raises(OptionError, match=r"has beta_end 0\.012, expected 0\.5 as the record was calibrated with"):
+        write_optimum_folder(other, tiny.pipeline, tmp_path / "out")
+    monkeypatch.setattr(optimum, "plan_folder", lambda *_: 1 / 0)  # what comes behind the check
+    other = replace(record, scheduler_config={**record.scheduler_config, "timestep_spacing": "trailing"})
+    words = r"timestep_spacing 'leading', .* 'trailing', which counts; edit .*/out/scheduler/scheduler_config.json"
+    with pytest.warns(SchedulerWarning, match=words), pytest.raises(ZeroDivisionError):
+        write_optimum_folder(other, tiny.pipeline, tmp_path / "out")

@@ -10,12 +10,13 @@ import pytest
 
 from dq_deploy import export
 from dq_deploy.artifacts import sha256_of_file
-from dq_deploy.errors import DqError
+from dq_deploy.errors import DqError, SchedulerWarning
 from dq_deploy.graph.onnx_file import read_manifest
 from dq_deploy.manifest.plan import plan_manifest_of, write_plan_manifest
 from dq_deploy.manifest.values import PlanFacts, SizeRange
 from dq_deploy.serve.triton import write_triton_repository
 from tests.serve.triton.served import inputs_of, parameters_of
+from tests.tiny import SCHEDULER, tiny_denoiser
 
 
 def tree(folder):
@@ -26,6 +27,13 @@ def tree(folder):
 def written(tmp_path_factory, tiny_engine):
     out = tmp_path_factory.mktemp("triton") / "repository"
     return write_triton_repository(out, model=None, engine=tiny_engine, name="tiny")
+
+
+@pytest.fixture
+def tiny_model(tmp_path):
+    """The engine's denoiser, with its scheduler's file beside it."""
+    tiny_denoiser(classes=3).module.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
 
 
 def test_a_denoiser_alone_is_two_models(written):
@@ -225,3 +233,16 @@ def test_a_pipeline_around_another_denoiser_is_refused(tiny_engine, demo_model_d
 def test_the_settings_are_plain_json(written):
     settings = json.loads((written.path / "tiny" / "1" / "loop.json").read_text())
     assert (settings["denoiser"], settings["labels"], settings["size"]) == ("tiny_denoiser", [0, 2], [8, 8])
+
+
+def test_a_scheduler_that_differs_from_the_engines_is_refused_or_said(tiny_engine, tiny_model, tmp_path):
+    def written_with(**values):
+        config = tiny_model / "scheduler_config.json"
+        config.write_text(json.dumps({**SCHEDULER, **values}))
+        return write_triton_repository(tmp_path / "out", model=tiny_model, engine=tiny_engine, name="t")
+
+    with pytest.raises(DqError, match="has num_train_timesteps 500, expected 1000 as the record was calibrated with"):
+        written_with(num_train_timesteps=500)
+    with pytest.warns(SchedulerWarning, match="clip_sample False, .* calibrated with True, which counts; quantize"):
+        settings = json.loads((written_with(clip_sample=False).path / "t" / "1" / "loop.json").read_text())
+    assert settings["scheduler"]["clip_sample"] is True
