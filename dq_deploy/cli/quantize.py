@@ -111,6 +111,7 @@ def _overrides(given: QuantizeArguments, asked: PipelineCall) -> dict[str, Any]:
         "budget": given.budget,
         "activation_budget": given.activation_budget,
         "step_correction": given.step_correction or None,
+        "picture_iterations": given.picture_iterations,
         "without": None if given.without is None else tuple(_words(given.without)),
         "calibration_choice": given.calibration_choice,
         "seed": asked.seed or given.seed,

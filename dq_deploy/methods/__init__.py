@@ -138,11 +138,19 @@ def _within_budget(run: Run, options: SharedOptions, init: Record | None) -> Rec
 
 
 def _with_attention(run: Run, options: SharedOptions, init: Record | None) -> Record:
+    if options.picture_iterations:
+        from dq_deploy.methods.finetuning.picture_training import check_picture_training
+
+        check_picture_training(run, options)
     record = _by_method(run, options, init)
     if options.step_correction:
         from dq_deploy.methods.correction.step_rows import corrected_by_step
 
         record = corrected_by_step(run, options, record)
+    if options.picture_iterations:
+        from dq_deploy.methods.finetuning.picture_training import trained_on_pictures
+
+        record = trained_on_pictures(run, options, record)
     if options.attention is None:
         return record
     from dq_deploy.methods.attention_tables import with_attention_tables

@@ -12,11 +12,12 @@ class Progress:
 
     Attributes:
         stage: `trajectory`, `ranges`, `sensitivity`, `scales`, `weights`, `rounding`, `distill`, `finetune`,
-            `correction` or `outputs`.
+            `correction`, `pictures` or `outputs`.
         done: units done, of `total`; over all blocks for `distill`, all stages for `finetune`.
         total: units in this stage.
         block: name of the block in training, or "".
-        loss: mean loss of the last iterations relative to the block output's mean square, or None.
+        loss: mean loss of the last iterations relative to the block output's mean square, or to the sample's for
+            `pictures`; or None.
         note: a sentence to show once, or "".
     """
 

@@ -31,7 +31,10 @@ def check_device(device: str) -> None:
 SHARABLE = ("minmax", "gptq", "dilatequant", "eda-dm")
 """Methods whose work several processes can share."""
 
-ALONE = ("budget", "activation_budget", "channel_scales", "step_correction", "attention", "finetune")
+ALONE = (
+    *("budget", "activation_budget", "channel_scales", "step_correction", "picture_iterations", "attention"),
+    "finetune",
+)
 """Options whose work they cannot share."""
 
 

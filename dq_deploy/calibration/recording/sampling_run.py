@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -58,6 +60,10 @@ class Visits:
     influence: F64 | None = None
 
 
+class _LastStepError(BaseException):
+    """Ends a run of a pipeline; no error of it, so nothing on the way takes it for one."""
+
+
 class SamplingRun:
     """A pipeline around a float denoiser, asked for pictures whose calls are recorded.
 
@@ -87,6 +93,7 @@ class SamplingRun:
         self.pipeline, self.module, self.call, self.asked, self.at_once = pipeline, module, call, asked, at_once
         self.device = device
         self._expected = {item.name: item for item in call.inputs}
+        self._steps: int | None = None
 
     @property
     def scheduler(self) -> str:
@@ -217,7 +224,67 @@ class SamplingRun:
                     indices = range(start, min(start + self.at_once, pictures))
                     self._run(indices, partial(both, watch))
 
-    def _run(self, indices: Sequence[int], on_call: Callable[[SeenCall], object]) -> None:
+    def last_samples(self, indices: Sequence[int], *, gradients: bool = False) -> torch.Tensor:
+        """What the scheduler's last step gives, [B, ...]; nothing behind it is computed.
+
+        Args:
+            indices: of the pictures.
+            gradients: they pass the whole run, from the samples to whatever answers for the denoiser.
+
+        Raises:
+            OptionError: no scheduler takes the steps, or gradients do not pass the pipeline.
+        """
+        import torch
+
+        with torch.set_grad_enabled(gradients), self._until_last_step() as taken:
+            self._run(indices, lambda _call: None, gradients=gradients)
+        sample = taken[-1]
+        if gradients and not sample.requires_grad:
+            raise OptionError(f"gradients do not pass a {self.kind} with a {self.scheduler}; use another scheduler")
+        return sample
+
+    @contextmanager
+    def _until_last_step(self) -> Iterator[list[torch.Tensor]]:
+        """Inside, a run ends behind the scheduler's last step; the list holds what that one gave."""
+        if self._steps is None:
+            with self._without_computing(), self._watching_steps(lambda _sample: None) as steps:
+                self._run([0], lambda _call: None)
+            self._steps = steps[0]
+        taken: list[torch.Tensor] = []
+
+        def note(sample: torch.Tensor) -> None:
+            taken[:] = [sample]
+            if steps[0] == self._steps:
+                raise _LastStepError
+
+        with contextlib.suppress(_LastStepError), self._watching_steps(note) as steps:
+            yield taken
+
+    @contextmanager
+    def _watching_steps(self, on_sample: Callable[[torch.Tensor], None]) -> Iterator[list[int]]:
+        """Inside, `on_sample` is told what each step of the scheduler gives; the list holds how many there were."""
+        name = scheduler_name(self.pipeline, self.module)
+        before = None if name is None else getattr(self.pipeline, name)
+        if name is None or before is None or not hasattr(before, "step"):
+            raise OptionError(f"a {self.kind} takes steps without a scheduler, expected one whose steps can be seen")
+        scheduler, count = copy.deepcopy(before), [0]  # a copy, which may keep what gradients passed
+        step = scheduler.step
+
+        @functools.wraps(step)  # pipelines look at what it takes
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            result = step(*args, **kwargs)
+            count[0] += 1
+            on_sample(result[0] if isinstance(result, tuple) else result.prev_sample)
+            return result
+
+        scheduler.__dict__["step"] = watched
+        setattr(self.pipeline, name, scheduler)
+        try:
+            yield count
+        finally:
+            setattr(self.pipeline, name, before)
+
+    def _run(self, indices: Sequence[int], on_call: Callable[[SeenCall], object], *, gradients: bool = False) -> None:
         place = ["before the first step"]
         told = 0
 
@@ -239,7 +306,10 @@ class SamplingRun:
             ),
             watch_calls(self.module, note),
         ):
-            self.pipeline(**arguments)
+            if gradients:  # diffusers' pipelines switch them off
+                inspect.unwrap(type(self.pipeline).__call__)(self.pipeline, **arguments)
+            else:
+                self.pipeline(**arguments)
 
     def _check(self, call: SeenCall) -> None:
         """Refuse a call with other inputs, constants or sizes than expected.

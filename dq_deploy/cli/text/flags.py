@@ -68,6 +68,7 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "budget": "--budget",
         "activation_budget": "--activation-budget",
         "step_correction": "--step-correction",
+        "picture_iterations": "--picture-iterations",
         "labels": "--labels",
         "kind": "--calibration",
         "conditions": "--conditions",

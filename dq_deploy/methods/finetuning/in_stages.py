@@ -107,7 +107,7 @@ def finetuned(
     has_tables = all(layer.out_scale is not None for layer in record.layers.values())
     if kept_start and has_tables == options.outputs:
         return record  # bit for bit what it began with
-    finished: Record = _with_output_tables(record, calibration, options, batch_of(denoiser, FLOAT_BATCH))
+    finished: Record = with_output_tables(record, calibration, options, batch_of(denoiser, FLOAT_BATCH))
     return finished
 
 
@@ -156,7 +156,7 @@ def keep(state: ResumeFolder | None, name: str, record: Record) -> None:
 
 
 @torch.no_grad()
-def _with_output_tables(record: Record, calibration: CalibrationInputs, options: QuestOptions, batch: int) -> Record:
+def with_output_tables(record: Record, calibration: CalibrationInputs, options: SharedOptions, batch: int) -> Record:
     """The record with 8-bit output tables of what its integer layers now give, or with none."""
     if not options.outputs:
         return replace(record, layers={n: _with_table(layer, None) for n, layer in record.layers.items()})

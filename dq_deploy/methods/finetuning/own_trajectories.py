@@ -78,14 +78,23 @@ def answer_of_record(simulation: Simulation, call: SeenCall, args: tuple[Any, ..
 
 @contextmanager
 def answered_by(
-    module: torch.nn.Module, answer: Callable[[SeenCall, tuple[Any, ...], Mapping[str, Any]], Any]
+    module: torch.nn.Module,
+    answer: Callable[[SeenCall, tuple[Any, ...], Mapping[str, Any]], Any],
+    *,
+    gradients: bool = False,
 ) -> Iterator[None]:
-    """Inside, `answer` gives the output of each call of the module, which stays where it is."""
+    """Inside, `answer` gives the output of each call of the module, which stays where it is.
+
+    Args:
+        module: the float denoiser.
+        answer: is given the call, and its arguments as they were given.
+        gradients: whether they pass `answer`.
+    """
     signature = inspect.signature(type(module).forward)
 
-    @torch.no_grad()
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return answer(seen_call(signature.bind(module, *args, **kwargs), signature), args, kwargs)
+        with torch.set_grad_enabled(gradients):
+            return answer(seen_call(signature.bind(module, *args, **kwargs), signature), args, kwargs)
 
     module.__dict__["forward"] = forward
     try:

@@ -25,7 +25,7 @@ OPTION_NAMES = (
     *("lr_rounding", "rounding_penalty", "layer_loss", "activation_drop", "scaling_iterations", "lr_equivalent"),
     *("timestep_exponent", "power_of_two", "agreement", "finetune_iterations", "dilation_bound"),
     *("channel_scales", "attention", "damping", "rows_a_column", "second_order_start", "device"),
-    *("finetune", "own_trajectories", "picture_weights"),
+    *("finetune", "own_trajectories", "picture_weights", "picture_iterations"),
 )
 """Every option of every method, in the order in which a record's provenance holds them."""
 

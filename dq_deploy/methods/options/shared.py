@@ -80,6 +80,8 @@ class SharedOptions:
             leaves them out.
         step_correction: give every integer layer a bias row a step, from the mean error of each channel on trajectories
             that nothing was trained on; left out where it does not lower the error on others of them.
+        picture_iterations: iterations of training weight scales and biases on the error of pictures, with gradients
+            through the sampling run; 0 leaves it out.
         outputs: calibrate the 8-bit output tables that mode fast needs.
         without: parts of the method left out; for ablations.
         unused: options of other methods that were given, by name. They decide nothing; a record's provenance
@@ -115,6 +117,7 @@ class SharedOptions:
     device: str = choice("cpu", *DEVICES)
     attention: str | None = choice(None, *ATTENTION)
     step_correction: bool = flag(False)
+    picture_iterations: int = whole(0, 0, 1_000_000)
     outputs: bool = flag(True)
     without: tuple[str, ...] = ()
     unused: Mapping[str, object] = field(default_factory=dict)

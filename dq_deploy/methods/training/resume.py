@@ -118,7 +118,7 @@ class ResumeFolder:
 
     def load_inputs(self) -> CalibrationInputs | None:
         """The calibration inputs, or None where they were not stored yet."""
-        loaded = _load(self.folder / "trajectory.safetensors")
+        loaded = load_arrays(self.folder / "trajectory.safetensors")
         if loaded is None:
             return None
         arrays, note = loaded
@@ -128,15 +128,15 @@ class ResumeFolder:
     def save_inputs(self, calibration: CalibrationInputs) -> None:
         """Store the calibration inputs."""
         arrays: Arrays = {**calibration.inputs, "timesteps": calibration.timesteps}
-        _save(self.folder / "trajectory.safetensors", arrays, calibration.provenance)
+        save_arrays(self.folder / "trajectory.safetensors", arrays, calibration.provenance)
 
     def load_stage(self, name: str) -> tuple[Arrays, dict[str, Any]] | None:
         """Arrays that a stage before the blocks ended in and the note stored with them, or None."""
-        return _load(self.folder / f"stage-{name}.safetensors")
+        return load_arrays(self.folder / f"stage-{name}.safetensors")
 
     def save_stage(self, name: str, arrays: Arrays, note: Mapping[str, Any]) -> None:
         """Store what a stage before the blocks ended in."""
-        _save(self.folder / f"stage-{name}.safetensors", arrays, note)
+        save_arrays(self.folder / f"stage-{name}.safetensors", arrays, note)
 
     def load_block(
         self, index: int, name: str, prepared: Mapping[str, PreparedLayer]
@@ -147,7 +147,7 @@ class ResumeFolder:
     def _loaded_block(
         self, index: int, name: str, prepared: Mapping[str, PreparedLayer]
     ) -> tuple[dict[str, Layer], dict[str, Any]] | None:
-        loaded = _load(self._path(index))
+        loaded = load_arrays(self._path(index))
         if loaded is None:
             return None
         arrays, note = loaded
@@ -170,7 +170,7 @@ class ResumeFolder:
         for layer in layers.values():
             arrays.update(_arrays_from_layer(layer))
         note = {"block": name, "layers": list(layers), "history": dict(history), "rates": self._rates()}
-        _save(self._path(index), arrays, note)
+        save_arrays(self._path(index), arrays, note)
 
 
 def state_of_run(run: Run, options: SharedOptions, **more: Any) -> ResumeFolder | None:
@@ -221,7 +221,8 @@ def _layer_from_arrays(prepared: PreparedLayer, arrays: Arrays, symmetric: bool)
     )
 
 
-def _save(path: Path, arrays: Arrays, note: Mapping[str, Any]) -> None:
+def save_arrays(path: Path, arrays: Arrays, note: Mapping[str, Any]) -> None:
+    """Write arrays and a note of JSON values to a file of the state."""
     from dq_deploy.record.files.safetensors import write_arrays
 
     whole = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
@@ -229,7 +230,12 @@ def _save(path: Path, arrays: Arrays, note: Mapping[str, Any]) -> None:
         write_arrays(temporary, json.dumps(note), whole, key="note")
 
 
-def _load(path: Path) -> tuple[Arrays, dict[str, Any]] | None:
+def load_arrays(path: Path) -> tuple[Arrays, dict[str, Any]] | None:
+    """Arrays and note of a file of the state, or None where it is not there.
+
+    Raises:
+        FileProblemError: it cannot be read.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not path.exists():

@@ -15,10 +15,12 @@ if importlib.util.find_spec("transformers") is None:
 
 from dq_deploy.calibration import CalibrationSource
 from dq_deploy.calibration.recording import AskedPipeline, SamplingRun, call_of_pipeline
+from dq_deploy.calibration.recording.sampling_run import NOISE_OFFSET
 from dq_deploy.errors import InputError, NonFiniteError
 from dq_deploy.methods import quantize
 from dq_deploy.models import Denoiser
 from dq_deploy.models.pipeline import build_scheduler
+from dq_deploy.models.pipeline.call import generators_of
 from tests.calibration.recording import tiny_forms
 from tests.tiny import LATENT_SCHEDULER, tiny_conditional_denoiser
 
@@ -36,6 +38,10 @@ def run_of(drawn: tuple[Any, Any, Any], scheduler: str | None = None, **changes:
     if scheduler is not None:
         pipeline.scheduler = build_scheduler(dict(LATENT_SCHEDULER), scheduler)
     return SamplingRun(pipeline, pipeline.unet, call, replace(asked, **changes))
+
+
+def generators(run: SamplingRun, indices: list[int]) -> list[torch.Generator]:
+    return generators_of(run.asked.seed, [NOISE_OFFSET + index for index in indices])
 
 
 def test_both_halves_of_guidance_are_rows_of_one_picture(drawn: Any) -> None:
@@ -75,6 +81,37 @@ def test_the_same_picture_whatever_stands_beside_it(drawn: Any) -> None:
     np.testing.assert_array_equal(both["sample"][both["trajectory"] == 0], one["sample"])
     other = run_of(drawn, seed=1).record(1, memory_gib=1).flat()
     assert not np.array_equal(other["sample"], one["sample"])
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    ["ddim", "ddpm", "pndm", "lms", "euler", "euler-ancestral", "heun", "kdpm2", "dpm++2m", "dpm++sde", "unipc", "lcm"],
+)
+def test_gradients_pass_the_whole_run_to_what_answers(scheduler: str, drawn: Any) -> None:
+    run = run_of(drawn, scheduler, steps=4)
+    pipeline, module, scheduler_before = run.pipeline, run.module, run.pipeline.scheduler
+    plain = run.last_samples([0, 1])
+    asked = run.asked.arguments(pipeline, [0, 1], output_type="latent")
+    asked["generator"] = [torch.Generator().manual_seed(g.initial_seed()) for g in generators(run, [0, 1])]
+    np.testing.assert_array_equal(plain, pipeline(**asked).images)
+    assert not plain.requires_grad
+    factor = torch.ones((), requires_grad=True)
+    hook = module.register_forward_hook(lambda _module, _args, output: (output[0] * factor,))
+    try:
+        learned = run.last_samples([0, 1], gradients=True)
+        learned.square().sum().backward()
+    finally:
+        hook.remove()
+    np.testing.assert_array_equal(learned.detach(), plain)
+    assert pipeline.scheduler is scheduler_before
+    assert "step" not in vars(pipeline.scheduler)
+    found = float(factor.grad)
+    far = []
+    for value in (1.001, 0.999):
+        hook = module.register_forward_hook(lambda _module, _args, output, value=value: (output[0] * value,))
+        far.append(float(run.last_samples([0, 1]).double().square().sum()))
+        hook.remove()
+    assert found == pytest.approx((far[0] - far[1]) / 0.002, rel=0.05)
 
 
 def test_a_size_or_a_value_that_changes_is_refused_by_name(drawn: Any) -> None:

@@ -88,6 +88,13 @@ class QuantizeArguments:
             help="A bias row a step, and a factor of the output, from trajectories held out, where they help.",
         ),
     ] = False
+    picture_iterations: Annotated[
+        int | None,
+        typer.Option(
+            help="Iterations of training on the pictures' own error, with gradients through the whole sampling run; "
+            "12 are a start, 0 is the default."
+        ),
+    ] = None
     without: Annotated[
         str | None, typer.Option(help="Comma list of the method's parts to leave out, for ablations.")
     ] = None

@@ -16,6 +16,7 @@ STAGES = {
     "ranges": "calibrating ranges",
     "scales": "learning equivalent scales",
     "correction": "correcting by step",
+    "pictures": "training on pictures",
     "sensitivity": "measuring the sensitivity of layers",
     "weights": "searching weight scales",
     "rounding": "rounding blocks",
@@ -87,5 +88,5 @@ class ProgressView:
         line = f"{words}: {report.done} of {report.total}"
         if report.loss is not None:
             left = (now - self._started) * (report.total - report.done) / max(report.done, 1)
-            line += f", {report.block}, loss {report.loss:.5f}, {left:.0f} s left"
+            line += f"{', ' * bool(report.block)}{report.block}, loss {report.loss:.5f}, {left:.0f} s left"
         print(line, file=sys.stderr, flush=True)

@@ -44,6 +44,7 @@ def summary_of(record: Record, out: Path, *, seconds: float) -> dict[str, Any]:
         "options": record.provenance["options"],
         "blocks": [{"name": h["block"], "relative_error": h["relative_error"]} for h in blocks],
         "step_correction": next((h for h in record.provenance["history"] if h.get("stage") == "step-correction"), None),
+        "pictures": next((h for h in record.provenance["history"] if h.get("stage") == "picture-training"), None),
         "finetuned": [h for h in record.provenance["history"] if h.get("stage") == "finetune"],
     }
 
@@ -104,9 +105,14 @@ def show_summary(summary: dict[str, Any]) -> None:
         table.add_row(f"finetuned: {stage['part']}", f"{stage['layers']} layers, {share:.1f} % of the weights, {words}")
     if summary["step_correction"]:
         found = summary["step_correction"]
-        words = "kept" if found["kept"] == "rows" else "left out"
-        left = 100 * found["share_of_error_left"]
-        table.add_row("correction by step", f"{words}: {left:.1f} % of the held-out error with it")
+        kept = ["rows"] * (found["kept"] == "rows") + ["factor and offset of the output"] * found["output_kept"]
+        left = 100 * found["share_of_error_left_at_all"]
+        words = f"{', '.join(kept) or 'nothing'} kept, {left:.1f} % of the held-out error left"
+        table.add_row("correction by step", words)
+    if summary["pictures"]:
+        found = summary["pictures"]
+        words = "as it was" if found["kept"] == "start" else f"{found['held_out_db_gained']:.2f} dB nearer to float"
+        table.add_row("trained on pictures", f"{found['iterations']} iterations, held-out pictures {words}")
     table.add_row("file", f"{summary['file_mib']:.2f} MiB")
     table.add_row("time", f"{summary['seconds']:.1f} s")
     console().print(table)
