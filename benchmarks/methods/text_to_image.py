@@ -49,8 +49,10 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "gptq-w4a8-correction": (
         *("--method", "gptq", "--preset", "fast", "--weights", "4", "--activations", "8", "--step-correction"),
     ),
+    "gptq-w4a8-pictures": ("--method", "gptq", "--preset", "fast,pictures", "--weights", "4", "--activations", "8"),
     "dilatequant-w4a8": ("--preset", "fast", "--weights", "4", "--activations", "8"),
     "dilatequant-w4a4-mixed": ("--preset", "fast,w4a4-mixed"),
+    "dilatequant-w4a4-mixed-pictures": ("--preset", "fast,w4a4-mixed,pictures"),
 }
 
 

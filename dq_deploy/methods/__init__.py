@@ -21,7 +21,7 @@ from dq_deploy.methods.options import (
     check_names,
     options_for,
 )
-from dq_deploy.methods.presets import BIT_PRESETS, DEFAULT_PRESET, PRESETS, options_from_preset
+from dq_deploy.methods.presets import BIT_PRESETS, DEFAULT_PRESET, PICTURE_PRESETS, PRESETS, options_from_preset
 from dq_deploy.methods.progress import Progress
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ __all__ = [
     "BIT_PRESETS",
     "METHODS",
     "PARTS",
+    "PICTURE_PRESETS",
     "PRESETS",
     "DilateQuantOptions",
     "DmqOptions",

@@ -12,6 +12,7 @@ from dq_deploy.errors import FileProblemError, OptionError
 from dq_deploy.methods import (
     BIT_PRESETS,
     METHODS,
+    PICTURE_PRESETS,
     PRESETS,
     SharedOptions,
     bits_of_sites,
@@ -159,7 +160,7 @@ def test_unknown_keyword_arguments_are_refused() -> None:
         quantize(tiny_denoiser(), options_for(), steps=3)
 
 
-@pytest.mark.parametrize("preset", [*PRESETS, *BIT_PRESETS])
+@pytest.mark.parametrize("preset", [*PRESETS, *BIT_PRESETS, *PICTURE_PRESETS])
 def test_every_packaged_preset_loads(preset: str) -> None:
     assert options_from_preset(preset, weight_bits=6, steps=None).weight_bits == 6
 

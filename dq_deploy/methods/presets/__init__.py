@@ -14,6 +14,9 @@ PRESETS = ("fast", "balanced", "best")
 BIT_PRESETS = ("w4a4", "w4a4-mixed", "w4a6-mixed", "w5a5-mixed")
 """Which bits layers get, and what training needs other at them: files beside this module."""
 
+PICTURE_PRESETS = ("pictures",)
+"""What follows a method, to bring pictures nearer to the float model's: files beside this module."""
+
 DEFAULT_PRESET = "balanced"
 
 
@@ -24,11 +27,11 @@ def preset_path(preset: str) -> Path:
         OptionError: neither a known name nor a YAML path.
         FileProblemError: the file is not there.
     """
-    if preset in (*PRESETS, *BIT_PRESETS):
+    if preset in (*PRESETS, *BIT_PRESETS, *PICTURE_PRESETS):
         return Path(__file__).parent / f"{preset}.yaml"
     path = Path(preset)
     if path.suffix not in (".yaml", ".yml"):
-        known = ", ".join((*PRESETS, *BIT_PRESETS))
+        known = ", ".join((*PRESETS, *BIT_PRESETS, *PICTURE_PRESETS))
         raise OptionError(f"preset is {preset!r}, expected {known} or the path of a .yaml file")
     if not path.is_file():
         raise FileProblemError(f"preset {path} does not exist, expected a YAML file of options")
@@ -85,15 +88,15 @@ def read_preset(preset: str, method: str | None = None) -> dict[str, Any]:
 def options_from_preset(preset: str, **overrides: Any) -> SharedOptions:
     """Options of a preset with some of them replaced; a given None replaces nothing.
 
-    Several presets may stand with a comma between, as `fast,w4a4-mixed`: a later one replaces what it names. What a
-    user's file and bits leave out is as in `DEFAULT_PRESET`, its table of the method included.
+    Several presets may stand with a comma between, as `fast,w4a4-mixed,pictures`: a later one replaces what it names.
+    What a user's file and bits leave out is as in `DEFAULT_PRESET`, its table of the method included.
 
     Raises:
         OptionError: a value is out of range or of the wrong type.
         FileProblemError: the preset cannot be read.
     """
     names = [preset] if Path(preset).is_file() else [name.strip() for name in preset.split(",")]
-    for kind in (PRESETS, BIT_PRESETS):
+    for kind in (PRESETS, BIT_PRESETS, PICTURE_PRESETS):
         if len(given := [name for name in names if name in kind]) > 1:
             raise OptionError(f"presets {' and '.join(given)} were given, expected one of {', '.join(kind)}")
     if not any(name in PRESETS for name in names):  # a file may leave out what a method needs other than its neighbours

@@ -102,7 +102,7 @@ class QuantizeArguments:
         str | None,
         typer.Option(
             help="fast, balanced, best, or a YAML file of options; with a comma also bits, as fast,w4a4-mixed "
-            "(w4a4, w4a6-mixed, w5a5-mixed)."
+            "(w4a4, w4a6-mixed, w5a5-mixed), and what follows, as fast,pictures."
         ),
     ] = None
     seed: Annotated[int | None, typer.Option(help="Of noise, labels and training batches.")] = None
