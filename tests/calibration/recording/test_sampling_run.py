@@ -18,6 +18,7 @@ from dq_deploy.calibration.recording import AskedPipeline, SamplingRun, call_of_
 from dq_deploy.calibration.recording.sampling_run import NOISE_OFFSET
 from dq_deploy.errors import InputError, NonFiniteError
 from dq_deploy.methods import quantize
+from dq_deploy.methods.finetuning import picture_training
 from dq_deploy.models import Denoiser
 from dq_deploy.models.pipeline import build_scheduler
 from dq_deploy.models.pipeline.call import generators_of
@@ -152,3 +153,22 @@ def test_methods_take_what_a_pipeline_gives(method: str, choice: str, drawn: Any
     assert told["pipeline"] == "tiny"
     assert record.call == call
     assert torch.is_tensor(next(denoiser.module.parameters()))
+
+
+def test_training_on_pictures_runs_the_pipeline_with_guidance(drawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PICTURES", "HELD_OUT", "BATCH"):
+        monkeypatch.setattr(picture_training, name, 2)
+    pipeline, asked, call = drawn
+    pipeline.scheduler = build_scheduler(dict(LATENT_SCHEDULER), "euler-ancestral")
+    denoiser: Denoiser = replace(tiny_conditional_denoiser(), module=pipeline.unet, call=call)
+    given = CalibrationSource(pipeline=AskedPipeline(pipeline=pipeline, asked=asked, words={"pipeline": "tiny"}))
+    scheduler, learning = pipeline.scheduler, [p.requires_grad for p in pipeline.text_encoder.parameters()]
+    record = quantize(
+        denoiser, calibration=given, method="minmax", steps=2, samples=2, weight_bits=4, picture_iterations=1
+    )
+    note = record.provenance["history"][-1]
+    assert note["stage"] == "picture-training"
+    assert note["held_out_db_gained"] >= 0
+    assert pipeline.scheduler is scheduler
+    assert [p.requires_grad for p in pipeline.text_encoder.parameters()] == learning
+    assert all(p.grad is None for p in (*pipeline.text_encoder.parameters(), *pipeline.unet.parameters()))
