@@ -92,7 +92,7 @@ class QuantizeArguments:
         int | None,
         typer.Option(
             help="Iterations of training on the pictures' own error, with gradients through the whole sampling run; "
-            "12 are a start, 0 is the default."
+            "20 are a start, 0 is the default."
         ),
     ] = None
     without: Annotated[
