@@ -192,7 +192,7 @@ class _Training:
         chosen, total = _batch(self.options.seed, i), 0.0
         optimizer.zero_grad(set_to_none=True)
         with computed_again(self.blocks if pieces.again else []):
-            for part in _split(chosen, pieces.size):
+            for part in _split(chosen, min(pieces.size, self.sampling.at_once)):
                 loss = self._errors(part, self._drawn(part, gradients=True)).log().sum() / len(chosen)
                 loss.backward()
                 total += loss.item()
@@ -252,7 +252,7 @@ class _Training:
 
     def _pass(self, rows: int) -> torch.Tensor:
         given = self._inputs(rows)
-        self.simulation.context.step = self.simulation.bucket(given[TIMESTEP])
+        self.simulation.context.step = self.simulation.bucket(given[TIMESTEP].to(self.options.device))
         return call_denoiser(self.simulation.denoiser, given, self.run.denoiser.call.constants)
 
     @torch.no_grad()
@@ -315,13 +315,15 @@ class _Training:
             return None
         arrays, note = {name: torch.from_numpy(value) for name, value in loaded[0].items()}, loaded[1]
         self.wanted = arrays["wanted"]
+        device = self.options.device
         value, self.mean, self.best = (
-            [arrays[f"{i}/{name}"] for i in range(len(self.values))] for name in ("value", "mean", "best")
+            [arrays[f"{i}/{name}"].to(device) for i in range(len(self.values))] for name in ("value", "mean", "best")
         )
         self._put(value)
         for i, value in enumerate(self.values):
             if f"{i}/{MOMENTS[0]}" in arrays:
-                optimizer.state[value] = {name: arrays[f"{i}/{name}"] for name in MOMENTS}
+                optimizer.state[value] = {name: arrays[f"{i}/{name}"].to(device) for name in MOMENTS[1:]}
+                optimizer.state[value][MOMENTS[0]] = arrays[f"{i}/{MOMENTS[0]}"]  # a count, which stays on the CPU
         self.best_at, self.best_error, self.first_error = note["best_at"], note["best_error"], note["first_error"]
         return int(note["done"])
 
