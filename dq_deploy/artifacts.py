@@ -62,6 +62,18 @@ def sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def check_no_stream(path: Path) -> None:
+    """Refuse a pipe, a socket or a device where a file is read: it gives its bytes once, and none of it can be mapped.
+
+    Raises:
+        FileProblemError: it is one.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise FileProblemError(
+            f"{path} is a pipe or a device, expected a file, which is read more than once; copy it into one"
+        )
+
+
 def with_files_beside(path: Path) -> Path:
     """A file that is read with others beside it: a link is followed where its manifest lies beside the target only."""
     if path.is_symlink() and not path.with_name(f"{path.name}.json").exists():

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from dq_deploy.artifacts import is_utf8, with_files_beside
+from dq_deploy.artifacts import check_no_stream, is_utf8, with_files_beside
 from dq_deploy.engines.options import NativeOptions, OnnxRuntimeOptions, OpenVinoOptions, PlanOptions
 from dq_deploy.engines.tensorrt.library import RUNTIMES
 from dq_deploy.errors import FileProblemError, InputError, OptionError, RepackedWarning
@@ -124,7 +124,7 @@ def checked_engine(path: str | Path) -> Path:
 
     Raises:
         InputError: no path.
-        FileProblemError: a folder.
+        FileProblemError: a folder, a pipe or a device.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"engine is a {type(path).__name__}, expected the path of an ONNX file, a plan or a record")
@@ -133,6 +133,7 @@ def checked_engine(path: str | Path) -> Path:
         inside = next((file for part in _DENOISERS if (file := path / part / "model.onnx").is_file()), None)
         advice = "" if inside is None else f"; its denoiser is meant: give {inside}"
         raise FileProblemError(f"engine {path} is a folder, expected an ONNX file, a plan or a record{advice}")
+    check_no_stream(path)
     return path
 
 

@@ -49,17 +49,21 @@ def serve(given: ServeArguments) -> None:
 
     check_certificate(port)
     _log_lines()
-    with bound_socket(port) as listener, open_service(served) as service, ExitStack() as stack:
+    with bound_socket(port) as listener, ExitStack() as stack:
+        metrics = None  # a port that is taken is said before the model is loaded
+        if given.metrics_port is not None:
+            from dq_deploy.serve.telemetry.metrics import metrics_on
+
+            _, metrics = stack.enter_context(metrics_on(given.host, given.metrics_port))
+        service = stack.enter_context(open_service(served))
         if given.otel_endpoint is not None:
             from dq_deploy.serve.telemetry.tracing import traces_over_http
 
             traces = traces_over_http(given.otel_endpoint, model=service.card.name)
             stack.callback(traces.close)
             service.watchers.append(traces.ended)
-        if given.metrics_port is not None:
-            from dq_deploy.serve.telemetry.metrics import metrics_on
-
-            stack.enter_context(metrics_on(service.metrics, given.host, given.metrics_port))
+        if metrics is not None:
+            metrics.register(service.metrics.registry)
         _say(service.card, given, listener.getsockname()[1])
         serve_on(create_app(service, access), service, port, listener)
 

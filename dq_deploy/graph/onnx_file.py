@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from dq_deploy.artifacts import atomic_path, sha256_of_file, write_text_atomic
+from dq_deploy.artifacts import atomic_path, check_no_stream, sha256_of_file, write_text_atomic
 from dq_deploy.errors import FileProblemError, ModelError
 from dq_deploy.graph.content_hash import check_content, check_file, content_sha256
 from dq_deploy.graph.external_data import check_data_files, data_files
@@ -133,6 +133,7 @@ def read_manifest_if_any(path: Path, *, hash_check: bool = False) -> EngineManif
     """
     if path.is_dir():
         raise FileProblemError(f"engine {path} is a folder, expected an ONNX file made by dq-export")
+    check_no_stream(path)
     if not path.is_file():
         raise FileProblemError(f"engine {path} does not exist; expected an ONNX file made by dq-export")
     try:

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from dq_deploy.artifacts import sha256_of_bytes, sha256_of_file, with_files_beside, write_text_atomic
+from dq_deploy.artifacts import check_no_stream, sha256_of_bytes, sha256_of_file, with_files_beside, write_text_atomic
 from dq_deploy.errors import FileProblemError
 from dq_deploy.manifest.entries import Entries, EntryError
 from dq_deploy.manifest.values import EngineManifest, PlanFacts, PlanManifest
@@ -25,8 +25,13 @@ def plan_manifest_path(plan_path: Path) -> Path:
 
 
 def is_plan(path: str | Path) -> bool:
-    """Whether a path names a plan and not an ONNX file: by its manifest, else by its first bytes or its name."""
+    """Whether a path names a plan and not an ONNX file: by its manifest, else by its first bytes or its name.
+
+    Raises:
+        FileProblemError: a pipe or a device.
+    """
     path = Path(path)
+    check_no_stream(path)
     side = _json_of(plan_manifest_path(path))
     if side is not None and side.get("format") == PlanManifest.FORMAT:
         return True

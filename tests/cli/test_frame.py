@@ -50,6 +50,11 @@ def raiser(error):
     ("error", "code", "line"),
     [
         (OptionError("got a,\n  expected b"), 2, "error: got a, expected b"),
+        (
+            OptionError("a\x1b[31m\x00 is é猫"),
+            2,
+            "error: a\\x1b[31m\\x00 is é猫",
+        ),  # which would colour a screen
         (GuaranteeError("layer x differs"), 3, "error: layer x differs"),
         (ValueError("odd"), 1, "error: internal error: ValueError: odd; rerun with --debug for the traceback"),
         (

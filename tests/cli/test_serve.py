@@ -168,6 +168,16 @@ def test_a_port_that_is_taken_is_refused(tiny_record_path):
     assert "cannot listen on 127.0.0.1 port" in done.err
 
 
+def test_a_metrics_port_that_is_taken_is_refused_before_the_model_is_read(tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"nothing that could be read")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = command("serve", "--engine", tmp_path / "model.pt", "--port", 0, "--metrics-port", port)
+    assert done.code == 2
+    assert f"cannot listen on 127.0.0.1 port {port}" in done.err
+    assert "give another --metrics-port" in done.err
+
+
 def test_the_proof_on_the_card_is_of_what_is_served(tiny_record_path, proof, lives, tmp_path):
     values = json.loads(proof.read_text())
     of_another = tmp_path / "proof.json"

@@ -67,7 +67,12 @@ class InputRows:
         self.count += len(next(iter(rows.values())))
         for name, value in rows.items():
             chunks = self._chunks.setdefault(name, [])
-            assert not chunks or (chunks[0].shape[1:], chunks[0].dtype) == (value.shape[1:], value.dtype)
+            if chunks and (chunks[0].shape[1:], chunks[0].dtype) != (value.shape[1:], value.dtype):
+                mine, first = (f"{one.dtype} {list(one.shape[1:])}" for one in (value, chunks[0]))
+                raise InputError(
+                    f"the denoiser's input {name} is {mine} a sample, expected {first} as in the first call; calibrate "
+                    "with calls of one kind"
+                )
             if name in self._files:
                 self._write(name, value)
             else:

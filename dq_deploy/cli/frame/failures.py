@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -77,8 +78,8 @@ def _said(value: Any) -> Any:
 
 
 def one_line(text: str, longest: int = LONGEST_LINE) -> str:
-    """Text without line ends; of one that is too long the beginning and the end, where the advice stands."""
-    line = " ".join(str(text).split())
+    """Text without line ends or control characters; if it is too long, its beginning and its end with the advice."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(text).split()))
     if len(line) <= longest:
         return line
     mark = " ... "
@@ -95,6 +96,8 @@ def failure_of(error: Exception, prog: str) -> tuple[str, int]:
     if is_out_of_memory(error):
         why = f" ({error})" if str(error) else ""
         message = f"there is not enough memory{why}; give a smaller model, batch or --memory-gib, or more memory"
+    elif not isinstance(error, DqError) and sys.flags.optimize > 1:
+        message += "; libraries read their docstrings, which python -OO takes away: run with PYTHONOPTIMIZE=1 at most"
     elif not isinstance(error, DqError):
         message += "; rerun with --debug for the traceback"
     return message, code

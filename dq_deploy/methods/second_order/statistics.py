@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from dq_deploy.errors import GuaranteeError
 from dq_deploy.methods.prepare.preparation import PreparedLayer
 from dq_deploy.methods.ranges.step_ranges import SEEDS_OF_A_SHARD
 from dq_deploy.models import LayerSite
@@ -132,7 +133,11 @@ class ExactSums:
         for value, unit in pairs:
             if unit is not None and value.numel():
                 held = value.diagonal(dim1=1, dim2=2) if value is seen.square else value
-                assert not float(held.abs().max()) > 2.0**52 * unit, f"layer {seen.site.name}: sums are not exact"
+                if float(held.abs().max()) > 2.0**52 * unit:
+                    raise GuaranteeError(
+                        f"layer {seen.site.name}: sums of its statistics pass 2^52 units, expected exact ones; give "
+                        "fewer `samples`"
+                    )
 
 
 def _unit(largest: float) -> float:

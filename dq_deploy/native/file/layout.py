@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dq_deploy.artifacts import atomic_path
+from dq_deploy.artifacts import atomic_path, check_no_stream
 from dq_deploy.errors import FileProblemError, words_of
 
 MAGIC = b"DQNATIV1"
@@ -99,6 +99,7 @@ def read_file(path: Path) -> MappedFile:
     Raises:
         FileProblemError: missing, truncated, damaged, or another kind of file.
     """
+    check_no_stream(path)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise FileProblemError(f"{path} {what}; expected a program file of dq-export")

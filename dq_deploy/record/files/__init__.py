@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-from dq_deploy.artifacts import atomic_path
+from dq_deploy.artifacts import atomic_path, check_no_stream
 from dq_deploy.errors import FileProblemError, RecordError
 from dq_deploy.record.files import safetensors as safetensors_file
 from dq_deploy.record.files import torch_file
@@ -76,6 +76,7 @@ def load_record(path: str | Path, *, hash_check: bool = True) -> Record:
         RecordError: an invariant is broken, or a newer version wrote it; the message names file and layer.
     """
     path = Path(path)
+    check_no_stream(path)
     text, arrays = _form_of(path, "give what dq-quantize wrote").arrays_from_file(path)
     try:
         header, stored = bare_header(text)

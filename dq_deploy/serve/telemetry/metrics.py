@@ -93,26 +93,26 @@ class Metrics:
 
 
 @contextmanager
-def metrics_on(metrics: Metrics, host: str, port: int) -> Iterator[int]:
-    """The metrics alone on a port of their own, over HTTP and to everybody who reaches it.
+def metrics_on(host: str, port: int) -> Iterator[tuple[int, CollectorRegistry]]:
+    """Metrics alone on a port of their own, over HTTP and to everybody who reaches it; at first there are none.
 
     Args:
-        metrics: of the server.
         host: name or address to listen on.
         port: 0 for any that is free.
 
     Yields:
-        The port.
+        The port, and where a server's `Metrics.registry` is registered as soon as there is one.
 
     Raises:
         OptionError: it cannot listen there.
     """
     try:
-        server, thread = start_http_server(port, host, metrics.registry)
+        registry = CollectorRegistry()
+        server, thread = start_http_server(port, host, registry)
     except OSError as error:
         raise OptionError(f"cannot listen on {host} port {port} ({error}); give another `metrics_port`") from error
     try:
-        yield int(server.server_port)
+        yield int(server.server_port), registry
     finally:
         server.shutdown()
         server.server_close()

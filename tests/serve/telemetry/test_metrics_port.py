@@ -17,7 +17,8 @@ def metrics():
 
 
 def test_the_gauges_are_read_there_and_the_port_is_free_afterwards(metrics):
-    with metrics_on(metrics, "127.0.0.1", 0) as port:
+    with metrics_on("127.0.0.1", 0) as (port, registry):
+        registry.register(metrics.registry)
         connection = HTTPConnection("127.0.0.1", port, timeout=30)
         connection.request("GET", "/metrics")
         lines = connection.getresponse().read().decode().splitlines()
@@ -27,10 +28,10 @@ def test_the_gauges_are_read_there_and_the_port_is_free_afterwards(metrics):
         socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
-def test_a_port_that_is_taken_is_refused(metrics):
+def test_a_port_that_is_taken_is_refused():
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
         pytest.raises(OptionError, match=r"cannot listen on .* give another `metrics_port`"),
-        metrics_on(metrics, "127.0.0.1", taken.getsockname()[1]),
+        metrics_on("127.0.0.1", taken.getsockname()[1]),
     ):
         pass
