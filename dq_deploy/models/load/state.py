@@ -97,14 +97,14 @@ def fit_state(
     for key in [key for key in state if key in expected]:  # in the order of the files
         value = state.pop(key) if isinstance(state, dict) else state[key]
         value = value.to(expected[key].dtype)
-        if value.is_floating_point() and not value.is_meta and not _is_finite(value):
+        if value.is_floating_point() and not value.is_meta and not is_finite(value):
             raise error_type(f"{source}: {key} holds NaN or infinity, expected finite numbers")
         ready[key] = value.contiguous()
     module.load_state_dict(ready, assign=True)
     module.eval().requires_grad_(False)
 
 
-def _is_finite(value: torch.Tensor) -> bool:
+def is_finite(value: torch.Tensor) -> bool:
     """Whether every element is; without a copy of the tensor."""
     if value.numel() == 0:
         return True

@@ -14,6 +14,8 @@ from dq_deploy.models.load.hub_files import check_link
 STEM = "diffusion_pytorch_model"
 SUFFIXES = ("safetensors", "bin")
 
+_ADAPTER = "adapter_config.json"
+
 _OTHER_FILES = (
     ("*.msgpack", "of Flax"),
     ("*.onnx", "an ONNX graph"),
@@ -42,12 +44,27 @@ class WeightFiles:
     keys: dict[Path, frozenset[str]] | None = None
 
 
+def check_no_adapter(place: Path) -> None:
+    """Refuse an adapter (LoRA) beside a model's weights: it is not in them, and what is installed decides who reads it.
+
+    Raises:
+        ModelError: there is one.
+    """
+    if (place / _ADAPTER).exists():
+        raise ModelError(
+            f"{place} holds an adapter ({_ADAPTER}), expected weights that have it inside; fuse it with diffusers and "
+            "save that, or remove the adapter's files to go without it"
+        )
+
+
 def find_weights(folder: Path, variant: str | None) -> WeightFiles:
     """The weights: safetensors before .bin, one file before shards, the plain file before a variant.
 
     Raises:
-        ModelError: there is none, the asked variant is missing, or several variants and no plain file.
+        ModelError: there is none, an adapter lies beside it, the asked variant is missing, or several variants and no
+            plain file.
     """
+    check_no_adapter(folder)
     if variant is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", variant):
         raise ModelError(f"variant is {variant!r}, expected a word as fp16")
     found = _of_variant(folder, variant)

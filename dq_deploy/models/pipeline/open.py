@@ -28,6 +28,7 @@ from dq_deploy.models.load.json_file import read_json
 from dq_deploy.models.load.pipeline_folder import INDEX, find_denoiser, scheduler_of
 from dq_deploy.models.load.scheduler_file import scheduler_config_of
 from dq_deploy.models.load.single_file import offline
+from dq_deploy.models.pipeline.float_parts import float_parts
 from dq_deploy.models.pipeline.folder import PipelineFolder, read_pipeline_folder
 from dq_deploy.models.pipeline.schedulers import build_scheduler
 from dq_deploy.models.sizes import sized
@@ -144,12 +145,15 @@ def _of_index(
     given[name] = placeholder
     given |= _left_out(folder)
     _check_parts(folder, given)
+    chosen = _variant(folder, given, variant)
+    with offline():
+        given |= float_parts(folder, given, chosen, _in_words(folder))
     with offline(), _in_words(folder):
         pipeline = DiffusionPipeline.from_pretrained(
             folder.path,
             torch_dtype=torch.float32,
             local_files_only=True,
-            variant=_variant(folder, given, variant),
+            variant=chosen,
             **given,
         )
     if placeholder is not denoiser:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from dq_deploy.artifacts import atomic_folder, check_new_folder
 from dq_deploy.errors import OptionError
+from dq_deploy.models.pipeline import open_pipeline
 from dq_deploy.models.pipeline.open import quiet
 from dq_deploy.serve.triton.config_text import TensorText, block, parameters, quoted, remark, tensors
 from dq_deploy.serve.triton.denoiser_config import Batching, batching_of, denoiser_config, facts_of
@@ -78,6 +79,7 @@ def write_repository(out: Path, asked: RepositoryRequest) -> WrittenRepository:
     source = read_engine(asked.engine, hash_check=asked.hash_check)
     with quiet():
         loop = plan_loop(source.manifest, asked.model, component=asked.component, scheduler=asked.scheduler)
+        _check_float_parts(loop)
     _check_batch(loop, batching_of(source.manifest, asked.max_batch))
     denoiser = f"{asked.name}_denoiser"
     with atomic_folder(out) as folder:
@@ -109,6 +111,14 @@ def write_repository(out: Path, asked: RepositoryRequest) -> WrittenRepository:
         not_batched=batching.reason,
         requirements=needed,
     )
+
+
+def _check_float_parts(loop: Loop) -> None:
+    """Refuse a pipeline of which a part cannot be loaded whole; the loop in Triton loads it without a word."""
+    import torch
+
+    if loop.folder is not None:
+        open_pipeline(loop.folder.path, component=loop.component, denoiser=torch.nn.Identity())
 
 
 def _check(asked: RepositoryRequest) -> None:

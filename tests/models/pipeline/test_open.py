@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("transformers")
 
@@ -115,6 +117,48 @@ def test_damaged_components_are_one_line(folder):
     with pytest.raises(ModelError, match="cannot be loaded") as refused:
         open_pipeline(folder)
     assert "\n" not in str(refused.value)
+
+
+def without_one(name, state):
+    return {key: value for key, value in state.items() if key != name}
+
+
+def with_lora(name, state):
+    stem = name.removesuffix(".weight")
+    factors = {f"{stem}.lora_A.default.weight": torch.ones(2, 2), f"{stem}.base_layer.weight": state[name]}
+    return without_one(name, state) | factors
+
+
+PARTS = {
+    "text_encoder/model.safetensors": "encoder.layers.0.self_attn.q_proj.weight",
+    "vae/diffusion_pytorch_model.safetensors": "decoder.conv_in.weight",
+}
+DAMAGES = {
+    "left out": (without_one, r"lacks \S*{name}, which a \w+ has"),
+    "LoRA": (with_lora, "holds LoRA factors"),
+    "8 bits": (lambda name, state: state | {name: state[name].to(torch.int8)}, "{name} in 8 bits, expected float"),
+    "shape": (lambda name, state: state | {name: state[name].repeat_interleave(2, 0)}, "{name} has shape .*, expected"),
+    "NaN": (lambda name, state: state | {name: state[name] * float("nan")}, "{name} holds NaN or infinity"),
+}
+
+
+@pytest.mark.parametrize("file", PARTS, ids=lambda file: file.split("/")[0])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_part_that_is_not_whole_is_refused_and_not_filled_with_random_numbers(file, damage, folder):
+    change, message = DAMAGES[damage]
+    save_file(change(PARTS[file], load_file(folder / file)), folder / file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=message.format(name=PARTS[file])) as refused:
+        open_pipeline(folder, denoiser=torch.nn.Identity())
+    assert str(folder / file.split("/")[0]) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "vae", "unet"])
+def test_an_adapter_beside_the_weights_is_refused(part, folder):
+    """With peft installed transformers would load it, without would not."""
+    (folder / part / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=f"{part} holds an adapter .* fuse it with diffusers"):
+        open_pipeline(folder)
 
 
 @pytest.mark.parametrize("file", ["vae/config.json", "text_encoder/config.json", "tokenizer/tokenizer_config.json"])
