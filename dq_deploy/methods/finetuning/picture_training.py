@@ -80,7 +80,7 @@ def check_picture_training(run: Run, options: SharedOptions) -> None:
         OptionError: the inputs come from no run of a sampler.
     """
     if options.picture_iterations:
-        check_own_trajectories(run.source, option="picture_iterations")
+        check_own_trajectories(run.source, option="`picture_iterations`")
 
 
 def trained_on_pictures(run: Run, options: SharedOptions, record: Record) -> Record:
@@ -138,7 +138,7 @@ class _Training:
         self.groups = [group for layer in self.layers.values() for group in layer.parameter_groups(RATES)]
         self.values: list[torch.Tensor] = [value for group in self.groups for value in group["params"]]
         if not self.values:
-            raise OptionError("picture_iterations was given, but no integer layer can be trained; leave it out")
+            raise OptionError("`picture_iterations` was given, but no integer layer can be trained; leave it out")
         self.best, self.mean = self._now(), self._now()
         self.best_at, self.best_error, self.first_error = 0, math.inf, math.inf
         self.wanted = torch.empty(0)
@@ -199,7 +199,7 @@ class _Training:
         if not math.isfinite(total):
             raise NonFiniteError(
                 f"training on pictures: the loss is {total} at iteration {i + 1}, expected a finite number; leave "
-                "picture_iterations out"
+                "`picture_iterations` out"
             )
         optimizer.step()
         return total

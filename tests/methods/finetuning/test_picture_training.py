@@ -166,7 +166,7 @@ def test_a_method_has_it_as_its_last_stage_with_conditions_and_inputs_of_no_run_
     found = quantize(tiny_conditional_denoiser(), **given)
     assert found.provenance["history"][-1]["stage"] == "picture-training"
     assert found.provenance["options"]["picture_iterations"] == 1
-    with pytest.raises(OptionError, match="picture_iterations was given with noise as calibration inputs"):
+    with pytest.raises(OptionError, match="`picture_iterations` was given with noise as calibration inputs"):
         quantize(denoiser(), **given, calibration=CalibrationSource(kind="random"))
     with pytest.raises(OptionError, match="got `picture_iterations` in processes that share the work"):
         check_sharable(Workers(shards=4), options_for(**given))
