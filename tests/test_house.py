@@ -29,7 +29,7 @@ from tests.house import (
 )
 
 LEVELS = (
-    ("errors", "artifacts", "processes", "recent", "version", "numerics"),
+    ("errors", "artifacts", "processes", "plain_yaml", "recent", "version", "numerics"),
     ("manifest", "record"),
     ("simulation", "graph", "readers", "models", "calibration"),
     ("methods", "targets"),

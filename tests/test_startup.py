@@ -40,6 +40,20 @@ def test_a_command_module_loads_nothing_heavy(name):
     assert set(loaded_after(f"import dq_deploy.cli.{MODULES[name]}")) <= {"numpy"}
 
 
+def test_a_server_says_that_its_port_is_taken_before_it_loads_anything_heavy():
+    code = """
+import socket
+from dq_deploy.cli.serve import main
+taken = socket.create_server(("127.0.0.1", 0))
+sys.argv = ["dq-serve", "--engine", "missing.pt", "--port", str(taken.getsockname()[1])]
+try:
+    main()
+except SystemExit as stopped:
+    assert stopped.code == 2
+"""
+    assert set(loaded_after(code)) <= {"numpy"}
+
+
 def test_importing_is_quick():
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import dq_deploy"], check=True)

@@ -19,8 +19,7 @@ from dq_deploy.cli.text.serve_manifest import check_no_manifest
 if TYPE_CHECKING:
     from dq_deploy.serve import Served
     from dq_deploy.serve.card import ModelCard
-    from dq_deploy.serve.web.access import Access
-    from dq_deploy.serve.web.running import Port
+    from dq_deploy.serve.web.port import Port
 
 TRACE_PACKAGES = ("opentelemetry",)
 PACKAGES = ("fastapi", "uvicorn", "httptools", "multipart", "prometheus_client")
@@ -38,23 +37,27 @@ def serve(given: ServeArguments) -> None:
         _write_triton(given, given.write_triton)
         return
     _check_packages(traces=given.otel_endpoint is not None)
-    served, access, port = _served(given), _access(given), _port(given)
+    served, tokens, port = _served(given), _tokens(given), _port(given)
     refuse(
-        not port.is_loopback and not access.tokens,
+        not port.is_loopback and not tokens,
         f"--host {given.host} is reached from other machines, expected --token-file, so that not everybody may ask",
     )
-    from dq_deploy.serve.opening import open_service
-    from dq_deploy.serve.web.app import create_app
-    from dq_deploy.serve.web.running import bound_socket, check_certificate, serve_on
+    from dq_deploy.serve.web.port import bound_socket, check_certificate
 
     check_certificate(port)
     _log_lines()
     with bound_socket(port) as listener, ExitStack() as stack:
-        metrics = None  # a port that is taken is said before the model is loaded
+        metrics = None  # a port that is taken is said before anything heavy is imported or read
         if given.metrics_port is not None:
             from dq_deploy.serve.telemetry.metrics import metrics_on
 
             _, metrics = stack.enter_context(metrics_on(given.host, given.metrics_port))
+        from dq_deploy.serve.opening import open_service
+        from dq_deploy.serve.web.access import Access
+        from dq_deploy.serve.web.app import create_app
+        from dq_deploy.serve.web.running import serve_on
+
+        access = Access(tokens=tokens, log_prompts=given.log_prompts)
         service = stack.enter_context(open_service(served))
         if given.otel_endpoint is not None:
             from dq_deploy.serve.telemetry.tracing import traces_over_http
@@ -186,16 +189,14 @@ def _served(given: ServeArguments) -> Served:
     )
 
 
-def _access(given: ServeArguments) -> Access:
-    from dq_deploy.serve.web.access import Access
+def _tokens(given: ServeArguments) -> tuple[str, ...]:
     from dq_deploy.serve.web.tokens import read_tokens
 
-    tokens = () if given.token_file is None else read_tokens(given.token_file)
-    return Access(tokens=tokens, log_prompts=given.log_prompts)
+    return () if given.token_file is None else read_tokens(given.token_file)
 
 
 def _port(given: ServeArguments) -> Port:
-    from dq_deploy.serve.web.running import Port
+    from dq_deploy.serve.web.port import Port
 
     return Port(
         host=given.host,

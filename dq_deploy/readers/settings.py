@@ -10,6 +10,7 @@ from typing import Any
 
 from dq_deploy.errors import DqError, FileProblemError, OptionError
 from dq_deploy.models.pipeline import build_scheduler
+from dq_deploy.plain_yaml import plain_yaml
 
 LARGEST_FILE = 2**20
 
@@ -101,19 +102,16 @@ def load_settings(path: Path) -> Settings:
         FileProblemError: it cannot be read or is no YAML.
         OptionError: an entry is unknown, missing or of the wrong kind.
     """
-    import yaml
-
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise FileProblemError(f"{path} has {path.stat().st_size} bytes, expected a small YAML file of settings")
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = plain_yaml(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise FileProblemError(f"{path} does not exist; write what the checkpoint does not say into it") from error
     except OSError as error:
         raise FileProblemError(f"cannot read {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        line = str(error).strip().splitlines()[0]
-        raise FileProblemError(f"{path} is not YAML ({line}); expected settings as `weight_bits: 4`") from error
+    except ValueError as error:
+        raise FileProblemError(f"{path} is not YAML ({error}); expected settings as `weight_bits: 4`") from error
     try:
         return settings_from(value)
     except OptionError as error:

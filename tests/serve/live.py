@@ -15,7 +15,8 @@ import uvicorn
 from dq_deploy.serve.service import Service
 from dq_deploy.serve.web.access import Access
 from dq_deploy.serve.web.app import create_app
-from dq_deploy.serve.web.running import Port, bound_socket, protocol
+from dq_deploy.serve.web.port import Port, bound_socket
+from dq_deploy.serve.web.running import protocol
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 
 from dq_deploy.errors import FileProblemError, OptionError
 from dq_deploy.methods.options import DEFAULT_METHOD, METHODS, OPTION_NAMES, SharedOptions, options_for
+from dq_deploy.plain_yaml import plain_yaml
 
 PRESETS = ("fast", "balanced", "best")
 """How long a method works: files beside this module, `<name>.yaml`."""
@@ -51,12 +52,10 @@ def read_preset(preset: str, method: str | None = None) -> dict[str, Any]:
         FileProblemError: not YAML, or not a table.
         OptionError: an option that does not exist.
     """
-    import yaml
-
     path = preset_path(preset)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        values = plain_yaml(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, OSError) as error:
         reason = " ".join(str(error).split())
         raise FileProblemError(f"cannot read preset {path}: {reason}; expected YAML `option: value` lines") from error
     if values is None:

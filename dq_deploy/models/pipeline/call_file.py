@@ -12,6 +12,7 @@ from dq_deploy.artifacts import NPZ_ERRORS
 from dq_deploy.errors import FileProblemError, OptionError, words_of
 from dq_deploy.models.pipeline.call import PipelineCall
 from dq_deploy.models.pipeline.pictures import SUFFIXES, read_mask, read_picture
+from dq_deploy.plain_yaml import plain_yaml
 
 if TYPE_CHECKING:
     import torch
@@ -89,38 +90,18 @@ def says_count(path: Path) -> bool:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    import yaml
-
     try:
-        value = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_loader())
+        value = plain_yaml(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise FileProblemError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeError, RecursionError) as error:
-        raise FileProblemError(
-            f"{path} is no YAML: {words_of(error)}; expected lines as `prompt: a red ball`"
-        ) from error
+    except ValueError as error:
+        raise FileProblemError(f"{path} is no YAML: {error}; expected lines as `prompt: a red ball`") from error
     if not isinstance(value, dict):
         raise FileProblemError(f"{path} holds a {type(value).__name__}, expected lines as `prompt: a red ball`")
     for key in value:
         if not isinstance(key, str):
             raise FileProblemError(f"{path} has the key {short(key)}, expected words as in `prompt: a red ball`")
     return value
-
-
-def _loader() -> Any:
-    """YAML's safe loader, which makes plain values alone, but for keys that stand twice: it would take the last."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            twice = next((key for key in keys if keys.count(key) > 1), None)
-            if twice is not None:
-                raise yaml.constructor.ConstructorError(None, None, f"{short(twice)} stands twice", node.start_mark)
-            made: dict[Any, Any] = super().construct_mapping(node, deep)
-            return made
-
-    return Loader
 
 
 def _attributes(path: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def serving(**served: object) -> Iterator[str]:
     from dq_deploy.serve import Served
     from dq_deploy.serve.opening import open_service
     from dq_deploy.serve.web.app import create_app
-    from dq_deploy.serve.web.running import Port, bound_socket
+    from dq_deploy.serve.web.port import Port, bound_socket
 
     with open_service(Served(**served, threads=1)) as service, bound_socket(Port(port=0)) as listener:
         config = uvicorn.Config(create_app(service), lifespan="off", log_config=None, timeout_graceful_shutdown=2)

@@ -11,7 +11,8 @@ import pytest
 import uvicorn
 
 from dq_deploy.errors import OptionError
-from dq_deploy.serve.web.running import Port, _signals_end_only, check_certificate
+from dq_deploy.serve.web.port import Port, check_certificate
+from dq_deploy.serve.web.running import _signals_end_only
 
 
 def test_a_signal_before_the_server_runs_ends_it():
