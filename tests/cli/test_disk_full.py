@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 
 import pytest
 
 from dq_deploy import save_record
+from tests.forked import Forked
 from tests.tiny import ONE_LEVEL, random_record, tiny_denoiser
 
 LIMIT = 4096  # bytes a file may have; the write behind them fails as on a full disk
 
 
 def run_limited(name: str, *arguments) -> subprocess.CompletedProcess[str]:
-    code = f"import sys; sys.argv[0] = 'dq-{name}'; from dq_deploy.cli.{name} import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT)),
-    )
+    return Forked(f"dq_deploy.cli.{name}", *arguments, most_bytes=LIMIT).ended()
 
 
 @pytest.fixture(scope="module")

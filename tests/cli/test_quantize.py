@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +11,9 @@ import pytest
 
 from dq_deploy.models import family
 from dq_deploy.record import content_sha256, load_record
+from tests.cli.dying_quantize import SIGNAL
 from tests.cli.running import command
+from tests.forked import Forked
 from tests.tiny import tiny_denoiser
 
 QUICK = ("--steps", 4, "--samples", 4, "--iterations", 2, "--preset", "fast")
@@ -153,21 +151,15 @@ def test_a_wrong_model_folder_is_named(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interrupt_keeps_finished_blocks_and_says_how_to_go_on(
-    model_dir: Path, tmp_path: Path, repository: Path
-) -> None:
+def test_an_interrupt_keeps_finished_blocks_and_says_how_to_go_on(model_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.pt"
-    arguments = ["--model", str(model_dir), *map(str, QUICK), "--iterations", "30", "--out", str(out)]
-    program = [sys.executable, "-c", "from dq_deploy.cli.quantize import main; main()", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(repository)}
-    process = subprocess.Popen(program, env=environment, stderr=subprocess.PIPE, text=True)
+    arguments = ["--model", str(model_dir), *map(str, QUICK), "--iterations", "5", "--out", str(out)]
+    process = Forked("tests.cli.dying_quantize", *arguments, environment={SIGNAL: str(int(signal.SIGINT))})
     state = tmp_path / "model.pt.resume"
-    deadline = time.monotonic() + 120
-    while not list(state.glob("block-00[2-9]*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate()
-    assert process.returncode == 130
+    done = process.ended()
+    err = done.stderr
+    assert done.returncode == 130, err
+    assert list(state.glob("block-*"))
     assert f"what is finished is kept in {state}; run the same command to go on" in err
     assert "error: interrupted" in err
     assert not out.exists()

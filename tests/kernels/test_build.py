@@ -34,6 +34,14 @@ def test_a_compiled_function_is_called(tiny_source, tmp_path):
     assert [p.name for p in target.parent.iterdir()] == ["tiny.so"]
 
 
+def test_flags_of_the_environment_come_behind_its_own(tiny_source, tmp_path, monkeypatch):
+    tiny_source.write_text(f"{tiny_source.read_text()}\n#ifdef __OPTIMIZE__\n#error optimized\n#endif\n")
+    with pytest.raises(BuildError, match="optimized"):
+        build.build(tmp_path / "tiny.so", files=[tiny_source])
+    monkeypatch.setenv("CXXFLAGS", "-O0 -DNOTHING")
+    assert build.build(tmp_path / "tiny.so", files=[tiny_source]).exists()
+
+
 def test_products_and_sums_are_rounded_one_by_one(tmp_path):
     """A fused multiply-add of these gives 2^-46 where two roundings give 0."""
     source = tmp_path / "fused.cpp"

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,8 @@ from dq_deploy.methods.training.resume import discard_state
 from dq_deploy.record import Record, content_sha256
 from dq_deploy.simulation.fake_quant import IntegerLayer, simulate
 from tests.calibration.recorded_runs import recorded
+from tests.forked import Forked
+from tests.methods.resumable import RESUMABLE
 from tests.tiny import tiny_denoiser
 
 QUICK: dict[str, Any] = {"steps": 4, "samples": 4, "iterations": 3, "batch": 4}
@@ -212,31 +211,18 @@ def test_a_damaged_state_is_named(victim: str, tmp_path: Path) -> None:
         quantize(tiny_denoiser(), **QUICK, resume_dir=tmp_path)
 
 
-KILLED = """
-import sys, torch
-from dq_deploy.methods import quantize
-from dq_deploy.record import content_sha256
-from tests.calibration.recorded_runs import recorded
-from tests.tiny import tiny_denoiser
-torch.set_num_threads(int(sys.argv[2]))
-print(content_sha256(quantize(tiny_denoiser(), steps=4, samples=4, iterations=8, batch=4, resume_dir=sys.argv[1])))
-"""
-
-
-def test_a_killed_process_loses_at_most_one_block(tmp_path: Path, repository: Path) -> None:
-    threads = str(torch.get_num_threads())
-    environment = {**os.environ, "PYTHONPATH": str(repository)}
-
+def test_a_killed_process_loses_at_most_one_block(tmp_path: Path) -> None:
     folder = tmp_path / "state"
-    command = [sys.executable, "-c", KILLED, str(folder), threads]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    command = ("tests.methods.resumable", folder, torch.get_num_threads())
+    process = Forked(*command)
     deadline = time.monotonic() + 120
     while len(list(folder.glob("block-*"))) < 4 and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    assert process.ended().returncode == -signal.SIGKILL
     kept = len(list(folder.glob("block-*")))
     assert kept >= 4
-    resumed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    whole = quantize(tiny_denoiser(), steps=4, samples=4, iterations=8, batch=4)
+    resumed = Forked(*command).ended()
+    assert resumed.returncode == 0, resumed.stderr
+    whole = quantize(tiny_denoiser(), **RESUMABLE)
     assert resumed.stdout.strip() == content_sha256(whole)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import socket
 
 import pytest
 import torch
 
-from benchmarks.sharing.processes import torchrun
 from dq_deploy.calibration.sharding import SHARDS, Workers
 from dq_deploy.errors import OptionError
 from dq_deploy.methods import quantize
 from dq_deploy.record import save_record
 from tests.calibration.sharding.by_many import OPTIONS, STOPPED, made
+from tests.forked import Forked
 from tests.tiny import tiny_denoiser
 
 
@@ -41,15 +42,26 @@ def stop_halfway(report):
         raise StopHereError
 
 
+def run_as_many(count, module, *arguments):
+    """Processes as torchrun starts them; itself it is tested in tests/cli."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
+    given = {**group, "OMP_NUM_THREADS": "1"}
+    started = [
+        Forked(module, *arguments, environment={**given, "RANK": str(rank)}, together=True) for rank in range(count)
+    ]
+    return [one.ended() for one in started]
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_the_record_has_the_same_bytes_and_so_has_that_of_a_run_which_more_processes_end(count, of_one, tmp_path):
     if count == 3:
         shutil.copytree(of_one / STOPPED, tmp_path / STOPPED)
         first = next((tmp_path / STOPPED).glob("block-*.safetensors"))
         before = first.stat().st_mtime_ns
-    started = torchrun(count, "tests.calibration.sharding.by_many", tmp_path)
-    said, _ = started.communicate(timeout=300)
-    assert started.returncode == 0, said
+    for done in run_as_many(count, "tests.calibration.sharding.by_many", tmp_path):
+        assert done.returncode == 0, done.stdout
     for method in OPTIONS:
         assert (tmp_path / f"{method}.pt").read_bytes() == (of_one / f"{method}.pt").read_bytes(), method
     if count == 3:
