@@ -46,8 +46,22 @@ def assert_rounds_each_step(ptx):
     assert not re.search(r"\.ftz|\.approx", ptx), "subnormals are flushed or a division is approximate"
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+GENERATIONS = (80, 90, 100, 120)
+"""The first architecture of each."""
+
+
+@pytest.mark.parametrize("architecture", GENERATIONS)
 def test_every_op_compiles_without_spills_and_with_integer_products(architecture):
+    check_that_every_op_compiles(architecture)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("architecture", sorted({*ARCHITECTURES} - {*GENERATIONS}))
+def test_every_op_compiles_for_the_other_architectures_of_a_generation(architecture):
+    check_that_every_op_compiles(architecture)
+
+
+def check_that_every_op_compiles(architecture):
     from dq_kernels.gpu.ahead_of_time.compile import compile_call
 
     for call in representative_calls(architecture):
