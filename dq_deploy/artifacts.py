@@ -62,12 +62,23 @@ def sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def check_name(path: Path) -> None:
+    """Refuse a name with a NUL character, which no file has.
+
+    Raises:
+        FileProblemError: it has one.
+    """
+    if "\0" in str(path):
+        raise FileProblemError(f"the name {str(path)!r} holds a NUL character, which no file's name has; give another")
+
+
 def check_no_stream(path: Path) -> None:
     """Refuse a pipe, a socket or a device where a file is read: it gives its bytes once, and none of it can be mapped.
 
     Raises:
         FileProblemError: it is one.
     """
+    check_name(path)
     if path.exists() and not path.is_file() and not path.is_dir():
         raise FileProblemError(
             f"{path} is a pipe or a device, expected a file, which is read more than once; copy it into one"
@@ -109,6 +120,7 @@ def place_of_output(path: Path) -> OutputPlace:
         FileProblemError: a folder, a socket, a closed descriptor, or a name that cannot be looked up.
     """
     path = Path(path)
+    check_name(path)
     descriptor = _own_descriptor(path)
     try:
         kind = os.stat(path if descriptor is None else descriptor).st_mode

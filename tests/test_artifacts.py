@@ -209,3 +209,15 @@ def test_a_new_folder_may_be_empty_and_nothing_else_may_be_there(tmp_path):
         check_new_folder(tmp_path / "empty" / "a.txt")
     with pytest.raises(FileProblemError, match="does not exist"):
         check_new_folder(tmp_path / "missing" / "out")
+
+
+def test_a_name_with_a_nul_is_refused_in_one_line(tmp_path):
+    from dq_deploy import IntegerDenoiser, load_model, load_record, open_engine
+    from dq_deploy.models.pipeline import open_pipeline
+
+    for reads in (IntegerDenoiser, load_model, load_record, open_engine, open_pipeline):
+        for name in ("a\0b", "a\0b.pt", "a\0b.onnx", "a\0b.dqn", "a\0b.plan"):
+            with pytest.raises(FileProblemError, match=r"NUL character|extension"):
+                reads(tmp_path / name)
+    with pytest.raises(FileProblemError, match="NUL character"), atomic_path(tmp_path / "a\0b"):
+        pass

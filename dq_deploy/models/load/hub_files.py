@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from dq_deploy.artifacts import check_name
 from dq_deploy.errors import ModelError
 
 _LFS = b"version https://git-lfs.github.com/spec/"
@@ -18,6 +19,7 @@ def snapshot_of(path: Path) -> Path:
     Raises:
         ModelError: there is none, or there are several and nothing says which.
     """
+    check_name(path)
     whole = path.parent if path.name == "snapshots" else path
     # by its name as given, or behind `.` and links
     if not any(re.match(r"models--.", place.name) for place in (whole, whole.resolve())):
