@@ -14,6 +14,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 MODULES = {"dq-import": "import_record"}
 
@@ -80,4 +81,4 @@ def main(script: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.stdin.read()))
+    sys.exit(main(Path(sys.argv[1]).read_text(encoding="utf-8")))

@@ -5,17 +5,17 @@ A smaller model with the same inputs stands in the demo model's place: the words
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.docs.tutorial_blocks import blocks_of, comparable, mark, script_of
+from tests.forked import Forked
 from tests.readers.foreign_files import DDIM_SMALL, foreign, save_checkpoint, save_float, wrapped
 
 WORKING_FOLDER = Path("demo-out/tutorial")
@@ -58,22 +58,15 @@ def output(blocks, repository, tmp_path_factory):
         if block.language == "python" and block.title:
             (clone / WORKING_FOLDER / block.title).write_text(block.text)
     environment = {
-        **os.environ,
         "PYTHONPATH": f"{repository}{os.pathsep}{repository / 'kernels'}",
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "80",
         "TERM": "dumb",
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.docs.forked_commands"],
-        input=script_of(blocks),
-        cwd=clone,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+    script = clone / "page.sh"
+    script.write_text(script_of(blocks))
+    with contextlib.chdir(clone):
+        done = Forked("tests.docs.forked_commands", script, environment=environment, together=True).ended()
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout
 
