@@ -96,6 +96,14 @@ def test_a_command_that_ends_well_exits_with_zero(capsys):
     assert (found, printed.out, printed.err) == (0, "5\n", "")
 
 
+@pytest.fixture(autouse=True)
+def hanging_up_is_not_ignored():
+    """Under nohup a process ignores the signal, and so do all that it starts; the command leaves it at that."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 ENDINGS = [
     (signal.SIGTERM, 143, "terminated"),
     (signal.SIGINT, 130, "interrupted"),
