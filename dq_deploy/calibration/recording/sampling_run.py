@@ -243,6 +243,17 @@ class SamplingRun:
             raise OptionError(f"gradients do not pass a {self.kind} with a {self.scheduler}; use another scheduler")
         return sample
 
+    def check_gradients(self) -> None:
+        """Refuse a pipeline that gradients do not pass; no denoiser is computed.
+
+        Raises:
+            OptionError: they do not, or no scheduler takes the steps.
+        """
+        import torch
+
+        with self._without_computing(torch.zeros((), requires_grad=True)):
+            self.last_samples([0], gradients=True)
+
     @contextmanager
     def _until_last_step(self) -> Iterator[list[torch.Tensor]]:
         """Inside, a run ends behind the scheduler's last step; the list holds what that one gave."""
@@ -360,16 +371,22 @@ class SamplingRun:
             handle.remove()
 
     @contextmanager
-    def _without_computing(self) -> Iterator[None]:
-        """Inside, the module gives zeros of its outputs' shapes, also where something else answers for it."""
+    def _without_computing(self, zero: torch.Tensor | None = None) -> Iterator[None]:
+        """Inside, the module gives zeros of its outputs' shapes, also where something else answers for it.
+
+        Args:
+            zero: the zero that they are made of, which may take gradients.
+        """
         import torch
+
+        zero = torch.zeros(()) if zero is None else zero
 
         before = self.module.__dict__.get("forward")
         batch, answer = [0], OutputClass(type(self.module))
 
         def zeros(*_args: Any, return_dict: bool = True, **_kwargs: Any) -> Any:
             shapes = {name: sized(shape, batch[0], self.call.sizes) for name, shape in self.call.outputs.items()}
-            return answer.of({name: torch.zeros(shape) for name, shape in shapes.items()}, as_dict=return_dict)
+            return answer.of({name: zero.expand(shape).clone() for name, shape in shapes.items()}, as_dict=return_dict)
 
         def count(call: SeenCall) -> None:
             batch[0] = call.batch

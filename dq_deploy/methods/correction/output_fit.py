@@ -55,7 +55,7 @@ def with_fitted_output(run: Run, record: Record, held: CalibrationInputs, chosen
             index: Any = chosen[part]
             given = model_inputs(held.inputs, index, run.denoiser.call)
             wanted, output = _heard(run.denoiser.module, name, given)
-            if not _same_values(wanted, output):
+            if part.start == 0 and not _same_values(wanted, output):
                 return None
             simulation.context.step = torch.from_numpy(step[index])
             got, _ = _heard(simulation.denoiser, name, given)

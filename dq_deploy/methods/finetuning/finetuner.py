@@ -123,6 +123,16 @@ class _FloatOutputs:
         return {name: value[index].to(self.owner.options.device) for name, value in self.stored.items()}
 
 
+def largest_share(denoiser: Denoiser) -> float:
+    """Share of all values that enter and leave layers which is that of one block, at most."""
+    module, call = denoiser.module, denoiser.call
+    values = {
+        site.name: int(np.prod(site.input_shape)) + int(np.prod(site.output_shape))
+        for site in quantizable_layers(module, call)
+    }
+    return max(sum(values[name] for name in block.layers) for block in blocks_of(module, call)) / sum(values.values())
+
+
 class Finetuner:
     """Trains stages of one model, each from a record to a record.
 
@@ -362,7 +372,7 @@ class Finetuner:
                 whole = kept.each
                 return kept
             # on the way back one block at a time is computed again with all that it keeps
-            return replace(kept, each=kept.each + int(whole * self._largest_share()))
+            return replace(kept, each=kept.each + int(whole * largest_share(self.denoiser)))
 
         return pieces_that_fit(
             measure,
@@ -371,17 +381,6 @@ class Finetuner:
             what=f"stage {stage.name}",
             share="half",
             memory_gib=self.options.memory_gib,
-        )
-
-    def _largest_share(self) -> float:
-        """Share of all values that enter and leave layers which is that of one block, at most."""
-        module, call = self.denoiser.module, self.denoiser.call
-        values = {
-            site.name: int(np.prod(site.input_shape)) + int(np.prod(site.output_shape))
-            for site in quantizable_layers(module, call)
-        }
-        return max(sum(values[name] for name in block.layers) for block in blocks_of(module, call)) / sum(
-            values.values()
         )
 
     def _unit(self, before: torch.Tensor) -> torch.Tensor:

@@ -27,10 +27,12 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from dq_deploy.calibration import SamplingRun
 from dq_deploy.calibration.recording.calls import TIMESTEP, SeenCall
 from dq_deploy.calibration.recording.placing import placed
 from dq_deploy.errors import NonFiniteError, OptionError
 from dq_deploy.methods.blocks.storage import GIB
+from dq_deploy.methods.finetuning.finetuner import largest_share
 from dq_deploy.methods.finetuning.in_stages import with_output_tables
 from dq_deploy.methods.finetuning.own_trajectories import answer_of_record, answered_by, check_own_trajectories
 from dq_deploy.methods.options import SharedOptions
@@ -77,10 +79,11 @@ def check_picture_training(run: Run, options: SharedOptions) -> None:
     """Refuse, before anything runs, what this training cannot have.
 
     Raises:
-        OptionError: the inputs come from no run of a sampler.
+        OptionError: the inputs come from no run of a sampler, or gradients do not pass it.
     """
     if options.picture_iterations:
         check_own_trajectories(run.source, option="`picture_iterations`")
+        _sampling(run, options).check_gradients()
 
 
 def trained_on_pictures(run: Run, options: SharedOptions, record: Record) -> Record:
@@ -109,11 +112,17 @@ def trained_on_pictures(run: Run, options: SharedOptions, record: Record) -> Rec
     }
     words = f"training on pictures: {gained:.2f} dB gained on held-out pictures, by {note['kept']}"
     run.progress(Progress(stage="pictures", done=1, total=1, note=words))
-    found = record
-    if training.best_at:
+    found = training.record() if training.best_at else record
+    if training.best_at and options.outputs:
         seen = collect_inputs(run.denoiser, options, run.source, run.progress)
-        found = with_output_tables(training.record(), seen, options, batch_of(run.denoiser, FLOAT_BATCH))
+        found = with_output_tables(found, seen, options, batch_of(run.denoiser, FLOAT_BATCH))
     return replace(found, provenance={**record.provenance, "history": [*record.provenance["history"], note]})
+
+
+def _sampling(run: Run, options: SharedOptions) -> SamplingRun:
+    """The run of the pictures that are trained on, and behind them of those that are held out."""
+    own = replace(options, seed=(options.seed + SEED) % 2**31, calibration_choice="uniform")
+    return sampling_run(run.denoiser, own, run.source, samples=PICTURES + HELD_OUT)
 
 
 class _Training:
@@ -128,8 +137,7 @@ class _Training:
 
     def __init__(self, run: Run, options: SharedOptions, record: Record) -> None:
         self.run, self.options, self.start = run, options, record
-        few = replace(options, seed=(options.seed + SEED) % 2**31, calibration_choice="uniform")
-        self.sampling = sampling_run(run.denoiser, few, run.source, samples=PICTURES + HELD_OUT)
+        self.sampling = _sampling(run, options)
         context = StepContext()
         module, self.layers = working_module(initial_state(record, run.denoiser), (), {}, context)
         edges = torch.from_numpy(np.array(record.step_edges, np.float32))
@@ -274,10 +282,16 @@ class _Training:
 
     def _pieces(self, rows: int) -> Pieces:
         """How many pictures of a batch are drawn at once, and whether blocks are computed again."""
+        whole = 0
 
         def measure(again: bool) -> Kept:
+            nonlocal whole
             with computed_again(self.blocks if again else []):
-                return kept_by(lambda count: self._pass(count * rows), self.blocks if again else ())
+                kept = kept_by(lambda count: self._pass(count * rows), self.blocks if again else ())
+            if again:  # on the way back one block at a time is computed again with all that it keeps
+                return replace(kept, each=kept.each + int(whole * largest_share(self.run.denoiser)))
+            whole = kept.each
+            return kept
 
         limit = self.options.memory_gib * GIB / 2
         memory = self.options.memory_gib

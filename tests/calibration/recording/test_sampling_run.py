@@ -16,7 +16,7 @@ if importlib.util.find_spec("transformers") is None:
 from dq_deploy.calibration import CalibrationSource
 from dq_deploy.calibration.recording import AskedPipeline, SamplingRun, call_of_pipeline
 from dq_deploy.calibration.recording.sampling_run import NOISE_OFFSET
-from dq_deploy.errors import InputError, NonFiniteError
+from dq_deploy.errors import InputError, NonFiniteError, OptionError
 from dq_deploy.methods import quantize
 from dq_deploy.methods.finetuning import picture_training
 from dq_deploy.models import Denoiser
@@ -153,6 +153,22 @@ def test_methods_take_what_a_pipeline_gives(method: str, choice: str, drawn: Any
     assert told["pipeline"] == "tiny"
     assert record.call == call
     assert torch.is_tensor(next(denoiser.module.parameters()))
+
+
+def test_a_sampler_that_gradients_do_not_pass_is_refused_before_anything_is_computed(
+    drawn: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(drawn, "ddim", steps=2)
+    before = run.pipeline.unet.__dict__.get("forward")
+    run.check_gradients()
+    assert run.pipeline.unet.__dict__.get("forward") is before
+    kind = type(run.pipeline.scheduler)
+    step = kind.step
+    monkeypatch.setattr(
+        kind, "step", lambda self, output, *args, **kwargs: step(self, output.detach(), *args, **kwargs)
+    )
+    with pytest.raises(OptionError, match="gradients do not pass a StableDiffusionPipeline with a DDIMScheduler"):
+        run.check_gradients()
 
 
 def test_training_on_pictures_runs_the_pipeline_with_guidance(drawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:

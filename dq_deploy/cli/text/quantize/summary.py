@@ -43,10 +43,15 @@ def summary_of(record: Record, out: Path, *, seconds: float) -> dict[str, Any]:
         "calibration": record.provenance["calibration"],
         "options": record.provenance["options"],
         "blocks": [{"name": h["block"], "relative_error": h["relative_error"]} for h in blocks],
-        "step_correction": next((h for h in record.provenance["history"] if h.get("stage") == "step-correction"), None),
-        "pictures": next((h for h in record.provenance["history"] if h.get("stage") == "picture-training"), None),
+        "step_correction": _last_of(record, "step-correction"),
+        "pictures": _last_of(record, "picture-training"),
         "finetuned": [h for h in record.provenance["history"] if h.get("stage") == "finetune"],
     }
+
+
+def _last_of(record: Record, stage: str) -> dict[str, Any] | None:
+    """The note of a stage, of several that of the last; None where there was none."""
+    return next((h for h in reversed(record.provenance["history"]) if h.get("stage") == stage), None)
 
 
 def _words_of_budgets(record: Record) -> dict[str, str]:
@@ -105,8 +110,10 @@ def show_summary(summary: dict[str, Any]) -> None:
         table.add_row(f"finetuned: {stage['part']}", f"{stage['layers']} layers, {share:.1f} % of the weights, {words}")
     if summary["step_correction"]:
         found = summary["step_correction"]
-        kept = ["rows"] * (found["kept"] == "rows") + ["factor and offset of the output"] * found["output_kept"]
-        left = 100 * found["share_of_error_left_at_all"]
+        kept = ["rows"] * (found["kept"] == "rows") + ["factor and offset of the output"] * found.get(
+            "output_kept", False
+        )
+        left = 100 * found.get("share_of_error_left_at_all", min(found["share_of_error_left"], 1.0))  # or an older note
         words = f"{', '.join(kept) or 'nothing'} kept, {left:.1f} % of the held-out error left"
         table.add_row("correction by step", words)
     if summary["pictures"]:
