@@ -24,6 +24,14 @@ from benchmarks.gpu_day.parts import BY_NAME, LIMIT_S, PARTS
 RED = 3
 
 
+def seconds(text: str) -> float:
+    """A number of seconds above 0; argparse says which text is none."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}, expected a number of seconds above 0")
+    return value
+
+
 def parsed(words: list[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_day", description=__doc__.splitlines()[0])
@@ -33,7 +41,7 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--page", action="store_true", help="write the page and end")
     parser.add_argument("--prepare", action="store_true", help="print what to take along and end")
     parser.add_argument("--architecture", type=int, help="with --prepare: compile kernels for it, such as 90")
-    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds of a part")
+    parser.add_argument("--limit", type=seconds, default=LIMIT_S, help="seconds of a part")
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(words)
 

@@ -78,6 +78,14 @@ def test_a_plan_that_does_not_load_changes_nothing_and_is_expected_without_a_gpu
     assert f"1 rows, {int(not rehearse)} not right" in page(books)
 
 
+@pytest.mark.parametrize("limit", ["-3", "0", "nan", "inf", "soon"])
+def test_a_limit_that_is_no_time_is_refused(limit, capsys):
+    with pytest.raises(SystemExit) as ended:
+        gpu_day.parsed([f"--limit={limit}"])
+    assert ended.value.code == 2
+    assert "argument --limit" in capsys.readouterr().err
+
+
 def test_a_part_ends_at_its_limit_and_says_so(tmp_path, monkeypatch, capsys):
     def slow(*command, **options):
         return real(["sleep", "30"], start_new_session=True)
