@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dq_deploy.artifacts import with_files_beside
 from dq_deploy.bench.clocks import HOST, PLAN_CLOCKS
 from dq_deploy.bench.environment import describe_environment
 from dq_deploy.bench.native_baseline import native_facts, of_native_engine, worker_settings
@@ -139,9 +140,12 @@ class BenchReport:
 
 
 def file_mib(path: Path) -> float:
-    """Size of an ONNX file with its external data beside it, in MiB."""
-    sizes = [candidate.stat().st_size for candidate in (path, Path(f"{path}.data")) if candidate.is_file()]
-    return sum(sizes) / 2**20
+    """Size of an engine's file in MiB; of an ONNX file with its external data beside it."""
+    if path.suffix in NATIVE_SUFFIXES or is_plan(path):
+        return path.stat().st_size / 2**20
+    from dq_deploy.graph.external_data import bytes_with_data
+
+    return bytes_with_data(path) / 2**20
 
 
 @contextlib.contextmanager
@@ -280,7 +284,7 @@ def benchmark(
         MissingDependencyError: a library is missing; for a plan, the driver.
     """
     options = options or BenchOptions()
-    path = Path(engine_path)
+    path = with_files_beside(Path(engine_path))
     if baseline and options.rounds < MIN_BASELINE_ROUNDS:
         raise OptionError(f"rounds is {options.rounds}, expected at least {MIN_BASELINE_ROUNDS} with a baseline")
     clocks = PLAN_CLOCKS if is_plan(path) else (HOST,)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dq_deploy.artifacts import with_files_beside
 from dq_deploy.cli.frame import check_outputs, in_flags_throughout, run, write_json
 from dq_deploy.cli.frame.hash_check import HashCheck
 from dq_deploy.errors import OptionError
@@ -51,6 +52,7 @@ def info(
         from dq_deploy.cli.text.info.engine import show_engine, summary_of_engine
         from dq_deploy.graph.onnx_file import read_manifest
 
+        path = with_files_beside(path)
         manifest = in_flags_throughout(read_manifest(path, hash_check=hash_check))
         summary = summary_of_engine(path, manifest)
         show = partial(show_engine, manifest=manifest)

@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from dq_deploy.artifacts import with_files_beside
 from dq_deploy.errors import FileProblemError
 from dq_deploy.graph.onnx_file import read_manifest
 from dq_deploy.manifest.plan import is_plan, read_plan_manifest
@@ -47,7 +48,7 @@ def attest(
     Raises:
         FileProblemError: the engine or its manifest is missing or broken.
     """
-    path = checked_engine(engine_path)
+    path = with_files_beside(checked_engine(engine_path))
     if path.suffix in NATIVE_SUFFIXES:
         return _of_record(path, device, attention, hash_check)
     if is_plan(path):

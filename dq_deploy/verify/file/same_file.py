@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnx
+
 from dq_deploy.artifacts import sha256_of_file
 from dq_deploy.errors import DqError
 from dq_deploy.graph.content_hash import content_sha256
+from dq_deploy.graph.external_data import data_files
 from dq_deploy.manifest.engine import FILE_SHA256, json_beside, manifest_path, stored_json
 from dq_deploy.manifest.values import EngineManifest, ManifestOptions
 from dq_deploy.models import call_of_record
@@ -140,8 +143,10 @@ def _hash_differences(path: Path, manifest: EngineManifest) -> list[FileDifferen
         mine = content_sha256(path.read_bytes(), manifest)
         hashes.append((f"the content of {path.name}", mine, manifest.content_sha256))
     if manifest.data_sha256 is not None:
-        data = path.with_name(f"{path.name}.data")
-        hashes.append((data.name, sha256_of_file(data) if data.is_file() else "missing", manifest.data_sha256))
+        held = data_files(path, onnx.load(str(path), load_external_data=False))
+        hashes += [(data.path.name, sha256_of_file(data.path), manifest.data_sha256) for data in held]
+        if not held:
+            hashes.append((f"the weights beside {path.name}", "missing", manifest.data_sha256))
     found = [
         FileDifference(place=f"sha256 of {what}", got=mine[:12], expected=f"{str(wanted)[:12]} as its manifest has it")
         for what, mine, wanted in hashes

@@ -79,9 +79,7 @@ def first_difference(narrow: Path, wide: Path) -> str:
         narrow: ONNX file with its float operations in float16 or bfloat16.
         wide: the same in float32.
     """
-    import onnx_ir as ir
-
-    a, b = ir.load(narrow).graph, ir.load(wide).graph
+    a, b = _graph(narrow), _graph(wide)
     ours, theirs = sorted(_nodes(a)), sorted(_nodes(b))
     for mine, other in zip(ours, theirs, strict=False):
         if mine != other:
@@ -89,6 +87,19 @@ def first_difference(narrow: Path, wide: Path) -> str:
     if len(ours) != len(theirs):
         return f"it has {len(ours)} nodes, expected {len(theirs)}"
     return _different_constant(a, b)
+
+
+def _graph(path: Path) -> ir.Graph:
+    import onnx
+    import onnx_ir as ir
+
+    from dq_deploy.graph.external_data import with_values_inside
+
+    proto = onnx.load(str(path), load_external_data=False)
+    tensors = [with_values_inside(tensor, path.parent) for tensor in proto.graph.initializer]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(tensors)
+    return ir.from_proto(proto).graph
 
 
 def _nodes(graph: ir.Graph) -> Iterator[Node]:

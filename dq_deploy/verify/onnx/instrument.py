@@ -168,15 +168,17 @@ def initializer(proto: onnx.ModelProto, name: str, folder: Path) -> Any:
     import onnx
     from onnx import numpy_helper
 
+    from dq_deploy.graph.external_data import with_values_inside
+
     for tensor in proto.graph.initializer:
         if tensor.name == name:
-            return numpy_helper.to_array(tensor, base_dir=str(folder))
+            return numpy_helper.to_array(with_values_inside(tensor, folder))
     node = next((n for n in proto.graph.node if name in n.output), None)
     if node is None:
         return None
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     if node.op_type == "Constant" and "value" in attributes:
-        return numpy_helper.to_array(attributes["value"], base_dir=str(folder))
+        return numpy_helper.to_array(with_values_inside(attributes["value"], folder))
     if node.op_type not in ("Cast", "Identity", "Transpose", "DequantizeLinear"):
         return None
     source = initializer(proto, node.input[0], folder)

@@ -10,7 +10,9 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from dq_deploy.graph.external_data import with_values_inside
 from dq_deploy.graph.onnx_file import IR_VERSION, MANIFEST_KEY
+from dq_deploy.numerics.arrays import Array
 from dq_deploy.verify.file.same_values import FileDifference, array_difference, shown
 
 _MISSING, _NOTHING = "missing", "nothing there"
@@ -207,7 +209,7 @@ def _attribute_differences(
         )
         return
     try:
-        mine, other = (ir.serde.deserialize_tensor(a.t, folder).numpy() for a in (got, want))
+        mine, other = (_values(a.t, folder) for a in (got, want))
     except Exception as error:  # damaged tensors raise what their reader likes
         yield FileDifference(place=place, got=f"unreadable ({shown(str(error))})", expected="there")
         return
@@ -263,7 +265,13 @@ def _constant_difference(
     if len(held) > 1:
         return FileDifference(place=place, got=f"values in {' and '.join(held)}", expected="values once")
     try:
-        mine = ir.serde.deserialize_tensor(proto, folder).numpy()
+        mine = _values(proto, folder)
     except Exception as error:  # a data file that is missing or short raises what its reader likes
         return FileDifference(place=place, got=f"unreadable ({shown(str(error))})", expected="there")
     return array_difference(place, mine, expected.numpy())
+
+
+def _values(tensor: onnx.TensorProto, folder: Path) -> Array:
+    """Of a tensor, whatever its data file's name is a link to."""
+    values: Array = ir.serde.deserialize_tensor(with_values_inside(tensor, folder)).numpy()
+    return values

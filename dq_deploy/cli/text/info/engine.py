@@ -21,6 +21,7 @@ def summary_of_engine(path: Path, manifest: EngineManifest) -> dict[str, Any]:
     Raises:
         FileProblemError: the manifest lacks what this release writes.
     """
+    from dq_deploy.graph.external_data import bytes_with_data
     from dq_deploy.manifest.engine import stored_json
 
     macs = manifest.macs
@@ -32,13 +33,11 @@ def summary_of_engine(path: Path, manifest: EngineManifest) -> dict[str, Any]:
             raise _incomplete(path, f"layers[{index}].{absent[0]}")
         if layer.integer and layer.name not in macs.layers:
             raise _incomplete(path, f"macs.layers.{layer.name}")
-    data = path.with_name(path.name + ".data")
-    size = path.stat().st_size + (data.stat().st_size if data.is_file() else 0)
     work = sum(macs.layers[layer.name] for layer in manifest.layers if layer.integer)
     return {
         "kind": "engine",
         "path": str(path),
-        "file_mib": size / 2**20,
+        "file_mib": bytes_with_data(path) / 2**20,
         "integer_layers": sum(layer.integer for layer in manifest.layers),
         "layers_total": len(manifest.layers),
         "declared_integer_mac_share": work / macs.of_all,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dq_deploy.artifacts import atomic_path, check_writable, file_for_several, sha256_of_file
+from dq_deploy.artifacts import atomic_path, check_writable, file_for_several, sha256_of_file, with_files_beside
 from dq_deploy.engines.tensorrt.build.messages import BuildProgress, BuildRequest, Built
 from dq_deploy.engines.tensorrt.build.process import build_in_a_process
 from dq_deploy.engines.tensorrt.build.intake import check_onnx, external_data_of
@@ -159,7 +159,7 @@ def build_plan(
         MissingDependencyError: the runtime is not installed.
         BuildError: the builder refused the model, crashed, or ran out of memory or time.
     """
-    onnx_path, options = Path(onnx_path), options or BuildOptions()
+    onnx_path, options = with_files_beside(Path(onnx_path)), options or BuildOptions()
     plan_path = file_for_several(Path(plan_path), "the manifest")
     if manifest is None:
         manifest = read_manifest(onnx_path, hash_check=options.hash_check)
