@@ -70,10 +70,10 @@ struct Float32 : Products<fgemm::Kernels, float> {
     int64_t words_of(int64_t values) const { return values; }
     void begin() const {}
     void end() const {}
-    static constexpr bool fused() { return false; }
-    void block(const pairs::Block&) const {}
+    static constexpr const pairs::Turned* turned() { return nullptr; }
     static constexpr int64_t kValues = 1;  // of a word
     static constexpr int64_t kPitch = fgemm::kPitch;
+    static constexpr int64_t kGroup = 1;    // what rows are rounded up to
     static constexpr int64_t kWeights = 0;  // pitch of the softmax's result; it lies where the scores were
 
     void query(const float* from, int64_t depth, float scale, Word* to) const {
@@ -95,10 +95,10 @@ struct Bfloat16 : Products<pairs::Kernels, uint32_t> {
     void end() const {
         if (kernels.end != nullptr) kernels.end();
     }
-    bool fused() const { return kernels.block != nullptr; }
-    void block(const pairs::Block& block) const { kernels.block(block); }
+    const pairs::Turned* turned() const { return kernels.turned; }
     static constexpr int64_t kValues = 2;
     static constexpr int64_t kPitch = pairs::kPitch;
+    static constexpr int64_t kGroup = pairs::kGroup;
     static constexpr int64_t kWeights = pairs::kPitch;
 
     void query(const float* from, int64_t depth, float scale, Word* to) const {
@@ -118,7 +118,7 @@ struct Sizes {
     int64_t rows, width, pieces, keys_of_block, values_of_block, kept;
 
     Sizes(const dq_attention_args& args, int64_t rows_of_task) {
-        rows = rows_of_task;
+        rows = round_up(rows_of_task, Type::kGroup);
         width = round_up(args.head_dim, kColumns);
         pieces = pieces_of(args.head_dim);
         keys_of_block = kDepth * round_up((args.head_dim + Type::kValues - 1) / Type::kValues, kWhole);
@@ -192,25 +192,45 @@ void load_queries(const Type& type, const dq_attention_args& args, const Blocks<
     }
 }
 
-// A block of keys of a narrow head at once.
+// One block of queries of a head that is not too wide, in groups: all keys for one group after the other, or, where keys
+// are not kept, all groups for 32 keys. The same bits.
 template <class Type>
-pairs::Block block_of(const Type& type, const dq_attention_args& args, const Blocks<Type>& b, int64_t padded,
-                      int64_t keys, int64_t index) {
-    return {reinterpret_cast<const uint32_t*>(b.q),
-            reinterpret_cast<const uint32_t*>(b.keys_at(index, 0)),
-            reinterpret_cast<const uint32_t*>(b.values_at(index, 0)),
-            padded,
-            keys,
-            type.words_of(args.head_dim),
-            args.head_dim,
-            b.scores,
-            b.max,
-            b.sum,
-            b.shrink,
-            reinterpret_cast<uint32_t*>(b.weights),
-            b.out,
-            b.sizes.width,
-            index == 0};
+void attend_turned(const Type& type, const dq_attention_args& args, const Blocks<Type>& b, const Head& head, int64_t rows,
+                   bool pack) {
+    using pairs::kGroup;
+    const pairs::Turned& turned = *type.turned();
+    const int64_t words = type.words_of(args.head_dim), of_keys = kGroup * words;
+    const int64_t of_block = of_keys + round_up(args.head_dim, kWhole) * kGroup / 2;
+    auto* q = reinterpret_cast<uint32_t*>(b.q);
+    auto* packed = reinterpret_cast<uint32_t*>(b.packed);
+    auto pack_block = [&](int64_t key, uint32_t* to) {
+        const int64_t keys = std::min(kGroup, args.kv_rows - key);
+        turned.keys(head.k + key * args.k_stride[2], args.k_stride[2], keys, args.head_dim, to);
+        turned.values(head.v + key * args.v_stride[2], args.v_stride[2], keys, args.head_dim, to + of_keys);
+    };
+    auto attend = [&](int64_t row, int64_t key, int64_t keys) {
+        turned.group({q + row * words, packed, keys, words, args.head_dim, b.scores, reinterpret_cast<uint32_t*>(b.weights),
+                      b.max + row, b.sum + row, b.out + row * b.sizes.width, key == 0});
+    };
+    std::fill_n(b.max, round_up(rows, kGroup), -3e38f);
+    std::fill_n(b.sum, round_up(rows, kGroup), 0.0f);
+    for (int64_t row = 0; row < rows; row += kGroup) {
+        turned.queries(head.q + row * args.q_stride[2], args.q_stride[2], std::min(kGroup, rows - row), args.head_dim,
+                       Type::scale_of(args.scale), q + row * words);
+    }
+    if (b.keep) {
+        for (int64_t key = 0; pack && key < args.kv_rows; key += kGroup) pack_block(key, packed + key / kGroup * of_block);
+        for (int64_t row = 0; row < rows; row += kGroup) attend(row, 0, args.kv_rows);
+    } else {
+        for (int64_t key = 0; key < args.kv_rows; key += kGroup) {
+            pack_block(key, packed);
+            for (int64_t row = 0; row < rows; row += kGroup) attend(row, key, std::min(kGroup, args.kv_rows - key));
+        }
+    }
+    for (int64_t row = 0; row < rows; row += kGroup) {
+        turned.quotients(b.out + row * b.sizes.width, b.sum + row, std::min(kGroup, rows - row), args.head_dim,
+                         head.y + row * args.y_stride[2], args.y_stride[2]);
+    }
 }
 
 template <class Type>
@@ -227,20 +247,13 @@ void rescale(const Blocks<Type>& b, int64_t rows) {
 template <class Type>
 void attend(const Type& type, const dq_attention_args& args, const Blocks<Type>& b, const Head& head, int64_t rows,
             bool pack) {
+    if (type.turned() != nullptr && args.head_dim <= pairs::kWidestTurned) return attend_turned(type, args, b, head, rows, pack);
     const int64_t padded = round_up(rows, type.whole_rows());
     load_queries(type, args, b, head.q, rows);
     std::fill_n(b.max, padded, -3e38f);
     std::fill_n(b.sum, padded, 0.0f);
     for (int64_t key = 0, block = 0; key < args.kv_rows; key += kDepth, block++) {
         const int64_t keys = std::min(kDepth, args.kv_rows - key);
-        if (type.fused() && b.keep && args.head_dim <= kDepth) {  // the same bits
-            if (pack) {
-                type.pack_keys(head.k + key * args.k_stride[2], args.k_stride[2], keys, args.head_dim, b.keys_at(block, 0));
-                type.pack_values(head.v + key * args.v_stride[2], args.v_stride[2], args.head_dim, keys, b.values_at(block, 0));
-            }
-            type.block(block_of(type, args, b, padded, keys, block));
-            continue;
-        }
         for (int64_t d = 0, piece = 0; d < args.head_dim; d += kDepth, piece++) {
             const int64_t depth = std::min(kDepth, args.head_dim - d);
             auto* packed = b.keys_at(block, piece);

@@ -12,20 +12,31 @@ namespace pairs {
 constexpr int64_t kDepth = fgemm::kDepth / 2;  // of one call, in pairs
 constexpr int64_t kPitch = 144;                // of A in pairs
 
-// One block of keys: scores, their softmax, and the sums of values, of all features of a head.
-struct Block {
-    const uint32_t* q;  // [rows, kPitch]
-    const uint32_t *keys, *values;
-    int64_t rows;     // padded
-    int64_t columns;  // keys
-    int64_t words;    // of a query, padded
-    int64_t width;    // of a head
-    float* scores;    // [rows, fgemm::kPitch]
-    float *max, *sum, *shrink;
-    uint32_t* weights;  // [rows, kPitch]
-    float* out;
-    int64_t out_pitch;
-    bool first;  // of the keys: nothing is in `out`
+// 32 queries and some keys, for which the first product is taken with a column for each query. What a block of 32 keys
+// takes stays in half of the first cache, the other half of which may be another thread's.
+constexpr int64_t kGroup = 32;
+constexpr int64_t kWidestTurned = 96;  // features of a head; wider ones are faster by whole products
+
+struct Group {
+    const uint32_t* q;       // [words, 32]
+    const uint32_t* packed;  // of each 32 keys: [32, words], then of their values [width, 16]
+    int64_t keys;
+    int64_t words;        // of a query, padded
+    int64_t width;        // of a head; out and the values have it padded
+    float* scores;        // [32, 32]
+    uint32_t* weights;    // [16, 32]
+    float *level, *sum;   // [32]
+    float* out;           // [width, 32]
+    bool first;           // of the keys: nothing is in `out`, level is -3e38, sum is 0
+};
+
+// How a group is attended to.
+struct Turned {
+    void (*queries)(const float* src, int64_t pitch, int64_t rows, int64_t depth, float scale, uint32_t* to);
+    void (*keys)(const float* src, int64_t pitch, int64_t keys, int64_t depth, uint32_t* to);
+    void (*values)(const float* src, int64_t pitch, int64_t keys, int64_t features, uint32_t* to);
+    void (*group)(const Group&);
+    void (*quotients)(const float* out, const float* sum, int64_t rows, int64_t width, float* y, int64_t y_pitch);
 };
 
 struct Kernels {
@@ -47,8 +58,7 @@ struct Kernels {
     // One block of columns of an online softmax of scores in units of log 2: p = 2^(s - max) in pairs. The sum is of
     // values before they are rounded.
     void (*softmax)(float* s, int64_t rows, int64_t columns, float* max, float* sum, float* shrink, uint32_t* p);
-    // `product`, `softmax`, the multiplication by `shrink`, and `product`; null: they are called one after the other.
-    void (*block)(const Block&);
+    const Turned* turned;  // of heads of up to kWidestTurned features; null: one product after the other
 };
 
 extern const Kernels portable;

@@ -83,13 +83,13 @@ def rounded_to_bfloat16(x):
 
 
 def within_bfloat16(got, inputs):
-    """From float64 on rounded operands: numerators are rounded by 2^-9 of themselves, all scores by their last bits."""
+    """From float64 on rounded operands: numerators are rounded by 2^-9, exponentials by 9e-5, scores by their last bits."""
     q, k, v = (rounded_to_bfloat16(inputs[name]) for name in "qkv")
     log2 = np.float32(1.44269504)
     scaled = rounded_to_bfloat16(inputs["q"] * np.float32(np.float32(q.shape[-1] ** -0.5) * log2)).astype(np.float64)
     wanted = attention(scaled / float(log2), k, v, scale=1.0)
     scores = np.abs(scaled).max() * np.abs(k).max() * q.shape[-1] ** 0.5
-    assert np.abs(got - wanted).max() <= np.abs(v).max() * (2**-9 + 1e-5 + 1e-6 * scores)
+    assert np.abs(got - wanted).max() <= np.abs(v).max() * (2**-9 + 1.8e-4 + 1e-6 * scores)
 
 
 @pytest.mark.parametrize("case", TEST_CASES, ids=lambda c: c.name)
@@ -152,6 +152,19 @@ def test_whether_packed_keys_fit_the_scratch_changes_no_bit(precision, context_o
     inputs = Case(name="many keys", rows=192, kv_rows=14848, head_dim=64).inputs()
     one, seven = (run(context_of(known_isas()[-1], n), **inputs, precision=precision).tobytes() for n in (1, 7))
     assert one == seven
+
+
+def test_a_query_in_bfloat16_does_not_depend_on_those_beside_it(each_context_of_products):
+    """Scores of some rise far above the first block's, one is a NaN: each has the bits that it has alone."""
+    inputs = Case(name="rising", rows=40, kv_rows=200, head_dim=24).inputs()
+    inputs["k"] *= np.linspace(0.1, 40, 200, dtype=np.float32)[None, :, None, None]
+    inputs["q"][0, 3] = np.nan
+    got = run(each_context_of_products, **inputs, precision="bf16")
+    for row in (2, 4, 39):
+        alone = {**inputs, "q": inputs["q"][:, row : row + 1]}
+        assert run(each_context_of_products, **alone, precision="bf16").tobytes() == got[:, row : row + 1].tobytes()
+    inputs["q"][0, 3] = 0
+    within_bfloat16(run(each_context_of_products, **inputs, precision="bf16"), inputs)
 
 
 def test_a_nan_or_a_denormal_is_not_lost_in_bfloat16(each_context_of_products):
