@@ -83,7 +83,7 @@ def rounded_to_bfloat16(x):
 
 
 def within_bfloat16(got, inputs):
-    """From float64 on rounded operands: numerators are rounded by 2^-9, exponentials by 9e-5, scores by their last bits."""
+    """From float64 on rounded operands: numerators are off by 2^-9, exponentials by 9e-5, scores by their last bits."""
     q, k, v = (rounded_to_bfloat16(inputs[name]) for name in "qkv")
     log2 = np.float32(1.44269504)
     scaled = rounded_to_bfloat16(inputs["q"] * np.float32(np.float32(q.shape[-1] ** -0.5) * log2)).astype(np.float64)
