@@ -92,6 +92,17 @@ def with_files_beside(path: Path) -> Path:
     return path
 
 
+def checked_name(path: Path, suffix: str) -> Path:
+    """The path of an output, whose suffix says to who opens it what it is.
+
+    Raises:
+        FileProblemError: it has another suffix.
+    """
+    if path.suffix != suffix:
+        raise FileProblemError(f"output {path} has the extension {path.suffix!r}, expected {suffix}; rename it")
+    return path
+
+
 def is_utf8(path: Path) -> bool:
     """Whether a name is UTF-8: compiled libraries take no other."""
     try:

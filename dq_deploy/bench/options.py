@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dq_deploy.errors import OptionError
@@ -50,8 +50,14 @@ class BenchOptions:
             OptionError: one is out of range.
         """
         for name in ("rounds", "runs", "warmup"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if not self.batches or min(self.batches) < 1:
-            raise OptionError(f"batch sizes are {self.batches}, expected at least one, none below 1")
+            if not _is_count(getattr(self, name)):
+                raise OptionError(f"{name} is {getattr(self, name)!r}, expected a whole number from 1")
+        if not isinstance(self.batches, Sequence) or not self.batches or not all(map(_is_count, self.batches)):
+            raise OptionError(f"batch sizes are {self.batches!r}, expected at least one, all whole numbers from 1")
+        if not isinstance(self.seconds, (int, float)) or not 0 <= self.seconds <= 3600:
+            raise OptionError(f"seconds is {self.seconds!r}, expected a number from 0 to 3600")
         check_threads(self.threads)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dq_deploy.errors import OptionError
+from dq_deploy.errors import ModelError, OptionError
 from dq_deploy.methods.layer_bits import LayerBits, bits_of_sites
 from dq_deploy.methods.options import (
     METHODS,
@@ -75,7 +75,8 @@ def quantize(
     processes that share the work. In all of them it returns the record; the first one alone writes to `resume_dir`.
 
     Args:
-        denoiser: from `dq_deploy.load_model`; it is not changed.
+        denoiser: from `dq_deploy.load_model`; it is not changed. Where its weights were changed since, as by adapters
+            merged into them, the record's hash of its source is that of these weights, and no file's.
         options: what to do, as of `options_for`; or give the options as keyword arguments, `method="minmax"` and so on.
         calibration: where calibration inputs come from; by default the model's own sampling trajectory, with random
             embeddings where the model is conditioned on some.
@@ -92,6 +93,7 @@ def quantize(
 
     Raises:
         OptionError: options are out of range, contradict each other, or name layers that are not there.
+        ModelError: the denoiser was changed since it was loaded, as by adapters, so that a record cannot be of it.
         NonFiniteError: the float model or the training gives NaN or infinity.
         FileProblemError: `resume_dir` cannot be used, or another run is in it.
     """
@@ -106,10 +108,13 @@ def quantize(
     from dq_deploy.calibration import CalibrationSource
     from dq_deploy.calibration.sharding import Workers
     from dq_deploy.methods.run import Run, check_device, check_sharable
+    from dq_deploy.models.described import check_as_described, with_hash_of_weights
 
+    _check_kinds(denoiser, options, calibration, init)
     check_device(options.device)
+    check_as_described(denoiser)
     run = Run(
-        denoiser=denoiser,
+        denoiser=with_hash_of_weights(denoiser),
         source=calibration or CalibrationSource(),
         progress=progress or silent,
         resume_dir=None if resume_dir is None else Path(resume_dir),
@@ -122,6 +127,28 @@ def quantize(
 
     with hold_folder(run.resume_dir):
         return _within_budget(run, options, init)
+
+
+def _check_kinds(denoiser: object, options: object, calibration: object, init: object) -> None:
+    """Refuse paths, modules and dicts in the place of what `quantize` takes.
+
+    Raises:
+        ModelError: no denoiser.
+        OptionError: no options, or no source of inputs.
+        RecordError: no record.
+    """
+    from dq_deploy.calibration import CalibrationSource
+    from dq_deploy.models import Denoiser
+    from dq_deploy.record import check_is_record
+
+    if not isinstance(denoiser, Denoiser):
+        raise ModelError(f"the denoiser is a {type(denoiser).__name__}, expected what `load_model` gives")
+    if not isinstance(options, SharedOptions):
+        raise OptionError(f"options is a {type(options).__name__}, expected what `options_for` gives, or none of it")
+    if not isinstance(calibration, CalibrationSource | None):
+        raise OptionError(f"calibration is a {type(calibration).__name__}, expected a CalibrationSource")
+    if init is not None:
+        check_is_record(init, "the initial record")
 
 
 def _within_budget(run: Run, options: SharedOptions, init: Record | None) -> Record:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dq_deploy.errors import ModelError
 from dq_deploy.models.call import (
     call_arguments,
     call_denoiser,
@@ -114,13 +115,17 @@ def load_model(
     """
     from dq_deploy.models.load.folder import load_folder
 
-    return load_folder(
+    found = load_folder(
         Path(path),
         variant=variant,
         component=component,
         config=None if config is None else Path(config),
         sizes=sizes or {},
     )
+    if unknown := [name for name in sizes or {} if name not in found.call.sizes]:
+        names = ", ".join(found.call.sizes) or "none"
+        raise ModelError(f"`sizes` names {unknown[0]!r}, which the model's call does not have, expected {names}")
+    return found
 
 
 def float_model_of(

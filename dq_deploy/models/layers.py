@@ -42,6 +42,8 @@ class Denoiser:
         variant: file variant that was asked for, or None.
         component: its name in the pipeline that was given; None where its own folder was.
         config_source: the folder that describes a single file, as it was given; None for a folder.
+        loaded_weights: of `described.weights_sample` when it was loaded, by which a change is noticed; None where
+            nothing was read from a file.
     """
 
     family: str
@@ -54,6 +56,7 @@ class Denoiser:
     variant: str | None = None
     component: str | None = None
     config_source: str | None = None
+    loaded_weights: str | None = None
 
     @property
     def scheduler_sha256(self) -> str | None:

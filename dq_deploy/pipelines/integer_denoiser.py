@@ -30,12 +30,13 @@ _FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 _LORA = "LoRA adds to float weights, and its weights are integers; load LoRA into the float model, and quantize that"
 _FIXED = "what it computes is fixed in the record"
+_STATE = "it holds no weights of torch; open another record as IntegerDenoiser(path)"
 _FILE = "its weights are those of its file; open it as IntegerDenoiser(path)"
 _REFUSED = {
     "push_to_hub": "a folder of diffusers holds float weights; publish the record",
     "from_pretrained": _FILE,
     "from_config": _FILE,
-    "load_lora_adapter": _LORA,
+    "load_state_dict": _STATE,
     "add_adapter": _LORA,
     "set_adapter": _LORA,
     "set_adapters": _LORA,
@@ -262,7 +263,7 @@ class IntegerDenoiser(ModelMixin):
             OptionError: `push_to_hub`.
         """
         if push_to_hub:
-            _refused("push_to_hub")(self)
+            _refused("push_to_hub", _REFUSED["push_to_hub"])(self)
         self.__dict__["_float"].save_config(save_directory)
         _LOGGER.warning(
             f"{save_directory} has no float weights, for an integer denoiser has none; open the pipeline with "
@@ -299,6 +300,28 @@ class IntegerDenoiser(ModelMixin):
         advice = "take the scheduler of the pipeline that was quantized, or another class from_config of it"
         check_trained_values(differences(calibrated, other), f"the scheduler {type(scheduler).__name__}", advice)
 
+    def load_lora_adapter(
+        self, pretrained_model_name_or_path_or_dict: Any, prefix: str | None = "unet", **options: Any
+    ) -> None:
+        """Refused where LoRA holds factors of the denoiser; one of the text encoder alone changes nothing here.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: as a pipeline gives it, factors by name.
+            prefix: of the denoiser's in them.
+            options: of the loading.
+
+        Raises:
+            OptionError: it has some, or may have.
+        """
+        given = pretrained_model_name_or_path_or_dict
+        if not (isinstance(given, dict) and given and prefix) or any(name.startswith(f"{prefix}.") for name in given):
+            _refused("load_lora_adapter", _LORA)(self)
+
+    def unload_lora(self) -> None:
+        """It computes without LoRA already; the text encoder's is unloaded by the pipeline."""
+
+    disable_lora = enable_lora = unload_lora
+
     def close(self) -> None:
         """Close the engine, unless it was given open."""
         if self._owned:
@@ -322,16 +345,16 @@ class IntegerDenoiser(ModelMixin):
         return found
 
 
-def _refused(name: str) -> Callable[..., NoReturn]:
+def _refused(name: str, why: str) -> Callable[..., NoReturn]:
     """A method of diffusers' models that an engine has no use for."""
 
     def refuse(self: IntegerDenoiser, *args: Any, **kwargs: Any) -> NoReturn:
-        raise OptionError(f"got {name} for an integer denoiser, which cannot do that: {_REFUSED[name]}")
+        raise OptionError(f"got {name} for an integer denoiser, which cannot do that: {why}")
 
     refuse.__name__, refuse.__qualname__ = name, f"IntegerDenoiser.{name}"
-    refuse.__doc__ = f"Refused: {_REFUSED[name]}."
+    refuse.__doc__ = f"Refused: {why}."
     return refuse
 
 
-for _name in _REFUSED:
-    setattr(IntegerDenoiser, _name, _refused(_name))
+for _name, _why in _REFUSED.items():
+    setattr(IntegerDenoiser, _name, _refused(_name, _why))

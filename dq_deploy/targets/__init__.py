@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dq_deploy.artifacts import check_writable, file_for_several
+from dq_deploy.artifacts import check_writable, checked_name, file_for_several
 from dq_deploy.errors import ModelError, OptionError
 from dq_deploy.manifest.values import EngineManifest, ManifestOptions
 
@@ -93,8 +93,11 @@ def export(
         FileProblemError: the output cannot be written.
         ModelError: the denoiser cannot be traced.
     """
+    from dq_deploy.record import check_is_record
+
+    check_is_record(record)
     check_target(target, mode, float_type=float_type, conv=conv, layout=layout)
-    path = file_for_several(Path(path), "the manifest")
+    path = file_for_several(checked_name(Path(path), ".onnx"), "the manifest")
     check_writable(path)
     from dq_deploy.graph.onnx_file import write_onnx
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dq_deploy.artifacts import with_files_beside
 from dq_deploy.errors import DqError, OptionError
 from dq_deploy.open_engine import checked_engine
-from dq_deploy.record import Record
+from dq_deploy.record import Record, check_is_record
 from dq_deploy.verify.cost.quantization_error import quantization_error as measured
 from dq_deploy.verify.cost.quantization_inputs import quantization_inputs
 from dq_deploy.verify.file.same_file import TracedOnce
@@ -150,8 +150,11 @@ def prove_engine(
         OptionError: options out of range, or that this kind of engine does not have.
         DqError: as of `verify` and `verify_plan`.
     """
-    if options.steps < 1 or options.inputs < 1:
-        raise OptionError(f"steps and inputs are {options.steps} and {options.inputs}, expected at least 1")
+    if record is not None:
+        check_is_record(record)
+    for name, value in (("steps", options.steps), ("inputs", options.inputs)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise OptionError(f"{name} is {value!r}, expected a whole number from 1")
     if options.inputs > MOST_INPUTS:
         raise OptionError(f"inputs is {options.inputs}, expected at most {MOST_INPUTS}, which are one batch")
     followed = with_files_beside(checked_engine(path))

@@ -6,9 +6,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from dq_deploy.errors import FileProblemError, OptionError
+from dq_deploy.errors import FileProblemError, ModelError, OptionError, RecordError
 from dq_deploy.methods import (
     BIT_PRESETS,
     METHODS,
@@ -212,7 +213,7 @@ def test_a_users_preset_is_read_and_overridden(tmp_path: Path) -> None:
         ("a: [", "cannot read preset"),
         ("layer_bits: 4", "expected `pattern: bits` lines"),
         ("weight_bits: four", "weight_bits is 'four'"),
-        ("keep: 4", "preset"),
+        ("keep: 4", "keep is 4, expected a list of texts"),
         ("!!python/object/apply:os.system ['true']", "cannot read preset"),
     ],
 )
@@ -234,3 +235,43 @@ def test_a_preset_that_is_not_there_is_named() -> None:
 def test_more_groups_than_steps_are_refused():
     with pytest.raises(OptionError, match="step_groups is 5, expected at most 4"):
         options_for(method="minmax", steps=4, step_groups=5)
+
+
+def test_numbers_of_numpy_are_numbers():
+    options = options_for(
+        method="minmax", weight_bits=np.int64(8), budget=np.float32(5), static=np.True_, labels=np.arange(2),
+        layer_bits={"conv_in": np.int8(4)},
+    )  # fmt: skip
+    assert (options.weight_bits, options.budget, options.static, options.labels) == (8, 5.0, True, (0, 1))
+    assert type(options.weight_bits) is type(options.labels[0]) is int
+    assert options.layer_bits == {"conv_in": (4, 4)}
+    json_of_options(options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("keep", "conv_in", "'conv_in', expected a list of texts"),
+        ("keep", [3], r"\[3\], expected a list of texts"),
+        ("labels", 3, "3, expected a list of whole numbers"),
+        ("labels", "01", "'01', expected a list of whole numbers"),
+        ("budget_widths", 4, "4, expected a list of whole numbers"),
+        ("layer_bits", [("conv_in", 4)], "expected a mapping from texts"),
+        ("layer_bits", {3: 4}, "expected a mapping from texts"),
+    ],
+)
+def test_an_option_of_several_values_is_not_given_another_kind(name, value, words):
+    with pytest.raises(OptionError, match=f"{name} is .*{words}"):
+        options_for(method="minmax", **{name: value})
+
+
+def test_a_path_or_a_dict_is_no_denoiser_no_option_and_no_record():
+    small = tiny_denoiser()
+    for refused, arguments, more in (
+        (ModelError, ("model.pt",), {}),
+        (OptionError, (small, {"method": "minmax"}), {}),
+        (OptionError, (small,), {"calibration": "prompts.txt"}),
+        (RecordError, (small,), {"method": "quest", "init": "model.pt"}),
+    ):
+        with pytest.raises(refused, match=r"is a (str|dict), expected"):
+            quantize(*arguments, **more)

@@ -140,8 +140,13 @@ def test_what_it_cannot_do_is_refused_by_name(unet, denoiser, tmp_path):
         unet(sample.long(), 5)
     with pytest.raises(OptionError, match="got push_to_hub"):
         unet.save_pretrained(tmp_path / "pipe", push_to_hub=True)
-    with pytest.raises(OptionError, match="LoRA adds to float weights"):
-        unet.load_lora_adapter({})
+    for factors in ({}, {"unet.conv_in.lora_A.weight": torch.zeros(2, 9)}, "folder/of/lora"):
+        with pytest.raises(OptionError, match="LoRA adds to float weights"):
+            unet.load_lora_adapter(factors)
+    unet.load_lora_adapter({"text_encoder.q_proj.lora_A.weight": torch.zeros(2, 9)})
+    unet.unload_lora()
+    with pytest.raises(OptionError, match="open another record"):
+        unet.load_state_dict({}, strict=False)
     for copied in (copy.copy, copy.deepcopy):
         with pytest.raises(OptionError, match="cannot be copied"):
             copied(unet)

@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 import pytest
 
-from dq_deploy.errors import FileProblemError, InputError, OptionError
+from dq_deploy.errors import FileProblemError, InputError, OptionError, RecordError
 from dq_deploy.graph import trace
 from dq_deploy.graph.onnx_file import manifest_path, read_manifest
 from dq_deploy.models import call_of_record, example_inputs
+from dq_deploy.native.file.content import write_program_file
 from dq_deploy.open_engine import open_engine
 from dq_deploy.recent import Recent
 from dq_deploy.record import content_sha256
@@ -38,6 +39,14 @@ def test_exporting_twice_gives_the_same_bytes(tmp_path, monkeypatch):
         monkeypatch.setattr(trace, "_GRAPHS", Recent(1))  # traced again
         export(record, tmp_path / name)
     assert (tmp_path / "once.onnx").read_bytes() == (tmp_path / "again.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("write", [export, write_program_file], ids=["export", "write_program_file"])
+def test_a_path_is_no_record_and_another_extension_no_engine(record, tmp_path, write):
+    with pytest.raises(RecordError, match="the record is a str, expected a Record"):
+        write("model.pt", tmp_path / "unet.onnx")
+    with pytest.raises(FileProblemError, match=r"x\.txt has the extension '\.txt', expected \.(onnx|dqn)"):
+        write(record, tmp_path / "x.txt")
 
 
 def test_manifest_stands_in_the_file_and_beside_it(record, exact):

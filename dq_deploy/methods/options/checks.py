@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field
 from typing import Any, Protocol
+
+import numpy as np
 
 from dq_deploy.errors import OptionError
 
@@ -74,6 +76,29 @@ def choice(default: str | int | None, *allowed: str | int) -> Any:
 def flag(default: bool | None) -> Any:
     """An option that is true or false."""
     return field(default=default, metadata={_CHECK: _flag})
+
+
+def plain(value: Any) -> Any:
+    """A number of numpy as Python's of the same kind; any other value as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def several(name: str, values: object, kind: type, of: type = Iterable) -> tuple[Any, ...]:
+    """The values of an option that takes several of one kind, or the keys of one that is a mapping.
+
+    A text is one value and not its letters.
+
+    Raises:
+        OptionError: names the option, what was got and what is allowed.
+    """
+    found = None
+    if isinstance(values, of) and not isinstance(values, str):
+        assert isinstance(values, Iterable)
+        found = tuple(plain(value) for value in values)
+    if found is None or not all(isinstance(value, kind) and not isinstance(value, bool) for value in found):
+        what = "texts" if kind is str else "whole numbers"
+        raise OptionError(f"{name} is {values!r}, expected a {'mapping from' if of is Mapping else 'list of'} {what}")
+    return found
 
 
 def check_values(options: Mapping[str, Field[Any]], values: Mapping[str, object]) -> None:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from dq_deploy.errors import OptionError
-from dq_deploy.methods.options.checks import check_values, choice, flag, number, whole
+from dq_deploy.methods.options.checks import check_values, choice, flag, number, plain, several, whole
 from dq_deploy.numerics.arrays import I64
 
 CALIBRATION_CHOICES = ("uniform", "tdac", "normal-biased", "influence")
@@ -129,14 +129,17 @@ class SharedOptions:
             OptionError: names the option, what was got and what is allowed.
         """
         known = {option.name: option for option in fields(self)}
+        for name in known:
+            self._set(name, plain(getattr(self, name)))
         check_values(known, {name: getattr(self, name) for name in known})
         self._set("without", self._parts_left_out())
         self._take_own_choices()
-        self._set("keep", None if self.keep is None else tuple(self.keep))
-        self._set("labels", tuple(self.labels))
+        self._set("keep", None if self.keep is None else several("keep", self.keep, str))
+        self._set("labels", several("labels", self.labels, int))
         for name in ("budget_widths", "activation_budget_widths"):
             self._set(name, _checked_widths(name, getattr(self, name)))
-        self._set("layer_bits", {pattern: bits_pair(pattern, bits) for pattern, bits in self.layer_bits.items()})
+        pairs = several("layer_bits", self.layer_bits, str, of=Mapping)
+        self._set("layer_bits", {pattern: bits_pair(pattern, self.layer_bits[pattern]) for pattern in pairs})
         if self.activation_bits == FLOAT_ACTIVATIONS and self.weight_bits != WEIGHT_ONLY_BITS:
             raise OptionError(
                 f"weight_bits is {self.weight_bits} with activation_bits {FLOAT_ACTIVATIONS}, expected "
@@ -195,8 +198,8 @@ class SharedOptions:
 
 
 def _checked_widths(name: str, widths: Sequence[int]) -> tuple[int, ...]:
-    found = tuple(widths)
-    if not found or not all(isinstance(w, int) and not isinstance(w, bool) and 2 <= w <= 8 for w in found):
+    found = several(name, widths, int)
+    if not found or not all(2 <= width <= 8 for width in found):
         raise OptionError(f"{name} is {widths!r}, expected bits from 2 to 8, such as 4, 8")
     return tuple(sorted(set(found)))
 
@@ -207,7 +210,8 @@ def bits_pair(pattern: str, bits: int | Sequence[int]) -> tuple[int, int]:
     Raises:
         OptionError: not one or two numbers from 2 to 8, or 4 and 16.
     """
-    pair = (bits, bits) if isinstance(bits, int) else tuple(bits)
+    bits = plain(bits)
+    pair = tuple(map(plain, bits)) if isinstance(bits, Sequence) else (bits, bits)
     numbers = len(pair) == 2 and all(isinstance(b, int) and not isinstance(b, bool) for b in pair)
     if not numbers or not (pair == WEIGHT_ONLY or all(2 <= b <= 8 for b in pair)):
         raise OptionError(

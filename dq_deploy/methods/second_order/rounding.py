@@ -66,6 +66,13 @@ class SecondOrder:
     rescale: bool = True
 
 
+_SAME = 1e-5
+"""Share of the mean square below which what is around the mean is the rounding of float32 sums, and says nothing.
+
+So it is where every row is the same, as what the time makes where a model takes a single step.
+"""
+
+
 class _Grid:
     """The values that the weights of one channel group may take; parts lie one behind the other along the columns.
 
@@ -181,11 +188,15 @@ def _rounded_group(
     count = max(seen.rows, 1)
     mean_x, mean_y = seen.sum_x[g] / count, seen.sum_y[g] / count
     square, free = seen.square[g], settings.bias and bias is not None
+    power = float(square.diagonal().mean())
     if free:
         for piece in batches(len(square), TILE):  # a product of the whole would be a second matrix
             square[piece] -= torch.outer(mean_x[piece] * count, mean_x)
     away = _missed(weight, bias, seen, g, free) if settings.float_targets else None
     diagonal = square.diagonal()
+    if free and float(diagonal.mean()) < _SAME * power:
+        square.zero_()
+        away = None
     diagonal += settings.damping * (float(diagonal.mean()) or 1.0)
     factor = lower_factor(square, seen.site.name)
     codes, scales, biases = [], [], []

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dq_deploy.errors import ModelError
 from dq_deploy.models.default_calls.output_shapes import with_outputs
+from dq_deploy.models.described import weights_sample
 from dq_deploy.models.family import build_denoiser, default_call, family_of
 from dq_deploy.models.layers import Denoiser
 from dq_deploy.models.load.component_class import checked_class, todays_config
@@ -51,17 +52,19 @@ def load_folder(
         single_file_state(path, read, module.state_dict()) if single else FileState(weights)
     )
     fit_state(module, InnerState(state, module), str(weights.name))
+    call = with_outputs(default_call(read, {**size_beside(place, read), **sizes}), module)
     return Denoiser(
         family=family,
         module=module,
         config=read,
-        call=with_outputs(default_call(read, {**size_beside(place, read), **sizes}), module),
+        call=call,
         scheduler_config=scheduler,
         source=str(path),
         source_sha256=_sha256([*weights.files, file]),
         variant=variant,
         component=place.component,
         config_source=None if config is None else str(config),
+        loaded_weights=weights_sample(module),
     )
 
 

@@ -13,9 +13,11 @@ from dq_kernels.cpu.stored import check_stored, columns_of, layout_sha256, unpac
 from dq_kernels.cpu.structs import EMULATED, ISAS
 from numpy.typing import NDArray
 
+from dq_deploy.artifacts import checked_name
 from dq_deploy.errors import DqError, FileProblemError, MissingDependencyError, OptionError, RecordError, words_of
 from dq_deploy.native.check.program import check_joined_program
 from dq_deploy.native.check.surroundings import surroundings_of
+from dq_deploy.native.file import SUFFIX
 from dq_deploy.native.file.layout import MappedFile, write_file
 from dq_deploy.native.file.program_file import PartPlace, ProgramFile
 from dq_deploy.native.program import program as programs
@@ -59,6 +61,7 @@ def write_program_file(record: Record, path: str | Path, *, isa: str | None = No
         FileProblemError: the file cannot be written.
     """
     check_can_run(record)
+    path = checked_name(Path(path), SUFFIX)
     isa = _checked_isa(isa)
     joined = programs.loads(programs.dumps(traced_program(record)))
     text, arrays = arrays_from_record(record)

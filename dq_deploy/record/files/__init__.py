@@ -17,6 +17,7 @@ from dq_deploy.record.files.arrays import (
     sha256_of_content,
     with_known_sha256,
 )
+from dq_deploy.record.running import check_is_record
 from dq_deploy.record.values import Record
 
 FORMS: dict[str, ModuleType] = {".pt": torch_file, ".safetensors": safetensors_file}
@@ -53,8 +54,7 @@ def save_record(record: Record, path: str | Path) -> None:
         FileProblemError: another extension, or the file cannot be written.
         RecordError: a configuration in the record is not JSON.
     """
-    if not isinstance(record, Record):
-        raise RecordError(f"what is to be saved is a {type(record).__name__}, expected a Record")
+    check_is_record(record, "what is to be saved")
     path = Path(path)
     form = _form_of(path, _NAME)
     header, arrays = arrays_from_record(record)

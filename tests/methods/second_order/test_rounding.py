@@ -229,3 +229,14 @@ def test_factors_and_solutions_are_those_of_the_matrix() -> None:
     torch.testing.assert_close(factor @ factor.T, square)
     given = correlated(4, 11).double()
     torch.testing.assert_close(solved(factor, given) @ square, given)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_an_input_that_is_the_same_in_every_row_is_no_error_and_its_mean_goes_to_the_bias(rows: int) -> None:
+    prepared, start = linear(20, 64)  # as the time's, where a model takes a single step
+    x = correlated(1, 64).expand(rows, -1)
+    y = torch.from_numpy(x.numpy() @ prepared.weight.T + prepared.bias)
+    found = rounded_layer(prepared, start, statistics(prepared, x, y), SecondOrder())
+    np.testing.assert_allclose(x[0].numpy() @ weights_of(found).T + found.bias, y[0].numpy(), rtol=1e-3, atol=1e-3)
+    nearest = np.abs(weights_of(start) - prepared.weight).max()
+    assert np.abs(weights_of(found) - prepared.weight).max() < 1.5 * nearest  # scales are fitted once more

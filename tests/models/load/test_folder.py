@@ -242,3 +242,8 @@ def test_weights_that_are_no_state_dict_are_named(folder):
     for content in ([1], {"a": 1}, {"model": {"conv_in.weight": torch.ones(1)}}):
         torch.save(content, folder / "diffusion_pytorch_model.bin")
         expect(folder, "not a flat state dict")
+
+
+def test_a_size_that_the_model_does_not_have_is_refused(folder):
+    with pytest.raises(ModelError, match=r"`sizes` names 'heigth', which .* expected height, width"):
+        models.load_model(folder, sizes={"heigth": 8})
