@@ -23,7 +23,7 @@ from dq_deploy.native.observe.attention import (
 )
 from dq_deploy.native.program.layer_constants import kernel_weights
 from dq_deploy.native.runner import NativeRunner
-from dq_deploy.open_engine import NATIVE_SUFFIXES, PROGRAM_SUFFIX, open_engine
+from dq_deploy.open_engine import NATIVE_SUFFIXES, PROGRAM_SUFFIX, RECORD_SUFFIXES, open_engine
 from dq_deploy.record import Layer, content_sha256
 from dq_deploy.verify.file.same_file import SameFile
 from dq_deploy.verify.inputs import Batch, Runs
@@ -124,10 +124,11 @@ class NativeProver(InsideProver):
     def _check_same_record(self) -> None:
         mine, other = content_sha256(self.record), str(self._manifest.record_sha256)
         if mine != other:
-            raise InputError(
-                f"engine {self.subject.path} is the record {other[:12]}, the checkpoint is {mine[:12]}; give the same "
-                "record twice, or leave `record` out"
-            )
+            path = self.subject.path
+            advice = "give the record it was made from"
+            if path.suffix in RECORD_SUFFIXES:
+                advice = "give the same record twice, or leave `record` out"
+            raise InputError(f"engine {path} is the record {other[:12]}, the checkpoint is {mine[:12]}; {advice}")
         check_model(self.record, self.options.model)
 
     @contextmanager

@@ -92,6 +92,10 @@ class BlockConfiguration:
 
 
 Configuration = ProductConfiguration | BlockConfiguration
+_BOUNDED = {"m", "n", "k", "bits"}
+_MEASURED = {"milliseconds", "milliseconds_default", "tried", "wrong", "failed"}
+_LARGEST = {"block_m": 512, "block_n": 512, "block_k": 512, "warps": 32, "elements": 1 << 16}
+"""What no GPU takes more of in one program."""
 FORMS = ("whole", "resident", "split")
 """A group by one program in several passes, by one program that keeps it in registers, by several programs."""
 PRODUCTS = ("int_linear", "int_conv2d")
@@ -124,12 +128,36 @@ def load_table(path: Path = TABLE_FILE) -> list[dict[str, Any]]:
         if content["format"] != FORMAT:
             raise KernelInputError(f"{path} has format {content['format']}, expected {FORMAT}; tune again")
         for rule in rules:
-            configuration_from(rule["op"], rule["use"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            _check_rule(rule)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, KernelInputError):
             raise
         raise KernelInputError(f"{path} is no table of configurations ({error}); write one with dq-tune") from error
     return list(rules)
+
+
+def _check_rule(rule: Mapping[str, Any]) -> None:
+    """Refuse a rule that could not be used, so that nothing fails where a kernel is launched.
+
+    Raises:
+        KernelInputError: an op, bounds or architectures that are none, or a configuration that is out of range.
+        TypeError: a configuration with another name.
+    """
+    from dq_kernels import OPS
+
+    if rule["op"] not in OPS:
+        raise KernelInputError(f"a rule is for op {rule['op']!r}, expected one of {', '.join(OPS)}; correct the table")
+    if unknown := set(rule) - {"op", "use", "architectures", *_MEASURED, *_BOUNDED}:
+        raise KernelInputError(f"a rule of {rule['op']} has {sorted(unknown)}, expected m, n, k or bits; correct it")
+    for name in _BOUNDED & set(rule):
+        bounds = rule[name]
+        whole = isinstance(bounds, list) and len(bounds) == 2 and all(type(value) is int for value in bounds)
+        if not whole or bounds[0] > bounds[1]:
+            raise KernelInputError(f"{name} of a rule of {rule['op']} is {bounds!r}, expected [least, most]")
+    architectures = rule.get("architectures", [])
+    if not isinstance(architectures, list) or not set(architectures) <= set(ARCHITECTURES):
+        raise KernelInputError(f"architectures of a rule are {architectures!r}, expected some of {ARCHITECTURES}")
+    configuration_from(rule["op"], rule["use"])
 
 
 @functools.lru_cache(maxsize=1)
@@ -156,8 +184,11 @@ def configuration_from(op: str, values: Mapping[str, Any]) -> Configuration:
         if found.form not in FORMS or found.chunk < 1:
             raise KernelInputError(f"configuration {found} of {op}: expected form {', '.join(FORMS)} and chunk from 1")
     for name, (value, least) in powers.items():
-        if value < least or value & (value - 1):
-            raise KernelInputError(f"{name} of {op} is {value}, expected a power of 2 from {least}; correct the table")
+        most = _LARGEST[name]
+        if type(value) is not int or not least <= value <= most or value & (value - 1):
+            raise KernelInputError(
+                f"{name} of {op} is {value!r}, expected a power of 2 from {least} to {most}; correct the table"
+            )
     return found
 
 

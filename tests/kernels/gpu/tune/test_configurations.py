@@ -161,3 +161,40 @@ def test_a_file_that_is_no_table_is_refused(tmp_path, text):
 
 def test_block_configurations_are_values():
     assert BlockConfiguration(elements=64, warps=4) == BlockConfiguration(elements=64, warps=4)
+
+
+RULE = {"op": "int_linear", "m": [1, 32], "use": dict(LARGE.__dict__)}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"op": "nope"}, "op 'nope', expected one of"),
+        ({"m": 5}, r"m of a rule of int_linear is 5, expected \[least, most\]"),
+        ({"k": ["a", "b"]}, r"expected \[least, most\]"),
+        ({"n": [10, 1]}, r"expected \[least, most\]"),
+        ({"mm": [1, 2]}, r"has \['mm'\], expected m, n, k or bits"),
+        ({"architectures": 80}, "architectures of a rule are 80"),
+        ({"architectures": [77]}, r"architectures of a rule are \[77\]"),
+        (
+            {"use": {**LARGE.__dict__, "block_m": 1 << 40}},
+            "block_m of int_linear is 1099511627776, expected a power of 2",
+        ),
+        ({"use": {**LARGE.__dict__, "warps": True}}, "warps of int_linear is True"),
+        ({"use": {**LARGE.__dict__, "block_k": 32.0}}, r"block_k of int_linear is 32\.0"),
+    ],
+)
+def test_a_rule_that_could_not_be_used_is_refused_when_the_table_is_read(tmp_path, change, words):
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps({"format": 1, "rules": [RULE]}))
+    load_table(path)
+    path.write_text(json.dumps({"format": 1, "rules": [RULE | change]}))
+    with pytest.raises(KernelInputError, match=words):
+        load_table(path)
+
+
+def test_a_table_nested_without_end_is_one_line(tmp_path):
+    path = tmp_path / "table.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(KernelInputError, match="is no table of configurations"):
+        load_table(path)
