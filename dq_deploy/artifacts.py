@@ -318,23 +318,28 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends well, as `atomic_path` does with files.
 
     Raises:
-        FileProblemError: `path` is there and not empty, or it cannot be written.
+        FileProblemError: `path` is there and not empty, another run is writing it, or it cannot be written.
     """
     check_new_folder(path)
     temporary = _beside(path)
-    try:
-        temporary.mkdir()
+    with _held_by_name(Path(os.path.abspath(path)), path):
         try:
-            yield temporary
-            os.replace(temporary, os.path.abspath(path))
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise _write_error(path, error) from error
+            temporary.mkdir()
+            try:
+                yield temporary
+                os.replace(temporary, os.path.abspath(path))
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        except OSError as error:
+            raise _write_error(path, error) from error
 
 
 def _shortened(name: str) -> str:
-    return os.fsdecode(os.fsencode(name)[:_NAME_BYTES])
+    """A name that leaves room for more; of a long one its beginning and a hash, for others may begin so too."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= _NAME_BYTES:
+        return name
+    return encoded[: _NAME_BYTES - 17].decode("utf-8", "ignore") + f"-{hashlib.sha256(encoded).hexdigest()[:16]}"
 
 
 def _pour(source: Path, place: OutputPlace) -> None:
@@ -369,7 +374,13 @@ def hold_output(path: Path) -> Iterator[None]:
     if place.streams:
         yield
         return
-    lock = place.path.with_name(f".{_shortened(place.path.name)}.lock")
+    with _held_by_name(place.path, path):
+        yield
+
+
+@contextlib.contextmanager
+def _held_by_name(place: Path, path: Path) -> Iterator[None]:
+    lock = place.with_name(f".{_shortened(place.name)}.lock")
     try:
         descriptor = None
         while descriptor is None:

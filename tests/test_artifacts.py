@@ -18,6 +18,7 @@ from dq_deploy.artifacts import (
     atomic_path,
     check_new_folder,
     check_writable,
+    hold_output,
     sha256_of_bytes,
     sha256_of_file,
     write_bytes_atomic,
@@ -184,7 +185,7 @@ def test_a_folder_without_permission_is_refused_early():
 def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
     with atomic_folder(tmp_path / "out") as folder:
         (folder / "a.txt").write_text("a")
-        assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+        assert {path.name for path in tmp_path.iterdir()} == {folder.name, ".out.lock"}
     assert (tmp_path / "out" / "a.txt").read_text() == "a"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -221,3 +222,15 @@ def test_a_name_with_a_nul_is_refused_in_one_line(tmp_path):
                 reads(tmp_path / name)
     with pytest.raises(FileProblemError, match="NUL character"), atomic_path(tmp_path / "a\0b"):
         pass
+
+
+def test_a_folder_that_another_run_writes_is_refused_before_anything_is_made(tmp_path):
+    with (
+        hold_output(tmp_path / "out"),
+        pytest.raises(FileProblemError, match="out is being written by another run"),
+        atomic_folder(tmp_path / "out"),
+    ):
+        pytest.fail("it was begun")
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "a").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

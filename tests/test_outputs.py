@@ -18,6 +18,7 @@ from dq_deploy.artifacts import (
     file_for_several,
     hold_folder,
     hold_output,
+    is_utf8,
     utf8_name,
     write_bytes_atomic,
     write_text_atomic,
@@ -143,6 +144,15 @@ def test_a_file_with_others_beside_it_is_a_file(tmp_path):
     for name in (tmp_path / "pipe", os.devnull):
         with pytest.raises(FileProblemError, match="is a pipe or a device, expected a file: a thing is written beside"):
             file_for_several(name, "a thing")
+
+
+@pytest.mark.parametrize("letter", ["n", "ü"])
+def test_outputs_whose_long_names_begin_alike_are_not_one(tmp_path, letter):
+    begin = letter * (240 // len(letter.encode()))
+    with hold_output(tmp_path / f"{begin}.onnx"), hold_output(tmp_path / f"{begin}.onnx.json"):
+        locks = [path.name for path in tmp_path.iterdir()]
+    assert len(locks) == 2
+    assert all(is_utf8(tmp_path / name) for name in locks)
 
 
 def test_a_name_of_full_length_can_be_written_and_a_longer_one_is_named(tmp_path):
