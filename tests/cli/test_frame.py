@@ -148,10 +148,15 @@ def test_lists_of_numbers(text, numbers):
     assert numbers_from_text(text, "--labels", low=0) == numbers
 
 
-@pytest.mark.parametrize("text", ["", "a", "1,,2", "-1", "1.5", "3-1", "0,99", "0-4000000000"])
+@pytest.mark.parametrize("text", ["", "a", "1,,2", "-1", "1.5", "3-1", "0,99", "0-4000000000", "\uff11", "9" * 5000])
 def test_what_is_no_list_of_numbers_is_refused(text):
     with pytest.raises(OptionError, match="--labels got"):
         numbers_from_text(text, "--labels", low=0, high=10)
+
+
+def test_the_example_in_the_message_is_a_list_that_is_taken():
+    with pytest.raises(OptionError, match=r"--batch got '', expected integers from 1 such as 1,2,3 or 1-3"):
+        numbers_from_text("", "--batch", low=1)
 
 
 def test_outputs_are_refused_before_any_work(tmp_path):

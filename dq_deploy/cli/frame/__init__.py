@@ -303,6 +303,11 @@ def _json_safe(value: Any) -> Any:
     return value
 
 
+def _is_number(text: str) -> bool:
+    """Whether a text is a whole number of ASCII digits, of which Python reads no more than 4300."""
+    return text.isascii() and text.isdecimal() and len(text) < 20
+
+
 def numbers_from_text(text: str, option: str, *, low: int, high: int | None = None) -> tuple[int, ...]:
     """Integers of a list such as `1,4,8` or `0-9`.
 
@@ -313,8 +318,9 @@ def numbers_from_text(text: str, option: str, *, low: int, high: int | None = No
     values: list[int] = []
     for piece in text.split(","):
         first, dash, last = piece.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise OptionError(f"{option} got {text!r}, expected {wanted} such as 0,1,2 or 0-2")
+        if not _is_number(first) or (dash and not _is_number(last)):
+            example = f"{low},{low + 1},{low + 2} or {low}-{low + 2}"
+            raise OptionError(f"{option} got {text[:80]!r}, expected {wanted} such as {example}")
         ends = int(first), int(last if dash else first)
         for value in ends:
             if value < low or (high is not None and value > high):

@@ -166,9 +166,12 @@ def check_timesteps(record: Record, timesteps: F32) -> None:
     def words(values: F32) -> str:
         return f"{len(values)} steps (timesteps {values[0]:g} to {values[-1]:g})"
 
+    advice = f"give `steps={record.steps}`"
+    if len(timesteps) == record.steps:
+        advice = "give the scheduler and the settings that the record was calibrated with"
     raise OptionError(
-        f"calibration visits {words(timesteps)}, the initial record has {words(record.timesteps)}; "
-        f"expected the same, give `steps={record.steps}`"
+        f"calibration visits {words(timesteps)}, the initial record has {words(record.timesteps)}; expected the same, "
+        f"{advice}"
     )
 
 
