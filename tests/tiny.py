@@ -49,6 +49,17 @@ ONE_LEVEL: dict[str, Any] = {
 """Changes of `tiny_config` for a third of the layers and of the time to trace them."""
 
 
+ONE_TEXT_LEVEL: dict[str, Any] = {
+    "block_out_channels": [8],
+    "down_block_types": ["CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D"],
+    "mid_block_type": None,
+    "attention_head_dim": 2,
+    "transformer_layers_per_block": 1,
+}
+"""Changes of `tiny_conditional_config` for one level and no middle block: every kind of layer, a third of the time."""
+
+
 def tiny_denoiser(
     seed: int = 0, classes: int | None = None, sizes: dict[str, int] | None = None, **changes: Any
 ) -> Denoiser:

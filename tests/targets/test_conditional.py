@@ -17,17 +17,7 @@ from dq_deploy.models import call_denoiser, call_of_record, denoiser_from_record
 from dq_deploy.record import Record
 from dq_deploy.simulation.fake_quant import simulate
 from tests.cli.running import command
-from tests.tiny import tiny_conditional_denoiser
-
-SMALL = {
-    "block_out_channels": [8],
-    "down_block_types": ["CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D"],
-    "mid_block_type": None,
-    "attention_head_dim": 2,
-    "transformer_layers_per_block": 1,
-}
-"""One level and no middle block: every kind of layer, a third of the time."""
+from tests.tiny import ONE_TEXT_LEVEL, tiny_conditional_denoiser
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +32,7 @@ class Files:
 def files(request, tmp_path_factory) -> Files:
     folder = tmp_path_factory.mktemp("conditional")
     ckpt, engine = folder / "unet.pt", folder / "unet.onnx"
-    denoiser = tiny_conditional_denoiser(sdxl=request.param, **SMALL)
+    denoiser = tiny_conditional_denoiser(sdxl=request.param, **ONE_TEXT_LEVEL)
     save_record(quantize(denoiser, method="minmax", steps=3, samples=4), ckpt)
     export(load_record(ckpt), engine)
     return Files(ckpt=ckpt, engine=engine)

@@ -20,6 +20,12 @@ from dq_deploy.record import content_sha256
 from dq_deploy.targets import export, float_graph, simulation_graph
 from tests.tiny import ONE_LEVEL, random_record, tiny_denoiser
 
+WITHOUT_ATTENTION = {
+    "down_block_types": ["DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D"],
+    "add_attention": False,
+}
+
 
 @pytest.fixture(scope="module")
 def record():
@@ -159,7 +165,7 @@ def test_missing_output_folder_is_refused_before_any_work(record, tmp_path):
 
 
 def test_large_images_of_a_model_with_padding_merged_by_the_tracer(tmp_path):
-    denoiser = tiny_denoiser(downsample_padding=0)
+    denoiser = tiny_denoiser(downsample_padding=0, **WITHOUT_ATTENTION)
     record = random_record(denoiser)
     path = tmp_path / "padded.onnx"
     export(record, path)
