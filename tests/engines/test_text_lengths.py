@@ -26,7 +26,7 @@ def record():
 
 @pytest.fixture(scope="module")
 def two_levels():
-    """The model that OpenVINO computed wrongly, traced once for both engines of graphs."""
+    """Of a UNet of two levels, traced once for both engines of graphs."""
     return random_record(tiny_conditional_denoiser(), steps=3)
 
 
