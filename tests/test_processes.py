@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
 import signal
@@ -12,11 +13,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 
 from dq_deploy.errors import OptionError
 from dq_deploy.processes import WorkerEndedError, WorkerError, WorkerProcess, WorkerTimeoutError, own_peak_mib, peak_mib
 from dq_deploy.processes.asking import _Lines
+from dq_deploy.processes.memory import give_back_freed
 
 MUCH = 300_000
 """More bytes than a pipe holds."""
@@ -347,3 +351,17 @@ def test_the_peak_is_this_processs_own():
     assert peak_mib() == pytest.approx(own_peak_mib(), rel=0.1)
     assert peak_mib(os.getpid()) == pytest.approx(own_peak_mib(), rel=0.1)
     assert peak_mib(2**22 + 1) is None
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library has no malloc_trim")
+def test_freed_memory_between_pieces_in_use_goes_back_to_the_system() -> None:
+    kept = [np.ones(8000) for _ in range(3000)]
+    kept = kept[::50]
+    before = resident_mib()
+    give_back_freed()
+    assert resident_mib() < before - 100
+    assert all(piece.all() for piece in kept)
+
+
+def resident_mib() -> float:
+    return psutil.Process().memory_info().rss / (1 << 20)

@@ -1,7 +1,8 @@
-"""How much memory a process has had."""
+"""How much memory a process has had, and what it does not need any more."""
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 from dq_deploy.errors import DqError
@@ -39,3 +40,14 @@ def own_peak_mib() -> float:
     if found is None:
         raise DqError("/proc/self/status has no VmHWM, expected Linux; memory cannot be measured here")
     return found
+
+
+def give_back_freed() -> None:
+    """Hand memory that was freed back to the system.
+
+    The C library keeps what lies between pieces still in use, which piles up where large tensors of many sizes come and
+    go. A library that knows no `malloc_trim` (glibc's) keeps it.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(ctypes.c_size_t(0))

@@ -10,6 +10,7 @@ from dq_deploy.errors import NonFiniteError, library_errors
 from dq_deploy.methods.blocks.nested_values import Gathered
 from dq_deploy.methods.blocks.walk import BlockWalk, Reached
 from dq_deploy.methods.training.resume import ResumeFolder
+from dq_deploy.processes.memory import give_back_freed
 from dq_deploy.record import Layer
 
 _ADVICE = "check the model's configuration and the options"
@@ -78,6 +79,7 @@ def blocks_in_turn(
         layers.update(finished.layers)
         if reached.layers:
             history.append(finished.note)
+        give_back_freed()
     return Reconstructed(layers=layers, history=history)
 
 
