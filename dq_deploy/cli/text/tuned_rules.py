@@ -20,6 +20,7 @@ def show_rules(rules: Sequence[Mapping[str, object]], out: Path) -> None:
         times = [f"{rule[name]:.4f}" for name in ("milliseconds", "milliseconds_default")]
         table.add_row(str(rule["op"]), *facts, *times, str(rule["wrong"]), str(rule["failed"]))
     console().print(table)
+    console().print(f"used where DQ_KERNELS_TILES={out.resolve()} is set", markup=False, soft_wrap=True)
 
 
 def _first(span: object) -> str:

@@ -1,7 +1,8 @@
 """Block sizes of every kernel by shape class and architecture: a table of rules, the first that fits is used.
 
 The defaults in `configurations.json` are reasoned, not measured: no kernel has run on a GPU yet. `dq-tune` measures on
-the machine at hand and writes a table of the same form, its rules in front of these.
+the machine at hand and writes a table of the same form. With the environment variable DQ_KERNELS_TILES its rules stand in
+front of these, wherever a kernel is launched or compiled.
 
 What they are reasoned from, for int8 products with a tile of BM x BN x BK bytes:
 
@@ -29,6 +30,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +42,8 @@ from dq_kernels.gpu import ARCHITECTURES
 Table = Sequence[Mapping[str, Any]]
 """Rules in order, as a file of configurations holds them."""
 TABLE_FILE = Path(__file__).with_name("configurations.json")
+TILES_VARIABLE = "DQ_KERNELS_TILES"
+"""Environment variable with a table of one's own, as dq-tune writes it."""
 FORMAT = 1
 MIN_CAPABILITY = (8, 0)
 SM_COUNT = {80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}
@@ -160,10 +164,18 @@ def _check_rule(rule: Mapping[str, Any]) -> None:
     configuration_from(rule["op"], rule["use"])
 
 
-@functools.lru_cache(maxsize=1)
 def default_table() -> tuple[dict[str, Any], ...]:
-    """The table of this package."""
-    return tuple(load_table())
+    """The table of this package, behind the one that `TILES_VARIABLE` names.
+
+    Raises:
+        KernelInputError: that is none.
+    """
+    return _rules(os.environ.get(TILES_VARIABLE, ""))
+
+
+@functools.lru_cache(maxsize=4)
+def _rules(named: str) -> tuple[dict[str, Any], ...]:
+    return (*(load_table(Path(named)) if named else ()), *load_table())
 
 
 def configuration_from(op: str, values: Mapping[str, Any]) -> Configuration:

@@ -198,3 +198,17 @@ def test_a_table_nested_without_end_is_one_line(tmp_path):
     path.write_text("[" * 100_000)
     with pytest.raises(KernelInputError, match="is no table of configurations"):
         load_table(path)
+
+
+def test_a_table_of_ones_own_stands_in_front_of_the_default_one(tmp_path, monkeypatch):
+    use = {"block_m": 64, "block_n": 64, "block_k": 64, "warps": 2, "stages": 2, "group_m": 1, "splits": 1}
+    mine = tmp_path / "table.json"
+    mine.write_text(json.dumps({"format": 1, "rules": [{"op": "int_linear", "m": [1, 100], "use": use}]}))
+    small, large = ({"m": m, "n": 320, "k": 320, "bits": 8} for m in (50, 5000))
+    before = choose("int_linear", 90, large)
+    monkeypatch.setenv("DQ_KERNELS_TILES", str(mine))
+    assert choose("int_linear", 90, small) == ProductConfiguration(**use)
+    assert choose("int_linear", 90, large) == before
+    monkeypatch.setenv("DQ_KERNELS_TILES", str(tmp_path / "gone.json"))
+    with pytest.raises(KernelInputError, match=r"gone.json is no table of configurations .*; write one with dq-tune"):
+        choose("int_linear", 90, small)
