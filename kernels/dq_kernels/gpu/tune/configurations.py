@@ -1,8 +1,8 @@
 """Block sizes of every kernel by shape class and architecture: a table of rules, the first that fits is used.
 
 The defaults in `configurations.json` are reasoned, not measured: no kernel has run on a GPU yet. `dq-tune` measures on
-the machine at hand and writes a table of the same form. With the environment variable DQ_KERNELS_TILES its rules stand in
-front of these, wherever a kernel is launched or compiled.
+the machine at hand and writes a table of the same form. With the environment variable DQ_KERNELS_TILES its rules stand
+in front of these, wherever a kernel is launched or compiled.
 
 What they are reasoned from, for int8 products with a tile of BM x BN x BK bytes:
 
