@@ -142,9 +142,9 @@ def _check_kinds(denoiser: object, options: object, calibration: object, init: o
     from dq_deploy.record import check_is_record
 
     if not isinstance(denoiser, Denoiser):
-        raise ModelError(f"the denoiser is a {type(denoiser).__name__}, expected what `load_model` gives")
+        raise ModelError(f"the denoiser is a {type(denoiser).__name__}, expected what load_model gives")
     if not isinstance(options, SharedOptions):
-        raise OptionError(f"options is a {type(options).__name__}, expected what `options_for` gives, or none of it")
+        raise OptionError(f"options is a {type(options).__name__}, expected what options_for gives, or none of it")
     if not isinstance(calibration, CalibrationSource | None):
         raise OptionError(f"calibration is a {type(calibration).__name__}, expected a CalibrationSource")
     if init is not None:

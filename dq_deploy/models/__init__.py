@@ -124,7 +124,7 @@ def load_model(
     )
     if unknown := [name for name in sizes or {} if name not in found.call.sizes]:
         names = ", ".join(found.call.sizes) or "none"
-        raise ModelError(f"`sizes` names {unknown[0]!r}, which the model's call does not have, expected {names}")
+        raise ModelError(f"the sizes name {unknown[0]!r}, which the model's call does not have, expected {names}")
     return found
 
 

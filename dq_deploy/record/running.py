@@ -13,7 +13,7 @@ def check_is_record(record: object, what: str = "the record") -> None:
         RecordError: says what it is.
     """
     if not isinstance(record, Record):
-        raise RecordError(f"{what} is a {type(record).__name__}, expected a Record; of a file use `load_record`")
+        raise RecordError(f"{what} is a {type(record).__name__}, expected a Record; of a file use load_record")
 
 
 def check_can_run(record: Record) -> None:

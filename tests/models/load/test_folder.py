@@ -245,5 +245,5 @@ def test_weights_that_are_no_state_dict_are_named(folder):
 
 
 def test_a_size_that_the_model_does_not_have_is_refused(folder):
-    with pytest.raises(ModelError, match=r"`sizes` names 'heigth', which .* expected height, width"):
+    with pytest.raises(ModelError, match=r"the sizes name 'heigth', which .* expected height, width"):
         models.load_model(folder, sizes={"heigth": 8})
