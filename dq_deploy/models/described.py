@@ -20,11 +20,20 @@ _RIGHT_AS_THEY_ARE = ("training", "gradient_checkpointing", "lora_scale")
 """Settings of a module that change nothing of what it computes, or are looked at by themselves."""
 
 _SAMPLED = 61
-"""Of the numbers of a large tensor every so many-th tells whether it was changed; odd, so that no axis is left out."""
+"""Of a large tensor every so many-th number is hashed, and the bits of all are summed: one changed number shows."""
 
 _SMALL = 4096
 
 _PLAIN = (bool, int, float, str, type(None))
+
+_SAME_ATTENTION = (
+    {"AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor"},
+    {
+        *("AttnAddedKVProcessor", "AttnAddedKVProcessor2_0"),
+        *("SlicedAttnAddedKVProcessor", "XFormersAttnAddedKVProcessor"),
+    },
+)
+"""Processors of diffusers that compute the same attention in other ways."""
 
 
 def check_as_described(denoiser: Denoiser) -> None:
@@ -59,12 +68,22 @@ def check_as_described(denoiser: Denoiser) -> None:
 
 
 def weights_sample(module: torch.nn.Module) -> str:
-    """SHA-256 over a part of every tensor of a module: adapters merged into weights change it, and so does training."""
+    """SHA-256 over a part of every tensor of a module and the sum of its bits, which is cheaper than a hash of all.
+
+    Adapters merged into weights change it, and so does training, or one number that is set by hand.
+    """
+    import torch
+
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
-        flat = value.detach().flatten()
+        flat = value.detach().contiguous().flatten()
+        small = flat.numel() <= _SMALL
         digest.update(name.encode())
-        digest.update(_bytes(flat if flat.numel() <= _SMALL else flat[::_SAMPLED]))
+        digest.update(_bytes(flat if small else flat[::_SAMPLED]))
+        if not small:
+            raw = flat.view(torch.uint8)
+            words = raw[: len(raw) // 8 * 8].view(torch.int64)
+            digest.update(f"{int(words.sum())} {raw[8 * len(words) :].tolist()}".encode())
     return digest.hexdigest()
 
 
@@ -125,10 +144,21 @@ def _changes(module: torch.nn.Module, twin: torch.nn.Module) -> Iterator[str]:
             yield f"has a forward hook {place}"
         if "forward" in vars(child):
             yield f"has a forward of its own {place}"
+        if _other_attention(getattr(child, "processor", None), getattr(other, "processor", None)):
+            yield f"has the attention processor {type(child.processor).__name__} {place}"
         mine, theirs = _settings(child), _settings(other)
         for key in sorted(mine.keys() | theirs.keys()):
             if mine.get(key) != theirs.get(key):
                 yield f"has {key}={mine.get(key)!r} {place}"
+
+
+def _other_attention(mine: object, theirs: object) -> bool:
+    """Whether an attention's processor computes something else than the one of its configuration."""
+    if type(mine) is type(theirs):
+        return False
+    of_diffusers = all(type(one).__module__.partition(".")[0] == "diffusers" for one in (mine, theirs))
+    names = {type(mine).__name__, type(theirs).__name__}
+    return not (of_diffusers and any(names <= same for same in _SAME_ATTENTION))
 
 
 def _settings(module: torch.nn.Module) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor, PAGIdentitySelfAttnProcessor2_0
 
 from dq_deploy import load_model, quantize
 from dq_deploy.errors import ModelError
@@ -39,6 +40,14 @@ CHANGES = {
     "another class of layer": (
         lambda m: setattr(m, "conv_act", torch.nn.GELU()),
         "has a GELU in conv_act",
+    ),
+    "an attention of one's own": (
+        lambda m: m.set_attn_processor(type("Mine", (AttnProcessor,), {})()),
+        "has the attention processor Mine in ",
+    ),
+    "another attention of diffusers": (
+        lambda m: m.set_attn_processor(PAGIdentitySelfAttnProcessor2_0()),
+        "has the attention processor PAGIdentitySelfAttnProcessor2_0 in ",
     ),
     "a hook": (lambda m: m.conv_in.register_forward_hook(lambda *_: None), "has a forward hook in conv_in"),
     "its own forward": (lambda m: setattr(m, "forward", m.forward), "has a forward of its own at its top"),
@@ -85,3 +94,13 @@ def test_weights_changed_since_loading_are_no_longer_those_of_the_file(tmp_path)
     merged = with_hash_of_weights(loaded)
     assert merged.source_sha256 != loaded.source_sha256
     assert merged.source_sha256 == with_hash_of_weights(loaded).source_sha256
+
+
+def test_one_changed_number_shows(tmp_path):
+    small = tiny_denoiser(**{**ONE_LEVEL, "block_out_channels": (32,), "norm_num_groups": 8})
+    small.module.save_pretrained(tmp_path / "m")
+    loaded = load_model(tmp_path / "m")
+    name, weight = max(loaded.module.named_parameters(), key=lambda pair: pair[1].numel())
+    assert weight.numel() > 4096, name
+    weight.data.flatten()[1] += 1
+    assert with_hash_of_weights(loaded).source_sha256 != loaded.source_sha256
