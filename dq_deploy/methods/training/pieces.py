@@ -65,7 +65,7 @@ def _bytes_kept(run: Callable[[int], object], count: int, again: Iterable[torch.
     def pack(value: torch.Tensor) -> torch.Tensor:
         storage = value.untyped_storage()
         seen[storage.data_ptr()] = storage.nbytes()
-        return value
+        return value.detach()  # the tensor itself, kept of the operation that made it, would never be freed
 
     def note(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for value in tensors_in((args, kwargs)):

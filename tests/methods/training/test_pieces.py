@@ -3,6 +3,7 @@ refused by name."""
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -95,3 +96,17 @@ def test_pieces_and_values_computed_again_train_the_same(size: int, again: bool)
 def test_values_that_are_dropped_are_dropped_again_on_the_way_back() -> None:
     for whole, other in zip(trained(8, False, "eda-dm"), trained(8, True, "eda-dm"), strict=True):
         np.testing.assert_array_equal(other, whole)
+
+
+def test_what_was_measured_is_not_held():
+    """A tensor that is kept of its own operation would keep itself, for no collector sees such a cycle."""
+    weight = torch.nn.Parameter(torch.ones(8, 8))
+    made = []
+
+    def run(count):
+        y = (weight[:count] * 2).exp()  # keeps its result
+        made.append(weakref.ref(y))
+        return y.sum()
+
+    kept_by(run)
+    assert [one() for one in made] == [None, None]
